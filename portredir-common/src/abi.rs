@@ -1,0 +1,212 @@
+//! Keys and values of the BPF maps, as both sides of the kernel boundary see
+//! them. Every type is `repr(C)`, has no hidden padding and no invalid bit
+//! pattern; ports and addresses are bytes in network order.
+
+/// A TCP or UDP port in network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Port(pub [u8; 2]);
+
+impl Port {
+    /// From a number.
+    #[must_use]
+    pub const fn new(port: u16) -> Self {
+        Self(port.to_be_bytes())
+    }
+
+    /// As a number.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        u16::from_be_bytes(self.0)
+    }
+}
+
+/// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Addr(pub [u8; 16]);
+
+impl Addr {
+    /// The mapped form of an IPv4 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4([a, b, c, d]: [u8; 4]) -> Self {
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+}
+
+/// The protocols that rules are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Protocol {
+    /// IP protocol 6.
+    Tcp = 6,
+    /// IP protocol 17.
+    Udp = 17,
+}
+
+/// The entry of one (protocol, port) in `PORTS`: all that traffic which no
+/// rule concerns has to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PortEntry {
+    /// Where packets to this port go, when [`Self::MATCH`] is set. Host order.
+    pub target: u16,
+    /// The rule that says so: the index of its counters.
+    pub rule: u16,
+    /// [`Self::MATCH`] and [`Self::TARGET`].
+    pub flags: u32,
+}
+
+impl PortEntry {
+    /// A rule redirects packets to this port.
+    pub const MATCH: u32 = 1;
+    /// Some rule redirects packets here.
+    pub const TARGET: u32 = 2;
+    /// Number of entries: 65 536 for TCP, then as many for UDP.
+    pub const COUNT: u32 = 2 << 16;
+
+    /// The index of a port in the array.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(protocol: Protocol, port: Port) -> u32 {
+        let half = match protocol {
+            Protocol::Tcp => 0,
+            Protocol::Udp => 1 << 16,
+        };
+        half | port.get() as u32
+    }
+
+    /// Whether a rule redirects packets to this port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_match(self) -> bool {
+        self.flags & Self::MATCH != 0
+    }
+
+    /// Whether a rule redirects packets from elsewhere to this port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_target(self) -> bool {
+        self.flags & Self::TARGET != 0
+    }
+}
+
+/// One flow, seen from this host: key of the flow tables.
+///
+/// In `TCP`, `SYN` and `UDP` it is the translated flow, as the server's socket
+/// knows it; in `REMAP` it is the original one, as the client knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The remote end.
+    pub client: Addr,
+    /// The address of this host that the client dialled.
+    pub local: Addr,
+    /// The port of the remote end.
+    pub client_port: Port,
+    /// The port of this host.
+    pub local_port: Port,
+    /// [`Protocol`].
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+
+/// What the client sees of a flow: value of the flow tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// The port of this host that the client dialled.
+    pub dialled_port: Port,
+    /// The port the client really uses; differs from the key's on a collision.
+    pub client_port: Port,
+    /// The rule that made the flow; meaningless for direct flows.
+    pub rule: u16,
+    /// Always zero.
+    pub pad: u16,
+    /// When a packet of it was last seen, `CLOCK_MONOTONIC`, nanoseconds.
+    pub last_seen_ns: u64,
+}
+
+/// Value of `LOCAL`: how far an address of this host reaches.
+pub mod local {
+    /// Dialled through any interface.
+    pub const ANYWHERE: u8 = 1;
+    /// Dialled through `lo` alone, as `::1` (a martian elsewhere).
+    pub const LOOPBACK: u8 = 2;
+}
+
+/// Key of `COUNTERS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct CounterKey {
+    /// The interface the packet came in by.
+    pub ifindex: u32,
+    /// Index of the rule.
+    pub rule: u32,
+}
+
+/// Value of `COUNTERS`, one per CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets redirected; a GRO packet counts as the segments it stands for.
+    pub packets: u64,
+    /// Their bytes, with all headers the hook saw.
+    pub bytes: u64,
+    /// Flows begun.
+    pub flows: u64,
+    /// The last packet, `CLOCK_MONOTONIC`, nanoseconds; 0 when none.
+    pub last_hit_ns: u64,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
+
+    use super::{Addr, Counter, CounterKey, Flow, FlowKey, PortEntry};
+
+    // SAFETY: all are `repr(C)` or `repr(transparent)`, made of integers and
+    // byte arrays alone, and without padding (`tests::layout`).
+    unsafe impl aya::Pod for Addr {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for CounterKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Counter {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::{offset_of, size_of};
+
+    #[test]
+    fn layout() {
+        assert_eq!(size_of::<PortEntry>(), 2 + 2 + 4);
+        assert_eq!(size_of::<FlowKey>(), 16 + 16 + 2 + 2 + 1 + 3);
+        assert_eq!(offset_of!(FlowKey, client_port), 32);
+        assert_eq!(offset_of!(FlowKey, protocol), 36);
+        assert_eq!(size_of::<Flow>(), 2 + 2 + 2 + 2 + 8);
+        assert_eq!(offset_of!(Flow, last_seen_ns), 8);
+        assert_eq!(size_of::<CounterKey>(), 4 + 4);
+        assert_eq!(size_of::<Counter>(), 4 * 8);
+    }
+
+    #[test]
+    fn protocols_do_not_share_entries() {
+        let last_tcp = PortEntry::index(Protocol::Tcp, Port::new(65535));
+        let first_udp = PortEntry::index(Protocol::Udp, Port::new(0));
+        assert_eq!(last_tcp + 1, first_udp);
+        assert_eq!(
+            PortEntry::index(Protocol::Udp, Port::new(65535)) + 1,
+            PortEntry::COUNT
+        );
+    }
+}

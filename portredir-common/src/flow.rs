@@ -1,0 +1,372 @@
+//! Flow state: which replies to restore, and to what.
+//!
+//! The rule says where a packet goes; state is needed for the way back, as a
+//! client may also have dialled the target port itself. There is one entry per
+//! flow, never a pair, so nothing can be half lost, and every packet of the
+//! client puts a lost entry back. For TCP the kernel's sockets are the truth:
+//! an entry only ever counts as alive when a socket stands behind it.
+//!
+//! Three tables, so that a flood of one kind costs no flow of another: `Syn`
+//! for what anybody can send, `Tcp` for flows that a socket has confirmed,
+//! `Udp`.
+
+use crate::abi::{Flow, FlowKey, Port, PortEntry, Protocol};
+use crate::verdict::Reason;
+
+/// A flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// TCP flows without a socket yet: a SYN, or a packet that draws a RST.
+    Syn,
+    /// TCP flows that a socket has confirmed.
+    Tcp,
+    /// UDP flows.
+    Udp,
+}
+
+/// Where flow state is kept. The least recently used entry goes when a table
+/// is full.
+pub trait FlowTables {
+    /// The entry of a translated flow.
+    fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow>;
+
+    /// Adds or replaces the entry of a translated flow.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::TableFull`].
+    fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason>;
+
+    /// Forgets a translated flow, if it is there.
+    fn remove_flow(&self, table: Table, key: &FlowKey);
+
+    /// The client port that an original flow was given to avoid a collision.
+    fn remap(&self, original: &FlowKey) -> Option<Port>;
+
+    /// Gives an original flow another client port.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::TableFull`].
+    fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason>;
+}
+
+/// What the kernel knows about a TCP 4-tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// Nobody, or at most a listener.
+    None,
+    /// A connection in `TIME_WAIT`: a new SYN may reuse its ports.
+    TimeWait,
+    /// A connection, also one that is being set up.
+    Connection,
+}
+
+/// What the flow logic asks of the host.
+pub trait Host: FlowTables {
+    /// The entry of a port.
+    fn port(&self, protocol: Protocol, port: Port) -> PortEntry;
+
+    /// The socket of this 4-tuple.
+    fn socket(&self, key: &FlowKey) -> Socket;
+
+    /// `CLOCK_MONOTONIC` in nanoseconds, to some milliseconds.
+    fn now_ns(&self) -> u64;
+
+    /// 32 random bits.
+    fn random(&self) -> u32;
+}
+
+/// An idle UDP flow no longer defends its client port after this time: as long
+/// as netfilter keeps a UDP stream (`nf_conntrack_udp_timeout_stream`).
+pub const UDP_IDLE_NS: u64 = 120_000_000_000;
+
+/// How stale `last_seen_ns` may get: saves a write per packet.
+const REFRESH_NS: u64 = 1_000_000_000;
+
+/// Candidates for another client port, before the packet is dropped.
+const REMAP_TRIES: u32 = 16;
+
+/// The TCP flags the flow logic tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IsSyn(pub bool);
+
+/// What becomes of the client port of a packet that goes to a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// The client port the server sees.
+    pub client_port: Port,
+    /// Whether the packet began a flow.
+    pub is_new: bool,
+}
+
+impl Admitted {
+    const fn known(client_port: Port) -> Self {
+        Self { client_port, is_new: false }
+    }
+}
+
+/// The client's side of a flow: the ports it uses and sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Original {
+    /// The port of this host that the client dialled.
+    pub dialled_port: Port,
+    /// The client's port.
+    pub client_port: Port,
+    /// The rule for the dialled port.
+    pub rule: u16,
+}
+
+impl Original {
+    #[inline(always)]
+    const fn flow(self, now_ns: u64) -> Flow {
+        Flow {
+            dialled_port: self.dialled_port,
+            client_port: self.client_port,
+            rule: self.rule,
+            pad: 0,
+            last_seen_ns: now_ns,
+        }
+    }
+
+    /// Whether `flow` is this one translated.
+    #[inline(always)]
+    fn is(self, flow: &Flow) -> bool {
+        self.dialled_port == flow.dialled_port && self.client_port == flow.client_port
+    }
+
+    /// The client port this flow was given on a collision.
+    #[inline(always)]
+    fn remapped(self, host: &impl FlowTables, key: &mut FlowKey) -> Option<Port> {
+        let target = key.local_port;
+        key.local_port = self.dialled_port;
+        let client_port = host.remap(key);
+        key.local_port = target;
+        client_port
+    }
+}
+
+// The functions below share one key per packet and change its ports in place:
+// the BPF stack has room for few keys.
+
+/// Admits a TCP packet that a rule sends to a target; `key` is its translated
+/// flow under the client's own port.
+///
+/// # Errors
+///
+/// [`Reason::ForeignFlow`] when a server on the dialled port holds the
+/// connection, [`Reason::NoFreePort`], [`Reason::TableFull`].
+#[inline(always)]
+pub fn redirect_tcp<H: Host>(
+    host: &H,
+    key: &mut FlowKey,
+    original: Original,
+    syn: IsSyn,
+) -> Result<Admitted, Reason> {
+    let now_ns = host.now_ns();
+    let confirmed = host.flow(Table::Tcp, key);
+    if let Some(flow) = confirmed
+        && original.is(&flow)
+    {
+        refresh(host, Table::Tcp, key, flow, now_ns);
+        return Ok(Admitted {
+            client_port: original.client_port,
+            // The client may use a port again; a repeated SYN has a socket.
+            is_new: syn.0 && host.socket(key) != Socket::Connection,
+        });
+    }
+    let flow = original.flow(now_ns);
+    let begun = host.flow(Table::Syn, key);
+    if let Some(begun) = begun
+        && original.is(&begun)
+    {
+        if host.socket(key) == Socket::Connection {
+            // If this fails the next packet tries again.
+            let _ = host.set_flow(Table::Tcp, key, &flow);
+        }
+        return Ok(Admitted::known(original.client_port));
+    }
+    if let Some(client_port) = original.remapped(host, key) {
+        key.client_port = client_port;
+        host.set_flow(Table::Tcp, key, &flow)?;
+        return Ok(Admitted::known(client_port));
+    }
+
+    let holder = host.socket(key);
+    if syn.0 {
+        // The client's port may be taken by a connection to the target itself
+        // or by one through another dialled port.
+        if holder == Socket::Connection {
+            return remap(host, Table::Tcp, key, &flow);
+        }
+        if confirmed.is_some() {
+            host.remove_flow(Table::Tcp, key);
+        }
+        host.set_flow(Table::Syn, key, &flow)?;
+        return Ok(Admitted { client_port: original.client_port, is_new: true });
+    }
+
+    // In the middle of a connection that we know nothing of.
+    let target = key.local_port;
+    key.local_port = original.dialled_port;
+    if host.socket(key) != Socket::None {
+        return Err(Reason::ForeignFlow);
+    }
+    key.local_port = target;
+    let table = match holder {
+        Socket::Connection => Table::Tcp,
+        // The stack will answer with a RST, which has to come from the dialled port.
+        Socket::None | Socket::TimeWait => Table::Syn,
+    };
+    host.set_flow(table, key, &flow)?;
+    Ok(Admitted::known(original.client_port))
+}
+
+/// Admits a TCP packet that a client sent to a target port itself.
+///
+/// # Errors
+///
+/// [`Reason::NoFreePort`], [`Reason::TableFull`].
+#[inline(always)]
+pub fn direct_tcp<H: Host>(
+    host: &H,
+    key: &mut FlowKey,
+    original: Original,
+    syn: IsSyn,
+) -> Result<Admitted, Reason> {
+    if let Some(client_port) = host.remap(key) {
+        return Ok(Admitted::known(client_port));
+    }
+    if syn.0
+        && (host.flow(Table::Tcp, key).is_some() || host.flow(Table::Syn, key).is_some())
+    {
+        if host.socket(key) == Socket::Connection {
+            return remap(host, Table::Tcp, key, &original.flow(host.now_ns()));
+        }
+        // What is left of a redirected connection must not rename replies of
+        // this one.
+        host.remove_flow(Table::Tcp, key);
+        host.remove_flow(Table::Syn, key);
+    }
+    Ok(Admitted::known(original.client_port))
+}
+
+/// Admits a UDP packet that goes to a target, by a rule or because the client
+/// sent it there; `key` is its translated flow under the client's own port.
+///
+/// Direct flows have entries too: there is no socket that could tell that a
+/// client talks to both ports from one port of its own.
+///
+/// # Errors
+///
+/// [`Reason::NoFreePort`], [`Reason::TableFull`].
+#[inline(always)]
+pub fn admit_udp<H: Host>(
+    host: &H,
+    key: &mut FlowKey,
+    original: Original,
+) -> Result<Admitted, Reason> {
+    let now_ns = host.now_ns();
+    let holder = host.flow(Table::Udp, key);
+    if let Some(flow) = holder
+        && original.is(&flow)
+    {
+        refresh(host, Table::Udp, key, flow, now_ns);
+        return Ok(Admitted::known(original.client_port));
+    }
+    let flow = original.flow(now_ns);
+    if let Some(client_port) = original.remapped(host, key) {
+        key.client_port = client_port;
+        host.set_flow(Table::Udp, key, &flow)?;
+        return Ok(Admitted::known(client_port));
+    }
+    if let Some(holder) = holder
+        && now_ns.saturating_sub(holder.last_seen_ns) < UDP_IDLE_NS
+    {
+        return remap(host, Table::Udp, key, &flow);
+    }
+    host.set_flow(Table::Udp, key, &flow)?;
+    Ok(Admitted { client_port: original.client_port, is_new: true })
+}
+
+/// The flow that a reply from a target belongs to; `None` for direct traffic.
+#[inline(always)]
+pub fn reply<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
+    let flow = find(host, protocol, key)?;
+    if protocol == Protocol::Udp {
+        // A server that goes on talking keeps the flow.
+        refresh(host, Table::Udp, key, flow, host.now_ns());
+    }
+    Some(flow)
+}
+
+/// The client port that a flow has behind its target, for an ICMP error that
+/// quotes a reply; `None` when there is no such flow.
+#[inline(always)]
+pub fn translated_client_port<H: Host>(
+    host: &H,
+    protocol: Protocol,
+    key: &mut FlowKey,
+    original: Original,
+) -> Option<Port> {
+    match find(host, protocol, key) {
+        Some(flow) if original.is(&flow) => Some(original.client_port),
+        _ => original.remapped(host, key),
+    }
+}
+
+#[inline(always)]
+fn find<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
+    match protocol {
+        Protocol::Tcp => host.flow(Table::Tcp, key).or_else(|| host.flow(Table::Syn, key)),
+        Protocol::Udp => host.flow(Table::Udp, key),
+    }
+}
+
+#[inline(always)]
+fn refresh<H: Host>(host: &H, table: Table, key: &FlowKey, flow: Flow, now_ns: u64) {
+    if now_ns.saturating_sub(flow.last_seen_ns) >= REFRESH_NS {
+        // The entry is there already; if this fails the next packet tries again.
+        let _ = host.set_flow(table, key, &Flow { last_seen_ns: now_ns, ..flow });
+    }
+}
+
+/// Gives a flow a client port under which nobody talks to the target, as
+/// netfilter does when two flows would become one.
+#[inline(always)]
+fn remap<H: Host>(
+    host: &H,
+    table: Table,
+    key: &mut FlowKey,
+    flow: &Flow,
+) -> Result<Admitted, Reason> {
+    let client_port = free_client_port(host, table, key)?;
+    host.set_flow(table, key, flow)?;
+    key.client_port = flow.client_port;
+    key.local_port = flow.dialled_port;
+    host.set_remap(key, client_port)?;
+    Ok(Admitted { client_port, is_new: true })
+}
+
+/// Finds that port and leaves it in `key`. Not inlined: it is rare, and the
+/// BPF stack is small.
+#[inline(never)]
+fn free_client_port<H: Host>(host: &H, table: Table, key: &mut FlowKey) -> Result<Port, Reason> {
+    // Unprivileged ports; the odd step visits far apart ones.
+    const FIRST: u32 = 1024;
+    const COUNT: u32 = 65536 - FIRST;
+    const STEP: u32 = 7919;
+    let start = host.random();
+    for i in 0..REMAP_TRIES {
+        let candidate = FIRST + start.wrapping_add(i.wrapping_mul(STEP)) % COUNT;
+        #[expect(clippy::cast_possible_truncation, reason = "FIRST + COUNT is 65536")]
+        let client_port = Port::new(candidate as u16);
+        key.client_port = client_port;
+        let is_free = host.flow(table, key).is_none()
+            && (table != Table::Tcp || host.socket(key) == Socket::None);
+        if is_free {
+            return Ok(client_port);
+        }
+    }
+    Err(Reason::NoFreePort)
+}

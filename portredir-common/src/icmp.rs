@@ -1,0 +1,113 @@
+//! ICMP errors about redirected flows (RFC 792, RFC 4443).
+//!
+//! An error quotes the packet it is about. From outside it quotes what we sent,
+//! with the dialled port, and the socket has to find its own; from this host
+//! it quotes what we rewrote, and the client has to find the port it dialled.
+//! Without this, path MTU discovery fails and refusals are lost.
+//!
+//! Only the quoted ports and the ICMP checksum change. The checksum inside the
+//! quote may be cut off, and nobody verifies it.
+
+use crate::abi::{Port, Protocol};
+use crate::csum;
+use crate::flow::{self, Original};
+use crate::redirect::{Tables, key, set_ports};
+use crate::verdict::Reason;
+use crate::wire::{Check, Frame, Packet, Payload, Version};
+
+/// The packet that an ICMP error quotes.
+struct Quote {
+    packet: Packet,
+    protocol: Protocol,
+    /// Checksum of the ICMP message.
+    check: Check,
+    src_port: Port,
+    dst_port: Port,
+}
+
+impl Quote {
+    #[inline(always)]
+    fn parse(frame: &mut impl Frame, outer: &Packet) -> Result<Self, Reason> {
+        let [kind, _] = frame.at(outer.transport).ok_or(Reason::NoRule)?;
+        let is_error = match outer.version {
+            // Unreachable, source quench, time exceeded, parameter problem. A
+            // redirect (5) is about routes alone.
+            Version::V4 => matches!(kind, 3 | 4 | 11 | 12),
+            // RFC 4443, 2.1: errors have the high bit clear; these four are defined.
+            Version::V6 => matches!(kind, 1..=4),
+        };
+        // An error is never sent about, or in, more than one fragment.
+        if !is_error || outer.is_fragment {
+            return Err(Reason::NoRule);
+        }
+        let outer = outer.opaque(frame);
+        let packet = Packet::network(frame, outer.transport + 8, outer.version)?;
+        let Payload::Ports(protocol) = packet.payload else {
+            return Err(Reason::IcmpForeign);
+        };
+        let packet = packet.opaque(frame);
+        let (src_port, dst_port) = packet.ports(frame)?;
+        let check = Check { offset: outer.transport + 2, kind: csum::Kind::Plain };
+        Ok(Self { packet, protocol, check, src_port, dst_port })
+    }
+}
+
+/// An error from elsewhere: it quotes a reply of ours as the wire saw it.
+#[inline(always)]
+pub(crate) fn ingress<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    outer: &Packet,
+) -> Result<Reason, Reason> {
+    let quote = Quote::parse(frame, outer)?;
+    let entry = tables.port(quote.protocol, quote.src_port);
+    if entry.flags == 0 {
+        return Err(Reason::IcmpForeign);
+    }
+    let (_, reached) = outer.addrs(frame)?;
+    let (src, dst) = quote.packet.addrs(frame)?;
+    if !tables.is_local(&reached) || !tables.is_local(&src) {
+        return Err(Reason::IcmpForeign);
+    }
+    let target = if entry.is_match() { Port::new(entry.target) } else { quote.src_port };
+    let mut key = key(src, dst, target, quote.dst_port, quote.protocol);
+    let original = Original {
+        dialled_port: quote.src_port,
+        client_port: quote.dst_port,
+        rule: entry.rule,
+    };
+    let client_port = flow::translated_client_port(tables, quote.protocol, &mut key, original)
+        .ok_or(Reason::IcmpForeign)?;
+    set_ports(
+        frame,
+        quote.packet.transport,
+        quote.check,
+        (quote.src_port, target),
+        (quote.dst_port, client_port),
+    )?;
+    Ok(Reason::IcmpTranslated)
+}
+
+/// An error from this host: it quotes a client's packet as we rewrote it.
+#[inline(always)]
+pub(crate) fn egress<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    outer: &Packet,
+) -> Result<Reason, Reason> {
+    let quote = Quote::parse(frame, outer)?;
+    if !tables.port(quote.protocol, quote.dst_port).is_target() {
+        return Err(Reason::IcmpForeign);
+    }
+    let (src, dst) = quote.packet.addrs(frame)?;
+    let key = key(dst, src, quote.dst_port, quote.src_port, quote.protocol);
+    let flow = flow::reply(tables, quote.protocol, &key).ok_or(Reason::IcmpForeign)?;
+    set_ports(
+        frame,
+        quote.packet.transport,
+        quote.check,
+        (quote.src_port, flow.client_port),
+        (quote.dst_port, flow.dialled_port),
+    )?;
+    Ok(Reason::IcmpTranslated)
+}

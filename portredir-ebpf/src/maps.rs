@@ -1,0 +1,306 @@
+//! Every map, and the datapath's [`Tables`] over them.
+
+use core::ffi::c_void;
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, xdp_md,
+};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage};
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_fullsock, bpf_sk_release,
+    bpf_sk_storage_get, bpf_skc_lookup_tcp,
+};
+use aya_ebpf::macros::btf_map;
+use portredir_common::abi::{
+    Addr, Counter, CounterKey, Flow, FlowKey, Port, PortEntry, Protocol, local,
+};
+use portredir_common::flow::{FlowTables, Host, Socket, Table};
+use portredir_common::redirect::{SocketCache, Tables};
+use portredir_common::verdict::Reason;
+
+/// Filled by user space, read for every packet.
+#[btf_map]
+static PORTS: Array<PortEntry, { PortEntry::COUNT as usize }> = Array::new();
+
+/// Unicast addresses of this host; value as in [`local`].
+#[btf_map]
+static LOCAL: HashMap<Addr, u8, 16384> = HashMap::new();
+
+// The sizes of these are set by user space.
+#[btf_map]
+static SYN: LruHashMap<FlowKey, Flow, 65536> = LruHashMap::new();
+#[btf_map]
+static TCP: LruHashMap<FlowKey, Flow, 262144> = LruHashMap::new();
+#[btf_map]
+static UDP: LruHashMap<FlowKey, Flow, 65536> = LruHashMap::new();
+
+/// Client ports given on collisions; key is the original flow.
+#[btf_map]
+static REMAP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
+
+#[btf_map]
+static SOCKETS: SkStorage<Flow> = SkStorage::new();
+
+/// Grows with the pairs of rule and interface that see traffic.
+#[btf_map]
+static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, { BPF_F_NO_PREALLOC as usize }> =
+    PerCpuHashMap::new();
+
+#[btf_map]
+static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
+
+/// `lo` has this index in every network namespace.
+const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Counts a reason.
+#[inline(always)]
+pub fn count(reason: Reason) {
+    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: per-CPU, and the pointer was checked.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// What [`Kernel`] needs of a context.
+pub trait Context: Copy {
+    fn as_ptr(self) -> *mut c_void;
+    fn ifindex(self) -> u32;
+}
+
+impl Context for *mut xdp_md {
+    #[inline(always)]
+    fn as_ptr(self) -> *mut c_void {
+        self.cast()
+    }
+
+    #[inline(always)]
+    fn ifindex(self) -> u32 {
+        // SAFETY: the kernel passes a valid context for the time of the run.
+        unsafe { (*self).ingress_ifindex }
+    }
+}
+
+impl Context for *mut __sk_buff {
+    #[inline(always)]
+    fn as_ptr(self) -> *mut c_void {
+        self.cast()
+    }
+
+    #[inline(always)]
+    fn ifindex(self) -> u32 {
+        // SAFETY: the kernel passes a valid context for the time of the run.
+        unsafe { (*self).ifindex }
+    }
+}
+
+/// The maps and helpers, as one context may use them.
+#[derive(Clone, Copy)]
+pub struct Kernel<C>(pub C);
+
+impl<C: Context> FlowTables for Kernel<C> {
+    #[inline(always)]
+    fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow> {
+        let flow = match table {
+            Table::Syn => SYN.get_ptr(key),
+            Table::Tcp => TCP.get_ptr(key),
+            Table::Udp => UDP.get_ptr(key),
+        };
+        // SAFETY: the pointer was checked; the copy may be torn by a writer on
+        // another CPU, which then writes the same flow.
+        flow.map(|flow| unsafe { *flow })
+    }
+
+    #[inline(always)]
+    fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
+        let any = u64::from(BPF_ANY);
+        match table {
+            Table::Syn => SYN.insert(key, flow, any),
+            Table::Tcp => TCP.insert(key, flow, any),
+            Table::Udp => UDP.insert(key, flow, any),
+        }
+        .map_err(|_| Reason::TableFull)
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, table: Table, key: &FlowKey) {
+        // Not being there is fine.
+        let _ = match table {
+            Table::Syn => SYN.remove(key),
+            Table::Tcp => TCP.remove(key),
+            Table::Udp => UDP.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn remap(&self, original: &FlowKey) -> Option<Port> {
+        // SAFETY: two bytes, written once.
+        REMAP.get_ptr(original).map(|port| unsafe { *port })
+    }
+
+    #[inline(always)]
+    fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason> {
+        REMAP
+            .insert(original, client_port, u64::from(BPF_ANY))
+            .map_err(|_| Reason::TableFull)
+    }
+}
+
+impl<C: Context> Host for Kernel<C> {
+    #[inline(always)]
+    fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
+        PORTS
+            .get(PortEntry::index(protocol, port))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn socket(&self, key: &FlowKey) -> Socket {
+        const TIME_WAIT: u32 = 6;
+        const LISTEN: u32 = 10;
+        const CURRENT_NETNS: u64 = u64::MAX;
+
+        // As `struct bpf_sock_tuple`: source and destination address, their
+        // ports, in network order. The first 36 bytes of a key are just that.
+        let socket = if key.local.0[..12] == Addr::v4([0; 4]).0[..12] {
+            let mut tuple = [0_u8; 12];
+            tuple[..4].copy_from_slice(&key.client.0[12..]);
+            tuple[4..8].copy_from_slice(&key.local.0[12..]);
+            tuple[8..10].copy_from_slice(&key.client_port.0);
+            tuple[10..].copy_from_slice(&key.local_port.0);
+            let len = tuple.len() as u32;
+            // SAFETY: the tuple outlives the call, and its length says IPv4.
+            unsafe {
+                bpf_skc_lookup_tcp(
+                    self.0.as_ptr(),
+                    tuple.as_mut_ptr().cast(),
+                    len,
+                    CURRENT_NETNS,
+                    0,
+                )
+            }
+        } else {
+            let len = offset_of!(FlowKey, protocol) as u32;
+            let tuple = core::ptr::from_ref(key).cast_mut().cast();
+            // SAFETY: the key outlives the call, which only reads it; the
+            // length says IPv6.
+            unsafe { bpf_skc_lookup_tcp(self.0.as_ptr(), tuple, len, CURRENT_NETNS, 0) }
+        };
+        if socket.is_null() {
+            return Socket::None;
+        }
+        // SAFETY: not null, and ours until it is released.
+        let state = unsafe { (*socket).state };
+        // SAFETY: the reference from the look-up, given back once.
+        unsafe { bpf_sk_release(socket.cast()) };
+        match state {
+            LISTEN => Socket::None,
+            TIME_WAIT => Socket::TimeWait,
+            _ => Socket::Connection,
+        }
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+impl<C: Context> Tables for Kernel<C> {
+    #[inline(always)]
+    fn is_local(&self, addr: &Addr) -> bool {
+        // SAFETY: one byte.
+        match unsafe { LOCAL.get(addr) } {
+            Some(&local::ANYWHERE) => true,
+            Some(_) => self.0.ifindex() == LOOPBACK_IFINDEX,
+            // All of 127.0.0.0/8 is this host, and only there (RFC 1122, 3.2.1.3).
+            None => {
+                addr.0[12] == 127
+                    && addr.0[..12] == Addr::v4([0; 4]).0[..12]
+                    && self.0.ifindex() == LOOPBACK_IFINDEX
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool) {
+        let key = CounterKey { ifindex: self.0.ifindex(), rule: rule.into() };
+        let counter = match COUNTERS.get_ptr_mut(key) {
+            Some(counter) => counter,
+            None => {
+                // Another CPU may be first; the entry is there either way,
+                // unless the map is full.
+                let _ = COUNTERS.insert(key, Counter::default(), u64::from(BPF_NOEXIST));
+                let Some(counter) = COUNTERS.get_ptr_mut(key) else {
+                    return;
+                };
+                counter
+            }
+        };
+        // SAFETY: per-CPU, and the pointer was checked.
+        unsafe {
+            (*counter).packets += u64::from(segments);
+            (*counter).bytes += bytes as u64;
+            (*counter).flows += u64::from(is_new);
+            (*counter).last_hit_ns = self.now_ns();
+        }
+    }
+}
+
+impl SocketCache for Kernel<*mut __sk_buff> {
+    #[inline(always)]
+    fn cached(&self, key: &FlowKey) -> Option<Flow> {
+        let flow = stored(self.0, key, core::ptr::null_mut(), 0);
+        // SAFETY: the storage of a socket that the packet holds; writers write
+        // the same flow.
+        (!flow.is_null()).then(|| unsafe { *flow })
+    }
+
+    #[inline(always)]
+    fn cache(&self, key: &FlowKey, flow: &Flow) {
+        let mut flow = *flow;
+        // Without memory for it the flow tables are asked again.
+        stored(self.0, key, &raw mut flow, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+    }
+}
+
+/// The storage of the socket that sends a packet, if it is the connection of
+/// `key`: neither a listener, nor a request, nor the kernel's own socket for
+/// resets. Null when there is none.
+#[inline(always)]
+fn stored(ctx: *mut __sk_buff, key: &FlowKey, initial: *mut Flow, flags: u64) -> *mut Flow {
+    let none = core::ptr::null_mut();
+    // SAFETY: the kernel passes a valid context for the time of the run.
+    let socket: *mut bpf_sock = unsafe { (*ctx).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return none;
+    }
+    // SAFETY: not null.
+    let socket = unsafe { bpf_sk_fullsock(socket) };
+    if socket.is_null() {
+        return none;
+    }
+    // SAFETY: not null. `src_port` is in host, `dst_port` in network order.
+    let (src_port, dst_port) = unsafe { ((*socket).src_port, (*socket).dst_port) };
+    if src_port != u32::from(key.local_port.get()) || dst_port.to_ne_bytes() != key.client_port.0 {
+        return none;
+    }
+    // SAFETY: a full socket; `initial` is null or a flow.
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const SOCKETS).cast_mut().cast(),
+            socket.cast(),
+            initial.cast(),
+            flags,
+        )
+    }
+    .cast()
+}

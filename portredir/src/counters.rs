@@ -1,0 +1,256 @@
+//! Counters as people and programs read them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
+use portredir_common::abi::{Counter, CounterKey};
+use portredir_common::verdict::{Reason, Verdict};
+use serde::Serialize;
+
+use crate::rule::Rule;
+
+/// Raised when a field changes its meaning or goes.
+const SCHEMA: u32 = 1;
+
+/// All counters at one moment: the object that `--json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Version of this layout.
+    pub schema: u32,
+    /// When it was read.
+    pub time: Timestamp,
+    /// In the order they were given.
+    pub rules: Vec<RuleReport>,
+    /// Interfaces that are attached.
+    pub interfaces: Vec<InterfaceReport>,
+    /// Packets dropped, by reason.
+    pub drops: BTreeMap<&'static str, u64>,
+    /// Packets that passed, by reason; redirected ones count at their rule.
+    pub passes: BTreeMap<&'static str, u64>,
+}
+
+/// Counters of one rule.
+#[derive(Clone, Debug, Serialize)]
+pub struct RuleReport {
+    /// Canonical text.
+    pub rule: String,
+    /// On all interfaces.
+    #[serde(flatten)]
+    pub total: Hits,
+    /// By interface.
+    pub interfaces: BTreeMap<String, Hits>,
+}
+
+/// Packets that a rule redirected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Hits {
+    /// Packets, from client to server.
+    pub packets: u64,
+    /// Their bytes, with all headers.
+    pub bytes: u64,
+    /// Flows begun.
+    pub flows: u64,
+    /// When the last packet came.
+    pub last_hit: Option<Timestamp>,
+}
+
+/// How an interface is attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InterfaceReport {
+    /// Name.
+    pub name: String,
+    /// Index.
+    pub ifindex: u32,
+    /// Engine.
+    pub engine: &'static str,
+    /// How the engine is attached.
+    pub mode: &'static str,
+    /// Why this engine.
+    pub why: String,
+}
+
+impl Report {
+    /// Puts a report together; `names` maps the indexes of interfaces, also of
+    /// those that have gone.
+    #[must_use]
+    pub fn new(
+        rules: &[Rule],
+        interfaces: Vec<InterfaceReport>,
+        counters: &[(CounterKey, Counter)],
+        reasons: &[u64],
+        names: &BTreeMap<u32, String>,
+    ) -> Self {
+        let clock = Clock::now();
+        let mut reports: Vec<_> = rules
+            .iter()
+            .map(|rule| RuleReport {
+                rule: rule.to_string(),
+                total: Hits::default(),
+                interfaces: BTreeMap::new(),
+            })
+            .collect();
+        for (key, counter) in counters {
+            let Some(report) = reports.get_mut(key.rule as usize) else {
+                continue;
+            };
+            let hits = Hits {
+                packets: counter.packets,
+                bytes: counter.bytes,
+                flows: counter.flows,
+                last_hit: clock.wall(counter.last_hit_ns),
+            };
+            let name =
+                names.get(&key.ifindex).cloned().unwrap_or_else(|| format!("if{}", key.ifindex));
+            report.total.add(&hits);
+            report.interfaces.entry(name).or_default().add(&hits);
+        }
+        let by_verdict = |verdict| {
+            Reason::ALL
+                .iter()
+                .zip(reasons)
+                .filter(|(reason, _)| reason.is_counted() && reason.verdict() == verdict)
+                .map(|(reason, count)| (reason.label(), *count))
+                .collect()
+        };
+        Self {
+            schema: SCHEMA,
+            time: clock.time,
+            rules: reports,
+            interfaces,
+            drops: by_verdict(Verdict::Drop),
+            passes: by_verdict(Verdict::Pass),
+        }
+    }
+
+    /// A line for every rule that has seen packets since `before`.
+    #[must_use]
+    pub fn changes(&self, before: Option<&Self>) -> Vec<String> {
+        self.rules
+            .iter()
+            .enumerate()
+            .filter_map(|(i, rule)| {
+                let old = before.map_or(Hits::default(), |before| before.rules[i].total);
+                (rule.total != old).then(|| {
+                    format!("{} (+{} packets)", rule.line(), rule.total.packets - old.packets)
+                })
+            })
+            .collect()
+    }
+
+    /// The final summary.
+    #[must_use]
+    pub fn summary(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for rule in &self.rules {
+            lines.push(rule.line());
+            for (name, hits) in &rule.interfaces {
+                lines.push(format!("  {name:<15} {hits}"));
+            }
+        }
+        for (verdict, counts) in [("dropped", &self.drops), ("passed", &self.passes)] {
+            let counts: Vec<_> = counts
+                .iter()
+                .filter(|(_, count)| **count > 0)
+                .map(|(reason, count)| format!("{reason} {count}"))
+                .collect();
+            if !counts.is_empty() {
+                lines.push(format!("{verdict}: {}", counts.join(", ")));
+            }
+        }
+        lines
+    }
+}
+
+impl RuleReport {
+    fn line(&self) -> String {
+        format!("{:<17} {}", self.rule, self.total)
+    }
+}
+
+impl Hits {
+    fn add(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.flows += other.flows;
+        self.last_hit = self.last_hit.max(other.last_hit);
+    }
+}
+
+impl std::fmt::Display for Hits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} packets, {} bytes, {} flows", self.packets, self.bytes, self.flows)
+    }
+}
+
+/// Both clocks at one moment: the kernel counts by the monotonic one.
+struct Clock {
+    time: Timestamp,
+    monotonic: Duration,
+}
+
+impl Clock {
+    fn now() -> Self {
+        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC)
+            .map_or(Duration::ZERO, Duration::from);
+        Self { time: Timestamp::now(), monotonic }
+    }
+
+    fn wall(&self, monotonic_ns: u64) -> Option<Timestamp> {
+        let ago = self.monotonic.saturating_sub(Duration::from_nanos(monotonic_ns));
+        (monotonic_ns != 0).then(|| self.time - ago)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(packets: u64) -> Report {
+        let rules = ["80:8080", "53:5353/udp"].map(|r| r.parse().expect("a rule"));
+        let hit = |ifindex, rule, packets| {
+            let counter = Counter { packets, bytes: packets * 100, flows: 1, last_hit_ns: 5 };
+            (CounterKey { ifindex, rule }, counter)
+        };
+        let names = BTreeMap::from([(2, "eth0".to_owned())]);
+        let mut reasons = vec![0; Reason::COUNT];
+        reasons[Reason::Restored as usize] = 4;
+        reasons[Reason::NoFreePort as usize] = 1;
+        Report::new(&rules, vec![], &[hit(2, 0, packets), hit(9, 0, 1)], &reasons, &names)
+    }
+
+    #[test]
+    fn sums_over_interfaces_and_keeps_the_split() {
+        let report = report(3);
+        assert_eq!(report.rules[0].total.packets, 4);
+        assert_eq!(report.rules[0].total.bytes, 400);
+        assert!(report.rules[0].total.last_hit.is_some());
+        assert_eq!(report.rules[0].interfaces["eth0"].packets, 3);
+        assert_eq!(report.rules[0].interfaces["if9"].packets, 1);
+        assert_eq!(report.rules[1].total, Hits::default());
+    }
+
+    #[test]
+    fn only_changes_are_printed() {
+        let (before, after) = (report(3), report(5));
+        assert_eq!(
+            after.changes(Some(&before)),
+            ["80:8080           6 packets, 600 bytes, 2 flows (+2 packets)"]
+        );
+        assert!(after.changes(Some(&after)).is_empty());
+    }
+
+    #[test]
+    fn json_has_the_fields_that_programs_rely_on() {
+        let json = serde_json::to_value(report(3)).expect("JSON");
+        assert_eq!(json["schema"], 1);
+        assert_eq!(json["rules"][0]["rule"], "80:8080");
+        assert_eq!(json["rules"][0]["packets"], 4);
+        assert_eq!(json["rules"][0]["interfaces"]["eth0"]["flows"], 1);
+        assert_eq!(json["rules"][1]["last_hit"], serde_json::Value::Null);
+        assert_eq!(json["drops"]["no_free_port"], 1);
+        assert_eq!(json["drops"].get("restored"), None);
+        assert_eq!(json["passes"]["restored"], 4);
+    }
+}

@@ -1,0 +1,515 @@
+//! The programs in the kernel: load, fill, attach, detach.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap};
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode, loaded_programs};
+use aya::sys::SyscallError;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use portredir_common::abi::{Addr, Counter, CounterKey, Port, PortEntry};
+use portredir_common::wire::Link;
+use thiserror::Error;
+
+use crate::ethtool;
+use crate::plan::{Engine, Planned};
+use crate::rule::Rule;
+
+/// The compiled programs. `cargo xtask build-ebpf` makes them anew.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../ebpf/portredir.bpf.o");
+
+/// How many flows the kernel remembers.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Entries of the TCP table.
+    pub tcp_flows: u32,
+    /// Entries of the UDP table, and of the one of TCP flows being opened.
+    pub udp_flows: u32,
+}
+
+/// What went wrong with the kernel.
+#[derive(Debug, Error)]
+pub enum DatapathError {
+    /// The object was refused.
+    #[error("load the eBPF object")]
+    Load(#[from] EbpfError),
+    /// A program was refused.
+    #[error("load program {name}")]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// The verifier's words.
+        #[source]
+        source: ProgramError,
+    },
+    /// A map could not be read or written.
+    #[error("map {name}")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// The kernel's error.
+        #[source]
+        source: MapError,
+    },
+    /// An interface refused a program.
+    #[error("attach {what} to {interface}: {reason}")]
+    Attach {
+        /// Hook and mode.
+        what: &'static str,
+        /// The interface.
+        interface: String,
+        /// The kernel's error, in words.
+        reason: String,
+    },
+}
+
+/// Programs, by what they are attached to and what its frames begin with.
+mod program {
+    use super::Link;
+
+    pub const XDP_FRAGS: &str = "portredir_frags";
+
+    pub const fn xdp(link: Link) -> &'static str {
+        match link {
+            Link::Ethernet => "portredir_xdp",
+            Link::Ip => "portredir_xdpip",
+        }
+    }
+
+    pub const fn ingress(link: Link) -> &'static str {
+        match link {
+            Link::Ethernet => "portredir_in",
+            Link::Ip => "portredir_in_ip",
+        }
+    }
+
+    pub const fn egress(link: Link) -> &'static str {
+        match link {
+            Link::Ethernet => "portredir_out",
+            Link::Ip => "portredir_outip",
+        }
+    }
+}
+
+/// What rewrites packets on one interface. Dropping it detaches; ingress goes
+/// first, so that no packet is rewritten whose reply would not be.
+#[derive(Debug)]
+struct Attached {
+    _ingress: IngressLink,
+    _egress: SchedClassifierLink,
+    is_clsact_ours: bool,
+    restore: Vec<&'static str>,
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "held to be dropped")]
+enum IngressLink {
+    Xdp(XdpLink),
+    Tc(SchedClassifierLink),
+}
+
+/// The datapath of this network namespace.
+#[derive(Debug)]
+pub struct Datapath {
+    ebpf: Ebpf,
+    loaded: BTreeSet<&'static str>,
+    attached: BTreeMap<u32, Attached>,
+    local: HashMap<[u8; 16], u8>,
+}
+
+impl Datapath {
+    /// Creates the maps and fills in the rules; attaches nothing.
+    ///
+    /// With `log_level` above zero the programs log decisions, see
+    /// [`aya_log::Level`].
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Load`], [`DatapathError::Map`].
+    pub fn load(rules: &[Rule], sizes: Sizes, log_level: u8) -> Result<Self, DatapathError> {
+        let ebpf = EbpfLoader::new()
+            .override_global(aya_log::LEVEL, &log_level, true)
+            .map_max_entries("TCP", sizes.tcp_flows)
+            .map_max_entries("SYN", sizes.udp_flows)
+            .map_max_entries("UDP", sizes.udp_flows)
+            .load(OBJECT)?;
+        let mut datapath = Self {
+            ebpf,
+            loaded: BTreeSet::new(),
+            attached: BTreeMap::new(),
+            local: HashMap::new(),
+        };
+        let mut ports = Array::<_, PortEntry>::try_from(datapath.map("PORTS"))
+            .map_err(|source| DatapathError::Map { name: "PORTS", source })?;
+        for (index, entry) in port_entries(rules) {
+            ports
+                .set(index, entry, 0)
+                .map_err(|source| DatapathError::Map { name: "PORTS", source })?;
+        }
+        Ok(datapath)
+    }
+
+    /// For the log reader, which has to be set up before the first attach.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Loads and returns a program, for running it on a packet.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`].
+    pub fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P, DatapathError>
+    where
+        P: Load,
+        &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    {
+        let is_new = !self.loaded.contains(name);
+        let program: &mut P = self
+            .ebpf
+            .program_mut(name)
+            .expect("the object has the program")
+            .try_into()
+            .map_err(|source| DatapathError::Program { name, source })?;
+        if is_new {
+            program
+                .load_into_kernel()
+                .map_err(|source| DatapathError::Program { name, source })?;
+            self.loaded.insert(name);
+        }
+        Ok(program)
+    }
+
+    fn map(&mut self, name: &str) -> &mut aya::maps::Map {
+        self.ebpf.map_mut(name).expect("the object has the map")
+    }
+
+    /// The interfaces that are attached, by index.
+    #[must_use]
+    pub fn attached(&self) -> BTreeSet<u32> {
+        self.attached.keys().copied().collect()
+    }
+
+    /// Makes `addrs` the addresses whose packets are redirected.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_local(&mut self, addrs: &HashMap<[u8; 16], u8>) -> Result<(), DatapathError> {
+        let name = "LOCAL";
+        let old = std::mem::take(&mut self.local);
+        let mut map = BpfHashMap::<_, Addr, u8>::try_from(self.map(name))
+            .map_err(|source| DatapathError::Map { name, source })?;
+        let mut result = Ok(());
+        for (addr, reach) in addrs {
+            if old.get(addr) != Some(reach) {
+                result = result.and(map.insert(Addr(*addr), reach, 0));
+            }
+        }
+        for addr in old.keys().filter(|addr| !addrs.contains_key(*addr)) {
+            result = result.and(map.remove(&Addr(*addr)));
+        }
+        self.local.clone_from(addrs);
+        result.map_err(|source| DatapathError::Map { name, source })
+    }
+
+    /// Attaches to an interface and returns the mode that worked.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`], [`DatapathError::Attach`]; nothing is left
+    /// attached then.
+    pub fn attach(&mut self, planned: &Planned) -> Result<&'static str, DatapathError> {
+        let interface = &planned.interface;
+        let name = interface.name.as_str();
+        let is_tcx_allowed = planned.engine != Engine::TcClsact;
+        // Egress first: a packet must not be rewritten before its reply would be.
+        let egress = self.attach_tc(name, interface.link, TcAttachType::Egress, is_tcx_allowed)?;
+        let mut restore = Vec::new();
+        let (ingress, mode) = match planned.engine {
+            Engine::Tc | Engine::TcClsact => {
+                let ingress =
+                    self.attach_tc(name, interface.link, TcAttachType::Ingress, is_tcx_allowed)?;
+                (IngressLink::Tc(ingress.link), if ingress.is_tcx { "tcx" } else { "clsact" })
+            }
+            Engine::XdpNative => {
+                let (link, mode) = self.attach_xdp(planned, XdpMode::Driver)?;
+                (IngressLink::Xdp(link), mode)
+            }
+            Engine::XdpGeneric => {
+                restore = features_on(name);
+                let (link, mode) = self.attach_xdp(planned, XdpMode::Skb)?;
+                (IngressLink::Xdp(link), mode)
+            }
+        };
+        let attached = Attached {
+            _ingress: ingress,
+            _egress: egress.link,
+            is_clsact_ours: egress.is_clsact_ours,
+            restore,
+        };
+        self.attached.insert(interface.index, attached);
+        Ok(mode)
+    }
+
+    /// Detaches from an interface and puts its settings back. Returns whether
+    /// the clsact qdisc there is ours to remove.
+    pub fn detach(&mut self, index: u32, name: &str) -> bool {
+        let Some(Attached { _ingress, _egress, is_clsact_ours, restore }) =
+            self.attached.remove(&index)
+        else {
+            return false;
+        };
+        drop(_ingress);
+        drop(_egress);
+        for feature in restore {
+            if let Err(error) = ethtool::set_feature(name, feature, true) {
+                log::warn!("{name}: switch {feature} on again: {error}");
+            }
+        }
+        is_clsact_ours
+    }
+
+    fn attach_xdp(
+        &mut self,
+        planned: &Planned,
+        mode: XdpMode,
+    ) -> Result<(XdpLink, &'static str), DatapathError> {
+        let interface = &planned.interface;
+        let mut attach = |program: &'static str, what: &'static str| {
+            let program: &mut Xdp = self.program(program)?;
+            program
+                .attach_to_if_index(interface.index, mode)
+                .and_then(|id| program.take_link(id))
+                .map_err(|error| DatapathError::Attach {
+                    what,
+                    interface: interface.name.clone(),
+                    reason: attach_reason(&error, mode),
+                })
+        };
+        let (with_frags, without) = match mode {
+            XdpMode::Driver => ("native+frags", "native"),
+            _ => ("generic+frags", "generic"),
+        };
+        if interface.link == Link::Ethernet {
+            match attach(program::XDP_FRAGS, with_frags) {
+                Ok(link) => return Ok((link, with_frags)),
+                // The kernel (before 5.18) or the driver has no frags.
+                Err(error) => log::debug!("{}: {}", interface.name, chain(&error)),
+            }
+        }
+        Ok((attach(program::xdp(interface.link), without)?, without))
+    }
+
+    fn attach_tc(
+        &mut self,
+        interface: &str,
+        link: Link,
+        direction: TcAttachType,
+        is_tcx_allowed: bool,
+    ) -> Result<TcAttachment, DatapathError> {
+        let is_ingress = direction == TcAttachType::Ingress;
+        let name = if is_ingress { program::ingress(link) } else { program::egress(link) };
+        let program: &mut SchedClassifier = self.program(name)?;
+        let error = |what, error: &ProgramError| DatapathError::Attach {
+            what,
+            interface: interface.to_owned(),
+            reason: chain(error),
+        };
+        if is_tcx_allowed {
+            // Ingress before and egress behind the others, so that they see
+            // the target port on both ways.
+            let order = if is_ingress { LinkOrder::first() } else { LinkOrder::last() };
+            let options = TcAttachOptions::TcxOrder(order);
+            match program.attach_with_options(interface, direction, options) {
+                Ok(id) => {
+                    let link = program.take_link(id).map_err(|e| error("tcx", &e))?;
+                    return Ok(TcAttachment { link, is_tcx: true, is_clsact_ours: false });
+                }
+                // Before 6.6 the attach type does not exist.
+                Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
+                    if io_error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(e) => return Err(error("tcx", &e)),
+            }
+        }
+        let what = "clsact";
+        let is_clsact_ours = match tc::qdisc_add_clsact(interface) {
+            Ok(()) => true,
+            Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => false,
+            Err(e) => return Err(error(what, &e.into())),
+        };
+        // Of a run that was killed; nobody else is here, we hold the lock.
+        let _ = tc::qdisc_detach_program(interface, direction, name);
+        let options = TcAttachOptions::Netlink(NlOptions {
+            // Zero goes before all that are there.
+            priority: if is_ingress { 0 } else { u16::MAX },
+            handle: TcHandle::AUTO_ASSIGN,
+            classid: None,
+        });
+        let link = program
+            .attach_with_options(interface, direction, options)
+            .and_then(|id| program.take_link(id))
+            .map_err(|e| error(what, &e))?;
+        Ok(TcAttachment { link, is_tcx: false, is_clsact_ours })
+    }
+
+    /// The counters of all rules on all interfaces, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn counters(&self) -> Result<Vec<(CounterKey, Counter)>, DatapathError> {
+        let name = "COUNTERS";
+        let map = self.ebpf.map(name).expect("the object has the map");
+        let map = PerCpuHashMap::<&MapData, CounterKey, Counter>::try_from(map)
+            .map_err(|source| DatapathError::Map { name, source })?;
+        map.iter()
+            .map(|entry| {
+                let (key, per_cpu) = entry?;
+                let sum = per_cpu.iter().fold(Counter::default(), |sum, cpu| Counter {
+                    packets: sum.packets + cpu.packets,
+                    bytes: sum.bytes + cpu.bytes,
+                    flows: sum.flows + cpu.flows,
+                    last_hit_ns: sum.last_hit_ns.max(cpu.last_hit_ns),
+                });
+                Ok((key, sum))
+            })
+            .collect::<Result<_, MapError>>()
+            .map_err(|source| DatapathError::Map { name, source })
+    }
+
+    /// How often each [`Reason`](portredir_common::verdict::Reason) was met,
+    /// in their order.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn reasons(&self) -> Result<Vec<u64>, DatapathError> {
+        let name = "REASONS";
+        let map = self.ebpf.map(name).expect("the object has the map");
+        let map = PerCpuArray::<&MapData, u64>::try_from(map)
+            .map_err(|source| DatapathError::Map { name, source })?;
+        map.iter()
+            .map(|per_cpu| Ok(per_cpu?.iter().sum()))
+            .collect::<Result<_, MapError>>()
+            .map_err(|source| DatapathError::Map { name, source })
+    }
+}
+
+struct TcAttachment {
+    link: SchedClassifierLink,
+    is_tcx: bool,
+    is_clsact_ours: bool,
+}
+
+/// Kinds of programs that are loaded on first use.
+pub trait Load {
+    /// Loads the program into the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When the verifier refuses it.
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError>;
+}
+
+impl Load for Xdp {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Load for SchedClassifier {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+/// The entries of `PORTS` that are not empty.
+fn port_entries(rules: &[Rule]) -> HashMap<u32, PortEntry> {
+    let mut entries = HashMap::<u32, PortEntry>::new();
+    for (id, rule) in rules.iter().enumerate() {
+        for &protocol in rule.protocols.each() {
+            let target = PortEntry::index(protocol, Port::new(rule.target));
+            entries.entry(target).or_default().flags |= PortEntry::TARGET;
+            let dialled = PortEntry::index(protocol, Port::new(rule.dialled));
+            let entry = entries.entry(dialled).or_default();
+            entry.flags |= PortEntry::MATCH;
+            entry.target = rule.target;
+            entry.rule = u16::try_from(id).expect("the list of rules was checked");
+        }
+    }
+    entries
+}
+
+/// The offloads of an interface that generic XDP will switch off.
+fn features_on(interface: &str) -> Vec<&'static str> {
+    let names = ethtool::CLEARED_BY_GENERIC_XDP;
+    let on = ethtool::features(interface, &names).unwrap_or_default();
+    names.into_iter().zip(on).filter_map(|(name, is_on)| is_on.then_some(name)).collect()
+}
+
+/// What an XDP program is called, for messages.
+#[must_use]
+pub fn program_name(id: u32) -> String {
+    let name = loaded_programs()
+        .filter_map(Result::ok)
+        .find(|info| info.id() == id)
+        .and_then(|info| info.name_as_str().map(str::to_owned));
+    match name {
+        Some(name) if !name.is_empty() => format!("{name} (id {id})"),
+        _ => format!("program id {id}"),
+    }
+}
+
+fn attach_reason(error: &ProgramError, mode: XdpMode) -> String {
+    let hint: Cow<'_, str> = match (error, mode) {
+        (ProgramError::SyscallError(SyscallError { io_error, .. }), _) => {
+            match io_error.raw_os_error() {
+                Some(libc::EBUSY | libc::EEXIST) => {
+                    "; another XDP program is there, or one is on a device above".into()
+                }
+                Some(libc::EOPNOTSUPP) if mode == XdpMode::Driver => {
+                    "; the driver has no native XDP, use --engine tc or auto".into()
+                }
+                _ => "".into(),
+            }
+        }
+        _ => "".into(),
+    };
+    chain(error) + &hint
+}
+
+/// An error with what caused it, on one line. The verifier's log is left to
+/// `RUST_LOG=debug`.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portredir_common::abi::Protocol;
+
+    #[test]
+    fn chained_rules_share_an_entry() {
+        let rules = ["80:8080", "8080:9090", "53:5353/udp"].map(|r| r.parse().expect("a rule"));
+        let entries = port_entries(&rules);
+        let at = |protocol, port| entries.get(&PortEntry::index(protocol, Port::new(port)));
+        let both = at(Protocol::Tcp, 8080).expect("an entry");
+        assert!(both.is_match() && both.is_target());
+        assert_eq!((both.target, both.rule), (9090, 1));
+        assert!(!at(Protocol::Tcp, 80).expect("an entry").is_target());
+        assert!(at(Protocol::Tcp, 53).is_none());
+        assert_eq!(at(Protocol::Udp, 53).map(|e| e.target), Some(5353));
+        assert_eq!(entries.len(), 5);
+    }
+}

@@ -1,0 +1,199 @@
+//! Network interfaces and addresses of this network namespace, by netlink.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{
+    LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkXdp,
+};
+use portredir_common::abi::{Addr, local};
+use portredir_common::wire::Link;
+use rtnetlink::MulticastGroup;
+
+/// What the planner needs to know of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Index, which outlives a change of name.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Administratively up.
+    pub is_up: bool,
+    /// What its frames begin with.
+    pub link: Link,
+    /// Kind of a virtual device (`veth`, `bridge`, …) as `ip -d link` shows it.
+    pub kind: Option<String>,
+    /// Driver, as `ethtool -i` shows it.
+    pub driver: Option<String>,
+    /// The bridge, bond, team or VRF it is a port of.
+    pub master: Option<u32>,
+    /// The device below it in this namespace (VLAN, macvlan, …).
+    pub lower: Option<u32>,
+    /// ID of the XDP program that is attached.
+    pub xdp: Option<u32>,
+}
+
+/// `lo` has this index in every network namespace.
+pub const LOOPBACK: u32 = 1;
+
+/// Interfaces and addresses at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// By index.
+    pub interfaces: BTreeMap<u32, Interface>,
+    /// Unicast addresses of this host; the value as in [`local`].
+    pub addrs: HashMap<[u8; 16], u8>,
+}
+
+/// A netlink socket that also hears of changes.
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+    changes: futures_util::stream::BoxStream<'static, ()>,
+}
+
+impl Netlink {
+    /// Opens the socket in the current network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the socket. Must be called inside a runtime.
+    pub fn open() -> anyhow::Result<Self> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ])
+        .context("open a netlink socket")?;
+        tokio::spawn(connection);
+        // Whatever the message says, also that some were lost: what counts is
+        // the state after it.
+        Ok(Self { handle, changes: messages.map(|_| ()).boxed() })
+    }
+
+    /// For requests of other kinds.
+    #[must_use]
+    pub fn handle(&self) -> &rtnetlink::Handle {
+        &self.handle
+    }
+
+    /// Waits until something changed and then, for a moment, calmed down.
+    pub async fn changed(&mut self) {
+        const CALM: Duration = Duration::from_millis(20);
+        const LATEST: Duration = Duration::from_millis(200);
+        if self.changes.next().await.is_none() {
+            // The connection is gone; there will be no news.
+            std::future::pending::<()>().await;
+        }
+        let calm = async {
+            while let Ok(Some(())) = tokio::time::timeout(CALM, self.changes.next()).await {}
+        };
+        // A link that flaps forever must not keep us from acting.
+        let _ = tokio::time::timeout(LATEST, calm).await;
+    }
+
+    /// Reads all interfaces and addresses.
+    ///
+    /// # Errors
+    ///
+    /// When a dump fails.
+    pub async fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        let mut snapshot = Snapshot::default();
+        let mut links = self.handle.link().get().execute();
+        while let Some(message) = links.try_next().await.context("list interfaces")? {
+            let interface = interface(message.header.index, &message);
+            snapshot.interfaces.insert(interface.index, interface);
+        }
+        let mut addrs = self.handle.address().get().execute();
+        while let Some(message) = addrs.try_next().await.context("list addresses")? {
+            let mut addr = None;
+            for attribute in &message.attributes {
+                match attribute {
+                    // On point-to-point links `Address` is the other end.
+                    AddressAttribute::Local(local) => addr = Some(*local),
+                    AddressAttribute::Address(address) if addr.is_none() => addr = Some(*address),
+                    _ => {}
+                }
+            }
+            if let Some(addr) = addr.filter(|addr| !addr.is_multicast()) {
+                let reach = if message.header.index == LOOPBACK && addr.is_loopback() {
+                    local::LOOPBACK
+                } else {
+                    local::ANYWHERE
+                };
+                snapshot.addrs.insert(to_bytes(addr), reach);
+            }
+        }
+        Ok(snapshot)
+    }
+}
+
+/// An address as the maps hold it.
+#[must_use]
+pub const fn to_bytes(addr: IpAddr) -> [u8; 16] {
+    match addr {
+        IpAddr::V4(addr) => Addr::v4(addr.octets()).0,
+        IpAddr::V6(addr) => addr.octets(),
+    }
+}
+
+fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> Interface {
+    let link = match message.header.link_layer_type {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Link::Ethernet,
+        _ => Link::Ip,
+    };
+    let mut interface = Interface {
+        index,
+        name: String::new(),
+        is_up: message.header.flags.contains(LinkFlags::Up),
+        link,
+        kind: None,
+        driver: None,
+        master: None,
+        lower: None,
+        xdp: None,
+    };
+    let mut is_lower_elsewhere = false;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Controller(master) => interface.master = Some(*master),
+            LinkAttribute::Link(lower) if *lower != 0 && *lower != index => {
+                interface.lower = Some(*lower);
+            }
+            LinkAttribute::LinkNetNsId(_) => is_lower_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    if let LinkInfo::Kind(kind) = info {
+                        interface.kind = Some(kind.to_string());
+                    }
+                }
+            }
+            LinkAttribute::Xdp(attributes) => {
+                for attribute in attributes {
+                    match attribute {
+                        LinkXdp::ProgId(id)
+                        | LinkXdp::DrvProgId(id)
+                        | LinkXdp::SkbProgId(id)
+                        | LinkXdp::HwProgId(id)
+                            if *id != 0 =>
+                        {
+                            interface.xdp = Some(*id);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    // The other end of a veth is no device below it, wherever it is.
+    if is_lower_elsewhere || interface.kind.as_deref() == Some("veth") {
+        interface.lower = None;
+    }
+    interface.driver = crate::ethtool::driver(&interface.name);
+    interface
+}

@@ -1,0 +1,106 @@
+//! What must be there before anything is touched: privileges and features.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use aya::maps::MapType;
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
+use caps::{CapSet, Capability};
+use thiserror::Error;
+
+/// Why the program cannot run here.
+#[derive(Debug, Error)]
+pub enum PreflightError {
+    /// Not privileged enough.
+    #[error(
+        "not permitted: {} missing; run it with sudo, or give the binary its capabilities: \
+         setcap cap_bpf,cap_perfmon,cap_net_admin+ep portredir",
+        .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Capabilities(Vec<Capability>),
+    /// The kernel is too old or was built without something.
+    #[error("this kernel has no {feature}, which came with Linux {since}; portredir needs Linux 5.15")]
+    Feature {
+        /// What is missing.
+        feature: &'static str,
+        /// The first kernel that has it.
+        since: &'static str,
+    },
+    /// Another instance works in this network namespace.
+    #[error("another portredir runs in this network namespace; stop it first")]
+    Running,
+    /// The lock could not be taken.
+    #[error("take the lock of this network namespace")]
+    Lock(#[source] io::Error),
+}
+
+/// Checks that this process may load and attach programs.
+///
+/// # Errors
+///
+/// [`PreflightError::Capabilities`], naming those that are missing.
+pub fn check_capabilities() -> Result<(), PreflightError> {
+    let has = |cap| caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false);
+    let missing: Vec<_> = [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_NET_ADMIN]
+        .into_iter()
+        .filter(|&cap| {
+            // CAP_SYS_ADMIN includes the two that were split from it in 5.8.
+            !has(cap) && (cap == Capability::CAP_NET_ADMIN || !has(Capability::CAP_SYS_ADMIN))
+        })
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(PreflightError::Capabilities(missing)) }
+}
+
+/// Checks that the kernel has what every engine needs, by trying it.
+///
+/// # Errors
+///
+/// [`PreflightError::Feature`], naming the first that is missing.
+pub fn check_kernel() -> Result<(), PreflightError> {
+    let maps = [
+        (MapType::LruHash, "LRU hash map (BPF_MAP_TYPE_LRU_HASH)", "4.10"),
+        (MapType::SkStorage, "socket storage map (BPF_MAP_TYPE_SK_STORAGE)", "5.2"),
+    ];
+    for (map, feature, since) in maps {
+        // An error of the probe itself says nothing; loading will tell.
+        if matches!(is_map_supported(map), Ok(false)) {
+            return Err(PreflightError::Feature { feature, since });
+        }
+    }
+    let helpers = [
+        (BpfHelper::BPF_FUNC_skc_lookup_tcp, "BPF helper bpf_skc_lookup_tcp", "5.2"),
+        (BpfHelper::BPF_FUNC_sk_storage_get, "BPF helper bpf_sk_storage_get", "5.2"),
+        (BpfHelper::BPF_FUNC_ktime_get_coarse_ns, "BPF helper bpf_ktime_get_coarse_ns", "5.11"),
+    ];
+    for (helper, feature, since) in helpers {
+        if matches!(is_helper_supported(ProgramType::SchedClassifier, helper), Ok(false)) {
+            return Err(PreflightError::Feature { feature, since });
+        }
+    }
+    Ok(())
+}
+
+/// Held while an instance works in a network namespace.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held for its existence")] UnixDatagram);
+
+impl Lock {
+    /// Takes the lock of the current network namespace.
+    ///
+    /// An abstract socket address belongs to a network namespace and is freed
+    /// by the kernel however the process ends, so nothing can be left behind.
+    ///
+    /// # Errors
+    ///
+    /// [`PreflightError::Running`] when another instance holds it.
+    pub fn take() -> Result<Self, PreflightError> {
+        let addr = SocketAddr::from_abstract_name("portredir").map_err(PreflightError::Lock)?;
+        match UnixDatagram::bind_addr(&addr) {
+            Ok(socket) => Ok(Self(socket)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(PreflightError::Running),
+            Err(error) => Err(PreflightError::Lock(error)),
+        }
+    }
+}
