@@ -33,6 +33,13 @@ impl Addr {
     pub const fn v4([a, b, c, d]: [u8; 4]) -> Self {
         Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
     }
+
+    /// Whether it is 127.0.0.0/8 (RFC 1122, 3.2.1.3).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4_loopback(self) -> bool {
+        u128::from_be_bytes(self.0) >> 24 == 0xffff_7f
+    }
 }
 
 /// The protocols that rules are about.
@@ -109,8 +116,10 @@ pub struct FlowKey {
     pub local_port: Port,
     /// [`Protocol`].
     pub protocol: u8,
+    /// IP version, 4 or 6.
+    pub version: u8,
     /// Always zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
 }
 
 /// What the client sees of a flow: value of the flow tables.
@@ -190,13 +199,20 @@ mod tests {
     #[test]
     fn layout() {
         assert_eq!(size_of::<PortEntry>(), 2 + 2 + 4);
-        assert_eq!(size_of::<FlowKey>(), 16 + 16 + 2 + 2 + 1 + 3);
+        assert_eq!(size_of::<FlowKey>(), 16 + 16 + 2 + 2 + 1 + 1 + 2);
         assert_eq!(offset_of!(FlowKey, client_port), 32);
         assert_eq!(offset_of!(FlowKey, protocol), 36);
         assert_eq!(size_of::<Flow>(), 2 + 2 + 2 + 2 + 8);
         assert_eq!(offset_of!(Flow, last_seen_ns), 8);
         assert_eq!(size_of::<CounterKey>(), 4 + 4);
         assert_eq!(size_of::<Counter>(), 4 * 8);
+    }
+
+    #[test]
+    fn v4_loopback() {
+        assert!(Addr::v4([127, 255, 1, 2]).is_v4_loopback());
+        assert!(!Addr::v4([128, 0, 0, 1]).is_v4_loopback());
+        assert!(!Addr([0x7f; 16]).is_v4_loopback());
     }
 
     #[test]

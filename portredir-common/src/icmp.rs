@@ -11,9 +11,9 @@
 use crate::abi::{Port, Protocol};
 use crate::csum;
 use crate::flow::{self, Original};
-use crate::redirect::{Tables, key, set_ports};
+use crate::redirect::{Tables, set_ports};
 use crate::verdict::Reason;
-use crate::wire::{Check, Frame, Packet, Payload, Version};
+use crate::wire::{Check, End, Frame, Packet, Payload, Version};
 
 /// The packet that an ICMP error quotes.
 struct Quote {
@@ -52,9 +52,24 @@ impl Quote {
     }
 }
 
-/// An error from elsewhere: it quotes a reply of ours as the wire saw it.
+/// Handles an error from elsewhere: it quotes a reply of ours as the wire saw it.
+#[inline(never)]
+pub(crate) fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: &Packet) -> Reason {
+    match try_ingress(frame, tables, outer) {
+        Ok(reason) | Err(reason) => reason,
+    }
+}
+
+/// Handles an error from this host: it quotes a client's packet as we rewrote it.
+#[inline(never)]
+pub(crate) fn egress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: &Packet) -> Reason {
+    match try_egress(frame, tables, outer) {
+        Ok(reason) | Err(reason) => reason,
+    }
+}
+
 #[inline(always)]
-pub(crate) fn ingress<F: Frame, T: Tables>(
+fn try_ingress<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     outer: &Packet,
@@ -64,13 +79,14 @@ pub(crate) fn ingress<F: Frame, T: Tables>(
     if entry.flags == 0 {
         return Err(Reason::IcmpForeign);
     }
-    let (_, reached) = outer.addrs(frame)?;
-    let (src, dst) = quote.packet.addrs(frame)?;
-    if !tables.is_local(&reached) || !tables.is_local(&src) {
+    let reached = outer.addr(frame, End::Dst)?;
+    let mut key = quote.packet.key(frame, End::Src, quote.protocol)?;
+    if !tables.is_local(&reached) || !tables.is_local(&key.local) {
         return Err(Reason::IcmpForeign);
     }
     let target = if entry.is_match() { Port::new(entry.target) } else { quote.src_port };
-    let mut key = key(src, dst, target, quote.dst_port, quote.protocol);
+    key.client_port = quote.dst_port;
+    key.local_port = target;
     let original = Original {
         dialled_port: quote.src_port,
         client_port: quote.dst_port,
@@ -88,9 +104,8 @@ pub(crate) fn ingress<F: Frame, T: Tables>(
     Ok(Reason::IcmpTranslated)
 }
 
-/// An error from this host: it quotes a client's packet as we rewrote it.
 #[inline(always)]
-pub(crate) fn egress<F: Frame, T: Tables>(
+fn try_egress<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     outer: &Packet,
@@ -99,8 +114,9 @@ pub(crate) fn egress<F: Frame, T: Tables>(
     if !tables.port(quote.protocol, quote.dst_port).is_target() {
         return Err(Reason::IcmpForeign);
     }
-    let (src, dst) = quote.packet.addrs(frame)?;
-    let key = key(dst, src, quote.dst_port, quote.src_port, quote.protocol);
+    let mut key = quote.packet.key(frame, End::Dst, quote.protocol)?;
+    key.client_port = quote.src_port;
+    key.local_port = quote.dst_port;
     let flow = flow::reply(tables, quote.protocol, &key).ok_or(Reason::IcmpForeign)?;
     set_ports(
         frame,

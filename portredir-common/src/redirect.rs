@@ -2,11 +2,11 @@
 //!
 //! Decide first, write last: a packet that is refused leaves as it came.
 
-use crate::abi::{Addr, Flow, FlowKey, Port, Protocol};
+use crate::abi::{Addr, Flow, FlowKey, Port, PortEntry, Protocol};
 use crate::flow::{self, Admitted, Host, IsSyn, Original};
 use crate::icmp;
 use crate::verdict::Reason;
-use crate::wire::{Check, Frame, Link, Packet, Payload};
+use crate::wire::{Check, End, Frame, Link, Packet, Payload};
 
 /// What the datapath asks of its surroundings beyond flow state.
 pub trait Tables: Host {
@@ -30,38 +30,84 @@ pub trait SocketCache {
 /// Handles a packet that came in.
 #[inline(always)]
 pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Reason {
-    match try_ingress(frame, tables, link) {
-        Ok(reason) | Err(reason) => reason,
+    let packet = match Packet::parse(frame, link) {
+        Ok(packet) => packet,
+        Err(reason) => return reason,
+    };
+    match Hit::look_up(frame, tables, packet, Direction::In) {
+        Ok(None) => icmp::ingress(frame, tables, &packet),
+        Ok(Some(hit)) => match redirect(frame, tables, &hit) {
+            Ok(reason) | Err(reason) => reason,
+        },
+        Err(reason) => reason,
     }
 }
 
 /// Handles a packet that goes out.
 #[inline(always)]
 pub fn egress<F: Frame, T: Tables + SocketCache>(frame: &mut F, tables: &T, link: Link) -> Reason {
-    match try_egress(frame, tables, link) {
-        Ok(reason) | Err(reason) => reason,
+    let packet = match Packet::parse(frame, link) {
+        Ok(packet) => packet,
+        Err(reason) => return reason,
+    };
+    match Hit::look_up(frame, tables, packet, Direction::Out) {
+        Ok(None) => icmp::egress(frame, tables, &packet),
+        Ok(Some(hit)) => match restore(frame, tables, &hit) {
+            Ok(reason) | Err(reason) => reason,
+        },
+        Err(reason) => reason,
     }
 }
 
-#[inline(always)]
-fn try_ingress<F: Frame, T: Tables>(
-    frame: &mut F,
-    tables: &T,
-    link: Link,
-) -> Result<Reason, Reason> {
-    let packet = Packet::parse(frame, link)?;
-    let Payload::Ports(protocol) = packet.payload else {
-        return icmp::ingress(frame, tables, &packet);
-    };
-    let (src_port, dst_port) = packet.ports(frame)?;
-    let entry = tables.port(protocol, dst_port);
-    if entry.flags == 0 {
-        return Err(Reason::NoRule);
-    }
+/// Which of a packet's ports is the one of this host.
+#[derive(Clone, Copy)]
+enum Direction {
+    In,
+    Out,
+}
 
-    let packet = packet.opaque(frame);
-    let (src, dst) = packet.addrs(frame)?;
-    let mut key = key(dst, src, dst_port, src_port, protocol);
+/// A TCP or UDP packet whose port of this host some rule is about.
+struct Hit {
+    packet: Packet,
+    protocol: Protocol,
+    src_port: Port,
+    dst_port: Port,
+    entry: PortEntry,
+}
+
+impl Hit {
+    /// All that most traffic of the host costs; `None` for ICMP.
+    #[inline(always)]
+    fn look_up<F: Frame, T: Tables>(
+        frame: &mut F,
+        tables: &T,
+        packet: Packet,
+        direction: Direction,
+    ) -> Result<Option<Self>, Reason> {
+        let Payload::Ports(protocol) = packet.payload else {
+            return Ok(None);
+        };
+        let (src_port, dst_port) = packet.ports(frame)?;
+        let (port, is_wanted) = match direction {
+            Direction::In => (dst_port, PortEntry::MATCH | PortEntry::TARGET),
+            Direction::Out => (src_port, PortEntry::TARGET),
+        };
+        let entry = tables.port(protocol, port);
+        if entry.flags & is_wanted == 0 {
+            return Err(Reason::NoRule);
+        }
+        let packet = packet.opaque(frame);
+        Ok(Some(Self { packet, protocol, src_port, dst_port, entry }))
+    }
+}
+
+// What follows runs for packets of rules alone. It is not inlined, to have a
+// BPF stack frame of its own.
+
+#[inline(never)]
+fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result<Reason, Reason> {
+    let Hit { packet, protocol, src_port, dst_port, entry } = *hit;
+    let mut key = packet.key(frame, End::Dst, protocol)?;
     if !tables.is_local(&key.local) {
         return Err(if entry.is_match() { Reason::NotLocal } else { Reason::NoRule });
     }
@@ -72,6 +118,7 @@ fn try_ingress<F: Frame, T: Tables>(
     };
     let original = Original { dialled_port: dst_port, client_port: src_port, rule: entry.rule };
     let target = if entry.is_match() { Port::new(entry.target) } else { dst_port };
+    key.client_port = src_port;
     key.local_port = target;
     let Admitted { client_port, is_new } = match protocol {
         Protocol::Udp => flow::admit_udp(tables, &mut key, original)?,
@@ -95,24 +142,16 @@ fn try_ingress<F: Frame, T: Tables>(
     }
 }
 
-#[inline(always)]
-fn try_egress<F: Frame, T: Tables + SocketCache>(
+#[inline(never)]
+fn restore<F: Frame, T: Tables + SocketCache>(
     frame: &mut F,
     tables: &T,
-    link: Link,
+    hit: &Hit,
 ) -> Result<Reason, Reason> {
-    let packet = Packet::parse(frame, link)?;
-    let Payload::Ports(protocol) = packet.payload else {
-        return icmp::egress(frame, tables, &packet);
-    };
-    let (src_port, dst_port) = packet.ports(frame)?;
-    if !tables.port(protocol, src_port).is_target() {
-        return Err(Reason::NoRule);
-    }
-
-    let packet = packet.opaque(frame);
-    let (src, dst) = packet.addrs(frame)?;
-    let key = key(src, dst, src_port, dst_port, protocol);
+    let Hit { packet, protocol, src_port, dst_port, .. } = *hit;
+    let mut key = packet.key(frame, End::Src, protocol)?;
+    key.local_port = src_port;
+    key.client_port = dst_port;
     let flow = match protocol {
         Protocol::Udp => flow::reply(tables, protocol, &key),
         Protocol::Tcp => match tables.cached(&key) {
@@ -146,18 +185,6 @@ fn try_egress<F: Frame, T: Tables + SocketCache>(
         (dst_port, flow.client_port),
     )?;
     Ok(Reason::Restored)
-}
-
-/// Flow key of a packet between the `local` and the remote end.
-#[inline(always)]
-pub(crate) const fn key(
-    local: Addr,
-    client: Addr,
-    local_port: Port,
-    client_port: Port,
-    protocol: Protocol,
-) -> FlowKey {
-    FlowKey { client, local, client_port, local_port, protocol: protocol as u8, pad: [0; 3] }
 }
 
 /// Writes the ports that change: `(from, to)` of the source, then of the

@@ -4,7 +4,7 @@
 //! options (RFC 791), IPv6 with extension headers (RFC 8200), TCP, UDP, ICMP.
 //! Everything read here is hostile: nothing is trusted that was not compared.
 
-use crate::abi::{Addr, Port, Protocol};
+use crate::abi::{Addr, FlowKey, Port, Protocol};
 use crate::csum;
 use crate::verdict::Reason;
 
@@ -69,11 +69,30 @@ pub enum Link {
 
 /// IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Version {
     /// RFC 791.
-    V4,
+    V4 = 4,
     /// RFC 8200.
-    V6,
+    V6 = 6,
+}
+
+/// One of the two ends of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Where it comes from.
+    Src,
+    /// Where it goes.
+    Dst,
+}
+
+impl End {
+    const fn other(self) -> Self {
+        match self {
+            Self::Src => Self::Dst,
+            Self::Dst => Self::Src,
+        }
+    }
 }
 
 /// What follows the IP header, as far as we care.
@@ -160,25 +179,43 @@ impl Packet {
         }
     }
 
-    /// Source and destination address.
+    /// A flow key with the addresses of the packet and without ports; `local`
+    /// says which address is this host's.
     ///
     /// # Errors
     ///
     /// [`Reason::Malformed`], which [`Self::parse`] has already excluded.
     #[inline(always)]
-    pub fn addrs(&self, frame: &mut impl Frame) -> Result<(Addr, Addr), Reason> {
-        match self.version {
-            Version::V4 => {
-                let src = frame.at::<4>(self.network + 12).ok_or(Reason::Malformed)?;
-                let dst = frame.at::<4>(self.network + 16).ok_or(Reason::Malformed)?;
-                Ok((Addr::v4(src), Addr::v4(dst)))
-            }
-            Version::V6 => {
-                let src = frame.at::<16>(self.network + 8).ok_or(Reason::Malformed)?;
-                let dst = frame.at::<16>(self.network + 24).ok_or(Reason::Malformed)?;
-                Ok((Addr(src), Addr(dst)))
-            }
-        }
+    pub fn key(
+        &self,
+        frame: &mut impl Frame,
+        local: End,
+        protocol: Protocol,
+    ) -> Result<FlowKey, Reason> {
+        Ok(FlowKey {
+            client: self.addr(frame, local.other())?,
+            local: self.addr(frame, local)?,
+            client_port: Port::default(),
+            local_port: Port::default(),
+            protocol: protocol as u8,
+            version: self.version as u8,
+            pad: [0; 2],
+        })
+    }
+
+    /// The address of one end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::key`].
+    #[inline(always)]
+    pub fn addr(&self, frame: &mut impl Frame, end: End) -> Result<Addr, Reason> {
+        let is_dst = usize::from(end == End::Dst);
+        let addr = match self.version {
+            Version::V4 => frame.at(self.network + 12 + is_dst * 4).map(Addr::v4),
+            Version::V6 => frame.at(self.network + 8 + is_dst * 16).map(Addr),
+        };
+        addr.ok_or(Reason::Malformed)
     }
 
     /// Source and destination port of a TCP or UDP packet.

@@ -21,7 +21,7 @@ use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use portredir_common::redirect;
 use portredir_common::verdict::{Reason, Verdict};
-use portredir_common::wire::{Frame, Link, Packet};
+use portredir_common::wire::{End, Frame, Link, Packet};
 
 use crate::frame::{Skb, Xdp};
 use crate::maps::Kernel;
@@ -48,8 +48,10 @@ fn log(ctx: &impl EbpfContext, frame: &mut impl Frame, link: Link, reason: Reaso
     let Ok(packet) = Packet::parse(frame, link) else {
         return;
     };
-    let (Ok((src, dst)), Ok((src_port, dst_port))) = (packet.addrs(frame), packet.ports(frame))
-    else {
+    let (Ok(src), Ok(dst)) = (packet.addr(frame, End::Src), packet.addr(frame, End::Dst)) else {
+        return;
+    };
+    let Ok((src_port, dst_port)) = packet.ports(frame) else {
         return;
     };
     debug!(

@@ -18,6 +18,7 @@ use portredir_common::abi::{
 use portredir_common::flow::{FlowTables, Host, Socket, Table};
 use portredir_common::redirect::{SocketCache, Tables};
 use portredir_common::verdict::Reason;
+use portredir_common::wire::Version;
 
 /// Filled by user space, read for every packet.
 #[btf_map]
@@ -106,9 +107,7 @@ impl<C: Context> FlowTables for Kernel<C> {
             Table::Tcp => TCP.get_ptr(key),
             Table::Udp => UDP.get_ptr(key),
         };
-        // SAFETY: the pointer was checked; the copy may be torn by a writer on
-        // another CPU, which then writes the same flow.
-        flow.map(|flow| unsafe { *flow })
+        copy(flow)
     }
 
     #[inline(always)]
@@ -155,7 +154,8 @@ impl<C: Context> Host for Kernel<C> {
             .unwrap_or_default()
     }
 
-    #[inline(always)]
+    // Not inlined: asked in many places, and the BPF stack is small.
+    #[inline(never)]
     fn socket(&self, key: &FlowKey) -> Socket {
         const TIME_WAIT: u32 = 6;
         const LISTEN: u32 = 10;
@@ -163,7 +163,7 @@ impl<C: Context> Host for Kernel<C> {
 
         // As `struct bpf_sock_tuple`: source and destination address, their
         // ports, in network order. The first 36 bytes of a key are just that.
-        let socket = if key.local.0[..12] == Addr::v4([0; 4]).0[..12] {
+        let socket = if key.version == Version::V4 as u8 {
             let mut tuple = [0_u8; 12];
             tuple[..4].copy_from_slice(&key.client.0[12..]);
             tuple[4..8].copy_from_slice(&key.local.0[12..]);
@@ -221,12 +221,7 @@ impl<C: Context> Tables for Kernel<C> {
         match unsafe { LOCAL.get(addr) } {
             Some(&local::ANYWHERE) => true,
             Some(_) => self.0.ifindex() == LOOPBACK_IFINDEX,
-            // All of 127.0.0.0/8 is this host, and only there (RFC 1122, 3.2.1.3).
-            None => {
-                addr.0[12] == 127
-                    && addr.0[..12] == Addr::v4([0; 4]).0[..12]
-                    && self.0.ifindex() == LOOPBACK_IFINDEX
-            }
+            None => addr.is_v4_loopback() && self.0.ifindex() == LOOPBACK_IFINDEX,
         }
     }
 
@@ -236,9 +231,7 @@ impl<C: Context> Tables for Kernel<C> {
         let counter = match COUNTERS.get_ptr_mut(key) {
             Some(counter) => counter,
             None => {
-                // Another CPU may be first; the entry is there either way,
-                // unless the map is full.
-                let _ = COUNTERS.insert(key, Counter::default(), u64::from(BPF_NOEXIST));
+                add_counter(&key);
                 let Some(counter) = COUNTERS.get_ptr_mut(key) else {
                     return;
                 };
@@ -259,9 +252,7 @@ impl SocketCache for Kernel<*mut __sk_buff> {
     #[inline(always)]
     fn cached(&self, key: &FlowKey) -> Option<Flow> {
         let flow = stored(self.0, key, core::ptr::null_mut(), 0);
-        // SAFETY: the storage of a socket that the packet holds; writers write
-        // the same flow.
-        (!flow.is_null()).then(|| unsafe { *flow })
+        copy((!flow.is_null()).then_some(flow.cast_const()))
     }
 
     #[inline(always)]
@@ -270,6 +261,30 @@ impl SocketCache for Kernel<*mut __sk_buff> {
         // Without memory for it the flow tables are asked again.
         stored(self.0, key, &raw mut flow, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
     }
+}
+
+/// Another CPU may be first; the counter is there either way, unless the map
+/// is full.
+#[inline(never)]
+fn add_counter(key: &CounterKey) {
+    let _ = COUNTERS.insert(key, Counter::default(), u64::from(BPF_NOEXIST));
+}
+
+/// Copies a flow out of a map.
+///
+/// By way of a flow that is always initialised: from a plain `map` the compiler
+/// concludes that it may compute with the fields before it knows whether they
+/// are there, and the verifier finds pointers in the registers.
+#[inline(always)]
+fn copy(flow: Option<*const Flow>) -> Option<Flow> {
+    let mut copy = Flow::default();
+    if let Some(flow) = flow {
+        // SAFETY: not null, from a map. The copy may be torn by another CPU,
+        // which then writes the same ports.
+        copy = unsafe { *flow };
+    }
+    // Nobody dials port 0.
+    (copy.dialled_port.0 != [0, 0]).then_some(copy)
 }
 
 /// The storage of the socket that sends a packet, if it is the connection of

@@ -33,7 +33,7 @@ impl Exit {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let default = if cli.verbose > 0 { "debug,netlink_proto=info" } else { "warn" };
+    let default = if cli.verbose > 0 { "warn,portredir=debug" } else { "warn" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default)).init();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()

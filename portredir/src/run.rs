@@ -38,7 +38,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let sizes = Sizes { tcp_flows: cli.max_tcp_flows, udp_flows: cli.max_udp_flows };
-    let is_logging = log::log_enabled!(target: "portredir", log::Level::Debug);
+    let is_logging = log::log_enabled!(target: "portredir_ebpf", log::Level::Debug);
     let log_level = if is_logging { aya_log::Level::Debug as u8 } else { 0 };
     let mut datapath = Datapath::load(&cli.rules, sizes, log_level)?;
     if is_logging {
