@@ -172,7 +172,10 @@ pub struct Counter {
 
 #[cfg(feature = "user")]
 mod pod {
-    #![expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
+    #![expect(
+        unsafe_code,
+        reason = "aya reads and writes these types as plain bytes"
+    )]
 
     use super::{Addr, Counter, CounterKey, Flow, FlowKey, PortEntry};
 

@@ -102,7 +102,10 @@ pub struct Admitted {
 
 impl Admitted {
     const fn known(client_port: Port) -> Self {
-        Self { client_port, is_new: false }
+        Self {
+            client_port,
+            is_new: false,
+        }
     }
 }
 
@@ -203,7 +206,10 @@ pub fn redirect_tcp<H: Host>(
             host.remove_flow(Table::Tcp, key);
         }
         host.set_flow(Table::Syn, key, &flow)?;
-        return Ok(Admitted { client_port: original.client_port, is_new: true });
+        return Ok(Admitted {
+            client_port: original.client_port,
+            is_new: true,
+        });
     }
 
     // In the middle of a connection that we know nothing of.
@@ -237,9 +243,7 @@ pub fn direct_tcp<H: Host>(
     if let Some(client_port) = host.remap(key) {
         return Ok(Admitted::known(client_port));
     }
-    if syn.0
-        && (host.flow(Table::Tcp, key).is_some() || host.flow(Table::Syn, key).is_some())
-    {
+    if syn.0 && (host.flow(Table::Tcp, key).is_some() || host.flow(Table::Syn, key).is_some()) {
         if host.socket(key) == Socket::Connection {
             return remap(host, Table::Tcp, key, &original.flow(host.now_ns()));
         }
@@ -286,7 +290,10 @@ pub fn admit_udp<H: Host>(
         return remap(host, Table::Udp, key, &flow);
     }
     host.set_flow(Table::Udp, key, &flow)?;
-    Ok(Admitted { client_port: original.client_port, is_new: true })
+    Ok(Admitted {
+        client_port: original.client_port,
+        is_new: true,
+    })
 }
 
 /// The flow that a reply from a target belongs to; `None` for direct traffic.
@@ -318,7 +325,9 @@ pub fn translated_client_port<H: Host>(
 #[inline(always)]
 fn find<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
     match protocol {
-        Protocol::Tcp => host.flow(Table::Tcp, key).or_else(|| host.flow(Table::Syn, key)),
+        Protocol::Tcp => host
+            .flow(Table::Tcp, key)
+            .or_else(|| host.flow(Table::Syn, key)),
         Protocol::Udp => host.flow(Table::Udp, key),
     }
 }
@@ -327,7 +336,14 @@ fn find<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
 fn refresh<H: Host>(host: &H, table: Table, key: &FlowKey, flow: Flow, now_ns: u64) {
     if now_ns.saturating_sub(flow.last_seen_ns) >= REFRESH_NS {
         // The entry is there already; if this fails the next packet tries again.
-        let _ = host.set_flow(table, key, &Flow { last_seen_ns: now_ns, ..flow });
+        let _ = host.set_flow(
+            table,
+            key,
+            &Flow {
+                last_seen_ns: now_ns,
+                ..flow
+            },
+        );
     }
 }
 
@@ -345,7 +361,10 @@ fn remap<H: Host>(
     key.client_port = flow.client_port;
     key.local_port = flow.dialled_port;
     host.set_remap(key, client_port)?;
-    Ok(Admitted { client_port, is_new: true })
+    Ok(Admitted {
+        client_port,
+        is_new: true,
+    })
 }
 
 /// Finds that port and leaves it in `key`. Not inlined: it is rare, and the

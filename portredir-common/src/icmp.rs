@@ -47,8 +47,17 @@ impl Quote {
         };
         let packet = packet.opaque(frame);
         let (src_port, dst_port) = packet.ports(frame)?;
-        let check = Check { offset: outer.transport + 2, kind: csum::Kind::Plain };
-        Ok(Self { packet, protocol, check, src_port, dst_port })
+        let check = Check {
+            offset: outer.transport + 2,
+            kind: csum::Kind::Plain,
+        };
+        Ok(Self {
+            packet,
+            protocol,
+            check,
+            src_port,
+            dst_port,
+        })
     }
 }
 
@@ -84,7 +93,11 @@ fn try_ingress<F: Frame, T: Tables>(
     if !tables.is_local(&reached) || !tables.is_local(&key.local) {
         return Err(Reason::IcmpForeign);
     }
-    let target = if entry.is_match() { Port::new(entry.target) } else { quote.src_port };
+    let target = if entry.is_match() {
+        Port::new(entry.target)
+    } else {
+        quote.src_port
+    };
     key.client_port = quote.dst_port;
     key.local_port = target;
     let original = Original {

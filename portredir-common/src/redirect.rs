@@ -97,7 +97,13 @@ impl Hit {
             return Err(Reason::NoRule);
         }
         let packet = packet.opaque(frame);
-        Ok(Some(Self { packet, protocol, src_port, dst_port, entry }))
+        Ok(Some(Self {
+            packet,
+            protocol,
+            src_port,
+            dst_port,
+            entry,
+        }))
     }
 }
 
@@ -106,21 +112,42 @@ impl Hit {
 
 #[inline(never)]
 fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result<Reason, Reason> {
-    let Hit { packet, protocol, src_port, dst_port, entry } = *hit;
+    let Hit {
+        packet,
+        protocol,
+        src_port,
+        dst_port,
+        entry,
+    } = *hit;
     let mut key = packet.key(frame, End::Dst, protocol)?;
     if !tables.is_local(&key.local) {
-        return Err(if entry.is_match() { Reason::NotLocal } else { Reason::NoRule });
+        return Err(if entry.is_match() {
+            Reason::NotLocal
+        } else {
+            Reason::NoRule
+        });
     }
     let check = match packet.check(frame, protocol) {
         // Traffic of the target itself is not ours to drop.
         Err(Reason::FragmentTooShort) if !entry.is_match() => return Err(Reason::Direct),
         check => check?,
     };
-    let original = Original { dialled_port: dst_port, client_port: src_port, rule: entry.rule };
-    let target = if entry.is_match() { Port::new(entry.target) } else { dst_port };
+    let original = Original {
+        dialled_port: dst_port,
+        client_port: src_port,
+        rule: entry.rule,
+    };
+    let target = if entry.is_match() {
+        Port::new(entry.target)
+    } else {
+        dst_port
+    };
     key.client_port = src_port;
     key.local_port = target;
-    let Admitted { client_port, is_new } = match protocol {
+    let Admitted {
+        client_port,
+        is_new,
+    } = match protocol {
         Protocol::Udp => flow::admit_udp(tables, &mut key, original)?,
         Protocol::Tcp => {
             let syn = is_syn(frame, &packet)?;
@@ -131,7 +158,13 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
             }
         }
     };
-    set_ports(frame, packet.transport, check, (src_port, client_port), (dst_port, target))?;
+    set_ports(
+        frame,
+        packet.transport,
+        check,
+        (src_port, client_port),
+        (dst_port, target),
+    )?;
     if entry.is_match() {
         tables.hit(entry.rule, frame.segments(), frame.len(), is_new);
         Ok(Reason::Redirected)
@@ -148,7 +181,13 @@ fn restore<F: Frame, T: Tables + SocketCache>(
     tables: &T,
     hit: &Hit,
 ) -> Result<Reason, Reason> {
-    let Hit { packet, protocol, src_port, dst_port, .. } = *hit;
+    let Hit {
+        packet,
+        protocol,
+        src_port,
+        dst_port,
+        ..
+    } = *hit;
     let mut key = packet.key(frame, End::Src, protocol)?;
     key.local_port = src_port;
     key.client_port = dst_port;

@@ -94,7 +94,9 @@ mod tests {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
             assert!(
-                !Reason::ALL[..i].iter().any(|other| other.label() == reason.label()),
+                !Reason::ALL[..i]
+                    .iter()
+                    .any(|other| other.label() == reason.label()),
                 "{reason:?}"
             );
         }

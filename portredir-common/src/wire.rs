@@ -252,7 +252,10 @@ impl Packet {
                     }
                 }
                 frame.at::<18>(self.transport).ok_or(Reason::Malformed)?;
-                Ok(Check { offset: self.transport + 16, kind: csum::Kind::Plain })
+                Ok(Check {
+                    offset: self.transport + 16,
+                    kind: csum::Kind::Plain,
+                })
             }
             Protocol::Udp => {
                 let header = frame.at::<8>(self.transport).ok_or(Reason::Malformed)?;
@@ -263,7 +266,10 @@ impl Packet {
                 if !is_jumbo && (datagram < 8 || (!self.is_fragment && datagram > len)) {
                     return Err(Reason::Malformed);
                 }
-                Ok(Check { offset: self.transport + 6, kind: csum::Kind::Udp })
+                Ok(Check {
+                    offset: self.transport + 6,
+                    kind: csum::Kind::Udp,
+                })
             }
         }
     }
@@ -272,18 +278,29 @@ impl Packet {
     /// be less than the frame has (Ethernet padding).
     #[inline(always)]
     fn transport_len(&self, frame: &mut impl Frame) -> Result<usize, Reason> {
-        let available = frame.len().checked_sub(self.network).ok_or(Reason::Malformed)?;
+        let available = frame
+            .len()
+            .checked_sub(self.network)
+            .ok_or(Reason::Malformed)?;
         let (field, fixed) = match self.version {
             Version::V4 => (self.network + 2, 0),
             Version::V6 => (self.network + 4, 40),
         };
-        let field = usize::from(u16::from_be_bytes(frame.at(field).ok_or(Reason::Malformed)?));
+        let field = usize::from(u16::from_be_bytes(
+            frame.at(field).ok_or(Reason::Malformed)?,
+        ));
         // A GRO packet over 64 KiB ("BIG TCP") has no room for its length.
-        let total = if field == 0 && available > 0xffff { available } else { field + fixed };
+        let total = if field == 0 && available > 0xffff {
+            available
+        } else {
+            field + fixed
+        };
         if total > available {
             return Err(Reason::Malformed);
         }
-        (self.network + total).checked_sub(self.transport).ok_or(Reason::Malformed)
+        (self.network + total)
+            .checked_sub(self.transport)
+            .ok_or(Reason::Malformed)
     }
 }
 
@@ -382,7 +399,13 @@ fn ipv6(frame: &mut impl Frame, network: usize) -> Result<Packet, Reason> {
             AUTHENTICATION => return Err(Reason::ExtensionHeader),
             _ => return Err(Reason::NoRule),
         };
-        return Ok(Packet { version: Version::V6, network, transport, payload, is_fragment });
+        return Ok(Packet {
+            version: Version::V6,
+            network,
+            transport,
+            payload,
+            is_fragment,
+        });
     }
     Err(Reason::ExtensionHeader)
 }

@@ -107,7 +107,13 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     }
 
     #[inline(always)]
-    fn set_port(&mut self, offset: usize, from: Port, to: Port, check: Check) -> Result<(), Reason> {
+    fn set_port(
+        &mut self,
+        offset: usize,
+        from: Port,
+        to: Port,
+        check: Check,
+    ) -> Result<(), Reason> {
         let port = self.window::<2>(offset).ok_or(Reason::WriteFailed)?;
         let sum = self.window::<2>(check.offset).ok_or(Reason::WriteFailed)?;
         // SAFETY: both windows were compared with the end of the packet.
@@ -139,7 +145,10 @@ impl Skb {
     /// fragments of the buffer.
     #[inline(always)]
     fn pull(&self, len: usize) -> bool {
-        #[expect(clippy::cast_possible_truncation, reason = "callers add 16 to MAX_OFFSET at most")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "callers add 16 to MAX_OFFSET at most"
+        )]
         let len = len as u32;
         // SAFETY: the context is valid.
         len <= unsafe { (*self.ctx).len } && unsafe { bpf_skb_pull_data(self.ctx, len) } == 0
@@ -177,7 +186,13 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn set_port(&mut self, offset: usize, from: Port, to: Port, check: Check) -> Result<(), Reason> {
+    fn set_port(
+        &mut self,
+        offset: usize,
+        from: Port,
+        to: Port,
+        check: Check,
+    ) -> Result<(), Reason> {
         let flags = match check.kind {
             Kind::Plain => 0,
             Kind::Udp => u64::from(BPF_F_MARK_MANGLED_0),

@@ -4,7 +4,8 @@ use core::ffi::c_void;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, xdp_md,
+    __sk_buff, BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock,
+    xdp_md,
 };
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage};
 use aya_ebpf::helpers::generated::{
@@ -227,7 +228,10 @@ impl<C: Context> Tables for Kernel<C> {
 
     #[inline(always)]
     fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool) {
-        let key = CounterKey { ifindex: self.0.ifindex(), rule: rule.into() };
+        let key = CounterKey {
+            ifindex: self.0.ifindex(),
+            rule: rule.into(),
+        };
         let counter = match COUNTERS.get_ptr_mut(key) {
             Some(counter) => counter,
             None => {
@@ -259,7 +263,12 @@ impl SocketCache for Kernel<*mut __sk_buff> {
     fn cache(&self, key: &FlowKey, flow: &Flow) {
         let mut flow = *flow;
         // Without memory for it the flow tables are asked again.
-        stored(self.0, key, &raw mut flow, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+        stored(
+            self.0,
+            key,
+            &raw mut flow,
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        );
     }
 }
 

@@ -66,7 +66,9 @@ fn selection(text: &str) -> Result<Selection, String> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds, as 2 or 0.5")?;
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "not a number of seconds, as 2 or 0.5")?;
     if !(0.1..=3600.0).contains(&seconds) {
         return Err("from 0.1 to 3600 seconds are possible".into());
     }

@@ -101,8 +101,10 @@ impl Report {
                 flows: counter.flows,
                 last_hit: clock.wall(counter.last_hit_ns),
             };
-            let name =
-                names.get(&key.ifindex).cloned().unwrap_or_else(|| format!("if{}", key.ifindex));
+            let name = names
+                .get(&key.ifindex)
+                .cloned()
+                .unwrap_or_else(|| format!("if{}", key.ifindex));
             report.total.add(&hits);
             report.interfaces.entry(name).or_default().add(&hits);
         }
@@ -133,7 +135,11 @@ impl Report {
             .filter_map(|(i, rule)| {
                 let old = before.map_or(Hits::default(), |before| before.rules[i].total);
                 (rule.total != old).then(|| {
-                    format!("{} (+{} packets)", rule.line(), rule.total.packets - old.packets)
+                    format!(
+                        "{} (+{} packets)",
+                        rule.line(),
+                        rule.total.packets - old.packets
+                    )
                 })
             })
             .collect()
@@ -180,7 +186,11 @@ impl Hits {
 
 impl std::fmt::Display for Hits {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} packets, {} bytes, {} flows", self.packets, self.bytes, self.flows)
+        write!(
+            f,
+            "{} packets, {} bytes, {} flows",
+            self.packets, self.bytes, self.flows
+        )
     }
 }
 
@@ -192,13 +202,18 @@ struct Clock {
 
 impl Clock {
     fn now() -> Self {
-        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC)
-            .map_or(Duration::ZERO, Duration::from);
-        Self { time: Timestamp::now(), monotonic }
+        let monotonic =
+            clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        Self {
+            time: Timestamp::now(),
+            monotonic,
+        }
     }
 
     fn wall(&self, monotonic_ns: u64) -> Option<Timestamp> {
-        let ago = self.monotonic.saturating_sub(Duration::from_nanos(monotonic_ns));
+        let ago = self
+            .monotonic
+            .saturating_sub(Duration::from_nanos(monotonic_ns));
         (monotonic_ns != 0).then(|| self.time - ago)
     }
 }
@@ -210,14 +225,25 @@ mod tests {
     fn report(packets: u64) -> Report {
         let rules = ["80:8080", "53:5353/udp"].map(|r| r.parse().expect("a rule"));
         let hit = |ifindex, rule, packets| {
-            let counter = Counter { packets, bytes: packets * 100, flows: 1, last_hit_ns: 5 };
+            let counter = Counter {
+                packets,
+                bytes: packets * 100,
+                flows: 1,
+                last_hit_ns: 5,
+            };
             (CounterKey { ifindex, rule }, counter)
         };
         let names = BTreeMap::from([(2, "eth0".to_owned())]);
         let mut reasons = vec![0; Reason::COUNT];
         reasons[Reason::Restored as usize] = 4;
         reasons[Reason::NoFreePort as usize] = 1;
-        Report::new(&rules, vec![], &[hit(2, 0, packets), hit(9, 0, 1)], &reasons, &names)
+        Report::new(
+            &rules,
+            vec![],
+            &[hit(2, 0, packets), hit(9, 0, 1)],
+            &reasons,
+            &names,
+        )
     }
 
     #[test]

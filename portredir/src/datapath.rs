@@ -15,6 +15,7 @@ use portredir_common::wire::Link;
 use thiserror::Error;
 
 use crate::ethtool;
+use crate::interface::Interface;
 use crate::plan::{Engine, Planned};
 use crate::rule::Rule;
 
@@ -94,13 +95,11 @@ mod program {
     }
 }
 
-/// What rewrites packets on one interface. Dropping it detaches; ingress goes
-/// first, so that no packet is rewritten whose reply would not be.
+/// What rewrites packets on one interface. Dropping it detaches, ingress first.
 #[derive(Debug)]
 struct Attached {
-    _ingress: IngressLink,
-    _egress: SchedClassifierLink,
-    is_clsact_ours: bool,
+    ingress: IngressLink,
+    egress: SchedClassifierLink,
     restore: Vec<&'static str>,
 }
 
@@ -118,6 +117,8 @@ pub struct Datapath {
     loaded: BTreeSet<&'static str>,
     attached: BTreeMap<u32, Attached>,
     local: HashMap<[u8; 16], u8>,
+    /// Interfaces whose clsact qdisc we made.
+    clsact: BTreeSet<u32>,
 }
 
 impl Datapath {
@@ -141,13 +142,22 @@ impl Datapath {
             loaded: BTreeSet::new(),
             attached: BTreeMap::new(),
             local: HashMap::new(),
+            clsact: BTreeSet::new(),
         };
-        let mut ports = Array::<_, PortEntry>::try_from(datapath.map("PORTS"))
-            .map_err(|source| DatapathError::Map { name: "PORTS", source })?;
+        let mut ports =
+            Array::<_, PortEntry>::try_from(datapath.map("PORTS")).map_err(|source| {
+                DatapathError::Map {
+                    name: "PORTS",
+                    source,
+                }
+            })?;
         for (index, entry) in port_entries(rules) {
             ports
                 .set(index, entry, 0)
-                .map_err(|source| DatapathError::Map { name: "PORTS", source })?;
+                .map_err(|source| DatapathError::Map {
+                    name: "PORTS",
+                    source,
+                })?;
         }
         Ok(datapath)
     }
@@ -224,61 +234,65 @@ impl Datapath {
     /// attached then.
     pub fn attach(&mut self, planned: &Planned) -> Result<&'static str, DatapathError> {
         let interface = &planned.interface;
-        let name = interface.name.as_str();
         let is_tcx_allowed = planned.engine != Engine::TcClsact;
         // Egress first: a packet must not be rewritten before its reply would be.
-        let egress = self.attach_tc(name, interface.link, TcAttachType::Egress, is_tcx_allowed)?;
+        let (egress, _) = self.attach_tc(interface, TcAttachType::Egress, is_tcx_allowed)?;
         let mut restore = Vec::new();
         let (ingress, mode) = match planned.engine {
             Engine::Tc | Engine::TcClsact => {
-                let ingress =
-                    self.attach_tc(name, interface.link, TcAttachType::Ingress, is_tcx_allowed)?;
-                (IngressLink::Tc(ingress.link), if ingress.is_tcx { "tcx" } else { "clsact" })
+                let (link, mode) =
+                    self.attach_tc(interface, TcAttachType::Ingress, is_tcx_allowed)?;
+                (IngressLink::Tc(link), mode)
             }
             Engine::XdpNative => {
-                let (link, mode) = self.attach_xdp(planned, XdpMode::Driver)?;
+                let (link, mode) = self.attach_xdp(interface, XdpMode::Driver)?;
                 (IngressLink::Xdp(link), mode)
             }
             Engine::XdpGeneric => {
-                restore = features_on(name);
-                let (link, mode) = self.attach_xdp(planned, XdpMode::Skb)?;
+                restore = features_on(&interface.name);
+                let (link, mode) = self.attach_xdp(interface, XdpMode::Skb)?;
                 (IngressLink::Xdp(link), mode)
             }
         };
         let attached = Attached {
-            _ingress: ingress,
-            _egress: egress.link,
-            is_clsact_ours: egress.is_clsact_ours,
+            ingress,
+            egress,
             restore,
         };
         self.attached.insert(interface.index, attached);
         Ok(mode)
     }
 
-    /// Detaches from an interface and puts its settings back. Returns whether
-    /// the clsact qdisc there is ours to remove.
-    pub fn detach(&mut self, index: u32, name: &str) -> bool {
-        let Some(Attached { _ingress, _egress, is_clsact_ours, restore }) =
-            self.attached.remove(&index)
+    /// Detaches from an interface and puts its settings back.
+    pub fn detach(&mut self, index: u32, name: &str) {
+        let Some(Attached {
+            ingress,
+            egress,
+            restore,
+        }) = self.attached.remove(&index)
         else {
-            return false;
+            return;
         };
-        drop(_ingress);
-        drop(_egress);
+        // A packet must not be rewritten after its reply no longer is.
+        drop(ingress);
+        drop(egress);
         for feature in restore {
             if let Err(error) = ethtool::set_feature(name, feature, true) {
                 log::warn!("{name}: switch {feature} on again: {error}");
             }
         }
-        is_clsact_ours
+    }
+
+    /// Whether the clsact qdisc of an interface is ours to remove. Says so once.
+    pub fn forget_clsact(&mut self, index: u32) -> bool {
+        self.clsact.remove(&index)
     }
 
     fn attach_xdp(
         &mut self,
-        planned: &Planned,
+        interface: &Interface,
         mode: XdpMode,
     ) -> Result<(XdpLink, &'static str), DatapathError> {
-        let interface = &planned.interface;
         let mut attach = |program: &'static str, what: &'static str| {
             let program: &mut Xdp = self.program(program)?;
             program
@@ -306,54 +320,70 @@ impl Datapath {
 
     fn attach_tc(
         &mut self,
-        interface: &str,
-        link: Link,
+        interface: &Interface,
         direction: TcAttachType,
         is_tcx_allowed: bool,
-    ) -> Result<TcAttachment, DatapathError> {
+    ) -> Result<(SchedClassifierLink, &'static str), DatapathError> {
+        let Interface {
+            name, index, link, ..
+        } = interface;
         let is_ingress = direction == TcAttachType::Ingress;
-        let name = if is_ingress { program::ingress(link) } else { program::egress(link) };
-        let program: &mut SchedClassifier = self.program(name)?;
-        let error = |what, error: &ProgramError| DatapathError::Attach {
+        let program_name = if is_ingress {
+            program::ingress(*link)
+        } else {
+            program::egress(*link)
+        };
+        let program: &mut SchedClassifier = self.program(program_name)?;
+        let error = |what, reason| DatapathError::Attach {
             what,
-            interface: interface.to_owned(),
-            reason: chain(error),
+            interface: name.clone(),
+            reason,
         };
         if is_tcx_allowed {
             // Ingress before and egress behind the others, so that they see
             // the target port on both ways.
-            let order = if is_ingress { LinkOrder::first() } else { LinkOrder::last() };
+            let order = if is_ingress {
+                LinkOrder::first()
+            } else {
+                LinkOrder::last()
+            };
             let options = TcAttachOptions::TcxOrder(order);
-            match program.attach_with_options(interface, direction, options) {
+            match program.attach_with_options(name, direction, options) {
                 Ok(id) => {
-                    let link = program.take_link(id).map_err(|e| error("tcx", &e))?;
-                    return Ok(TcAttachment { link, is_tcx: true, is_clsact_ours: false });
+                    let link = program.take_link(id).map_err(|e| error("tcx", chain(&e)))?;
+                    return Ok((link, "tcx"));
                 }
                 // Before 6.6 the attach type does not exist.
                 Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
                     if io_error.raw_os_error() == Some(libc::EINVAL) => {}
-                Err(e) => return Err(error("tcx", &e)),
+                Err(e) => return Err(error("tcx", chain(&e))),
             }
         }
-        let what = "clsact";
-        let is_clsact_ours = match tc::qdisc_add_clsact(interface) {
-            Ok(()) => true,
-            Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => false,
-            Err(e) => return Err(error(what, &e.into())),
-        };
+        match tc::qdisc_add_clsact(name) {
+            Ok(()) => {
+                self.clsact.insert(*index);
+            }
+            Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::ENOENT) => {
+                let hint = "; are the kernel modules sch_ingress and cls_bpf there?";
+                return Err(error("clsact", chain(&e) + hint));
+            }
+            Err(e) => return Err(error("clsact", chain(&e))),
+        }
         // Of a run that was killed; nobody else is here, we hold the lock.
-        let _ = tc::qdisc_detach_program(interface, direction, name);
+        let _ = tc::qdisc_detach_program(name, direction, program_name);
         let options = TcAttachOptions::Netlink(NlOptions {
             // Zero goes before all that are there.
             priority: if is_ingress { 0 } else { u16::MAX },
             handle: TcHandle::AUTO_ASSIGN,
             classid: None,
         });
+        let program: &mut SchedClassifier = self.program(program_name)?;
         let link = program
-            .attach_with_options(interface, direction, options)
+            .attach_with_options(name, direction, options)
             .and_then(|id| program.take_link(id))
-            .map_err(|e| error(what, &e))?;
-        Ok(TcAttachment { link, is_tcx: false, is_clsact_ours })
+            .map_err(|e| error("clsact", chain(&e)))?;
+        Ok((link, "clsact"))
     }
 
     /// The counters of all rules on all interfaces, summed over the CPUs.
@@ -399,12 +429,6 @@ impl Datapath {
     }
 }
 
-struct TcAttachment {
-    link: SchedClassifierLink,
-    is_tcx: bool,
-    is_clsact_ours: bool,
-}
-
 /// Kinds of programs that are loaded on first use.
 pub trait Load {
     /// Loads the program into the kernel.
@@ -448,7 +472,11 @@ fn port_entries(rules: &[Rule]) -> HashMap<u32, PortEntry> {
 fn features_on(interface: &str) -> Vec<&'static str> {
     let names = ethtool::CLEARED_BY_GENERIC_XDP;
     let on = ethtool::features(interface, &names).unwrap_or_default();
-    names.into_iter().zip(on).filter_map(|(name, is_on)| is_on.then_some(name)).collect()
+    names
+        .into_iter()
+        .zip(on)
+        .filter_map(|(name, is_on)| is_on.then_some(name))
+        .collect()
 }
 
 /// What an XDP program is called, for messages.

@@ -51,9 +51,10 @@ pub fn features(interface: &str, names: &[&str]) -> io::Result<Vec<bool>> {
     Ok(names
         .iter()
         .map(|name| {
-            strings.iter().position(|s| s == name).is_some_and(|bit| {
-                request.word(2 + bit / 32 * 4 + 2) & (1 << (bit % 32)) != 0
-            })
+            strings
+                .iter()
+                .position(|s| s == name)
+                .is_some_and(|bit| request.word(2 + bit / 32 * 4 + 2) & (1 << (bit % 32)) != 0)
         })
         .collect())
 }
@@ -122,7 +123,10 @@ impl Request {
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+        self.words
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect()
     }
 
     fn send(&mut self, interface: &str) -> io::Result<()> {
@@ -133,15 +137,26 @@ impl Request {
         for (to, from) in ifr_name.iter_mut().zip(interface.bytes()) {
             *to = from.cast_signed() as c_char;
         }
-        let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let fd = socket(
+            AddressFamily::Inet,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
         let mut ifreq = libc::ifreq {
             ifr_name,
-            ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: self.words.as_mut_ptr().cast() },
+            ifr_ifru: libc::__c_anonymous_ifr_ifru {
+                ifru_data: self.words.as_mut_ptr().cast(),
+            },
         };
         // SAFETY: the kernel reads and writes what the command in the first
         // word says, for which the caller made room.
         let ret = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCETHTOOL, &raw mut ifreq) };
-        if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if ret < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -7,9 +7,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{
-    LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkXdp,
-};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkXdp};
+use netlink_packet_route::tc::TcHandle;
 use portredir_common::abi::{Addr, local};
 use portredir_common::wire::Link;
 use rtnetlink::MulticastGroup;
@@ -71,13 +70,42 @@ impl Netlink {
         tokio::spawn(connection);
         // Whatever the message says, also that some were lost: what counts is
         // the state after it.
-        Ok(Self { handle, changes: messages.map(|_| ()).boxed() })
+        Ok(Self {
+            handle,
+            changes: messages.map(|_| ()).boxed(),
+        })
     }
 
-    /// For requests of other kinds.
-    #[must_use]
-    pub fn handle(&self) -> &rtnetlink::Handle {
-        &self.handle
+    /// Removes the clsact qdisc of an interface, unless it has filters.
+    ///
+    /// # Errors
+    ///
+    /// When the interface is gone, or the kernel refuses.
+    pub async fn remove_clsact(&self, index: u32) -> anyhow::Result<()> {
+        // `TC_H_CLSACT`, as include/uapi/linux/pkt_sched.h has it.
+        const CLSACT_PARENT: TcHandle = TcHandle {
+            major: 0xffff,
+            minor: 0xfff1,
+        };
+        let index = i32::try_from(index)?;
+        let ingress = self.handle.traffic_filter(index).get().ingress().execute();
+        let egress = self.handle.traffic_filter(index).get().egress().execute();
+        let mut filters = ingress
+            .try_collect::<Vec<_>>()
+            .await
+            .context("list filters")?;
+        filters.extend(
+            egress
+                .try_collect::<Vec<_>>()
+                .await
+                .context("list filters")?,
+        );
+        if !filters.is_empty() {
+            return Ok(());
+        }
+        let mut request = self.handle.qdisc().del(index);
+        request.message_mut().header.parent = CLSACT_PARENT;
+        request.execute().await.context("remove the clsact qdisc")
     }
 
     /// Waits until something changed and then, for a moment, calmed down.

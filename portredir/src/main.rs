@@ -20,7 +20,10 @@ enum Exit {
 impl Exit {
     fn of(error: &anyhow::Error) -> Self {
         if error.is::<ConflictError>()
-            || matches!(error.downcast_ref(), Some(PlanError::UnknownInterface { .. }))
+            || matches!(
+                error.downcast_ref(),
+                Some(PlanError::UnknownInterface { .. })
+            )
         {
             Self::Usage
         } else if matches!(error.downcast_ref(), Some(PreflightError::Capabilities(_))) {
@@ -33,7 +36,11 @@ impl Exit {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let default = if cli.verbose > 0 { "warn,portredir=debug" } else { "warn" };
+    let default = if cli.verbose > 0 {
+        "warn,portredir=debug"
+    } else {
+        "warn"
+    };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default)).init();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -55,8 +55,26 @@ impl Engine {
 /// among them: `virtio_net` (guest TSO and GRO go off), `veth` (the peer's TSO
 /// goes off and bulk TCP falls to a quarter).
 const NATIVE_XDP_DRIVERS: &[&str] = &[
-    "atlantic", "bnxt_en", "ena", "fbnic", "funeth", "gve", "i40e", "ice", "idpf", "igb", "igc",
-    "ionic", "ixgbe", "ixgbevf", "mana", "mlx4_en", "mlx5_core", "nfp", "qede", "sfc",
+    "atlantic",
+    "bnxt_en",
+    "ena",
+    "fbnic",
+    "funeth",
+    "gve",
+    "i40e",
+    "ice",
+    "idpf",
+    "igb",
+    "igc",
+    "ionic",
+    "ixgbe",
+    "ixgbevf",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "nfp",
+    "qede",
+    "sfc",
 ];
 
 /// `--iface`: names, or everything.
@@ -82,7 +100,13 @@ pub struct Planned {
 
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<15} {:<11} {}", self.interface.name, self.engine.name(), self.why)
+        write!(
+            f,
+            "{:<15} {:<11} {}",
+            self.interface.name,
+            self.engine.name(),
+            self.why
+        )
     }
 }
 
@@ -108,6 +132,8 @@ pub struct Plan {
     pub attach: BTreeMap<u32, Planned>,
     /// The others.
     pub skip: Vec<Skipped>,
+    /// Where the engine that was asked for is impossible.
+    pub refuse: Vec<PlanError>,
 }
 
 /// Why there can be no plan.
@@ -148,16 +174,15 @@ impl Snapshot {
     /// An interface in `attached` is kept while it exists, also under another
     /// name; its own XDP program is not foreign.
     ///
-    /// # Errors
-    ///
-    /// [`PlanError`], when something was named that cannot be done.
+    /// What is impossible is in [`Plan::refuse`].
+    #[must_use]
     pub fn plan(
         &self,
         selection: &Selection,
         choice: EngineChoice,
         attached: &BTreeSet<u32>,
         program_name: ProgramName<'_>,
-    ) -> Result<Plan, PlanError> {
+    ) -> Plan {
         let mut plan = Plan::default();
         let candidates: Vec<_> = match selection {
             Selection::All => self.interfaces.values().filter(|i| i.is_up).collect(),
@@ -170,16 +195,27 @@ impl Snapshot {
         let indexes: BTreeSet<_> = candidates.iter().map(|i| i.index).collect();
         for interface in candidates {
             if let Some(why) = self.covered(interface, selection, &indexes) {
-                plan.skip.push(Skipped { name: interface.name.clone(), why });
+                plan.skip.push(Skipped {
+                    name: interface.name.clone(),
+                    why,
+                });
                 continue;
             }
             let is_ours = attached.contains(&interface.index);
             let foreign = interface.xdp.filter(|_| !is_ours).map(program_name);
-            let (engine, why) = choose(interface, choice, foreign)?;
-            let planned = Planned { interface: interface.clone(), engine, why };
-            plan.attach.insert(interface.index, planned);
+            match choose(interface, choice, selection, foreign) {
+                Ok((engine, why)) => {
+                    let planned = Planned {
+                        interface: interface.clone(),
+                        engine,
+                        why,
+                    };
+                    plan.attach.insert(interface.index, planned);
+                }
+                Err(error) => plan.refuse.push(error),
+            }
         }
-        Ok(plan)
+        plan
     }
 
     /// Checks that every name exists.
@@ -193,7 +229,10 @@ impl Snapshot {
         };
         let known: Vec<_> = self.interfaces.values().map(|i| i.name.clone()).collect();
         match names.iter().find(|name| !known.contains(name)) {
-            Some(name) => Err(PlanError::UnknownInterface { name: name.clone(), known }),
+            Some(name) => Err(PlanError::UnknownInterface {
+                name: name.clone(),
+                known,
+            }),
             None => Ok(()),
         }
     }
@@ -206,12 +245,18 @@ impl Snapshot {
         selection: &Selection,
         selected: &BTreeSet<u32>,
     ) -> Option<String> {
-        if let Some(master) = interface.master.and_then(|index| self.interfaces.get(&index)) {
+        if let Some(master) = interface
+            .master
+            .and_then(|index| self.interfaces.get(&index))
+        {
             let kind = master.kind.as_deref().unwrap_or("master");
             // The ports of a VRF receive for themselves.
             let is_port = kind != "vrf";
             if is_port && (*selection == Selection::All || selected.contains(&master.index)) {
-                return Some(format!("port of {kind} {}, which is used instead", master.name));
+                return Some(format!(
+                    "port of {kind} {}, which is used instead",
+                    master.name
+                ));
             }
         }
         if interface.kind.as_deref() == Some("vrf") {
@@ -231,16 +276,27 @@ impl Snapshot {
 fn choose(
     interface: &Interface,
     choice: EngineChoice,
+    selection: &Selection,
     foreign_xdp: Option<String>,
 ) -> Result<(Engine, String), PlanError> {
     let name = &interface.name;
     if let (EngineChoice::Xdp | EngineChoice::XdpGeneric, Some(program)) = (choice, &foreign_xdp) {
-        return Err(PlanError::ForeignXdp { interface: name.clone(), program: program.clone() });
+        return Err(PlanError::ForeignXdp {
+            interface: name.clone(),
+            program: program.clone(),
+        });
+    }
+    let is_xdp = matches!(choice, EngineChoice::Xdp | EngineChoice::XdpGeneric);
+    if is_xdp && interface.index == LOOPBACK && *selection == Selection::All {
+        // It would copy every packet of up to 64 KiB.
+        return Ok((Engine::Tc, "XDP on loopback only slows it down".into()));
     }
     let asked = "asked for by --engine".to_owned();
     match choice {
         EngineChoice::Xdp if interface.link == Link::Ip => {
-            return Err(PlanError::NoNativeXdp { interface: name.clone() });
+            return Err(PlanError::NoNativeXdp {
+                interface: name.clone(),
+            });
         }
         EngineChoice::Xdp => return Ok((Engine::XdpNative, asked)),
         EngineChoice::XdpGeneric => return Ok((Engine::XdpGeneric, asked)),
@@ -249,7 +305,10 @@ fn choose(
         EngineChoice::Auto => {}
     }
     if let Some(program) = foreign_xdp {
-        return Ok((Engine::Tc, format!("XDP is taken by {program}, which is left alone")));
+        return Ok((
+            Engine::Tc,
+            format!("XDP is taken by {program}, which is left alone"),
+        ));
     }
     if interface.index == LOOPBACK {
         return Ok((Engine::Tc, "loopback has no native XDP".into()));
@@ -289,11 +348,17 @@ mod tests {
     }
 
     fn kind(index: u32, name: &str, kind: &str) -> Interface {
-        Interface { kind: Some(kind.into()), ..interface(index, name) }
+        Interface {
+            kind: Some(kind.into()),
+            ..interface(index, name)
+        }
     }
 
     fn driver(index: u32, name: &str, driver: &str) -> Interface {
-        Interface { driver: Some(driver.into()), ..interface(index, name) }
+        Interface {
+            driver: Some(driver.into()),
+            ..interface(index, name)
+        }
     }
 
     fn snapshot(interfaces: impl IntoIterator<Item = Interface>) -> Snapshot {
@@ -303,8 +368,10 @@ mod tests {
         }
     }
 
-    fn plan(snapshot: &Snapshot, selection: &Selection, choice: EngineChoice) -> Result<Plan, PlanError> {
-        snapshot.plan(selection, choice, &BTreeSet::new(), &|id| format!("probe (id {id})"))
+    fn plan(snapshot: &Snapshot, selection: &Selection, choice: EngineChoice) -> Plan {
+        snapshot.plan(selection, choice, &BTreeSet::new(), &|id| {
+            format!("probe (id {id})")
+        })
     }
 
     fn names(list: &[&str]) -> Selection {
@@ -312,7 +379,10 @@ mod tests {
     }
 
     fn engines(plan: &Plan) -> Vec<(&str, &str)> {
-        plan.attach.values().map(|p| (p.interface.name.as_str(), p.engine.name())).collect()
+        plan.attach
+            .values()
+            .map(|p| (p.interface.name.as_str(), p.engine.name()))
+            .collect()
     }
 
     #[test]
@@ -322,10 +392,13 @@ mod tests {
             driver(2, "eth0", "i40e"),
             driver(3, "eth1", "virtio_net"),
             kind(4, "veth0", "veth"),
-            Interface { link: Link::Ip, ..kind(5, "wg0", "wireguard") },
+            Interface {
+                link: Link::Ip,
+                ..kind(5, "wg0", "wireguard")
+            },
             driver(6, "wlan0", "iwlwifi"),
         ]);
-        let plan = plan(&snapshot, &Selection::All, EngineChoice::Auto).expect("a plan");
+        let plan = plan(&snapshot, &Selection::All, EngineChoice::Auto);
         let expected = [
             ("lo", "tc"),
             ("eth0", "xdp"),
@@ -340,17 +413,40 @@ mod tests {
 
     #[test]
     fn a_packet_crosses_one_hook() {
-        let port = Interface { master: Some(3), ..kind(4, "veth0", "veth") };
-        let vlan_on_bridge = Interface { lower: Some(3), ..kind(5, "br0.10", "vlan") };
-        let vlan_on_port = Interface { lower: Some(4), ..kind(6, "veth0.20", "vlan") };
-        let down = Interface { is_up: false, ..interface(7, "eth9") };
-        let tunnel = Interface { lower: Some(3), ..kind(8, "vxlan0", "vxlan") };
+        let port = Interface {
+            master: Some(3),
+            ..kind(4, "veth0", "veth")
+        };
+        let vlan_on_bridge = Interface {
+            lower: Some(3),
+            ..kind(5, "br0.10", "vlan")
+        };
+        let vlan_on_port = Interface {
+            lower: Some(4),
+            ..kind(6, "veth0.20", "vlan")
+        };
+        let down = Interface {
+            is_up: false,
+            ..interface(7, "eth9")
+        };
+        let tunnel = Interface {
+            lower: Some(3),
+            ..kind(8, "vxlan0", "vxlan")
+        };
         let snapshot = snapshot([
-            kind(3, "br0", "bridge"), port, vlan_on_bridge, vlan_on_port, down, tunnel,
+            kind(3, "br0", "bridge"),
+            port,
+            vlan_on_bridge,
+            vlan_on_port,
+            down,
+            tunnel,
         ]);
-        let all = plan(&snapshot, &Selection::All, EngineChoice::Tc).expect("a plan");
+        let all = plan(&snapshot, &Selection::All, EngineChoice::Tc);
         // The port is left to the bridge, so a VLAN on the port is on its own.
-        assert_eq!(engines(&all), [("br0", "tc"), ("veth0.20", "tc"), ("vxlan0", "tc")]);
+        assert_eq!(
+            engines(&all),
+            [("br0", "tc"), ("veth0.20", "tc"), ("vxlan0", "tc")]
+        );
         assert_eq!(
             all.skip.iter().map(ToString::to_string).collect::<Vec<_>>(),
             [
@@ -358,39 +454,58 @@ mod tests {
                 "br0.10          -           vlan on br0, which sees its packets first",
             ]
         );
-        let alone = plan(&snapshot, &names(&["veth0"]), EngineChoice::Tc).expect("a plan");
+        let alone = plan(&snapshot, &names(&["veth0"]), EngineChoice::Tc);
         assert_eq!(engines(&alone), [("veth0", "tc")]);
-        let both = plan(&snapshot, &names(&["veth0", "br0"]), EngineChoice::Tc).expect("a plan");
+        let both = plan(&snapshot, &names(&["veth0", "br0"]), EngineChoice::Tc);
         assert_eq!(engines(&both), [("br0", "tc")]);
     }
 
     #[test]
     fn foreign_xdp_is_named_and_left_alone() {
-        let snapshot = snapshot([Interface { xdp: Some(7), ..driver(2, "eth0", "ice") }]);
-        let auto = plan(&snapshot, &Selection::All, EngineChoice::Auto).expect("a plan");
+        let snapshot = snapshot([Interface {
+            xdp: Some(7),
+            ..driver(2, "eth0", "ice")
+        }]);
+        let auto = plan(&snapshot, &Selection::All, EngineChoice::Auto);
         assert_eq!(engines(&auto), [("eth0", "tc")]);
         assert!(auto.attach[&2].why.contains("probe (id 7)"));
-        let error = plan(&snapshot, &Selection::All, EngineChoice::Xdp).expect_err("refused");
-        assert!(error.to_string().contains("eth0 already has an XDP program, probe (id 7)"));
-        let ours = snapshot
-            .plan(&Selection::All, EngineChoice::Xdp, &BTreeSet::from([2]), &|_| unreachable!())
-            .expect("a plan");
+        let forced = plan(&snapshot, &Selection::All, EngineChoice::Xdp);
+        assert!(forced.attach.is_empty());
+        let error = forced.refuse[0].to_string();
+        assert!(
+            error.contains("eth0 already has an XDP program, probe (id 7)"),
+            "{error}"
+        );
+        let ours = snapshot.plan(
+            &Selection::All,
+            EngineChoice::Xdp,
+            &BTreeSet::from([2]),
+            &|_| unreachable!(),
+        );
         assert_eq!(engines(&ours), [("eth0", "xdp")]);
     }
 
     #[test]
     fn unknown_names_are_refused_with_those_that_exist() {
         let snapshot = snapshot([interface(1, "lo"), interface(2, "eth0")]);
-        let error = snapshot.check_names(&names(&["eth0", "eth1"])).expect_err("refused");
-        assert_eq!(error.to_string(), "no interface `eth1`; there are: lo, eth0");
+        let error = snapshot
+            .check_names(&names(&["eth0", "eth1"]))
+            .expect_err("refused");
+        assert_eq!(
+            error.to_string(),
+            "no interface `eth1`; there are: lo, eth0"
+        );
     }
 
     #[test]
     fn attached_interfaces_are_kept_when_renamed() {
         let snapshot = snapshot([interface(2, "lan0")]);
-        let plan = snapshot
-            .plan(&names(&["eth0"]), EngineChoice::Tc, &BTreeSet::from([2]), &|_| unreachable!())
-            .expect("a plan");
+        let plan = snapshot.plan(
+            &names(&["eth0"]),
+            EngineChoice::Tc,
+            &BTreeSet::from([2]),
+            &|_| unreachable!(),
+        );
         assert_eq!(engines(&plan), [("lan0", "tc")]);
     }
 }

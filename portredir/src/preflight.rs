@@ -21,7 +21,9 @@ pub enum PreflightError {
     )]
     Capabilities(Vec<Capability>),
     /// The kernel is too old or was built without something.
-    #[error("this kernel has no {feature}, which came with Linux {since}; portredir needs Linux 5.15")]
+    #[error(
+        "this kernel has no {feature}, which came with Linux {since}; portredir needs Linux 5.15"
+    )]
     Feature {
         /// What is missing.
         feature: &'static str,
@@ -43,14 +45,22 @@ pub enum PreflightError {
 /// [`PreflightError::Capabilities`], naming those that are missing.
 pub fn check_capabilities() -> Result<(), PreflightError> {
     let has = |cap| caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false);
-    let missing: Vec<_> = [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_NET_ADMIN]
-        .into_iter()
-        .filter(|&cap| {
-            // CAP_SYS_ADMIN includes the two that were split from it in 5.8.
-            !has(cap) && (cap == Capability::CAP_NET_ADMIN || !has(Capability::CAP_SYS_ADMIN))
-        })
-        .collect();
-    if missing.is_empty() { Ok(()) } else { Err(PreflightError::Capabilities(missing)) }
+    let missing: Vec<_> = [
+        Capability::CAP_BPF,
+        Capability::CAP_PERFMON,
+        Capability::CAP_NET_ADMIN,
+    ]
+    .into_iter()
+    .filter(|&cap| {
+        // CAP_SYS_ADMIN includes the two that were split from it in 5.8.
+        !has(cap) && (cap == Capability::CAP_NET_ADMIN || !has(Capability::CAP_SYS_ADMIN))
+    })
+    .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(PreflightError::Capabilities(missing))
+    }
 }
 
 /// Checks that the kernel has what every engine needs, by trying it.
@@ -60,8 +70,16 @@ pub fn check_capabilities() -> Result<(), PreflightError> {
 /// [`PreflightError::Feature`], naming the first that is missing.
 pub fn check_kernel() -> Result<(), PreflightError> {
     let maps = [
-        (MapType::LruHash, "LRU hash map (BPF_MAP_TYPE_LRU_HASH)", "4.10"),
-        (MapType::SkStorage, "socket storage map (BPF_MAP_TYPE_SK_STORAGE)", "5.2"),
+        (
+            MapType::LruHash,
+            "LRU hash map (BPF_MAP_TYPE_LRU_HASH)",
+            "4.10",
+        ),
+        (
+            MapType::SkStorage,
+            "socket storage map (BPF_MAP_TYPE_SK_STORAGE)",
+            "5.2",
+        ),
     ];
     for (map, feature, since) in maps {
         // An error of the probe itself says nothing; loading will tell.
@@ -70,12 +88,27 @@ pub fn check_kernel() -> Result<(), PreflightError> {
         }
     }
     let helpers = [
-        (BpfHelper::BPF_FUNC_skc_lookup_tcp, "BPF helper bpf_skc_lookup_tcp", "5.2"),
-        (BpfHelper::BPF_FUNC_sk_storage_get, "BPF helper bpf_sk_storage_get", "5.2"),
-        (BpfHelper::BPF_FUNC_ktime_get_coarse_ns, "BPF helper bpf_ktime_get_coarse_ns", "5.11"),
+        (
+            BpfHelper::BPF_FUNC_skc_lookup_tcp,
+            "BPF helper bpf_skc_lookup_tcp",
+            "5.2",
+        ),
+        (
+            BpfHelper::BPF_FUNC_sk_storage_get,
+            "BPF helper bpf_sk_storage_get",
+            "5.2",
+        ),
+        (
+            BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
+            "BPF helper bpf_ktime_get_coarse_ns",
+            "5.11",
+        ),
     ];
     for (helper, feature, since) in helpers {
-        if matches!(is_helper_supported(ProgramType::SchedClassifier, helper), Ok(false)) {
+        if matches!(
+            is_helper_supported(ProgramType::SchedClassifier, helper),
+            Ok(false)
+        ) {
             return Err(PreflightError::Feature { feature, since });
         }
     }

@@ -34,7 +34,10 @@ impl Protocols {
     }
 
     const fn overlap(self, other: Self) -> bool {
-        !matches!((self, other), (Self::Tcp, Self::Udp) | (Self::Udp, Self::Tcp))
+        !matches!(
+            (self, other),
+            (Self::Tcp, Self::Udp) | (Self::Udp, Self::Tcp)
+        )
     }
 }
 
@@ -105,8 +108,15 @@ pub fn check(rules: &[Rule]) -> Result<(), ConflictError> {
     let mut by_port = std::collections::HashMap::<u16, Vec<&Rule>>::new();
     for second in rules {
         let holders = by_port.entry(second.dialled).or_default();
-        if let Some(&&first) = holders.iter().find(|r| r.protocols.overlap(second.protocols)) {
-            return Err(ConflictError::SamePort { first, second: *second, port: second.dialled });
+        if let Some(&&first) = holders
+            .iter()
+            .find(|r| r.protocols.overlap(second.protocols))
+        {
+            return Err(ConflictError::SamePort {
+                first,
+                second: *second,
+                port: second.dialled,
+            });
         }
         holders.push(second);
     }
@@ -122,7 +132,10 @@ impl FromStr for Rule {
         let mut parser = Parser { text, at: 0 };
         if let Some(length) = parser.address() {
             return Err(parser.error(
-                format!("a rule for one address, `{}`, is not supported yet", &text[..length]),
+                format!(
+                    "a rule for one address, `{}`, is not supported yet",
+                    &text[..length]
+                ),
                 "leave the address out to redirect on every address of this host".into(),
             ));
         }
@@ -150,7 +163,11 @@ impl FromStr for Rule {
         }
         let protocols = parser.protocols()?;
         parser.end()?;
-        Ok(Self { dialled, target, protocols })
+        Ok(Self {
+            dialled,
+            target,
+            protocols,
+        })
     }
 }
 
@@ -189,7 +206,9 @@ impl<'a> Parser<'a> {
 
     fn port(&mut self, what: &str) -> Result<u16, RuleError> {
         let rest = self.rest();
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let word = &rest[..digits];
         if word.is_empty() {
             let found = match rest.chars().next() {
@@ -199,7 +218,10 @@ impl<'a> Parser<'a> {
             return Err(self.error(format!("expected {what}, but {found}"), EXAMPLE.into()));
         }
         match word.parse::<u16>() {
-            Ok(0) => Err(self.error("port 0 cannot be used".into(), "ports are 1 to 65535".into())),
+            Ok(0) => Err(self.error(
+                "port 0 cannot be used".into(),
+                "ports are 1 to 65535".into(),
+            )),
             Ok(port) => {
                 self.at += digits;
                 Ok(port)
@@ -227,9 +249,10 @@ impl<'a> Parser<'a> {
                 self.at += c.len_utf8();
                 Ok(())
             }
-            Some(found) => {
-                Err(self.error(format!("expected `{c}` {place}, found `{found}`"), EXAMPLE.into()))
-            }
+            Some(found) => Err(self.error(
+                format!("expected `{c}` {place}, found `{found}`"),
+                EXAMPLE.into(),
+            )),
             None => Err(self.error(
                 format!("expected `{c}` {place}, but the rule ends"),
                 format!("to redirect port {0} to 8080, write {0}:8080", self.text),
@@ -277,9 +300,10 @@ impl<'a> Parser<'a> {
             ("on", "choose interfaces for all rules with --iface"),
         ] {
             if rest.split_whitespace().next() == Some(word) {
-                return Err(
-                    self.error(format!("`{word}` conditions are not supported yet"), hint.into())
-                );
+                return Err(self.error(
+                    format!("`{word}` conditions are not supported yet"),
+                    hint.into(),
+                ));
             }
         }
         Err(self.error("the rule should end here".into(), EXAMPLE.into()))
@@ -357,7 +381,10 @@ mod tests {
         for (texts, named) in [
             (["80:8080", "80:8081"], "`80:8080` and `80:8081`"),
             (["80:8080", "80:8080"], "`80:8080` and `80:8080`"),
-            (["80:8080/both", "80:8081/udp"], "`80:8080/both` and `80:8081/udp`"),
+            (
+                ["80:8080/both", "80:8081/udp"],
+                "`80:8080/both` and `80:8081/udp`",
+            ),
         ] {
             let message = check(&list(&texts)).expect_err("a conflict").to_string();
             assert!(message.contains(named), "{message}");

@@ -1,13 +1,11 @@
 //! The foreground run: plan, attach, follow the host, count, detach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
-use futures_util::TryStreamExt as _;
-use netlink_packet_route::tc::TcHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
@@ -27,40 +25,58 @@ use crate::rule;
 /// attached.
 pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     rule::check(&cli.rules)?;
-    let mut netlink = Netlink::open()?;
+    let netlink = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
     snapshot.check_names(&cli.iface)?;
     preflight::check_capabilities()?;
     preflight::check_kernel()?;
     let _lock = Lock::take()?;
-    let plan = snapshot.plan(&cli.iface, cli.engine, &Default::default(), &program_name)?;
+    let plan = snapshot.plan(&cli.iface, cli.engine, &BTreeSet::new(), &program_name);
 
+    let mut hang_up = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let sizes = Sizes { tcp_flows: cli.max_tcp_flows, udp_flows: cli.max_udp_flows };
+    let sizes = Sizes {
+        tcp_flows: cli.max_tcp_flows,
+        udp_flows: cli.max_udp_flows,
+    };
     let is_logging = log::log_enabled!(target: "portredir_ebpf", log::Level::Debug);
-    let log_level = if is_logging { aya_log::Level::Debug as u8 } else { 0 };
+    let log_level = if is_logging {
+        aya_log::Level::Debug as u8
+    } else {
+        0
+    };
     let mut datapath = Datapath::load(&cli.rules, sizes, log_level)?;
     if is_logging {
         tokio::spawn(forward_log(EbpfLogger::init(datapath.ebpf())?));
     }
-    let mut host = Host { cli, datapath, attached: BTreeMap::new(), names: BTreeMap::new() };
-    let result = host.start(&netlink, &snapshot, plan).await;
-    if let Err(error) = result {
-        host.stop(&netlink).await;
+    let mut host = Host {
+        cli,
+        netlink,
+        datapath,
+        attached: BTreeMap::new(),
+        names: BTreeMap::new(),
+        said: BTreeSet::new(),
+    };
+    if let Err(error) = host.start(&snapshot, plan).await {
+        host.stop().await;
         return Err(error);
     }
+    let rules: Vec<_> = cli.rules.iter().map(ToString::to_string).collect();
+    eprintln!("redirecting {}; Ctrl-C ends it", rules.join(" "));
 
     let mut ticks = tokio::time::interval(cli.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;
     let mut before = None;
     let result = loop {
+        // What changed while we were busy is followed as well.
         tokio::select! {
+            _ = hang_up.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
-            () = netlink.changed() => {
-                if let Err(error) = host.follow(&netlink).await {
+            () = host.netlink.changed() => {
+                if let Err(error) = host.follow().await {
                     log::warn!("{error:#}");
                 }
             }
@@ -71,7 +87,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
         }
     };
     let report = host.report();
-    host.stop(&netlink).await;
+    host.stop().await;
     result?;
     print_final(cli, &report?)
 }
@@ -79,57 +95,62 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
 /// The state of a run.
 struct Host<'a> {
     cli: &'a Cli,
+    netlink: Netlink,
     datapath: Datapath,
     attached: BTreeMap<u32, InterfaceReport>,
     /// Of all interfaces that ever counted something.
     names: BTreeMap<u32, String>,
+    said: BTreeSet<String>,
 }
 
 impl Host<'_> {
-    async fn start(
-        &mut self,
-        netlink: &Netlink,
-        snapshot: &Snapshot,
-        plan: Plan,
-    ) -> anyhow::Result<()> {
+    /// Attaches as planned, or not at all.
+    async fn start(&mut self, snapshot: &Snapshot, plan: Plan) -> anyhow::Result<()> {
         self.datapath.set_local(&snapshot.addrs)?;
         for skipped in &plan.skip {
-            eprintln!("{skipped}");
+            self.say_once(skipped.to_string());
         }
         for planned in plan.attach.values() {
             eprintln!("{planned}");
+        }
+        if let Some(error) = plan.refuse.into_iter().next() {
+            return Err(error.into());
         }
         if plan.attach.is_empty() && self.cli.iface != Selection::All {
             anyhow::bail!("no interface left to attach to");
         }
         for (index, planned) in plan.attach {
-            self.attach(index, &planned)?;
+            self.attach(index, &planned).await?;
         }
-        let rules: Vec<_> = self.cli.rules.iter().map(ToString::to_string).collect();
-        eprintln!("redirecting {}; Ctrl-C ends it", rules.join(" "));
-        // What changed while we were busy.
-        self.follow(netlink).await
+        Ok(())
     }
 
-    fn attach(&mut self, index: u32, planned: &Planned) -> anyhow::Result<()> {
-        let result = self.datapath.attach(planned);
-        let (engine, mode) = match result {
-            Ok(mode) => (planned.engine, mode),
-            Err(error)
-                if self.cli.engine == EngineChoice::Auto
-                    && planned.engine == Engine::XdpNative =>
-            {
-                eprintln!("{}: {:#}; using tc", planned.interface.name, anyhow::anyhow!(error));
-                let planned = Planned { engine: Engine::Tc, ..planned.clone() };
-                (Engine::Tc, self.datapath.attach(&planned)?)
+    async fn attach(&mut self, index: u32, planned: &Planned) -> anyhow::Result<()> {
+        let name = &planned.interface.name;
+        let mut engine = planned.engine;
+        let mut result = self.datapath.attach(planned);
+        if let Err(error) = &result
+            && self.cli.engine == EngineChoice::Auto
+            && engine == Engine::XdpNative
+        {
+            eprintln!("{error}; using tc");
+            engine = Engine::Tc;
+            result = self.datapath.attach(&Planned {
+                engine,
+                ..planned.clone()
+            });
+        }
+        let mode = match result {
+            Ok(mode) => mode,
+            Err(error) => {
+                self.remove_clsact(index, name).await;
+                return Err(error.into());
             }
-            Err(error) => return Err(error.into()),
         };
-        let name = planned.interface.name.clone();
         log::info!("attached to {name} by {mode}");
         self.names.insert(index, name.clone());
         let report = InterfaceReport {
-            name,
+            name: name.clone(),
             ifindex: index,
             engine: engine.name(),
             mode,
@@ -140,16 +161,23 @@ impl Host<'_> {
     }
 
     /// Makes the datapath follow interfaces and addresses as they are now.
-    async fn follow(&mut self, netlink: &Netlink) -> anyhow::Result<()> {
-        let snapshot = netlink.snapshot().await?;
+    async fn follow(&mut self) -> anyhow::Result<()> {
+        let snapshot = self.netlink.snapshot().await?;
         self.datapath.set_local(&snapshot.addrs)?;
         let attached = self.datapath.attached();
-        let plan =
-            snapshot.plan(&self.cli.iface, self.cli.engine, &attached, &program_name)?;
-        let gone: Vec<_> =
-            attached.iter().copied().filter(|index| !plan.attach.contains_key(index)).collect();
-        for index in gone {
-            self.detach(netlink, index, snapshot.interfaces.contains_key(&index)).await;
+        let plan = snapshot.plan(&self.cli.iface, self.cli.engine, &attached, &program_name);
+        let gone = attached
+            .iter()
+            .filter(|index| !plan.attach.contains_key(index));
+        for &index in gone {
+            self.detach(index, snapshot.interfaces.contains_key(&index))
+                .await;
+        }
+        for skipped in plan.skip {
+            self.say_once(skipped.to_string());
+        }
+        for error in plan.refuse {
+            self.say_once(error.to_string());
         }
         for (index, planned) in plan.attach {
             let name = &planned.interface.name;
@@ -161,29 +189,49 @@ impl Host<'_> {
                 }
                 continue;
             }
-            eprintln!("{planned}");
-            if let Err(error) = self.attach(index, &planned) {
-                // It may be gone again already; if not, the others must work.
-                log::warn!("{error:#}");
+            // It may be gone again already; if not, the others must work.
+            match self.attach(index, &planned).await {
+                Ok(()) => eprintln!("{planned}"),
+                Err(error) => self.say_once(format!("{error:#}")),
             }
         }
         Ok(())
     }
 
-    async fn detach(&mut self, netlink: &Netlink, index: u32, exists: bool) {
+    async fn detach(&mut self, index: u32, exists: bool) {
         let Some(report) = self.attached.remove(&index) else {
             return;
         };
-        let is_clsact_ours = self.datapath.detach(index, &report.name);
-        eprintln!("{} {}", report.name, if exists { "detached" } else { "is gone" });
-        if exists && is_clsact_ours && let Err(error) = remove_clsact(netlink, index).await {
-            log::warn!("{}: remove the clsact qdisc: {error:#}", report.name);
+        self.datapath.detach(index, &report.name);
+        self.remove_clsact(index, &report.name).await;
+        eprintln!(
+            "{} {}",
+            report.name,
+            if exists { "detached" } else { "is gone" }
+        );
+    }
+
+    async fn stop(&mut self) {
+        for index in self.datapath.attached() {
+            self.detach(index, true).await;
         }
     }
 
-    async fn stop(&mut self, netlink: &Netlink) {
-        for index in self.datapath.attached() {
-            self.detach(netlink, index, true).await;
+    /// Removes the clsact qdisc, if it is ours and nobody else has filters on
+    /// it by now.
+    async fn remove_clsact(&mut self, index: u32, name: &str) {
+        if self.datapath.forget_clsact(index)
+            && let Err(error) = self.netlink.remove_clsact(index).await
+        {
+            log::warn!("{name}: {error:#}");
+        }
+    }
+
+    /// Says what would else be said again on every change of any interface.
+    fn say_once(&mut self, line: String) {
+        if !self.said.contains(&line) {
+            eprintln!("{line}");
+            self.said.insert(line);
         }
     }
 
@@ -222,24 +270,6 @@ fn print_final(cli: &Cli, report: &Report) -> anyhow::Result<()> {
         }
     }
     out.flush().context("print counters")
-}
-
-/// Removes the clsact qdisc, unless somebody has filters on it by now.
-async fn remove_clsact(netlink: &Netlink, index: u32) -> anyhow::Result<()> {
-    // `TC_H_CLSACT`, as include/uapi/linux/pkt_sched.h has it.
-    const CLSACT_PARENT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
-    let index = i32::try_from(index)?;
-    let handle = netlink.handle();
-    let ingress = handle.traffic_filter(index).get().ingress().execute();
-    let egress = handle.traffic_filter(index).get().egress().execute();
-    let filters = ingress.try_collect::<Vec<_>>().await?.len()
-        + egress.try_collect::<Vec<_>>().await?.len();
-    if filters > 0 {
-        return Ok(());
-    }
-    let mut request = handle.qdisc().del(index);
-    request.message_mut().header.parent = CLSACT_PARENT;
-    Ok(request.execute().await?)
 }
 
 /// Passes on what the programs log, until the end of the run.
