@@ -38,7 +38,7 @@ impl Addr {
     #[inline(always)]
     #[must_use]
     pub const fn is_v4_loopback(self) -> bool {
-        u128::from_be_bytes(self.0) >> 24 == 0xffff_7f
+        u128::from_be_bytes(self.0) >> 24 == 0x00ff_ff7f
     }
 }
 
@@ -104,7 +104,7 @@ impl PortEntry {
 /// In `TCP`, `SYN` and `UDP` it is the translated flow, as the server's socket
 /// knows it; in `REMAP` it is the original one, as the client knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct FlowKey {
     /// The remote end.
     pub client: Addr,

@@ -9,6 +9,7 @@ use crate::csum;
 use crate::verdict::Reason;
 
 /// Bytes of one packet, and the one way to change them.
+#[expect(clippy::len_without_is_empty, reason = "no frame is empty")]
 pub trait Frame {
     /// Bytes from the first to the last of the frame, also those that
     /// [`Self::at`] cannot reach.

@@ -65,6 +65,33 @@ fn window<const N: usize>(data: usize, data_end: usize, offset: usize) -> Option
     (start + N <= data_end).then_some(start as *mut [u8; N])
 }
 
+/// Copies a window that was compared with the end of the packet.
+///
+/// Words are loaded whole, as C programs do, although they may not be aligned;
+/// the compiler would load bytes and run out of registers and stack.
+#[inline(always)]
+fn copy<const N: usize>(window: *const [u8; N]) -> [u8; N] {
+    if !N.is_multiple_of(4) {
+        // SAFETY: the caller compared the window with the end of the packet.
+        return unsafe { *window };
+    }
+    let mut bytes = [0; N];
+    for (i, to) in bytes.chunks_exact_mut(4).enumerate() {
+        let word: u64;
+        // SAFETY: inside the window.
+        unsafe {
+            asm!(
+                "{word} = *(u32 *)({from} + 0)",
+                word = out(reg) word,
+                from = in(reg) window.cast::<u32>().wrapping_add(i),
+                options(pure, readonly, nostack),
+            );
+        }
+        to.copy_from_slice(&(word as u32).to_ne_bytes());
+    }
+    bytes
+}
+
 /// An XDP frame. With `FRAGS` it may have more than one buffer; headers are in
 /// the first.
 pub struct Xdp<const FRAGS: bool> {
@@ -102,8 +129,7 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     #[inline(always)]
     fn at<const N: usize>(&mut self, offset: usize) -> Option<[u8; N]> {
         let window = self.window(offset)?;
-        // SAFETY: the window was compared with the end of the packet.
-        Some(unsafe { *window })
+        Some(copy(window))
     }
 
     #[inline(always)]
@@ -181,8 +207,7 @@ impl Frame for Skb {
             None if offset <= MAX_OFFSET && self.pull(offset + N) => self.linear::<N>(offset)?,
             None => return None,
         };
-        // SAFETY: the window was compared with the end of the packet.
-        Some(unsafe { *window })
+        Some(copy(window))
     }
 
     #[inline(always)]

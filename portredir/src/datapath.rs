@@ -235,6 +235,7 @@ impl Datapath {
     pub fn attach(&mut self, planned: &Planned) -> Result<&'static str, DatapathError> {
         let interface = &planned.interface;
         let is_tcx_allowed = planned.engine != Engine::TcClsact;
+        self.sweep(interface);
         // Egress first: a packet must not be rewritten before its reply would be.
         let (egress, _) = self.attach_tc(interface, TcAttachType::Egress, is_tcx_allowed)?;
         let mut restore = Vec::new();
@@ -261,6 +262,21 @@ impl Datapath {
         };
         self.attached.insert(interface.index, attached);
         Ok(mode)
+    }
+
+    /// Removes clsact filters of a run that was killed, which outlive it: we
+    /// hold the lock, so they are nobody else's.
+    fn sweep(&mut self, interface: &Interface) {
+        let Interface { name, index, link, .. } = interface;
+        for (direction, program) in [
+            (TcAttachType::Ingress, program::ingress(*link)),
+            (TcAttachType::Egress, program::egress(*link)),
+        ] {
+            if tc::qdisc_detach_program(name, direction, program).is_ok() {
+                // Then the qdisc is of that run as well.
+                self.clsact.insert(*index);
+            }
+        }
     }
 
     /// Detaches from an interface and puts its settings back.
@@ -370,8 +386,6 @@ impl Datapath {
             }
             Err(e) => return Err(error("clsact", chain(&e))),
         }
-        // Of a run that was killed; nobody else is here, we hold the lock.
-        let _ = tc::qdisc_detach_program(name, direction, program_name);
         let options = TcAttachOptions::Netlink(NlOptions {
             // Zero goes before all that are there.
             priority: if is_ingress { 0 } else { u16::MAX },

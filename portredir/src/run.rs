@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
+use log::{Log, Metadata, Record};
+use portredir_common::verdict::Reason;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
@@ -48,7 +50,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     };
     let mut datapath = Datapath::load(&cli.rules, sizes, log_level)?;
     if is_logging {
-        tokio::spawn(forward_log(EbpfLogger::init(datapath.ebpf())?));
+        tokio::spawn(forward_log(EbpfLogger::init_with_logger(datapath.ebpf(), DecisionLog)?));
     }
     let mut host = Host {
         cli,
@@ -273,10 +275,35 @@ fn print_final(cli: &Cli, report: &Report) -> anyhow::Result<()> {
 }
 
 /// Passes on what the programs log, until the end of the run.
-async fn forward_log(mut logger: EbpfLogger<&'static dyn log::Log>) {
+async fn forward_log(mut logger: EbpfLogger<DecisionLog>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(50));
     loop {
         ticks.tick().await;
         logger.flush();
     }
+}
+
+/// Puts words to the decisions of the programs: the index of a
+/// [`Reason`], then the packet.
+struct DecisionLog;
+
+impl Log for DecisionLog {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        log::logger().enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let text = record.args().to_string();
+        let (index, packet) = text.split_once(' ').unwrap_or_default();
+        let reason = index.parse().ok().and_then(|index: usize| Reason::ALL.get(index));
+        let word = reason.map_or(index, |reason| reason.label());
+        log::logger().log(
+            &Record::builder()
+                .metadata(record.metadata().clone())
+                .args(format_args!("{word}: {packet}"))
+                .build(),
+        );
+    }
+
+    fn flush(&self) {}
 }
