@@ -1,0 +1,101 @@
+//! Cargo, as the one who started us runs it: never as root.
+
+use std::env;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::{process, root};
+
+/// A program that cargo built.
+pub struct Program {
+    pub path: PathBuf,
+    /// The folder of its package, where cargo would run its tests.
+    pub package: PathBuf,
+    /// The name of its target.
+    pub name: String,
+    /// `bin`, `lib`, `test` or `bench`.
+    pub kind: String,
+    /// Whether it is made of the target's tests, not the target itself.
+    pub is_test: bool,
+}
+
+/// One line of `--message-format=json`. Most lines have no executable.
+#[derive(Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    profile: Option<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+/// The cargo that runs us, in the workspace.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(args).current_dir(root());
+    cargo
+}
+
+/// Builds, and asks cargo where the programs are: that depends on the profile,
+/// on the environment and on the user's configuration.
+pub fn build(args: &[&str]) -> Result<Vec<Program>> {
+    let mut cargo = cargo(args);
+    cargo.arg("--message-format=json-render-diagnostics");
+    eprintln!("$ {}", process::line(&cargo));
+    let output = cargo
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start cargo")?;
+    ensure!(output.status.success(), "{}", process::line(&cargo));
+    String::from_utf8(output.stdout)?
+        .lines()
+        .filter_map(|line| match serde_json::from_str(line) {
+            Ok(message) => program(message).map(Ok),
+            Err(error) => Some(Err(error).context("read cargo's messages")),
+        })
+        .collect()
+}
+
+fn program(message: Message) -> Option<Program> {
+    let target = message.target?;
+    Some(Program {
+        path: message.executable?,
+        package: message.manifest_path?.parent()?.to_owned(),
+        name: target.name,
+        kind: target.kind.into_iter().next()?,
+        is_test: message.profile?.test,
+    })
+}
+
+/// Builds portredir and becomes it, so that Ctrl-C reaches it and nobody else.
+pub fn run(args: &[OsString]) -> Result<()> {
+    let programs = build(&["build", "--release", "-p", "portredir", "--bin=portredir"])?;
+    let program = programs.first().context("find portredir after its build")?;
+    let mut command = process::as_root(&program.path);
+    Err(command.args(args).exec()).with_context(|| process::line(&command))
+}
+
+/// Runs a benchmark of portredir as root.
+pub fn bench(name: &str, args: &[OsString]) -> Result<()> {
+    let target = name.replace('-', "_");
+    let programs = build(&["bench", "-p", "portredir", "--bench", &target, "--no-run"])?;
+    let program = programs.iter().find(|program| program.kind == "bench");
+    let program = program.with_context(|| format!("find benchmark {target} after its build"))?;
+    // A harness runs tests, not benchmarks, unless it is told so as cargo does.
+    process::run(process::as_root(&program.path).arg("--bench").args(args))
+}

@@ -1,0 +1,103 @@
+//! `cargo xtask`: what developers and CI run. Nothing here is needed to build
+//! or to install portredir.
+
+mod cargo;
+mod ebpf;
+mod lint;
+mod process;
+mod report;
+mod setup;
+mod sources;
+mod test;
+mod toolchain;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Tasks around the portredir workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build portredir and run it, through sudo when not root.
+    Run {
+        /// Arguments of portredir, as in `-- --iface all 80:8080`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Run the tests and count them; root's tests through sudo when not root.
+    Test {
+        /// What to run; everything when none is named.
+        tiers: Vec<test::Tier>,
+        /// Do not look for, or install, the programs that the tests call.
+        #[arg(long)]
+        no_setup: bool,
+    },
+    /// Check formatting, lints and docs; a warning is an error.
+    Lint,
+    /// Install the programs that the tests call, where they are missing.
+    Setup {
+        /// What `build-ebpf` needs, instead of what the tests need.
+        #[arg(long)]
+        ebpf: bool,
+        /// Only tell what is missing.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Compile the datapath into the object that portredir embeds.
+    BuildEbpf {
+        /// Write nothing: fail when the committed object is not what the
+        /// sources give.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Run a benchmark of portredir as root, as in `bench prog-run`.
+    Bench {
+        /// Its name.
+        name: String,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Run { args } => cargo::run(&args)?,
+        Task::Test { tiers, no_setup } => return test::test(&tiers, no_setup),
+        Task::Lint => lint::lint()?,
+        Task::Setup { ebpf: false, check } => setup::test_tools(check)?,
+        Task::Setup { ebpf: true, check } => setup::ebpf_tools(check)?,
+        Task::BuildEbpf { check: false } => ebpf::build()?,
+        Task::BuildEbpf { check: true } => ebpf::check()?,
+        Task::Bench { name, args } => cargo::bench(&name, &args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The workspace's folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is a folder of the workspace")
+        .to_owned()
+}

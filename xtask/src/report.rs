@@ -1,0 +1,125 @@
+//! What test programs print, read back. The harness of rustc and libtest-mimic
+//! print nearly the same.
+
+use std::fmt;
+
+/// How many tests went how, and which ones did not pass.
+#[derive(Default, Debug, PartialEq)]
+pub struct Counts {
+    pub passed: u32,
+    pub failed: u32,
+    pub skipped: u32,
+    /// `name: reason` of each skipped test.
+    pub skips: Vec<String>,
+    /// The names of the failed tests.
+    pub failures: Vec<String>,
+}
+
+impl Counts {
+    /// Takes in a line, and tells whether it is the one that ends a program's
+    /// tests.
+    pub fn read(&mut self, line: &str) -> bool {
+        if let Some(result) = line.strip_prefix("test result: ") {
+            for part in result.split(['.', ';']) {
+                let Some((number, what)) = part.trim().split_once(' ') else {
+                    continue;
+                };
+                let number = number.parse().unwrap_or(0);
+                match what {
+                    "passed" => self.passed += number,
+                    "failed" => self.failed += number,
+                    "ignored" => self.skipped += number,
+                    _ => {}
+                }
+            }
+            return true;
+        }
+        let test = line.strip_prefix("test ").unwrap_or_default();
+        if let Some((name, outcome)) = test.split_once(" ... ") {
+            // libtest-mimic pads names to one width.
+            let name = name.trim();
+            if outcome.starts_with("FAILED") {
+                self.failures.push(name.to_owned());
+            } else if let Some(reason) = outcome.strip_prefix("ignored") {
+                self.skips.push(format!("{name}: {}", trim_reason(reason)));
+            }
+        }
+        false
+    }
+
+    /// Adds the numbers of other tests.
+    pub fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// rustc's harness writes `, reason`, libtest-mimic ` (reason)`.
+fn trim_reason(reason: &str) -> &str {
+    let in_brackets = reason.strip_prefix(" (").and_then(|r| r.strip_suffix(')'));
+    let reason = in_brackets.or(reason.strip_prefix(", ")).unwrap_or(reason);
+    if reason.is_empty() {
+        "no reason given"
+    } else {
+        reason
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+            ..
+        } = self;
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Counts {
+        let mut counts = Counts::default();
+        let ends = text.lines().filter(|line| counts.read(line)).count();
+        assert_eq!(ends, 1);
+        counts
+    }
+
+    #[test]
+    fn reads_the_harness_of_rustc() {
+        let counts = read(
+            "running 4 tests\n\
+             test csum::tests::fold ... ok\n\
+             test a::slow ... ignored, takes an hour\n\
+             test a::other ... ignored\n\
+             test b::wrong ... FAILED\n\n\
+             test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 1.20s",
+        );
+        let expected = Counts {
+            passed: 1,
+            failed: 1,
+            skipped: 2,
+            skips: vec![
+                "a::slow: takes an hour".into(),
+                "a::other: no reason given".into(),
+            ],
+            failures: vec!["b::wrong".into()],
+        };
+        assert_eq!(counts, expected);
+    }
+
+    #[test]
+    fn reads_libtest_mimic() {
+        let counts = read(
+            "test tcp_v4       ... ok\n\
+             test tcx (links)  ... ignored (needs kernel 6.6 (TCX))\n\n\
+             test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.05s",
+        );
+        assert_eq!(counts.to_string(), "12 passed, 0 failed, 1 skipped");
+        assert_eq!(counts.skips, ["tcx (links): needs kernel 6.6 (TCX)"]);
+    }
+}

@@ -1,0 +1,129 @@
+//! Programs that the tests or the eBPF build call, installed where missing.
+//! Looks for programs, not for packages: any distribution may provide them.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::toolchain::{BPF_LINKER, Toolchain};
+use crate::{cargo, process};
+
+/// A program, or the path of a file, and the Debian package that has it.
+type Tool = (&'static str, &'static str);
+
+const TEST_TOOLS: [Tool; 15] = [
+    ("bpftool", "bpftool"),
+    ("capsh", "libcap2-bin"),
+    ("curl", "curl"),
+    ("dig", "bind9-dnsutils"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("nft", "nftables"),
+    ("ping", "iputils-ping"),
+    ("python3", "python3"),
+    ("setpriv", "util-linux"),
+    ("sysctl", "procps"),
+    ("tc", "iproute2"),
+    ("tcpdump", "tcpdump"),
+];
+
+const DEBIAN_TOOLCHAIN: [Tool; 4] = [
+    ("/usr/bin/rustc", "rustc-web"),
+    ("/usr/bin/cargo", "cargo-web"),
+    ("/usr/bin/cargo-clippy", "rust-web-clippy"),
+    ("/usr/lib/rustlib/src/rust/library/core", "rust-web-src"),
+];
+
+/// Installs what the tests call, or with `check` only tells.
+pub fn test_tools(check: bool) -> Result<()> {
+    provide(&missing(&TEST_TOOLS), check)
+}
+
+/// Installs what `build-ebpf` needs, or with `check` only tells.
+pub fn ebpf_tools(check: bool) -> Result<()> {
+    let is_debians = |found: Toolchain| found.program("rustc").starts_with("/usr/bin");
+    if Toolchain::find().map_or(true, is_debians) {
+        provide(&missing(&DEBIAN_TOOLCHAIN), check)?;
+    }
+    if process::find("bpf-linker").is_some() {
+        return Ok(());
+    }
+    if check {
+        bail!("missing: bpf-linker");
+    }
+    install_linker(&Toolchain::find()?.llvm)
+}
+
+/// Compiles the linker for the LLVM of the compiler: an older one could not
+/// read what the compiler writes.
+fn install_linker(llvm: &str) -> Result<()> {
+    let packages = [
+        format!("llvm-{llvm}-dev"),
+        format!("libpolly-{llvm}-dev"),
+        "libffi-dev".into(),
+        "libxml2-dev".into(),
+        "libzstd-dev".into(),
+        "zlib1g-dev".into(),
+    ];
+    apt_install(&packages.each_ref().map(String::as_str))
+        .context("compile bpf-linker; `cargo binstall bpf-linker` gets a compiled one")?;
+    let mut install = cargo::cargo(&["install", "--locked", "bpf-linker"]);
+    install
+        .args(["--version", BPF_LINKER, "--no-default-features"])
+        .args(["--features", &format!("llvm-{llvm}")]);
+    // Without these its build takes the default LLVM, of whatever version.
+    let prefix = format!("/usr/lib/llvm-{llvm}");
+    install
+        .env("LLVM_PREFIX", &prefix)
+        .env(format!("LLVM_SYS_{llvm}1_PREFIX"), &prefix);
+    process::run(&mut install)?;
+    println!("installed bpf-linker {BPF_LINKER}");
+    Ok(())
+}
+
+fn missing(tools: &[Tool]) -> Vec<Tool> {
+    let is_missing = |(program, _): &&Tool| process::find(program).is_none();
+    tools.iter().filter(is_missing).copied().collect()
+}
+
+/// Installs the tools' packages, or names the tools in an error.
+fn provide(tools: &[Tool], check: bool) -> Result<()> {
+    if tools.is_empty() {
+        return Ok(());
+    }
+    if !check && process::find("apt-get").is_some() {
+        let mut packages: Vec<_> = tools.iter().map(|(_, package)| *package).collect();
+        packages.sort_unstable();
+        packages.dedup();
+        apt_install(&packages)?;
+    }
+    let tools = missing(tools);
+    let names: Vec<_> = tools
+        .iter()
+        .map(|(program, package)| format!("{program} (Debian package {package})"))
+        .collect();
+    ensure!(names.is_empty(), "missing: {}", names.join(", "));
+    Ok(())
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    let apt_get = || {
+        let mut command = process::as_root("env");
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]);
+        command.args(["-o", "Dpkg::Use-Pty=0"]);
+        command
+    };
+    // One dead source among many must not stop us; the next step tells.
+    if let Err(error) = process::run(apt_get().arg("update")) {
+        eprintln!("warning: {error:#}");
+    }
+    process::run(
+        apt_get()
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(packages),
+    )?;
+    for package in packages {
+        println!("installed {package}");
+    }
+    Ok(())
+}
