@@ -178,54 +178,51 @@ pub fn redirect_tcp<H: Host>(
             is_new: syn.0 && host.socket(key) != Socket::Connection,
         });
     }
-    let flow = original.flow(now_ns);
     let begun = host.flow(Table::Syn, key);
     if let Some(begun) = begun
         && original.is(&begun)
     {
         if host.socket(key) == Socket::Connection {
             // If this fails the next packet tries again.
-            let _ = host.set_flow(Table::Tcp, key, &flow);
+            let _ = host.set_flow(Table::Tcp, key, &original.flow(now_ns));
         }
         return Ok(Admitted::known(original.client_port));
     }
-    if let Some(client_port) = original.remapped(host, key) {
-        key.client_port = client_port;
-        host.set_flow(Table::Tcp, key, &flow)?;
+    if let Some(client_port) = remapped_tcp(host, key, original, syn)? {
         return Ok(Admitted::known(client_port));
     }
 
-    let holder = host.socket(key);
-    if syn.0 {
-        // The client's port may be taken by a connection to the target itself
-        // or by one through another dialled port.
-        if holder == Socket::Connection {
-            return remap(host, Table::Tcp, key, &flow);
+    let flow = original.flow(now_ns);
+    let is_taken = host.socket(key) == Socket::Connection;
+    if !syn.0 {
+        // In the middle of a connection that we know nothing of.
+        let target = key.local_port;
+        key.local_port = original.dialled_port;
+        if host.socket(key) != Socket::None {
+            return Err(Reason::ForeignFlow);
         }
-        if confirmed.is_some() {
-            host.remove_flow(Table::Tcp, key);
+        key.local_port = target;
+        if is_taken && confirmed.is_none() && begun.is_none() {
+            // The entry was lost.
+            host.set_flow(Table::Tcp, key, &flow)?;
+            return Ok(Admitted::known(original.client_port));
         }
-        host.set_flow(Table::Syn, key, &flow)?;
-        return Ok(Admitted {
-            client_port: original.client_port,
-            is_new: true,
-        });
+        // The stack will answer with a RST, which has to come from the dialled
+        // port: as much a flow as what a SYN begins.
     }
-
-    // In the middle of a connection that we know nothing of.
-    let target = key.local_port;
-    key.local_port = original.dialled_port;
-    if host.socket(key) != Socket::None {
-        return Err(Reason::ForeignFlow);
+    // The client's port may be taken by a connection to the target itself or
+    // by one through another dialled port.
+    if is_taken {
+        return remap(host, Table::Tcp, key, &flow);
     }
-    key.local_port = target;
-    let table = match holder {
-        Socket::Connection => Table::Tcp,
-        // The stack will answer with a RST, which has to come from the dialled port.
-        Socket::None | Socket::TimeWait => Table::Syn,
-    };
-    host.set_flow(table, key, &flow)?;
-    Ok(Admitted::known(original.client_port))
+    if confirmed.is_some() {
+        host.remove_flow(Table::Tcp, key);
+    }
+    host.set_flow(Table::Syn, key, &flow)?;
+    Ok(Admitted {
+        client_port: original.client_port,
+        is_new: syn.0,
+    })
 }
 
 /// Admits a TCP packet that a client sent to a target port itself.
@@ -240,7 +237,7 @@ pub fn direct_tcp<H: Host>(
     original: Original,
     syn: IsSyn,
 ) -> Result<Admitted, Reason> {
-    if let Some(client_port) = host.remap(key) {
+    if let Some(client_port) = remapped_tcp(host, key, original, syn)? {
         return Ok(Admitted::known(client_port));
     }
     if syn.0 && (host.flow(Table::Tcp, key).is_some() || host.flow(Table::Syn, key).is_some()) {
@@ -253,6 +250,32 @@ pub fn direct_tcp<H: Host>(
         host.remove_flow(Table::Syn, key);
     }
     Ok(Admitted::known(original.client_port))
+}
+
+/// The client port that a TCP flow was given on a collision, if it still has
+/// it: the client may since use that port itself.
+#[inline(always)]
+fn remapped_tcp<H: Host>(
+    host: &H,
+    key: &mut FlowKey,
+    original: Original,
+    syn: IsSyn,
+) -> Result<Option<Port>, Reason> {
+    let Some(client_port) = original.remapped(host, key) else {
+        return Ok(None);
+    };
+    key.client_port = client_port;
+    let is_lost = match host.flow(Table::Tcp, key) {
+        Some(flow) if original.is(&flow) => return Ok(Some(client_port)),
+        Some(_) => false,
+        None => !syn.0 || host.socket(key) != Socket::Connection,
+    };
+    if is_lost {
+        host.set_flow(Table::Tcp, key, &original.flow(host.now_ns()))?;
+        return Ok(Some(client_port));
+    }
+    key.client_port = original.client_port;
+    Ok(None)
 }
 
 /// Admits a UDP packet that goes to a target, by a rule or because the client
@@ -281,11 +304,18 @@ pub fn admit_udp<H: Host>(
     let flow = original.flow(now_ns);
     if let Some(client_port) = original.remapped(host, key) {
         key.client_port = client_port;
-        host.set_flow(Table::Udp, key, &flow)?;
-        return Ok(Admitted::known(client_port));
+        let is_free = match host.flow(Table::Udp, key) {
+            Some(other) => original.is(&other) || is_idle(&other, now_ns),
+            None => true,
+        };
+        if is_free {
+            host.set_flow(Table::Udp, key, &flow)?;
+            return Ok(Admitted::known(client_port));
+        }
+        key.client_port = original.client_port;
     }
     if let Some(holder) = holder
-        && now_ns.saturating_sub(holder.last_seen_ns) < UDP_IDLE_NS
+        && !is_idle(&holder, now_ns)
     {
         return remap(host, Table::Udp, key, &flow);
     }
@@ -294,6 +324,11 @@ pub fn admit_udp<H: Host>(
         client_port: original.client_port,
         is_new: true,
     })
+}
+
+#[inline(always)]
+const fn is_idle(flow: &Flow, now_ns: u64) -> bool {
+    now_ns.saturating_sub(flow.last_seen_ns) >= UDP_IDLE_NS
 }
 
 /// The flow that a reply from a target belongs to; `None` for direct traffic.

@@ -47,6 +47,10 @@ impl Quote {
         };
         let packet = packet.opaque(frame);
         let (src_port, dst_port) = packet.ports(frame)?;
+        // The frame may go on behind the message.
+        if packet.transport + 4 > outer.transport + outer.transport_len(frame)? {
+            return Err(Reason::Malformed);
+        }
         let check = Check {
             offset: outer.transport + 2,
             kind: csum::Kind::Plain,

@@ -264,6 +264,9 @@ impl Packet {
                 // RFC 2675: zero for a datagram over 65 535 bytes, which only
                 // GRO builds.
                 let is_jumbo = datagram == 0 && len > 0xffff;
+                if len < 8 {
+                    return Err(Reason::Malformed);
+                }
                 if !is_jumbo && (datagram < 8 || (!self.is_fragment && datagram > len)) {
                     return Err(Reason::Malformed);
                 }
@@ -278,7 +281,7 @@ impl Packet {
     /// Bytes from the transport header to the end of the IP packet, which may
     /// be less than the frame has (Ethernet padding).
     #[inline(always)]
-    fn transport_len(&self, frame: &mut impl Frame) -> Result<usize, Reason> {
+    pub(crate) fn transport_len(&self, frame: &mut impl Frame) -> Result<usize, Reason> {
         let available = frame
             .len()
             .checked_sub(self.network)

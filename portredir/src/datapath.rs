@@ -356,14 +356,9 @@ impl Datapath {
             reason,
         };
         if is_tcx_allowed {
-            // Ingress before and egress behind the others, so that they see
-            // the target port on both ways.
-            let order = if is_ingress {
-                LinkOrder::first()
-            } else {
-                LinkOrder::last()
-            };
-            let options = TcAttachOptions::TcxOrder(order);
+            // First in both directions: a program before us that ends the chain
+            // would leave packets half redirected.
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
             match program.attach_with_options(name, direction, options) {
                 Ok(id) => {
                     let link = program.take_link(id).map_err(|e| error("tcx", chain(&e)))?;
@@ -387,8 +382,8 @@ impl Datapath {
             Err(e) => return Err(error("clsact", chain(&e))),
         }
         let options = TcAttachOptions::Netlink(NlOptions {
-            // Zero goes before all that are there.
-            priority: if is_ingress { 0 } else { u16::MAX },
+            // The first there is. Of programs with the same, the last comes first.
+            priority: 1,
             handle: TcHandle::AUTO_ASSIGN,
             classid: None,
         });
@@ -396,7 +391,16 @@ impl Datapath {
         let link = program
             .attach_with_options(name, direction, options)
             .and_then(|id| program.take_link(id))
-            .map_err(|e| error("clsact", chain(&e)))?;
+            .map_err(|e| match &e {
+                ProgramError::TcError(TcError::NetlinkError(netlink))
+                    if netlink.raw_os_error() == Some(libc::EINVAL) =>
+                {
+                    let hint = "; a tc filter of another kind has priority 1 and would come \
+                                before ours: give it a higher number";
+                    error("clsact", chain(&e) + hint)
+                }
+                _ => error("clsact", chain(&e)),
+            })?;
         Ok((link, "clsact"))
     }
 
