@@ -267,7 +267,9 @@ impl Datapath {
     /// Removes clsact filters of a run that was killed, which outlive it: we
     /// hold the lock, so they are nobody else's.
     fn sweep(&mut self, interface: &Interface) {
-        let Interface { name, index, link, .. } = interface;
+        let Interface {
+            name, index, link, ..
+        } = interface;
         for (direction, program) in [
             (TcAttachType::Ingress, program::ingress(*link)),
             (TcAttachType::Egress, program::egress(*link)),

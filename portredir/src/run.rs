@@ -50,7 +50,10 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     };
     let mut datapath = Datapath::load(&cli.rules, sizes, log_level)?;
     if is_logging {
-        tokio::spawn(forward_log(EbpfLogger::init_with_logger(datapath.ebpf(), DecisionLog)?));
+        tokio::spawn(forward_log(EbpfLogger::init_with_logger(
+            datapath.ebpf(),
+            DecisionLog,
+        )?));
     }
     let mut host = Host {
         cli,
@@ -295,7 +298,10 @@ impl Log for DecisionLog {
     fn log(&self, record: &Record<'_>) {
         let text = record.args().to_string();
         let (index, packet) = text.split_once(' ').unwrap_or_default();
-        let reason = index.parse().ok().and_then(|index: usize| Reason::ALL.get(index));
+        let reason = index
+            .parse()
+            .ok()
+            .and_then(|index: usize| Reason::ALL.get(index));
         let word = reason.map_or(index, |reason| reason.label());
         log::logger().log(
             &Record::builder()

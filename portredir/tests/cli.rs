@@ -14,7 +14,10 @@ fn portredir(args: &[&str]) -> Output {
 fn failure(args: &[&str]) -> (Option<i32>, String) {
     let output = portredir(args);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{args:?}");
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 #[test]
@@ -51,14 +54,20 @@ fn a_bad_rule_is_a_usage_error_that_points_at_the_character() {
 fn rules_that_hide_each_other_are_refused() {
     let (code, message) = failure(&["80:8080", "443:8443", "80:8081"]);
     assert_eq!(code, Some(2));
-    assert!(message.contains("rules `80:8080` and `80:8081` both redirect port 80"), "{message}");
+    assert!(
+        message.contains("rules `80:8080` and `80:8081` both redirect port 80"),
+        "{message}"
+    );
 }
 
 #[test]
 fn an_unknown_interface_is_refused_with_those_that_exist() {
     let (code, message) = failure(&["--iface", "lo,no-such-if", "80:8080"]);
     assert_eq!(code, Some(2));
-    assert!(message.contains("no interface `no-such-if`; there are: lo"), "{message}");
+    assert!(
+        message.contains("no interface `no-such-if`; there are: lo"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -1,0 +1,380 @@
+//! The host of the datapath, made of hash maps: what the maps and helpers of
+//! the kernel do, without a kernel.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use portredir_common::abi::{Addr, Flow, FlowKey, Port, PortEntry, Protocol, local};
+use portredir_common::flow::{FlowTables, Host, Socket, Table};
+use portredir_common::redirect::{self, SocketCache};
+use portredir_common::verdict::Reason;
+use portredir_common::wire::{Check, Frame, Link};
+
+use super::{Hook, Iface};
+
+/// When the tests take place, on a clock that has run for a while.
+pub const NOW_NS: u64 = 1_000_000_000_000_000;
+
+/// A frame in one buffer.
+pub struct Bytes<'a>(pub &'a mut [u8]);
+
+impl Frame for Bytes<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn at<const N: usize>(&mut self, offset: usize) -> Option<[u8; N]> {
+        self.0.get(offset..)?.first_chunk().copied()
+    }
+
+    fn set_port(
+        &mut self,
+        offset: usize,
+        from: Port,
+        to: Port,
+        check: Check,
+    ) -> Result<(), Reason> {
+        let port = self.at::<2>(offset).ok_or(Reason::WriteFailed)?;
+        let sum = self.at::<2>(check.offset).ok_or(Reason::WriteFailed)?;
+        assert_eq!(port, from.0, "the datapath read another port");
+        let sum = check.kind.update(sum, from.0, to.0);
+        self.0[check.offset..check.offset + 2].copy_from_slice(&sum);
+        self.0[offset..offset + 2].copy_from_slice(&to.0);
+        Ok(())
+    }
+}
+
+/// Bytes that are shown as a dump: all headers, and no more of long packets.
+#[derive(PartialEq)]
+pub struct Hex<'a>(pub &'a [u8]);
+
+impl fmt::Debug for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 192;
+        for (i, byte) in self.0.iter().take(SHOWN).enumerate() {
+            let gap = if i == 0 {
+                ""
+            } else if i % 16 == 0 {
+                "\n         "
+            } else {
+                " "
+            };
+            write!(f, "{gap}{byte:02x}")?;
+        }
+        if self.0.len() > SHOWN {
+            write!(f, " … {} bytes", self.0.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// What is in the flow maps.
+#[derive(Clone, Default, PartialEq)]
+pub struct Tables {
+    pub syn: HashMap<FlowKey, Flow>,
+    pub tcp: HashMap<FlowKey, Flow>,
+    pub udp: HashMap<FlowKey, Flow>,
+    pub remap: HashMap<FlowKey, Port>,
+}
+
+impl Tables {
+    pub fn get(&self, table: Table) -> &HashMap<FlowKey, Flow> {
+        match table {
+            Table::Syn => &self.syn,
+            Table::Tcp => &self.tcp,
+            Table::Udp => &self.udp,
+        }
+    }
+
+    pub fn get_mut(&mut self, table: Table) -> &mut HashMap<FlowKey, Flow> {
+        match table {
+            Table::Syn => &mut self.syn,
+            Table::Tcp => &mut self.tcp,
+            Table::Udp => &mut self.udp,
+        }
+    }
+
+    /// With a flow in `table`.
+    pub fn flow(mut self, table: Table, key: FlowKey, flow: Flow) -> Self {
+        self.get_mut(table).insert(key, flow);
+        self
+    }
+
+    /// With another client port for an original flow.
+    pub fn remap(mut self, original: FlowKey, client_port: u16) -> Self {
+        self.remap.insert(original, Port::new(client_port));
+        self
+    }
+
+    /// The client port that was given since `before`.
+    pub fn new_client_port(&self, before: &Self) -> Option<Port> {
+        let is_new = |(key, port): &(&FlowKey, &Port)| before.remap.get(key) != Some(port);
+        self.remap.iter().find(is_new).map(|(_, port)| *port)
+    }
+
+    /// Panics when `other` differs; times may, by less than `slack_ns`.
+    pub fn assert_is(&self, other: &Self, slack_ns: u64) {
+        assert!(
+            self.is(other, slack_ns),
+            "flow state\n{self:?}is not\n{other:?}"
+        );
+    }
+
+    /// Whether `other` is the same; times may differ by less than `slack_ns`.
+    pub fn is(&self, other: &Self, slack_ns: u64) -> bool {
+        let is_same = |table| {
+            let (ours, theirs) = (self.get(table), other.get(table));
+            ours.len() == theirs.len()
+                && ours.iter().all(|(key, flow)| {
+                    theirs.get(key).is_some_and(|other| {
+                        let age_ns = flow.last_seen_ns.abs_diff(other.last_seen_ns);
+                        let other = Flow {
+                            last_seen_ns: flow.last_seen_ns,
+                            ..*other
+                        };
+                        *flow == other && age_ns < slack_ns.max(1)
+                    })
+                })
+        };
+        [Table::Syn, Table::Tcp, Table::Udp]
+            .into_iter()
+            .all(is_same)
+            && self.remap == other.remap
+    }
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, flows) in [("SYN", &self.syn), ("TCP", &self.tcp), ("UDP", &self.udp)] {
+            for (key, flow) in flows {
+                let (dialled, client) = (flow.dialled_port.get(), flow.client_port.get());
+                let (rule, seen) = (flow.rule, flow.last_seen_ns);
+                writeln!(
+                    f,
+                    "{name} {} = from {client} to {dialled}, rule {rule}, at {seen} ns",
+                    show(key)
+                )?;
+            }
+        }
+        for (key, port) in &self.remap {
+            writeln!(f, "REMAP {} = {}", show(key), port.get())?;
+        }
+        Ok(())
+    }
+}
+
+/// A key in words.
+fn show(key: &FlowKey) -> String {
+    let ip = |addr: Addr| Ipv6Addr::from(addr.0).to_canonical();
+    let FlowKey {
+        client,
+        local,
+        client_port,
+        local_port,
+        protocol,
+        ..
+    } = *key;
+    let (client, local) = (ip(client), ip(local));
+    format!(
+        "{protocol} {client} {} -> {local} {}",
+        client_port.get(),
+        local_port.get()
+    )
+}
+
+/// A packet that was counted for a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    pub rule: u16,
+    pub segments: u32,
+    pub bytes: usize,
+    pub is_new: bool,
+}
+
+/// The maps, the sockets and the clock of a host.
+#[derive(Clone)]
+pub struct Mock {
+    pub ports: HashMap<u32, PortEntry>,
+    pub local: HashMap<[u8; 16], u8>,
+    pub iface: Iface,
+    pub tables: RefCell<Tables>,
+    pub sockets: HashMap<FlowKey, Socket>,
+    /// What is kept at sockets, when packets come from a socket at all.
+    pub cache: Option<RefCell<HashMap<FlowKey, Flow>>>,
+    pub now_ns: u64,
+    /// What the next call of `random` gives; one more each time.
+    pub random: Cell<u32>,
+    /// Whether the maps refuse new entries.
+    pub is_full: bool,
+    pub hits: RefCell<Vec<Hit>>,
+}
+
+impl fmt::Debug for Mock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "host, on {:?}, next random number {}",
+            self.iface,
+            self.random.get()
+        )?;
+        write!(f, "{:?}", self.tables.borrow())?;
+        for (key, socket) in &self.sockets {
+            writeln!(f, "socket {} = {socket:?}", show(key))?;
+        }
+        Ok(())
+    }
+}
+
+impl Mock {
+    /// A host with these rules, `DIALLED:TARGET[/udp|/both]`, and addresses.
+    ///
+    /// Reads the rules in its own way: what fills the map is under test too.
+    pub fn new(rules: &[&str], local: &HashMap<[u8; 16], u8>) -> Self {
+        let mut ports = HashMap::<u32, PortEntry>::new();
+        for (id, rule) in rules.iter().enumerate() {
+            let (pair, protocols) = rule.split_once('/').unwrap_or((rule, "tcp"));
+            let (dialled, target) = pair.split_once(':').expect("a colon");
+            let port = |text: &str| text.parse().expect("a port");
+            let (dialled, target): (u16, u16) = (port(dialled), port(target));
+            for (protocol, name) in [(Protocol::Tcp, "tcp"), (Protocol::Udp, "udp")] {
+                if protocols != name && protocols != "both" {
+                    continue;
+                }
+                let at = |port| PortEntry::index(protocol, Port::new(port));
+                ports.entry(at(target)).or_default().flags |= PortEntry::TARGET;
+                let entry = ports.entry(at(dialled)).or_default();
+                entry.flags |= PortEntry::MATCH;
+                entry.target = target;
+                entry.rule = u16::try_from(id).expect("few rules");
+            }
+        }
+        Self {
+            ports,
+            local: local.clone(),
+            iface: Iface::Lo,
+            tables: RefCell::default(),
+            sockets: HashMap::new(),
+            cache: None,
+            now_ns: NOW_NS,
+            random: Cell::new(0),
+            is_full: false,
+            hits: RefCell::default(),
+        }
+    }
+
+    /// Runs the datapath on a packet and returns it as it goes on.
+    pub fn run(&self, hook: Hook, link: Link, packet: &[u8]) -> (Reason, Vec<u8>) {
+        let mut packet = packet.to_vec();
+        let mut frame = Bytes(&mut packet);
+        let reason = match hook {
+            Hook::Ingress => redirect::ingress(&mut frame, self, link),
+            Hook::Egress => redirect::egress(&mut frame, self, link),
+        };
+        (reason, packet)
+    }
+
+    /// [`Self::run`] for an Ethernet frame that comes in.
+    pub fn ingress(&self, packet: &[u8]) -> (Reason, Vec<u8>) {
+        self.run(Hook::Ingress, Link::Ethernet, packet)
+    }
+
+    /// [`Self::run`] for an Ethernet frame that goes out.
+    pub fn egress(&self, packet: &[u8]) -> (Reason, Vec<u8>) {
+        self.run(Hook::Egress, Link::Ethernet, packet)
+    }
+
+    /// The number for `random` that makes `client_port` the first candidate on
+    /// a collision.
+    pub fn random_for(client_port: Port) -> u32 {
+        u32::from(client_port.get()).wrapping_sub(1024)
+    }
+}
+
+impl FlowTables for Mock {
+    fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow> {
+        self.tables.borrow().get(table).get(key).copied()
+    }
+
+    fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
+        if self.is_full {
+            return Err(Reason::TableFull);
+        }
+        self.tables.borrow_mut().get_mut(table).insert(*key, *flow);
+        Ok(())
+    }
+
+    fn remove_flow(&self, table: Table, key: &FlowKey) {
+        self.tables.borrow_mut().get_mut(table).remove(key);
+    }
+
+    fn remap(&self, original: &FlowKey) -> Option<Port> {
+        self.tables.borrow().remap.get(original).copied()
+    }
+
+    fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason> {
+        if self.is_full {
+            return Err(Reason::TableFull);
+        }
+        self.tables
+            .borrow_mut()
+            .remap
+            .insert(*original, client_port);
+        Ok(())
+    }
+}
+
+impl Host for Mock {
+    fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
+        let index = PortEntry::index(protocol, port);
+        self.ports.get(&index).copied().unwrap_or_default()
+    }
+
+    fn socket(&self, key: &FlowKey) -> Socket {
+        self.sockets.get(key).copied().unwrap_or(Socket::None)
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn random(&self) -> u32 {
+        let random = self.random.get();
+        self.random.set(random.wrapping_add(1));
+        random
+    }
+}
+
+impl redirect::Tables for Mock {
+    fn is_local(&self, addr: &Addr) -> bool {
+        let is_loopback =
+            matches!(addr.0, [.., 0xff, 0xff, 127, _, _, _]) && addr.0[..10] == [0; 10];
+        match self.local.get(&addr.0) {
+            Some(&local::ANYWHERE) => true,
+            Some(_) => self.iface == Iface::Lo,
+            None => is_loopback && self.iface == Iface::Lo,
+        }
+    }
+
+    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool) {
+        self.hits.borrow_mut().push(Hit {
+            rule,
+            segments,
+            bytes,
+            is_new,
+        });
+    }
+}
+
+impl SocketCache for Mock {
+    fn cached(&self, key: &FlowKey) -> Option<Flow> {
+        self.cache.as_ref()?.borrow().get(key).copied()
+    }
+
+    fn cache(&self, key: &FlowKey, flow: &Flow) {
+        if let Some(cache) = &self.cache {
+            cache.borrow_mut().entry(*key).or_insert(*flow);
+        }
+    }
+}

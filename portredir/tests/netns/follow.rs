@@ -1,0 +1,158 @@
+//! Interfaces and addresses that change while portredir runs.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::lab::{Family, Lab, link};
+use crate::namespace::Namespace;
+use crate::process::{wait_for, wait_within};
+use crate::redirector::{Redirector, attached, packets};
+use crate::serve::Echo;
+use crate::talk::{Proto, answers, is_refused};
+use crate::{Cell, ENGINES, Tests};
+
+pub fn add(tests: &mut Tests) {
+    tests.add_for(&ENGINES, "interface_comes_and_goes", &[], comes_and_goes);
+    tests.add_for(&ENGINES, "interface_is_renamed", &[], is_renamed);
+    tests.add_for(&ENGINES, "interface_down_and_up", &[], down_and_up);
+    tests.add_for(
+        &ENGINES,
+        "address_comes_and_goes",
+        &[],
+        address_comes_and_goes,
+    );
+}
+
+/// How soon portredir has to follow.
+const SOON: Duration = Duration::from_secs(1);
+
+fn redirect_all(cell: &Cell, lab: &Lab) -> Redirector {
+    let args = ["--iface", "all", "--engine", cell.engine, "7777:7778/both"];
+    Redirector::start(&lab.host, &args)
+}
+
+fn on(report: &Value, interface: &str) -> u64 {
+    let hits = &report["rules"][0]["interfaces"][interface];
+    hits["packets"].as_u64().unwrap_or(0)
+}
+
+fn comes_and_goes(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let _server = Echo::start(&lab.host, 7778);
+    let redirector = redirect_all(cell, &lab);
+    let before = attached(&lab.host);
+    link(&lab.host, "h2", (3, 1), &lab.client, "c2", (3, 2));
+    for family in [Family::V4, Family::V6] {
+        let to = SocketAddr::new(family.addr(3, 1), 7777);
+        wait_within(SOON, "the new interface", || {
+            answers(&lab.client, Proto::Udp, to).then_some(())
+        });
+        assert!(answers(&lab.client, Proto::Tcp, to));
+    }
+    let report = redirector.wait_for_report("h2", |report| on(report, "h2") > 0);
+    assert!(report["interfaces"].as_array().expect("a list").len() == 3);
+    lab.host.ip("link del h2");
+    let is_gone = || redirector.process.err().contains("h2 is gone");
+    wait_within(SOON, "the loss", || is_gone().then_some(()));
+    assert_eq!(attached(&lab.host), before);
+    assert!(answers(&lab.client, Proto::Udp, Family::V4.host(7777)));
+    let report = redirector.finish(&lab);
+    assert_eq!(report["interfaces"].as_array().expect("a list").len(), 2);
+    assert!(on(&report, "h2") > 0, "its packets still count");
+}
+
+fn is_renamed(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let _server = Echo::start(&lab.host, 7778);
+    let redirector = redirect_all(cell, &lab);
+    let to = Family::V4.host(7777);
+    assert!(answers(&lab.client, Proto::Udp, to));
+    redirector.wait_for_report("h0", |report| on(report, "h0") == 1);
+    let rename = ["ip", "link", "set", "h0", "name", "lan0"];
+    if !lab.host.succeeds(&rename) {
+        // Kernels before 6.2 do not rename what is up.
+        lab.host
+            .ip("link set h0 down\nlink set h0 name lan0\nlink set lan0 up");
+    }
+    wait_for("lan0", || {
+        answers(&lab.client, Proto::Udp, to).then_some(())
+    });
+    let report = redirector.wait_for_report("lan0", |report| on(report, "lan0") >= 2);
+    assert_eq!(on(&report, "h0"), 0, "the name it had: {report}");
+    assert_eq!(report["interfaces"][1]["name"], "lan0");
+    redirector.finish(&lab);
+}
+
+fn down_and_up(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let _server = Echo::start(&lab.host, 7778);
+    let redirector = redirect_all(cell, &lab);
+    let to = Family::V4.host(7777);
+    assert!(answers(&lab.client, Proto::Udp, to));
+    lab.host.ip("link set h0 down");
+    assert!(!answers(&lab.client, Proto::Udp, to));
+    lab.host.ip("link set h0 up");
+    wait_for("h0", || answers(&lab.client, Proto::Udp, to).then_some(()));
+    assert!(answers(&lab.client, Proto::Tcp, to));
+    redirector.finish(&lab);
+}
+
+fn address_comes_and_goes(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let _server = Echo::start(&lab.host, 7778);
+    let redirector = Redirector::of(cell, &lab, &["7777:7778/both"]);
+    for family in [Family::V4, Family::V6] {
+        let addr = family.addr(1, 9);
+        let bits = if addr.is_ipv4() { 24 } else { 64 };
+        lab.host.ip(&format!("addr add {addr}/{bits} dev h0 nodad"));
+        // By TCP: the echo answers UDP from the first address.
+        let to = SocketAddr::new(addr, 7777);
+        wait_within(SOON, "the new address", || {
+            answers(&lab.client, Proto::Tcp, to).then_some(())
+        });
+        lab.host.ip(&format!("addr del {addr}/{bits} dev h0"));
+        lose(&lab, &redirector, addr);
+        assert!(answers(&lab.client, Proto::Tcp, family.host(7777)));
+        assert!(is_refused(&lab.client, Proto::Tcp, family.host(7779)));
+    }
+    redirector.finish(&lab);
+}
+
+/// Packets still come to an address that the host had: they are let alone.
+fn lose(lab: &Lab, redirector: &Redirector, addr: IpAddr) {
+    let mac = mac(&lab.host, "h0");
+    lab.client.ip(&format!(
+        "neigh replace {addr} lladdr {mac} dev c0 nud permanent"
+    ));
+    let any: SocketAddr = match addr {
+        IpAddr::V4(_) => "0.0.0.0:0".parse(),
+        IpAddr::V6(_) => "[::]:0".parse(),
+    }
+    .expect("an address");
+    let socket = lab.client.enter(|| UdpSocket::bind(any)).expect("bind");
+    let send = || assert_eq!(socket.send_to(b"lost", (addr, 7777)).ok(), Some(4));
+    let not_local = |report: &Value| report["passes"]["not_local"].as_u64().expect("a number");
+    let before = redirector.wait_for_report("a report", |_| true);
+    let report = wait_within(SOON, "the loss of the address", || {
+        send();
+        let report = redirector.wait_for_report("a report", |_| true);
+        (not_local(&report) > not_local(&before)).then_some(report)
+    });
+    (0..5).for_each(|_| send());
+    let after = redirector.wait_for_report("five packets more", |after| {
+        not_local(after) >= not_local(&report) + 5
+    });
+    let flows = |report: &Value| report["rules"][0]["flows"].clone();
+    assert_eq!(
+        (packets(&after, 0), flows(&after)),
+        (packets(&report, 0), flows(&report))
+    );
+}
+
+fn mac(namespace: &Namespace, interface: &str) -> String {
+    let links = namespace.run(&["ip", "-json", "link", "show", interface]);
+    let links: Value = serde_json::from_str(&links).expect("JSON");
+    links[0]["address"].as_str().expect("an address").to_owned()
+}

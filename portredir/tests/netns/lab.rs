@@ -1,0 +1,183 @@
+//! Hosts and the links between them.
+//!
+//! ```text
+//!   client c0 ---- h0 host h1 ---- f0 far     Far::BehindHost
+//!   far f0 ---- c1 client c0 ---- h0 host     Far::BehindClient, a narrow link
+//! ```
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::Cell;
+use crate::checksum;
+use crate::namespace::{Namespace, PREFIX};
+use crate::process::wait_for;
+use crate::talk;
+
+/// IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// An address of the lab: host 1 and client 2 in net 1, and so on.
+    pub fn addr(self, net: u8, host: u8) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::from([10, 9, net, host]),
+            Self::V6 => IpAddr::from([0xfd09, 0, 0, net.into(), 0, 0, 0, host.into()]),
+        }
+    }
+
+    /// The host's address on the link to the client, with a port.
+    pub fn host(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.addr(1, 1), port)
+    }
+}
+
+/// Where a third host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Far {
+    /// Behind the host, which forwards.
+    BehindHost,
+    /// Behind the client, which forwards over a link of this MTU.
+    BehindClient(u16),
+}
+
+/// A directory that is deleted when dropped.
+pub struct Dir(pub PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Two or three hosts.
+pub struct Lab {
+    pub client: Namespace,
+    pub host: Namespace,
+    pub far: Option<Namespace>,
+    pub dir: Dir,
+}
+
+impl Lab {
+    /// Namespaces without links.
+    pub fn unlinked() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("{PREFIX}{}-{number}", std::process::id());
+        let dir = Dir(std::env::temp_dir().join(&prefix));
+        fs::create_dir(&dir.0).expect("create a directory");
+        Self {
+            client: Namespace::new(&prefix, "c", &dir.0),
+            host: Namespace::new(&prefix, "h", &dir.0),
+            far: None,
+            dir,
+        }
+    }
+
+    /// Client and host, linked as the cell says.
+    pub fn new(cell: &Cell) -> Self {
+        let lab = Self::unlinked();
+        link(&lab.host, "h0", (1, 1), &lab.client, "c0", (1, 2));
+        if !cell.is_offloaded {
+            lab.client.run(&["ethtool", "-K", "c0", "tx", "off"]);
+            lab.host.run(&["ethtool", "-K", "h0", "tx", "off"]);
+        }
+        lab.wait_for_link();
+        lab
+    }
+
+    /// As [`Self::new`], and a third host.
+    pub fn with_far(cell: &Cell, far: Far) -> Self {
+        let mut lab = Self::new(cell);
+        let far_ns = lab.third();
+        let (gateway, port, other, way) = match far {
+            Far::BehindHost => (&lab.host, "h1", &lab.client, 1),
+            Far::BehindClient(_) => (&lab.client, "c1", &lab.host, 2),
+        };
+        link(gateway, port, (2, 1), &far_ns, "f0", (2, 2));
+        gateway.sysctl("ipv4/ip_forward", "1");
+        gateway.sysctl("ipv6/conf/all/forwarding", "1");
+        far_ns.ip("route add default via 10.9.2.1\nroute add default via fd09:0:0:2::1");
+        other.ip(&format!(
+            "route add default via 10.9.1.{way}\nroute add default via fd09:0:0:1::{way}"
+        ));
+        if let Far::BehindClient(mtu) = far {
+            gateway.ip(&format!("link set {port} mtu {mtu}"));
+        }
+        if !cell.is_offloaded {
+            gateway.run(&["ethtool", "-K", port, "tx", "off"]);
+            far_ns.run(&["ethtool", "-K", "f0", "tx", "off"]);
+        }
+        for family in [Family::V4, Family::V6] {
+            wait_for_way(&far_ns, family.host(1));
+        }
+        lab.far = Some(far_ns);
+        lab
+    }
+
+    /// A third host, without links.
+    pub fn third(&self) -> Namespace {
+        let prefix = self.host.name.trim_end_matches("-h");
+        Namespace::new(prefix, "f", &self.dir.0)
+    }
+
+    /// The third host.
+    pub fn far(&self) -> &Namespace {
+        self.far.as_ref().expect("a lab with a third host")
+    }
+
+    /// Waits until client and host reach each other.
+    pub fn wait_for_link(&self) {
+        for family in [Family::V4, Family::V6] {
+            wait_for_way(&self.client, family.host(1));
+        }
+    }
+
+    /// No host got a packet with a bad checksum.
+    pub fn check_checksums(&self) {
+        for namespace in [Some(&self.client), Some(&self.host), self.far.as_ref()] {
+            let Some(namespace) = namespace else { continue };
+            checksum::check(namespace);
+        }
+    }
+}
+
+/// Adds a veth pair between two hosts; `(net, host)` make the addresses.
+pub fn link(
+    a: &Namespace,
+    a_name: &str,
+    a_addr: (u8, u8),
+    b: &Namespace,
+    b_name: &str,
+    b_addr: (u8, u8),
+) {
+    let b_netns = &b.name;
+    a.ip(&format!(
+        "link add {a_name} type veth peer name {b_name} netns {b_netns}"
+    ));
+    add_addrs(a, a_name, a_addr);
+    add_addrs(b, b_name, b_addr);
+}
+
+/// Gives an interface its addresses and sets it up.
+pub fn add_addrs(namespace: &Namespace, name: &str, (net, host): (u8, u8)) {
+    let (v4, v6) = (Family::V4.addr(net, host), Family::V6.addr(net, host));
+    namespace.ip(&format!(
+        "link set {name} up\n\
+         addr add {v4}/24 brd + dev {name}\n\
+         addr add {v6}/64 dev {name} nodad"
+    ));
+}
+
+/// Waits until a host refuses what nobody there listens for.
+pub fn wait_for_way(from: &Namespace, to: SocketAddr) {
+    wait_for(&format!("a way to {to}"), || {
+        talk::is_refused(from, talk::Proto::Udp, to).then_some(())
+    });
+}

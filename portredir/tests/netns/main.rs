@@ -1,0 +1,166 @@
+//! The tier `netns`: hosts that talk through portredir, in network namespaces
+//! of their own, with real servers and clients.
+//!
+//! [`lab`] makes the hosts, of [`namespace`]s. On them run servers ([`serve`]),
+//! clients ([`talk`], [`web`]), observers ([`capture`], [`checksum`]) and the
+//! program under test ([`redirector`]), each a [`process`] or a thread.
+//!
+//! The tests are in [`traffic`] (for each engine, with and without checksum
+//! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`life`]
+//! (start and end), [`follow`] (interfaces and addresses that change) and
+//! [`report`] (what is printed).
+//!
+//! A test is a function that panics when something is wrong, or calls [`skip`].
+
+mod capture;
+mod checksum;
+mod follow;
+mod lab;
+mod life;
+mod namespace;
+mod path;
+mod process;
+mod redirector;
+mod report;
+mod serve;
+mod talk;
+mod traffic;
+mod web;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, set_hook};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::lab::Family;
+use crate::process::{DEADLINE, NOTES, note};
+
+/// A test that takes longer fails.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// What every test runs.
+const TOOLS: [&str; 5] = ["ip", "tc", "ethtool", "setpriv", "tcpdump"];
+
+/// The engines, by the names the program has for them.
+pub const ENGINES: [&str; 4] = ["xdp", "xdp-generic", "tc", "tc-clsact"];
+
+/// The engines that attach where there is no driver with XDP.
+pub const ANYWHERE: [&str; 3] = ["xdp-generic", "tc", "tc-clsact"];
+
+/// One way to be redirected.
+#[derive(Clone, Copy, Debug)]
+pub struct Cell {
+    /// As `--engine` takes it.
+    pub engine: &'static str,
+    /// Whether the devices compute checksums, and cut what is sent into
+    /// packets. Without, a missing change of a checksum cannot hide.
+    pub is_offloaded: bool,
+    /// IP version of client and server.
+    pub family: Family,
+}
+
+/// The tests to run.
+#[derive(Default)]
+pub struct Tests(Vec<Trial>);
+
+impl Tests {
+    /// Adds a test that needs some tools.
+    pub fn add(
+        &mut self,
+        name: impl Into<String>,
+        tools: &'static [&'static str],
+        test: impl FnOnce() + Send + 'static,
+    ) {
+        let trial = Trial::ignorable_test(name, move || run(tools, test));
+        self.0.push(trial);
+    }
+
+    /// Adds a test for each cell of the matrix.
+    pub fn add_matrix(&mut self, name: &str, tools: &'static [&'static str], test: fn(&Cell)) {
+        for engine in ENGINES {
+            for is_offloaded in [true, false] {
+                for family in [Family::V4, Family::V6] {
+                    let tx = if is_offloaded { "tx-on" } else { "tx-off" };
+                    let name = format!("{engine}/{tx}/{family:?}/{name}");
+                    let cell = Cell {
+                        engine,
+                        is_offloaded,
+                        family,
+                    };
+                    self.add(name, tools, move || test(&cell));
+                }
+            }
+        }
+    }
+
+    /// Adds a test for some engines, without offload.
+    pub fn add_for(
+        &mut self,
+        engines: &[&'static str],
+        name: &str,
+        tools: &'static [&'static str],
+        test: fn(&Cell),
+    ) {
+        for &engine in engines {
+            let cell = Cell {
+                engine,
+                is_offloaded: false,
+                family: Family::V4,
+            };
+            self.add(format!("{engine}/{name}"), tools, move || test(&cell));
+        }
+    }
+}
+
+struct Skip(String);
+
+/// Ends a test that cannot run here.
+pub fn skip(reason: impl Into<String>) -> ! {
+    panic_any(Skip(reason.into()))
+}
+
+fn run(tools: &[&str], test: impl FnOnce()) -> Result<Completion, Failed> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(Completion::ignored_with("needs root"));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_missing =
+        |tool: &&&str| !std::env::split_paths(&path).any(|dir| dir.join(tool).exists());
+    if let Some(tool) = TOOLS.iter().chain(tools).find(is_missing) {
+        return Ok(Completion::ignored_with(format!("needs {tool}")));
+    }
+    DEADLINE.set(Some(Instant::now() + LIMIT));
+    let result = catch_unwind(AssertUnwindSafe(test));
+    let notes = NOTES.take();
+    match result {
+        Ok(()) => Ok(Completion::Completed),
+        Err(panic) => match panic.downcast::<Skip>() {
+            Ok(skip) => Ok(Completion::ignored_with(skip.0)),
+            Err(_) => Err(notes.into()),
+        },
+    }
+}
+
+fn message(panic: &dyn Any) -> Option<&str> {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied())
+}
+
+fn main() -> ExitCode {
+    // What a test says is printed with its failure, not among that of others.
+    set_hook(Box::new(|info| {
+        if let (Some(text), Some(place)) = (message(info.payload()), info.location()) {
+            note(&format!("{place}: {text}"));
+        }
+    }));
+    namespace::sweep();
+    let mut tests = Tests::default();
+    traffic::add(&mut tests);
+    path::add(&mut tests);
+    life::add(&mut tests);
+    follow::add(&mut tests);
+    report::add(&mut tests);
+    libtest_mimic::run(&Arguments::from_args(), tests.0).exit_code()
+}

@@ -1,0 +1,100 @@
+//! One packet through a program and through the datapath on the host: both
+//! must do the same.
+
+use portredir_common::verdict::Reason;
+
+use crate::cases::Hook;
+use crate::cases::host::{Hex, Mock};
+use crate::rig::{Outcome, Program, Rig};
+
+/// How far the clocks of the two runs, and of the programs, may be apart. Ages
+/// in tests are at least as far from where it matters.
+pub const SLACK_NS: u64 = 900_000_000;
+
+/// What the host made of a packet, once the program was seen to do the same.
+pub struct Agreed {
+    pub reason: Reason,
+    pub outcome: Outcome,
+}
+
+/// Runs `program` in the state of `host`, whose clock is the kernel's.
+///
+/// `None` when the kernel does not take the packet; the error says what
+/// differs.
+pub fn compare(
+    rig: &mut Rig,
+    program: Program,
+    host: &Mock,
+    packet: &[u8],
+) -> Result<Option<Agreed>, String> {
+    let before = host.tables.borrow().clone();
+    rig.set_tables(&before);
+    let Some(outcome) = rig.run(program, host.iface.into(), packet) else {
+        return Ok(None);
+    };
+
+    let found = host;
+    let host = host.clone();
+    // The kernel's random number is known by what came of it.
+    if let Some(port) = outcome.tables.new_client_port(&before) {
+        host.random.set(Mock::random_for(port));
+    }
+    let (reason, expected) = host.run(program.hook, program.link, packet);
+
+    let mut differences = Vec::new();
+    let mut differ = |what: &str, kernel: &dyn std::fmt::Debug, host: &dyn std::fmt::Debug| {
+        differences.push(format!("{what}\n  kernel {kernel:?}\n  host   {host:?}"));
+    };
+    let reasons: Vec<_> = [reason]
+        .into_iter()
+        .filter(|reason| reason.is_counted())
+        .collect();
+    if outcome.reasons != reasons {
+        differ("reasons", &outcome.reasons, &reasons);
+    }
+    if outcome.verdict != reason.verdict() {
+        differ("verdict", &outcome.verdict, &reason.verdict());
+    }
+    if outcome.packet != expected {
+        differ("packet", &Hex(&outcome.packet), &Hex(&expected));
+    }
+    let counters: Vec<_> = outcome
+        .counters
+        .iter()
+        .map(|(key, counter)| (key.rule, counter.packets, counter.bytes, counter.flows))
+        .collect();
+    let hits: Vec<_> = host
+        .hits
+        .borrow()
+        .iter()
+        .map(|hit| {
+            let bytes = u64::try_from(hit.bytes).expect("a length");
+            (
+                u32::from(hit.rule),
+                u64::from(hit.segments),
+                bytes,
+                u64::from(hit.is_new),
+            )
+        })
+        .collect();
+    if counters != hits {
+        differ("counters: rule, packets, bytes, flows", &counters, &hits);
+    }
+    if !outcome.tables.is(&host.tables.borrow(), SLACK_NS) {
+        differ("flow state", &outcome.tables, &host.tables.borrow());
+    }
+    if differences.is_empty() {
+        return Ok(Some(Agreed { reason, outcome }));
+    }
+    let way = if program.hook == Hook::Ingress {
+        "in"
+    } else {
+        "out"
+    };
+    Err(format!(
+        "{} disagrees with the host on a packet {way}: {}\nbefore\n{found:?}packet   {:?}",
+        program.name,
+        differences.join("\n"),
+        Hex(packet)
+    ))
+}

@@ -1,0 +1,114 @@
+//! Random packets in random states: the programs and the host must agree.
+//!
+//! `PORTREDIR_SEED` repeats a run. A packet on which they differ is made
+//! smaller until it is the smallest that does.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::env;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use portredir_common::abi::Protocol;
+use portredir_common::flow::Socket;
+use portredir_common::verdict::Reason;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+use crate::cases::flows::KINDS;
+use crate::cases::host::Mock;
+use crate::cases::packet::CLIENT_PORT;
+use crate::cases::random::{self, RULES};
+use crate::cases::{Iface, local_addrs};
+use crate::compare::compare;
+use crate::namespace;
+use crate::rig::{at_time, now_ns, programs};
+use crate::table::Rigs;
+
+const PACKETS: u32 = 24_000;
+
+pub fn run(rigs: &mut Rigs) {
+    let seed = match env::var("PORTREDIR_SEED") {
+        Ok(seed) => seed.parse().expect("PORTREDIR_SEED is a number"),
+        Err(_) => SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs()),
+    };
+    println!("random packets: PORTREDIR_SEED={seed}");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&u64::to_le_bytes(seed));
+    let config = Config {
+        cases: PACKETS,
+        failure_persistence: None,
+        max_shrink_iters: 4000,
+        ..Config::default()
+    };
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(config, rng);
+
+    namespace::enter();
+    namespace::add_other();
+    // Direct connections, and one with a server on the dialled port.
+    let sockets: Vec<_> = KINDS
+        .into_iter()
+        .filter(|kind| kind.protocol == Protocol::Tcp)
+        .flat_map(|kind| {
+            [
+                kind.key_from(CLIENT_PORT + 1, 8080),
+                kind.key_from(8080, 80),
+            ]
+        })
+        .map(|key| (key, Socket::Connection))
+        .collect();
+    let held = namespace::open(&sockets);
+    let mut host = Mock::new(RULES, &local_addrs());
+    host.sockets = sockets.into_iter().collect();
+
+    let rig = RefCell::new(rigs.get(RULES));
+    let reasons = RefCell::new(BTreeMap::<&str, u32>::new());
+    let hook_and_sample = random::hook().prop_flat_map(|hook| (Just(hook), random::sample(hook)));
+    let strategy = (
+        random::tables(),
+        hook_and_sample,
+        random::damage(),
+        any::<bool>(),
+    );
+    let start = Instant::now();
+    let result = runner.run(&strategy, |(tables, (hook, sample), damage, is_on_lo)| {
+        let mut packet = sample.bytes();
+        damage.iter().for_each(|damage| damage.apply(&mut packet));
+        let mut host = host.clone();
+        host.iface = if is_on_lo { Iface::Lo } else { Iface::Other };
+        for program in programs(hook, sample.packet().link) {
+            host.now_ns = now_ns();
+            host.tables.replace(at_time(&tables, host.now_ns));
+            let agreed = compare(&mut rig.borrow_mut(), program, &host, &packet);
+            let what = match agreed.map_err(TestCaseError::fail)? {
+                Some(agreed) => agreed.reason.label(),
+                None => "too short for the kernel",
+            };
+            *reasons.borrow_mut().entry(what).or_default() += 1;
+        }
+        Ok(())
+    });
+    drop(held);
+    if let Err(error) = result {
+        panic!("PORTREDIR_SEED={seed}: {error}");
+    }
+    let reasons = reasons.into_inner();
+    let runs: u32 = reasons.values().sum();
+    println!(
+        "{PACKETS} packets, {runs} runs in {:.1} s: {reasons:?}",
+        start.elapsed().as_secs_f32()
+    );
+    for reason in Reason::ALL {
+        // A free port is always found, and there is room for all entries.
+        let is_rare = matches!(
+            reason,
+            Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed
+        );
+        assert!(
+            is_rare || reasons.contains_key(reason.label()),
+            "{reason:?} was never met"
+        );
+    }
+}

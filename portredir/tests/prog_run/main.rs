@@ -1,0 +1,79 @@
+//! The programs in the kernel, one packet at a time (`BPF_PROG_TEST_RUN`).
+//!
+//! The table of cases of `tests/cases` and random packets run through every
+//! program; verdict, bytes, counters and flow state must be what the same
+//! datapath does on the host. Needs root.
+
+#[expect(dead_code, reason = "some of it is for `tests/host.rs` alone")]
+#[path = "../cases/mod.rs"]
+mod cases;
+mod compare;
+mod differential;
+mod life;
+mod load;
+mod namespace;
+mod rig;
+mod table;
+
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use nix::unistd::geteuid;
+
+use table::Rigs;
+
+/// One test at a time: they share maps.
+static RIGS: Mutex<Option<Rigs>> = Mutex::new(None);
+
+fn with_rigs<T>(run: impl FnOnce(&mut Rigs) -> T) -> T {
+    // What a test leaves in the maps when it panics, the next one replaces.
+    let mut rigs = RIGS.lock().unwrap_or_else(PoisonError::into_inner);
+    run(rigs.get_or_insert_default())
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for (name, cases) in table::series() {
+        let run = move || with_rigs(|rigs| table::run(rigs, &cases));
+        trials.push(trial(name, run));
+    }
+    for (name, test) in [
+        ("every program loads", load::programs as fn(&mut Rigs)),
+        (
+            "a connection from its first packet to the last",
+            life::connection,
+        ),
+        (
+            "a connection that is being set up holds its port",
+            life::request,
+        ),
+        ("a collision with a live direct connection", life::collision),
+        ("no free port", life::no_free_port),
+        ("a gro packet counts as its segments", life::segments),
+        ("frames of many sizes", life::sizes),
+        ("an address comes and goes", life::address),
+        ("counters are kept per interface", life::interfaces),
+        ("random packets", differential::run),
+    ] {
+        trials.push(trial(name, move || {
+            with_rigs(test);
+            Ok(Completion::Completed)
+        }));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A test that only root can run.
+fn trial(
+    name: impl Into<String>,
+    run: impl FnOnce() -> Result<Completion, Failed> + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || {
+        if !geteuid().is_root() {
+            return Ok(Completion::ignored_with("needs root"));
+        }
+        run()
+    })
+}

@@ -1,0 +1,327 @@
+//! The programs and their maps, ready to run on one packet at a time.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+
+use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuHashMap};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
+use nix::time::{ClockId, clock_gettime};
+use portredir::datapath::{Datapath, Sizes};
+use portredir_common::abi::{Counter, CounterKey, Flow, FlowKey, Port};
+use portredir_common::flow::Table;
+use portredir_common::verdict::{Reason, Verdict};
+use portredir_common::wire::Link;
+
+use crate::cases::host::{Hex, NOW_NS, Tables};
+use crate::cases::{Hook, Iface, local_addrs};
+use crate::namespace::OTHER_IFINDEX;
+
+/// Room for what tests put into the tables, and to spare: an LRU map may evict
+/// before it is full.
+pub const SIZES: Sizes = Sizes {
+    tcp_flows: 4096,
+    udp_flows: 4096,
+};
+
+/// Field offsets of `struct __sk_buff` and `struct xdp_md` (include/uapi/linux/bpf.h).
+const SKB_LEN: usize = 192;
+const SKB_IFINDEX: Range<usize> = 40..44;
+const SKB_GSO_SEGS: Range<usize> = 164..168;
+const SKB_GSO_SIZE: Range<usize> = 176..180;
+const XDP_LEN: usize = 24;
+const XDP_DATA_END: Range<usize> = 4..8;
+const XDP_IFINDEX: Range<usize> = 12..16;
+
+/// A program of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    pub name: &'static str,
+    pub is_xdp: bool,
+    pub hook: Hook,
+    pub link: Link,
+}
+
+const fn program(name: &'static str, is_xdp: bool, hook: Hook, link: Link) -> Program {
+    Program {
+        name,
+        is_xdp,
+        hook,
+        link,
+    }
+}
+
+/// All of them.
+pub const PROGRAMS: [Program; 7] = [
+    program("portredir_xdp", true, Hook::Ingress, Link::Ethernet),
+    program("portredir_frags", true, Hook::Ingress, Link::Ethernet),
+    program("portredir_xdpip", true, Hook::Ingress, Link::Ip),
+    program("portredir_in", false, Hook::Ingress, Link::Ethernet),
+    program("portredir_in_ip", false, Hook::Ingress, Link::Ip),
+    program("portredir_out", false, Hook::Egress, Link::Ethernet),
+    program("portredir_outip", false, Hook::Egress, Link::Ip),
+];
+
+/// The programs for a packet.
+pub fn programs(hook: Hook, link: Link) -> impl Iterator<Item = Program> {
+    PROGRAMS
+        .into_iter()
+        .filter(move |p| p.hook == hook && p.link == link)
+}
+
+/// How a program is run, beyond the packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub iface: Iface,
+    /// Segments that a GRO packet stands for; 0 for others.
+    pub gso_segs: u32,
+}
+
+impl From<Iface> for Setting {
+    fn from(iface: Iface) -> Self {
+        Self { iface, gso_segs: 0 }
+    }
+}
+
+/// What a program did.
+#[derive(Clone)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    pub packet: Vec<u8>,
+    /// The reasons that were counted.
+    pub reasons: Vec<Reason>,
+    /// The packets that were counted for rules.
+    pub counters: Vec<(CounterKey, Counter)>,
+    /// All flow state.
+    pub tables: Tables,
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            verdict,
+            packet,
+            reasons,
+            counters,
+            tables,
+        } = self;
+        writeln!(f, "{verdict:?} {reasons:?} {counters:?}")?;
+        write!(f, "{tables:?}packet   {:?}", Hex(packet))
+    }
+}
+
+/// The programs with one list of rules.
+pub struct Rig {
+    datapath: Datapath,
+    reasons: Vec<u64>,
+    /// What the flow maps contain.
+    tables: Tables,
+}
+
+impl Rig {
+    pub fn new(rules: &[&str], sizes: Sizes) -> Self {
+        let rules: Vec<_> = rules
+            .iter()
+            .map(|rule| rule.parse().expect("a rule"))
+            .collect();
+        let mut datapath = Datapath::load(&rules, sizes, 0).expect("load the object");
+        datapath.set_local(&local_addrs()).expect("fill LOCAL");
+        let reasons = datapath.reasons().expect("read REASONS");
+        Self {
+            datapath,
+            reasons,
+            tables: Tables::default(),
+        }
+    }
+
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
+    }
+
+    /// Replaces all flow state.
+    pub fn set_tables(&mut self, tables: &Tables) {
+        let old = std::mem::replace(&mut self.tables, tables.clone());
+        for (name, table) in FLOWS {
+            let mut map = self.flows(name);
+            for key in old.get(table).keys() {
+                map.remove(key).expect("remove a flow");
+            }
+            for (key, flow) in tables.get(table) {
+                map.insert(*key, *flow, 0).expect("insert a flow");
+            }
+        }
+        let mut map = self.remap();
+        for key in old.remap.keys() {
+            map.remove(key).expect("remove a port");
+        }
+        for (key, port) in &tables.remap {
+            map.insert(*key, port.0, 0).expect("insert a port");
+        }
+    }
+
+    /// Reads all flow state.
+    pub fn read_tables(&mut self) -> Tables {
+        let mut tables = Tables::default();
+        for (name, table) in FLOWS {
+            let flows: Result<HashMap<_, _>, _> = self.flows(name).iter().collect();
+            *tables.get_mut(table) = flows.expect("read the flows");
+        }
+        for entry in self.remap().iter() {
+            let (key, port) = entry.expect("read the ports");
+            tables.remap.insert(key, Port(port));
+        }
+        self.tables = tables.clone();
+        tables
+    }
+
+    fn flows(&mut self, name: &str) -> BpfHashMap<&mut MapData, FlowKey, Flow> {
+        let map = self
+            .datapath
+            .ebpf()
+            .map_mut(name)
+            .expect("the object has the map");
+        map.try_into().expect("a hash map of flows")
+    }
+
+    fn remap(&mut self) -> BpfHashMap<&mut MapData, FlowKey, [u8; 2]> {
+        let map = self
+            .datapath
+            .ebpf()
+            .map_mut("REMAP")
+            .expect("the object has the map");
+        map.try_into().expect("a hash map of ports")
+    }
+
+    /// Forgets what was counted for rules.
+    pub fn clear_counters(&mut self) {
+        let keys = self.datapath.counters().expect("read COUNTERS");
+        let map = self
+            .datapath
+            .ebpf()
+            .map_mut("COUNTERS")
+            .expect("the object has the map");
+        let mut map: PerCpuHashMap<_, CounterKey, Counter> = map.try_into().expect("of counters");
+        for (key, _) in keys {
+            map.remove(&key).expect("remove a counter");
+        }
+    }
+
+    /// Runs a program once. `None` when the kernel refuses such a packet: all
+    /// that are shorter than an Ethernet header, and in newer versions also
+    /// those at TC that end in the IP header.
+    pub fn run(&mut self, program: Program, setting: Setting, packet: &[u8]) -> Option<Outcome> {
+        self.clear_counters();
+        // The kernel does not say how long the packet is before it is there.
+        let mut out = vec![0; packet.len() + 64];
+        let result = match self.repeat(program, setting, packet, &mut out, 1) {
+            Ok(result) => result,
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EINVAL) && packet.len() < 54 =>
+            {
+                return None;
+            }
+            Err(error) => panic!("run {}: {error}", program.name),
+        };
+        out.truncate(usize::try_from(result.data_size_out).expect("a length"));
+        let reasons = self.datapath.reasons().expect("read REASONS");
+        let counted = Reason::ALL
+            .iter()
+            .zip(reasons.iter().zip(&self.reasons))
+            .flat_map(|(reason, (now, before))| {
+                std::iter::repeat_n(*reason, usize::try_from(now - before).expect("few"))
+            })
+            .collect();
+        self.reasons = reasons;
+        Some(Outcome {
+            verdict: verdict(program, result.return_value),
+            packet: out,
+            reasons: counted,
+            counters: self.datapath.counters().expect("read COUNTERS"),
+            tables: self.read_tables(),
+        })
+    }
+
+    /// Runs a program `count` times on what the run before made of the packet.
+    pub fn repeat(
+        &mut self,
+        program: Program,
+        setting: Setting,
+        packet: &[u8],
+        out: &mut [u8],
+        count: u32,
+    ) -> Result<TestRunResult, ProgramError> {
+        let ctx = context(program, setting, packet.len());
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(out),
+            ctx_in: ctx.as_deref(),
+            repeat: count,
+            ..Default::default()
+        };
+        if program.is_xdp {
+            let program: &mut Xdp = self.datapath.program(program.name).expect("load");
+            program.test_run(options)
+        } else {
+            let program: &mut SchedClassifier = self.datapath.program(program.name).expect("load");
+            program.test_run(options)
+        }
+    }
+}
+
+const FLOWS: [(&str, Table); 3] = [
+    ("SYN", Table::Syn),
+    ("TCP", Table::Tcp),
+    ("UDP", Table::Udp),
+];
+
+/// The context of a run that is not a plain one on `lo`.
+fn context(program: Program, setting: Setting, len: usize) -> Option<Vec<u8>> {
+    let Setting { iface, gso_segs } = setting;
+    if iface == Iface::Lo && gso_segs == 0 {
+        return None;
+    }
+    let ifindex = if iface == Iface::Lo { 1 } else { OTHER_IFINDEX };
+    let mut ctx = vec![0; if program.is_xdp { XDP_LEN } else { SKB_LEN }];
+    let mut set = |at: Range<usize>, value: u32| ctx[at].copy_from_slice(&value.to_ne_bytes());
+    if program.is_xdp {
+        set(XDP_DATA_END, u32::try_from(len).expect("a length"));
+        set(XDP_IFINDEX, ifindex);
+    } else {
+        set(SKB_IFINDEX, ifindex);
+        set(SKB_GSO_SEGS, gso_segs);
+        set(SKB_GSO_SIZE, if gso_segs == 0 { 0 } else { 1448 });
+    }
+    Some(ctx)
+}
+
+fn verdict(program: Program, action: u32) -> Verdict {
+    // XDP_DROP and XDP_PASS; TCX_DROP and TCX_NEXT.
+    let (drop, pass) = if program.is_xdp {
+        (1, 2)
+    } else {
+        (2, u32::MAX)
+    };
+    match action {
+        _ if action == drop => Verdict::Drop,
+        _ if action == pass => Verdict::Pass,
+        _ => panic!("{} returned {action}", program.name),
+    }
+}
+
+/// `CLOCK_MONOTONIC`.
+pub fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("read the clock");
+    let ns = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
+    u64::try_from(ns).expect("a time after boot")
+}
+
+/// Flow state of the cases, on the clock of the kernel.
+pub fn at_time(tables: &Tables, now_ns: u64) -> Tables {
+    let mut tables = tables.clone();
+    for (_, table) in FLOWS {
+        for flow in tables.get_mut(table).values_mut() {
+            flow.last_seen_ns = now_ns.saturating_sub(NOW_NS - flow.last_seen_ns);
+        }
+    }
+    tables
+}

@@ -1,0 +1,126 @@
+//! The table of cases in the kernel.
+
+use std::collections::{BTreeMap, HashMap};
+
+use libtest_mimic::{Completion, Failed};
+
+use crate::cases::host::{Hex, Mock};
+use crate::cases::{Case, Iface, Out, table};
+use crate::compare::{Agreed, compare};
+use crate::namespace;
+use crate::rig::{Rig, SIZES, at_time, now_ns, programs};
+
+/// The programs by their rules: loading them takes longer than running them.
+#[derive(Default)]
+pub struct Rigs(HashMap<&'static [&'static str], Rig>);
+
+impl Rigs {
+    pub fn get(&mut self, rules: &'static [&'static str]) -> &mut Rig {
+        self.0
+            .entry(rules)
+            .or_insert_with(|| Rig::new(rules, SIZES))
+    }
+}
+
+/// The cases by series.
+pub fn series() -> BTreeMap<String, Vec<Case>> {
+    let mut series = BTreeMap::<String, Vec<Case>>::new();
+    for case in table() {
+        let name = case.name.split(':').next().expect("a first part");
+        series.entry(name.to_owned()).or_default().push(case);
+    }
+    series
+}
+
+/// Runs the cases in every program that they fit.
+pub fn run(rigs: &mut Rigs, cases: &[Case]) -> Result<Completion, Failed> {
+    let mut failures = Vec::new();
+    let (mut runs, mut refused) = (0, 0);
+    namespace::enter();
+    for case in cases {
+        if let Some(age) = too_old(case) {
+            return Ok(Completion::ignored_with(format!("needs {age} s of uptime")));
+        }
+        if case.iface == Iface::Other || !case.sockets.is_empty() {
+            namespace::enter();
+        }
+        if case.iface == Iface::Other {
+            namespace::add_other();
+        }
+        let sockets = namespace::open(&case.sockets);
+        for program in programs(case.hook, case.link) {
+            let result = check(rigs.get(case.rules), program, case);
+            match result {
+                Ok(true) => runs += 1,
+                Ok(false) => refused += 1,
+                Err(error) => failures.push(format!("{}: {error}", case.name)),
+            }
+        }
+        drop(sockets);
+    }
+    if refused > 0 {
+        println!(
+            "{}: {runs} runs, {refused} that the kernel refuses",
+            cases[0].name
+        );
+    }
+    if failures.is_empty() && runs == 0 {
+        return Ok(Completion::ignored_with("the kernel takes no such packets"));
+    }
+    let count = failures.len();
+    failures.truncate(10);
+    if count > 0 {
+        return Err(format!("{count} failures\n\n{}", failures.join("\n\n")).into());
+    }
+    Ok(Completion::Completed)
+}
+
+/// Whether the program ran and did what the case says.
+fn check(rig: &mut Rig, program: crate::rig::Program, case: &Case) -> Result<bool, String> {
+    let now_ns = now_ns();
+    let mut host: Mock = case.mock();
+    host.now_ns = now_ns;
+    let before = at_time(&case.before, now_ns);
+    host.tables.replace(before);
+    let Some(Agreed { reason, outcome }) = compare(rig, program, &host, &case.packet)? else {
+        return Ok(false);
+    };
+    if !case.allows(reason) {
+        return Err(format!(
+            "{}: reason {reason:?}, not {:?}",
+            program.name, case.reason
+        ));
+    }
+    let (packet, after) = case.expected(&outcome.tables);
+    if outcome.packet != packet {
+        let (is, should) = (Hex(&outcome.packet), Hex(&packet));
+        return Err(format!(
+            "{}: packet\n  got      {is:?}\n  expected {should:?}",
+            program.name
+        ));
+    }
+    if let Some(after) = after {
+        let after = at_time(&after, now_ns);
+        if !outcome.tables.is(&after, crate::compare::SLACK_NS) {
+            let is = &outcome.tables;
+            return Err(format!(
+                "{}: flow state\n{is:?}is not\n{after:?}",
+                program.name
+            ));
+        }
+    }
+    assert!(!matches!(case.out, Out::Unchanged) || outcome.packet == case.packet);
+    Ok(true)
+}
+
+/// The age in seconds of a flow that began before this machine did.
+fn too_old(case: &Case) -> Option<u64> {
+    let flows = [&case.before.syn, &case.before.tcp, &case.before.udp];
+    let oldest = flows
+        .into_iter()
+        .flat_map(|flows| flows.values())
+        .map(|f| f.last_seen_ns)
+        .min()?;
+    let age_ns = crate::cases::host::NOW_NS - oldest;
+    (age_ns >= now_ns()).then_some(age_ns.div_ceil(1_000_000_000))
+}
