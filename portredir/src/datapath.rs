@@ -383,26 +383,28 @@ impl Datapath {
             }
             Err(e) => return Err(error("clsact", chain(&e))),
         }
-        let options = TcAttachOptions::Netlink(NlOptions {
-            // The first there is. Of programs with the same, the last comes first.
-            priority: 1,
-            handle: TcHandle::AUTO_ASSIGN,
-            classid: None,
-        });
         let program: &mut SchedClassifier = self.program(program_name)?;
-        let link = program
-            .attach_with_options(name, direction, options)
+        let mut attach = |priority| {
+            let options = NlOptions {
+                priority,
+                handle: TcHandle::AUTO_ASSIGN,
+                classid: None,
+            };
+            program.attach_with_options(name, direction, TcAttachOptions::Netlink(options))
+        };
+        // The first priority there is; of programs with the same, the last to
+        // come is the first to run.
+        let id = attach(1).or_else(|refused| {
+            log::warn!(
+                "{name}: a tc filter of another kind has priority 1 and comes before ours; if it \
+                 ends the chain nothing is redirected here ({})",
+                chain(&refused)
+            );
+            attach(0)
+        });
+        let link = id
             .and_then(|id| program.take_link(id))
-            .map_err(|e| match &e {
-                ProgramError::TcError(TcError::NetlinkError(netlink))
-                    if netlink.raw_os_error() == Some(libc::EINVAL) =>
-                {
-                    let hint = "; a tc filter of another kind has priority 1 and would come \
-                                before ours: give it a higher number";
-                    error("clsact", chain(&e) + hint)
-                }
-                _ => error("clsact", chain(&e)),
-            })?;
+            .map_err(|e| error("clsact", chain(&e)))?;
         Ok((link, "clsact"))
     }
 
