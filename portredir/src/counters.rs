@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{Timestamp, Unit};
 use nix::time::{ClockId, clock_gettime};
 use portredir_common::abi::{Counter, CounterKey};
 use portredir_common::verdict::{Reason, Verdict};
@@ -134,7 +134,7 @@ impl Report {
             .enumerate()
             .filter_map(|(i, rule)| {
                 let old = before.map_or(Hits::default(), |before| before.rules[i].total);
-                (rule.total != old).then(|| {
+                (rule.total.packets != old.packets).then(|| {
                     format!(
                         "{} (+{} packets)",
                         rule.line(),
@@ -214,7 +214,9 @@ impl Clock {
         let ago = self
             .monotonic
             .saturating_sub(Duration::from_nanos(monotonic_ns));
-        (monotonic_ns != 0).then(|| self.time - ago)
+        // The two clocks are not read at the very same time: the rest is noise.
+        let time = self.time - ago;
+        (monotonic_ns != 0).then(|| time.round(Unit::Millisecond).unwrap_or(time))
     }
 }
 
