@@ -11,7 +11,7 @@ mod sequence;
 use std::net::Ipv6Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use cases::host::{Hex, Hit, Mock, Tables};
+use cases::host::{Hex, Mock, Tables};
 use cases::packet::Packet;
 use cases::random::{self, Damage, RULES, Sample};
 use cases::{Case, Hook, Iface, Out};
@@ -46,15 +46,11 @@ fn check(case: &Case) {
         assert_eq!(*hits, [], "counted packets");
         return;
     }
-    let [
-        Hit {
-            segments, bytes, ..
-        },
-    ] = hits[..]
-    else {
+    let [hit] = hits[..] else {
         panic!("counted packets: {hits:?}");
     };
-    assert_eq!((segments, bytes), (1, packet.len()), "counted packet");
+    assert_eq!((hit.segments, hit.bytes), (1, packet.len()), "{hit:?}");
+    assert_eq!(hit.is_new, case.is_new.unwrap_or(hit.is_new), "{hit:?}");
 }
 
 #[test]

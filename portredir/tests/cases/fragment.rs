@@ -93,6 +93,29 @@ fn later() -> Vec<Case> {
             );
         }
     }
+    // Every bit of the offset says so.
+    for kind in KINDS {
+        let packet = payload(kind, 80).fragment(0, 48, false);
+        let (at, shift) = if kind.is_ipv4 {
+            (ETHERNET + 6, 0)
+        } else {
+            (ETHERNET + 42, 3)
+        };
+        for bit in 0..13 {
+            cases.push(
+                Case::ingress(
+                    format!("{}: fragment offset {}", kind.name, 8 << bit),
+                    &packet,
+                )
+                .edit(|frame| {
+                    let [high, low] = u16::to_be_bytes(1 << (bit + shift));
+                    frame[at] |= high;
+                    frame[at + 1] |= low;
+                })
+                .leaves_state(),
+            );
+        }
+    }
     cases
 }
 

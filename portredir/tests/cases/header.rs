@@ -54,6 +54,16 @@ fn options() -> Vec<Case> {
                 frame[ETHERNET] = 0x40 | words;
             }));
         }
+        // The last bytes of the destination address stand where the ports would
+        // be behind a header of four words: 513.
+        cases.push(
+            Case::ingress(
+                format!("{}: header of 4 words, address for ports", kind.name),
+                &kind.packet(80),
+            )
+            .rules(&["513:8080/both"])
+            .edit(|frame| frame[ETHERNET] = 0x44),
+        );
         cases.push(
             Case::ingress(
                 format!("{}: header longer than the packet", kind.name),

@@ -1,6 +1,8 @@
 //! ICMP messages that stay as they are: about nothing of ours, too short, or no
 //! errors at all.
 
+use std::net::IpAddr;
+
 use portredir_common::abi::Protocol;
 use portredir_common::flow::Table;
 use portredir_common::verdict::Reason;
@@ -9,7 +11,7 @@ use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
 use super::icmp::{about_reply, about_request};
 use super::packet::{Body, CLIENT_PORT, Packet};
-use super::{Case, seen, seen_from};
+use super::{Case, key, seen, seen_from};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -86,6 +88,21 @@ fn foreign(kind: Kind) -> Vec<Case> {
             packet
         })
         .flow(kind.table(), kind.key(8080), seen(80, 0)),
+    );
+    // The address was this host's until a moment ago.
+    let gone = if kind.is_ipv4 {
+        IpAddr::from([192, 0, 2, 9])
+    } else {
+        IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9])
+    };
+    let stale = key(kind.protocol, (other, CLIENT_PORT), (gone, 8080));
+    foreign(
+        Case::ingress(name("in, about an address that is gone"), &{
+            let mut packet = about(reply().from(gone, 80));
+            packet.dst = reply().src;
+            packet
+        })
+        .flow(kind.table(), stale, seen(80, 0)),
     );
     foreign(
         Case::ingress(name("in, to another host"), &{

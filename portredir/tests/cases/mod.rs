@@ -18,6 +18,7 @@ pub mod icmp_foreign;
 pub mod packet;
 pub mod random;
 pub mod tcp;
+pub mod tcp_collision;
 pub mod truncated;
 pub mod udp;
 
@@ -97,6 +98,8 @@ pub struct Case {
     /// Another reason that is as good, where two checks could come first.
     pub or_reason: Option<Reason>,
     pub out: Out,
+    /// Whether it counts as the first of a flow, where that matters.
+    pub is_new: Option<bool>,
     /// All flow state afterwards, unless it does not matter.
     pub after: Option<Tables>,
 }
@@ -115,6 +118,7 @@ impl Case {
             reason: Reason::NoRule,
             or_reason: None,
             out: Out::Unchanged,
+            is_new: None,
             after: None,
         }
     }
@@ -218,6 +222,12 @@ impl Case {
         self
     }
 
+    /// It counts as the first of a flow, or it does not.
+    pub fn begins(mut self, is_new: bool) -> Self {
+        self.is_new = Some(is_new);
+        self
+    }
+
     /// Whether `reason` is as it should be.
     pub fn allows(&self, reason: Reason) -> bool {
         reason == self.reason || Some(reason) == self.or_reason
@@ -275,6 +285,7 @@ pub fn table() -> Vec<Case> {
         icmp::cases(),
         icmp_foreign::cases(),
         tcp::cases(),
+        tcp_collision::cases(),
         udp::cases(),
     ]
     .into_iter()

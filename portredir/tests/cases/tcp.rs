@@ -9,9 +9,6 @@ use super::host::Tables;
 use super::packet::{ACK, FIN, PSH, Packet, RST, SYN};
 use super::{Case, TWO_TO_ONE, seen};
 
-/// A client port that was given on a collision.
-const REMAPPED: u16 = 50_123;
-
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for kind in KINDS
@@ -21,18 +18,15 @@ pub fn cases() -> Vec<Case> {
         cases.extend(begun(kind));
         cases.extend(unknown(kind));
         cases.extend(stale(kind));
-        cases.extend(redirected_collisions(kind));
-        cases.extend(direct_collisions(kind));
-        cases.extend(remapped(kind));
     }
     cases
 }
 
-fn syn(kind: Kind, port: u16) -> Packet {
+pub fn syn(kind: Kind, port: u16) -> Packet {
     kind.packet(port).flags(SYN).payload(&[])
 }
 
-fn with_rule(flow: Flow, rule: u16) -> Flow {
+pub fn with_rule(flow: Flow, rule: u16) -> Flow {
     Flow { rule, ..flow }
 }
 
@@ -47,7 +41,9 @@ fn begun(kind: Kind) -> Vec<Case> {
         Case::ingress(name, &segment(flags)).redirected(&kind.packet(8080).flags(flags))
     };
     vec![
-        redirected(name("a syn goes to SYN"), SYN).leaves(begun.clone()),
+        redirected(name("a syn goes to SYN"), SYN)
+            .begins(true)
+            .leaves(begun.clone()),
         redirected(name("a repeated syn without a socket stays there"), SYN)
             .flow(Table::Syn, key, seen(80, 0))
             .leaves_state(),
@@ -68,6 +64,15 @@ fn begun(kind: Kind) -> Vec<Case> {
             .leaves_state(),
         redirected(name("a known flow is refreshed"), ACK | PSH)
             .flow(Table::Tcp, key, seen(80, 60))
+            .leaves(Tables::default().flow(Table::Tcp, key, seen(80, 0))),
+        redirected(name("a repeated syn of a known flow"), SYN)
+            .flow(Table::Tcp, key, seen(80, 0))
+            .socket(key, Socket::Connection)
+            .begins(false)
+            .leaves_state(),
+        redirected(name("a new syn of a flow that is over"), SYN)
+            .flow(Table::Tcp, key, seen(80, 60))
+            .begins(true)
             .leaves(Tables::default().flow(Table::Tcp, key, seen(80, 0))),
         redirected(name("a known flow ends"), FIN | ACK)
             .flow(Table::Tcp, key, seen(80, 0))
@@ -101,6 +106,15 @@ fn unknown(kind: Kind) -> Vec<Case> {
             .socket(key, Socket::Connection)
             .redirected(&ack(8080))
             .leaves(in_table(Table::Tcp)),
+        // A SYN with a reset begins nothing, so it cannot collide either.
+        Case::ingress(
+            name("a syn with a reset"),
+            &kind.packet(80).flags(SYN | RST),
+        )
+        .socket(key, Socket::Connection)
+        .redirected(&kind.packet(8080).flags(SYN | RST))
+        .begins(false)
+        .leaves(in_table(Table::Tcp)),
         Case::ingress(
             name("the reset of nobody's connection is restored"),
             &ack(80),
@@ -191,175 +205,4 @@ fn stale(kind: Kind) -> Vec<Case> {
         .redirected(&syn(kind, 8080))
         .leaves(Tables::default().flow(Table::Syn, key, flow_81)),
     ]
-}
-
-/// A client port that is taken when a redirected connection begins.
-fn redirected_collisions(kind: Kind) -> Vec<Case> {
-    let name = |what| format!("{} collision: {what}", kind.name);
-    let key = kind.key(8080);
-    let expected = move |before: Tables, dialled: u16, rule| {
-        move |port| {
-            let tables = before
-                .clone()
-                .flow(
-                    Table::Tcp,
-                    kind.key_from(port, 8080),
-                    with_rule(seen(dialled, 0), rule),
-                )
-                .remap(kind.key(dialled), port);
-            (syn(kind, 8080).src_port(port), tables)
-        }
-    };
-    let held = Tables::default().flow(Table::Tcp, key, seen(80, 0));
-    let begun = Tables::default().flow(Table::Syn, key, seen(80, 0));
-    vec![
-        Case::ingress(name("with a direct connection"), &syn(kind, 80))
-            .socket(key, Socket::Connection)
-            .remapped(Reason::Redirected, expected(Tables::default(), 80, 0)),
-        Case::ingress(
-            name("with a connection through another port"),
-            &syn(kind, 81),
-        )
-        .rules(TWO_TO_ONE)
-        .flow(Table::Tcp, key, seen(80, 0))
-        .socket(key, Socket::Connection)
-        .remapped(Reason::Redirected, expected(held, 81, 1)),
-        Case::ingress(
-            name("with a connection that is being set up"),
-            &syn(kind, 81),
-        )
-        .rules(TWO_TO_ONE)
-        .flow(Table::Syn, key, seen(80, 0))
-        .socket(key, Socket::Connection)
-        .remapped(Reason::Redirected, expected(begun, 81, 1)),
-    ]
-}
-
-/// A client port that is taken when a direct connection begins.
-fn direct_collisions(kind: Kind) -> Vec<Case> {
-    let name = |what| format!("{} collision: {what}", kind.name);
-    let key = kind.key(8080);
-    let expected = move |before: Tables| {
-        move |port| {
-            let tables = before
-                .clone()
-                .flow(Table::Tcp, kind.key_from(port, 8080), seen(8080, 0))
-                .remap(key, port);
-            (syn(kind, 8080).src_port(port), tables)
-        }
-    };
-    let held = |table| Tables::default().flow(table, key, seen(80, 0));
-    let case = |what, table| {
-        Case::ingress(name(what), &syn(kind, 8080))
-            .flow(table, key, seen(80, 0))
-            .socket(key, Socket::Connection)
-            .remapped(Reason::DirectRemapped, expected(held(table)))
-    };
-    vec![
-        case("direct, with a redirected connection", Table::Tcp),
-        case("direct, with one that is being set up", Table::Syn),
-        // The kernel itself judges a SYN for a connection without an entry.
-        Case::ingress(name("direct, with itself"), &syn(kind, 8080))
-            .socket(key, Socket::Connection)
-            .unchanged(Reason::Direct)
-            .leaves_state(),
-    ]
-}
-
-/// Packets of flows that have another client port already.
-fn remapped(kind: Kind) -> Vec<Case> {
-    let name = |what: &str| format!("{} remapped: {what}", kind.name);
-    let key = kind.key(8080);
-    let remapped = kind.key_from(REMAPPED, 8080);
-    let ack = |port| kind.packet(port).flags(ACK);
-    let redirected = Tables::default()
-        .flow(Table::Tcp, remapped, seen(80, 0))
-        .remap(kind.key(80), REMAPPED);
-    let direct = Tables::default()
-        .flow(Table::Tcp, key, seen(80, 0))
-        .flow(Table::Tcp, remapped, seen(8080, 0))
-        .remap(key, REMAPPED);
-    let before = |case: Case, tables: &Tables| Case {
-        before: tables.clone(),
-        ..case
-    };
-    let to_server = |packet: Packet| packet.src_port(REMAPPED);
-    let from_server = |port| kind.reply(port).dst_port(REMAPPED);
-    let mut cases = vec![
-        Case::ingress(name("redirected"), &ack(80))
-            .redirected(&to_server(ack(8080)))
-            .leaves_state(),
-        Case::ingress(name("redirected, repeated syn"), &syn(kind, 80))
-            .socket(key, Socket::Connection)
-            .redirected(&to_server(syn(kind, 8080)))
-            .leaves_state(),
-        Case::egress(name("reply to redirected"), &from_server(8080))
-            .restored(&kind.reply(80))
-            .leaves_state(),
-        Case::egress(
-            name("reply to the direct connection beside it"),
-            &kind.reply(8080),
-        )
-        .unchanged(Reason::Direct),
-        Case::ingress(name("the direct connection beside it"), &ack(8080))
-            .unchanged(Reason::Direct)
-            .leaves_state(),
-    ];
-    for case in &mut cases {
-        case.before.clone_from(&redirected);
-        if case.after.is_some() {
-            case.after = Some(redirected.clone());
-        }
-    }
-    cases.push(
-        before(Case::ingress(name("direct"), &ack(8080)), &direct)
-            .becomes(Reason::DirectRemapped, &to_server(ack(8080)))
-            .leaves_state(),
-    );
-    cases.push(
-        before(
-            Case::ingress(name("direct, repeated syn"), &syn(kind, 8080)),
-            &direct,
-        )
-        .socket(key, Socket::Connection)
-        .becomes(Reason::DirectRemapped, &to_server(syn(kind, 8080)))
-        .leaves_state(),
-    );
-    cases.push(
-        before(
-            Case::egress(name("reply to direct"), &from_server(8080)),
-            &direct,
-        )
-        .restored(&kind.reply(8080))
-        .leaves_state(),
-    );
-    cases.push(
-        before(
-            Case::ingress(name("the redirected connection beside it"), &ack(80)),
-            &direct,
-        )
-        .redirected(&ack(8080))
-        .leaves_state(),
-    );
-    cases.push(
-        Case::ingress(name("the entry was lost"), &ack(80))
-            .remap(kind.key(80), REMAPPED)
-            .socket(key, Socket::Connection)
-            .redirected(&to_server(ack(8080)))
-            .leaves(redirected),
-    );
-    for (what, packet) in [("ack", ack(8080)), ("syn", syn(kind, 8080))] {
-        let name = name(&format!("the entry of a direct {what} was lost"));
-        let held = direct.tcp[&key];
-        cases.push(
-            Case::ingress(name, &packet)
-                .flow(Table::Tcp, key, held)
-                .remap(key, REMAPPED)
-                .socket(key, Socket::Connection)
-                .socket(remapped, Socket::Connection)
-                .becomes(Reason::DirectRemapped, &to_server(packet.clone()))
-                .leaves(direct.clone()),
-        );
-    }
-    cases
 }

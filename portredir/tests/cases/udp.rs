@@ -41,6 +41,7 @@ fn known(kind: Kind) -> Vec<Case> {
         Case::ingress(name("a known flow is refreshed"), &kind.packet(80))
             .flow(Table::Udp, key, seen(80, 60))
             .redirected(&kind.packet(8080))
+            .begins(false)
             .leaves(one(kind, seen(80, 0))),
         Case::ingress(name("a known flow was idle"), &kind.packet(80))
             .flow(Table::Udp, key, seen(80, IDLE_S))
@@ -67,7 +68,8 @@ fn known(kind: Kind) -> Vec<Case> {
             &kind.packet(80).src_port(41_000),
         )
         .flow(Table::Udp, key, seen(80, 0))
-        .redirected(&kind.packet(8080).src_port(41_000)),
+        .redirected(&kind.packet(8080).src_port(41_000))
+        .begins(true),
     ]
 }
 
@@ -111,6 +113,7 @@ fn idle(kind: Kind) -> Vec<Case> {
         Case::ingress(name("a redirected flow takes over"), &kind.packet(80))
             .flow(Table::Udp, key, seen(8080, IDLE_S))
             .redirected(&kind.packet(8080))
+            .begins(true)
             .leaves(one(kind, seen(80, 0))),
         Case::ingress(name("a direct flow takes over"), &kind.packet(8080))
             .flow(Table::Udp, key, seen(80, IDLE_S))

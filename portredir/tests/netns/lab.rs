@@ -158,8 +158,11 @@ pub fn link(
     b_addr: (u8, u8),
 ) {
     let b_netns = &b.name;
+    // With one index on both sides the kernel would take its time to notice
+    // that the link is up (`linkwatch_urgent_event` in net/core/link_watch.c).
+    let index = 10 * a_addr.0 + a_addr.1;
     a.ip(&format!(
-        "link add {a_name} type veth peer name {b_name} netns {b_netns}"
+        "link add {a_name} index {index} type veth peer name {b_name} netns {b_netns}"
     ));
     add_addrs(a, a_name, a_addr);
     add_addrs(b, b_name, b_addr);

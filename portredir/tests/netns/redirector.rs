@@ -69,6 +69,15 @@ impl Redirector {
         Some(serde_json::from_str(last).expect("JSON"))
     }
 
+    /// Waits for a report about what is later than now.
+    pub fn fresh_report(&self) -> Value {
+        let lines = || self.process.out().matches('\n').count();
+        let before = lines();
+        // The first may have been under way.
+        wait_for("a report", || (lines() >= before + 2).then_some(()));
+        self.report().expect("a report")
+    }
+
     /// Waits for a report that says so.
     pub fn wait_for_report(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         wait_for(what, || self.report().filter(|report| is_it(report)))

@@ -115,12 +115,14 @@ fn open(proto: Proto, from: u16, to: SocketAddr) -> nix::Result<OwnedFd> {
         Proto::Udp => SockType::Datagram,
     };
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    // One port of the client can be used for several conversations.
-    setsockopt(&fd, ReuseAddr, &true)?;
     // Linux ends a `connect` with it.
     setsockopt(&fd, SendTimeout, &TimeVal::seconds(8))?;
-    let from = SocketAddr::new(any.parse().expect("an address"), from);
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
+    if from != 0 {
+        // For several conversations at once.
+        setsockopt(&fd, ReuseAddr, &true)?;
+        let from = SocketAddr::new(any.parse().expect("an address"), from);
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
+    }
     connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
     Ok(fd)
 }
