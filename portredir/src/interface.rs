@@ -12,6 +12,7 @@ use netlink_packet_route::tc::TcHandle;
 use portredir_common::abi::{Addr, local};
 use portredir_common::wire::Link;
 use rtnetlink::MulticastGroup;
+use tokio::time::Instant;
 
 /// What the planner needs to know of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct Snapshot {
 pub struct Netlink {
     handle: rtnetlink::Handle,
     changes: futures_util::stream::BoxStream<'static, ()>,
+    /// The first change since [`Self::changed`] last returned.
+    changed_at: Option<Instant>,
 }
 
 impl Netlink {
@@ -73,6 +76,7 @@ impl Netlink {
         Ok(Self {
             handle,
             changes: messages.map(|_| ()).boxed(),
+            changed_at: None,
         })
     }
 
@@ -109,18 +113,27 @@ impl Netlink {
     }
 
     /// Waits until something changed and then, for a moment, calmed down.
+    ///
+    /// A change is not lost when the wait is given up before its end.
     pub async fn changed(&mut self) {
         const CALM: Duration = Duration::from_millis(20);
         const LATEST: Duration = Duration::from_millis(200);
-        if self.changes.next().await.is_none() {
-            // The connection is gone; there will be no news.
-            std::future::pending::<()>().await;
-        }
+        let changed_at = match self.changed_at {
+            Some(changed_at) => changed_at,
+            None => {
+                if self.changes.next().await.is_none() {
+                    // The connection is gone; there will be no news.
+                    std::future::pending::<()>().await;
+                }
+                *self.changed_at.insert(Instant::now())
+            }
+        };
         let calm = async {
             while let Ok(Some(())) = tokio::time::timeout(CALM, self.changes.next()).await {}
         };
         // A link that flaps forever must not keep us from acting.
-        let _ = tokio::time::timeout(LATEST, calm).await;
+        let _ = tokio::time::timeout_at(changed_at + LATEST, calm).await;
+        self.changed_at = None;
     }
 
     /// Reads all interfaces and addresses.
