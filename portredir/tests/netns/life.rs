@@ -92,6 +92,14 @@ fn expected(engine: &str, lab: &Lab) -> Vec<String> {
     all
 }
 
+/// Waits for a program that has to fail with this exit code; what it said.
+fn failure(mut process: Process, code: i32) -> String {
+    let status = process.wait();
+    let error = process.err();
+    assert_eq!(status.code(), Some(code), "{error}");
+    error
+}
+
 /// One conversation by the dialled port, one by the target port.
 fn works(lab: &Lab, server: &Echo) {
     for proto in PROTOS {
@@ -143,8 +151,7 @@ fn kill_9(cell: &Cell) {
     assert_eq!(attached(&lab.host), expected(cell.engine, &lab));
     works(&lab, &server);
     redirector.stop();
-    let left: Vec<_> = attached(&lab.host);
-    assert!(left.iter().all(|line| line == "h0 clsact"), "{left:?}");
+    assert_eq!(state(&lab), before);
 }
 
 /// A filter of somebody else, and the qdisc it needs, stay. With a mask of zero
@@ -191,10 +198,7 @@ fn foreign_xdp(mode: XdpMode) {
 
     for engine in ["xdp", "xdp-generic"] {
         let args = [PROGRAM, "--iface", "h0", "--engine", engine, "80:8080"];
-        let mut refused = lab.host.start(&args);
-        let code = refused.wait().code();
-        let error = refused.err();
-        assert_eq!(code, Some(1), "{error}");
+        let error = failure(lab.host.start(&args), 1);
         assert!(error.contains("portredir_xdp (id "), "{error}");
         assert_eq!(state(&lab), before);
     }
@@ -216,10 +220,7 @@ fn xdp_where_it_is_impossible() {
     let before = state(&lab);
     for iface in ["lo", "h0,lo"] {
         let args = [PROGRAM, "--iface", iface, "--engine", "xdp", "80:8080"];
-        let mut refused = lab.host.start(&args);
-        let code = refused.wait().code();
-        let error = refused.err();
-        assert_eq!(code, Some(1), "{error}");
+        let error = failure(lab.host.start(&args), 1);
         assert!(error.contains("to lo"), "{error}");
         assert_eq!(state(&lab), before);
     }
@@ -231,10 +232,7 @@ fn second_instance() {
     let server = Echo::start(&lab.host, 8080);
     let first = Redirector::of(&CELL, &lab, &["80:8080/both"]);
     let programs = attached(&lab.host);
-    let mut second = lab.host.start(&[PROGRAM, "81:8080"]);
-    let code = second.wait().code();
-    let error = second.err();
-    assert_eq!(code, Some(1), "{error}");
+    let error = failure(lab.host.start(&[PROGRAM, "81:8080"]), 1);
     assert!(
         error.contains("another portredir runs in this network namespace"),
         "{error}"
@@ -275,10 +273,7 @@ fn start_as_nobody(cell: &Cell, lab: &Lab, caps: &str) -> Process {
 
 fn unprivileged(cell: &Cell) {
     let lab = Lab::new(cell);
-    let mut process = start_as_nobody(cell, &lab, "-all");
-    let code = process.wait().code();
-    let error = process.err();
-    assert_eq!(code, Some(4), "{error}");
+    let error = failure(start_as_nobody(cell, &lab, "-all"), 4);
     for name in ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"] {
         assert!(error.contains(name), "{error}");
     }

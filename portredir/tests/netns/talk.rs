@@ -85,7 +85,13 @@ impl Conn {
         let mut answer = vec![0; len.max(65_536)];
         let len = match self {
             Self::Tcp(stream) => stream.read_exact(&mut answer[..len]).map(|()| len)?,
-            Self::Udp(socket) => socket.recv(&mut answer)?,
+            Self::Udp(socket) => loop {
+                // `read_exact` goes on after an interruption by itself.
+                match socket.recv(&mut answer) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    received => break received?,
+                }
+            },
         };
         answer.truncate(len);
         Ok(answer)

@@ -5,19 +5,22 @@ use portredir_common::verdict::Reason;
 
 use crate::cases::Hook;
 use crate::cases::host::{Hex, Mock};
-use crate::rig::{Outcome, Program, Rig};
+use crate::rig::{Outcome, Program, Rig, at_time, now_ns};
 
-/// How far the clocks of the two runs, and of the programs, may be apart. Ages
-/// in tests are at least as far from where it matters.
+/// How far the times of the two runs may be apart. Ages in tests are further
+/// than that from where they matter.
 pub const SLACK_NS: u64 = 900_000_000;
 
 /// What the host made of a packet, once the program was seen to do the same.
 pub struct Agreed {
     pub reason: Reason,
     pub outcome: Outcome,
+    /// When it was, on the kernel's clock.
+    pub now_ns: u64,
 }
 
-/// Runs `program` in the state of `host`, whose clock is the kernel's.
+/// Runs `program` in the state of `host`, which is given on the clock of the
+/// cases.
 ///
 /// `None` when the kernel does not take the packet; the error says what
 /// differs.
@@ -27,16 +30,25 @@ pub fn compare(
     host: &Mock,
     packet: &[u8],
 ) -> Result<Option<Agreed>, String> {
-    let before = host.tables.borrow().clone();
-    rig.set_tables(&before);
-    let Some(outcome) = rig.run(program, host.iface.into(), packet) else {
-        return Ok(None);
+    let mut host = host.clone();
+    let cases_tables = host.tables.take();
+    let outcome = loop {
+        host.now_ns = now_ns();
+        let before = at_time(&cases_tables, host.now_ns);
+        rig.set_tables(&before);
+        host.tables.replace(before);
+        let Some(outcome) = rig.run(program, host.iface.into(), packet) else {
+            return Ok(None);
+        };
+        // Else the machine was busy with something else for too long.
+        if now_ns() - host.now_ns < SLACK_NS / 2 {
+            break outcome;
+        }
     };
 
-    let found = host;
-    let host = host.clone();
+    let before = host.clone();
     // The kernel's random number is known by what came of it.
-    if let Some(port) = outcome.tables.new_client_port(&before) {
+    if let Some(port) = outcome.tables.new_client_port(&before.tables.borrow()) {
         host.random.set(Mock::random_for(port));
     }
     let (reason, expected) = host.run(program.hook, program.link, packet);
@@ -84,7 +96,11 @@ pub fn compare(
         differ("flow state", &outcome.tables, &host.tables.borrow());
     }
     if differences.is_empty() {
-        return Ok(Some(Agreed { reason, outcome }));
+        return Ok(Some(Agreed {
+            reason,
+            outcome,
+            now_ns: host.now_ns,
+        }));
     }
     let way = if program.hook == Hook::Ingress {
         "in"
@@ -92,7 +108,7 @@ pub fn compare(
         "out"
     };
     Err(format!(
-        "{} disagrees with the host on a packet {way}: {}\nbefore\n{found:?}packet   {:?}",
+        "{} disagrees with the host on a packet {way}: {}\nbefore\n{before:?}packet   {:?}",
         program.name,
         differences.join("\n"),
         Hex(packet)

@@ -21,7 +21,7 @@ use crate::cases::random::{self, RULES};
 use crate::cases::{Iface, local_addrs};
 use crate::compare::compare;
 use crate::namespace;
-use crate::rig::{at_time, now_ns, programs};
+use crate::rig::programs;
 use crate::table::Rigs;
 
 const PACKETS: u32 = 24_000;
@@ -77,10 +77,9 @@ pub fn run(rigs: &mut Rigs) {
         let mut packet = sample.bytes();
         damage.iter().for_each(|damage| damage.apply(&mut packet));
         let mut host = host.clone();
+        host.tables.replace(tables);
         host.iface = if is_on_lo { Iface::Lo } else { Iface::Other };
         for program in programs(hook, sample.packet().link) {
-            host.now_ns = now_ns();
-            host.tables.replace(at_time(&tables, host.now_ns));
             let agreed = compare(&mut rig.borrow_mut(), program, &host, &packet);
             let what = match agreed.map_err(TestCaseError::fail)? {
                 Some(agreed) => agreed.reason.label(),

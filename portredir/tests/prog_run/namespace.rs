@@ -8,8 +8,10 @@ use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt,
@@ -29,6 +31,9 @@ nix::setsockopt_impl!(
     u32,
     sockopt::SetStruct<u32>
 );
+
+/// The machine may be busy with other things.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Index of the interface that is not `lo`.
 pub const OTHER_IFINDEX: u32 = 2;
@@ -108,9 +113,8 @@ pub fn open(sockets: &[(FlowKey, Socket)]) -> Vec<Held> {
 /// Closes a connection so that the server's end is the one in `TIME_WAIT`.
 pub fn end_by_server(mut from_client: TcpStream, from_server: TcpStream) {
     drop(from_server);
-    let timeout = Some(Duration::from_secs(5));
     from_client
-        .set_read_timeout(timeout)
+        .set_read_timeout(Some(TIMEOUT))
         .expect("set a timeout");
     let end = from_client.read(&mut [0]).expect("read the end");
     assert_eq!(end, 0);
@@ -138,7 +142,16 @@ pub fn server(addr: SocketAddr) -> TcpListener {
 
 /// A connection from a given port.
 pub fn dial(from: SocketAddr, to: SocketAddr) -> TcpStream {
-    let fd = stream(from);
-    connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).expect("connect");
-    fd.into()
+    let start = Instant::now();
+    loop {
+        let fd = stream(from);
+        match connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
+            Ok(()) => return fd.into(),
+            // The kernel adds routes of IPv6 addresses in the background.
+            Err(Errno::ENETUNREACH) if start.elapsed() < TIMEOUT => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("connect {from} to {to}: {error}"),
+        }
+    }
 }
