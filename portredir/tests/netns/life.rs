@@ -190,6 +190,8 @@ fn foreign_xdp(mode: XdpMode) {
         udp_flows: 1024,
     };
     let mut foreign = Datapath::load(&[], sizes, 0).expect("load");
+    // The kernel gives up, with EAGAIN, when the thread is to be interrupted.
+    let _ = (0..5).any(|_| foreign.program::<Xdp>("portredir_xdp").is_ok());
     let program: &mut Xdp = foreign.program("portredir_xdp").expect("the program");
     let attach = || program.attach("h0", mode).map(|_| ());
     lab.host.enter(attach).expect("attach");
