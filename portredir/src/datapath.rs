@@ -210,19 +210,25 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn set_local(&mut self, addrs: &HashMap<[u8; 16], u8>) -> Result<(), DatapathError> {
         let name = "LOCAL";
-        let old = std::mem::take(&mut self.local);
+        // What fails is tried again with the next change.
+        let mut local = self.local.clone();
         let mut map = BpfHashMap::<_, Addr, u8>::try_from(self.map(name))
             .map_err(|source| DatapathError::Map { name, source })?;
         let mut result = Ok(());
         for (addr, reach) in addrs {
-            if old.get(addr) != Some(reach) {
-                result = result.and(map.insert(Addr(*addr), reach, 0));
+            if local.get(addr) != Some(reach) {
+                let inserted = map.insert(Addr(*addr), reach, 0);
+                if inserted.is_ok() {
+                    local.insert(*addr, *reach);
+                }
+                result = result.and(inserted);
             }
         }
-        for addr in old.keys().filter(|addr| !addrs.contains_key(*addr)) {
-            result = result.and(map.remove(&Addr(*addr)));
-        }
-        self.local.clone_from(addrs);
+        local.retain(|addr, _| {
+            let is_kept = addrs.contains_key(addr);
+            is_kept || map.remove(&Addr(*addr)).is_err()
+        });
+        self.local = local;
         result.map_err(|source| DatapathError::Map { name, source })
     }
 
