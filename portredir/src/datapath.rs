@@ -144,20 +144,11 @@ impl Datapath {
             local: HashMap::new(),
             clsact: BTreeSet::new(),
         };
+        let name = "PORTS";
         let mut ports =
-            Array::<_, PortEntry>::try_from(datapath.map("PORTS")).map_err(|source| {
-                DatapathError::Map {
-                    name: "PORTS",
-                    source,
-                }
-            })?;
+            Array::<_, PortEntry>::try_from(datapath.map(name)).map_err(map_error(name))?;
         for (index, entry) in port_entries(rules) {
-            ports
-                .set(index, entry, 0)
-                .map_err(|source| DatapathError::Map {
-                    name: "PORTS",
-                    source,
-                })?;
+            ports.set(index, entry, 0).map_err(map_error(name))?;
         }
         Ok(datapath)
     }
@@ -212,8 +203,8 @@ impl Datapath {
         let name = "LOCAL";
         // What fails is tried again with the next change.
         let mut local = self.local.clone();
-        let mut map = BpfHashMap::<_, Addr, u8>::try_from(self.map(name))
-            .map_err(|source| DatapathError::Map { name, source })?;
+        let mut map =
+            BpfHashMap::<_, Addr, u8>::try_from(self.map(name)).map_err(map_error(name))?;
         let mut result = Ok(());
         for (addr, reach) in addrs {
             if local.get(addr) != Some(reach) {
@@ -229,7 +220,7 @@ impl Datapath {
             is_kept || map.remove(&Addr(*addr)).is_err()
         });
         self.local = local;
-        result.map_err(|source| DatapathError::Map { name, source })
+        result.map_err(map_error(name))
     }
 
     /// Attaches to an interface and returns the mode that worked.
@@ -423,7 +414,7 @@ impl Datapath {
         let name = "COUNTERS";
         let map = self.ebpf.map(name).expect("the object has the map");
         let map = PerCpuHashMap::<&MapData, CounterKey, Counter>::try_from(map)
-            .map_err(|source| DatapathError::Map { name, source })?;
+            .map_err(map_error(name))?;
         map.iter()
             .map(|entry| {
                 let (key, per_cpu) = entry?;
@@ -436,7 +427,7 @@ impl Datapath {
                 Ok((key, sum))
             })
             .collect::<Result<_, MapError>>()
-            .map_err(|source| DatapathError::Map { name, source })
+            .map_err(map_error(name))
     }
 
     /// How often each [`Reason`](portredir_common::verdict::Reason) was met,
@@ -448,13 +439,16 @@ impl Datapath {
     pub fn reasons(&self) -> Result<Vec<u64>, DatapathError> {
         let name = "REASONS";
         let map = self.ebpf.map(name).expect("the object has the map");
-        let map = PerCpuArray::<&MapData, u64>::try_from(map)
-            .map_err(|source| DatapathError::Map { name, source })?;
+        let map = PerCpuArray::<&MapData, u64>::try_from(map).map_err(map_error(name))?;
         map.iter()
             .map(|per_cpu| Ok(per_cpu?.iter().sum()))
             .collect::<Result<_, MapError>>()
-            .map_err(|source| DatapathError::Map { name, source })
+            .map_err(map_error(name))
     }
+}
+
+const fn map_error(name: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |source| DatapathError::Map { name, source }
 }
 
 /// Kinds of programs that are loaded on first use.
@@ -538,8 +532,7 @@ fn attach_reason(error: &ProgramError, mode: XdpMode) -> String {
     chain(error) + &hint
 }
 
-/// An error with what caused it, on one line. The verifier's log is left to
-/// `RUST_LOG=debug`.
+/// An error with what caused it, on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
