@@ -138,6 +138,10 @@ pub struct Flow {
     pub last_seen_ns: u64,
 }
 
+/// The index of `lo`, in every network namespace (`LOOPBACK_IFINDEX` in
+/// `include/net/flow.h`).
+pub const LOOPBACK_IFINDEX: u32 = 1;
+
 /// Value of `LOCAL`: how far an address of this host reaches.
 pub mod local {
     /// Dialled through any interface.

@@ -14,7 +14,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{
-    Addr, Counter, CounterKey, Flow, FlowKey, Port, PortEntry, Protocol, local,
+    Addr, Counter, CounterKey, Flow, FlowKey, LOOPBACK_IFINDEX, Port, PortEntry, Protocol, local,
 };
 use portredir_common::flow::{FlowTables, Host, Socket, Table};
 use portredir_common::redirect::{SocketCache, Tables};
@@ -51,9 +51,6 @@ static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, { BPF_F_NO_PREALLOC a
 
 #[btf_map]
 static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
-
-/// `lo` has this index in every network namespace.
-const LOOPBACK_IFINDEX: u32 = 1;
 
 /// Counts a reason.
 #[inline(always)]

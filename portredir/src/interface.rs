@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkXdp};
 use netlink_packet_route::tc::TcHandle;
-use portredir_common::abi::{Addr, local};
+use portredir_common::abi::{Addr, LOOPBACK_IFINDEX, local};
 use portredir_common::wire::Link;
 use rtnetlink::MulticastGroup;
 use tokio::time::Instant;
@@ -36,9 +36,6 @@ pub struct Interface {
     /// ID of the XDP program that is attached.
     pub xdp: Option<u32>,
 }
-
-/// `lo` has this index in every network namespace.
-pub const LOOPBACK: u32 = 1;
 
 /// Interfaces and addresses at one moment.
 #[derive(Clone, Debug, Default)]
@@ -160,7 +157,7 @@ impl Netlink {
                 }
             }
             if let Some(addr) = addr.filter(|addr| !addr.is_multicast()) {
-                let reach = if message.header.index == LOOPBACK && addr.is_loopback() {
+                let reach = if message.header.index == LOOPBACK_IFINDEX && addr.is_loopback() {
                     local::LOOPBACK
                 } else {
                     local::ANYWHERE

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use portredir_common::abi::LOOPBACK_IFINDEX;
 use portredir_common::wire::Link;
 use thiserror::Error;
 
-use crate::interface::{Interface, LOOPBACK, Snapshot};
+use crate::interface::{Interface, Snapshot};
 
 /// What the user asked for with `--engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -287,7 +288,7 @@ fn choose(
         });
     }
     let is_xdp = matches!(choice, EngineChoice::Xdp | EngineChoice::XdpGeneric);
-    if is_xdp && interface.index == LOOPBACK && *selection == Selection::All {
+    if is_xdp && interface.index == LOOPBACK_IFINDEX && *selection == Selection::All {
         // It would copy every packet of up to 64 KiB.
         return Ok((Engine::Tc, "XDP on loopback only slows it down".into()));
     }
@@ -310,7 +311,7 @@ fn choose(
             format!("XDP is taken by {program}, which is left alone"),
         ));
     }
-    if interface.index == LOOPBACK {
+    if interface.index == LOOPBACK_IFINDEX {
         return Ok((Engine::Tc, "loopback has no native XDP".into()));
     }
     let kind = interface.kind.as_deref();
