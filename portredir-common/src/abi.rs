@@ -34,6 +34,22 @@ impl Addr {
         Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
     }
 
+    /// 0.0.0.0, the address of servers that listen on all IPv4 addresses.
+    pub const V4_ANY: Self = Self::v4([0; 4]);
+    /// `::`, the address of servers that listen on all addresses.
+    pub const V6_ANY: Self = Self([0; 16]);
+    /// 127.0.0.1.
+    pub const V4_LOOPBACK: Self = Self::v4([127, 0, 0, 1]);
+    /// `::1`.
+    pub const V6_LOOPBACK: Self = Self(1_u128.to_be_bytes());
+
+    /// Whether both are the same, in two comparisons.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(self, other: Self) -> bool {
+        u128::from_ne_bytes(self.0) == u128::from_ne_bytes(other.0)
+    }
+
     /// Whether it is 127.0.0.0/8 (RFC 1122, 3.2.1.3).
     #[inline(always)]
     #[must_use]
@@ -61,7 +77,7 @@ pub struct PortEntry {
     pub target: u16,
     /// The rule that says so: the index of its counters.
     pub rule: u16,
-    /// [`Self::MATCH`] and [`Self::TARGET`].
+    /// [`Self::MATCH`], [`Self::TARGET`] and [`Self::DRAIN`].
     pub flags: u32,
 }
 
@@ -70,6 +86,8 @@ impl PortEntry {
     pub const MATCH: u32 = 1;
     /// Some rule redirects packets here.
     pub const TARGET: u32 = 2;
+    /// Of the packets to this port only those of known flows are redirected.
+    pub const DRAIN: u32 = 4;
     /// Number of entries: 65 536 for TCP, then as many for UDP.
     pub const COUNT: u32 = 2 << 16;
 
@@ -97,6 +115,13 @@ impl PortEntry {
     pub const fn is_target(self) -> bool {
         self.flags & Self::TARGET != 0
     }
+
+    /// Whether no new flows are redirected.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_draining(self) -> bool {
+        self.flags & Self::DRAIN != 0
+    }
 }
 
 /// One flow, seen from this host: key of the flow tables.
@@ -120,6 +145,21 @@ pub struct FlowKey {
     pub version: u8,
     /// Always zero.
     pub pad: [u8; 2],
+}
+
+impl FlowKey {
+    /// As it lies in memory.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; 40] {
+        let mut bytes = [0; 40];
+        bytes[..16].copy_from_slice(&self.client.0);
+        bytes[16..32].copy_from_slice(&self.local.0);
+        bytes[32..34].copy_from_slice(&self.client_port.0);
+        bytes[34..36].copy_from_slice(&self.local_port.0);
+        bytes[36] = self.protocol;
+        bytes[37] = self.version;
+        bytes
+    }
 }
 
 /// What the client sees of a flow: value of the flow tables.
@@ -174,6 +214,50 @@ pub struct Counter {
     pub last_hit_ns: u64,
 }
 
+/// Key of `LISTENERS`: where a server listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ListenerKey {
+    /// The address it is bound to: [`Addr::V4_ANY`] and [`Addr::V6_ANY`] for all.
+    pub addr: Addr,
+    /// The port it is bound to.
+    pub port: Port,
+    /// Below [`Self::SLOTS`]: sockets that share address and port by
+    /// `SO_REUSEPORT` are one listener each.
+    pub slot: u8,
+    /// Always zero.
+    pub pad: u8,
+}
+
+impl ListenerKey {
+    /// Sockets kept of a group. The kernel balances over the whole group
+    /// whichever is found, so one would do; the others are there when it closes.
+    pub const SLOTS: u8 = 4;
+}
+
+/// Value of `DIALLED`, kept at a client's socket: which of the peers it knows
+/// by another port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Dialled {
+    /// In no order. Unused ones are all zero: nobody dials port 0.
+    pub peers: [Peer; Self::PEERS],
+    /// The index to use next when all are used.
+    pub next: u32,
+}
+
+/// One peer of a client's socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Peer {
+    /// Its address.
+    pub addr: Addr,
+    /// The port it really has.
+    pub port: Port,
+    /// The port the client dialled.
+    pub dialled_port: Port,
+}
+
 #[cfg(feature = "user")]
 mod pod {
     #![expect(
@@ -181,7 +265,7 @@ mod pod {
         reason = "aya reads and writes these types as plain bytes"
     )]
 
-    use super::{Addr, Counter, CounterKey, Flow, FlowKey, PortEntry};
+    use super::{Addr, Counter, CounterKey, Flow, FlowKey, ListenerKey, PortEntry};
 
     // SAFETY: all are `repr(C)` or `repr(transparent)`, made of integers and
     // byte arrays alone, and without padding (`tests::layout`).
@@ -196,6 +280,8 @@ mod pod {
     unsafe impl aya::Pod for CounterKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Counter {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ListenerKey {}
 }
 
 #[cfg(test)]
@@ -213,6 +299,8 @@ mod tests {
         assert_eq!(offset_of!(Flow, last_seen_ns), 8);
         assert_eq!(size_of::<CounterKey>(), 4 + 4);
         assert_eq!(size_of::<Counter>(), 4 * 8);
+        assert_eq!(size_of::<ListenerKey>(), 16 + 2 + 1 + 1);
+        assert_eq!(size_of::<Dialled>(), Dialled::PEERS * (16 + 2 + 2) + 4);
     }
 
     #[test]

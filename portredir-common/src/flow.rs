@@ -342,6 +342,24 @@ pub fn reply<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flo
     Some(flow)
 }
 
+/// Whether a flow that a rule sends to a target has begun already; not inlined,
+/// as it is asked at the end alone.
+#[inline(never)]
+pub fn has_begun<H: Host>(
+    host: &H,
+    protocol: Protocol,
+    key: &mut FlowKey,
+    original: Original,
+) -> bool {
+    match find(host, protocol, key) {
+        // The entry may be what is left of an earlier connection.
+        Some(flow) if original.is(&flow) => {
+            protocol == Protocol::Udp || host.socket(key) == Socket::Connection
+        }
+        _ => original.remapped(host, key).is_some(),
+    }
+}
+
 /// The client port that a flow has behind its target, for an ICMP error that
 /// quotes a reply; `None` when there is no such flow.
 #[inline(always)]

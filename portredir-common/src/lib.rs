@@ -1,7 +1,8 @@
 //! What is true on both sides of the kernel boundary: the layout of the maps
-//! ([`abi`]) and the datapath ([`redirect`]), written once as safe code.
+//! ([`abi`]) and the datapath, written once as safe code: [`redirect`] rewrites
+//! packets, [`socket`] redirects where there is a socket instead.
 //!
-//! The eBPF crate runs the datapath in XDP and TC; the tests run the same
+//! The eBPF crate runs the datapath in the kernel's hooks; the tests run the same
 //! functions on byte slices. This crate knows no context, no helper and no map.
 
 #![no_std]
@@ -11,5 +12,6 @@ pub mod csum;
 pub mod flow;
 pub mod icmp;
 pub mod redirect;
+pub mod socket;
 pub mod verdict;
 pub mod wire;

@@ -144,13 +144,19 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
     };
     key.client_port = src_port;
     key.local_port = target;
+    let syn = match protocol {
+        Protocol::Udp => IsSyn(true),
+        Protocol::Tcp => is_syn(frame, &packet)?,
+    };
+    if entry.is_draining() && syn.0 && !flow::has_begun(tables, protocol, &mut key, original) {
+        return Err(Reason::Draining);
+    }
     let Admitted {
         client_port,
         is_new,
     } = match protocol {
         Protocol::Udp => flow::admit_udp(tables, &mut key, original)?,
         Protocol::Tcp => {
-            let syn = is_syn(frame, &packet)?;
             if entry.is_match() {
                 flow::redirect_tcp(tables, &mut key, original, syn)?
             } else {

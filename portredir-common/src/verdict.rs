@@ -63,12 +63,16 @@ reasons! {
     ExtensionHeader = "extension_header", Pass;
     /// Belongs to a connection that a real server on the dialled port holds.
     ForeignFlow = "foreign_flow", Pass;
+    /// A new flow while the program ends: it goes to the dialled port itself.
+    Draining = "draining", Pass;
     /// First fragment without the TCP checksum (RFC 1858): cannot be rewritten.
     FragmentTooShort = "fragment_too_short", Drop;
     /// Another flow holds the client's port and no free one was found.
     NoFreePort = "no_free_port", Drop;
     /// The flow table refused the entry; the reply would leave unrestored.
     TableFull = "table_full", Drop;
+    /// Nobody listens on the target, or not on this address (engine `socket`).
+    NoListener = "no_listener", Drop;
     /// A rewrite failed half-way.
     WriteFailed = "write_failed", Drop;
 }

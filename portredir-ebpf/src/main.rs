@@ -1,5 +1,5 @@
 //! The programs: the datapath at XDP, at TC ingress and at TC egress, for
-//! devices with and without an Ethernet header.
+//! devices with and without an Ethernet header, and at the hooks of sockets.
 
 #![no_std]
 #![no_main]
@@ -12,19 +12,23 @@
 
 mod frame;
 mod maps;
+mod socket;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{tcx_action_base::TCX_NEXT, xdp_action};
-use aya_ebpf::macros::{classifier, xdp};
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops, xdp};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
+use portredir_common::abi::{Addr, FlowKey, Port, Protocol};
 use portredir_common::redirect;
+use portredir_common::socket::{self as by_socket, Dial};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::{End, Frame, Link, Packet};
 
 use crate::frame::{Skb, Xdp};
 use crate::maps::Kernel;
+use crate::socket::{Lookup, SockAddr};
 
 /// As `TC_ACT_SHOT`; TCX knows it as `TCX_DROP`.
 const TC_DROP: i32 = 2;
@@ -137,6 +141,189 @@ fn portredir_out(ctx: TcContext) -> i32 {
 #[classifier]
 fn portredir_outip(ctx: TcContext) -> i32 {
     tc_egress(&ctx, Link::Ip)
+}
+
+/// Gives a connection to the listener on the target.
+#[inline(always)]
+fn look_up<const SCOPED: bool>(ctx: &SkLookupContext) -> u32 {
+    const SK_DROP: u32 = 0;
+    const SK_PASS: u32 = 1;
+    let lookup = Lookup::<SCOPED>::new(ctx);
+    if !lookup.is_tcp() {
+        return SK_PASS;
+    }
+    let (version, addr) = lookup.addr();
+    let port = lookup.port();
+    let is_loopback_allowed = socket::is_loopback_target_allowed();
+    let reason = by_socket::look_up(&Kernel(lookup), version, addr, port, is_loopback_allowed);
+    conclude_for_socket(ctx, addr, port, reason);
+    match reason.verdict() {
+        Verdict::Pass => SK_PASS,
+        // The stack answers as if nobody listened.
+        Verdict::Drop => SK_DROP,
+    }
+}
+
+/// Points a client on this host at the target.
+#[inline(always)]
+fn dial(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, dial: Dial) -> i32 {
+    const DENY: i32 = 0;
+    const ALLOW: i32 = 1;
+    let mut client = SockAddr::new(ctx);
+    let port = client.port();
+    let tables = Kernel(client);
+    let reason = match by_socket::dial(&tables, &mut client, protocol, (addr, port), dial) {
+        Ok(target) => {
+            client.set_port(target);
+            Reason::Redirected
+        }
+        Err(reason) => reason,
+    };
+    conclude_for_socket(ctx, addr, port, reason);
+    match reason.verdict() {
+        Verdict::Pass => ALLOW,
+        Verdict::Drop => DENY,
+    }
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, addr: Addr) -> i32 {
+    match protocol(ctx) {
+        Some(protocol) => dial(ctx, addr, protocol, Dial::Connect),
+        None => 1,
+    }
+}
+
+/// Tells a client on this host the port it dialled.
+#[inline(always)]
+fn answer(ctx: &SockAddrContext, addr: Addr) -> i32 {
+    let Some(protocol) = protocol(ctx) else {
+        return 1;
+    };
+    let mut client = SockAddr::new(ctx);
+    let port = client.port();
+    let tables = Kernel(client);
+    let reason = match by_socket::answered(&tables, &mut client, protocol, (addr, port)) {
+        Ok(dialled) => {
+            client.set_port(dialled);
+            Reason::Restored
+        }
+        Err(reason) => reason,
+    };
+    conclude_for_socket(ctx, addr, port, reason);
+    1
+}
+
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> Option<Protocol> {
+    // include/uapi/linux/in.h
+    const TCP: u32 = Protocol::Tcp as u32;
+    const UDP: u32 = Protocol::Udp as u32;
+    const MPTCP: u32 = 262;
+    match SockAddr::new(ctx).protocol() {
+        TCP | MPTCP => Some(Protocol::Tcp),
+        UDP => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+/// Counts and, when somebody listens, tells what became of a socket's peer.
+#[inline(always)]
+fn conclude_for_socket(ctx: &impl EbpfContext, addr: Addr, port: Port, reason: Reason) {
+    if reason.is_counted() {
+        maps::count(reason);
+    }
+    if reason != Reason::NoRule && level_enabled(Level::Debug) {
+        log_for_socket(ctx, addr, port, reason);
+    }
+}
+
+#[inline(never)]
+fn log_for_socket(ctx: &impl EbpfContext, addr: Addr, port: Port, reason: Reason) {
+    debug!(
+        ctx,
+        "{} socket -> {:i} {}",
+        reason as u32,
+        addr.0,
+        port.get()
+    );
+}
+
+#[sk_lookup]
+fn portredir_look(ctx: SkLookupContext) -> u32 {
+    look_up::<true>(&ctx)
+}
+
+/// For kernels that do not tell the interface.
+#[sk_lookup]
+fn portredir_lookup(ctx: SkLookupContext) -> u32 {
+    look_up::<false>(&ctx)
+}
+
+#[sock_ops]
+fn portredir_reg(ctx: SockOpsContext) -> u32 {
+    const LISTEN: u32 = aya_ebpf::bindings::BPF_SOCK_OPS_TCP_LISTEN_CB;
+    if ctx.op() == LISTEN {
+        socket::register(ctx.ops, is_target);
+    }
+    1
+}
+
+/// Run by user space, for sockets that listen already: the packet is an
+/// Ethernet header and a [`FlowKey`] to the listener.
+#[classifier]
+fn portredir_scan(ctx: TcContext) -> i32 {
+    let skb = ctx.as_ptr().cast();
+    let Some(bytes) = Skb::new(skb).at::<{ size_of::<FlowKey>() }>(14) else {
+        return -1;
+    };
+    // SAFETY: any bytes are a key.
+    let key: FlowKey = unsafe { core::mem::transmute(bytes) };
+    socket::register_listener(skb, &key) as i32
+}
+
+fn is_target(port: Port) -> bool {
+    maps::port(Protocol::Tcp, port).is_target()
+}
+
+#[cgroup_sock_addr(connect4)]
+fn portredir_conn4(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, SockAddr::new(&ctx).addr4())
+}
+
+#[cgroup_sock_addr(connect6)]
+fn portredir_conn6(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, SockAddr::new(&ctx).addr6())
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn portredir_send4(ctx: SockAddrContext) -> i32 {
+    dial(&ctx, SockAddr::new(&ctx).addr4(), Protocol::Udp, Dial::Send)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn portredir_send6(ctx: SockAddrContext) -> i32 {
+    dial(&ctx, SockAddr::new(&ctx).addr6(), Protocol::Udp, Dial::Send)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+fn portredir_recv4(ctx: SockAddrContext) -> i32 {
+    answer(&ctx, SockAddr::new(&ctx).addr4())
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn portredir_recv6(ctx: SockAddrContext) -> i32 {
+    answer(&ctx, SockAddr::new(&ctx).addr6())
+}
+
+#[cgroup_sock_addr(getpeername4)]
+fn portredir_peer4(ctx: SockAddrContext) -> i32 {
+    answer(&ctx, SockAddr::new(&ctx).addr4())
+}
+
+#[cgroup_sock_addr(getpeername6)]
+fn portredir_peer6(ctx: SockAddrContext) -> i32 {
+    answer(&ctx, SockAddr::new(&ctx).addr6())
 }
 
 /// The verifier proves that nothing panics; the compiler wants a handler.

@@ -7,14 +7,17 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock,
     xdp_md,
 };
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage};
+use aya_ebpf::btf_maps::{
+    Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage, SockHash,
+};
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_fullsock, bpf_sk_release,
     bpf_sk_storage_get, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{
-    Addr, Counter, CounterKey, Flow, FlowKey, LOOPBACK_IFINDEX, Port, PortEntry, Protocol, local,
+    Addr, Counter, CounterKey, Dialled, Flow, FlowKey, LOOPBACK_IFINDEX, ListenerKey, Port,
+    PortEntry, Protocol, local,
 };
 use portredir_common::flow::{FlowTables, Host, Socket, Table};
 use portredir_common::redirect::{SocketCache, Tables};
@@ -44,6 +47,18 @@ static REMAP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
 #[btf_map]
 static SOCKETS: SkStorage<Flow> = SkStorage::new();
 
+/// Servers on the targets, by where they listen.
+#[btf_map]
+pub static LISTENERS: SockHash<ListenerKey, 16384> = SockHash::new();
+
+/// Interfaces whose connections [`LISTENERS`] get.
+#[btf_map]
+pub static SCOPE: HashMap<u32, u8, 4096> = HashMap::new();
+
+/// Of clients on this host.
+#[btf_map]
+pub static DIALLED: SkStorage<Dialled> = SkStorage::new();
+
 /// Grows with the pairs of rule and interface that see traffic.
 #[btf_map]
 static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, { BPF_F_NO_PREALLOC as usize }> =
@@ -51,6 +66,15 @@ static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, { BPF_F_NO_PREALLOC a
 
 #[btf_map]
 static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
+
+/// What the rules say about a port.
+#[inline(always)]
+pub fn port(protocol: Protocol, port: Port) -> PortEntry {
+    PORTS
+        .get(PortEntry::index(protocol, port))
+        .copied()
+        .unwrap_or_default()
+}
 
 /// Counts a reason.
 #[inline(always)]
@@ -146,45 +170,13 @@ impl<C: Context> FlowTables for Kernel<C> {
 impl<C: Context> Host for Kernel<C> {
     #[inline(always)]
     fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
-        PORTS
-            .get(PortEntry::index(protocol, port))
-            .copied()
-            .unwrap_or_default()
+        self::port(protocol, port)
     }
 
     // Not inlined: asked in many places, and the BPF stack is small.
     #[inline(never)]
     fn socket(&self, key: &FlowKey) -> Socket {
-        const TIME_WAIT: u32 = 6;
-        const LISTEN: u32 = 10;
-        const CURRENT_NETNS: u64 = u64::MAX;
-
-        // As `struct bpf_sock_tuple`: source and destination address, their
-        // ports, in network order. The first 36 bytes of a key are just that.
-        let socket = if key.version == Version::V4 as u8 {
-            let mut tuple = [0_u8; 12];
-            tuple[..4].copy_from_slice(&key.client.0[12..]);
-            tuple[4..8].copy_from_slice(&key.local.0[12..]);
-            tuple[8..10].copy_from_slice(&key.client_port.0);
-            tuple[10..].copy_from_slice(&key.local_port.0);
-            let len = tuple.len() as u32;
-            // SAFETY: the tuple outlives the call, and its length says IPv4.
-            unsafe {
-                bpf_skc_lookup_tcp(
-                    self.0.as_ptr(),
-                    tuple.as_mut_ptr().cast(),
-                    len,
-                    CURRENT_NETNS,
-                    0,
-                )
-            }
-        } else {
-            let len = offset_of!(FlowKey, protocol) as u32;
-            let tuple = core::ptr::from_ref(key).cast_mut().cast();
-            // SAFETY: the key outlives the call, which only reads it; the
-            // length says IPv6.
-            unsafe { bpf_skc_lookup_tcp(self.0.as_ptr(), tuple, len, CURRENT_NETNS, 0) }
-        };
+        let socket = tcp_socket(self.0, key);
         if socket.is_null() {
             return Socket::None;
         }
@@ -193,8 +185,8 @@ impl<C: Context> Host for Kernel<C> {
         // SAFETY: the reference from the look-up, given back once.
         unsafe { bpf_sk_release(socket.cast()) };
         match state {
-            LISTEN => Socket::None,
-            TIME_WAIT => Socket::TimeWait,
+            tcp_state::LISTEN => Socket::None,
+            tcp_state::TIME_WAIT => Socket::TimeWait,
             _ => Socket::Connection,
         }
     }
@@ -266,6 +258,45 @@ impl SocketCache for Kernel<*mut __sk_buff> {
             &raw mut flow,
             u64::from(BPF_SK_STORAGE_GET_F_CREATE),
         );
+    }
+}
+
+/// States of a socket, as `include/net/tcp_states.h` numbers them.
+pub mod tcp_state {
+    pub const TIME_WAIT: u32 = 6;
+    pub const LISTEN: u32 = 10;
+}
+
+/// The TCP socket that gets the packets of a flow; to be released unless null.
+#[inline(always)]
+pub fn tcp_socket(ctx: impl Context, key: &FlowKey) -> *mut bpf_sock {
+    const CURRENT_NETNS: u64 = u64::MAX;
+
+    // As `struct bpf_sock_tuple`: source and destination address, their
+    // ports, in network order. The first 36 bytes of a key are just that.
+    if key.version == Version::V4 as u8 {
+        let mut tuple = [0_u8; 12];
+        tuple[..4].copy_from_slice(&key.client.0[12..]);
+        tuple[4..8].copy_from_slice(&key.local.0[12..]);
+        tuple[8..10].copy_from_slice(&key.client_port.0);
+        tuple[10..].copy_from_slice(&key.local_port.0);
+        let len = tuple.len() as u32;
+        // SAFETY: the tuple outlives the call, and its length says IPv4.
+        unsafe {
+            bpf_skc_lookup_tcp(
+                ctx.as_ptr(),
+                tuple.as_mut_ptr().cast(),
+                len,
+                CURRENT_NETNS,
+                0,
+            )
+        }
+    } else {
+        let len = offset_of!(FlowKey, protocol) as u32;
+        let tuple = core::ptr::from_ref(key).cast_mut().cast();
+        // SAFETY: the key outlives the call, which only reads it; the
+        // length says IPv6.
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, len, CURRENT_NETNS, 0) }
     }
 }
 

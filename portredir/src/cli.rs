@@ -25,8 +25,13 @@ pub struct Cli {
     pub engine: EngineChoice,
 
     /// How often to print the counters that changed, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
     pub interval: Duration,
+
+    /// At the end, wait so long for connections whose packets are rewritten.
+    /// New ones go to the dialled port itself meanwhile.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = drain_timeout)]
+    pub drain_timeout: Duration,
 
     /// Print counters as one JSON object per interval and one at the end.
     #[arg(long)]
@@ -65,12 +70,20 @@ fn selection(text: &str) -> Result<Selection, String> {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+fn interval(text: &str) -> Result<Duration, String> {
+    seconds(text, 0.1)
+}
+
+fn drain_timeout(text: &str) -> Result<Duration, String> {
+    seconds(text, 0.0)
+}
+
+fn seconds(text: &str, least: f64) -> Result<Duration, String> {
     let seconds: f64 = text
         .parse()
         .map_err(|_| "not a number of seconds, as 2 or 0.5")?;
-    if !(0.1..=3600.0).contains(&seconds) {
-        return Err("from 0.1 to 3600 seconds are possible".into());
+    if !(least..=3600.0).contains(&seconds) {
+        return Err(format!("from {least} to 3600 seconds are possible"));
     }
     Ok(Duration::from_secs_f64(seconds))
 }

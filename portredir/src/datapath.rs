@@ -2,15 +2,28 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
 
-use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap};
-use aya::programs::links::LinkOrder;
+use aya::maps::{
+    Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, SockHash,
+};
+use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
+use aya::programs::links::{CgroupAttachMode, LinkOrder};
+use aya::programs::sk_lookup::SkLookupLink;
+use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode, loaded_programs};
+use aya::programs::{
+    CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, TcAttachType, TestRun as _,
+    TestRunOptions, Xdp, XdpMode, loaded_programs,
+};
 use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use portredir_common::abi::{Addr, Counter, CounterKey, Port, PortEntry};
+use portredir_common::abi::{
+    Addr, Counter, CounterKey, Flow, FlowKey, ListenerKey, Port, PortEntry, Protocol,
+};
 use portredir_common::wire::Link;
 use thiserror::Error;
 
@@ -18,17 +31,43 @@ use crate::ethtool;
 use crate::interface::Interface;
 use crate::plan::{Engine, Planned};
 use crate::rule::Rule;
+use crate::sockets::TcpSocket;
 
 /// The compiled programs. `cargo xtask build-ebpf` makes them anew.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../ebpf/portredir.bpf.o");
 
 /// How many flows the kernel remembers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
     /// Entries of the TCP table.
     pub tcp_flows: u32,
     /// Entries of the UDP table, and of the one of TCP flows being opened.
     pub udp_flows: u32,
+}
+
+/// What is settled once, before the first program is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Of the flow tables.
+    pub sizes: Sizes,
+    /// Above zero the programs log decisions, see [`aya_log::Level`].
+    pub log_level: u8,
+    /// The cgroup of the processes that count as clients and servers here.
+    pub cgroup: Option<PathBuf>,
+    /// Whether servers on loopback addresses serve other hosts.
+    pub allow_loopback_target: bool,
+    /// Whether every interface is used, so that nothing is lost when the kernel
+    /// cannot tell by which one a connection came in.
+    pub is_everywhere: bool,
+}
+
+impl From<Sizes> for Options {
+    fn from(sizes: Sizes) -> Self {
+        Self {
+            sizes,
+            ..Self::default()
+        }
+    }
 }
 
 /// What went wrong with the kernel.
@@ -65,6 +104,35 @@ pub enum DatapathError {
         /// The kernel's error, in words.
         reason: String,
     },
+    /// A hook that belongs to no interface refused a program.
+    #[error("attach {program} to {to}")]
+    Hook {
+        /// The program.
+        program: &'static str,
+        /// The cgroup or network namespace.
+        to: String,
+        /// The kernel's error.
+        #[source]
+        source: ProgramError,
+    },
+    /// A file that stands for something to attach to.
+    #[error("open {path}")]
+    Open {
+        /// Its path.
+        path: String,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+    /// `sk_lookup` of Linux before 5.17.
+    #[error(
+        "this kernel does not tell by which interface a connection came in; \
+         use --iface all, or --engine tc"
+    )]
+    NoIfindex,
+    /// Clients on this host are told apart by their cgroup.
+    #[error("no cgroup v2 hierarchy is mounted")]
+    NoCgroup,
 }
 
 /// Programs, by what they are attached to and what its frames begin with.
@@ -72,6 +140,24 @@ mod program {
     use super::Link;
 
     pub const XDP_FRAGS: &str = "portredir_frags";
+    /// Knows the interface.
+    pub const LOOKUP: &str = "portredir_look";
+    pub const LOOKUP_EVERYWHERE: &str = "portredir_lookup";
+    pub const REGISTER: &str = "portredir_reg";
+    pub const SCAN: &str = "portredir_scan";
+    /// For clients on this host.
+    pub const CLIENT: [&str; 8] = [
+        // What answers before what asks: a client must not be redirected before
+        // it would be told so.
+        "portredir_recv4",
+        "portredir_recv6",
+        "portredir_peer4",
+        "portredir_peer6",
+        "portredir_send4",
+        "portredir_send6",
+        "portredir_conn4",
+        "portredir_conn6",
+    ];
 
     pub const fn xdp(link: Link) -> &'static str {
         match link {
@@ -95,12 +181,39 @@ mod program {
     }
 }
 
-/// What rewrites packets on one interface. Dropping it detaches, ingress first.
+/// A link takes no flag; it always runs beside the programs of others.
+const LINK_MODE: CgroupAttachMode = CgroupAttachMode::Single;
+
+/// What redirects on one interface. Dropping it detaches.
 #[derive(Debug)]
-struct Attached {
-    ingress: IngressLink,
-    egress: SchedClassifierLink,
-    restore: Vec<&'static str>,
+enum Attached {
+    /// Packets are rewritten.
+    Wire {
+        ingress: IngressLink,
+        egress: SchedClassifierLink,
+        restore: Vec<&'static str>,
+    },
+    /// Connections are given to listeners: [`Datapath::lookup`].
+    Lookup,
+    /// Clients on this host are pointed elsewhere.
+    Clients(#[expect(dead_code, reason = "held to be dropped")] Vec<CgroupSockAddrLink>),
+}
+
+/// The engine for listeners, of the whole network namespace.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held to be dropped")]
+struct Lookup {
+    link: SkLookupLink,
+    register: Option<SockOpsLink>,
+}
+
+/// A server that could not be registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unregistered {
+    /// The port it listens on.
+    pub port: u16,
+    /// The kernel's `errno`.
+    pub errno: i32,
 }
 
 #[derive(Debug)]
@@ -115,7 +228,10 @@ enum IngressLink {
 pub struct Datapath {
     ebpf: Ebpf,
     loaded: BTreeSet<&'static str>,
+    options: Options,
+    rules: Vec<Rule>,
     attached: BTreeMap<u32, Attached>,
+    lookup: Option<Lookup>,
     local: HashMap<[u8; 16], u8>,
     /// Interfaces whose clsact qdisc we made.
     clsact: BTreeSet<u32>,
@@ -124,33 +240,80 @@ pub struct Datapath {
 impl Datapath {
     /// Creates the maps and fills in the rules; attaches nothing.
     ///
-    /// With `log_level` above zero the programs log decisions, see
-    /// [`aya_log::Level`].
-    ///
     /// # Errors
     ///
     /// [`DatapathError::Load`], [`DatapathError::Map`].
-    pub fn load(rules: &[Rule], sizes: Sizes, log_level: u8) -> Result<Self, DatapathError> {
+    pub fn load(rules: &[Rule], options: Options) -> Result<Self, DatapathError> {
+        let netns_cookie = netns_cookie()?;
         let ebpf = EbpfLoader::new()
-            .override_global(aya_log::LEVEL, &log_level, true)
-            .map_max_entries("TCP", sizes.tcp_flows)
-            .map_max_entries("SYN", sizes.udp_flows)
-            .map_max_entries("UDP", sizes.udp_flows)
+            .override_global(aya_log::LEVEL, &options.log_level, true)
+            .override_global("NETNS_COOKIE", &netns_cookie, true)
+            .override_global(
+                "LOOPBACK_TARGET",
+                &u8::from(options.allow_loopback_target),
+                true,
+            )
+            .map_max_entries("TCP", options.sizes.tcp_flows)
+            .map_max_entries("SYN", options.sizes.udp_flows)
+            .map_max_entries("UDP", options.sizes.udp_flows)
             .load(OBJECT)?;
         let mut datapath = Self {
             ebpf,
             loaded: BTreeSet::new(),
+            options,
+            rules: rules.to_vec(),
             attached: BTreeMap::new(),
+            lookup: None,
             local: HashMap::new(),
             clsact: BTreeSet::new(),
         };
+        datapath.set_ports(0)?;
+        Ok(datapath)
+    }
+
+    /// Writes the rules into the kernel, with `flags` at the dialled ports.
+    fn set_ports(&mut self, flags: u32) -> Result<(), DatapathError> {
         let name = "PORTS";
-        let mut ports =
-            Array::<_, PortEntry>::try_from(datapath.map(name)).map_err(map_error(name))?;
-        for (index, entry) in port_entries(rules) {
+        let entries = port_entries(&self.rules);
+        let mut ports = Array::<_, PortEntry>::try_from(self.map(name)).map_err(map_error(name))?;
+        for (index, mut entry) in entries {
+            if entry.is_match() {
+                entry.flags |= flags;
+            }
             ports.set(index, entry, 0).map_err(map_error(name))?;
         }
-        Ok(datapath)
+        Ok(())
+    }
+
+    /// Lets new flows go to the dialled port; those that are known go on.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn drain(&mut self) -> Result<(), DatapathError> {
+        self.set_ports(PortEntry::DRAIN)
+    }
+
+    /// How many of the connections need their packets rewritten.
+    #[must_use]
+    pub fn count_redirected(&self, connections: &[TcpSocket]) -> usize {
+        let is_rewriting = |attached: &Attached| matches!(attached, Attached::Wire { .. });
+        if !self.attached.values().any(is_rewriting) {
+            return 0;
+        }
+        let tables: Vec<_> = ["TCP", "SYN"]
+            .into_iter()
+            .filter_map(|name| self.ebpf.map(name))
+            .filter_map(|map| BpfHashMap::<_, FlowKey, Flow>::try_from(map).ok())
+            .collect();
+        let is_redirected = |socket: &&TcpSocket| {
+            let key = &socket.key;
+            tables
+                .iter()
+                .filter_map(|table| table.get(key, 0).ok())
+                .any(|flow| flow.dialled_port != key.local_port)
+        };
+        connections.iter().filter(is_redirected).count()
     }
 
     /// For the log reader, which has to be set up before the first attach.
@@ -227,9 +390,21 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Program`], [`DatapathError::Attach`]; nothing is left
-    /// attached then.
+    /// Any [`DatapathError`]; nothing is left attached then.
     pub fn attach(&mut self, planned: &Planned) -> Result<&'static str, DatapathError> {
+        let (attached, mode) = match planned.engine {
+            Engine::Lookup => (self.attach_lookup(planned.interface.index)?, "sk_lookup"),
+            Engine::Cgroup => (self.attach_clients()?, "cgroup"),
+            _ => self.attach_wire(planned)?,
+        };
+        self.attached.insert(planned.interface.index, attached);
+        Ok(mode)
+    }
+
+    fn attach_wire(
+        &mut self,
+        planned: &Planned,
+    ) -> Result<(Attached, &'static str), DatapathError> {
         let interface = &planned.interface;
         let is_tcx_allowed = planned.engine != Engine::TcClsact;
         self.sweep(interface);
@@ -237,11 +412,6 @@ impl Datapath {
         let (egress, _) = self.attach_tc(interface, TcAttachType::Egress, is_tcx_allowed)?;
         let mut restore = Vec::new();
         let (ingress, mode) = match planned.engine {
-            Engine::Tc | Engine::TcClsact => {
-                let (link, mode) =
-                    self.attach_tc(interface, TcAttachType::Ingress, is_tcx_allowed)?;
-                (IngressLink::Tc(link), mode)
-            }
             Engine::XdpNative => {
                 let (link, mode) = self.attach_xdp(interface, XdpMode::Driver)?;
                 (IngressLink::Xdp(link), mode)
@@ -251,14 +421,163 @@ impl Datapath {
                 let (link, mode) = self.attach_xdp(interface, XdpMode::Skb)?;
                 (IngressLink::Xdp(link), mode)
             }
+            _ => {
+                let (link, mode) =
+                    self.attach_tc(interface, TcAttachType::Ingress, is_tcx_allowed)?;
+                (IngressLink::Tc(link), mode)
+            }
         };
-        let attached = Attached {
+        let attached = Attached::Wire {
             ingress,
             egress,
             restore,
         };
-        self.attached.insert(interface.index, attached);
-        Ok(mode)
+        Ok((attached, mode))
+    }
+
+    /// Lets the listeners have the connections of an interface too.
+    fn attach_lookup(&mut self, ifindex: u32) -> Result<Attached, DatapathError> {
+        if self.lookup.is_none() {
+            self.lookup = Some(self.load_lookup()?);
+        }
+        let name = "SCOPE";
+        BpfHashMap::<_, u32, u8>::try_from(self.map(name))
+            .and_then(|mut scope| scope.insert(ifindex, 1, 0))
+            .map_err(map_error(name))?;
+        Ok(Attached::Lookup)
+    }
+
+    fn load_lookup(&mut self) -> Result<Lookup, DatapathError> {
+        // Servers register before the first connection looks for them.
+        let register = match self.options.cgroup.clone() {
+            None => None,
+            Some(path) => {
+                let to = path.display().to_string();
+                let cgroup = open(&to)?;
+                let program: &mut SockOps = self.program(program::REGISTER)?;
+                let link = program
+                    .attach(cgroup, LINK_MODE)
+                    .and_then(|id| program.take_link(id));
+                Some(link.map_err(hook_error(program::REGISTER, to))?)
+            }
+        };
+        let name = match self.program::<SkLookup>(program::LOOKUP) {
+            Ok(_) => program::LOOKUP,
+            Err(DatapathError::Program { source, .. }) => {
+                log::debug!("{}", chain(&source));
+                if !self.options.is_everywhere {
+                    return Err(DatapathError::NoIfindex);
+                }
+                program::LOOKUP_EVERYWHERE
+            }
+            Err(error) => return Err(error),
+        };
+        const NETNS: &str = "/proc/self/ns/net";
+        let netns = open(NETNS)?;
+        let program: &mut SkLookup = self.program(name)?;
+        let link = program
+            .attach(netns)
+            .and_then(|id| program.take_link(id))
+            .map_err(hook_error(name, NETNS.to_owned()))?;
+        Ok(Lookup { link, register })
+    }
+
+    fn attach_clients(&mut self) -> Result<Attached, DatapathError> {
+        let path = self.options.cgroup.clone().ok_or(DatapathError::NoCgroup)?;
+        let to = path.display().to_string();
+        let mut links = Vec::new();
+        for name in program::CLIENT {
+            let cgroup = open(&to)?;
+            let program: &mut CgroupSockAddr = self.program(name)?;
+            let link = program
+                .attach(cgroup, LINK_MODE)
+                .and_then(|id| program.take_link(id))
+                .map_err(hook_error(name, to.clone()))?;
+            links.push(link);
+        }
+        // What asks goes before what answers.
+        links.reverse();
+        Ok(Attached::Clients(links))
+    }
+
+    /// Whether servers have to be registered.
+    #[must_use]
+    pub const fn needs_listeners(&self) -> bool {
+        self.lookup.is_some()
+    }
+
+    /// Registers those of the listening sockets that are on a target and are not
+    /// registered yet, and returns those that the kernel refused.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Program`], [`DatapathError::Map`].
+    pub fn register(
+        &mut self,
+        listening: &[TcpSocket],
+    ) -> Result<Vec<Unregistered>, DatapathError> {
+        let name = "LISTENERS";
+        let mut registered = HashMap::<(Addr, Port), u8>::new();
+        let map = self.ebpf.map(name).expect("the object has the map");
+        let map = SockHash::<_, ListenerKey>::try_from(map).map_err(map_error(name))?;
+        for key in map.keys() {
+            // One that closes meanwhile ends the walk; the next call sees the rest.
+            let Ok(key) = key else { break };
+            *registered.entry((key.addr, key.port)).or_default() += 1;
+        }
+        let is_target = |port: u16| {
+            self.rules
+                .iter()
+                .any(|rule| rule.target == port && rule.protocols.each().contains(&Protocol::Tcp))
+        };
+        let mut groups = HashMap::<(Addr, Port), Vec<TcpSocket>>::new();
+        for socket in listening {
+            if is_target(socket.key.local_port.get()) {
+                let place = (socket.key.local, socket.key.local_port);
+                groups.entry(place).or_default().push(*socket);
+            }
+        }
+        let mut refused = Vec::new();
+        for (place, group) in groups {
+            let registered = registered.get(&place).copied().unwrap_or_default();
+            let slots = usize::from(ListenerKey::SLOTS - registered.min(ListenerKey::SLOTS));
+            let missing = group.len().saturating_sub(registered.into()).min(slots);
+            for (i, mut socket) in group.into_iter().take(missing).enumerate() {
+                // The look-up chooses among a group by the client.
+                socket.key.client_port.0[1] = u8::try_from(i).unwrap_or_default();
+                if let Err(errno) = self.scan(&socket)? {
+                    let port = place.1.get();
+                    refused.push(Unregistered { port, errno });
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Has the kernel look up a listening socket and register it.
+    fn scan(&mut self, socket: &TcpSocket) -> Result<Result<(), i32>, DatapathError> {
+        // `ifindex` in `struct __sk_buff` of include/uapi/linux/bpf.h.
+        const IFINDEX: usize = 40;
+        let mut packet = [0; 14 + size_of::<FlowKey>()];
+        packet[14..].copy_from_slice(&socket.key.to_bytes());
+        let mut context = [0; IFINDEX + 4];
+        context[IFINDEX..].copy_from_slice(&socket.device.to_ne_bytes());
+        let program: &mut SchedClassifier = self.program(program::SCAN)?;
+        let options = TestRunOptions {
+            data_in: Some(&packet),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = program
+            .test_run(options)
+            .map_err(|source| DatapathError::Program {
+                name: program::SCAN,
+                source,
+            })?;
+        match result.return_value.cast_signed() {
+            0 => Ok(Ok(())),
+            errno => Ok(Err(-errno)),
+        }
     }
 
     /// Removes clsact filters of a run that was killed, which outlive it: we
@@ -280,20 +599,34 @@ impl Datapath {
 
     /// Detaches from an interface and puts its settings back.
     pub fn detach(&mut self, index: u32, name: &str) {
-        let Some(Attached {
-            ingress,
-            egress,
-            restore,
-        }) = self.attached.remove(&index)
-        else {
-            return;
-        };
-        // A packet must not be rewritten after its reply no longer is.
-        drop(ingress);
-        drop(egress);
-        for feature in restore {
-            if let Err(error) = ethtool::set_feature(name, feature, true) {
-                log::warn!("{name}: switch {feature} on again: {error}");
+        match self.attached.remove(&index) {
+            None | Some(Attached::Clients(_)) => {}
+            Some(Attached::Lookup) => {
+                let map = self.map("SCOPE");
+                // It is not there when the interface was not told.
+                let _ = BpfHashMap::<_, u32, u8>::try_from(map)
+                    .and_then(|mut scope| scope.remove(&index));
+                if !self
+                    .attached
+                    .values()
+                    .any(|a| matches!(a, Attached::Lookup))
+                {
+                    self.lookup = None;
+                }
+            }
+            Some(Attached::Wire {
+                ingress,
+                egress,
+                restore,
+            }) => {
+                // A packet must not be rewritten after its reply no longer is.
+                drop(ingress);
+                drop(egress);
+                for feature in restore {
+                    if let Err(error) = ethtool::set_feature(name, feature, true) {
+                        log::warn!("{name}: switch {feature} on again: {error}");
+                    }
+                }
             }
         }
     }
@@ -447,6 +780,21 @@ impl Datapath {
     }
 }
 
+fn hook_error(program: &'static str, to: String) -> impl FnOnce(ProgramError) -> DatapathError {
+    move |source| DatapathError::Hook {
+        program,
+        to,
+        source,
+    }
+}
+
+fn open(path: &str) -> Result<File, DatapathError> {
+    File::open(path).map_err(|source| DatapathError::Open {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 const fn map_error(name: &'static str) -> impl Fn(MapError) -> DatapathError {
     move |source| DatapathError::Map { name, source }
 }
@@ -468,6 +816,24 @@ impl Load for Xdp {
 }
 
 impl Load for SchedClassifier {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Load for SkLookup {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Load for SockOps {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Load for CgroupSockAddr {
     fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
         self.load()
     }
@@ -499,6 +865,36 @@ fn features_on(interface: &str) -> Vec<&'static str> {
         .zip(on)
         .filter_map(|(name, is_on)| is_on.then_some(name))
         .collect()
+}
+
+mod sockopt {
+    #![allow(missing_docs, reason = "nor does it take documentation")]
+
+    use nix::{getsockopt_impl, sockopt_impl};
+
+    sockopt_impl!(
+        NetnsCookie,
+        GetOnly,
+        libc::SOL_SOCKET,
+        libc::SO_NETNS_COOKIE,
+        u64
+    );
+}
+
+/// What the kernel calls the current network namespace, since Linux 5.14.
+fn netns_cookie() -> Result<u64, DatapathError> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
+    socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .and_then(|socket| getsockopt(&socket, sockopt::NetnsCookie))
+    .map_err(|errno| DatapathError::Open {
+        path: "the cookie of the network namespace".to_owned(),
+        source: errno.into(),
+    })
 }
 
 /// What an XDP program is called, for messages.

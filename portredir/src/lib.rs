@@ -10,3 +10,4 @@ pub mod plan;
 pub mod preflight;
 pub mod rule;
 pub mod run;
+pub mod sockets;

@@ -22,6 +22,8 @@ pub enum EngineChoice {
     Tc,
     /// Generic XDP everywhere: works on every device, slower than TC.
     XdpGeneric,
+    /// By sockets.
+    Socket,
     /// TC by clsact even where TCX exists; for tests.
     #[value(hide = true)]
     TcClsact,
@@ -38,6 +40,10 @@ pub enum Engine {
     Tc,
     /// TC ingress by clsact.
     TcClsact,
+    /// Connections are given to listeners by `sk_lookup`.
+    Lookup,
+    /// Clients on this host, by cgroup hooks.
+    Cgroup,
 }
 
 impl Engine {
@@ -48,6 +54,7 @@ impl Engine {
             Self::XdpNative => "xdp",
             Self::XdpGeneric => "xdp-generic",
             Self::Tc | Self::TcClsact => "tc",
+            Self::Lookup | Self::Cgroup => "socket",
         }
     }
 }
@@ -302,6 +309,7 @@ fn choose(
         EngineChoice::Xdp => return Ok((Engine::XdpNative, asked)),
         EngineChoice::XdpGeneric => return Ok((Engine::XdpGeneric, asked)),
         EngineChoice::Tc => return Ok((Engine::Tc, asked)),
+        EngineChoice::Socket => return Ok((Engine::Lookup, asked)),
         EngineChoice::TcClsact => return Ok((Engine::TcClsact, asked)),
         EngineChoice::Auto => {}
     }
@@ -312,7 +320,7 @@ fn choose(
         ));
     }
     if interface.index == LOOPBACK_IFINDEX {
-        return Ok((Engine::Tc, "loopback has no native XDP".into()));
+        return Ok((Engine::Cgroup, "loopback has no native XDP".into()));
     }
     let kind = interface.kind.as_deref();
     let driver = interface.driver.as_deref();

@@ -13,11 +13,12 @@ use tokio::time::MissedTickBehavior;
 
 use crate::cli::Cli;
 use crate::counters::{InterfaceReport, Report};
-use crate::datapath::{Datapath, Sizes, program_name};
+use crate::datapath::{Datapath, Options, Sizes, Unregistered, program_name};
 use crate::interface::{Netlink, Snapshot};
 use crate::plan::{Engine, EngineChoice, Plan, Planned, Selection};
 use crate::preflight::{self, Lock};
 use crate::rule;
+use crate::sockets::{Kind, Sockets};
 
 /// Redirects until Ctrl-C or SIGTERM.
 ///
@@ -48,7 +49,14 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     } else {
         0
     };
-    let mut datapath = Datapath::load(&cli.rules, sizes, log_level)?;
+    let options = Options {
+        sizes,
+        log_level,
+        cgroup: Some("/sys/fs/cgroup/unified".into()),
+        allow_loopback_target: false,
+        is_everywhere: cli.iface == Selection::All,
+    };
+    let mut datapath = Datapath::load(&cli.rules, options)?;
     if is_logging {
         tokio::spawn(forward_log(EbpfLogger::init_with_logger(
             datapath.ebpf(),
@@ -58,13 +66,14 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     let mut host = Host {
         cli,
         netlink,
+        sockets: Sockets::open()?,
         datapath,
         attached: BTreeMap::new(),
         names: BTreeMap::new(),
         said: BTreeSet::new(),
     };
     if let Err(error) = host.start(&snapshot, plan).await {
-        host.stop().await;
+        host.detach_all().await;
         return Err(error);
     }
     let rules: Vec<_> = cli.rules.iter().map(ToString::to_string).collect();
@@ -73,6 +82,8 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(cli.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;
+    let mut watch = tokio::time::interval(LISTENERS);
+    watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = None;
     let result = loop {
         // What changed while we were busy is followed as well.
@@ -85,22 +96,40 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
                     log::warn!("{error:#}");
                 }
             }
+            _ = watch.tick(), if host.datapath.needs_listeners() => {
+                if let Err(error) = host.register().await {
+                    log::warn!("{error:#}");
+                }
+            }
             _ = ticks.tick() => match host.print_changes(before.as_ref()) {
                 Ok(report) => before = Some(report),
                 Err(error) => break Err(error),
             },
         }
     };
+    if result.is_ok() {
+        tokio::select! {
+            _ = hang_up.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            result = host.drain() => result?,
+        }
+    }
     let report = host.report();
-    host.stop().await;
+    host.detach_all().await;
     result?;
     print_final(cli, &report?)
 }
+
+/// How often to look for servers that nobody told of: none but those outside of
+/// the cgroup that is watched.
+const LISTENERS: Duration = Duration::from_millis(500);
 
 /// The state of a run.
 struct Host<'a> {
     cli: &'a Cli,
     netlink: Netlink,
+    sockets: Sockets,
     datapath: Datapath,
     attached: BTreeMap<u32, InterfaceReport>,
     /// Of all interfaces that ever counted something.
@@ -124,10 +153,56 @@ impl Host<'_> {
         if plan.attach.is_empty() && self.cli.iface != Selection::All {
             anyhow::bail!("no interface left to attach to");
         }
+        let is_lookup = |planned: &Planned| planned.engine == Engine::Lookup;
+        if plan.attach.values().any(is_lookup) {
+            // Before the first connection looks for a server.
+            self.register().await?;
+        }
         for (index, planned) in plan.attach {
             self.attach(index, &planned).await?;
         }
         Ok(())
+    }
+
+    /// Registers servers that listen and are not known yet.
+    async fn register(&mut self) -> anyhow::Result<()> {
+        let listening = self.sockets.list(Kind::Listening).await?;
+        for Unregistered { port, errno } in self.datapath.register(&listening)? {
+            // include/linux/errno.h; also for sockets of MPTCP since 6.18.
+            let why = match errno {
+                libc::EOPNOTSUPP => "the kernel keeps sockets of MPTCP out of maps".to_owned(),
+                // It has closed meanwhile.
+                libc::ENOENT => continue,
+                errno => std::io::Error::from_raw_os_error(errno).to_string(),
+            };
+            self.say_once(format!(
+                "the server on port {port} cannot be given connections: {why}; use --engine auto"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of the connections whose packets are rewritten.
+    async fn drain(&mut self) -> anyhow::Result<()> {
+        const POLL: Duration = Duration::from_millis(50);
+        self.datapath.drain()?;
+        let end = tokio::time::Instant::now() + self.cli.drain_timeout;
+        loop {
+            let connections = self.sockets.list(Kind::Connected).await?;
+            let count = self.datapath.count_redirected(&connections);
+            let left = end.saturating_duration_since(tokio::time::Instant::now());
+            if count == 0 || left.is_zero() {
+                if count > 0 {
+                    log::warn!("{count} connections are cut off");
+                }
+                return Ok(());
+            }
+            self.say_once(format!(
+                "waiting {} s at most for connections to end; Ctrl-C cuts them off",
+                self.cli.drain_timeout.as_secs_f64()
+            ));
+            tokio::time::sleep(POLL.min(left)).await;
+        }
     }
 
     async fn attach(&mut self, index: u32, planned: &Planned) -> anyhow::Result<()> {
@@ -216,7 +291,7 @@ impl Host<'_> {
         );
     }
 
-    async fn stop(&mut self) {
+    async fn detach_all(&mut self) {
         for index in self.datapath.attached() {
             self.detach(index, true).await;
         }

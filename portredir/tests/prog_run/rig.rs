@@ -124,7 +124,7 @@ impl Rig {
             .iter()
             .map(|rule| rule.parse().expect("a rule"))
             .collect();
-        let mut datapath = Datapath::load(&rules, sizes, 0).expect("load the object");
+        let mut datapath = Datapath::load(&rules, sizes.into()).expect("load the object");
         datapath.set_local(&local_addrs()).expect("fill LOCAL");
         let reasons = datapath.reasons().expect("read REASONS");
         Self {

@@ -1,0 +1,232 @@
+//! The socket engine: connections and datagrams are redirected where sockets
+//! are looked up or named, and no packet is rewritten.
+//!
+//! * [`look_up`] gives a connection to the dialled port to the socket that
+//!   listens on the target. The server sees the dialled port.
+//! * [`dial`] points a client on this host at the target before there is a
+//!   packet, and [`answered`] tells it the port it dialled. The server sees the
+//!   target port.
+
+use crate::abi::{Addr, Dialled, ListenerKey, Peer, Port, PortEntry, Protocol};
+use crate::redirect::Tables;
+use crate::verdict::Reason;
+use crate::wire::Version;
+
+/// The listening sockets, and what is done with one.
+pub trait Listeners {
+    /// Whether the connection came in by an interface that rules are for.
+    fn is_in_scope(&self) -> bool;
+
+    /// Gives the connection to the socket that is registered as `key`, if there
+    /// is one that may have it.
+    fn assign(&self, key: &ListenerKey) -> bool;
+}
+
+/// Finds the listener for a connection to `port` of `addr`.
+///
+/// With `is_loopback_allowed` a server that listens on 127.0.0.1 or `::1` alone
+/// may have it as well.
+#[inline(always)]
+pub fn look_up<T: Tables + Listeners>(
+    tables: &T,
+    version: Version,
+    addr: Addr,
+    port: Port,
+    is_loopback_allowed: bool,
+) -> Reason {
+    let entry = tables.port(Protocol::Tcp, port);
+    if !entry.is_match() || !tables.is_in_scope() {
+        return Reason::NoRule;
+    }
+    if entry.is_draining() {
+        return Reason::Draining;
+    }
+    // Transparent proxies look up sockets for the addresses of others.
+    if !tables.is_local(&addr) {
+        return Reason::NotLocal;
+    }
+    // The order of the kernel: the address itself, then servers on all
+    // addresses; of these, one of the same family first.
+    let (any, loopback) = match version {
+        Version::V4 => (Addr::V4_ANY, Addr::V4_LOOPBACK),
+        Version::V6 => (Addr::V6_ANY, Addr::V6_LOOPBACK),
+    };
+    let target = Port::new(entry.target);
+    let is_found = assign(tables, addr, target)
+        || assign(tables, any, target)
+        || (version == Version::V4 && assign(tables, Addr::V6_ANY, target))
+        || (is_loopback_allowed && assign(tables, loopback, target));
+    if !is_found {
+        return Reason::NoListener;
+    }
+    // How many packets follow is not known here.
+    tables.hit(entry.rule, 0, 0, true);
+    Reason::Redirected
+}
+
+#[inline(always)]
+fn assign(listeners: &impl Listeners, addr: Addr, port: Port) -> bool {
+    let mut key = ListenerKey {
+        addr,
+        port,
+        slot: 0,
+        pad: 0,
+    };
+    for slot in 0..ListenerKey::SLOTS {
+        key.slot = slot;
+        if listeners.assign(&key) {
+            return true;
+        }
+    }
+    false
+}
+
+/// What a client on this host does with its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dial {
+    /// `connect`.
+    Connect,
+    /// `sendto` or `sendmsg`, with an address.
+    Send,
+}
+
+/// The socket of a client on this host.
+pub trait Client {
+    /// Whether the client is in the network namespace of the rules.
+    fn is_here(&self) -> bool;
+
+    /// Whether the socket has one peer and hears no other.
+    fn is_connected(&self) -> bool;
+
+    /// What is kept at the socket.
+    fn dialled(&mut self) -> Option<&mut Dialled>;
+
+    /// The same; begins to keep it if need be. `None` without memory.
+    fn dialled_or_new(&mut self) -> Option<&mut Dialled>;
+}
+
+/// Where a client on this host that dials `port` of `addr` is pointed at; the
+/// port as it is for [`Reason`]s other than [`Reason::Redirected`].
+#[inline(always)]
+pub fn dial<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    protocol: Protocol,
+    (addr, port): (Addr, Port),
+    dial: Dial,
+) -> Result<Port, Reason> {
+    let entry = tables.port(protocol, port);
+    if entry.flags & (PortEntry::MATCH | PortEntry::TARGET) == 0 || !client.is_here() {
+        return Err(Reason::NoRule);
+    }
+    // Linux takes these for the host itself.
+    let addr = if addr.is(Addr::V4_ANY) {
+        Addr::V4_LOOPBACK
+    } else if addr.is(Addr::V6_ANY) {
+        Addr::V6_LOOPBACK
+    } else {
+        addr
+    };
+    if !entry.is_match() {
+        // From now on this peer is known by its own port. An IPv6 socket that is
+        // connected to an IPv4 address names its peer for each packet, though
+        // (`udpv6_sendmsg` in net/ipv6/udp.c).
+        let is_choice = dial == Dial::Connect || !client.is_connected();
+        if is_choice && let Some(dialled) = client.dialled() {
+            dialled.forget(addr, port);
+        }
+        return Err(Reason::Direct);
+    }
+    if !tables.is_local(&addr) {
+        return Err(Reason::NotLocal);
+    }
+    if entry.is_draining() {
+        return Err(Reason::Draining);
+    }
+    let target = Port::new(entry.target);
+    let Some(dialled) = client.dialled_or_new() else {
+        return Err(Reason::TableFull);
+    };
+    let is_new = dialled.remember(Peer {
+        addr,
+        port: target,
+        dialled_port: port,
+    });
+    let (packets, is_new) = match dial {
+        Dial::Connect => (0, true),
+        Dial::Send => (1, is_new),
+    };
+    tables.hit(entry.rule, packets, 0, is_new);
+    Ok(target)
+}
+
+/// The port that a client on this host knows its peer by, when it dialled
+/// another one.
+#[inline(always)]
+pub fn answered<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    protocol: Protocol,
+    (addr, port): (Addr, Port),
+) -> Result<Port, Reason> {
+    if !tables.port(protocol, port).is_target() {
+        return Err(Reason::NoRule);
+    }
+    client
+        .dialled()
+        .and_then(|dialled| dialled.find(addr, port))
+        .ok_or(Reason::Direct)
+}
+
+impl Dialled {
+    /// How many peers a socket has that it knows by another port.
+    pub const PEERS: usize = 4;
+
+    /// Keeps a peer, in place of what was kept of it; says whether it is new.
+    #[inline(always)]
+    pub fn remember(&mut self, peer: Peer) -> bool {
+        if let Some(known) = self.known(peer.addr, peer.port) {
+            let is_new = known.dialled_port != peer.dialled_port;
+            known.dialled_port = peer.dialled_port;
+            return is_new;
+        }
+        let unused = self.peers.iter_mut().find(|known| !known.is_used());
+        if let Some(unused) = unused {
+            *unused = peer;
+            return true;
+        }
+        if let Some(oldest) = self.peers.get_mut(self.next as usize % Self::PEERS) {
+            *oldest = peer;
+        }
+        self.next = self.next.wrapping_add(1);
+        true
+    }
+
+    /// Stops knowing a peer by another port.
+    #[inline(always)]
+    pub fn forget(&mut self, addr: Addr, port: Port) {
+        if let Some(known) = self.known(addr, port) {
+            *known = Peer::default();
+        }
+    }
+
+    /// The port by which the client knows a peer.
+    #[inline(always)]
+    pub fn find(&mut self, addr: Addr, port: Port) -> Option<Port> {
+        self.known(addr, port).map(|known| known.dialled_port)
+    }
+
+    #[inline(always)]
+    fn known(&mut self, addr: Addr, port: Port) -> Option<&mut Peer> {
+        self.peers
+            .iter_mut()
+            .find(|peer| peer.is_used() && peer.port == port && peer.addr.is(addr))
+    }
+}
+
+impl Peer {
+    #[inline(always)]
+    const fn is_used(&self) -> bool {
+        self.dialled_port.get() != 0
+    }
+}

@@ -1,0 +1,336 @@
+//! The contexts and maps of the socket engine.
+
+use core::arch::asm;
+use core::ffi::c_void;
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ANY, BPF_NOEXIST, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_map_lookup_elem, bpf_map_update_elem,
+    bpf_sk_assign, bpf_sk_release, bpf_sk_storage_get, bpf_sock_hash_update,
+};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext};
+use portredir_common::abi::{Addr, Dialled, FlowKey, LOOPBACK_IFINDEX, ListenerKey, Port};
+use portredir_common::socket::{Client, Listeners};
+use portredir_common::wire::Version;
+
+use crate::maps::{Context, DIALLED, Kernel, LISTENERS, SCOPE, tcp_socket, tcp_state};
+
+// include/linux/socket.h
+const AF_INET: u32 = 2;
+
+/// The network namespace that the rules are for: cgroups contain processes of
+/// others. Set by user space.
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: u64 = 0;
+
+/// Whether servers on loopback addresses serve other hosts. Set by user space.
+#[unsafe(no_mangle)]
+static LOOPBACK_TARGET: u8 = 0;
+
+#[inline(always)]
+pub fn is_loopback_target_allowed() -> bool {
+    // SAFETY: a valid static; volatile, as the loader changes its value.
+    unsafe { (&raw const LOOPBACK_TARGET).read_volatile() != 0 }
+}
+
+#[inline(always)]
+fn netns_cookie() -> u64 {
+    // SAFETY: as above.
+    unsafe { (&raw const NETNS_COOKIE).read_volatile() }
+}
+
+/// Loads the `i`th word of a field of a context.
+///
+/// In assembler, as the compiler would choose between two fields by computing a
+/// pointer, which is forbidden for contexts.
+macro_rules! word {
+    ($ctx:expr, $context:ty, $field:ident, $i:literal) => {{
+        let word: u64;
+        // SAFETY: the kernel passes a valid context for the time of the run.
+        unsafe {
+            asm!(
+                "{word} = *(u32 *)({ctx} + {offset})",
+                word = out(reg) word,
+                ctx = in(reg) $ctx,
+                offset = const offset_of!($context, $field) + 4 * $i,
+                options(pure, readonly, nostack),
+            );
+        }
+        (word as u32).to_ne_bytes()
+    }};
+}
+
+/// An IPv4 address in a field of a context.
+macro_rules! v4 {
+    ($ctx:expr, $context:ty, $field:ident) => {
+        Addr::v4(word!($ctx, $context, $field, 0))
+    };
+}
+
+/// An IPv6 address in a field of a context.
+macro_rules! v6 {
+    ($ctx:expr, $context:ty, $field:ident) => {{
+        let mut addr = Addr::default();
+        addr.0[..4].copy_from_slice(&word!($ctx, $context, $field, 0));
+        addr.0[4..8].copy_from_slice(&word!($ctx, $context, $field, 1));
+        addr.0[8..12].copy_from_slice(&word!($ctx, $context, $field, 2));
+        addr.0[12..].copy_from_slice(&word!($ctx, $context, $field, 3));
+        addr
+    }};
+}
+
+/// A connection that looks for a listener. With `SCOPED` the interface it came
+/// in by is known, since Linux 5.17.
+#[derive(Clone, Copy)]
+pub struct Lookup<const SCOPED: bool>(*mut bpf_sk_lookup);
+
+impl<const SCOPED: bool> Lookup<SCOPED> {
+    #[inline(always)]
+    pub const fn new(ctx: &SkLookupContext) -> Self {
+        Self(ctx.lookup)
+    }
+
+    #[inline(always)]
+    pub fn is_tcp(self) -> bool {
+        const IPPROTO_TCP: u32 = 6;
+        // SAFETY: the kernel passes a valid context for the time of the run.
+        unsafe { (*self.0).protocol == IPPROTO_TCP }
+    }
+
+    #[inline(always)]
+    pub fn port(self) -> Port {
+        // SAFETY: the context is valid.
+        Port::new(unsafe { (*self.0).local_port } as u16)
+    }
+
+    #[inline(always)]
+    pub fn addr(self) -> (Version, Addr) {
+        // SAFETY: the context is valid.
+        if unsafe { (*self.0).family } == AF_INET {
+            (Version::V4, v4!(self.0, bpf_sk_lookup, local_ip4))
+        } else {
+            (Version::V6, v6!(self.0, bpf_sk_lookup, local_ip6))
+        }
+    }
+}
+
+impl<const SCOPED: bool> Context for Lookup<SCOPED> {
+    #[inline(always)]
+    fn as_ptr(self) -> *mut c_void {
+        self.0.cast()
+    }
+
+    #[inline(always)]
+    fn ifindex(self) -> u32 {
+        if SCOPED {
+            // SAFETY: the context is valid.
+            return unsafe { (*self.0).ingress_ifindex };
+        }
+        // Loopback addresses are martians elsewhere.
+        let (_, addr) = self.addr();
+        if addr.is_v4_loopback() || addr.is(Addr::V6_LOOPBACK) {
+            LOOPBACK_IFINDEX
+        } else {
+            0
+        }
+    }
+}
+
+impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
+    #[inline(always)]
+    fn is_in_scope(&self) -> bool {
+        // SAFETY: one byte.
+        !SCOPED || unsafe { SCOPE.get(self.0.ifindex()) }.is_some()
+    }
+
+    #[inline(always)]
+    fn assign(&self, key: &ListenerKey) -> bool {
+        let map = (&raw const LISTENERS).cast_mut().cast();
+        // SAFETY: a socket map and a key of its type.
+        let socket: *mut bpf_sock =
+            unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(key).cast()) }.cast();
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: not null, and ours until it is released.
+        let device = unsafe { (*socket).bound_dev_if };
+        // The kernel does not look at what the socket is bound to again.
+        let is_for_us = device == 0 || device == self.0.ifindex();
+        // SAFETY: as above. It fails when the socket is of the wrong family, or
+        // when another program has chosen already.
+        let is_assigned =
+            is_for_us && unsafe { bpf_sk_assign(self.0.as_ptr(), socket.cast(), 0) } == 0;
+        // SAFETY: the reference from the look-up, given back once.
+        unsafe { bpf_sk_release(socket.cast()) };
+        is_assigned
+    }
+}
+
+/// Registers a socket that begins to listen.
+#[inline(always)]
+pub fn register(ops: *mut bpf_sock_ops, is_target: impl Fn(Port) -> bool) {
+    // SAFETY: the kernel passes a valid context for the time of the run.
+    let port = Port::new(unsafe { (*ops).local_port } as u16);
+    // SAFETY: as above.
+    if !is_target(port) || unsafe { bpf_get_netns_cookie(ops.cast()) } != netns_cookie() {
+        return;
+    }
+    // SAFETY: as above.
+    let addr = if unsafe { (*ops).family } == AF_INET {
+        v4!(ops, bpf_sock_ops, local_ip4)
+    } else {
+        v6!(ops, bpf_sock_ops, local_ip6)
+    };
+    into_slot(addr, port, |key, flags| {
+        let map = (&raw const LISTENERS).cast_mut().cast();
+        let key = core::ptr::from_mut(key).cast();
+        // SAFETY: a socket map and a key of its type.
+        unsafe { bpf_sock_hash_update(ops, map, key, flags) }
+    });
+}
+
+/// Registers the socket that listens for a flow; what `update` returned.
+#[inline(always)]
+pub fn register_listener(skb: *mut __sk_buff, key: &FlowKey) -> i64 {
+    const ENOENT: i64 = 2;
+    let socket = tcp_socket(skb, key);
+    if socket.is_null() {
+        return -ENOENT;
+    }
+    // SAFETY: not null, and ours until it is released.
+    let result = if unsafe { (*socket).state } == tcp_state::LISTEN {
+        into_slot(key.local, key.local_port, |key, flags| {
+            let map = (&raw const LISTENERS).cast_mut().cast();
+            let key = core::ptr::from_ref(key).cast();
+            // SAFETY: a socket map and a key of its type.
+            unsafe { bpf_map_update_elem(map, key, socket.cast(), flags) }
+        })
+    } else {
+        -ENOENT
+    };
+    // SAFETY: the reference from the look-up, given back once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    result
+}
+
+/// Puts a socket into the first slot that is free, else in place of another:
+/// those that were there may be about to close.
+#[inline(always)]
+fn into_slot(addr: Addr, port: Port, update: impl Fn(&mut ListenerKey, u64) -> i64) -> i64 {
+    const EEXIST: i64 = 17;
+    let mut key = ListenerKey {
+        addr,
+        port,
+        slot: 0,
+        pad: 0,
+    };
+    for slot in 0..ListenerKey::SLOTS {
+        key.slot = slot;
+        let result = update(&mut key, u64::from(BPF_NOEXIST));
+        if result != -EEXIST {
+            return result;
+        }
+    }
+    // SAFETY: no arguments.
+    key.slot = (unsafe { bpf_get_prandom_u32() } % u32::from(ListenerKey::SLOTS)) as u8;
+    update(&mut key, u64::from(BPF_ANY))
+}
+
+/// A client on this host that names its peer.
+#[derive(Clone, Copy)]
+pub struct SockAddr(*mut bpf_sock_addr);
+
+impl SockAddr {
+    #[inline(always)]
+    pub const fn new(ctx: &SockAddrContext) -> Self {
+        Self(ctx.sock_addr)
+    }
+
+    #[inline(always)]
+    pub fn protocol(self) -> u32 {
+        // SAFETY: the kernel passes a valid context for the time of the run.
+        unsafe { (*self.0).protocol }
+    }
+
+    #[inline(always)]
+    pub fn port(self) -> Port {
+        // SAFETY: the context is valid. Network order, in the first two bytes.
+        let [a, b, ..] = unsafe { (*self.0).user_port }.to_ne_bytes();
+        Port([a, b])
+    }
+
+    #[inline(always)]
+    pub fn set_port(self, Port([a, b]): Port) {
+        // SAFETY: the context is valid.
+        unsafe { (*self.0).user_port = u32::from_ne_bytes([a, b, 0, 0]) }
+    }
+
+    /// For hooks of IPv4 alone.
+    #[inline(always)]
+    pub fn addr4(self) -> Addr {
+        v4!(self.0, bpf_sock_addr, user_ip4)
+    }
+
+    /// For hooks of IPv6 alone.
+    #[inline(always)]
+    pub fn addr6(self) -> Addr {
+        v6!(self.0, bpf_sock_addr, user_ip6)
+    }
+
+    #[inline(always)]
+    fn dialled_by(self, initial: *mut Dialled, flags: u64) -> Option<&'static mut Dialled> {
+        // SAFETY: the context is valid, and has a socket.
+        let socket = unsafe { (*self.0).__bindgen_anon_1.sk };
+        let map = (&raw const DIALLED).cast_mut().cast();
+        // SAFETY: a full socket; `initial` is null or a value of the map. The
+        // value lives as long as the socket. Another thread of the client that
+        // dials by the same socket writes the same kind of thing.
+        unsafe {
+            bpf_sk_storage_get(map, socket.cast(), initial.cast(), flags)
+                .cast::<Dialled>()
+                .as_mut()
+        }
+    }
+}
+
+impl Context for SockAddr {
+    #[inline(always)]
+    fn as_ptr(self) -> *mut c_void {
+        self.0.cast()
+    }
+
+    /// Packets of the host to itself come in by `lo`, whatever the address.
+    #[inline(always)]
+    fn ifindex(self) -> u32 {
+        LOOPBACK_IFINDEX
+    }
+}
+
+impl Client for SockAddr {
+    #[inline(always)]
+    fn is_here(&self) -> bool {
+        // SAFETY: the context is valid.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) == netns_cookie() }
+    }
+
+    #[inline(always)]
+    fn is_connected(&self) -> bool {
+        // SAFETY: the context is valid, and has a socket.
+        unsafe { (*(*self.0).__bindgen_anon_1.sk).dst_port != 0 }
+    }
+
+    #[inline(always)]
+    fn dialled(&mut self) -> Option<&mut Dialled> {
+        self.dialled_by(core::ptr::null_mut(), 0)
+    }
+
+    #[inline(always)]
+    fn dialled_or_new(&mut self) -> Option<&mut Dialled> {
+        const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;
+        let mut none = Dialled::default();
+        self.dialled_by(&raw mut none, CREATE)
+    }
+}
