@@ -1,13 +1,14 @@
 //! The programs in the kernel: load, fill, attach, detach.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::os::fd::AsFd as _;
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode, loaded_programs};
+use aya::programs::xdp::{XdpError, XdpLink};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use portredir_common::abi::{Addr, Counter, CounterKey, Port, PortEntry};
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 use crate::ethtool;
 use crate::interface::Interface;
+use crate::netdev;
 use crate::plan::{Engine, Planned};
 use crate::rule::Rule;
 
@@ -251,6 +253,13 @@ impl Datapath {
                 let (link, mode) = self.attach_xdp(interface, XdpMode::Skb)?;
                 (IngressLink::Xdp(link), mode)
             }
+            Engine::Lookup | Engine::Cgroup => {
+                return Err(DatapathError::Attach {
+                    what: planned.hook,
+                    interface: interface.name.clone(),
+                    reason: "this build has no such engine".into(),
+                });
+            }
         };
         let attached = Attached {
             ingress,
@@ -316,7 +325,7 @@ impl Datapath {
                 .map_err(|error| DatapathError::Attach {
                     what,
                     interface: interface.name.clone(),
-                    reason: attach_reason(&error, mode),
+                    reason: attach_reason(&error, program, interface.index, mode),
                 })
         };
         let (with_frags, without) = match mode {
@@ -501,35 +510,30 @@ fn features_on(interface: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// What an XDP program is called, for messages.
-#[must_use]
-pub fn program_name(id: u32) -> String {
-    let name = loaded_programs()
-        .filter_map(Result::ok)
-        .find(|info| info.id() == id)
-        .and_then(|info| info.name_as_str().map(str::to_owned));
-    match name {
-        Some(name) if !name.is_empty() => format!("{name} (id {id})"),
-        _ => format!("program id {id}"),
-    }
-}
-
-fn attach_reason(error: &ProgramError, mode: XdpMode) -> String {
-    let hint: Cow<'_, str> = match (error, mode) {
-        (ProgramError::SyscallError(SyscallError { io_error, .. }), _) => {
-            match io_error.raw_os_error() {
-                Some(libc::EBUSY | libc::EEXIST) => {
-                    "; another XDP program is there, or one is on a device above".into()
-                }
-                Some(libc::EOPNOTSUPP) if mode == XdpMode::Driver => {
-                    "; the driver has no native XDP, use --engine tc or auto".into()
-                }
-                _ => "".into(),
-            }
-        }
-        _ => "".into(),
+/// Why XDP was refused: the number's meaning, and the kernel's own words where
+/// it has any.
+fn attach_reason(error: &ProgramError, program: &Xdp, index: u32, mode: XdpMode) -> String {
+    let number = match error {
+        ProgramError::SyscallError(SyscallError { io_error, .. }) => io_error.raw_os_error(),
+        // aya falls back to netlink where links are not to be had.
+        ProgramError::XdpError(XdpError::NetlinkError(error)) => error.raw_os_error(),
+        _ => None,
     };
-    chain(error) + &hint
+    let Some(number) = number else {
+        return chain(error);
+    };
+    let mut reason = io::Error::from_raw_os_error(number).to_string();
+    let words = program
+        .fd()
+        .ok()
+        .and_then(|fd| netdev::refusal(index, fd.as_fd(), mode));
+    if let Some(words) = words {
+        reason = format!("{words} ({reason})");
+    }
+    match number {
+        libc::EBUSY | libc::EEXIST | libc::EOPNOTSUPP => reason + "; use --engine tc or auto",
+        _ => reason,
+    }
 }
 
 /// An error with what caused it, on one line.

@@ -11,13 +11,14 @@ use portredir_common::verdict::Reason;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
-use crate::cli::Cli;
+use crate::cli::Run;
 use crate::counters::{InterfaceReport, Report};
-use crate::datapath::{Datapath, Sizes, program_name};
+use crate::datapath::{Datapath, Sizes};
+use crate::facts::{Facts, Loaded};
 use crate::interface::{Netlink, Snapshot};
-use crate::plan::{Engine, EngineChoice, Plan, Planned, Selection};
+use crate::plan::{Engine, EngineChoice, Plan, Planned};
 use crate::preflight::{self, Lock};
-use crate::rule;
+use crate::selection::SelectedBy;
 
 /// Redirects until Ctrl-C or SIGTERM.
 ///
@@ -25,15 +26,16 @@ use crate::rule;
 ///
 /// What is wrong with the rules, the host or the kernel. Nothing is left
 /// attached.
-pub async fn run(cli: &Cli) -> anyhow::Result<()> {
-    rule::check(&cli.rules)?;
+pub async fn run(cli: &Run) -> anyhow::Result<()> {
+    let options = &cli.options;
     let netlink = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
-    snapshot.check_names(&cli.iface)?;
+    snapshot.check(options)?;
     preflight::check_capabilities()?;
     preflight::check_kernel()?;
     let _lock = Lock::take()?;
-    let plan = snapshot.plan(&cli.iface, cli.engine, &BTreeSet::new(), &program_name);
+    let facts = Facts::read(options.cgroup.as_deref());
+    let plan = snapshot.plan(options, &facts, &BTreeMap::new(), &Loaded);
 
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -48,7 +50,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     } else {
         0
     };
-    let mut datapath = Datapath::load(&cli.rules, sizes, log_level)?;
+    let mut datapath = Datapath::load(&options.rules, sizes, log_level)?;
     if is_logging {
         tokio::spawn(forward_log(EbpfLogger::init_with_logger(
             datapath.ebpf(),
@@ -57,8 +59,10 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     let mut host = Host {
         cli,
+        facts,
         netlink,
         datapath,
+        selected: BTreeMap::new(),
         attached: BTreeMap::new(),
         names: BTreeMap::new(),
         said: BTreeSet::new(),
@@ -67,7 +71,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
         host.stop().await;
         return Err(error);
     }
-    let rules: Vec<_> = cli.rules.iter().map(ToString::to_string).collect();
+    let rules: Vec<_> = options.rules.iter().map(ToString::to_string).collect();
     eprintln!("redirecting {}; Ctrl-C ends it", rules.join(" "));
 
     let mut ticks = tokio::time::interval(cli.interval);
@@ -99,9 +103,12 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
 
 /// The state of a run.
 struct Host<'a> {
-    cli: &'a Cli,
+    cli: &'a Run,
+    facts: Facts,
     netlink: Netlink,
     datapath: Datapath,
+    /// What is attached, and how it was selected.
+    selected: BTreeMap<u32, SelectedBy>,
     attached: BTreeMap<u32, InterfaceReport>,
     /// Of all interfaces that ever counted something.
     names: BTreeMap<u32, String>,
@@ -112,16 +119,12 @@ impl Host<'_> {
     /// Attaches as planned, or not at all.
     async fn start(&mut self, snapshot: &Snapshot, plan: Plan) -> anyhow::Result<()> {
         self.datapath.set_local(&snapshot.addrs)?;
-        for skipped in &plan.skip {
-            self.say_once(skipped.to_string());
-        }
-        for planned in plan.attach.values() {
-            eprintln!("{planned}");
-        }
+        eprint!("{plan}");
+        self.said.extend(plan.skip.iter().map(ToString::to_string));
         if let Some(error) = plan.refuse.into_iter().next() {
             return Err(error.into());
         }
-        if plan.attach.is_empty() && self.cli.iface != Selection::All {
+        if plan.attach.is_empty() && !self.cli.options.iface.is_open() {
             anyhow::bail!("no interface left to attach to");
         }
         for (index, planned) in plan.attach {
@@ -135,7 +138,7 @@ impl Host<'_> {
         let mut engine = planned.engine;
         let mut result = self.datapath.attach(planned);
         if let Err(error) = &result
-            && self.cli.engine == EngineChoice::Auto
+            && self.cli.options.engine == EngineChoice::Auto
             && engine == Engine::XdpNative
         {
             eprintln!("{error}; using tc");
@@ -162,6 +165,7 @@ impl Host<'_> {
             why: planned.why.clone(),
         };
         self.attached.insert(index, report);
+        self.selected.insert(index, planned.selected);
         Ok(())
     }
 
@@ -170,7 +174,7 @@ impl Host<'_> {
         let snapshot = self.netlink.snapshot().await?;
         self.datapath.set_local(&snapshot.addrs)?;
         let attached = self.datapath.attached();
-        let plan = snapshot.plan(&self.cli.iface, self.cli.engine, &attached, &program_name);
+        let plan = snapshot.plan(&self.cli.options, &self.facts, &self.selected, &Loaded);
         let gone = attached
             .iter()
             .filter(|index| !plan.attach.contains_key(index));
@@ -207,6 +211,7 @@ impl Host<'_> {
         let Some(report) = self.attached.remove(&index) else {
             return;
         };
+        self.selected.remove(&index);
         self.datapath.detach(index, &report.name);
         self.remove_clsact(index, &report.name).await;
         eprintln!(
@@ -242,7 +247,7 @@ impl Host<'_> {
 
     fn report(&self) -> anyhow::Result<Report> {
         Ok(Report::new(
-            &self.cli.rules,
+            &self.cli.options.rules,
             self.attached.values().cloned().collect(),
             &self.datapath.counters()?,
             &self.datapath.reasons()?,
@@ -265,7 +270,7 @@ impl Host<'_> {
     }
 }
 
-fn print_final(cli: &Cli, report: &Report) -> anyhow::Result<()> {
+fn print_final(cli: &Run, report: &Report) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if cli.json {
         writeln!(out, "{}", serde_json::to_string(report)?)?;
