@@ -1,7 +1,6 @@
 //! The programs in the kernel: load, fill, attach, detach.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
 use std::os::fd::AsFd as _;
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap};
@@ -11,6 +10,7 @@ use aya::programs::xdp::{XdpError, XdpLink};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use nix::errno::Errno;
 use portredir_common::abi::{Addr, Counter, CounterKey, Port, PortEntry};
 use portredir_common::wire::Link;
 use thiserror::Error;
@@ -522,16 +522,17 @@ fn attach_reason(error: &ProgramError, program: &Xdp, index: u32, mode: XdpMode)
     let Some(number) = number else {
         return chain(error);
     };
-    let mut reason = io::Error::from_raw_os_error(number).to_string();
+    let errno = Errno::from_raw(number);
     let words = program
         .fd()
         .ok()
         .and_then(|fd| netdev::refusal(index, fd.as_fd(), mode));
-    if let Some(words) = words {
-        reason = format!("{words} ({reason})");
-    }
-    match number {
-        libc::EBUSY | libc::EEXIST | libc::EOPNOTSUPP => reason + "; use --engine tc or auto",
+    let reason = match words {
+        Some(words) => format!("{words} ({errno:?})"),
+        None => errno.to_string(),
+    };
+    match errno {
+        Errno::EBUSY | Errno::EEXIST | Errno::EOPNOTSUPP => reason + "; use --engine tc or auto",
         _ => reason,
     }
 }

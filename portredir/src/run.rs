@@ -182,7 +182,7 @@ impl Host<'_> {
             self.detach(index, snapshot.interfaces.contains_key(&index))
                 .await;
         }
-        for skipped in plan.skip {
+        for skipped in plan.skip.iter().filter(|skipped| skipped.is_covered) {
             self.say_once(skipped.to_string());
         }
         for error in plan.refuse {
