@@ -1,11 +1,14 @@
 //! The command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 
-use crate::plan::{EngineChoice, Selection};
-use crate::rule::Rule;
+use crate::facts::is_cgroup2;
+use crate::plan::EngineChoice;
+use crate::rule::{Rule, RuleError};
+use crate::selection::Selection;
 
 /// Redirects ports in the kernel.
 ///
@@ -14,15 +17,42 @@ use crate::rule::Rule;
 /// as they are.
 #[derive(Clone, Debug, Parser)]
 #[command(version, max_term_width = 100, arg_required_else_help = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(disable_help_subcommand = true)]
 #[command(after_help = "Example: sudo portredir --iface all 80:8080 53:5353/udp")]
 pub struct Cli {
-    /// Interfaces: names, separated by commas, or `all`.
-    #[arg(long, value_name = "NAME,…", default_value = "all", value_parser = selection)]
-    pub iface: Selection,
+    /// What to do; without it, redirect until Ctrl-C.
+    #[command(subcommand)]
+    pub command: Option<Command>,
 
-    /// Where packets are rewritten.
-    #[arg(long, value_enum, default_value_t)]
-    pub engine: EngineChoice,
+    /// For the run in the foreground.
+    #[command(flatten)]
+    pub run: Run,
+
+    /// Say more, also what happens to every packet of a rule.
+    ///
+    /// `RUST_LOG` overrides it.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Show what would be attached where, and why; attach nothing.
+    ///
+    /// Needs no privileges. Exit code 1 means that the engine that was asked
+    /// for is impossible on an interface.
+    #[command(after_help = "Example: portredir plan --iface 'all,!docker0' 80:8080")]
+    Plan(PlanArgs),
+}
+
+/// Redirect until Ctrl-C or SIGTERM.
+#[derive(Args, Clone, Debug)]
+pub struct Run {
+    /// What to redirect, and where.
+    #[command(flatten)]
+    pub options: Options,
 
     /// How often to print the counters that changed, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
@@ -39,34 +69,81 @@ pub struct Cli {
 
     /// TCP flows to remember; 120 bytes of kernel memory each.
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = flows())]
+    #[arg(hide_short_help = true)]
     pub max_tcp_flows: u32,
 
     /// UDP flows, and TCP flows without a connection yet, to remember; 120
     /// bytes of kernel memory each, twice.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = flows())]
+    #[arg(hide_short_help = true)]
     pub max_udp_flows: u32,
+}
 
-    /// Say more, also what happens to every packet of a rule. `RUST_LOG`
-    /// overrides it.
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    pub verbose: u8,
+/// `portredir plan`.
+#[derive(Args, Clone, Debug)]
+pub struct PlanArgs {
+    /// What to redirect, and where.
+    #[command(flatten)]
+    pub options: Options,
+
+    /// Print the plan as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to redirect, and where: shared by all commands that make a plan.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Interfaces: `all`, names, globs, exclusions, separated by commas.
+    ///
+    /// `eth0,wg*` is eth0 and whatever is called wg and something, also when
+    /// it appears later. `!docker0` is everything but docker0. An exclusion
+    /// beats a name.
+    #[arg(long, value_name = "NAME,…", default_value = "all")]
+    pub iface: Selection,
+
+    /// Where packets are rewritten.
+    #[arg(long, value_enum, default_value_t)]
+    pub engine: EngineChoice,
+
+    /// Leave clients on this host alone.
+    #[arg(long)]
+    pub no_local: bool,
+
+    /// With `--engine socket`: also reach servers on 127.0.0.1 or ::1 alone.
+    ///
+    /// Other hosts can then connect to servers that were meant for this host
+    /// alone, if a rule has their port as its target.
+    #[arg(long, hide_short_help = true)]
+    pub allow_loopback_target: bool,
+
+    /// The cgroup v2 directory whose processes are the clients on this host.
+    ///
+    /// Without it, that is the root of the hierarchy and so every process.
+    #[arg(long, value_name = "PATH", value_parser = cgroup, hide_short_help = true)]
+    pub cgroup: Option<PathBuf>,
 
     /// Redirects: `PORT:PORT[/tcp|/udp|/both]`, dialled port first.
-    #[arg(required = true, value_name = "RULE")]
+    #[arg(required = true, value_name = "RULE", value_parser = rule)]
     pub rules: Vec<Rule>,
 }
 
-fn selection(text: &str) -> Result<Selection, String> {
-    let names: Vec<_> = text.split(',').map(|name| name.trim().to_owned()).collect();
-    if names.iter().any(String::is_empty) {
-        return Err("an interface name is empty; write names like eth0,eth1 or `all`".into());
+/// Behind an option a command is taken for a rule, so say what it is.
+fn rule(text: &str) -> Result<Rule, String> {
+    if Command::has_subcommand(text) {
+        return Err(format!(
+            "`{text}` is a command, and options come after it: portredir {text} [OPTIONS] <RULE>..."
+        ));
     }
-    match names.as_slice() {
-        [name] if name == "all" => Ok(Selection::All),
-        names if names.iter().any(|name| name == "all") => {
-            Err("`all` stands alone; leave the other names out".into())
-        }
-        _ => Ok(Selection::Names(names)),
+    text.parse().map_err(|error: RuleError| error.to_string())
+}
+
+fn cgroup(text: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(text);
+    if is_cgroup2(&path) {
+        Ok(path)
+    } else {
+        Err("not a directory of a cgroup v2 hierarchy, as /sys/fs/cgroup/system.slice is one")
     }
 }
 

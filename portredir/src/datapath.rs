@@ -1,9 +1,9 @@
 //! The programs in the kernel: load, fill, attach, detach.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use aya::maps::{
@@ -14,13 +14,14 @@ use aya::programs::links::{CgroupAttachMode, LinkOrder};
 use aya::programs::sk_lookup::SkLookupLink;
 use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
-use aya::programs::xdp::XdpLink;
+use aya::programs::xdp::{XdpError, XdpLink};
 use aya::programs::{
     CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, TcAttachType, TestRun as _,
-    TestRunOptions, Xdp, XdpMode, loaded_programs,
+    TestRunOptions, Xdp, XdpMode,
 };
 use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use nix::errno::Errno;
 use portredir_common::abi::{
     Addr, Counter, CounterKey, Flow, FlowKey, ListenerKey, Port, PortEntry, Protocol,
 };
@@ -29,6 +30,7 @@ use thiserror::Error;
 
 use crate::ethtool;
 use crate::interface::Interface;
+use crate::netdev;
 use crate::plan::{Engine, Planned};
 use crate::rule::Rule;
 use crate::sockets::TcpSocket;
@@ -649,7 +651,7 @@ impl Datapath {
                 .map_err(|error| DatapathError::Attach {
                     what,
                     interface: interface.name.clone(),
-                    reason: attach_reason(&error, mode),
+                    reason: attach_reason(&error, program, interface.index, mode),
                 })
         };
         let (with_frags, without) = match mode {
@@ -868,8 +870,6 @@ fn features_on(interface: &str) -> Vec<&'static str> {
 }
 
 mod sockopt {
-    #![allow(missing_docs, reason = "nor does it take documentation")]
-
     use nix::{getsockopt_impl, sockopt_impl};
 
     sockopt_impl!(
@@ -897,35 +897,31 @@ fn netns_cookie() -> Result<u64, DatapathError> {
     })
 }
 
-/// What an XDP program is called, for messages.
-#[must_use]
-pub fn program_name(id: u32) -> String {
-    let name = loaded_programs()
-        .filter_map(Result::ok)
-        .find(|info| info.id() == id)
-        .and_then(|info| info.name_as_str().map(str::to_owned));
-    match name {
-        Some(name) if !name.is_empty() => format!("{name} (id {id})"),
-        _ => format!("program id {id}"),
-    }
-}
-
-fn attach_reason(error: &ProgramError, mode: XdpMode) -> String {
-    let hint: Cow<'_, str> = match (error, mode) {
-        (ProgramError::SyscallError(SyscallError { io_error, .. }), _) => {
-            match io_error.raw_os_error() {
-                Some(libc::EBUSY | libc::EEXIST) => {
-                    "; another XDP program is there, or one is on a device above".into()
-                }
-                Some(libc::EOPNOTSUPP) if mode == XdpMode::Driver => {
-                    "; the driver has no native XDP, use --engine tc or auto".into()
-                }
-                _ => "".into(),
-            }
-        }
-        _ => "".into(),
+/// Why XDP was refused: the number's meaning, and the kernel's own words where
+/// it has any.
+fn attach_reason(error: &ProgramError, program: &Xdp, index: u32, mode: XdpMode) -> String {
+    let number = match error {
+        ProgramError::SyscallError(SyscallError { io_error, .. }) => io_error.raw_os_error(),
+        // aya falls back to netlink where links are not to be had.
+        ProgramError::XdpError(XdpError::NetlinkError(error)) => error.raw_os_error(),
+        _ => None,
     };
-    chain(error) + &hint
+    let Some(number) = number else {
+        return chain(error);
+    };
+    let errno = Errno::from_raw(number);
+    let words = program
+        .fd()
+        .ok()
+        .and_then(|fd| netdev::refusal(index, fd.as_fd(), mode));
+    let reason = match words {
+        Some(words) => format!("{words} ({errno:?})"),
+        None => errno.to_string(),
+    };
+    match errno {
+        Errno::EBUSY | Errno::EEXIST | Errno::EOPNOTSUPP => reason + "; use --engine tc or auto",
+        _ => reason,
+    }
 }
 
 /// An error with what caused it, on one line.

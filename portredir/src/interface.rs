@@ -14,6 +14,8 @@ use portredir_common::wire::Link;
 use rtnetlink::MulticastGroup;
 use tokio::time::Instant;
 
+use crate::netdev::{self, XdpFeatures};
+
 /// What the planner needs to know of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -35,6 +37,10 @@ pub struct Interface {
     pub lower: Option<u32>,
     /// ID of the XDP program that is attached.
     pub xdp: Option<u32>,
+    /// Bytes of the largest packet, without the Ethernet header.
+    pub mtu: u32,
+    /// What the driver's XDP can do; unknown before Linux 6.3.
+    pub xdp_features: Option<XdpFeatures>,
 }
 
 /// Interfaces and addresses at one moment.
@@ -140,9 +146,14 @@ impl Netlink {
     /// When a dump fails.
     pub async fn snapshot(&self) -> anyhow::Result<Snapshot> {
         let mut snapshot = Snapshot::default();
+        let xdp_features = netdev::xdp_features().unwrap_or_else(|error| {
+            log::debug!("XDP features of devices: {error}");
+            BTreeMap::new()
+        });
         let mut links = self.handle.link().get().execute();
         while let Some(message) = links.try_next().await.context("list interfaces")? {
-            let interface = interface(message.header.index, &message);
+            let mut interface = interface(message.header.index, &message);
+            interface.xdp_features = xdp_features.get(&interface.index).copied();
             snapshot.interfaces.insert(interface.index, interface);
         }
         let mut addrs = self.handle.address().get().execute();
@@ -193,11 +204,14 @@ fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> I
         master: None,
         lower: None,
         xdp: None,
+        mtu: 0,
+        xdp_features: None,
     };
     let mut is_lower_elsewhere = false;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::Controller(master) => interface.master = Some(*master),
             LinkAttribute::Link(lower) if *lower != 0 && *lower != index => {
                 interface.lower = Some(*lower);

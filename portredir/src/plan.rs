@@ -1,152 +1,90 @@
 //! Which interfaces get programs, of which engine, and why. Pure: a snapshot
-//! goes in, nothing is touched.
+//! and facts go in, nothing is touched.
+
+mod engine;
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
-use portredir_common::abi::LOOPBACK_IFINDEX;
-use portredir_common::wire::Link;
+use portredir_common::abi::Protocol;
+use serde::Serialize;
 use thiserror::Error;
 
+pub use self::engine::{Engine, EngineChoice, Refused, Rejected};
+pub use self::report::{Action, InterfacePlan, PlanReport};
+use crate::cli::Options;
+use crate::facts::{Facts, Programs};
 use crate::interface::{Interface, Snapshot};
-
-/// What the user asked for with `--engine`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum EngineChoice {
-    /// The best for each interface, never generic XDP.
-    #[default]
-    Auto,
-    /// Native XDP everywhere.
-    Xdp,
-    /// TC everywhere: TCX, or clsact on kernels before 6.6.
-    Tc,
-    /// Generic XDP everywhere: works on every device, slower than TC.
-    XdpGeneric,
-    /// By sockets.
-    Socket,
-    /// TC by clsact even where TCX exists; for tests.
-    #[value(hide = true)]
-    TcClsact,
-}
-
-/// Where packets that come in are rewritten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
-    /// XDP in the driver.
-    XdpNative,
-    /// XDP in the stack.
-    XdpGeneric,
-    /// TC ingress: TCX, else clsact.
-    Tc,
-    /// TC ingress by clsact.
-    TcClsact,
-    /// Connections are given to listeners by `sk_lookup`.
-    Lookup,
-    /// Clients on this host, by cgroup hooks.
-    Cgroup,
-}
-
-impl Engine {
-    /// The name in the plan and in `--json`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::XdpNative => "xdp",
-            Self::XdpGeneric => "xdp-generic",
-            Self::Tc | Self::TcClsact => "tc",
-            Self::Lookup | Self::Cgroup => "socket",
-        }
-    }
-}
-
-/// Drivers of real NICs whose native XDP costs no offload that matters. Not
-/// among them: `virtio_net` (guest TSO and GRO go off), `veth` (the peer's TSO
-/// goes off and bulk TCP falls to a quarter).
-const NATIVE_XDP_DRIVERS: &[&str] = &[
-    "atlantic",
-    "bnxt_en",
-    "ena",
-    "fbnic",
-    "funeth",
-    "gve",
-    "i40e",
-    "ice",
-    "idpf",
-    "igb",
-    "igc",
-    "ionic",
-    "ixgbe",
-    "ixgbevf",
-    "mana",
-    "mlx4_en",
-    "mlx5_core",
-    "nfp",
-    "qede",
-    "sfc",
-];
-
-/// `--iface`: names, or everything.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Selection {
-    /// Every interface that is up, but not those whose packets another one
-    /// sees as well.
-    All,
-    /// These, by name.
-    Names(Vec<String>),
-}
+use crate::rule::{self, ConflictError, Protocols, Rule};
+use crate::selection::SelectedBy;
 
 /// What will be done with one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     /// The interface.
     pub interface: Interface,
-    /// Where its packets are rewritten.
+    /// How it was selected; to be handed in with the next plan.
+    pub selected: SelectedBy,
+    /// How its connections are redirected.
     pub engine: Engine,
+    /// Where that engine will attach. When it is attached, the mode is known
+    /// better.
+    pub hook: &'static str,
     /// Why there.
     pub why: String,
-}
-
-impl fmt::Display for Planned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:<15} {:<11} {}",
-            self.interface.name,
-            self.engine.name(),
-            self.why
-        )
-    }
+    /// Engines that would have come first.
+    pub rejected: Vec<Rejected>,
+    /// What is to be known of it: warnings, programs of others.
+    pub notes: Vec<String>,
 }
 
 /// Why an interface that was looked at gets no programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
+    /// Its index.
+    pub index: u32,
     /// Its name.
     pub name: String,
     /// The reason.
     pub why: String,
+    /// Whether it was meant, and its packets are met elsewhere.
+    pub is_covered: bool,
 }
 
-impl fmt::Display for Skipped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<15} {:<11} {}", self.name, "-", self.why)
-    }
+/// What a firewall on this host has to let in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Firewall {
+    /// Ports with their protocols, as `8080/tcp`.
+    pub open: Vec<String>,
+    /// Why these.
+    pub why: &'static str,
 }
 
-/// The whole plan.
+/// The whole plan. `Display` is a table for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
+    /// The engine that was asked for.
+    pub choice: EngineChoice,
+    /// Canonical texts of the rules.
+    pub rules: Vec<String>,
     /// By interface index.
     pub attach: BTreeMap<u32, Planned>,
     /// The others.
     pub skip: Vec<Skipped>,
     /// Where the engine that was asked for is impossible.
-    pub refuse: Vec<PlanError>,
+    pub refuse: Vec<Refused>,
+    /// What has to be open.
+    pub firewall: Firewall,
+    /// What is to be known of the plan as a whole.
+    pub notes: Vec<String>,
 }
 
-/// Why there can be no plan.
+/// Why there can be no plan: what was typed is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum PlanError {
+pub enum UsageError {
+    /// The rules contradict each other.
+    #[error(transparent)]
+    Rules(#[from] ConflictError),
     /// `--iface` names nothing that exists.
     #[error("no interface `{name}`; there are: {}", .known.join(", "))]
     UnknownInterface {
@@ -155,89 +93,40 @@ pub enum PlanError {
         /// What there is.
         known: Vec<String>,
     },
-    /// A forced XDP engine finds the slot taken.
+    /// The engine `socket` cannot redirect UDP.
     #[error(
-        "{interface} already has an XDP program, {program}, which is never replaced; use --engine tc or auto"
+        "rule `{0}` has UDP, and the socket engine redirects TCP only; use --engine auto, or write \
+         {dialled}:{target}/tcp", dialled = .0.dialled, target = .0.target
     )]
-    ForeignXdp {
-        /// The interface.
-        interface: String,
-        /// The program that is there.
-        program: String,
-    },
-    /// Native XDP needs a driver with an Ethernet header.
-    #[error("{interface} has no Ethernet header and so no native XDP; use --engine tc or auto")]
-    NoNativeXdp {
-        /// The interface.
-        interface: String,
-    },
+    SocketUdp(Rule),
+    /// `--allow-loopback-target` without the engine it is for.
+    #[error(
+        "--allow-loopback-target is for --engine socket; the other engines deliver to the address \
+         that was dialled, at which such a server does not listen"
+    )]
+    LoopbackTarget,
 }
 
-/// Tells what an XDP program is called: user space knows its ID alone.
-pub type ProgramName<'a> = &'a dyn Fn(u32) -> String;
-
 impl Snapshot {
-    /// Plans what to attach to.
-    ///
-    /// An interface in `attached` is kept while it exists, also under another
-    /// name; its own XDP program is not foreign.
-    ///
-    /// What is impossible is in [`Plan::refuse`].
-    #[must_use]
-    pub fn plan(
-        &self,
-        selection: &Selection,
-        choice: EngineChoice,
-        attached: &BTreeSet<u32>,
-        program_name: ProgramName<'_>,
-    ) -> Plan {
-        let mut plan = Plan::default();
-        let candidates: Vec<_> = match selection {
-            Selection::All => self.interfaces.values().filter(|i| i.is_up).collect(),
-            Selection::Names(names) => self
-                .interfaces
-                .values()
-                .filter(|i| names.contains(&i.name) || attached.contains(&i.index))
-                .collect(),
-        };
-        let indexes: BTreeSet<_> = candidates.iter().map(|i| i.index).collect();
-        for interface in candidates {
-            if let Some(why) = self.covered(interface, selection, &indexes) {
-                plan.skip.push(Skipped {
-                    name: interface.name.clone(),
-                    why,
-                });
-                continue;
-            }
-            let is_ours = attached.contains(&interface.index);
-            let foreign = interface.xdp.filter(|_| !is_ours).map(program_name);
-            match choose(interface, choice, selection, foreign) {
-                Ok((engine, why)) => {
-                    let planned = Planned {
-                        interface: interface.clone(),
-                        engine,
-                        why,
-                    };
-                    plan.attach.insert(interface.index, planned);
-                }
-                Err(error) => plan.refuse.push(error),
-            }
-        }
-        plan
-    }
-
-    /// Checks that every name exists.
+    /// Checks what was typed against itself and against what exists.
     ///
     /// # Errors
     ///
-    /// [`PlanError::UnknownInterface`].
-    pub fn check_names(&self, selection: &Selection) -> Result<(), PlanError> {
-        let Selection::Names(names) = selection else {
-            return Ok(());
-        };
+    /// [`UsageError`].
+    pub fn check(&self, options: &Options) -> Result<(), UsageError> {
+        rule::check(&options.rules)?;
+        let is_socket = options.engine == EngineChoice::Socket;
+        let udp = |rule: &&Rule| rule.protocols != Protocols::Tcp;
+        if let Some(rule) = options.rules.iter().find(udp).filter(|_| is_socket) {
+            return Err(UsageError::SocketUdp(*rule));
+        }
+        if options.allow_loopback_target && !is_socket {
+            return Err(UsageError::LoopbackTarget);
+        }
         let known: Vec<_> = self.interfaces.values().map(|i| i.name.clone()).collect();
-        match names.iter().find(|name| !known.contains(name)) {
-            Some(name) => Err(PlanError::UnknownInterface {
+        let mut names = options.iface.names.iter();
+        match names.find(|name| !known.contains(name)) {
+            Some(name) => Err(UsageError::UnknownInterface {
                 name: name.clone(),
                 known,
             }),
@@ -245,27 +134,133 @@ impl Snapshot {
         }
     }
 
-    /// Why the packets of an interface are rewritten elsewhere: a packet must
-    /// cross one of our hooks, not two, or `80:8080 8080:9090` would chain.
+    /// Plans what to attach to.
+    ///
+    /// `attached` is what is attached now, and how it was selected: the XDP
+    /// and TCX programs there are ours, and what was selected by its exact
+    /// name is kept under another.
+    ///
+    /// What is impossible is in [`Plan::refuse`].
+    #[must_use]
+    pub fn plan(
+        &self,
+        options: &Options,
+        facts: &Facts,
+        attached: &BTreeMap<u32, SelectedBy>,
+        programs: &dyn Programs,
+    ) -> Plan {
+        let mut plan = Plan {
+            choice: options.engine,
+            rules: options.rules.iter().map(ToString::to_string).collect(),
+            firewall: Firewall::of(options),
+            ..Plan::default()
+        };
+        let selected = self.select(options, attached, &mut plan.skip);
+        let indexes: BTreeSet<_> = selected.keys().copied().collect();
+        for (index, by) in selected {
+            let interface = &self.interfaces[&index];
+            if let Some(why) = self.covered(interface, options, &indexes) {
+                plan.skip.push(Skipped {
+                    is_covered: true,
+                    ..interface.skipped(why)
+                });
+                continue;
+            }
+            let is_ours = attached.contains_key(&index);
+            match self.choose(interface, options.engine, facts, is_ours, programs) {
+                Ok(chosen) => {
+                    let mut notes = chosen.notes;
+                    let is_on_device = !matches!(chosen.engine, Engine::Lookup | Engine::Cgroup);
+                    if is_on_device && !is_ours {
+                        notes.extend(others(programs.tcx(&interface.name)));
+                    }
+                    let planned = Planned {
+                        interface: interface.clone(),
+                        selected: by,
+                        engine: chosen.engine,
+                        hook: chosen.engine.hook(facts.tcx),
+                        why: chosen.why,
+                        rejected: chosen.rejected,
+                        notes,
+                    };
+                    plan.attach.insert(index, planned);
+                }
+                Err(refused) => plan.refuse.push(refused),
+            }
+        }
+        plan.notes = self.notes(options, facts, &plan);
+        plan
+    }
+
+    /// The interfaces that `--iface` means. Those that it leaves out, and
+    /// somebody could expect, go to `skip`.
+    fn select(
+        &self,
+        options: &Options,
+        attached: &BTreeMap<u32, SelectedBy>,
+        skip: &mut Vec<Skipped>,
+    ) -> BTreeMap<u32, SelectedBy> {
+        let mut selected = BTreeMap::new();
+        for interface in self.interfaces.values() {
+            let name = &interface.name;
+            if let Some(glob) = options.iface.excludes(name) {
+                skip.push(interface.skipped(format!("excluded by !{glob}")));
+                continue;
+            }
+            let by = match attached.get(&interface.index) {
+                Some(SelectedBy::Name) => Some(SelectedBy::Name),
+                Some(SelectedBy::Pattern) | None => options.iface.selects(name),
+            };
+            match by {
+                None => {}
+                Some(SelectedBy::Pattern) if !interface.is_up => {
+                    skip.push(interface.skipped("down; used when it comes up"));
+                }
+                Some(_) if interface.is_loopback() && options.no_local => {
+                    skip.push(
+                        interface.skipped("clients on this host are left alone (--no-local)"),
+                    );
+                }
+                Some(by) => {
+                    selected.insert(interface.index, by);
+                }
+            }
+        }
+        selected
+    }
+
+    /// Why the packets of an interface are met elsewhere: a packet must cross
+    /// one of our hooks, not two, or `80:8080 8080:9090` would chain.
     fn covered(
         &self,
         interface: &Interface,
-        selection: &Selection,
+        options: &Options,
         selected: &BTreeSet<u32>,
     ) -> Option<String> {
-        if let Some(master) = interface
-            .master
-            .and_then(|index| self.interfaces.get(&index))
+        let is_socket = options.engine == EngineChoice::Socket;
+        let master = interface.master.and_then(|i| self.interfaces.get(&i));
+        if let Some(Interface {
+            index, name, kind, ..
+        }) = master
         {
-            let kind = master.kind.as_deref().unwrap_or("master");
-            // The ports of a VRF receive for themselves.
-            let is_port = kind != "vrf";
-            if is_port && (*selection == Selection::All || selected.contains(&master.index)) {
+            let kind = kind.as_deref().unwrap_or("master");
+            // A socket look-up knows the device that delivers the packet: the
+            // bridge, the bond, also the VRF. Nothing else reaches it from here.
+            if is_socket {
                 return Some(format!(
-                    "port of {kind} {}, which is used instead",
-                    master.name
+                    "port of {kind} {name}; its packets reach sockets as {name}'s"
                 ));
             }
+            // The ports of a VRF receive for themselves.
+            if kind != "vrf" && selected.contains(index) {
+                return Some(format!("port of {kind} {name}, which is used instead"));
+            }
+            if kind != "vrf" && options.iface.is_all {
+                return Some(format!("port of {kind} {name}, which is left out"));
+            }
+        }
+        if is_socket {
+            return None;
         }
         if interface.kind.as_deref() == Some("vrf") {
             return Some("VRF; its ports are used instead".into());
@@ -276,71 +271,89 @@ impl Snapshot {
             return None;
         }
         let lower = self.interfaces.get(&interface.lower?)?;
-        (selected.contains(&lower.index) && self.covered(lower, selection, selected).is_none())
+        (selected.contains(&lower.index) && self.covered(lower, options, selected).is_none())
             .then(|| format!("{kind} on {}, which sees its packets first", lower.name))
+    }
+
+    fn notes(&self, options: &Options, facts: &Facts, plan: &Plan) -> Vec<String> {
+        let mut notes = Vec::new();
+        for glob in &options.iface.globs {
+            if !self.interfaces.values().any(|i| glob.matches(&i.name)) {
+                notes.push(format!(
+                    "`{glob}` matches no interface yet; those that appear will be used"
+                ));
+            }
+        }
+        let is_tc = |planned: &Planned| planned.engine == Engine::Tc;
+        if facts.tcx.is_none() && plan.attach.values().any(is_tc) {
+            notes.push(
+                "whether this kernel has TCX may not be asked by this user, so the hook is shown \
+                 as `tcx or clsact`"
+                    .into(),
+            );
+        }
+        notes
     }
 }
 
-fn choose(
-    interface: &Interface,
-    choice: EngineChoice,
-    selection: &Selection,
-    foreign_xdp: Option<String>,
-) -> Result<(Engine, String), PlanError> {
-    let name = &interface.name;
-    if let (EngineChoice::Xdp | EngineChoice::XdpGeneric, Some(program)) = (choice, &foreign_xdp) {
-        return Err(PlanError::ForeignXdp {
-            interface: name.clone(),
-            program: program.clone(),
-        });
-    }
-    let is_xdp = matches!(choice, EngineChoice::Xdp | EngineChoice::XdpGeneric);
-    if is_xdp && interface.index == LOOPBACK_IFINDEX && *selection == Selection::All {
-        // It would copy every packet of up to 64 KiB.
-        return Ok((Engine::Tc, "XDP on loopback only slows it down".into()));
-    }
-    let asked = "asked for by --engine".to_owned();
-    match choice {
-        EngineChoice::Xdp if interface.link == Link::Ip => {
-            return Err(PlanError::NoNativeXdp {
-                interface: name.clone(),
-            });
+/// The note on TCX programs that are not ours.
+fn others(tcx: Vec<String>) -> Option<String> {
+    let names = tcx.join(", ");
+    (!names.is_empty())
+        .then(|| format!("TCX programs of others go on running, after ours: {names}"))
+}
+
+impl Firewall {
+    /// The engines that rewrite packets do so before a firewall sees them, and
+    /// a client on this host that is turned to another port dials it; a socket
+    /// look-up comes after the firewall.
+    fn of(options: &Options) -> Self {
+        let is_socket = options.engine == EngineChoice::Socket;
+        let ports: BTreeSet<_> = options
+            .rules
+            .iter()
+            .flat_map(|rule| {
+                let port = if is_socket { rule.dialled } else { rule.target };
+                let each = rule.protocols.each().iter();
+                each.map(move |protocol| match protocol {
+                    Protocol::Tcp => (port, "tcp"),
+                    Protocol::Udp => (port, "udp"),
+                })
+            })
+            .collect();
+        Self {
+            open: ports
+                .iter()
+                .map(|(port, name)| format!("{port}/{name}"))
+                .collect(),
+            why: if is_socket {
+                "it sees the dialled ports"
+            } else {
+                "it sees the target ports"
+            },
         }
-        EngineChoice::Xdp => return Ok((Engine::XdpNative, asked)),
-        EngineChoice::XdpGeneric => return Ok((Engine::XdpGeneric, asked)),
-        EngineChoice::Tc => return Ok((Engine::Tc, asked)),
-        EngineChoice::Socket => return Ok((Engine::Lookup, asked)),
-        EngineChoice::TcClsact => return Ok((Engine::TcClsact, asked)),
-        EngineChoice::Auto => {}
     }
-    if let Some(program) = foreign_xdp {
-        return Ok((
-            Engine::Tc,
-            format!("XDP is taken by {program}, which is left alone"),
-        ));
-    }
-    if interface.index == LOOPBACK_IFINDEX {
-        return Ok((Engine::Cgroup, "loopback has no native XDP".into()));
-    }
-    let kind = interface.kind.as_deref();
-    let driver = interface.driver.as_deref();
-    let why = match (kind, driver) {
-        (Some("veth"), _) => "native XDP on veth would cost the peer its TSO".into(),
-        (Some(kind), _) if interface.link == Link::Ip => format!("{kind} has no Ethernet header"),
-        (Some(kind), _) => format!("{kind} is a virtual device"),
-        (None, Some("virtio_net")) => "native XDP would switch guest TSO and GRO off".into(),
-        (None, Some(driver)) if NATIVE_XDP_DRIVERS.contains(&driver) => {
-            return Ok((Engine::XdpNative, format!("driver {driver} has native XDP")));
+}
+
+impl Interface {
+    fn skipped(&self, why: impl Into<String>) -> Skipped {
+        Skipped {
+            index: self.index,
+            name: self.name.clone(),
+            why: why.into(),
+            is_covered: false,
         }
-        (None, Some(driver)) => format!("driver {driver} is not known to be better with XDP"),
-        (None, None) => "no driver known to be better with XDP".into(),
-    };
-    Ok((Engine::Tc, why))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+    use portredir_common::wire::Link;
+
     use super::*;
+    use crate::cli::Cli;
+    use crate::netdev::XdpFeatures;
 
     fn interface(index: u32, name: &str) -> Interface {
         Interface {
@@ -353,6 +366,8 @@ mod tests {
             master: None,
             lower: None,
             xdp: None,
+            mtu: 1500,
+            xdp_features: None,
         }
     }
 
@@ -370,6 +385,20 @@ mod tests {
         }
     }
 
+    fn port(interface: Interface, master: u32) -> Interface {
+        Interface {
+            master: Some(master),
+            ..interface
+        }
+    }
+
+    fn on(interface: Interface, lower: u32) -> Interface {
+        Interface {
+            lower: Some(lower),
+            ..interface
+        }
+    }
+
     fn snapshot(interfaces: impl IntoIterator<Item = Interface>) -> Snapshot {
         Snapshot {
             interfaces: interfaces.into_iter().map(|i| (i.index, i)).collect(),
@@ -377,20 +406,61 @@ mod tests {
         }
     }
 
-    fn plan(snapshot: &Snapshot, selection: &Selection, choice: EngineChoice) -> Plan {
-        snapshot.plan(selection, choice, &BTreeSet::new(), &|id| {
+    fn facts() -> Facts {
+        Facts {
+            cgroup: Some("/sys/fs/cgroup".into()),
+            tcx: Some(true),
+            page_bytes: 4096,
+        }
+    }
+
+    struct Others;
+
+    impl Programs for Others {
+        fn name(&self, id: u32) -> String {
             format!("probe (id {id})")
-        })
+        }
+
+        fn tcx(&self, interface: &str) -> Vec<String> {
+            let has_some = interface == "cilium0";
+            has_some
+                .then(|| "cil_from_netdev (id 9)".into())
+                .into_iter()
+                .collect()
+        }
     }
 
-    fn names(list: &[&str]) -> Selection {
-        Selection::Names(list.iter().map(ToString::to_string).collect())
+    /// From a command line without the rule.
+    fn options(text: &str) -> Options {
+        let words = ["portredir"].into_iter().chain(text.split_whitespace());
+        Cli::parse_from(words.chain(["80:8080"])).run.options
     }
 
-    fn engines(plan: &Plan) -> Vec<(&str, &str)> {
+    fn plan(snapshot: &Snapshot, text: &str) -> Plan {
+        snapshot.plan(&options(text), &facts(), &BTreeMap::new(), &Others)
+    }
+
+    /// The plan when these are attached already.
+    fn next_plan(snapshot: &Snapshot, text: &str, attached: &[(u32, SelectedBy)]) -> Plan {
+        let attached = attached.iter().copied().collect();
+        snapshot.plan(&options(text), &facts(), &attached, &Others)
+    }
+
+    fn engines(plan: &Plan) -> Vec<(&str, &str, &str)> {
         plan.attach
             .values()
-            .map(|p| (p.interface.name.as_str(), p.engine.name()))
+            .map(|p| (p.interface.name.as_str(), p.engine.name(), p.hook))
+            .collect()
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        engines(plan).into_iter().map(|(name, ..)| name).collect()
+    }
+
+    fn skipped(plan: &Plan) -> Vec<(&str, &str)> {
+        plan.skip
+            .iter()
+            .map(|s| (s.name.as_str(), s.why.as_str()))
             .collect()
     }
 
@@ -407,66 +477,153 @@ mod tests {
             },
             driver(6, "wlan0", "iwlwifi"),
         ]);
-        let plan = plan(&snapshot, &Selection::All, EngineChoice::Auto);
+        let plan = plan(&snapshot, "");
         let expected = [
-            ("lo", "tc"),
-            ("eth0", "xdp"),
-            ("eth1", "tc"),
-            ("veth0", "tc"),
-            ("wg0", "tc"),
-            ("wlan0", "tc"),
+            ("lo", "socket", "cgroup"),
+            ("eth0", "xdp", "native"),
+            ("eth1", "tc", "tcx"),
+            ("veth0", "tc", "tcx"),
+            ("wg0", "tc", "tcx"),
+            ("wlan0", "tc", "tcx"),
         ];
         assert_eq!(engines(&plan), expected);
         assert!(plan.attach.values().all(|p| !p.why.is_empty()));
+        let veth = &plan.attach[&4];
+        assert_eq!(
+            veth.rejected,
+            [Rejected {
+                engine: "xdp",
+                why: "native XDP on veth would cost the peer its TSO".into()
+            }]
+        );
+    }
+
+    #[test]
+    fn what_the_driver_says_of_its_xdp_counts() {
+        let with = |features, mtu| {
+            snapshot([Interface {
+                xdp_features: Some(XdpFeatures(features)),
+                mtu,
+                ..driver(2, "eth0", "ena")
+            }])
+        };
+        let basic = XdpFeatures::BASIC;
+        assert_eq!(engines(&plan(&with(basic, 3498), ""))[0].1, "xdp");
+        assert_eq!(
+            engines(&plan(&with(basic | XdpFeatures::RX_SG, 9001), ""))[0].1,
+            "xdp"
+        );
+        let jumbo = with(basic, 9001);
+        let auto = plan(&jumbo, "");
+        assert_eq!(engines(&auto)[0].1, "tc");
+        let why = &auto.attach[&2].why;
+        assert!(
+            why.contains("MTU 9001") && why.contains("at most 3498"),
+            "{why}"
+        );
+        // The kernel may know better, and says why if it does not.
+        assert_eq!(engines(&plan(&jumbo, "--engine xdp"))[0].1, "xdp");
+
+        let none = with(0, 1500);
+        let auto = plan(&none, "");
+        assert_eq!(auto.attach[&2].why, "driver ena has no native XDP here");
+        let forced = plan(&none, "--engine xdp");
+        assert_eq!(
+            forced.refuse[0].to_string(),
+            "eth0: --engine xdp is impossible: driver ena has no native XDP here; \
+             use --engine tc or auto"
+        );
+        assert_eq!(
+            engines(&plan(&none, "--engine xdp-generic"))[0].2,
+            "generic"
+        );
+    }
+
+    #[test]
+    fn packets_are_not_rewritten_on_loopback_unless_they_must() {
+        let snapshot = snapshot([interface(1, "lo")]);
+        let with = |text: &str, cgroup| {
+            let facts = Facts { cgroup, ..facts() };
+            let mut plan = snapshot.plan(&options(text), &facts, &BTreeMap::new(), &Others);
+            plan.attach.remove(&1).expect("planned")
+        };
+        for engine in ["auto", "xdp", "xdp-generic"] {
+            let text = format!("--engine {engine} --iface lo");
+            let planned = with(&text, facts().cgroup);
+            assert_eq!(planned.engine, Engine::Cgroup, "{engine}");
+            assert!(planned.notes.is_empty());
+            let planned = with(&text, None);
+            assert_eq!(planned.engine, Engine::Tc, "{engine}");
+            assert!(planned.notes[0].contains("ct state invalid drop"));
+        }
+        for (engine, hook) in [("tc", "tcx"), ("tc-clsact", "clsact")] {
+            let planned = with(&format!("--engine {engine}"), facts().cgroup);
+            assert_eq!(planned.hook, hook);
+            assert!(planned.notes[0].contains("ct state invalid drop"));
+        }
+        let none = plan(&snapshot, "--no-local");
+        assert!(none.attach.is_empty());
+        assert_eq!(none.skip[0].name, "lo");
     }
 
     #[test]
     fn a_packet_crosses_one_hook() {
-        let port = Interface {
-            master: Some(3),
-            ..kind(4, "veth0", "veth")
-        };
-        let vlan_on_bridge = Interface {
-            lower: Some(3),
-            ..kind(5, "br0.10", "vlan")
-        };
-        let vlan_on_port = Interface {
-            lower: Some(4),
-            ..kind(6, "veth0.20", "vlan")
-        };
-        let down = Interface {
-            is_up: false,
-            ..interface(7, "eth9")
-        };
-        let tunnel = Interface {
-            lower: Some(3),
-            ..kind(8, "vxlan0", "vxlan")
-        };
         let snapshot = snapshot([
             kind(3, "br0", "bridge"),
-            port,
-            vlan_on_bridge,
-            vlan_on_port,
-            down,
-            tunnel,
+            port(kind(4, "veth0", "veth"), 3),
+            on(kind(5, "br0.10", "vlan"), 3),
+            on(kind(6, "veth0.20", "vlan"), 4),
+            Interface {
+                is_up: false,
+                ..interface(7, "eth9")
+            },
+            on(kind(8, "vxlan0", "vxlan"), 3),
         ]);
-        let all = plan(&snapshot, &Selection::All, EngineChoice::Tc);
+        let all = plan(&snapshot, "--engine tc");
         // The port is left to the bridge, so a VLAN on the port is on its own.
+        assert_eq!(names(&all), ["br0", "veth0.20", "vxlan0"]);
         assert_eq!(
-            engines(&all),
-            [("br0", "tc"), ("veth0.20", "tc"), ("vxlan0", "tc")]
-        );
-        assert_eq!(
-            all.skip.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            skipped(&all),
             [
-                "veth0           -           port of bridge br0, which is used instead",
-                "br0.10          -           vlan on br0, which sees its packets first",
+                ("eth9", "down; used when it comes up"),
+                ("veth0", "port of bridge br0, which is used instead"),
+                ("br0.10", "vlan on br0, which sees its packets first"),
             ]
         );
-        let alone = plan(&snapshot, &names(&["veth0"]), EngineChoice::Tc);
-        assert_eq!(engines(&alone), [("veth0", "tc")]);
-        let both = plan(&snapshot, &names(&["veth0", "br0"]), EngineChoice::Tc);
-        assert_eq!(engines(&both), [("br0", "tc")]);
+        assert_eq!(names(&plan(&snapshot, "--iface veth0")), ["veth0"]);
+        assert_eq!(names(&plan(&snapshot, "--iface veth0,br0")), ["br0"]);
+        // Who leaves the bridge out does not mean its ports.
+        let without = plan(&snapshot, "--iface !br0");
+        assert_eq!(names(&without), ["br0.10", "veth0.20", "vxlan0"]);
+        assert!(skipped(&without).contains(&("veth0", "port of bridge br0, which is left out")));
+    }
+
+    #[test]
+    fn a_socket_look_up_sees_the_device_that_delivers() {
+        let snapshot = snapshot([
+            interface(1, "lo"),
+            kind(3, "br0", "bridge"),
+            port(kind(4, "veth0", "veth"), 3),
+            on(kind(5, "br0.10", "vlan"), 3),
+            kind(6, "red", "vrf"),
+            port(interface(7, "eth1"), 6),
+        ]);
+        let plan = plan(&snapshot, "--engine socket");
+        assert_eq!(names(&plan), ["lo", "br0", "br0.10", "red"]);
+        assert!(plan.attach.values().all(|p| p.engine == Engine::Lookup));
+        assert_eq!(
+            skipped(&plan),
+            [
+                (
+                    "veth0",
+                    "port of bridge br0; its packets reach sockets as br0's"
+                ),
+                (
+                    "eth1",
+                    "port of vrf red; its packets reach sockets as red's"
+                ),
+            ]
+        );
     }
 
     #[test]
@@ -475,46 +632,164 @@ mod tests {
             xdp: Some(7),
             ..driver(2, "eth0", "ice")
         }]);
-        let auto = plan(&snapshot, &Selection::All, EngineChoice::Auto);
-        assert_eq!(engines(&auto), [("eth0", "tc")]);
+        let auto = plan(&snapshot, "");
+        assert_eq!(engines(&auto), [("eth0", "tc", "tcx")]);
         assert!(auto.attach[&2].why.contains("probe (id 7)"));
-        let forced = plan(&snapshot, &Selection::All, EngineChoice::Xdp);
-        assert!(forced.attach.is_empty());
-        let error = forced.refuse[0].to_string();
-        assert!(
-            error.contains("eth0 already has an XDP program, probe (id 7)"),
-            "{error}"
-        );
-        let ours = snapshot.plan(
-            &Selection::All,
-            EngineChoice::Xdp,
-            &BTreeSet::from([2]),
-            &|_| unreachable!(),
-        );
-        assert_eq!(engines(&ours), [("eth0", "xdp")]);
+        for engine in ["xdp", "xdp-generic"] {
+            let forced = plan(&snapshot, &format!("--engine {engine}"));
+            assert!(forced.attach.is_empty());
+            let error = forced.refuse[0].to_string();
+            assert!(error.contains("XDP is taken by probe (id 7)"), "{error}");
+        }
+        let ours = next_plan(&snapshot, "--engine xdp", &[(2, SelectedBy::Pattern)]);
+        assert_eq!(engines(&ours), [("eth0", "xdp", "native")]);
     }
 
     #[test]
-    fn unknown_names_are_refused_with_those_that_exist() {
-        let snapshot = snapshot([interface(1, "lo"), interface(2, "eth0")]);
-        let error = snapshot
-            .check_names(&names(&["eth0", "eth1"]))
-            .expect_err("refused");
-        assert_eq!(
-            error.to_string(),
-            "no interface `eth1`; there are: lo, eth0"
+    fn xdp_on_a_device_above_allows_none_below() {
+        let with_xdp = |interface| Interface {
+            xdp: Some(7),
+            ..interface
+        };
+        for upper in [on(kind(3, "eth0.10", "vlan"), 2), kind(3, "bond0", "bond")] {
+            let is_master = upper.lower.is_none();
+            let lower = driver(2, "eth0", "ice");
+            let lower = if is_master { port(lower, 3) } else { lower };
+            let snapshot = snapshot([lower, with_xdp(upper)]);
+            let auto = plan(&snapshot, "--iface eth0");
+            let why = &auto.attach[&2].why;
+            assert_eq!(auto.attach[&2].engine, Engine::Tc);
+            assert!(why.contains("above has XDP program probe (id 7)"), "{why}");
+            assert_eq!(plan(&snapshot, "--iface eth0 --engine xdp").refuse.len(), 1);
+        }
+        // A tunnel is above by name alone.
+        let tunnel = with_xdp(on(kind(3, "gre0", "gre"), 2));
+        let snapshot = snapshot([driver(2, "eth0", "ice"), tunnel]);
+        assert_eq!(engines(&plan(&snapshot, "--iface eth0"))[0].1, "xdp");
+    }
+
+    #[test]
+    fn foreign_tcx_is_named() {
+        let snapshot = snapshot([driver(2, "cilium0", "ena")]);
+        let notes = &plan(&snapshot, "").attach[&2].notes;
+        assert!(notes[0].contains("cil_from_netdev (id 9)"), "{notes:?}");
+        assert!(
+            plan(&snapshot, "--engine socket").attach[&2]
+                .notes
+                .is_empty()
         );
+        let ours = next_plan(&snapshot, "", &[(2, SelectedBy::Pattern)]);
+        assert!(ours.attach[&2].notes.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_known_is_said_once() {
+        let snapshot = snapshot([interface(2, "eth0"), interface(3, "eth1")]);
+        let facts = Facts {
+            tcx: None,
+            ..facts()
+        };
+        let options = options("--iface eth*,wg*");
+        let plan = snapshot.plan(&options, &facts, &BTreeMap::new(), &Others);
+        assert_eq!(plan.attach[&2].hook, "tcx or clsact");
+        assert_eq!(plan.notes.len(), 2);
+        assert!(plan.notes[0].starts_with("`wg*` matches no interface yet"));
+        assert!(plan.notes[1].contains("tcx or clsact"));
+    }
+
+    #[test]
+    fn what_is_typed_wrong_is_refused() {
+        let snapshot = snapshot([interface(1, "lo"), interface(2, "eth0")]);
+        let check = |text: &str| {
+            let words = ["portredir"].into_iter().chain(text.split_whitespace());
+            let result = snapshot.check(&Cli::parse_from(words).run.options);
+            result.map_err(|error| error.to_string())
+        };
+        assert_eq!(check("--iface eth*,wg* 80:8080"), Ok(()));
+        assert_eq!(
+            check("--engine socket --allow-loopback-target 80:8080"),
+            Ok(())
+        );
+        for (text, expected) in [
+            (
+                "--iface eth0,eth1 80:8080",
+                "no interface `eth1`; there are: lo, eth0",
+            ),
+            (
+                "--engine socket 80:8080/both",
+                "rule `80:8080/both` has UDP, and the socket engine redirects TCP only",
+            ),
+            (
+                "--allow-loopback-target 80:8080",
+                "--allow-loopback-target is for --engine socket",
+            ),
+            ("80:8080 80:8081", "rules `80:8080` and `80:8081` both"),
+        ] {
+            let error = check(text).expect_err(text);
+            assert!(error.starts_with(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_firewall_has_to_let_in_what_it_sees() {
+        let snapshot = snapshot([interface(2, "eth0")]);
+        let open = |text| plan(&snapshot, text).firewall.open;
+        assert_eq!(
+            open("81:8080 53:5353/both"),
+            ["5353/tcp", "5353/udp", "8080/tcp"]
+        );
+        assert_eq!(open("--engine socket 443:8080"), ["80/tcp", "443/tcp"]);
     }
 
     #[test]
     fn attached_interfaces_are_kept_when_renamed() {
-        let snapshot = snapshot([interface(2, "lan0")]);
-        let plan = snapshot.plan(
-            &names(&["eth0"]),
-            EngineChoice::Tc,
-            &BTreeSet::from([2]),
-            &|_| unreachable!(),
+        let renamed = snapshot([interface(2, "lan0")]);
+        let by_name = next_plan(&renamed, "--iface eth0", &[(2, SelectedBy::Name)]);
+        assert_eq!(names(&by_name), ["lan0"]);
+        assert_eq!(by_name.attach[&2].selected, SelectedBy::Name);
+        // Who gave a pattern meant what is called so.
+        let by_glob = next_plan(&renamed, "--iface eth*", &[(2, SelectedBy::Pattern)]);
+        assert!(by_glob.attach.is_empty());
+        let excluded = next_plan(&renamed, "--iface !lan0", &[(2, SelectedBy::Pattern)]);
+        assert!(excluded.attach.is_empty());
+        assert_eq!(names(&plan(&renamed, "--iface lan?")), ["lan0"]);
+        // What went down and was named itself stays as well.
+        let down = snapshot([Interface {
+            is_up: false,
+            ..interface(2, "eth0")
+        }]);
+        assert_eq!(names(&plan(&down, "--iface eth0")), ["eth0"]);
+    }
+
+    #[test]
+    fn a_table_for_people_and_an_object_for_programs() {
+        let snapshot = snapshot([
+            kind(3, "br0", "bridge"),
+            port(kind(4, "veth0", "veth"), 3),
+            Interface {
+                link: Link::Ip,
+                ..kind(5, "tun0", "tun")
+            },
+        ]);
+        let plan = plan(&snapshot, "--engine xdp");
+        assert_eq!(
+            plan.to_string(),
+            "\
+INTERFACE  ENGINE  HOOK        WHY
+br0        xdp     native      asked for by --engine
+veth0      -       -           port of bridge br0, which is used instead
+tun0       xdp     impossible  tun has no Ethernet header
+firewall: let in 8080/tcp (it sees the target ports)
+"
         );
-        assert_eq!(engines(&plan), [("lan0", "tc")]);
+        let json = serde_json::to_value(plan.report()).expect("JSON");
+        assert_eq!(json["schema"], 1);
+        assert_eq!(json["engine"], "xdp");
+        assert_eq!(json["rules"][0], "80:8080");
+        let actions = [0, 1, 2].map(|i| json["interfaces"][i]["action"].as_str());
+        assert_eq!(actions, [Some("attach"), Some("skip"), Some("refuse")]);
+        assert_eq!(json["interfaces"][0]["hook"], "native");
+        assert!(json["interfaces"][1]["engine"].is_null());
+        assert_eq!(json["firewall"]["open"][0], "8080/tcp");
     }
 }

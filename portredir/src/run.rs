@@ -9,15 +9,16 @@ use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
 use portredir_common::verdict::Reason;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::cli::Cli;
+use crate::cli::Run;
 use crate::counters::{InterfaceReport, Report};
-use crate::datapath::{Datapath, Options, Sizes, Unregistered, program_name};
+use crate::datapath::{self, Datapath, Sizes, Unregistered};
+use crate::facts::{Facts, Loaded};
 use crate::interface::{Netlink, Snapshot};
-use crate::plan::{Engine, EngineChoice, Plan, Planned, Selection};
+use crate::plan::{Engine, EngineChoice, Plan, Planned};
 use crate::preflight::{self, Lock};
-use crate::rule;
+use crate::selection::SelectedBy;
 use crate::sockets::{Kind, Sockets};
 
 /// Redirects until Ctrl-C or SIGTERM.
@@ -26,15 +27,16 @@ use crate::sockets::{Kind, Sockets};
 ///
 /// What is wrong with the rules, the host or the kernel. Nothing is left
 /// attached.
-pub async fn run(cli: &Cli) -> anyhow::Result<()> {
-    rule::check(&cli.rules)?;
+pub async fn run(cli: &Run) -> anyhow::Result<()> {
+    let options = &cli.options;
     let netlink = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
-    snapshot.check_names(&cli.iface)?;
+    snapshot.check(options)?;
     preflight::check_capabilities()?;
     preflight::check_kernel()?;
     let _lock = Lock::take()?;
-    let plan = snapshot.plan(&cli.iface, cli.engine, &BTreeSet::new(), &program_name);
+    let facts = Facts::read(options.cgroup.as_deref());
+    let plan = snapshot.plan(options, &facts, &BTreeMap::new(), &Loaded);
 
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -49,14 +51,14 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     } else {
         0
     };
-    let options = Options {
+    let settings = datapath::Options {
         sizes,
         log_level,
-        cgroup: Some("/sys/fs/cgroup/unified".into()),
-        allow_loopback_target: false,
-        is_everywhere: cli.iface == Selection::All,
+        cgroup: facts.cgroup.clone(),
+        allow_loopback_target: options.allow_loopback_target,
+        is_everywhere: options.iface.is_everything() && !options.no_local,
     };
-    let mut datapath = Datapath::load(&cli.rules, options)?;
+    let mut datapath = Datapath::load(&options.rules, settings)?;
     if is_logging {
         tokio::spawn(forward_log(EbpfLogger::init_with_logger(
             datapath.ebpf(),
@@ -65,9 +67,11 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     let mut host = Host {
         cli,
+        facts,
         netlink,
         sockets: Sockets::open()?,
         datapath,
+        selected: BTreeMap::new(),
         attached: BTreeMap::new(),
         names: BTreeMap::new(),
         said: BTreeSet::new(),
@@ -76,7 +80,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
         host.detach_all().await;
         return Err(error);
     }
-    let rules: Vec<_> = cli.rules.iter().map(ToString::to_string).collect();
+    let rules: Vec<_> = options.rules.iter().map(ToString::to_string).collect();
     eprintln!("redirecting {}; Ctrl-C ends it", rules.join(" "));
 
     let mut ticks = tokio::time::interval(cli.interval);
@@ -112,7 +116,9 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
             _ = hang_up.recv() => {}
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
-            result = host.drain() => result?,
+            result = host.drain() => if let Err(error) = result {
+                log::warn!("{error:#}");
+            },
         }
     }
     let report = host.report();
@@ -121,16 +127,19 @@ pub async fn run(cli: &Cli) -> anyhow::Result<()> {
     print_final(cli, &report?)
 }
 
-/// How often to look for servers that nobody told of: none but those outside of
-/// the cgroup that is watched.
+/// How often to look for servers that did not register by themselves: those
+/// outside of the cgroup.
 const LISTENERS: Duration = Duration::from_millis(500);
 
 /// The state of a run.
 struct Host<'a> {
-    cli: &'a Cli,
+    cli: &'a Run,
+    facts: Facts,
     netlink: Netlink,
     sockets: Sockets,
     datapath: Datapath,
+    /// What is attached, and how it was selected.
+    selected: BTreeMap<u32, SelectedBy>,
     attached: BTreeMap<u32, InterfaceReport>,
     /// Of all interfaces that ever counted something.
     names: BTreeMap<u32, String>,
@@ -141,16 +150,12 @@ impl Host<'_> {
     /// Attaches as planned, or not at all.
     async fn start(&mut self, snapshot: &Snapshot, plan: Plan) -> anyhow::Result<()> {
         self.datapath.set_local(&snapshot.addrs)?;
-        for skipped in &plan.skip {
-            self.say_once(skipped.to_string());
-        }
-        for planned in plan.attach.values() {
-            eprintln!("{planned}");
-        }
+        eprint!("{plan}");
+        self.said.extend(plan.skip.iter().map(ToString::to_string));
         if let Some(error) = plan.refuse.into_iter().next() {
             return Err(error.into());
         }
-        if plan.attach.is_empty() && self.cli.iface != Selection::All {
+        if plan.attach.is_empty() && !self.cli.options.iface.is_open() {
             anyhow::bail!("no interface left to attach to");
         }
         let is_lookup = |planned: &Planned| planned.engine == Engine::Lookup;
@@ -168,9 +173,8 @@ impl Host<'_> {
     async fn register(&mut self) -> anyhow::Result<()> {
         let listening = self.sockets.list(Kind::Listening).await?;
         for Unregistered { port, errno } in self.datapath.register(&listening)? {
-            // include/linux/errno.h; also for sockets of MPTCP since 6.18.
             let why = match errno {
-                libc::EOPNOTSUPP => "the kernel keeps sockets of MPTCP out of maps".to_owned(),
+                libc::EOPNOTSUPP => "this kernel keeps MPTCP sockets out of maps".to_owned(),
                 // It has closed meanwhile.
                 libc::ENOENT => continue,
                 errno => std::io::Error::from_raw_os_error(errno).to_string(),
@@ -186,20 +190,22 @@ impl Host<'_> {
     async fn drain(&mut self) -> anyhow::Result<()> {
         const POLL: Duration = Duration::from_millis(50);
         self.datapath.drain()?;
-        let end = tokio::time::Instant::now() + self.cli.drain_timeout;
+        let timeout = self.cli.drain_timeout;
+        let end = Instant::now() + timeout;
         loop {
             let connections = self.sockets.list(Kind::Connected).await?;
             let count = self.datapath.count_redirected(&connections);
-            let left = end.saturating_duration_since(tokio::time::Instant::now());
-            if count == 0 || left.is_zero() {
-                if count > 0 {
-                    log::warn!("{count} connections are cut off");
-                }
+            if count == 0 {
+                return Ok(());
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                eprintln!("{count} connections are cut off");
                 return Ok(());
             }
             self.say_once(format!(
                 "waiting {} s at most for connections to end; Ctrl-C cuts them off",
-                self.cli.drain_timeout.as_secs_f64()
+                timeout.as_secs_f64()
             ));
             tokio::time::sleep(POLL.min(left)).await;
         }
@@ -210,8 +216,8 @@ impl Host<'_> {
         let mut engine = planned.engine;
         let mut result = self.datapath.attach(planned);
         if let Err(error) = &result
-            && self.cli.engine == EngineChoice::Auto
-            && engine == Engine::XdpNative
+            && self.cli.options.engine == EngineChoice::Auto
+            && matches!(engine, Engine::XdpNative | Engine::Cgroup)
         {
             eprintln!("{error}; using tc");
             engine = Engine::Tc;
@@ -237,6 +243,7 @@ impl Host<'_> {
             why: planned.why.clone(),
         };
         self.attached.insert(index, report);
+        self.selected.insert(index, planned.selected);
         Ok(())
     }
 
@@ -245,7 +252,7 @@ impl Host<'_> {
         let snapshot = self.netlink.snapshot().await?;
         self.datapath.set_local(&snapshot.addrs)?;
         let attached = self.datapath.attached();
-        let plan = snapshot.plan(&self.cli.iface, self.cli.engine, &attached, &program_name);
+        let plan = snapshot.plan(&self.cli.options, &self.facts, &self.selected, &Loaded);
         let gone = attached
             .iter()
             .filter(|index| !plan.attach.contains_key(index));
@@ -253,7 +260,7 @@ impl Host<'_> {
             self.detach(index, snapshot.interfaces.contains_key(&index))
                 .await;
         }
-        for skipped in plan.skip {
+        for skipped in plan.skip.iter().filter(|skipped| skipped.is_covered) {
             self.say_once(skipped.to_string());
         }
         for error in plan.refuse {
@@ -282,6 +289,7 @@ impl Host<'_> {
         let Some(report) = self.attached.remove(&index) else {
             return;
         };
+        self.selected.remove(&index);
         self.datapath.detach(index, &report.name);
         self.remove_clsact(index, &report.name).await;
         eprintln!(
@@ -317,7 +325,7 @@ impl Host<'_> {
 
     fn report(&self) -> anyhow::Result<Report> {
         Ok(Report::new(
-            &self.cli.rules,
+            &self.cli.options.rules,
             self.attached.values().cloned().collect(),
             &self.datapath.counters()?,
             &self.datapath.reasons()?,
@@ -340,7 +348,7 @@ impl Host<'_> {
     }
 }
 
-fn print_final(cli: &Cli, report: &Report) -> anyhow::Result<()> {
+fn print_final(cli: &Run, report: &Report) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if cli.json {
         writeln!(out, "{}", serde_json::to_string(report)?)?;

@@ -1,9 +1,23 @@
 //! Help, exit codes and messages. Nothing here needs privileges.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 
 fn portredir(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_portredir"))
+        .args(args)
+        .env_remove("RUST_LOG")
+        .output()
+        .expect("run portredir")
+}
+
+/// Without privileges, also when the tests have them.
+fn unprivileged(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portredir"));
+    if nix::unistd::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    command
         .args(args)
         .env_remove("RUST_LOG")
         .output()
@@ -75,6 +89,13 @@ fn bad_options_are_usage_errors() {
     for args in [
         &["--iface", "", "80:8080"][..],
         &["--iface", "all,eth0", "80:8080"],
+        &["--iface", "eth[", "80:8080"],
+        &["--cgroup", "/proc", "80:8080"],
+        &["--engine", "socket", "53:5353/udp"],
+        &["plan", "--engine", "socket", "53:5353/udp"],
+        &["plan", "--allow-loopback-target", "80:8080"],
+        &["plan", "80;8080"],
+        &["plan"],
         &["--interval", "0", "80:8080"],
         &["--max-tcp-flows", "1", "80:8080"],
         &["--engine", "fast", "80:8080"],
@@ -82,4 +103,40 @@ fn bad_options_are_usage_errors() {
     ] {
         assert_eq!(failure(args).0, Some(2), "{args:?}");
     }
+}
+
+#[test]
+fn options_come_after_the_command() {
+    let (code, message) = failure(&["--engine", "tc", "plan", "80:8080"]);
+    assert_eq!(code, Some(2));
+    assert!(message.contains("portredir plan [OPTIONS]"), "{message}");
+}
+
+#[test]
+fn a_plan_needs_no_privileges() {
+    let output = unprivileged(&["plan", "--iface", "lo,nothing-is-so*", "80:8080"]);
+    let plan = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    for words in [
+        "INTERFACE  ENGINE",
+        "\nlo ",
+        "`nothing-is-so*` matches no interface yet",
+        "let in 8080/tcp",
+    ] {
+        assert!(plan.contains(words), "{words} in {plan}");
+    }
+}
+
+#[test]
+fn a_plan_as_json() {
+    let args = ["plan", "--engine", "socket", "--json", "80:8080"];
+    let output = unprivileged(&args);
+    assert!(output.status.success(), "{output:?}");
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(plan["schema"], 1);
+    let lo = &plan["interfaces"][0];
+    assert_eq!((&lo["name"], &lo["ifindex"]), (&"lo".into(), &1.into()));
+    assert_eq!(lo["hook"], "sk_lookup");
+    assert_eq!(plan["firewall"]["open"][0], "80/tcp");
 }

@@ -1,0 +1,159 @@
+//! What the planner needs to know of the kernel and the host, apart from the
+//! interfaces. Nothing here needs privileges; what is not permitted stays
+//! unknown.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, loaded_programs};
+use aya::sys::SyscallError;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::{SysconfVar, sysconf};
+
+/// What this host has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The cgroup v2 directory whose processes are local clients.
+    pub cgroup: Option<PathBuf>,
+    /// Whether the kernel has TCX; `None` when it may not be asked.
+    pub tcx: Option<bool>,
+    /// Bytes of a memory page, in which a packet for XDP without frags must fit.
+    pub page_bytes: u32,
+}
+
+impl Facts {
+    /// Finds out. `cgroup` is what the user named.
+    #[must_use]
+    pub fn read(cgroup: Option<&Path>) -> Self {
+        let page_bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+        Self {
+            cgroup: cgroup.map(Path::to_owned).or_else(cgroup_root),
+            tcx: has_tcx(),
+            page_bytes: page_bytes
+                .and_then(|bytes| bytes.try_into().ok())
+                .unwrap_or(4096),
+        }
+    }
+}
+
+impl Facts {
+    /// The largest MTU of native XDP without frags. Drivers differ by a few
+    /// bytes; this is `ENA_XDP_MAX_MTU` of
+    /// drivers/net/ethernet/amazon/ena/ena_xdp.h, which is among the smallest:
+    /// a page, without `XDP_PACKET_HEADROOM`, `struct skb_shared_info`, and the
+    /// Ethernet header, VLAN tag and checksum.
+    #[must_use]
+    pub const fn linear_mtu(&self) -> u32 {
+        self.page_bytes.saturating_sub(256 + 320 + 14 + 4 + 4)
+    }
+}
+
+/// Whether a path is a directory of a cgroup v2 hierarchy.
+#[must_use]
+pub fn is_cgroup2(path: &Path) -> bool {
+    path.is_dir() && statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+/// The root of the hierarchy. Hosts that still have cgroup v1 mount it
+/// elsewhere, most at /sys/fs/cgroup/unified.
+fn cgroup_root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    cgroup_mounts(&mounts)
+        .into_iter()
+        .find(|mount| is_cgroup2(mount))
+}
+
+/// The mount points of cgroup v2, those of its root first.
+fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
+    let mut mounts: Vec<_> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            // proc_pid_mountinfo(5): the type comes after a dash, which comes
+            // after as many optional fields as there are.
+            let (mount, filesystem) = line.split_once(" - ")?;
+            let mut fields = mount.split(' ').skip(3);
+            let (root, mount_point) = (fields.next()?, fields.next()?);
+            filesystem
+                .starts_with("cgroup2 ")
+                .then(|| (root != "/", PathBuf::from(mount_point)))
+        })
+        .collect();
+    mounts.sort_by_key(|&(is_part, _)| is_part);
+    mounts.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Asks for the TCX programs of loopback: a kernel before 6.6 does not know
+/// the attach type.
+fn has_tcx() -> Option<bool> {
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_) => Some(true),
+        Err(ProgramError::SyscallError(SyscallError { call, io_error })) => {
+            match (call, io_error.raw_os_error()) {
+                ("bpf_prog_query", Some(libc::EINVAL)) => Some(false),
+                ("bpf_prog_query", _) => None,
+                // The answer was there; it is its programs that we may not see.
+                _ => Some(true),
+            }
+        }
+        Err(_) => None,
+    }
+}
+
+/// Tells of the programs that others attached: user space knows their IDs
+/// alone.
+pub trait Programs {
+    /// What the program with this ID is called.
+    fn name(&self, id: u32) -> String;
+
+    /// The TCX programs of an interface, by name.
+    fn tcx(&self, interface: &str) -> Vec<String>;
+}
+
+/// The programs that are in the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Loaded;
+
+impl Programs for Loaded {
+    fn name(&self, id: u32) -> String {
+        let name = loaded_programs()
+            .filter_map(Result::ok)
+            .find(|info| info.id() == id)
+            .and_then(|info| info.name_as_str().map(str::to_owned));
+        name_and_id(name, id)
+    }
+
+    fn tcx(&self, interface: &str) -> Vec<String> {
+        [TcAttachType::Ingress, TcAttachType::Egress]
+            .into_iter()
+            .filter_map(|direction| SchedClassifier::query_tcx(interface, direction).ok())
+            .flat_map(|(_, programs)| programs)
+            .map(|info| name_and_id(info.name_as_str().map(str::to_owned), info.id()))
+            .collect()
+    }
+}
+
+fn name_and_id(name: Option<String>, id: u32) -> String {
+    match name {
+        Some(name) if !name.is_empty() => format!("{name} (id {id})"),
+        _ => format!("program id {id}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_v2_is_found_among_the_mounts() {
+        let mounts = "\
+            31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+            40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
+            50 23 0:38 /a.slice /mnt/part rw shared:9 - cgroup2 cgroup2 rw\n\
+            41 31 0:38 / /sys/fs/cgroup/unified rw shared:1 master:2 - cgroup2 cgroup2 rw\n";
+        assert_eq!(
+            cgroup_mounts(mounts),
+            [Path::new("/sys/fs/cgroup/unified"), Path::new("/mnt/part")]
+        );
+        assert!(cgroup_mounts("nonsense\n").is_empty());
+    }
+}

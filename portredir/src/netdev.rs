@@ -1,0 +1,267 @@
+//! What a network device can do with XDP, and the kernel's own words when it
+//! refuses a program: two questions that neither rtnetlink nor bpf(2) answers.
+//!
+//! Each question has a socket of its own; the kernel answers before `send`
+//! returns, so nothing waits.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use aya::programs::XdpMode;
+use netlink_packet_core::{
+    DecodeError, Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, ParseableParametrized,
+};
+use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
+use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
+use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
+use netlink_sys::Socket;
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use thiserror::Error;
+
+/// What a driver says its XDP can do: `enum netdev_xdp_act` of
+/// include/uapi/linux/netdev.h.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XdpFeatures(pub u64);
+
+impl XdpFeatures {
+    /// Native XDP: `NETDEV_XDP_ACT_BASIC`.
+    pub const BASIC: u64 = 1;
+    /// Packets of several buffers: `NETDEV_XDP_ACT_RX_SG`.
+    pub const RX_SG: u64 = 32;
+
+    /// Whether the driver has native XDP.
+    #[must_use]
+    pub const fn has_native(self) -> bool {
+        self.0 & Self::BASIC != 0
+    }
+
+    /// Whether native XDP takes packets of several buffers (frags).
+    #[must_use]
+    pub const fn has_frags(self) -> bool {
+        self.0 & Self::RX_SG != 0
+    }
+}
+
+/// The features of all devices of this network namespace, by index. Linux 6.3
+/// has the family; needs no privileges.
+///
+/// # Errors
+///
+/// [`NetdevError`], on older kernels as well.
+pub fn xdp_features() -> Result<BTreeMap<u32, XdpFeatures>, NetdevError> {
+    let family = GenlMessage::from_payload(GenlCtrl {
+        cmd: GenlCtrlCmd::GetFamily,
+        nlas: vec![GenlCtrlAttrs::FamilyName(Device::family_name().into())],
+    });
+    let id = ask(NETLINK_GENERIC, family.into(), NLM_F_ACK)?
+        .into_iter()
+        .flat_map(|family| family.payload.nlas)
+        .find_map(|attribute| match attribute {
+            GenlCtrlAttrs::FamilyId(id) => Some(id),
+            _ => None,
+        })
+        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let mut devices = GenlMessage::from_payload(Device::default());
+    devices.set_resolved_family_id(id);
+    Ok(ask(NETLINK_GENERIC, devices.into(), NLM_F_DUMP)?
+        .into_iter()
+        .map(|device| (device.payload.index, device.payload.xdp_features))
+        .collect())
+}
+
+/// Why the kernel refuses an XDP program. bpf(2), by which it was attached in
+/// vain, has an error number alone, so it is tried once more by netlink, which
+/// has a sentence. Should that succeed, it is undone.
+#[must_use]
+pub fn refusal(index: u32, program: BorrowedFd<'_>, mode: XdpMode) -> Option<String> {
+    // include/uapi/linux/if_link.h
+    const UPDATE_IF_NOEXIST: u32 = 1;
+    const REPLACE: u32 = 1 << 4;
+    let mode = match mode {
+        XdpMode::Default => 0,
+        XdpMode::Skb => 1 << 1,
+        XdpMode::Driver => 1 << 2,
+        XdpMode::Hardware => 1 << 3,
+    };
+    let set = |attributes| {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::Xdp(attributes)];
+        let message = RouteNetlinkMessage::SetLink(message);
+        ask(NETLINK_ROUTE, message.into(), NLM_F_ACK)
+    };
+    let fd = program.as_raw_fd();
+    let result = set(vec![
+        LinkXdp::Fd(fd),
+        LinkXdp::Flags(mode | UPDATE_IF_NOEXIST),
+    ]);
+    match result {
+        Err(NetdevError::Kernel { words, .. }) => words,
+        Err(NetdevError::Io(_) | NetdevError::Decode(_)) => None,
+        Ok(_) => {
+            let undone = set(vec![
+                LinkXdp::Fd(-1),
+                LinkXdp::ExpectedFd(fd.cast_unsigned()),
+                LinkXdp::Flags(mode | REPLACE),
+            ]);
+            if let Err(error) = undone {
+                log::warn!("interface {index}: detach XDP program: {error}");
+            }
+            None
+        }
+    }
+}
+
+/// Why a question has no answer.
+#[derive(Debug, Error)]
+pub enum NetdevError {
+    /// The kernel refused.
+    #[error("{source}{}", .words.as_ref().map(|words| format!(": {words}")).unwrap_or_default())]
+    Kernel {
+        /// The number.
+        source: io::Error,
+        /// The sentence, `NLMSGERR_ATTR_MSG`.
+        words: Option<String>,
+    },
+    /// The socket failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The answer cannot be read.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+/// A message of the family `netdev`: `NETDEV_CMD_DEV_GET` without attributes
+/// as the question, one device in each answer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Device {
+    index: u32,
+    xdp_features: XdpFeatures,
+}
+
+impl GenlFamily for Device {
+    fn family_name() -> &'static str {
+        "netdev"
+    }
+
+    fn command(&self) -> u8 {
+        1
+    }
+
+    fn version(&self) -> u8 {
+        1
+    }
+}
+
+impl Emitable for Device {
+    fn buffer_len(&self) -> usize {
+        0
+    }
+
+    fn emit(&self, _: &mut [u8]) {}
+}
+
+impl ParseableParametrized<[u8], GenlHeader> for Device {
+    fn parse_with_param(payload: &[u8], _: GenlHeader) -> Result<Self, DecodeError> {
+        const IFINDEX: u16 = 1;
+        const XDP_FEATURES: u16 = 3;
+        let mut device = Self::default();
+        for attribute in NlasIterator::new(payload) {
+            let attribute = attribute?;
+            match (attribute.kind(), attribute.value()) {
+                (IFINDEX, &[a, b, c, d]) => device.index = u32::from_ne_bytes([a, b, c, d]),
+                (XDP_FEATURES, value) => {
+                    let value = value.try_into().map_err(|_| "features are not 64 bits")?;
+                    device.xdp_features = XdpFeatures(u64::from_ne_bytes(value));
+                }
+                _ => {}
+            }
+        }
+        Ok(device)
+    }
+}
+
+/// Asks, and returns all answers.
+fn ask<I>(protocol: isize, payload: NetlinkPayload<I>, flags: u16) -> Result<Vec<I>, NetdevError>
+where
+    I: NetlinkSerializable + NetlinkDeserializable,
+{
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    // Errors carry words, and not the whole question before them.
+    socket.set_ext_ack(true)?;
+    socket.set_cap_ack(true)?;
+    let mut question = NetlinkMessage::new(Default::default(), payload);
+    question.header.flags = NLM_F_REQUEST | flags;
+    question.finalize();
+    let mut bytes = vec![0; question.buffer_len()];
+    question.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+
+    let mut answers = Vec::new();
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<I>::deserialize(rest)?;
+            let len = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(len..).unwrap_or_default();
+            match message.payload {
+                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(NetdevError::Kernel {
+                        source: error.to_io(),
+                        words: words(&error.header),
+                    });
+                }
+                // An error without a code is an ACK.
+                NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(answers),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The sentence in an error: behind the header of the question come attributes.
+fn words(error: &[u8]) -> Option<String> {
+    const HEADER_LEN: usize = 16;
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    NlasIterator::new(error.get(HEADER_LEN..)?)
+        .filter_map(Result::ok)
+        .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
+        .map(|attribute| {
+            let text = String::from_utf8_lossy(attribute.value());
+            text.trim_end_matches('\0').to_owned()
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_has_no_native_xdp() {
+        match xdp_features() {
+            Ok(features) => assert!(!features[&1].has_native()),
+            Err(error) => eprintln!("skipped, needs Linux 6.3: {error}"),
+        }
+    }
+
+    #[test]
+    fn errors_of_the_kernel_have_words() {
+        let family = GenlMessage::from_payload(GenlCtrl {
+            cmd: GenlCtrlCmd::GetFamily,
+            nlas: vec![GenlCtrlAttrs::FamilyName("a-name-that-is-too-long".into())],
+        });
+        let error = ask(NETLINK_GENERIC, family.into(), NLM_F_ACK).expect_err("refused");
+        let NetdevError::Kernel { source, words } = error else {
+            panic!("{error}");
+        };
+        assert!(source.raw_os_error().is_some());
+        assert!(words.is_some_and(|words| !words.is_empty()));
+    }
+}

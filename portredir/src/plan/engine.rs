@@ -1,0 +1,317 @@
+//! Which engine an interface gets, and why no other.
+
+use portredir_common::abi::LOOPBACK_IFINDEX;
+use portredir_common::wire::Link;
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::facts::{Facts, Programs};
+use crate::interface::{Interface, Snapshot};
+
+/// What the user asked for with `--engine`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum EngineChoice {
+    /// The best for each interface, never generic XDP.
+    #[default]
+    Auto,
+    /// Native XDP; on loopback as auto.
+    Xdp,
+    /// TC everywhere: TCX, or clsact on kernels before 6.6.
+    Tc,
+    /// No packet is rewritten, the server's socket is found instead: TCP only.
+    Socket,
+    /// Generic XDP: works on every device, slower than TC; on loopback as auto.
+    XdpGeneric,
+    /// TC by clsact even where TCX exists; for tests.
+    #[value(hide = true)]
+    TcClsact,
+}
+
+/// How connections are redirected that come in by an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// XDP in the driver rewrites packets.
+    XdpNative,
+    /// XDP in the stack rewrites packets.
+    XdpGeneric,
+    /// TC ingress rewrites packets: TCX, else clsact.
+    Tc,
+    /// TC ingress by clsact rewrites packets.
+    TcClsact,
+    /// `sk_lookup` hands TCP connections to the server's socket. One program
+    /// for the network namespace, which asks by which interface they came.
+    Lookup,
+    /// The connect, sendmsg and recvmsg hooks of a cgroup: clients on this host
+    /// dial the target port. For loopback.
+    Cgroup,
+}
+
+impl Engine {
+    /// The name in the plan and in `--json`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XdpNative => "xdp",
+            Self::XdpGeneric => "xdp-generic",
+            Self::Tc | Self::TcClsact => "tc",
+            Self::Lookup | Self::Cgroup => "socket",
+        }
+    }
+
+    /// Where it attaches, as far as it is known before.
+    pub(super) const fn hook(self, has_tcx: Option<bool>) -> &'static str {
+        match (self, has_tcx) {
+            (Self::XdpNative, _) => "native",
+            (Self::XdpGeneric, _) => "generic",
+            (Self::Tc, Some(true)) => "tcx",
+            (Self::Tc, None) => "tcx or clsact",
+            (Self::Tc, Some(false)) | (Self::TcClsact, _) => "clsact",
+            (Self::Lookup, _) => "sk_lookup",
+            (Self::Cgroup, _) => "cgroup",
+        }
+    }
+}
+
+/// Drivers of real NICs whose native XDP costs no offload that matters. Not
+/// among them: `virtio_net` (guest TSO and GRO go off), `veth` (the peer's TSO
+/// goes off and bulk TCP falls to a quarter).
+const NATIVE_XDP_DRIVERS: &[&str] = &[
+    "atlantic",
+    "bnxt_en",
+    "ena",
+    "fbnic",
+    "funeth",
+    "gve",
+    "i40e",
+    "ice",
+    "idpf",
+    "igb",
+    "igc",
+    "ionic",
+    "ixgbe",
+    "ixgbevf",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "nfp",
+    "qede",
+    "sfc",
+];
+
+/// An engine that was considered and not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rejected {
+    /// Its name.
+    pub engine: &'static str,
+    /// Why not.
+    pub why: String,
+}
+
+/// An interface on which the engine that was asked for is impossible.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{name}: --engine {} is impossible: {why}; use --engine tc or auto", .engine.name())]
+pub struct Refused {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// The engine.
+    pub engine: Engine,
+    /// The reason.
+    pub why: String,
+}
+
+/// An engine, why it, what instead of it not, and what is to be known.
+#[derive(Clone, Debug)]
+pub(super) struct Chosen {
+    pub engine: Engine,
+    pub why: String,
+    pub rejected: Vec<Rejected>,
+    pub notes: Vec<String>,
+}
+
+impl Chosen {
+    fn new(engine: Engine, why: impl Into<String>) -> Self {
+        Self {
+            engine,
+            why: why.into(),
+            rejected: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+}
+
+impl Engine {
+    const fn rejected(self, why: String) -> Rejected {
+        Rejected {
+            engine: self.name(),
+            why,
+        }
+    }
+}
+
+impl Snapshot {
+    /// The engine of an interface. An XDP program on it is ours if `is_ours`.
+    pub(super) fn choose(
+        &self,
+        interface: &Interface,
+        choice: EngineChoice,
+        facts: &Facts,
+        is_ours: bool,
+        programs: &dyn Programs,
+    ) -> Result<Chosen, Refused> {
+        let asked = |engine| Ok(Chosen::new(engine, "asked for by --engine"));
+        match choice {
+            EngineChoice::Socket => return asked(Engine::Lookup),
+            _ if interface.is_loopback() => return Ok(loopback(choice, facts)),
+            EngineChoice::Tc => return asked(Engine::Tc),
+            EngineChoice::TcClsact => return asked(Engine::TcClsact),
+            EngineChoice::Auto | EngineChoice::Xdp | EngineChoice::XdpGeneric => {}
+        }
+        let taken = if is_ours {
+            None
+        } else {
+            self.xdp_taken(interface, programs)
+        };
+        let engine = match choice {
+            EngineChoice::XdpGeneric => Engine::XdpGeneric,
+            _ => Engine::XdpNative,
+        };
+        let refuse = |why| {
+            Err(Refused {
+                index: interface.index,
+                name: interface.name.clone(),
+                engine,
+                why,
+            })
+        };
+        let lacks = interface.lacks_native_xdp();
+        match (choice, taken, lacks) {
+            (EngineChoice::Xdp | EngineChoice::XdpGeneric, Some(taken), _) => refuse(taken),
+            (EngineChoice::Xdp, None, Some(lacks)) if !is_ours => refuse(lacks),
+            (EngineChoice::Xdp | EngineChoice::XdpGeneric, None, _) => asked(engine),
+            (_, taken, lacks) => {
+                let costs = lacks.or_else(|| interface.cost_of_native_xdp(facts));
+                let whys: Vec<_> = taken.into_iter().chain(costs).collect();
+                if whys.is_empty() {
+                    let driver = interface.driver.as_deref().unwrap_or_default();
+                    let why = format!("driver {driver} has native XDP");
+                    return Ok(Chosen::new(Engine::XdpNative, why));
+                }
+                let mut chosen = Chosen::new(Engine::Tc, whys.join("; "));
+                chosen.rejected = whys.into_iter().map(|why| engine.rejected(why)).collect();
+                Ok(chosen)
+            }
+        }
+    }
+
+    /// Why no XDP program of ours can be on an interface.
+    fn xdp_taken(&self, interface: &Interface, programs: &dyn Programs) -> Option<String> {
+        if let Some(id) = interface.xdp {
+            let program = programs.name(id);
+            return Some(format!(
+                "XDP is taken by {program}, which is never replaced"
+            ));
+        }
+        // "Cannot attach when an upper device already has a program":
+        // dev_xdp_attach() in net/core/dev.c.
+        self.interfaces
+            .values()
+            .filter(|upper| upper.is_above(interface))
+            .find_map(|upper| Some((upper, upper.xdp?)))
+            .map(|(upper, id)| {
+                let (name, program) = (&upper.name, programs.name(id));
+                format!("{name} above has XDP program {program}, so the kernel allows none here")
+            })
+    }
+}
+
+impl Interface {
+    pub(super) const fn is_loopback(&self) -> bool {
+        self.index == LOOPBACK_IFINDEX
+    }
+
+    /// What it is, for messages: the driver of a NIC, else the kind.
+    fn what(&self) -> String {
+        match (&self.kind, &self.driver) {
+            (Some(kind), _) => kind.clone(),
+            (None, Some(driver)) => format!("driver {driver}"),
+            (None, None) => "it".into(),
+        }
+    }
+
+    /// Whether the kernel knows this as an upper device of `lower`. Tunnels
+    /// have a device below them as well, but only by name.
+    fn is_above(&self, lower: &Self) -> bool {
+        const STACKED: [&str; 6] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "vxlan"];
+        let kind = self.kind.as_deref().unwrap_or_default();
+        lower.master == Some(self.index)
+            || (self.lower == Some(lower.index) && STACKED.contains(&kind))
+    }
+
+    /// Why native XDP is impossible.
+    fn lacks_native_xdp(&self) -> Option<String> {
+        let what = self.what();
+        if self.link == Link::Ip {
+            return Some(format!("{what} has no Ethernet header"));
+        }
+        let features = self.xdp_features?;
+        (!features.has_native()).then(|| format!("{what} has no native XDP here"))
+    }
+
+    /// Why native XDP is not worth it where it is possible.
+    fn cost_of_native_xdp(&self, facts: &Facts) -> Option<String> {
+        match (self.kind.as_deref(), self.driver.as_deref()) {
+            (Some("veth"), _) => Some("native XDP on veth would cost the peer its TSO".into()),
+            (Some(kind), _) => Some(format!("{kind} is a virtual device")),
+            (None, Some("virtio_net")) => {
+                Some("native XDP would switch guest TSO and GRO off".into())
+            }
+            (None, Some(driver)) if NATIVE_XDP_DRIVERS.contains(&driver) => {
+                let max_mtu = facts.linear_mtu();
+                let has_frags = self
+                    .xdp_features
+                    .is_none_or(|features| features.has_frags());
+                (!has_frags && self.mtu > max_mtu).then(|| {
+                    format!(
+                        "MTU {} is too large for native XDP without frags, which driver {driver} \
+                         lacks (at most {max_mtu})",
+                        self.mtu
+                    )
+                })
+            }
+            (None, Some(driver)) => Some(format!(
+                "driver {driver} is not known to be better with XDP"
+            )),
+            (None, None) => Some("no driver known to be better with XDP".into()),
+        }
+    }
+}
+
+/// The engine on loopback. A packet there keeps the connection tracking entry
+/// that it got on its way out; rewritten, it no longer belongs to it.
+fn loopback(choice: EngineChoice, facts: &Facts) -> Chosen {
+    let warning = "packets rewritten on loopback are invalid to connection tracking; where OUTPUT \
+                   has `ct state invalid drop`, use --engine socket for TCP";
+    let engine = match choice {
+        EngineChoice::TcClsact => Engine::TcClsact,
+        _ => Engine::Tc,
+    };
+    if let EngineChoice::Tc | EngineChoice::TcClsact = choice {
+        let mut chosen = Chosen::new(engine, "asked for by --engine");
+        chosen.notes.push(warning.into());
+        chosen
+    } else if facts.cgroup.is_some() {
+        let why = "rewriting packets on loopback would break connection tracking";
+        let mut chosen = Chosen::new(Engine::Cgroup, why);
+        let xdp = Engine::XdpNative.rejected("loopback has no native XDP".into());
+        chosen.rejected = vec![xdp, Engine::Tc.rejected(why.into())];
+        chosen
+    } else {
+        let why = "no cgroup v2 hierarchy is mounted, which clients on this host would need";
+        let mut chosen = Chosen::new(engine, why);
+        chosen.rejected.push(Engine::Cgroup.rejected(why.into()));
+        chosen.notes.push(warning.into());
+        chosen
+    }
+}

@@ -1,0 +1,160 @@
+//! Which interfaces `--iface` means: names, globs, exclusions.
+
+use std::str::FromStr;
+
+use glob::Pattern;
+use thiserror::Error;
+
+/// `--iface`, as it was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Everything but the exclusions: `all`, or exclusions alone.
+    pub is_all: bool,
+    /// Exact names.
+    pub names: Vec<String>,
+    /// Globs.
+    pub globs: Vec<Pattern>,
+    /// Exclusions, which beat all the others.
+    pub excluded: Vec<Pattern>,
+}
+
+/// How an interface was selected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelectedBy {
+    /// By its exact name. It was meant itself, and is kept under another name.
+    Name,
+    /// By `all`, a glob or an exclusion. What its name is decides anew when it
+    /// changes.
+    Pattern,
+}
+
+/// What is wrong with the text of `--iface`.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum SelectionError {
+    /// Nothing between two commas.
+    #[error("an interface name is empty; write names like eth0,eth1, globs like wg*, or `all`")]
+    Empty,
+    /// A name beside `all`.
+    #[error("`all` includes `{0}`; leave one of them out, or exclude it: all,!{0}")]
+    BesideAll(String),
+    /// A glob that cannot be read.
+    #[error("bad glob `{glob}`: {reason}")]
+    Glob {
+        /// As it was written.
+        glob: String,
+        /// The library's words.
+        reason: &'static str,
+    },
+}
+
+impl Selection {
+    /// How an interface of this name is selected, if it is.
+    #[must_use]
+    pub fn selects(&self, name: &str) -> Option<SelectedBy> {
+        if self.excludes(name).is_some() {
+            None
+        } else if self.names.iter().any(|n| n == name) {
+            Some(SelectedBy::Name)
+        } else if self.is_all || self.globs.iter().any(|glob| glob.matches(name)) {
+            Some(SelectedBy::Pattern)
+        } else {
+            None
+        }
+    }
+
+    /// The exclusion that a name matches.
+    #[must_use]
+    pub fn excludes(&self, name: &str) -> Option<&Pattern> {
+        self.excluded.iter().find(|glob| glob.matches(name))
+    }
+
+    /// Whether no interface is left out.
+    #[must_use]
+    pub const fn is_everything(&self) -> bool {
+        self.is_all && self.excluded.is_empty()
+    }
+
+    /// Whether interfaces that do not exist yet can be meant.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.is_all || !self.globs.is_empty()
+    }
+}
+
+impl FromStr for Selection {
+    type Err = SelectionError;
+
+    fn from_str(text: &str) -> Result<Self, SelectionError> {
+        let glob = |glob: &str| {
+            Pattern::new(glob).map_err(|error| SelectionError::Glob {
+                glob: glob.to_owned(),
+                reason: error.msg,
+            })
+        };
+        let mut selection = Self::default();
+        for word in text.split(',').map(str::trim) {
+            match word.strip_prefix('!') {
+                _ if matches!(word, "" | "!") => return Err(SelectionError::Empty),
+                Some(excluded) => selection.excluded.push(glob(excluded)?),
+                None if word == "all" => selection.is_all = true,
+                None if word.contains(['*', '?', '[']) => selection.globs.push(glob(word)?),
+                None => selection.names.push(word.to_owned()),
+            }
+        }
+        let mut others = selection
+            .names
+            .iter()
+            .map(String::as_str)
+            .chain(selection.globs.iter().map(Pattern::as_str));
+        match others.next() {
+            Some(other) if selection.is_all => {
+                return Err(SelectionError::BesideAll(other.to_owned()));
+            }
+            Some(_) => {}
+            None => selection.is_all = true,
+        }
+        Ok(selection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_selected() {
+        use SelectedBy::{Name, Pattern};
+        for (text, name, expected) in [
+            ("all", "eth0", Some(Pattern)),
+            ("eth0", "eth0", Some(Name)),
+            ("eth0", "eth1", None),
+            ("wg*, eth?", "wg0", Some(Pattern)),
+            ("wg*,eth?", "eth0", Some(Pattern)),
+            ("wg*,eth?", "eth10", None),
+            ("eth*,eth0", "eth0", Some(Name)),
+            ("!docker0", "eth0", Some(Pattern)),
+            ("!docker0", "docker0", None),
+            ("all,!veth*", "veth1", None),
+            ("all,!veth*", "lo", Some(Pattern)),
+            ("eth*,!eth1", "eth1", None),
+            ("eth1,!eth1", "eth1", None),
+        ] {
+            let selection: Selection = text.parse().expect(text);
+            assert_eq!(selection.selects(name), expected, "{text} {name}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for (text, expected) in [
+            ("", "an interface name is empty"),
+            ("eth0,", "an interface name is empty"),
+            ("!", "an interface name is empty"),
+            ("all,eth0", "`all` includes `eth0`"),
+            ("eth[", "bad glob `eth[`"),
+        ] {
+            let error = text.parse::<Selection>().expect_err(text).to_string();
+            assert!(error.starts_with(expected), "{text}: {error}");
+        }
+    }
+}
