@@ -123,8 +123,17 @@ impl Lab {
 
     /// A third host, without links.
     pub fn third(&self) -> Namespace {
-        let prefix = self.host.name.trim_end_matches("-h");
-        Namespace::new(prefix, "f", &self.dir.0)
+        self.another("f")
+    }
+
+    /// A host whose name ends with a letter that no other's does.
+    pub fn another(&self, letter: &str) -> Namespace {
+        Namespace::new(self.prefix(), letter, &self.dir.0)
+    }
+
+    /// What the names of all its namespaces begin with.
+    pub fn prefix(&self) -> &str {
+        self.host.name.trim_end_matches("-h")
     }
 
     /// The third host.

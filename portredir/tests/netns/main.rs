@@ -2,23 +2,26 @@
 //! of their own, with real servers and clients.
 //!
 //! [`lab`] makes the hosts, of [`namespace`]s. On them run servers ([`serve`]),
-//! clients ([`talk`], [`web`]), observers ([`capture`], [`checksum`]) and the
-//! program under test ([`redirector`]), each a [`process`] or a thread.
+//! clients ([`talk`], [`web`]), both that compare notes ([`witness`]), observers
+//! ([`capture`], [`checksum`]) and the program under test ([`redirector`]), each
+//! a [`process`] or a thread, some in a [`cgroup`] of their own.
 //!
 //! The tests are in [`traffic`] (for each engine, with and without checksum
-//! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`life`]
-//! (start and end), [`follow`] (interfaces and addresses that change) and
-//! [`report`] (what is printed).
+//! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
+//! (every path to a host, as a table), [`life`] (start and end), [`follow`]
+//! (interfaces and addresses that change) and [`report`] (what is printed).
 //!
 //! A test is a function that panics when something is wrong, or calls [`skip`].
 
 mod capture;
+mod cgroup;
 mod checksum;
 mod follow;
 mod lab;
 mod life;
 mod namespace;
 mod path;
+mod paths;
 mod process;
 mod redirector;
 mod report;
@@ -26,6 +29,7 @@ mod serve;
 mod talk;
 mod traffic;
 mod web;
+mod witness;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, set_hook};
@@ -156,9 +160,11 @@ fn main() -> ExitCode {
         }
     }));
     namespace::sweep();
+    cgroup::sweep();
     let mut tests = Tests::default();
     traffic::add(&mut tests);
     path::add(&mut tests);
+    paths::add(&mut tests);
     life::add(&mut tests);
     follow::add(&mut tests);
     report::add(&mut tests);

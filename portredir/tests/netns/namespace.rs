@@ -118,21 +118,23 @@ impl Drop for Namespace {
     }
 }
 
+/// Names in a directory that belong to a run that is over.
+pub fn stale(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter(|name| {
+            let pid = name
+                .strip_prefix(PREFIX)
+                .and_then(|rest| rest.split('-').next());
+            pid.and_then(|pid| pid.parse::<u32>().ok())
+                .is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+        })
+        .collect()
+}
+
 /// Removes what a run left behind that was killed.
 pub fn sweep() {
-    let stale = |dir: &Path| -> Vec<String> {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names
-            .filter(|name| {
-                let pid = name
-                    .strip_prefix(PREFIX)
-                    .and_then(|rest| rest.split('-').next());
-                pid.and_then(|pid| pid.parse::<u32>().ok())
-                    .is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-            })
-            .collect()
-    };
     for name in stale(Path::new("/run/netns")) {
         let _ = Command::new("ip").args(["netns", "del", &name]).status();
     }
