@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkXdp};
+use netlink_packet_route::link::{
+    InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkXdp,
+};
 use netlink_packet_route::tc::TcHandle;
 use portredir_common::abi::{Addr, LOOPBACK_IFINDEX, local};
 use portredir_common::wire::Link;
@@ -33,6 +35,9 @@ pub struct Interface {
     pub driver: Option<String>,
     /// The bridge, bond, team or VRF it is a port of.
     pub master: Option<u32>,
+    /// A bridge whose packets the kernel shows to connection tracking when they
+    /// come in by a port, before the bridge has them: `br_netfilter`.
+    pub is_tracked_bridge: bool,
     /// The device below it in this namespace (VLAN, macvlan, …).
     pub lower: Option<u32>,
     /// ID of the XDP program that is attached.
@@ -150,10 +155,13 @@ impl Netlink {
             log::debug!("XDP features of devices: {error}");
             BTreeMap::new()
         });
+        let are_all_tracked = are_bridges_tracked();
         let mut links = self.handle.link().get().execute();
         while let Some(message) = links.try_next().await.context("list interfaces")? {
             let mut interface = interface(message.header.index, &message);
             interface.xdp_features = xdp_features.get(&interface.index).copied();
+            let is_bridge = interface.kind.as_deref() == Some("bridge");
+            interface.is_tracked_bridge |= is_bridge && are_all_tracked;
             snapshot.interfaces.insert(interface.index, interface);
         }
         let mut addrs = self.handle.address().get().execute();
@@ -180,6 +188,14 @@ impl Netlink {
     }
 }
 
+/// Whether `br_netfilter` is there and on for all bridges of this namespace.
+fn are_bridges_tracked() -> bool {
+    ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"]
+        .into_iter()
+        .filter_map(|name| std::fs::read_to_string(format!("/proc/sys/net/bridge/{name}")).ok())
+        .any(|value| value.trim() != "0")
+}
+
 /// An address as the maps hold it.
 #[must_use]
 pub const fn to_bytes(addr: IpAddr) -> [u8; 16] {
@@ -202,6 +218,7 @@ fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> I
         kind: None,
         driver: None,
         master: None,
+        is_tracked_bridge: false,
         lower: None,
         xdp: None,
         mtu: 0,
@@ -219,8 +236,18 @@ fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> I
             LinkAttribute::LinkNetNsId(_) => is_lower_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
-                    if let LinkInfo::Kind(kind) = info {
-                        interface.kind = Some(kind.to_string());
+                    match info {
+                        LinkInfo::Kind(kind) => interface.kind = Some(kind.to_string()),
+                        LinkInfo::Data(InfoData::Bridge(attributes)) => {
+                            interface.is_tracked_bridge = attributes.iter().any(|attribute| {
+                                matches!(
+                                    attribute,
+                                    InfoBridge::NfCallIpTables(true)
+                                        | InfoBridge::NfCallIp6Tables(true)
+                                )
+                            });
+                        }
+                        _ => {}
                     }
                 }
             }

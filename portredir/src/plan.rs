@@ -226,6 +226,22 @@ impl Snapshot {
                 }
             }
         }
+        let is_used = |index: Option<u32>| {
+            index
+                .filter(|index| selected.contains_key(index))
+                .is_some_and(|index| self.interfaces[&index].is_tracked_bridge)
+        };
+        // Who names a bridge means what comes in by its ports.
+        let ports: Vec<_> = self
+            .interfaces
+            .values()
+            .filter(|port| port.is_up && is_used(port.master))
+            .filter(|port| options.iface.excludes(&port.name).is_none())
+            .map(|port| port.index)
+            .collect();
+        for index in ports {
+            selected.entry(index).or_insert(SelectedBy::Pattern);
+        }
         selected
     }
 
@@ -240,7 +256,11 @@ impl Snapshot {
         let is_socket = options.engine == EngineChoice::Socket;
         let master = interface.master.and_then(|i| self.interfaces.get(&i));
         if let Some(Interface {
-            index, name, kind, ..
+            index,
+            name,
+            kind,
+            is_tracked_bridge,
+            ..
         }) = master
         {
             let kind = kind.as_deref().unwrap_or("master");
@@ -252,15 +272,26 @@ impl Snapshot {
                 ));
             }
             // The ports of a VRF receive for themselves.
-            if kind != "vrf" && selected.contains(index) {
-                return Some(format!("port of {kind} {name}, which is used instead"));
-            }
-            if kind != "vrf" && options.iface.is_all {
-                return Some(format!("port of {kind} {name}, which is left out"));
+            match (kind, selected.contains(index)) {
+                ("vrf", _) => {}
+                (_, true) if *is_tracked_bridge => {}
+                (_, true) => {
+                    return Some(format!("port of {kind} {name}, which is used instead"));
+                }
+                (_, false) if options.iface.is_all => {
+                    return Some(format!("port of {kind} {name}, which is left out"));
+                }
+                (_, false) => {}
             }
         }
         if is_socket {
             return None;
+        }
+        if interface.is_tracked_bridge {
+            return Some(
+                "its ports are used instead: br_netfilter has connection tracking see packets there"
+                    .into(),
+            );
         }
         if interface.kind.as_deref() == Some("vrf") {
             return Some("VRF; its ports are used instead".into());
@@ -271,7 +302,8 @@ impl Snapshot {
             return None;
         }
         let lower = self.interfaces.get(&interface.lower?)?;
-        (selected.contains(&lower.index) && self.covered(lower, options, selected).is_none())
+        let is_hooked = lower.is_tracked_bridge || self.covered(lower, options, selected).is_none();
+        (selected.contains(&lower.index) && is_hooked)
             .then(|| format!("{kind} on {}, which sees its packets first", lower.name))
     }
 
@@ -364,6 +396,7 @@ mod tests {
             kind: None,
             driver: None,
             master: None,
+            is_tracked_bridge: false,
             lower: None,
             xdp: None,
             mtu: 1500,
@@ -791,5 +824,31 @@ firewall: let in 8080/tcp (it sees the target ports)
         assert_eq!(json["interfaces"][0]["hook"], "native");
         assert!(json["interfaces"][1]["engine"].is_null());
         assert_eq!(json["firewall"]["open"][0], "8080/tcp");
+    }
+
+    #[test]
+    fn ports_of_a_tracked_bridge_are_hooked_instead() {
+        let bridge = Interface {
+            is_tracked_bridge: true,
+            ..kind(3, "br0", "bridge")
+        };
+        let snapshot = snapshot([
+            driver(2, "eth0", "ice"),
+            bridge,
+            port(kind(4, "veth0", "veth"), 3),
+            port(kind(5, "veth1", "veth"), 3),
+            on(kind(6, "br0.7", "vlan"), 3),
+        ]);
+        for (iface, hooked) in [
+            ("all", vec!["eth0", "veth0", "veth1"]),
+            ("br0", vec!["veth0", "veth1"]),
+            ("br0,!veth1", vec!["veth0"]),
+            ("veth1", vec!["veth1"]),
+            ("!br0", vec!["eth0", "br0.7"]),
+        ] {
+            let plan = plan(&snapshot, &format!("--iface {iface}"));
+            let names: Vec<_> = plan.attach.values().map(|p| &p.interface.name).collect();
+            assert_eq!(names, hooked, "{iface}");
+        }
     }
 }

@@ -12,8 +12,7 @@ use std::sync::OnceLock;
 use self::path::{PATHS, Path};
 use self::site::{Place, Site, has_br_netfilter};
 use crate::lab::Family;
-use crate::process::wait_for;
-use crate::redirector::{PROGRAM, Redirector};
+use crate::redirector::Redirector;
 use crate::talk::Proto;
 use crate::witness::ask;
 use crate::{Tests, skip};
@@ -52,9 +51,6 @@ fn auto() {
 
 /// As the document says.
 fn forced(engine: &'static str) {
-    if !is_known(engine) {
-        skip(format!("this program has no --engine {engine}"));
-    }
     need_br_netfilter();
     document::check_section(Table::of(engine));
 }
@@ -62,8 +58,7 @@ fn forced(engine: &'static str) {
 /// The document says all of it, and nothing else.
 fn document() {
     need_br_netfilter();
-    let known = ENGINES.into_iter().filter(|engine| is_known(engine));
-    document::check(&known.map(Table::of).collect::<Vec<_>>());
+    document::check(&ENGINES.map(Table::of));
 }
 
 /// The document has rows about it.
@@ -71,12 +66,6 @@ fn need_br_netfilter() {
     if !has_br_netfilter() {
         skip("needs br_netfilter");
     }
-}
-
-/// Whether the program knows a word of the command line.
-fn is_known(word: &str) -> bool {
-    let help = std::process::Command::new(PROGRAM).arg("--help").output();
-    String::from_utf8_lossy(&help.expect("run the program").stdout).contains(word)
 }
 
 /// The columns.
@@ -166,39 +155,18 @@ impl Table {
 
 fn measure(engine: &'static str) -> Table {
     let site = Site::new();
-    let mut args = vec!["--engine", engine];
-    // It knows local clients by their cgroup.
-    if is_known("--cgroup") {
-        args.extend(["--cgroup", site.cgroup.path()]);
-    }
+    site.raise_bridge();
+    // Local clients are known by their cgroup.
+    let mut args = vec!["--engine", engine, "--cgroup", site.cgroup.path()];
     let rule = "80:8080/both";
-    let redirector = match engine {
-        // A bridge has no native XDP. So this engine does not start where one
-        // is up, and goes on without it where it comes up later.
-        "xdp" => {
-            args.push(rule);
-            let redirector = Redirector::start(&site.lab.host, &args);
-            site.raise_bridge();
-            let is_said = || redirector.process.err().contains("attach native to br0");
-            wait_for("a word about br0", || is_said().then_some(()));
-            redirector
-        }
-        "socket" => {
-            site.raise_bridge();
-            site.refuses(2, &[&args[..], &[rule]].concat());
-            args.push("80:8080");
-            Redirector::start(&site.lab.host, &args)
-        }
-        _ => {
-            site.raise_bridge();
-            args.push(rule);
-            Redirector::start(&site.lab.host, &args)
-        }
-    };
+    if engine == "socket" {
+        site.refuses(2, &[&args[..], &[rule]].concat());
+        args.push("80:8080");
+    } else {
+        args.push(rule);
+    }
+    let redirector = Redirector::start(&site.lab.host, &args);
     let table = Table::fill(engine, &site);
     redirector.finish(&site.lab);
-    if engine == "xdp" {
-        site.refuses(1, &args);
-    }
     table
 }

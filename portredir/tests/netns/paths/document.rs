@@ -53,34 +53,13 @@ struct Explanation {
 const EXPLANATIONS: &[Explanation] = &[
     Explanation {
         covers: |cell| {
-            matches!(cell.engine, "tc" | "xdp")
+            cell.engine == "tc"
                 && is_to_itself(cell.path)
                 && cell.proto == Proto::Tcp
                 && cell.cell == "8080, INVALID > 0"
         },
         text: "What the host says to itself is rewritten on `lo`, where conntrack sees only half of it: a firewall that \
                drops INVALID on OUTPUT breaks these connections.",
-    },
-    Explanation {
-        covers: |cell| {
-            cell.engine == "tc"
-                && cell.path.has_br_netfilter
-                && cell.path.server == Place::Host
-                && cell.proto == Proto::Tcp
-                && cell.cell == "8080, INVALID > 0"
-        },
-        text: "With `br_netfilter` conntrack sees packets at the port of the bridge, before they are rewritten on the \
-               bridge itself, and again only half of it.",
-    },
-    Explanation {
-        covers: |cell| {
-            cell.engine == "xdp"
-                && cell.path.from == Place::A
-                && cell.path.server == Place::Host
-                && cell.cell == "refused"
-        },
-        text: "A bridge has no native XDP. `--engine xdp` does not start where one is up (exit code 1); here the bridge \
-               came up later and was left out, with a message.",
     },
     Explanation {
         covers: |cell| {
