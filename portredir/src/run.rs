@@ -251,33 +251,41 @@ impl Host<'_> {
     async fn follow(&mut self) -> anyhow::Result<()> {
         let snapshot = self.netlink.snapshot().await?;
         self.datapath.set_local(&snapshot.addrs)?;
-        let attached = self.datapath.attached();
-        let plan = snapshot.plan(&self.cli.options, &self.facts, &self.selected, &Loaded);
-        let gone = attached
-            .iter()
-            .filter(|index| !plan.attach.contains_key(index));
-        for &index in gone {
-            self.detach(index, snapshot.interfaces.contains_key(&index))
-                .await;
+        for (index, report) in &mut self.attached {
+            let now = snapshot.interfaces.get(index).map(|now| &now.name);
+            if let Some(name) = now.filter(|name| **name != report.name) {
+                eprintln!("{} is now {name}", report.name);
+                report.name.clone_from(name);
+                self.names.insert(*index, name.clone());
+            }
         }
+        let plan = snapshot.plan(&self.cli.options, &self.facts, &self.selected, &Loaded);
         for skipped in plan.skip.iter().filter(|skipped| skipped.is_covered) {
             self.say_once(skipped.to_string());
         }
         for error in plan.refuse {
             self.say_once(error.to_string());
         }
-        for (index, planned) in plan.attach {
-            let name = &planned.interface.name;
-            if let Some(report) = self.attached.get_mut(&index) {
-                if report.name != *name {
-                    eprintln!("{} is now {name}", report.name);
-                    report.name.clone_from(name);
-                    self.names.insert(index, name.clone());
-                }
-                continue;
+        let attached = self.datapath.attached();
+        let gone = attached.iter().filter(|i| !plan.attach.contains_key(i));
+        let new = plan.attach.iter().filter(|(i, _)| !attached.contains(i));
+        // A bridge may give way to its ports: no reply must leave between.
+        let mut refused = Vec::new();
+        for (&index, planned) in new {
+            if self.attach(index, planned).await.is_ok() {
+                eprintln!("{planned}");
+            } else {
+                refused.push((index, planned));
             }
-            // It may be gone again already; if not, the others must work.
-            match self.attach(index, &planned).await {
+        }
+        for &index in gone {
+            self.detach(index, snapshot.interfaces.contains_key(&index))
+                .await;
+        }
+        // What has gone may have been in the way, or they are gone themselves;
+        // if not, the others must work.
+        for (index, planned) in refused {
+            match self.attach(index, planned).await {
                 Ok(()) => eprintln!("{planned}"),
                 Err(error) => self.say_once(format!("{error:#}")),
             }
