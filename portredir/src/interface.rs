@@ -1,6 +1,6 @@
 //! Network interfaces and addresses of this network namespace, by netlink.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,9 +11,11 @@ use netlink_packet_route::link::{
     InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkXdp,
 };
 use netlink_packet_route::tc::TcHandle;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use portredir_common::abi::{Addr, LOOPBACK_IFINDEX, local};
 use portredir_common::wire::Link;
 use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use tokio::time::Instant;
 
 use crate::netdev::{self, XdpFeatures};
@@ -60,7 +62,9 @@ pub struct Snapshot {
 /// A netlink socket that also hears of changes.
 pub struct Netlink {
     handle: rtnetlink::Handle,
-    changes: futures_util::stream::BoxStream<'static, ()>,
+    /// Each with the index of an interface, when one left.
+    changes: futures_util::stream::BoxStream<'static, Option<u32>>,
+    left: BTreeSet<u32>,
     /// The first change since [`Self::changed`] last returned.
     changed_at: Option<Instant>,
 }
@@ -79,11 +83,12 @@ impl Netlink {
         ])
         .context("open a netlink socket")?;
         tokio::spawn(connection);
-        // Whatever the message says, also that some were lost: what counts is
-        // the state after it.
+        // Whatever else the message says, also that some were lost: what counts
+        // is the state after it.
         Ok(Self {
             handle,
-            changes: messages.map(|_| ()).boxed(),
+            changes: messages.map(|(message, _)| left(&message)).boxed(),
+            left: BTreeSet::new(),
             changed_at: None,
         })
     }
@@ -129,19 +134,29 @@ impl Netlink {
         let changed_at = match self.changed_at {
             Some(changed_at) => changed_at,
             None => {
-                if self.changes.next().await.is_none() {
+                match self.changes.next().await {
+                    Some(left) => self.left.extend(left),
                     // The connection is gone; there will be no news.
-                    std::future::pending::<()>().await;
+                    None => std::future::pending().await,
                 }
                 *self.changed_at.insert(Instant::now())
             }
         };
         let calm = async {
-            while let Ok(Some(())) = tokio::time::timeout(CALM, self.changes.next()).await {}
+            while let Ok(Some(left)) = tokio::time::timeout(CALM, self.changes.next()).await {
+                self.left.extend(left);
+            }
         };
         // A link that flaps forever must not keep us from acting.
         let _ = tokio::time::timeout_at(changed_at + LATEST, calm).await;
         self.changed_at = None;
+    }
+
+    /// Returns the interfaces that left since this was last called. By now they
+    /// may be back, or others may have their indexes; what was attached to them
+    /// is gone.
+    pub fn take_left(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.left)
     }
 
     /// Reads all interfaces and addresses.
@@ -202,6 +217,19 @@ pub const fn to_bytes(addr: IpAddr) -> [u8; 16] {
     match addr {
         IpAddr::V4(addr) => Addr::v4(addr.octets()).0,
         IpAddr::V6(addr) => addr.octets(),
+    }
+}
+
+/// The interface that a message says has left this network namespace.
+fn left(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<u32> {
+    match &message.payload {
+        // A bridge says the same of a port that is no longer one.
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
+            if link.header.interface_family != AddressFamily::Bridge =>
+        {
+            Some(link.header.index)
+        }
+        _ => None,
     }
 }
 

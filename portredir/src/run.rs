@@ -249,6 +249,9 @@ impl Host<'_> {
 
     /// Makes the datapath follow interfaces and addresses as they are now.
     async fn follow(&mut self) -> anyhow::Result<()> {
+        for index in self.netlink.take_left() {
+            self.detach(index, false).await;
+        }
         let snapshot = self.netlink.snapshot().await?;
         self.datapath.set_local(&snapshot.addrs)?;
         for (index, report) in &mut self.attached {
@@ -299,7 +302,11 @@ impl Host<'_> {
         };
         self.selected.remove(&index);
         self.datapath.detach(index, &report.name);
-        self.remove_clsact(index, &report.name).await;
+        if exists {
+            self.remove_clsact(index, &report.name).await;
+        } else {
+            self.datapath.forget_clsact(index);
+        }
         eprintln!(
             "{} {}",
             report.name,
