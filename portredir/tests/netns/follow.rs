@@ -26,7 +26,7 @@ pub fn add(tests: &mut Tests) {
 }
 
 /// How soon portredir has to follow.
-const SOON: Duration = Duration::from_secs(1);
+pub const SOON: Duration = Duration::from_secs(1);
 
 fn redirect_all(cell: &Cell, lab: &Lab) -> Redirector {
     let args = ["--iface", "all", "--engine", cell.engine, "7777:7778/both"];
@@ -152,7 +152,7 @@ fn wait_for_redirect(lab: &Lab, addr: IpAddr) {
 }
 
 /// Packets to an address that the host no longer has are let alone.
-fn wait_for_loss(lab: &Lab, redirector: &Redirector, addr: IpAddr) {
+pub fn wait_for_loss(lab: &Lab, redirector: &Redirector, addr: IpAddr) {
     let any = if addr.is_ipv4() { "0.0.0.0" } else { "::" };
     let socket = lab
         .client

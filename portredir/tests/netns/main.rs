@@ -8,17 +8,25 @@
 //!
 //! The tests are in [`traffic`] (for each engine, with and without checksum
 //! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
-//! (every path to a host, as a table), [`life`] (start and end), [`follow`]
-//! (interfaces and addresses that change) and [`report`] (what is printed).
+//! (every path to a host, as a table), [`life`] (start and end), [`load`] (the
+//! same under load), [`follow`] and [`hotplug`] (interfaces and addresses that
+//! change), [`report`] (what is printed), [`coexist`] (what others have attached,
+//! with programs of [`foreign`]) and [`corner`] (listeners and routes out of the
+//! ordinary).
 //!
 //! A test is a function that panics when something is wrong, or calls [`skip`].
 
 mod capture;
 mod cgroup;
 mod checksum;
+mod coexist;
+mod corner;
 mod follow;
+mod foreign;
+mod hotplug;
 mod lab;
 mod life;
+mod load;
 mod namespace;
 mod path;
 mod paths;
@@ -168,5 +176,9 @@ fn main() -> ExitCode {
     life::add(&mut tests);
     follow::add(&mut tests);
     report::add(&mut tests);
+    coexist::add(&mut tests);
+    corner::add(&mut tests);
+    hotplug::add(&mut tests);
+    load::add(&mut tests);
     libtest_mimic::run(&Arguments::from_args(), tests.0).exit_code()
 }

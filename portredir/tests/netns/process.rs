@@ -88,6 +88,11 @@ impl Process {
         }
     }
 
+    /// Its process ID.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has printed on stdout so far.
     pub fn out(&self) -> String {
         String::from_utf8_lossy(&self.out_bytes()).into_owned()
