@@ -1,8 +1,8 @@
 //! What others have attached, or filter, or route: each goes on as before, and
 //! the redirect works too.
 //!
-//! Of the conformance suite (`docs/…/correctness.md`, section 11), the rows
-//! about state, the host itself, devices and coexistence are tested by
+//! Of the 84 rows of the conformance suite, those about state, the host itself,
+//! devices and coexistence are tested by (see also the table of [`crate::paths`])
 //!
 //! | row | what | tests |
 //! |---|---|---|

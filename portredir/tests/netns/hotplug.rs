@@ -664,6 +664,8 @@ fn churn(engine: &'static str, selection: Selection, changes: usize) {
         world.tun_comes_or_goes(0);
         wait_for_carriers(&lab, engine, selection);
     }
+    // Not while it looks at what has changed.
+    redirector.fresh_report();
     let open_files = redirector.open_files();
     let mut memory = 0;
     for number in 0..changes {
