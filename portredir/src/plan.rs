@@ -167,7 +167,7 @@ impl Snapshot {
                 continue;
             }
             let is_ours = attached.contains_key(&index);
-            match self.choose(interface, options.engine, facts, is_ours, programs) {
+            match self.choose(interface, options.engine, facts, attached, programs) {
                 Ok(chosen) => {
                     let mut notes = chosen.notes;
                     let is_on_device = !matches!(chosen.engine, Engine::Lookup | Engine::Cgroup);
@@ -695,6 +695,11 @@ mod tests {
             assert!(why.contains("above has XDP program probe (id 7)"), "{why}");
             assert_eq!(plan(&snapshot, "--iface eth0 --engine xdp").refuse.len(), 1);
         }
+        // Ours gives way to the device below when that comes up.
+        let macvlan = with_xdp(on(kind(3, "mv0", "macvlan"), 2));
+        let below = snapshot([driver(2, "eth0", "ice"), macvlan]);
+        let ours = next_plan(&below, "--engine xdp", &[(3, SelectedBy::Pattern)]);
+        assert_eq!(engines(&ours), [("eth0", "xdp", "native")]);
         // A tunnel is above by name alone.
         let tunnel = with_xdp(on(kind(3, "gre0", "gre"), 2));
         let snapshot = snapshot([driver(2, "eth0", "ice"), tunnel]);

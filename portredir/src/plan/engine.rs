@@ -1,5 +1,7 @@
 //! Which engine an interface gets, and why no other.
 
+use std::collections::BTreeMap;
+
 use portredir_common::abi::LOOPBACK_IFINDEX;
 use portredir_common::wire::Link;
 use serde::Serialize;
@@ -7,6 +9,7 @@ use thiserror::Error;
 
 use crate::facts::{Facts, Programs};
 use crate::interface::{Interface, Snapshot};
+use crate::selection::SelectedBy;
 
 /// What the user asked for with `--engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -151,15 +154,16 @@ impl Engine {
 }
 
 impl Snapshot {
-    /// The engine of an interface. An XDP program on it is ours if `is_ours`.
+    /// The engine of an interface. XDP programs on those in `attached` are ours.
     pub(super) fn choose(
         &self,
         interface: &Interface,
         choice: EngineChoice,
         facts: &Facts,
-        is_ours: bool,
+        attached: &BTreeMap<u32, SelectedBy>,
         programs: &dyn Programs,
     ) -> Result<Chosen, Refused> {
+        let is_ours = attached.contains_key(&interface.index);
         let asked = |engine| Ok(Chosen::new(engine, "asked for by --engine"));
         match choice {
             EngineChoice::Socket => return asked(Engine::Lookup),
@@ -171,7 +175,7 @@ impl Snapshot {
         let taken = if is_ours {
             None
         } else {
-            self.xdp_taken(interface, programs)
+            self.xdp_taken(interface, attached, programs)
         };
         let engine = match choice {
             EngineChoice::XdpGeneric => Engine::XdpGeneric,
@@ -206,7 +210,12 @@ impl Snapshot {
     }
 
     /// Why no XDP program of ours can be on an interface.
-    fn xdp_taken(&self, interface: &Interface, programs: &dyn Programs) -> Option<String> {
+    fn xdp_taken(
+        &self,
+        interface: &Interface,
+        attached: &BTreeMap<u32, SelectedBy>,
+        programs: &dyn Programs,
+    ) -> Option<String> {
         if let Some(id) = interface.xdp {
             let program = programs.name(id);
             return Some(format!(
@@ -214,10 +223,10 @@ impl Snapshot {
             ));
         }
         // "Cannot attach when an upper device already has a program":
-        // dev_xdp_attach() in net/core/dev.c.
+        // dev_xdp_attach() in net/core/dev.c. One of ours gives way.
         self.interfaces
             .values()
-            .filter(|upper| upper.is_above(interface))
+            .filter(|upper| upper.is_above(interface) && !attached.contains_key(&upper.index))
             .find_map(|upper| Some((upper, upper.xdp?)))
             .map(|(upper, id)| {
                 let (name, program) = (&upper.name, programs.name(id));
