@@ -75,11 +75,25 @@ pub fn add(tests: &mut Tests) {
         tests.add(name, &[], move || churn(engine, ALL, 60));
     }
     for (name, test) in [
-        ("one_hook_port_before_start", port_before_start as fn(&Cell)),
-        ("one_hook_port_comes_and_goes", port_comes_and_goes),
-        ("one_hook_bridge_comes_and_goes", bridge_comes_and_goes),
-        ("one_hook_port_and_bridge_named", port_and_bridge_named),
-        ("one_hook_macvlan", macvlan),
+        ("port_before_start", port_before_start as fn(&Cell, bool)),
+        ("port_comes_and_goes", port_comes_and_goes),
+        ("bridge_comes_and_goes", bridge_comes_and_goes),
+        ("port_and_bridge_named", port_and_bridge_named),
+    ] {
+        for (tracked, is_tracked) in [("", false), ("_tracked", true)] {
+            for engine in ANYWHERE {
+                let name = format!("{engine}/one_hook_{name}{tracked}");
+                let cell = Cell {
+                    engine,
+                    is_offloaded: false,
+                    family: Family::V4,
+                };
+                tests.add(name, &[], move || test(&cell, is_tracked));
+            }
+        }
+    }
+    for (name, test) in [
+        ("one_hook_macvlan", macvlan as fn(&Cell)),
         ("there_and_back", there_and_back),
         ("same_index", same_index),
         ("messages_lost", messages_lost),
@@ -96,7 +110,8 @@ fn links(namespace: &Namespace) -> Vec<Value> {
 }
 
 /// The interfaces that have to carry our programs: those that are up, but no
-/// port of a bridge that is used itself, and no macvlan on one that is.
+/// port of a bridge that is used itself, and no macvlan on one that is. Where
+/// connection tracking sees packets at the ports, those are used.
 fn expected(namespace: &Namespace, selection: Selection) -> BTreeSet<String> {
     let links = links(namespace);
     let by_name = |name: &Value| links.iter().find(|link| link["ifname"] == *name);
@@ -104,9 +119,17 @@ fn expected(namespace: &Namespace, selection: Selection) -> BTreeSet<String> {
         let flags = link["flags"].as_array().expect("flags");
         flags.iter().any(|flag| flag == "UP") && (selection.has)(name(link))
     };
-    let is_port = |link: &Value| {
-        let master = by_name(&link["master"]);
-        master.is_some_and(|master| selection.is_all || is_selected(master))
+    let are_all_tracked = are_bridges_tracked(namespace);
+    let is_tracked = |link: &Value| {
+        let info = &link["linkinfo"];
+        let flags = ["nf_call_iptables", "nf_call_ip6tables"];
+        let is_set = flags.iter().any(|flag| info["info_data"][flag] == 1);
+        info["info_kind"] == "bridge" && (are_all_tracked || is_set)
+    };
+    let is_port = |link: &Value| match by_name(&link["master"]) {
+        Some(master) if is_selected(master) => !is_tracked(master),
+        Some(_) => selection.is_all,
+        None => false,
     };
     let is_above = |link: &Value| {
         let is_macvlan = link["linkinfo"]["info_kind"] == "macvlan";
@@ -115,8 +138,31 @@ fn expected(namespace: &Namespace, selection: Selection) -> BTreeSet<String> {
     };
     let used = links
         .iter()
-        .filter(|link| is_selected(link) && !is_port(link) && !is_above(link));
+        .filter(|link| is_selected(link) && !is_port(link) && !is_above(link))
+        .filter(|link| !is_tracked(link));
     used.map(|link| name(link).to_owned()).collect()
+}
+
+/// The switches of `br_netfilter`.
+const BRIDGE_NF: [&str; 2] = [
+    "/proc/sys/net/bridge/bridge-nf-call-iptables",
+    "/proc/sys/net/bridge/bridge-nf-call-ip6tables",
+];
+
+fn are_bridges_tracked(namespace: &Namespace) -> bool {
+    let is_on = |path| fs::read_to_string(path).is_ok_and(|value| value.trim() == "1");
+    namespace.enter(|| BRIDGE_NF.into_iter().any(is_on))
+}
+
+/// Switches `br_netfilter`, where there is one; new
+/// namespaces have it on.
+fn set_tracked(namespace: &Namespace, is_tracked: bool) {
+    let value = u8::from(is_tracked).to_string();
+    namespace.enter(|| {
+        for path in BRIDGE_NF {
+            let _ = fs::write(path, &value);
+        }
+    });
 }
 
 fn name(link: &Value) -> &str {
@@ -605,7 +651,9 @@ impl<'a> World<'a> {
             }
         }
         for (number, bridge) in self.bridges.iter().enumerate() {
-            if bridge.is_up && bridge.member.is_some_and(is_up) {
+            let has = |wire| self.here(wire).is_some_and(|name| (selection.has)(&name));
+            let has = |wire| !are_bridges_tracked(&self.lab.host) || has(wire);
+            if bridge.is_up && bridge.member.is_some_and(|wire| is_up(wire) && has(wire)) {
                 let net = net_of_bridge(number);
                 all.extend(FAMILIES.map(|family| (family.addr(net, 1), Proto::Udp)));
             }
@@ -651,6 +699,7 @@ fn churn(engine: &'static str, selection: Selection, changes: usize) {
     };
     let mut lab = Lab::new(&cell);
     lab.far = Some(lab.third());
+    set_tracked(&lab.host, seed % 2 == 1);
     let _server = Echo::start(&lab.host, 7778);
     let args = ["--iface", selection.arg, "--engine", engine];
     let args = [&args[..], &["7777:7778/both"]].concat();
@@ -782,8 +831,9 @@ fn forget_neighbours(lab: &Lab) {
     lab.client.run(&["ip", "neigh", "flush", "dev", "c0"]);
 }
 
-fn port_before_start(cell: &Cell) {
+fn port_before_start(cell: &Cell, is_tracked: bool) {
     let lab = Lab::new(cell);
+    set_tracked(&lab.host, is_tracked);
     let chain = Chain::new(&lab);
     enslave(&lab);
     let redirector = chained(cell, &lab, ALL);
@@ -791,8 +841,9 @@ fn port_before_start(cell: &Cell) {
     redirector.finish(&lab);
 }
 
-fn port_comes_and_goes(cell: &Cell) {
+fn port_comes_and_goes(cell: &Cell, is_tracked: bool) {
     let lab = Lab::new(cell);
+    set_tracked(&lab.host, is_tracked);
     let chain = Chain::new(&lab);
     let redirector = chained(cell, &lab, ALL);
     chain.check(&lab, cell.engine, ALL, (1, 1));
@@ -808,8 +859,9 @@ fn port_comes_and_goes(cell: &Cell) {
 }
 
 /// The port is there first, with programs, when its bridge comes up.
-fn bridge_comes_and_goes(cell: &Cell) {
+fn bridge_comes_and_goes(cell: &Cell, is_tracked: bool) {
     let lab = Lab::new(cell);
+    set_tracked(&lab.host, is_tracked);
     let chain = Chain::new(&lab);
     enslave(&lab);
     lab.host.ip("link set br0 down");
@@ -831,8 +883,9 @@ fn add_addrs_again(lab: &Lab) {
     ));
 }
 
-fn port_and_bridge_named(cell: &Cell) {
+fn port_and_bridge_named(cell: &Cell, is_tracked: bool) {
     let lab = Lab::new(cell);
+    set_tracked(&lab.host, is_tracked);
     let chain = Chain::new(&lab);
     enslave(&lab);
     let named = Selection {
