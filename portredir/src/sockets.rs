@@ -90,7 +90,8 @@ impl Sockets {
                         sockets.push(tcp_socket(&socket.header.socket_id));
                     }
                     NetlinkPayload::Error(error) => {
-                        return Err(error.to_io()).context("list TCP sockets");
+                        return Err(error.to_io())
+                            .context("list TCP sockets; is the kernel module tcp_diag there?");
                     }
                     _ => {}
                 }
