@@ -214,6 +214,16 @@ pub struct Counter {
     pub last_hit_ns: u64,
 }
 
+impl Counter {
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.flows += other.flows;
+        self.last_hit_ns = self.last_hit_ns.max(other.last_hit_ns);
+    }
+}
+
 /// Key of `LISTENERS`: where a server listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]

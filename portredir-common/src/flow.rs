@@ -192,24 +192,29 @@ pub fn redirect_tcp<H: Host>(
         return Ok(Admitted::known(client_port));
     }
 
+    // A server on the dialled port may hold the connection: one that is older
+    // than we are, also if all of it that is there is a request.
+    let target = key.local_port;
+    key.local_port = original.dialled_port;
+    let is_foreign = match host.socket(key) {
+        Socket::None => false,
+        Socket::TimeWait => !syn.0,
+        Socket::Connection => true,
+    };
+    if is_foreign {
+        return Err(Reason::ForeignFlow);
+    }
+    key.local_port = target;
+
     let flow = original.flow(now_ns);
     let is_taken = host.socket(key) == Socket::Connection;
-    if !syn.0 {
-        // In the middle of a connection that we know nothing of.
-        let target = key.local_port;
-        key.local_port = original.dialled_port;
-        if host.socket(key) != Socket::None {
-            return Err(Reason::ForeignFlow);
-        }
-        key.local_port = target;
-        if is_taken && confirmed.is_none() && begun.is_none() {
-            // The entry was lost.
-            host.set_flow(Table::Tcp, key, &flow)?;
-            return Ok(Admitted::known(original.client_port));
-        }
-        // The stack will answer with a RST, which has to come from the dialled
-        // port: as much a flow as what a SYN begins.
+    if !syn.0 && is_taken && confirmed.is_none() && begun.is_none() {
+        // The entry was lost.
+        host.set_flow(Table::Tcp, key, &flow)?;
+        return Ok(Admitted::known(original.client_port));
     }
+    // What is no SYN either, the stack will answer with a RST, which has to come
+    // from the dialled port: as much a flow as what a SYN begins.
     // The client's port may be taken by a connection to the target itself or
     // by one through another dialled port.
     if is_taken {

@@ -753,16 +753,32 @@ impl Datapath {
         map.iter()
             .map(|entry| {
                 let (key, per_cpu) = entry?;
-                let sum = per_cpu.iter().fold(Counter::default(), |sum, cpu| Counter {
-                    packets: sum.packets + cpu.packets,
-                    bytes: sum.bytes + cpu.bytes,
-                    flows: sum.flows + cpu.flows,
-                    last_hit_ns: sum.last_hit_ns.max(cpu.last_hit_ns),
-                });
+                let mut sum = Counter::default();
+                per_cpu.iter().for_each(|cpu| sum.add(cpu));
                 Ok((key, sum))
             })
             .collect::<Result<_, MapError>>()
             .map_err(map_error(name))
+    }
+
+    /// Removes the counters of an interface that is gone, and returns them.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn take_counters(
+        &mut self,
+        index: u32,
+    ) -> Result<Vec<(CounterKey, Counter)>, DatapathError> {
+        let mut counters = self.counters()?;
+        counters.retain(|(key, _)| key.ifindex == index);
+        let name = "COUNTERS";
+        let mut map = PerCpuHashMap::<_, CounterKey, Counter>::try_from(self.map(name))
+            .map_err(map_error(name))?;
+        for (key, _) in &counters {
+            map.remove(key).map_err(map_error(name))?;
+        }
+        Ok(counters)
     }
 
     /// How often each [`Reason`](portredir_common::verdict::Reason) was met,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
+use portredir_common::abi::{Counter, CounterKey};
 use portredir_common::verdict::Reason;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -73,8 +74,10 @@ pub async fn run(cli: &Run) -> anyhow::Result<()> {
         datapath,
         selected: BTreeMap::new(),
         attached: BTreeMap::new(),
-        names: BTreeMap::new(),
+        names: BTreeMap::from([(ELSEWHERE, "elsewhere".to_owned())]),
+        gone: BTreeMap::new(),
         said: BTreeSet::new(),
+        unregistered: BTreeSet::new(),
     };
     if let Err(error) = host.start(&snapshot, plan).await {
         host.detach_all().await;
@@ -131,6 +134,10 @@ pub async fn run(cli: &Run) -> anyhow::Result<()> {
 /// outside of the cgroup.
 const LISTENERS: Duration = Duration::from_millis(500);
 
+/// The index of no interface: of those that are gone, and of all where the
+/// kernel does not tell.
+const ELSEWHERE: u32 = 0;
+
 /// The state of a run.
 struct Host<'a> {
     cli: &'a Run,
@@ -141,9 +148,14 @@ struct Host<'a> {
     /// What is attached, and how it was selected.
     selected: BTreeMap<u32, SelectedBy>,
     attached: BTreeMap<u32, InterfaceReport>,
-    /// Of all interfaces that ever counted something.
+    /// Of the interfaces that have counters.
     names: BTreeMap<u32, String>,
+    /// Counters of interfaces that are gone, by rule.
+    gone: BTreeMap<u32, Counter>,
+    /// What was last said about interfaces.
     said: BTreeSet<String>,
+    /// What was last said about servers.
+    unregistered: BTreeSet<String>,
 }
 
 impl Host<'_> {
@@ -151,7 +163,7 @@ impl Host<'_> {
     async fn start(&mut self, snapshot: &Snapshot, plan: Plan) -> anyhow::Result<()> {
         self.datapath.set_local(&snapshot.addrs)?;
         eprint!("{plan}");
-        self.said.extend(plan.skip.iter().map(ToString::to_string));
+        self.said = plan.skip.iter().map(ToString::to_string).collect();
         if let Some(error) = plan.refuse.into_iter().next() {
             return Err(error.into());
         }
@@ -172,6 +184,7 @@ impl Host<'_> {
     /// Registers servers that listen and are not known yet.
     async fn register(&mut self) -> anyhow::Result<()> {
         let listening = self.sockets.list(Kind::Listening).await?;
+        let mut lines = BTreeSet::new();
         for Unregistered { port, errno } in self.datapath.register(&listening)? {
             let why = match errno {
                 libc::EOPNOTSUPP => "this kernel keeps MPTCP sockets out of maps".to_owned(),
@@ -179,10 +192,11 @@ impl Host<'_> {
                 libc::ENOENT => continue,
                 errno => std::io::Error::from_raw_os_error(errno).to_string(),
             };
-            self.say_once(format!(
+            lines.insert(format!(
                 "the server on port {port} cannot be given connections: {why}; use --engine auto"
             ));
         }
+        say_new(&mut self.unregistered, lines);
         Ok(())
     }
 
@@ -192,6 +206,7 @@ impl Host<'_> {
         self.datapath.drain()?;
         let timeout = self.cli.drain_timeout;
         let end = Instant::now() + timeout;
+        let mut is_said = false;
         loop {
             let connections = self.sockets.list(Kind::Connected).await?;
             let count = self.datapath.count_redirected(&connections);
@@ -203,10 +218,13 @@ impl Host<'_> {
                 eprintln!("{count} connections are cut off");
                 return Ok(());
             }
-            self.say_once(format!(
-                "waiting {} s at most for connections to end; Ctrl-C cuts them off",
-                timeout.as_secs_f64()
-            ));
+            if !is_said {
+                eprintln!(
+                    "waiting {} s at most for {count} connections to end; Ctrl-C cuts them off",
+                    timeout.as_secs_f64()
+                );
+                is_said = true;
+            }
             tokio::time::sleep(POLL.min(left)).await;
         }
     }
@@ -263,12 +281,11 @@ impl Host<'_> {
             }
         }
         let plan = snapshot.plan(&self.cli.options, &self.facts, &self.selected, &Loaded);
-        for skipped in plan.skip.iter().filter(|skipped| skipped.is_covered) {
-            self.say_once(skipped.to_string());
-        }
-        for error in plan.refuse {
-            self.say_once(error.to_string());
-        }
+        let covered = plan.skip.iter().filter(|skipped| skipped.is_covered);
+        let mut lines: BTreeSet<_> = covered
+            .map(ToString::to_string)
+            .chain(plan.refuse.iter().map(ToString::to_string))
+            .collect();
         let attached = self.datapath.attached();
         let gone = attached.iter().filter(|i| !plan.attach.contains_key(i));
         let new = plan.attach.iter().filter(|(i, _)| !attached.contains(i));
@@ -290,9 +307,12 @@ impl Host<'_> {
         for (index, planned) in refused {
             match self.attach(index, planned).await {
                 Ok(()) => eprintln!("{planned}"),
-                Err(error) => self.say_once(format!("{error:#}")),
+                Err(error) => {
+                    lines.insert(format!("{error:#}"));
+                }
             }
         }
+        say_new(&mut self.said, lines);
         Ok(())
     }
 
@@ -306,6 +326,7 @@ impl Host<'_> {
             self.remove_clsact(index, &report.name).await;
         } else {
             self.datapath.forget_clsact(index);
+            self.forget(index);
         }
         eprintln!(
             "{} {}",
@@ -330,19 +351,30 @@ impl Host<'_> {
         }
     }
 
-    /// Says what would else be said again on every change of any interface.
-    fn say_once(&mut self, line: String) {
-        if !self.said.contains(&line) {
-            eprintln!("{line}");
-            self.said.insert(line);
+    /// Keeps what an interface that is gone has counted, but not by its name:
+    /// a host may see any number of them.
+    fn forget(&mut self, index: u32) {
+        self.names.remove(&index);
+        match self.datapath.take_counters(index) {
+            Ok(counters) => {
+                for (key, counter) in counters {
+                    self.gone.entry(key.rule).or_default().add(&counter);
+                }
+            }
+            Err(error) => log::warn!("counters of an interface that is gone: {error}"),
         }
     }
 
     fn report(&self) -> anyhow::Result<Report> {
+        let mut counters = self.datapath.counters()?;
+        counters.extend(self.gone.iter().map(|(&rule, &counter)| {
+            let ifindex = ELSEWHERE;
+            (CounterKey { ifindex, rule }, counter)
+        }));
         Ok(Report::new(
             &self.cli.options.rules,
             self.attached.values().cloned().collect(),
-            &self.datapath.counters()?,
+            &counters,
             &self.datapath.reasons()?,
             &self.names,
         ))
@@ -361,6 +393,14 @@ impl Host<'_> {
         out.flush().context("print counters")?;
         Ok(report)
     }
+}
+
+/// Says what was not said before, and no longer remembers the rest.
+fn say_new(said: &mut BTreeSet<String>, lines: BTreeSet<String>) {
+    for line in lines.difference(said) {
+        eprintln!("{line}");
+    }
+    *said = lines;
 }
 
 fn print_final(cli: &Run, report: &Report) -> anyhow::Result<()> {

@@ -138,12 +138,19 @@ fn unknown(kind: Kind) -> Vec<Case> {
             .socket(key, Socket::Connection)
             .unchanged(Reason::ForeignFlow)
             .leaves_state(),
-        // Only what is under way belongs to the server there.
+        // The answer to an earlier SYN may have been lost.
         Case::ingress(
-            name("a new connection beside a server there"),
+            name("a SYN of what a server there has begun"),
             &syn(kind, 80),
         )
         .socket(dialled, Socket::Connection)
+        .unchanged(Reason::ForeignFlow)
+        .leaves_state(),
+        Case::ingress(
+            name("a SYN after what a server there has ended"),
+            &syn(kind, 80),
+        )
+        .socket(dialled, Socket::TimeWait)
         .redirected(&syn(kind, 8080))
         .leaves(in_table(Table::Syn)),
     ]
