@@ -58,9 +58,11 @@ pub struct Run {
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
     pub interval: Duration,
 
-    /// At the end, wait so long for connections whose packets are rewritten.
-    /// New ones go to the dialled port itself meanwhile.
+    /// How long to wait at the end for connections whose packets are rewritten.
+    ///
+    /// New ones go to the dialled port itself meanwhile. Ctrl-C does not wait.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = drain_timeout)]
+    #[arg(hide_short_help = true)]
     pub drain_timeout: Duration,
 
     /// Print counters as one JSON object per interval and one at the end.
@@ -102,7 +104,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME,…", default_value = "all")]
     pub iface: Selection,
 
-    /// Where packets are rewritten.
+    /// How connections are redirected.
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineChoice,
 

@@ -1042,7 +1042,7 @@ impl KernelObject {
 }
 
 impl Redirector {
-    /// The files it has open, without the numbers that tell sockets apart.
+    /// The files it has open but for programs, without the numbers that tell sockets apart.
     fn open_files(&self) -> BTreeMap<String, usize> {
         let dir = fs::read_dir(format!("/proc/{}/fd", self.process.id()));
         let names = dir.expect("its files").flatten();
@@ -1051,7 +1051,11 @@ impl Redirector {
         for target in targets {
             let target = target.to_string_lossy().into_owned();
             let kind = target.split(":[").next().unwrap_or_default().to_owned();
-            *files.entry(kind).or_default() += 1;
+            // Programs are loaded once, when first needed: that without frags
+            // when an interface goes just as it is attached to.
+            if kind != "anon_inode:bpf-prog" {
+                *files.entry(kind).or_default() += 1;
+            }
         }
         files
     }
