@@ -347,22 +347,40 @@ pub fn reply<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flo
     Some(flow)
 }
 
-/// Whether a flow that a rule sends to a target has begun already; not inlined,
-/// as it is asked at the end alone.
+/// Whether a packet that a rule sends to a target belongs to a flow that has
+/// begun already; not inlined, as it is asked at the end alone.
+///
+/// When it does not, nothing is left that would redirect what follows it.
 #[inline(never)]
 pub fn has_begun<H: Host>(
     host: &H,
     protocol: Protocol,
     key: &mut FlowKey,
     original: Original,
+    syn: IsSyn,
 ) -> bool {
-    match find(host, protocol, key) {
-        // The entry may be what is left of an earlier connection.
-        Some(flow) if original.is(&flow) => {
-            protocol == Protocol::Udp || host.socket(key) == Socket::Connection
-        }
-        _ => original.remapped(host, key).is_some(),
+    let is_original = |flow: Flow| original.is(&flow);
+    let mut is_known = find(host, protocol, key).is_some_and(is_original);
+    if !is_known && let Some(client_port) = original.remapped(host, key) {
+        key.client_port = client_port;
+        // What UDP has lost of it comes back with the packet.
+        is_known = protocol == Protocol::Udp || find(host, protocol, key).is_some_and(is_original);
     }
+    let has_begun = if protocol == Protocol::Udp {
+        is_known
+    } else if host.socket(key) == Socket::Connection {
+        // Without an entry it was lost, but a SYN would collide.
+        is_known || !syn.0
+    } else {
+        // What is left of an earlier connection.
+        if is_known && syn.0 {
+            host.remove_flow(Table::Tcp, key);
+            host.remove_flow(Table::Syn, key);
+        }
+        is_known && !syn.0
+    };
+    key.client_port = original.client_port;
+    has_begun
 }
 
 /// The client port that a flow has behind its target, for an ICMP error that

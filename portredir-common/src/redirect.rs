@@ -148,7 +148,7 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
         Protocol::Udp => IsSyn(true),
         Protocol::Tcp => is_syn(frame, &packet)?,
     };
-    if entry.is_draining() && syn.0 && !flow::has_begun(tables, protocol, &mut key, original) {
+    if entry.is_draining() && !flow::has_begun(tables, protocol, &mut key, original, syn) {
         return Err(Reason::Draining);
     }
     let Admitted {

@@ -127,11 +127,15 @@ pub fn dial<T: Tables, C: Client>(
     } else {
         addr
     };
+    // An IPv6 socket that is connected to an IPv4 address names its peer for each
+    // packet, as it is (`udpv6_sendmsg` in net/ipv6/udp.c). That is no choice of
+    // the client.
+    let is_choice = dial == Dial::Connect || !client.is_connected();
+    if !is_choice && is_known(client, addr, port, None) {
+        return Err(Reason::Direct);
+    }
     if !entry.is_match() {
-        // From now on this peer is known by its own port. An IPv6 socket that is
-        // connected to an IPv4 address names its peer for each packet, though
-        // (`udpv6_sendmsg` in net/ipv6/udp.c).
-        let is_choice = dial == Dial::Connect || !client.is_connected();
+        // From now on this peer is known by its own port.
         if is_choice && let Some(dialled) = client.dialled() {
             dialled.forget(addr, port);
         }
@@ -140,10 +144,11 @@ pub fn dial<T: Tables, C: Client>(
     if !tables.is_local(&addr) {
         return Err(Reason::NotLocal);
     }
-    if entry.is_draining() {
+    let target = Port::new(entry.target);
+    if entry.is_draining() && (dial == Dial::Connect || !is_known(client, addr, target, Some(port)))
+    {
         return Err(Reason::Draining);
     }
-    let target = Port::new(entry.target);
     let Some(dialled) = client.dialled_or_new() else {
         return Err(Reason::TableFull);
     };
@@ -160,6 +165,18 @@ pub fn dial<T: Tables, C: Client>(
     Ok(target)
 }
 
+/// Whether the client knows this peer by another port, or by `dialled_port`.
+#[inline(always)]
+fn is_known<C: Client>(client: &mut C, addr: Addr, port: Port, dialled_port: Option<Port>) -> bool {
+    let known = client
+        .dialled()
+        .and_then(|dialled| dialled.find(addr, port));
+    match dialled_port {
+        None => known.is_some(),
+        dialled_port => known == dialled_port,
+    }
+}
+
 /// The port that a client on this host knows its peer by, when it dialled
 /// another one.
 #[inline(always)]
@@ -169,7 +186,7 @@ pub fn answered<T: Tables, C: Client>(
     protocol: Protocol,
     (addr, port): (Addr, Port),
 ) -> Result<Port, Reason> {
-    if !tables.port(protocol, port).is_target() {
+    if !tables.port(protocol, port).is_target() || !client.is_here() {
         return Err(Reason::NoRule);
     }
     client

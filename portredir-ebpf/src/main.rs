@@ -194,6 +194,15 @@ fn connect(ctx: &SockAddrContext, addr: Addr) -> i32 {
     }
 }
 
+/// UDP-Lite has this hook as well.
+#[inline(always)]
+fn send(ctx: &SockAddrContext, addr: Addr) -> i32 {
+    match protocol(ctx) {
+        Some(Protocol::Udp) => dial(ctx, addr, Protocol::Udp, Dial::Send),
+        _ => 1,
+    }
+}
+
 /// Tells a client on this host the port it dialled.
 #[inline(always)]
 fn answer(ctx: &SockAddrContext, addr: Addr) -> i32 {
@@ -298,12 +307,12 @@ fn portredir_conn6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg4)]
 fn portredir_send4(ctx: SockAddrContext) -> i32 {
-    dial(&ctx, SockAddr::new(&ctx).addr4(), Protocol::Udp, Dial::Send)
+    send(&ctx, SockAddr::new(&ctx).addr4())
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn portredir_send6(ctx: SockAddrContext) -> i32 {
-    dial(&ctx, SockAddr::new(&ctx).addr6(), Protocol::Udp, Dial::Send)
+    send(&ctx, SockAddr::new(&ctx).addr6())
 }
 
 #[cgroup_sock_addr(recvmsg4)]

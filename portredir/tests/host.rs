@@ -1,12 +1,14 @@
 //! The datapath on this machine, without a kernel: the table of cases, and
 //! properties of random packets. Sequences of packets are in `sequence` and
-//! `model`.
+//! `model`, the engine without packets is in `socket`.
 
 mod cases;
 #[path = "cases/model.rs"]
 mod model;
 #[path = "cases/sequence.rs"]
 mod sequence;
+#[path = "cases/socket.rs"]
+mod socket;
 
 use std::net::Ipv6Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -80,7 +82,8 @@ fn table() {
 fn table_has_all_reasons() {
     let cases = cases::table();
     for reason in Reason::ALL {
-        // These need a host that is out of room, see `sequence`.
+        // These need a host that is out of room, see `sequence`; or no packet,
+        // see `socket`.
         if matches!(
             reason,
             Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
@@ -140,8 +143,15 @@ fn addresses_reach_as_far_as_they_should() {
 fn host() -> impl Strategy<Value = Mock> {
     let socket = select(vec![Socket::None, Socket::TimeWait, Socket::Connection]);
     let sockets = vec((any::<Index>(), socket), 0..3);
-    (random::tables(), sockets, any::<u32>(), any::<bool>()).prop_map(
-        |(tables, sockets, random, is_on_lo)| {
+    let is_draining = prop::bool::weighted(0.2);
+    (
+        random::tables(),
+        sockets,
+        any::<u32>(),
+        any::<bool>(),
+        is_draining,
+    )
+        .prop_map(|(tables, sockets, random, is_on_lo, is_draining)| {
             let mut mock = Mock::new(RULES, &cases::local_addrs());
             let keys: Vec<FlowKey> = tables
                 .tcp
@@ -157,9 +167,8 @@ fn host() -> impl Strategy<Value = Mock> {
             mock.tables.replace(tables);
             mock.random.set(random);
             mock.iface = if is_on_lo { Iface::Lo } else { Iface::Other };
-            mock
-        },
-    )
+            if is_draining { mock.draining() } else { mock }
+        })
 }
 
 fn hook_and_sample() -> impl Strategy<Value = (Hook, Sample)> {

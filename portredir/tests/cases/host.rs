@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use portredir_common::abi::{Addr, Flow, FlowKey, Port, PortEntry, Protocol, local};
+use portredir_common::abi::{Addr, Flow, FlowKey, ListenerKey, Port, PortEntry, Protocol, local};
 use portredir_common::flow::{FlowTables, Host, Socket, Table};
 use portredir_common::redirect::{self, SocketCache};
+use portredir_common::socket::Listeners;
 use portredir_common::verdict::Reason;
 use portredir_common::wire::{Check, Frame, Link};
 
@@ -209,13 +210,24 @@ pub struct Mock {
     /// Whether the maps refuse new entries.
     pub is_full: bool,
     pub hits: RefCell<Vec<Hit>>,
+    /// Servers that take a connection when it is given to them.
+    pub listeners: Vec<ListenerKey>,
+    /// The servers that were asked for.
+    pub asked: RefCell<Vec<ListenerKey>>,
+    /// Whether [`Self::listeners`] get the connections of this interface.
+    pub is_in_scope: bool,
 }
 
 impl fmt::Debug for Mock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "host, on {:?}, next random number {}",
+            "host{}, on {:?}, next random number {}",
+            if self.is_draining() {
+                " at its end"
+            } else {
+                ""
+            },
             self.iface,
             self.random.get()
         )?;
@@ -261,7 +273,23 @@ impl Mock {
             random: Cell::new(0),
             is_full: false,
             hits: RefCell::default(),
+            listeners: Vec::new(),
+            asked: RefCell::default(),
+            is_in_scope: true,
         }
+    }
+
+    /// The same at its end: new flows are no longer redirected.
+    pub fn draining(mut self) -> Self {
+        let is_match = |entry: &&mut PortEntry| entry.is_match();
+        let entries = self.ports.values_mut().filter(is_match);
+        entries.for_each(|entry| entry.flags |= PortEntry::DRAIN);
+        self
+    }
+
+    /// Whether new flows are no longer redirected.
+    pub fn is_draining(&self) -> bool {
+        self.ports.values().any(|entry| entry.is_draining())
     }
 
     /// Runs the datapath on a packet and returns it as it goes on.
@@ -364,6 +392,17 @@ impl redirect::Tables for Mock {
             bytes,
             is_new,
         });
+    }
+}
+
+impl Listeners for Mock {
+    fn is_in_scope(&self) -> bool {
+        self.is_in_scope
+    }
+
+    fn assign(&self, key: &ListenerKey) -> bool {
+        self.asked.borrow_mut().push(*key);
+        self.listeners.contains(key)
     }
 }
 

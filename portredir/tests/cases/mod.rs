@@ -7,6 +7,7 @@
 pub mod address;
 pub mod basic;
 pub mod checksum;
+pub mod drain;
 pub mod encode;
 pub mod error;
 pub mod flows;
@@ -90,6 +91,8 @@ pub struct Case {
     pub link: Link,
     pub iface: Iface,
     pub rules: &'static [&'static str],
+    /// Whether the program waits for its end.
+    pub is_draining: bool,
     pub before: Tables,
     /// TCP connections that the host has.
     pub sockets: Vec<(FlowKey, Socket)>,
@@ -112,6 +115,7 @@ impl Case {
             link,
             iface: Iface::Lo,
             rules: RULES,
+            is_draining: false,
             before: Tables::default(),
             sockets: Vec::new(),
             packet,
@@ -140,6 +144,12 @@ impl Case {
 
     pub fn rules(mut self, rules: &'static [&'static str]) -> Self {
         self.rules = rules;
+        self
+    }
+
+    /// The program waits for its end.
+    pub fn draining(mut self) -> Self {
+        self.is_draining = true;
         self
     }
 
@@ -265,6 +275,11 @@ impl Case {
     pub fn mock(&self) -> host::Mock {
         let mock = host::Mock::new(self.rules, &local_addrs());
         mock.tables.replace(self.before.clone());
+        let mock = if self.is_draining {
+            mock.draining()
+        } else {
+            mock
+        };
         host::Mock {
             iface: self.iface,
             sockets: self.sockets.iter().copied().collect(),
@@ -287,6 +302,7 @@ pub fn table() -> Vec<Case> {
         tcp::cases(),
         tcp_collision::cases(),
         udp::cases(),
+        drain::cases(),
     ]
     .into_iter()
     .flatten()

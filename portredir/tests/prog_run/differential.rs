@@ -63,7 +63,7 @@ pub fn run(rigs: &mut Rigs) {
     let mut host = Mock::new(RULES, &local_addrs());
     host.sockets = sockets.into_iter().collect();
 
-    let rig = RefCell::new(rigs.get(RULES));
+    let rigs = RefCell::new(rigs);
     let reasons = RefCell::new(BTreeMap::<&str, u32>::new());
     let hook_and_sample = random::hook().prop_flat_map(|hook| (Just(hook), random::sample(hook)));
     let strategy = (
@@ -71,24 +71,31 @@ pub fn run(rigs: &mut Rigs) {
         hook_and_sample,
         random::damage(),
         any::<bool>(),
+        prop::bool::weighted(0.2),
     );
     let start = Instant::now();
-    let result = runner.run(&strategy, |(tables, (hook, sample), damage, is_on_lo)| {
-        let mut packet = sample.bytes();
-        damage.iter().for_each(|damage| damage.apply(&mut packet));
-        let mut host = host.clone();
-        host.tables.replace(tables);
-        host.iface = if is_on_lo { Iface::Lo } else { Iface::Other };
-        for program in programs(hook, sample.packet().link) {
-            let agreed = compare(&mut rig.borrow_mut(), program, &host, &packet);
-            let what = match agreed.map_err(TestCaseError::fail)? {
-                Some(agreed) => agreed.reason.label(),
-                None => "too short for the kernel",
-            };
-            *reasons.borrow_mut().entry(what).or_default() += 1;
-        }
-        Ok(())
-    });
+    let result = runner.run(
+        &strategy,
+        |(tables, (hook, sample), damage, is_on_lo, is_draining)| {
+            let mut packet = sample.bytes();
+            damage.iter().for_each(|damage| damage.apply(&mut packet));
+            let mut host = host.clone();
+            host.tables.replace(tables);
+            host.iface = if is_on_lo { Iface::Lo } else { Iface::Other };
+            let host = if is_draining { host.draining() } else { host };
+            let mut rigs = rigs.borrow_mut();
+            let rig = rigs.at(RULES, is_draining);
+            for program in programs(hook, sample.packet().link) {
+                let agreed = compare(rig, program, &host, &packet);
+                let what = match agreed.map_err(TestCaseError::fail)? {
+                    Some(agreed) => agreed.reason.label(),
+                    None => "too short for the kernel",
+                };
+                *reasons.borrow_mut().entry(what).or_default() += 1;
+            }
+            Ok(())
+        },
+    );
     drop(held);
     if let Err(error) = result {
         panic!("PORTREDIR_SEED={seed}: {error}");
@@ -100,10 +107,11 @@ pub fn run(rigs: &mut Rigs) {
         start.elapsed().as_secs_f32()
     );
     for reason in Reason::ALL {
-        // A free port is always found, and there is room for all entries.
+        // A free port is always found, there is room for all entries, and no
+        // packet looks for a listener.
         let is_rare = matches!(
             reason,
-            Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed
+            Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
         );
         assert!(
             is_rare || reasons.contains_key(reason.label()),

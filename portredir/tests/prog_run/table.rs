@@ -12,13 +12,22 @@ use crate::rig::{Program, Rig, SIZES, at_time, now_ns, programs};
 
 /// The programs by their rules: loading them takes longer than running them.
 #[derive(Default)]
-pub struct Rigs(HashMap<&'static [&'static str], Rig>);
+pub struct Rigs(HashMap<(&'static [&'static str], bool), Rig>);
 
 impl Rigs {
     pub fn get(&mut self, rules: &'static [&'static str]) -> &mut Rig {
-        self.0
-            .entry(rules)
-            .or_insert_with(|| Rig::new(rules, SIZES))
+        self.at(rules, false)
+    }
+
+    /// The same, `is_draining` or not.
+    pub fn at(&mut self, rules: &'static [&'static str], is_draining: bool) -> &mut Rig {
+        self.0.entry((rules, is_draining)).or_insert_with(|| {
+            let mut rig = Rig::new(rules, SIZES);
+            if is_draining {
+                rig.datapath().drain().expect("drain");
+            }
+            rig
+        })
     }
 }
 
@@ -49,7 +58,7 @@ pub fn run(rigs: &mut Rigs, cases: &[Case]) -> Result<Completion, Failed> {
         }
         let sockets = namespace::open(&case.sockets);
         for program in programs(case.hook, case.link) {
-            let result = check(rigs.get(case.rules), program, case);
+            let result = check(rigs.at(case.rules, case.is_draining), program, case);
             match result {
                 Ok(true) => runs += 1,
                 Ok(false) => refused += 1,
