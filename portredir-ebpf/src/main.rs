@@ -265,7 +265,7 @@ fn portredir_look(ctx: SkLookupContext) -> u32 {
 
 /// For kernels that do not tell the interface.
 #[sk_lookup]
-fn portredir_lookup(ctx: SkLookupContext) -> u32 {
+fn portredir_lkall(ctx: SkLookupContext) -> u32 {
     look_up::<false>(&ctx)
 }
 

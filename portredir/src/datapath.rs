@@ -144,7 +144,7 @@ mod program {
     pub const XDP_FRAGS: &str = "portredir_frags";
     /// Knows the interface.
     pub const LOOKUP: &str = "portredir_look";
-    pub const LOOKUP_EVERYWHERE: &str = "portredir_lookup";
+    pub const LOOKUP_EVERYWHERE: &str = "portredir_lkall";
     pub const REGISTER: &str = "portredir_reg";
     pub const SCAN: &str = "portredir_scan";
     /// For clients on this host.

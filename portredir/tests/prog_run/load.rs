@@ -1,52 +1,99 @@
 //! The object loads: the verifier of this kernel accepts every program.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
-use aya::programs::{SchedClassifier, Xdp};
+use aya::programs::{
+    CgroupSockAddr, ProgramError, ProgramInfo, SchedClassifier, SkLookup, SockOps, Xdp,
+};
+use portredir::datapath::{Datapath, DatapathError, Options};
 
 use crate::cases::RULES;
-use crate::rig::{PROGRAMS, Rig, SIZES};
+use crate::rig::{PROGRAMS, SIZES};
 use crate::table::Rigs;
 
-pub fn programs(_: &mut Rigs) {
-    let mut rig = Rig::new(RULES, SIZES);
-    let names: Vec<_> = rig
-        .datapath()
-        .ebpf()
-        .programs()
-        .map(|(name, _)| name.to_owned())
-        .collect();
-    assert_eq!(
-        names.len(),
-        PROGRAMS.len(),
-        "programs of the object: {names:?}"
-    );
+type LoadProgram = fn(&mut Datapath, &'static str) -> Result<Info, DatapathError>;
+type Info = Result<ProgramInfo, ProgramError>;
 
-    println!("program          instructions  verified  jited bytes  load ms");
-    for program in PROGRAMS {
-        let start = Instant::now();
-        let info = if program.is_xdp {
-            rig.datapath()
-                .program::<Xdp>(program.name)
-                .expect("load")
-                .info()
-        } else {
-            rig.datapath()
-                .program::<SchedClassifier>(program.name)
-                .expect("load")
-                .info()
+/// The programs that no packet runs through.
+const AT_SOCKETS: [(&str, LoadProgram); 12] = [
+    ("portredir_look", sk_lookup),
+    ("portredir_lkall", sk_lookup),
+    ("portredir_reg", |datapath, name| {
+        Ok(datapath.program::<SockOps>(name)?.info())
+    }),
+    ("portredir_scan", classifier),
+    ("portredir_conn4", sock_addr),
+    ("portredir_conn6", sock_addr),
+    ("portredir_send4", sock_addr),
+    ("portredir_send6", sock_addr),
+    ("portredir_recv4", sock_addr),
+    ("portredir_recv6", sock_addr),
+    ("portredir_peer4", sock_addr),
+    ("portredir_peer6", sock_addr),
+];
+
+fn xdp(datapath: &mut Datapath, name: &'static str) -> Result<Info, DatapathError> {
+    Ok(datapath.program::<Xdp>(name)?.info())
+}
+
+fn classifier(datapath: &mut Datapath, name: &'static str) -> Result<Info, DatapathError> {
+    Ok(datapath.program::<SchedClassifier>(name)?.info())
+}
+
+fn sk_lookup(datapath: &mut Datapath, name: &'static str) -> Result<Info, DatapathError> {
+    Ok(datapath.program::<SkLookup>(name)?.info())
+}
+
+fn sock_addr(datapath: &mut Datapath, name: &'static str) -> Result<Info, DatapathError> {
+    Ok(datapath.program::<CgroupSockAddr>(name)?.info())
+}
+
+pub fn programs(_: &mut Rigs) {
+    let on_packets = PROGRAMS.iter().map(|program| {
+        (
+            program.name,
+            if program.is_xdp { xdp } else { classifier } as LoadProgram,
+        )
+    });
+    let programs: Vec<_> = on_packets.chain(AT_SOCKETS).collect();
+    for (log_level, what) in [(0, "log off"), (aya_log::Level::Debug as u8, "log debug")] {
+        let options = Options {
+            log_level,
+            ..SIZES.into()
         };
-        let time = start.elapsed();
-        let info = info.expect("read what the kernel knows of the program");
-        println!(
-            "{:<16} {:>12} {:>9} {:>12} {:>8}",
-            info.name_as_str().unwrap_or_default(),
-            info.size_translated().unwrap_or(0) / 8,
-            info.verified_instruction_count().unwrap_or(0),
-            info.size_jitted(),
-            time.as_millis(),
-        );
-        // The name is the one that people look for in `bpftool prog`.
-        assert_eq!(info.name_as_str(), Some(program.name));
+        let rules: Vec<_> = RULES.iter().map(|r| r.parse().expect("a rule")).collect();
+        let mut datapath = Datapath::load(&rules, options).expect("load the object");
+        let names: BTreeSet<_> = datapath
+            .ebpf()
+            .programs()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let known: BTreeSet<_> = programs
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
+        assert_eq!(names, known, "programs of the object");
+
+        println!("{what:<16} instructions  verified  jited bytes  load ms");
+        for (name, load) in &programs {
+            let start = Instant::now();
+            let info = load(&mut datapath, name).unwrap_or_else(|error| {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                panic!("{error}: {}", cause.unwrap_or_default());
+            });
+            let time = start.elapsed();
+            let info = info.expect("read what the kernel knows of the program");
+            println!(
+                "{:<16} {:>12} {:>9} {:>12} {:>8}",
+                info.name_as_str().unwrap_or_default(),
+                info.size_translated().unwrap_or(0) / 8,
+                info.verified_instruction_count().unwrap_or(0),
+                info.size_jitted(),
+                time.as_millis(),
+            );
+            // The name is the one that people look for in `bpftool prog`.
+            assert_eq!(info.name_as_str(), Some(*name));
+        }
     }
 }
