@@ -240,8 +240,9 @@ pub struct ListenerKey {
 }
 
 impl ListenerKey {
-    /// Sockets kept of a group. The kernel balances over the whole group
-    /// whichever is found, so one would do; the others are there when it closes.
+    /// Sockets kept of a group, the last that came. The kernel balances over the
+    /// whole group whichever is found, so one would do; the others are there when
+    /// it closes.
     pub const SLOTS: u8 = 4;
 }
 

@@ -95,6 +95,9 @@ pub trait Client {
     /// Whether the client is in the network namespace of the rules.
     fn is_here(&self) -> bool;
 
+    /// The IPv4 address that the socket is bound to, or [`Addr::V4_ANY`].
+    fn bound_to(&self) -> Addr;
+
     /// Whether the socket has one peer and hears no other.
     fn is_connected(&self) -> bool;
 
@@ -119,9 +122,15 @@ pub fn dial<T: Tables, C: Client>(
     if entry.flags & (PortEntry::MATCH | PortEntry::TARGET) == 0 || !client.is_here() {
         return Err(Reason::NoRule);
     }
-    // Linux takes these for the host itself.
+    // Linux takes these for the host itself: for the client's own address, if it
+    // has chosen one (`ip_route_output_key_hash_rcu` in net/ipv4/route.c).
     let addr = if addr.is(Addr::V4_ANY) {
-        Addr::V4_LOOPBACK
+        let own = client.bound_to();
+        if own.is(Addr::V4_ANY) {
+            Addr::V4_LOOPBACK
+        } else {
+            own
+        }
     } else if addr.is(Addr::V6_ANY) {
         Addr::V6_LOOPBACK
     } else {

@@ -51,6 +51,11 @@ static SOCKETS: SkStorage<Flow> = SkStorage::new();
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, 16384> = SockHash::new();
 
+/// Where the next of them goes, of `ListenerKey::SLOTS`, by the low byte of
+/// the port: ports that share an entry only disturb the order.
+#[btf_map]
+pub static NEXT_SLOT: Array<u32, 256> = Array::new();
+
 /// Interfaces whose connections [`LISTENERS`] get.
 #[btf_map]
 pub static SCOPE: HashMap<u32, u8, 4096> = HashMap::new();

@@ -8,15 +8,15 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_ANY, BPF_NOEXIST, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_map_lookup_elem, bpf_map_update_elem,
-    bpf_sk_assign, bpf_sk_release, bpf_sk_storage_get, bpf_sock_hash_update,
+    bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_assign, bpf_sk_release,
+    bpf_sk_storage_get, bpf_sock_hash_update,
 };
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext};
 use portredir_common::abi::{Addr, Dialled, FlowKey, LOOPBACK_IFINDEX, ListenerKey, Port};
 use portredir_common::socket::{Client, Listeners};
 use portredir_common::wire::Version;
 
-use crate::maps::{Context, DIALLED, Kernel, LISTENERS, SCOPE, tcp_socket, tcp_state};
+use crate::maps::{Context, DIALLED, Kernel, LISTENERS, NEXT_SLOT, SCOPE, tcp_socket, tcp_state};
 
 // include/linux/socket.h
 const AF_INET: u32 = 2;
@@ -192,7 +192,8 @@ pub fn register(ops: *mut bpf_sock_ops, is_target: impl Fn(Port) -> bool) {
     });
 }
 
-/// Registers the socket that listens for a flow; what `update` returned.
+/// Registers the socket that listens for a flow; 1 when it was not registered
+/// before, else 0 or the kernel's error.
 #[inline(always)]
 pub fn register_listener(skb: *mut __sk_buff, key: &FlowKey) -> i64 {
     const ENOENT: i64 = 2;
@@ -201,23 +202,26 @@ pub fn register_listener(skb: *mut __sk_buff, key: &FlowKey) -> i64 {
         return -ENOENT;
     }
     // SAFETY: not null, and ours until it is released.
-    let result = if unsafe { (*socket).state } == tcp_state::LISTEN {
-        into_slot(key.local, key.local_port, |key, flags| {
+    let result = if unsafe { (*socket).state } != tcp_state::LISTEN {
+        -ENOENT
+    } else if is_registered(socket, key.local, key.local_port) {
+        0
+    } else {
+        let result = into_slot(key.local, key.local_port, |key, flags| {
             let map = (&raw const LISTENERS).cast_mut().cast();
             let key = core::ptr::from_ref(key).cast();
             // SAFETY: a socket map and a key of its type.
             unsafe { bpf_map_update_elem(map, key, socket.cast(), flags) }
-        })
-    } else {
-        -ENOENT
+        });
+        if result == 0 { 1 } else { result }
     };
     // SAFETY: the reference from the look-up, given back once.
     unsafe { bpf_sk_release(socket.cast()) };
     result
 }
 
-/// Puts a socket into the first slot that is free, else in place of another:
-/// those that were there may be about to close.
+/// Puts a socket into a slot that is free, else in place of the one that is
+/// there for the longest time and may be about to close.
 #[inline(always)]
 fn into_slot(addr: Addr, port: Port, update: impl Fn(&mut ListenerKey, u64) -> i64) -> i64 {
     const EEXIST: i64 = 17;
@@ -227,16 +231,59 @@ fn into_slot(addr: Addr, port: Port, update: impl Fn(&mut ListenerKey, u64) -> i
         slot: 0,
         pad: 0,
     };
-    for slot in 0..ListenerKey::SLOTS {
-        key.slot = slot;
+    let Some(next) = NEXT_SLOT.get_ptr_mut(u32::from(port.0[1])) else {
+        return -EEXIST;
+    };
+    // SAFETY: not null. Another CPU may change it, then the order is another.
+    let first = unsafe { *next };
+    for i in 0..u32::from(ListenerKey::SLOTS) {
+        key.slot = slot(first + i);
         let result = update(&mut key, u64::from(BPF_NOEXIST));
+        if result == 0 {
+            // SAFETY: as above.
+            unsafe { *next = first + i + 1 };
+        }
         if result != -EEXIST {
             return result;
         }
     }
-    // SAFETY: no arguments.
-    key.slot = (unsafe { bpf_get_prandom_u32() } % u32::from(ListenerKey::SLOTS)) as u8;
+    // SAFETY: as above.
+    unsafe { *next = first + 1 };
+    key.slot = slot(first);
     update(&mut key, u64::from(BPF_ANY))
+}
+
+#[inline(always)]
+const fn slot(i: u32) -> u8 {
+    (i % ListenerKey::SLOTS as u32) as u8
+}
+
+/// Whether a listening socket is in one of its slots.
+#[inline(always)]
+fn is_registered(socket: *mut bpf_sock, addr: Addr, port: Port) -> bool {
+    let map = (&raw const LISTENERS).cast_mut().cast();
+    let mut key = ListenerKey {
+        addr,
+        port,
+        slot: 0,
+        pad: 0,
+    };
+    for slot in 0..ListenerKey::SLOTS {
+        key.slot = slot;
+        // SAFETY: a socket map and a key of its type.
+        let other: *mut bpf_sock =
+            unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(&key).cast()) }.cast();
+        if other.is_null() {
+            continue;
+        }
+        let is_same = core::ptr::eq(other, socket);
+        // SAFETY: the reference from the look-up, given back once.
+        unsafe { bpf_sk_release(other.cast()) };
+        if is_same {
+            return true;
+        }
+    }
+    false
 }
 
 /// A client on this host that names its peer.
@@ -314,6 +361,13 @@ impl Client for SockAddr {
     fn is_here(&self) -> bool {
         // SAFETY: the context is valid.
         unsafe { bpf_get_netns_cookie(self.0.cast()) == netns_cookie() }
+    }
+
+    #[inline(always)]
+    fn bound_to(&self) -> Addr {
+        // SAFETY: the context is valid, and has a socket.
+        let addr = unsafe { (*(*self.0).__bindgen_anon_1.sk).src_ip4 };
+        Addr::v4(addr.to_ne_bytes())
     }
 
     #[inline(always)]

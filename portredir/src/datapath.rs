@@ -544,20 +544,44 @@ impl Datapath {
             let registered = registered.get(&place).copied().unwrap_or_default();
             let slots = usize::from(ListenerKey::SLOTS - registered.min(ListenerKey::SLOTS));
             let missing = group.len().saturating_sub(registered.into()).min(slots);
-            for (i, mut socket) in group.into_iter().take(missing).enumerate() {
-                // The look-up chooses among a group by the client.
-                socket.key.client_port.0[1] = u8::try_from(i).unwrap_or_default();
-                if let Err(errno) = self.scan(&socket)? {
-                    let port = place.1.get();
-                    refused.push(Unregistered { port, errno });
-                }
+            match self.register_group(&group, missing)? {
+                Ok(()) => {}
+                Err(errno) => refused.push(Unregistered {
+                    port: place.1.get(),
+                    errno,
+                }),
             }
         }
         Ok(refused)
     }
 
-    /// Has the kernel look up a listening socket and register it.
-    fn scan(&mut self, socket: &TcpSocket) -> Result<Result<(), i32>, DatapathError> {
+    /// Registers `missing` of the sockets that listen in one place.
+    fn register_group(
+        &mut self,
+        group: &[TcpSocket],
+        mut missing: usize,
+    ) -> Result<Result<(), i32>, DatapathError> {
+        // The look-up chooses among a group by the client, so that one can only
+        // try. Those on different devices are found at once.
+        const TRIES: usize = 16;
+        let tries = group.iter().cycle().take(TRIES * group.len());
+        for (client_port, socket) in (0..=u16::MAX).zip(tries) {
+            if missing == 0 {
+                break;
+            }
+            let mut socket = *socket;
+            socket.key.client_port = Port::new(client_port);
+            match self.scan(&socket)? {
+                Ok(is_new) => missing -= usize::from(is_new),
+                Err(errno) => return Ok(Err(errno)),
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Has the kernel look up a listening socket and register it; says whether it
+    /// was not registered before.
+    fn scan(&mut self, socket: &TcpSocket) -> Result<Result<bool, i32>, DatapathError> {
         // `ifindex` in `struct __sk_buff` of include/uapi/linux/bpf.h.
         const IFINDEX: usize = 40;
         let mut packet = [0; 14 + size_of::<FlowKey>()];
@@ -577,7 +601,7 @@ impl Datapath {
                 source,
             })?;
         match result.return_value.cast_signed() {
-            0 => Ok(Ok(())),
+            is_new @ (0 | 1) => Ok(Ok(is_new == 1)),
             errno => Ok(Err(-errno)),
         }
     }

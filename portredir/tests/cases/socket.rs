@@ -206,6 +206,7 @@ fn a_connection_is_given_by_one_rule() {
 #[derive(Clone, Debug)]
 struct Local {
     is_here: bool,
+    bound_to: Addr,
     is_connected: bool,
     has_memory: bool,
     dialled: Option<Dialled>,
@@ -215,6 +216,7 @@ impl Local {
     const fn new() -> Self {
         Self {
             is_here: true,
+            bound_to: Addr::V4_ANY,
             is_connected: false,
             has_memory: true,
             dialled: None,
@@ -251,6 +253,10 @@ impl Local {
 impl Client for Local {
     fn is_here(&self) -> bool {
         self.is_here
+    }
+
+    fn bound_to(&self) -> Addr {
+        self.bound_to
     }
 
     fn is_connected(&self) -> bool {
@@ -309,6 +315,23 @@ fn address_zero_is_loopback() {
         assert_eq!(client.send(&mock, zero, 8080), Err(Reason::Direct));
         assert_eq!(client.answered(&mock, loopback, 8080), Err(Reason::Direct));
     }
+}
+
+/// Of a client that has chosen an address of its own, zero is that one.
+#[test]
+fn address_zero_is_what_the_socket_is_bound_to() {
+    let own = addr(SERVER4);
+    let (mock, mut client) = (mock(RULES), Local::new());
+    client.bound_to = own;
+    let zero = at(Ipv4Addr::UNSPECIFIED);
+    assert_eq!(client.send(&mock, zero, 80), Ok(8080));
+    assert_eq!(client.answered(&mock, own, 8080), Ok(80));
+    assert_eq!(client.answered(&mock, at(V4), 8080), Err(Reason::Direct));
+    assert_eq!(client.send(&mock, zero, 8080), Err(Reason::Direct));
+    assert_eq!(client.answered(&mock, own, 8080), Err(Reason::Direct));
+    // There is no such thing in IPv6.
+    assert_eq!(client.send(&mock, at(Ipv6Addr::UNSPECIFIED), 80), Ok(8080));
+    assert_eq!(client.answered(&mock, at(V6), 8080), Ok(80));
 }
 
 #[test]

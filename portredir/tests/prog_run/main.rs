@@ -10,6 +10,7 @@ mod cases;
 mod compare;
 mod differential;
 mod life;
+mod listeners;
 mod load;
 mod namespace;
 mod rig;
@@ -55,6 +56,9 @@ fn main() -> ExitCode {
         ("frames of many sizes", life::sizes),
         ("an address comes and goes", life::address),
         ("counters are kept per interface", life::interfaces),
+        ("servers are registered once", listeners::one_by_one),
+        ("a group of servers is registered", listeners::group),
+        ("a server of each device is registered", listeners::devices),
         ("random packets", differential::run),
     ] {
         trials.push(trial(name, move || {

@@ -35,7 +35,8 @@ nix::setsockopt_impl!(
 /// The machine may be busy with other things.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Index of the interface that is not `lo`.
+/// The interface that is not `lo`, and its index.
+pub const OTHER: &str = "other";
 pub const OTHER_IFINDEX: u32 = 2;
 
 /// Moves this thread to a new, empty namespace.
