@@ -251,7 +251,7 @@ fn second_instance() {
 }
 
 /// Starts a copy of the program as a user without any rights, but for `caps`.
-fn start_as_nobody(cell: &Cell, lab: &Lab, caps: &str) -> Process {
+pub fn start_as_nobody(cell: &Cell, lab: &Lab, caps: &str, rule: &str) -> Process {
     let program = copy_for_everybody(&lab.dir.0);
     let inherited = format!("--inh-caps={caps}");
     let ambient = format!("--ambient-caps={caps}");
@@ -268,7 +268,7 @@ fn start_as_nobody(cell: &Cell, lab: &Lab, caps: &str) -> Process {
         "h0",
         "--engine",
         cell.engine,
-        "80:8080/both",
+        rule,
     ];
     let mut args = user.to_vec();
     args.extend([inherited.as_str(), ambient.as_str(), "--"]);
@@ -278,7 +278,7 @@ fn start_as_nobody(cell: &Cell, lab: &Lab, caps: &str) -> Process {
 
 fn unprivileged(cell: &Cell) {
     let lab = Lab::new(cell);
-    let error = failure(start_as_nobody(cell, &lab, "-all"), 4);
+    let error = failure(start_as_nobody(cell, &lab, "-all", "80:8080"), 4);
     for name in ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"] {
         assert!(error.contains(name), "{error}");
     }
@@ -289,7 +289,8 @@ fn three_capabilities(cell: &Cell) {
     let server = Echo::start(&lab.host, 8080);
     let before = state(&lab);
     let caps = "-all,+bpf,+perfmon,+net_admin";
-    let redirector = Redirector::wait_until_redirecting(start_as_nobody(cell, &lab, caps));
+    let redirector =
+        Redirector::wait_until_redirecting(start_as_nobody(cell, &lab, caps, "80:8080/both"));
     works(&lab, &server);
     redirector.finish(&lab);
     assert_eq!(state(&lab), before);

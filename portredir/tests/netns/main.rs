@@ -1,18 +1,20 @@
 //! The tier `netns`: hosts that talk through portredir, in network namespaces
 //! of their own, with real servers and clients.
 //!
-//! [`lab`] makes the hosts, of [`namespace`]s. On them run servers ([`serve`]),
-//! clients ([`talk`], [`web`]), both that compare notes ([`witness`]), observers
-//! ([`capture`], [`checksum`]) and the program under test ([`redirector`]), each
-//! a [`process`] or a thread, some in a [`cgroup`] of their own.
+//! [`lab`] makes the hosts, of [`namespace`]s. On them run servers ([`serve`],
+//! [`listen`]), clients ([`talk`], [`web`]), both that compare notes
+//! ([`witness`]), observers ([`capture`], [`checksum`]) and the program under
+//! test ([`redirector`]), each a [`process`] or a thread, some in a [`cgroup`] of
+//! their own.
 //!
 //! The tests are in [`traffic`] (for each engine, with and without checksum
 //! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
-//! (every path to a host, as a table), [`life`] (start and end), [`load`] (the
-//! same under load), [`follow`] and [`hotplug`] (interfaces and addresses that
-//! change), [`report`] (what is printed), [`coexist`] (what others have attached,
-//! with programs of [`foreign`]) and [`corner`] (listeners and routes out of the
-//! ordinary).
+//! (every path to a host, as a table), [`socket`] (the engine that rewrites no
+//! packets), [`local`] (the host's own clients), [`life`] (start and end),
+//! [`drain`] (what goes on at the end), [`load`] (the same under load),
+//! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
+//! (what is printed), [`coexist`] (what others have attached, with programs of
+//! [`foreign`]) and [`corner`] (listeners and routes out of the ordinary).
 //!
 //! A test is a function that panics when something is wrong, or calls [`skip`].
 
@@ -21,12 +23,15 @@ mod cgroup;
 mod checksum;
 mod coexist;
 mod corner;
+mod drain;
 mod follow;
 mod foreign;
 mod hotplug;
 mod lab;
 mod life;
+mod listen;
 mod load;
+mod local;
 mod namespace;
 mod path;
 mod paths;
@@ -34,6 +39,7 @@ mod process;
 mod redirector;
 mod report;
 mod serve;
+mod socket;
 mod talk;
 mod traffic;
 mod web;
@@ -180,5 +186,8 @@ fn main() -> ExitCode {
     corner::add(&mut tests);
     hotplug::add(&mut tests);
     load::add(&mut tests);
+    socket::add(&mut tests);
+    local::add(&mut tests);
+    drain::add(&mut tests);
     libtest_mimic::run(&Arguments::from_args(), tests.0).exit_code()
 }

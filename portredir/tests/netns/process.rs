@@ -2,6 +2,7 @@
 //! dropped, and by the kernel when the test's thread dies before.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -122,10 +123,29 @@ impl Process {
         });
     }
 
+    /// The links of eBPF programs that it holds.
+    pub fn links(&self) -> BTreeSet<u32> {
+        let infos = fs::read_dir(format!("/proc/{}/fdinfo", self.child.id())).expect("fdinfo");
+        let infos = infos.filter_map(|info| fs::read_to_string(info.ok()?.path()).ok());
+        infos
+            .filter_map(|info| {
+                let id = info
+                    .lines()
+                    .find_map(|line| line.strip_prefix("link_id:"))?;
+                Some(id.trim().parse().expect("a number"))
+            })
+            .collect()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         kill(Pid::from_raw(pid), signal).expect("send a signal");
+    }
+
+    /// How it ended, if it did.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("ask for the status")
     }
 
     /// Waits for its end.

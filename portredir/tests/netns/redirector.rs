@@ -1,5 +1,6 @@
 //! The program under test, and what it attaches.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -169,13 +170,23 @@ fn text(program: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
+/// The links between programs and hooks that there are, of anybody.
+pub fn links() -> BTreeSet<u32> {
+    // Others come and go meanwhile.
+    let links = aya::programs::loaded_links().filter_map(Result::ok);
+    links.map(|link| link.id()).collect()
+}
+
 /// Copies the program to where everybody may run it.
 pub fn copy_for_everybody(dir: &Path) -> String {
     use std::os::unix::fs::PermissionsExt as _;
     let everybody = || std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(dir, everybody()).expect("open the directory");
     let copy = dir.join("portredir");
-    std::fs::copy(PROGRAM, &copy).expect("copy the program");
+    let name = copy.to_str().expect("text").to_owned();
+    // Not by ourselves: a program that another test is about to start would have
+    // a copy of the file, open for writing, and nobody could run it.
+    text("cp", &[PROGRAM, &name]);
     std::fs::set_permissions(&copy, everybody()).expect("make it executable");
-    copy.to_str().expect("text").to_owned()
+    name
 }

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
-use nix::sys::socket::sockopt::{ReuseAddr, SendTimeout};
+use nix::sys::socket::sockopt::{Linger, ReuseAddr, SendTimeout};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
 };
@@ -95,6 +95,18 @@ impl Conn {
         };
         answer.truncate(len);
         Ok(answer)
+    }
+
+    /// Ends a TCP connection at once, so that no end of it is left.
+    pub fn reset(self) {
+        let Self::Tcp(stream) = self else {
+            panic!("datagrams have no end");
+        };
+        let linger = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&stream, Linger, &linger).expect("SO_LINGER");
     }
 
     /// Sends a message, which an echo server has to answer.
