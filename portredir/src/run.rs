@@ -202,7 +202,7 @@ impl Host<'_> {
 
     /// Waits for the end of the connections whose packets are rewritten.
     async fn drain(&mut self) -> anyhow::Result<()> {
-        const POLL: Duration = Duration::from_millis(50);
+        const POLL: Duration = Duration::from_millis(100);
         self.datapath.drain()?;
         let timeout = self.cli.drain_timeout;
         let end = Instant::now() + timeout;
