@@ -359,28 +359,39 @@ pub fn has_begun<H: Host>(
     original: Original,
     syn: IsSyn,
 ) -> bool {
-    let is_original = |flow: Flow| original.is(&flow);
-    let mut is_known = find(host, protocol, key).is_some_and(is_original);
-    if !is_known && let Some(client_port) = original.remapped(host, key) {
+    let mut has_begun = has_begun_as(host, protocol, key, original, syn);
+    if !has_begun && let Some(client_port) = original.remapped(host, key) {
         key.client_port = client_port;
         // What UDP has lost of it comes back with the packet.
-        is_known = protocol == Protocol::Udp || find(host, protocol, key).is_some_and(is_original);
+        has_begun = protocol == Protocol::Udp || has_begun_as(host, protocol, key, original, syn);
+        key.client_port = original.client_port;
     }
-    let has_begun = if protocol == Protocol::Udp {
-        is_known
-    } else if host.socket(key) == Socket::Connection {
-        // Without an entry it was lost, but a SYN would collide.
-        is_known || !syn.0
-    } else {
-        // What is left of an earlier connection.
-        if is_known && syn.0 {
-            host.remove_flow(Table::Tcp, key);
-            host.remove_flow(Table::Syn, key);
-        }
-        is_known && !syn.0
-    };
-    key.client_port = original.client_port;
     has_begun
+}
+
+/// The same for the client port of `key`.
+#[inline(never)]
+fn has_begun_as<H: Host>(
+    host: &H,
+    protocol: Protocol,
+    key: &FlowKey,
+    original: Original,
+    syn: IsSyn,
+) -> bool {
+    let is_known = find(host, protocol, key).is_some_and(|flow| original.is(&flow));
+    if protocol == Protocol::Udp {
+        return is_known;
+    }
+    if host.socket(key) == Socket::Connection {
+        // Without an entry it was lost, but a SYN would collide.
+        return is_known || !syn.0;
+    }
+    // What is left of an earlier connection.
+    if is_known && syn.0 {
+        host.remove_flow(Table::Tcp, key);
+        host.remove_flow(Table::Syn, key);
+    }
+    is_known && !syn.0
 }
 
 /// The client port that a flow has behind its target, for an ICMP error that

@@ -14,7 +14,8 @@ use crate::wire::Version;
 
 /// The listening sockets, and what is done with one.
 pub trait Listeners {
-    /// Whether the connection came in by an interface that rules are for.
+    /// Whether the connection is looked up for its own sake, and came in by an
+    /// interface that rules are for.
     fn is_in_scope(&self) -> bool;
 
     /// Gives the connection to the socket that is registered as `key`, if there
@@ -98,8 +99,8 @@ pub trait Client {
     /// The IPv4 address that the socket is bound to, or [`Addr::V4_ANY`].
     fn bound_to(&self) -> Addr;
 
-    /// Whether the socket has one peer and hears no other.
-    fn is_connected(&self) -> bool;
+    /// The port of the socket's one peer, when it hears no other.
+    fn peer_port(&self) -> Option<Port>;
 
     /// What is kept at the socket.
     fn dialled(&mut self) -> Option<&mut Dialled>;
@@ -136,26 +137,30 @@ pub fn dial<T: Tables, C: Client>(
     } else {
         addr
     };
-    // An IPv6 socket that is connected to an IPv4 address names its peer for each
-    // packet, as it is (`udpv6_sendmsg` in net/ipv6/udp.c). That is no choice of
-    // the client.
-    let is_choice = dial == Dial::Connect || !client.is_connected();
-    if !is_choice && is_known(client, addr, port, None) {
+    // A socket that is connected hears nobody but its peer, which it may name
+    // again: also by itself, as an IPv6 socket with an IPv4 peer does for each
+    // packet (`udpv6_sendmsg` in net/ipv6/udp.c). It is what it was when it
+    // connected, be that before we came.
+    if dial == Dial::Send && client.peer_port() == Some(port) {
         return Err(Reason::Direct);
+    }
+    if !tables.is_local(&addr) {
+        return Err(if entry.is_match() {
+            Reason::NotLocal
+        } else {
+            Reason::NoRule
+        });
     }
     if !entry.is_match() {
         // From now on this peer is known by its own port.
-        if is_choice && let Some(dialled) = client.dialled() {
+        if let Some(dialled) = client.dialled() {
             dialled.forget(addr, port);
         }
         return Err(Reason::Direct);
     }
-    if !tables.is_local(&addr) {
-        return Err(Reason::NotLocal);
-    }
     let target = Port::new(entry.target);
-    if entry.is_draining() && (dial == Dial::Connect || !is_known(client, addr, target, Some(port)))
-    {
+    let is_known = |dialled: &mut Dialled| dialled.find(addr, target) == Some(port);
+    if entry.is_draining() && (dial == Dial::Connect || !client.dialled().is_some_and(is_known)) {
         return Err(Reason::Draining);
     }
     let Some(dialled) = client.dialled_or_new() else {
@@ -172,18 +177,6 @@ pub fn dial<T: Tables, C: Client>(
     };
     tables.hit(entry.rule, packets, 0, is_new);
     Ok(target)
-}
-
-/// Whether the client knows this peer by another port, or by `dialled_port`.
-#[inline(always)]
-fn is_known<C: Client>(client: &mut C, addr: Addr, port: Port, dialled_port: Option<Port>) -> bool {
-    let known = client
-        .dialled()
-        .and_then(|dialled| dialled.find(addr, port));
-    match dialled_port {
-        None => known.is_some(),
-        dialled_port => known == dialled_port,
-    }
 }
 
 /// The port that a client on this host knows its peer by, when it dialled

@@ -106,6 +106,18 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
         Port::new(unsafe { (*self.0).local_port } as u16)
     }
 
+    /// Whether this is the look-up of [`register_listener`], which asks for the
+    /// server of a port itself: it names a client that cannot be.
+    #[inline(always)]
+    fn is_scan(self) -> bool {
+        // SAFETY: the context is valid.
+        if unsafe { (*self.0).family } == AF_INET {
+            v4!(self.0, bpf_sk_lookup, remote_ip4).is(Addr::V4_ANY)
+        } else {
+            v6!(self.0, bpf_sk_lookup, remote_ip6).is(Addr::V6_ANY)
+        }
+    }
+
     #[inline(always)]
     pub fn addr(self) -> (Version, Addr) {
         // SAFETY: the context is valid.
@@ -143,7 +155,8 @@ impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
     #[inline(always)]
     fn is_in_scope(&self) -> bool {
         // SAFETY: one byte.
-        !SCOPED || unsafe { SCOPE.get(self.0.ifindex()) }.is_some()
+        let is_chosen = || !SCOPED || unsafe { SCOPE.get(self.0.ifindex()) }.is_some();
+        !self.0.is_scan() && is_chosen()
     }
 
     #[inline(always)]
@@ -371,9 +384,10 @@ impl Client for SockAddr {
     }
 
     #[inline(always)]
-    fn is_connected(&self) -> bool {
+    fn peer_port(&self) -> Option<Port> {
         // SAFETY: the context is valid, and has a socket.
-        unsafe { (*(*self.0).__bindgen_anon_1.sk).dst_port != 0 }
+        let port = unsafe { (*(*self.0).__bindgen_anon_1.sk).dst_port };
+        (port != 0).then_some(Port(port.to_ne_bytes()))
     }
 
     #[inline(always)]

@@ -126,7 +126,7 @@ impl Report {
         }
     }
 
-    /// A line for every rule that has seen packets since `before`.
+    /// A line for every rule that has redirected something since `before`.
     #[must_use]
     pub fn changes(&self, before: Option<&Self>) -> Vec<String> {
         self.rules
@@ -134,13 +134,15 @@ impl Report {
             .enumerate()
             .filter_map(|(i, rule)| {
                 let old = before.map_or(Hits::default(), |before| before.rules[i].total);
-                (rule.total.packets != old.packets).then(|| {
-                    format!(
-                        "{} (+{} packets)",
-                        rule.line(),
-                        rule.total.packets - old.packets
-                    )
-                })
+                let packets = rule.total.packets - old.packets;
+                let flows = rule.total.flows - old.flows;
+                // Without packets to rewrite none are counted.
+                let news = match (packets, flows) {
+                    (0, 0) => return None,
+                    (0, _) => format!("+{flows} flows"),
+                    _ => format!("+{packets} packets"),
+                };
+                Some(format!("{} ({news})", rule.line()))
             })
             .collect()
     }

@@ -129,9 +129,12 @@ pub enum DatapathError {
     /// `sk_lookup` of Linux before 5.17.
     #[error(
         "this kernel does not tell by which interface a connection came in; \
-         use --iface all, or --engine tc"
+         use --iface all without --no-local, or --engine tc"
     )]
-    NoIfindex,
+    NoIfindex(#[source] ProgramError),
+    /// Servers that listen could not be looked up.
+    #[error("look up the servers that listen")]
+    Scan(#[source] ProgramError),
     /// Clients on this host are told apart by their cgroup.
     #[error("no cgroup v2 hierarchy is mounted")]
     NoCgroup,
@@ -191,7 +194,8 @@ const LINK_MODE: CgroupAttachMode = CgroupAttachMode::Single;
 enum Attached {
     /// Packets are rewritten.
     Wire {
-        ingress: IngressLink,
+        /// `None` where packets that come in are met elsewhere.
+        ingress: Option<IngressLink>,
         egress: SchedClassifierLink,
         restore: Vec<&'static str>,
     },
@@ -308,14 +312,17 @@ impl Datapath {
             .filter_map(|name| self.ebpf.map(name))
             .filter_map(|map| BpfHashMap::<_, FlowKey, Flow>::try_from(map).ok())
             .collect();
-        let is_redirected = |socket: &&TcpSocket| {
-            let key = &socket.key;
+        let is_redirected = |key: &FlowKey| {
             tables
                 .iter()
                 .filter_map(|table| table.get(key, 0).ok())
                 .any(|flow| flow.dialled_port != key.local_port)
         };
-        connections.iter().filter(is_redirected).count()
+        connections
+            .iter()
+            .map(|socket| &socket.key)
+            .filter(|key| self.is_target(key.local_port.get()) && is_redirected(key))
+            .count()
     }
 
     /// For the log reader, which has to be set up before the first attach.
@@ -353,10 +360,16 @@ impl Datapath {
         self.ebpf.map_mut(name).expect("the object has the map")
     }
 
-    /// The interfaces that are attached, by index.
+    /// The interfaces that are attached, by index, and whether only for what
+    /// goes out.
     #[must_use]
-    pub fn attached(&self) -> BTreeSet<u32> {
-        self.attached.keys().copied().collect()
+    pub fn attached(&self) -> BTreeMap<u32, bool> {
+        let is_egress_only =
+            |attached: &Attached| matches!(attached, Attached::Wire { ingress: None, .. });
+        self.attached
+            .iter()
+            .map(|(index, attached)| (*index, is_egress_only(attached)))
+            .collect()
     }
 
     /// Makes `addrs` the addresses whose packets are redirected.
@@ -411,22 +424,23 @@ impl Datapath {
         let is_tcx_allowed = planned.engine != Engine::TcClsact;
         self.sweep(interface);
         // Egress first: a packet must not be rewritten before its reply would be.
-        let (egress, _) = self.attach_tc(interface, TcAttachType::Egress, is_tcx_allowed)?;
+        let (egress, mode) = self.attach_tc(interface, TcAttachType::Egress, is_tcx_allowed)?;
         let mut restore = Vec::new();
         let (ingress, mode) = match planned.engine {
+            _ if planned.is_egress_only => (None, mode),
             Engine::XdpNative => {
                 let (link, mode) = self.attach_xdp(interface, XdpMode::Driver)?;
-                (IngressLink::Xdp(link), mode)
+                (Some(IngressLink::Xdp(link)), mode)
             }
             Engine::XdpGeneric => {
                 restore = features_on(&interface.name);
                 let (link, mode) = self.attach_xdp(interface, XdpMode::Skb)?;
-                (IngressLink::Xdp(link), mode)
+                (Some(IngressLink::Xdp(link)), mode)
             }
             _ => {
                 let (link, mode) =
                     self.attach_tc(interface, TcAttachType::Ingress, is_tcx_allowed)?;
-                (IngressLink::Tc(link), mode)
+                (Some(IngressLink::Tc(link)), mode)
             }
         };
         let attached = Attached::Wire {
@@ -466,10 +480,10 @@ impl Datapath {
         let name = match self.program::<SkLookup>(program::LOOKUP) {
             Ok(_) => program::LOOKUP,
             Err(DatapathError::Program { source, .. }) => {
-                log::debug!("{}", chain(&source));
                 if !self.options.is_everywhere {
-                    return Err(DatapathError::NoIfindex);
+                    return Err(DatapathError::NoIfindex(source));
                 }
+                log::debug!("{}", chain(&source));
                 program::LOOKUP_EVERYWHERE
             }
             Err(error) => return Err(error),
@@ -527,14 +541,9 @@ impl Datapath {
             let Ok(key) = key else { break };
             *registered.entry((key.addr, key.port)).or_default() += 1;
         }
-        let is_target = |port: u16| {
-            self.rules
-                .iter()
-                .any(|rule| rule.target == port && rule.protocols.each().contains(&Protocol::Tcp))
-        };
         let mut groups = HashMap::<(Addr, Port), Vec<TcpSocket>>::new();
         for socket in listening {
-            if is_target(socket.key.local_port.get()) {
+            if self.is_target(socket.key.local_port.get()) {
                 let place = (socket.key.local, socket.key.local_port);
                 groups.entry(place).or_default().push(*socket);
             }
@@ -555,6 +564,13 @@ impl Datapath {
         Ok(refused)
     }
 
+    /// Whether a rule sends TCP connections to a port.
+    fn is_target(&self, port: u16) -> bool {
+        self.rules
+            .iter()
+            .any(|rule| rule.target == port && rule.protocols.each().contains(&Protocol::Tcp))
+    }
+
     /// Registers `missing` of the sockets that listen in one place.
     fn register_group(
         &mut self,
@@ -573,6 +589,8 @@ impl Datapath {
             socket.key.client_port = Port::new(client_port);
             match self.scan(&socket)? {
                 Ok(is_new) => missing -= usize::from(is_new),
+                // One that closes, or whose device is gone, hides no other.
+                Err(libc::ENOENT | libc::ENODEV) => {}
                 Err(errno) => return Ok(Err(errno)),
             }
         }
@@ -594,12 +612,16 @@ impl Datapath {
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         };
-        let result = program
-            .test_run(options)
-            .map_err(|source| DatapathError::Program {
-                name: program::SCAN,
-                source,
-            })?;
+        let result = match program.test_run(options) {
+            Ok(result) => result,
+            // The device that the socket is bound to.
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENODEV) =>
+            {
+                return Ok(Err(libc::ENODEV));
+            }
+            Err(source) => return Err(DatapathError::Scan(source)),
+        };
         match result.return_value.cast_signed() {
             is_new @ (0 | 1) => Ok(Ok(is_new == 1)),
             errno => Ok(Err(-errno)),

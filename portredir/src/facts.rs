@@ -58,9 +58,10 @@ pub fn is_cgroup2(path: &Path) -> bool {
 /// elsewhere, most at /sys/fs/cgroup/unified.
 fn cgroup_root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    cgroup_mounts(&mounts)
-        .into_iter()
-        .find(|mount| is_cgroup2(mount))
+    // Every directory but the root has this file: what a container sees as the
+    // root is one that most processes of the host are not in.
+    let is_root = |mount: &PathBuf| is_cgroup2(mount) && !mount.join("cgroup.events").exists();
+    cgroup_mounts(&mounts).into_iter().find(is_root)
 }
 
 /// The mount points of cgroup v2, those of its root first.

@@ -27,6 +27,9 @@ pub struct Planned {
     pub selected: SelectedBy,
     /// How its connections are redirected.
     pub engine: Engine,
+    /// Whether packets that come in are met elsewhere, and only what goes out
+    /// may pass here alone.
+    pub is_egress_only: bool,
     /// Where that engine will attach. When it is attached, the mode is known
     /// better.
     pub hook: &'static str,
@@ -36,6 +39,30 @@ pub struct Planned {
     pub rejected: Vec<Rejected>,
     /// What is to be known of it: warnings, programs of others.
     pub notes: Vec<String>,
+}
+
+impl Planned {
+    /// What to do when the kernel refused the engine that was planned.
+    #[must_use]
+    pub fn by_tc_instead(&self, facts: &Facts, why: &str) -> Self {
+        let engine = Engine::Tc;
+        let mut notes = self.notes.clone();
+        if self.interface.is_loopback() {
+            notes.push(engine::LOOPBACK_WARNING.to_owned());
+        }
+        let refused = Rejected {
+            engine: self.engine.name(),
+            why: why.to_owned(),
+        };
+        Self {
+            engine,
+            hook: engine.hook(facts.tcx),
+            why: format!("{} was refused: {why}", self.hook),
+            rejected: [&self.rejected[..], &[refused]].concat(),
+            notes,
+            ..self.clone()
+        }
+    }
 }
 
 /// Why an interface that was looked at gets no programs.
@@ -160,10 +187,15 @@ impl Snapshot {
         for (index, by) in selected {
             let interface = &self.interfaces[&index];
             if let Some(why) = self.covered(interface, options, &indexes) {
-                plan.skip.push(Skipped {
-                    is_covered: true,
-                    ..interface.skipped(why)
-                });
+                if interface.has_own_egress() {
+                    let planned = interface.egress_only(by, options.engine, facts, &why);
+                    plan.attach.insert(index, planned);
+                } else {
+                    plan.skip.push(Skipped {
+                        is_covered: true,
+                        ..interface.skipped(why)
+                    });
+                }
                 continue;
             }
             let is_ours = attached.contains_key(&index);
@@ -178,6 +210,7 @@ impl Snapshot {
                         interface: interface.clone(),
                         selected: by,
                         engine: chosen.engine,
+                        is_egress_only: false,
                         hook: chosen.engine.hook(facts.tcx),
                         why: chosen.why,
                         rejected: chosen.rejected,
@@ -287,7 +320,15 @@ impl Snapshot {
         if is_socket {
             return None;
         }
-        if interface.is_tracked_bridge {
+        // Where all ports are excluded the bridge itself is the next best.
+        let mut ports = self
+            .interfaces
+            .values()
+            .filter(|port| port.is_up && port.master == Some(interface.index))
+            .peekable();
+        if interface.is_tracked_bridge
+            && (ports.peek().is_none() || ports.any(|port| selected.contains(&port.index)))
+        {
             return Some(
                 "its ports are used instead: br_netfilter has connection tracking see packets there"
                     .into(),
@@ -325,6 +366,40 @@ impl Snapshot {
             );
         }
         notes
+    }
+}
+
+impl Interface {
+    /// Whether packets can leave by it that do not leave by the device below
+    /// it: macvlan and ipvlan devices on one device talk to each other.
+    pub(super) fn has_own_egress(&self) -> bool {
+        matches!(
+            self.kind.as_deref(),
+            Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap")
+        )
+    }
+
+    fn egress_only(
+        &self,
+        selected: SelectedBy,
+        choice: EngineChoice,
+        facts: &Facts,
+        why: &str,
+    ) -> Planned {
+        let engine = match choice {
+            EngineChoice::TcClsact => Engine::TcClsact,
+            _ => Engine::Tc,
+        };
+        Planned {
+            interface: self.clone(),
+            selected,
+            engine,
+            is_egress_only: true,
+            hook: engine.hook(facts.tcx),
+            why: format!("replies alone; {why}"),
+            rejected: Vec::new(),
+            notes: Vec::new(),
+        }
     }
 }
 
@@ -699,11 +774,30 @@ mod tests {
         let macvlan = with_xdp(on(kind(3, "mv0", "macvlan"), 2));
         let below = snapshot([driver(2, "eth0", "ice"), macvlan]);
         let ours = next_plan(&below, "--engine xdp", &[(3, SelectedBy::Pattern)]);
-        assert_eq!(engines(&ours), [("eth0", "xdp", "native")]);
+        assert_eq!(
+            engines(&ours),
+            [("eth0", "xdp", "native"), ("mv0", "tc", "tcx")]
+        );
+        assert!(ours.attach[&3].is_egress_only);
         // A tunnel is above by name alone.
         let tunnel = with_xdp(on(kind(3, "gre0", "gre"), 2));
         let snapshot = snapshot([driver(2, "eth0", "ice"), tunnel]);
         assert_eq!(engines(&plan(&snapshot, "--iface eth0"))[0].1, "xdp");
+    }
+
+    #[test]
+    fn a_macvlan_is_hooked_for_replies() {
+        let snapshot = snapshot([driver(2, "eth0", "ice"), on(kind(3, "mv0", "macvlan"), 2)]);
+        let both = plan(&snapshot, "");
+        assert_eq!(
+            engines(&both),
+            [("eth0", "tc", "tcx"), ("mv0", "tc", "tcx")]
+        );
+        assert!(both.attach[&3].is_egress_only && !both.attach[&2].is_egress_only);
+        let why = &both.attach[&2].why;
+        assert!(why.contains("macvlan mv0"), "{why}");
+        let alone = plan(&snapshot, "--iface mv0");
+        assert!(!alone.attach[&3].is_egress_only);
     }
 
     #[test]
@@ -848,6 +942,8 @@ firewall: let in 8080/tcp (it sees the target ports)
             ("all", vec!["eth0", "veth0", "veth1"]),
             ("br0", vec!["veth0", "veth1"]),
             ("br0,!veth1", vec!["veth0"]),
+            // Better there, where it is rewritten late, than nowhere.
+            ("br0,!veth*", vec!["br0"]),
             ("veth1", vec!["veth1"]),
             ("!br0", vec!["eth0", "br0.7"]),
         ] {

@@ -175,8 +175,10 @@ impl Host<'_> {
             // Before the first connection looks for a server.
             self.register().await?;
         }
-        for (index, planned) in plan.attach {
-            self.attach(index, &planned).await?;
+        for planned in plan.attach.values() {
+            if let Some(instead) = self.attach(planned).await? {
+                eprintln!("{instead}");
+            }
         }
         Ok(())
     }
@@ -229,21 +231,24 @@ impl Host<'_> {
         }
     }
 
-    async fn attach(&mut self, index: u32, planned: &Planned) -> anyhow::Result<()> {
-        let name = &planned.interface.name;
-        let mut engine = planned.engine;
+    /// Attaches to an interface; returns what was done instead where the plan
+    /// could not be carried out and has another way.
+    async fn attach(&mut self, planned: &Planned) -> anyhow::Result<Option<Planned>> {
+        let mut instead = None;
         let mut result = self.datapath.attach(planned);
-        if let Err(error) = &result
-            && self.cli.options.engine == EngineChoice::Auto
-            && matches!(engine, Engine::XdpNative | Engine::Cgroup)
-        {
-            eprintln!("{error}; using tc");
-            engine = Engine::Tc;
-            result = self.datapath.attach(&Planned {
-                engine,
-                ..planned.clone()
-            });
+        let is_auto = self.cli.options.engine == EngineChoice::Auto;
+        let has_other_way = match planned.engine {
+            Engine::Cgroup => true,
+            Engine::XdpNative => is_auto,
+            _ => false,
+        };
+        if has_other_way && let Err(error) = result {
+            let why = format!("{:#}", anyhow::Error::from(error));
+            let planned = instead.insert(planned.by_tc_instead(&self.facts, &why));
+            result = self.datapath.attach(planned);
         }
+        let planned = instead.as_ref().unwrap_or(planned);
+        let (index, name) = (planned.interface.index, &planned.interface.name);
         let mode = match result {
             Ok(mode) => mode,
             Err(error) => {
@@ -256,13 +261,13 @@ impl Host<'_> {
         let report = InterfaceReport {
             name: name.clone(),
             ifindex: index,
-            engine: engine.name(),
+            engine: planned.engine.name(),
             mode,
             why: planned.why.clone(),
         };
         self.attached.insert(index, report);
         self.selected.insert(index, planned.selected);
-        Ok(())
+        Ok(instead)
     }
 
     /// Makes the datapath follow interfaces and addresses as they are now.
@@ -287,15 +292,28 @@ impl Host<'_> {
             .chain(plan.refuse.iter().map(ToString::to_string))
             .collect();
         let attached = self.datapath.attached();
-        let gone = attached.iter().filter(|i| !plan.attach.contains_key(i));
-        let new = plan.attach.iter().filter(|(i, _)| !attached.contains(i));
+        let is_egress_only = |index| plan.attach.get(index).map(|p| p.is_egress_only);
+        // The device below may have come or gone.
+        for (index, was_egress_only) in &attached {
+            if is_egress_only(index).is_some_and(|now| now != *was_egress_only) {
+                self.detach(*index, true).await;
+            }
+        }
+        let attached = self.datapath.attached();
+        let gone = attached.keys().filter(|i| !plan.attach.contains_key(i));
+        let new = plan
+            .attach
+            .iter()
+            .filter(|(i, _)| !attached.contains_key(i));
         // A bridge may give way to its ports: no reply must leave between.
         let mut refused = Vec::new();
-        for (&index, planned) in new {
-            if self.attach(index, planned).await.is_ok() {
-                eprintln!("{planned}");
-            } else {
-                refused.push((index, planned));
+        for (_, planned) in new {
+            if planned.engine == Engine::Lookup && !self.datapath.needs_listeners() {
+                self.register().await?;
+            }
+            match self.attach(planned).await {
+                Ok(instead) => eprintln!("{}", instead.as_ref().unwrap_or(planned)),
+                Err(_) => refused.push(planned),
             }
         }
         for &index in gone {
@@ -304,9 +322,9 @@ impl Host<'_> {
         }
         // What has gone may have been in the way, or they are gone themselves;
         // if not, the others must work.
-        for (index, planned) in refused {
-            match self.attach(index, planned).await {
-                Ok(()) => eprintln!("{planned}"),
+        for planned in refused {
+            match self.attach(planned).await {
+                Ok(instead) => eprintln!("{}", instead.as_ref().unwrap_or(planned)),
                 Err(error) => {
                     lines.insert(format!("{error:#}"));
                 }
@@ -336,7 +354,7 @@ impl Host<'_> {
     }
 
     async fn detach_all(&mut self) {
-        for index in self.datapath.attached() {
+        for index in self.datapath.attached().into_keys() {
             self.detach(index, true).await;
         }
     }

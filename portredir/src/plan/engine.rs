@@ -196,7 +196,8 @@ impl Snapshot {
             (EngineChoice::Xdp | EngineChoice::XdpGeneric, None, _) => asked(engine),
             (_, taken, lacks) => {
                 let costs = lacks.or_else(|| interface.cost_of_native_xdp(facts));
-                let whys: Vec<_> = taken.into_iter().chain(costs).collect();
+                let misses = self.missed_by_native_xdp(interface);
+                let whys: Vec<_> = taken.into_iter().chain(costs).chain(misses).collect();
                 if whys.is_empty() {
                     let driver = interface.driver.as_deref().unwrap_or_default();
                     let why = format!("driver {driver} has native XDP");
@@ -231,6 +232,19 @@ impl Snapshot {
             .map(|(upper, id)| {
                 let (name, program) = (&upper.name, programs.name(id));
                 format!("{name} above has XDP program {program}, so the kernel allows none here")
+            })
+    }
+}
+
+impl Snapshot {
+    /// What comes to an interface without passing the XDP program in its driver.
+    fn missed_by_native_xdp(&self, interface: &Interface) -> Option<String> {
+        self.interfaces
+            .values()
+            .find(|upper| upper.lower == Some(interface.index) && upper.has_own_egress())
+            .map(|upper| {
+                let (kind, name) = (upper.what(), &upper.name);
+                format!("what {kind} {name} gets from its neighbours does not pass native XDP")
             })
     }
 }
@@ -297,18 +311,20 @@ impl Interface {
     }
 }
 
+/// What is to be known of packets that are rewritten on loopback.
+pub(super) const LOOPBACK_WARNING: &str = "packets rewritten on loopback are invalid to connection tracking; where OUTPUT has \
+     `ct state invalid drop`, use --engine socket for TCP";
+
 /// The engine on loopback. A packet there keeps the connection tracking entry
 /// that it got on its way out; rewritten, it no longer belongs to it.
 fn loopback(choice: EngineChoice, facts: &Facts) -> Chosen {
-    let warning = "packets rewritten on loopback are invalid to connection tracking; where OUTPUT \
-                   has `ct state invalid drop`, use --engine socket for TCP";
     let engine = match choice {
         EngineChoice::TcClsact => Engine::TcClsact,
         _ => Engine::Tc,
     };
     if let EngineChoice::Tc | EngineChoice::TcClsact = choice {
         let mut chosen = Chosen::new(engine, "asked for by --engine");
-        chosen.notes.push(warning.into());
+        chosen.notes.push(LOOPBACK_WARNING.into());
         chosen
     } else if facts.cgroup.is_some() {
         let why = "rewriting packets on loopback would break connection tracking";
@@ -317,10 +333,10 @@ fn loopback(choice: EngineChoice, facts: &Facts) -> Chosen {
         chosen.rejected = vec![xdp, Engine::Tc.rejected(why.into())];
         chosen
     } else {
-        let why = "no cgroup v2 hierarchy is mounted, which clients on this host would need";
+        let why = "no root of a cgroup v2 hierarchy is mounted; --cgroup names another directory";
         let mut chosen = Chosen::new(engine, why);
         chosen.rejected.push(Engine::Cgroup.rejected(why.into()));
-        chosen.notes.push(warning.into());
+        chosen.notes.push(LOOPBACK_WARNING.into());
         chosen
     }
 }

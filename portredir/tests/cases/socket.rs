@@ -207,7 +207,7 @@ fn a_connection_is_given_by_one_rule() {
 struct Local {
     is_here: bool,
     bound_to: Addr,
-    is_connected: bool,
+    peer_port: Option<Port>,
     has_memory: bool,
     dialled: Option<Dialled>,
 }
@@ -217,7 +217,7 @@ impl Local {
         Self {
             is_here: true,
             bound_to: Addr::V4_ANY,
-            is_connected: false,
+            peer_port: None,
             has_memory: true,
             dialled: None,
         }
@@ -259,8 +259,8 @@ impl Client for Local {
         self.bound_to
     }
 
-    fn is_connected(&self) -> bool {
-        self.is_connected
+    fn peer_port(&self) -> Option<Port> {
+        self.peer_port
     }
 
     fn dialled(&mut self) -> Option<&mut Dialled> {
@@ -364,7 +364,7 @@ fn other_hosts_and_other_namespaces_are_let_alone() {
             let target = client.dial(&mock, Protocol::Udp, (other, 80), dial);
             assert_eq!(target, Err(Reason::NotLocal));
         }
-        assert_eq!(client.send(&mock, other, 8080), Err(Reason::Direct));
+        assert_eq!(client.send(&mock, other, 8080), Err(Reason::NoRule));
     }
     assert!(client.dialled.is_none());
     // Its addresses are others, though they look the same.
@@ -379,6 +379,16 @@ fn other_hosts_and_other_namespaces_are_let_alone() {
     }
     assert!(container.dialled.is_none());
     assert_eq!(hits(&mock), []);
+}
+
+/// It hears nobody but its peer, who answers from the dialled port itself.
+#[test]
+fn a_socket_that_was_connected_before_goes_on() {
+    let (mock, mut client, server) = (mock(RULES), Local::new(), addr(SERVER4));
+    client.peer_port = Some(Port::new(80));
+    assert_eq!(client.send(&mock, server, 80), Err(Reason::Direct));
+    assert!(client.dialled.is_none());
+    assert_eq!(client.connect(&mock, server, 80), Ok(8080));
 }
 
 /// A client that was pointed elsewhere and is not told so would be surprised.
@@ -451,7 +461,7 @@ fn packets_are_counted_where_they_are_seen() {
 fn a_genuine_connect_forgets() {
     let (mock, mut client, server) = (mock(RULES), Local::new(), addr(SERVER4));
     assert_eq!(client.connect(&mock, server, 80), Ok(8080));
-    client.is_connected = true;
+    client.peer_port = Some(Port::new(8080));
     // An IPv6 socket that is connected to an IPv4 address names its peer for
     // each packet.
     for _ in 0..3 {
@@ -468,7 +478,7 @@ fn a_genuine_connect_forgets() {
 fn a_connected_socket_is_pointed_once() {
     let (mock, mut client, server) = (mock(CHAINED), Local::new(), addr(SERVER4));
     assert_eq!(client.connect(&mock, server, 80), Ok(8080));
-    client.is_connected = true;
+    client.peer_port = Some(Port::new(8080));
     assert_eq!(client.send(&mock, server, 8080), Err(Reason::Direct));
     assert_eq!(client.answered(&mock, server, 8080), Ok(80));
     let mut other = Local::new();

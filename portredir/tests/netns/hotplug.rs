@@ -110,8 +110,8 @@ fn links(namespace: &Namespace) -> Vec<Value> {
 }
 
 /// The interfaces that have to carry our programs: those that are up, but no
-/// port of a bridge that is used itself, and no macvlan on one that is. Where
-/// connection tracking sees packets at the ports, those are used.
+/// port of a bridge that is used itself; a macvlan on one that is only for what
+/// goes out. Where connection tracking sees packets at the ports, those are used.
 fn expected(namespace: &Namespace, selection: Selection) -> BTreeSet<String> {
     let links = links(namespace);
     let by_name = |name: &Value| links.iter().find(|link| link["ifname"] == *name);
@@ -138,9 +138,13 @@ fn expected(namespace: &Namespace, selection: Selection) -> BTreeSet<String> {
     };
     let used = links
         .iter()
-        .filter(|link| is_selected(link) && !is_port(link) && !is_above(link))
+        .filter(|link| is_selected(link) && !is_port(link))
         .filter(|link| !is_tracked(link));
-    used.map(|link| name(link).to_owned()).collect()
+    used.map(|link| match is_above(link) {
+        true => format!("{} egress", name(link)),
+        false => name(link).to_owned(),
+    })
+    .collect()
 }
 
 /// The switches of `br_netfilter`.
@@ -190,6 +194,7 @@ fn carriers(namespace: &Namespace, engine: &str) -> BTreeSet<String> {
         .into_iter()
         .map(|(name, hooks)| match is_whole(&hooks) {
             true => name,
+            false if hooks.len() == 1 && hooks[0].ends_with("egress") => format!("{name} egress"),
             false => format!("{name} {hooks:?}"),
         })
         .collect()

@@ -17,7 +17,7 @@ use crate::talk::{Conn, PROTOS, Proto, is_refused};
 
 pub fn add(tests: &mut Tests) {
     type Test = (&'static str, &'static [&'static str], fn(&Lab));
-    const TESTS: [Test; 18] = [
+    const TESTS: [Test; 19] = [
         ("connected", &[], connected),
         ("unconnected", &[], unconnected),
         ("one_of_127", &[], one_of_127),
@@ -34,6 +34,11 @@ pub fn add(tests: &mut Tests) {
         ("loopback_server", &[], loopback_server),
         ("udp_lite", &["python3"], udp_lite),
         ("connections_survive", &[], connections_survive),
+        (
+            "older_sockets_name_their_peer",
+            &[],
+            older_sockets_name_their_peer,
+        ),
         ("no_local", &[], no_local),
         ("drain", &[], drain),
     ];
@@ -490,6 +495,42 @@ fn connections_survive(lab: &Lab) {
     say(&mut new, "new, after", &target);
     let mut newer = to.map(dial);
     say(&mut newer, "newer", &dialled);
+}
+
+/// With the address, or without on an IPv6 socket with an IPv4 peer, for which
+/// the kernel names it.
+fn older_sockets_name_their_peer(lab: &Lab) {
+    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let sockets = [
+        Ipv4Addr::LOCALHOST.into(),
+        mapped(Ipv4Addr::LOCALHOST.into()),
+    ]
+    .map(|addr| {
+        let socket = bind(&lab.host, any_like(addr));
+        let to = SocketAddr::new(addr, 80);
+        lab.host.enter(|| socket.connect(to)).expect("connect");
+        (socket, to)
+    });
+    let say = |words: &str| {
+        for (socket, to) in &sockets {
+            let message = format!("{words} to {to}");
+            assert_eq!(ask(socket, &message, *to), *to);
+            dialled.peer(Proto::Udp, message.as_bytes());
+            let message = format!("{words} without {to}");
+            socket.send(message.as_bytes()).expect("send");
+            let mut answer = [0; 100];
+            let len = socket.recv(&mut answer).expect("an answer");
+            assert_eq!(&answer[..len], message.as_bytes());
+            dialled.peer(Proto::Udp, message.as_bytes());
+        }
+    };
+    say("before");
+    let redirector = start(lab, &["80:8080/udp"]);
+    say("while we are there");
+    let (_, to) = sockets[0];
+    Conn::to(&lab.host, Proto::Udp, 0, to).echo(b"new");
+    target.peer(Proto::Udp, b"new");
+    redirector.finish(lab);
 }
 
 fn no_local(lab: &Lab) {

@@ -24,6 +24,8 @@ pub fn add(tests: &mut Tests) {
     );
     tests.add_for(&ANYWHERE, "bridge", &[], bridge);
     tests.add_for(&ENGINES, "tracked_bridge", &[], tracked_bridge);
+    // It does not pass native XDP, so `auto` takes TC there.
+    tests.add_for(&ANYWHERE, "macvlan_neighbours", &[], macvlan_neighbours);
     tests.add_for(&ANYWHERE, "tun", &["curl", "python3"], tun);
     tests.add_for(&ENGINES, "vlan_device", &["curl", "python3"], vlan_device);
     tests.add_for(&ENGINES, "vlan_tag", &["python3"], vlan_tag);
@@ -142,6 +144,46 @@ fn on_bridge(cell: &Cell, is_tracked: bool) {
                 let message = format!("for {to}");
                 Conn::to(&lab.client, proto, 0, to).echo(message.as_bytes());
                 server.peer(proto, message.as_bytes());
+            }
+        }
+    }
+    redirector.finish(&lab);
+}
+
+/// The host has a macvlan of its own, to talk to a container that has one: their
+/// packets come in by the device below, but do not leave by it.
+fn macvlan_neighbours(cell: &Cell) {
+    let mut lab = Lab::new(cell);
+    lab.far = Some(lab.third());
+    let far = lab.far();
+    lab.host.ip(&format!(
+        "link add mv0 link h0 type macvlan mode bridge\n\
+         link add mv1 link h0 netns {} type macvlan mode bridge\n\
+         link set mv0 up",
+        far.name
+    ));
+    far.ip("link set mv1 up");
+    add_addrs(&lab.host, "mv0", (7, 1));
+    add_addrs(far, "mv1", (7, 2));
+    lab.wait_for_link();
+    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    for family in [Family::V4, Family::V6] {
+        let to = SocketAddr::new(family.addr(7, 1), 80);
+        for proto in PROTOS {
+            Conn::to(far, proto, 0, to).echo(b"before");
+            dialled.peer(proto, b"before");
+        }
+    }
+    let args = ["--iface", "all", "--engine", cell.engine, "80:8080/both"];
+    let redirector = Redirector::start(&lab.host, &args);
+    for family in [Family::V4, Family::V6] {
+        for net in [1, 7] {
+            let at = if net == 1 { &lab.client } else { far };
+            let to = SocketAddr::new(family.addr(net, 1), 80);
+            for proto in PROTOS {
+                let message = format!("to {to}");
+                Conn::to(at, proto, 0, to).echo(message.as_bytes());
+                target.peer(proto, message.as_bytes());
             }
         }
     }

@@ -23,7 +23,7 @@ use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
     type Test = (&'static str, &'static [&'static str], fn(&Cell));
-    const TESTS: [Test; 23] = [
+    const TESTS: [Test; 25] = [
         ("server_comes_and_goes", &[], comes_and_goes),
         ("group", &[], group),
         ("group_of_eight", &[], group_of_eight),
@@ -47,6 +47,8 @@ pub fn add(tests: &mut Tests) {
         ("counters", &[], counters),
         ("nothing_is_left", &[], nothing_is_left),
         ("three_capabilities", &[], three_capabilities),
+        ("device_that_is_gone", &[], device_that_is_gone),
+        ("chained_rules", &[], chained_rules),
     ];
     for (name, tools, test) in TESTS {
         for family in [Family::V4, Family::V6] {
@@ -394,6 +396,42 @@ fn device(cell: &Cell) {
     check(Some("h0"), Some("h2"));
     drop((h0, h2));
     check(None, None);
+    redirector.stop();
+}
+
+/// A server that is bound to a device that is gone is in nobody's way.
+fn device_that_is_gone(cell: &Cell) {
+    let lab = Lab::new(cell);
+    lab.host.ip("link add gone0 type veth peer name gone1");
+    let gone = Listen {
+        device: "gone0",
+        ..Listen::on(ANY, 8080)
+    };
+    let _gone = gone.shared().start(&lab.host, "gone");
+    lab.host.ip("link del gone0");
+    let first = Listen::on(ANY, 8080).shared().start(&lab.host, "first");
+    let redirector = start(&lab, "h0");
+    assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("first"));
+    drop(first);
+    assert_eq!(served_by(cell, &lab, 80), None);
+    redirector.stop();
+}
+
+/// A server that is found late on its own address is not mistaken for the one
+/// that its port is sent on to.
+fn chained_rules(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let cgroup = Cgroup::new(&lab.host.name);
+    let _next = Listen::on(ANY, 9090).start(&lab.host, "next");
+    let args = ["--iface", "h0", "--engine", "socket", "--cgroup"];
+    let rules = [cgroup.path(), "80:8080", "8080:9090"];
+    let redirector = Redirector::start(&lab.host, &[args.as_slice(), &rules].concat());
+    let on_address = Listen::on(cell.family.addr(1, 1), 8080);
+    let _server = on_address.start(&lab.host, "outside");
+    let served = || served_by(cell, &lab, 80);
+    let served = wait_within(Duration::from_secs(1), "the server outside", served);
+    assert_eq!(served, "outside");
+    assert_eq!(served_by(cell, &lab, 8080).as_deref(), Some("next"));
     redirector.stop();
 }
 
