@@ -190,8 +190,6 @@ impl Host<'_> {
         for Unregistered { port, errno } in self.datapath.register(&listening)? {
             let why = match errno {
                 libc::EOPNOTSUPP => "this kernel keeps MPTCP sockets out of maps".to_owned(),
-                // It has closed meanwhile.
-                libc::ENOENT => continue,
                 errno => std::io::Error::from_raw_os_error(errno).to_string(),
             };
             lines.insert(format!(
