@@ -51,8 +51,8 @@ impl XdpFeatures {
 ///
 /// # Errors
 ///
-/// [`NetdevError`], on older kernels as well.
-pub fn xdp_features() -> Result<BTreeMap<u32, XdpFeatures>, NetdevError> {
+/// [`NetlinkError`], on older kernels as well.
+pub fn xdp_features() -> Result<BTreeMap<u32, XdpFeatures>, NetlinkError> {
     let family = GenlMessage::from_payload(GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,
         nlas: vec![GenlCtrlAttrs::FamilyName(Device::family_name().into())],
@@ -100,8 +100,8 @@ pub fn refusal(index: u32, program: BorrowedFd<'_>, mode: XdpMode) -> Option<Str
         LinkXdp::Flags(mode | UPDATE_IF_NOEXIST),
     ]);
     match result {
-        Err(NetdevError::Kernel { words, .. }) => words,
-        Err(NetdevError::Io(_) | NetdevError::Decode(_)) => None,
+        Err(NetlinkError::Kernel { words, .. }) => words,
+        Err(NetlinkError::Io(_) | NetlinkError::Decode(_)) => None,
         Ok(_) => {
             let undone = set(vec![
                 LinkXdp::Fd(-1),
@@ -118,7 +118,7 @@ pub fn refusal(index: u32, program: BorrowedFd<'_>, mode: XdpMode) -> Option<Str
 
 /// Why a question has no answer.
 #[derive(Debug, Error)]
-pub enum NetdevError {
+pub enum NetlinkError {
     /// The kernel refused.
     #[error("{source}{}", .words.as_ref().map(|words| format!(": {words}")).unwrap_or_default())]
     Kernel {
@@ -186,7 +186,11 @@ impl ParseableParametrized<[u8], GenlHeader> for Device {
 }
 
 /// Asks, and returns all answers.
-fn ask<I>(protocol: isize, payload: NetlinkPayload<I>, flags: u16) -> Result<Vec<I>, NetdevError>
+pub(crate) fn ask<I>(
+    protocol: isize,
+    payload: NetlinkPayload<I>,
+    flags: u16,
+) -> Result<Vec<I>, NetlinkError>
 where
     I: NetlinkSerializable + NetlinkDeserializable,
 {
@@ -213,7 +217,7 @@ where
             match message.payload {
                 NetlinkPayload::InnerMessage(answer) => answers.push(answer),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
-                    return Err(NetdevError::Kernel {
+                    return Err(NetlinkError::Kernel {
                         source: error.to_io(),
                         words: words(&error.header),
                     });
@@ -258,7 +262,7 @@ mod tests {
             nlas: vec![GenlCtrlAttrs::FamilyName("a-name-that-is-too-long".into())],
         });
         let error = ask(NETLINK_GENERIC, family.into(), NLM_F_ACK).expect_err("refused");
-        let NetdevError::Kernel { source, words } = error else {
+        let NetlinkError::Kernel { source, words } = error else {
             panic!("{error}");
         };
         assert!(source.raw_os_error().is_some());

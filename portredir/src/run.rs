@@ -20,7 +20,7 @@ use crate::interface::{Netlink, Snapshot};
 use crate::plan::{Engine, EngineChoice, Plan, Planned};
 use crate::preflight::{self, Lock};
 use crate::selection::SelectedBy;
-use crate::sockets::{Kind, Sockets};
+use crate::sockets::{self, Kind};
 
 /// Redirects until Ctrl-C or SIGTERM.
 ///
@@ -70,7 +70,6 @@ pub async fn run(cli: &Run) -> anyhow::Result<()> {
         cli,
         facts,
         netlink,
-        sockets: Sockets::open()?,
         datapath,
         selected: BTreeMap::new(),
         attached: BTreeMap::new(),
@@ -104,7 +103,7 @@ pub async fn run(cli: &Run) -> anyhow::Result<()> {
                 }
             }
             _ = watch.tick(), if host.datapath.needs_listeners() => {
-                if let Err(error) = host.register().await {
+                if let Err(error) = host.register() {
                     log::warn!("{error:#}");
                 }
             }
@@ -143,7 +142,6 @@ struct Host<'a> {
     cli: &'a Run,
     facts: Facts,
     netlink: Netlink,
-    sockets: Sockets,
     datapath: Datapath,
     /// What is attached, and how it was selected.
     selected: BTreeMap<u32, SelectedBy>,
@@ -173,7 +171,7 @@ impl Host<'_> {
         let is_lookup = |planned: &Planned| planned.engine == Engine::Lookup;
         if plan.attach.values().any(is_lookup) {
             // Before the first connection looks for a server.
-            self.register().await?;
+            self.register()?;
         }
         for planned in plan.attach.values() {
             if let Some(instead) = self.attach(planned).await? {
@@ -184,8 +182,8 @@ impl Host<'_> {
     }
 
     /// Registers servers that listen and are not known yet.
-    async fn register(&mut self) -> anyhow::Result<()> {
-        let listening = self.sockets.list(Kind::Listening).await?;
+    fn register(&mut self) -> anyhow::Result<()> {
+        let listening = sockets::list(Kind::Listening)?;
         let mut lines = BTreeSet::new();
         for Unregistered { port, errno } in self.datapath.register(&listening)? {
             let why = match errno {
@@ -208,7 +206,7 @@ impl Host<'_> {
         let end = Instant::now() + timeout;
         let mut is_said = false;
         loop {
-            let connections = self.sockets.list(Kind::Connected).await?;
+            let connections = sockets::list(Kind::Connected)?;
             let count = self.datapath.count_redirected(&connections);
             if count == 0 {
                 return Ok(());
@@ -307,7 +305,7 @@ impl Host<'_> {
         let mut refused = Vec::new();
         for (_, planned) in new {
             if planned.engine == Engine::Lookup && !self.datapath.needs_listeners() {
-                self.register().await?;
+                self.register()?;
             }
             match self.attach(planned).await {
                 Ok(instead) => eprintln!("{}", instead.as_ref().unwrap_or(planned)),

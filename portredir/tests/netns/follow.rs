@@ -28,7 +28,8 @@ pub fn add(tests: &mut Tests) {
 /// How soon portredir has to follow.
 pub const SOON: Duration = Duration::from_secs(1);
 
-fn redirect_all(cell: &Cell, lab: &Lab) -> Redirector {
+/// Redirects a port on all interfaces.
+pub fn redirect_all(cell: &Cell, lab: &Lab) -> Redirector {
     let args = ["--iface", "all", "--engine", cell.engine, "7777:7778/both"];
     Redirector::start(&lab.host, &args)
 }

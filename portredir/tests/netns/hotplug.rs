@@ -14,7 +14,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::follow::{SOON, wait_for_loss};
+use crate::follow::{SOON, redirect_all, wait_for_loss};
 use crate::lab::{Family, Lab, add_addrs, link};
 use crate::namespace::Namespace;
 use crate::process::{DEADLINE, note, wait_for, wait_within};
@@ -957,8 +957,7 @@ fn there_and_back(cell: &Cell) {
     let mut lab = Lab::new(cell);
     lab.far = Some(lab.third());
     let _server = Echo::start(&lab.host, 7778);
-    let args = ["--iface", "all", "--engine", cell.engine, "7777:7778/both"];
-    let redirector = Redirector::start(&lab.host, &args);
+    let redirector = redirect_all(cell, &lab);
     wait_for_carriers(&lab, cell.engine, ALL);
     for _ in 0..3 {
         let [here, there] = [&lab.host, lab.far()].map(|at| at.name.clone());
@@ -978,8 +977,7 @@ fn there_and_back(cell: &Cell) {
 fn same_index(cell: &Cell) {
     let lab = Lab::new(cell);
     let _server = Echo::start(&lab.host, 7778);
-    let args = ["--iface", "all", "--engine", cell.engine, "7777:7778/both"];
-    let redirector = Redirector::start(&lab.host, &args);
+    let redirector = redirect_all(cell, &lab);
     wait_for_carriers(&lab, cell.engine, ALL);
     for name in ["h0", "h0", "other0"] {
         let old = if name == "other0" { "h0" } else { name };
@@ -998,8 +996,7 @@ fn same_index(cell: &Cell) {
 fn messages_lost(cell: &Cell) {
     let lab = Lab::new(cell);
     let _server = Echo::start(&lab.host, 7778);
-    let args = ["--iface", "all", "--engine", cell.engine, "7777:7778/both"];
-    let redirector = Redirector::start(&lab.host, &args);
+    let redirector = redirect_all(cell, &lab);
     wait_for_carriers(&lab, cell.engine, ALL);
     redirector.process.signal(Signal::SIGSTOP);
     let addrs = (0..2000).map(|number| format!("10.200.{}.{}/32", number / 250, number % 250));
