@@ -9,6 +9,7 @@ use crate::facts::is_cgroup2;
 use crate::plan::EngineChoice;
 use crate::rule::{Rule, RuleError};
 use crate::selection::Selection;
+use crate::settings::Settings;
 
 /// Redirects ports in the kernel.
 ///
@@ -171,4 +172,33 @@ fn seconds(text: &str, least: f64) -> Result<Duration, String> {
 /// entries in batches of 128 per CPU.
 fn flows() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1024..=16_777_216)
+}
+
+impl Options {
+    /// With the defaults for what was not said.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            iface: self.iface.clone(),
+            engine: self.engine,
+            no_local: self.no_local,
+            allow_loopback_target: self.allow_loopback_target,
+            cgroup: self.cgroup.clone(),
+            rules: self.rules.clone(),
+            ..Settings::default()
+        }
+    }
+}
+
+impl Run {
+    /// With the defaults for what was not said.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            max_tcp_flows: self.max_tcp_flows,
+            max_udp_flows: self.max_udp_flows,
+            drain_timeout: self.drain_timeout,
+            ..self.options.settings()
+        }
+    }
 }

@@ -566,9 +566,9 @@ impl Datapath {
 
     /// Whether a rule sends TCP connections to a port.
     fn is_target(&self, port: u16) -> bool {
-        self.rules
-            .iter()
-            .any(|rule| rule.target == port && rule.protocols.each().contains(&Protocol::Tcp))
+        self.rules.iter().any(|rule| {
+            rule.target.contains(port) && rule.protocols.each().contains(&Protocol::Tcp)
+        })
     }
 
     /// Registers `missing` of the sockets that listen in one place.
@@ -908,13 +908,15 @@ fn port_entries(rules: &[Rule]) -> HashMap<u32, PortEntry> {
     let mut entries = HashMap::<u32, PortEntry>::new();
     for (id, rule) in rules.iter().enumerate() {
         for &protocol in rule.protocols.each() {
-            let target = PortEntry::index(protocol, Port::new(rule.target));
-            entries.entry(target).or_default().flags |= PortEntry::TARGET;
-            let dialled = PortEntry::index(protocol, Port::new(rule.dialled));
-            let entry = entries.entry(dialled).or_default();
-            entry.flags |= PortEntry::MATCH;
-            entry.target = rule.target;
-            entry.rule = u16::try_from(id).expect("the list of rules was checked");
+            for port in rule.dialled.each() {
+                let target = PortEntry::index(protocol, Port::new(rule.target_of(port)));
+                entries.entry(target).or_default().flags |= PortEntry::TARGET;
+                let dialled = PortEntry::index(protocol, Port::new(port));
+                let entry = entries.entry(dialled).or_default();
+                entry.flags |= PortEntry::MATCH;
+                entry.target = rule.target_of(port);
+                entry.rule = u16::try_from(id).expect("the list of rules was checked");
+            }
         }
     }
     entries

@@ -13,4 +13,5 @@ pub mod preflight;
 pub mod rule;
 pub mod run;
 pub mod selection;
+pub mod settings;
 pub mod sockets;

@@ -63,11 +63,11 @@ fn main() -> ExitCode {
 
 /// Prints the plan. That an engine is impossible is said at its end as well.
 async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
-    let options = &args.options;
+    let settings = args.options.settings();
     let snapshot = Netlink::open()?.snapshot().await?;
-    snapshot.check(options)?;
-    let facts = Facts::read(options.cgroup.as_deref());
-    let plan = snapshot.plan(options, &facts, &BTreeMap::new(), &Loaded);
+    snapshot.check(&settings)?;
+    let facts = Facts::read(settings.cgroup.as_deref());
+    let plan = snapshot.plan(&settings, &facts, &BTreeMap::new(), &Loaded);
     let text = if args.json {
         serde_json::to_string(&plan.report())? + "\n"
     } else {

@@ -12,11 +12,11 @@ use thiserror::Error;
 
 pub use self::engine::{Engine, EngineChoice, Refused, Rejected};
 pub use self::report::{Action, InterfacePlan, PlanReport};
-use crate::cli::Options;
 use crate::facts::{Facts, Programs};
 use crate::interface::{Interface, Snapshot};
-use crate::rule::{self, ConflictError, Protocols, Rule};
+use crate::rule::{self, ConflictError, Ports, Protocols, Rule};
 use crate::selection::SelectedBy;
+use crate::settings::Settings;
 
 /// What will be done with one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,18 +140,18 @@ impl Snapshot {
     /// # Errors
     ///
     /// [`UsageError`].
-    pub fn check(&self, options: &Options) -> Result<(), UsageError> {
-        rule::check(&options.rules)?;
-        let is_socket = options.engine == EngineChoice::Socket;
+    pub fn check(&self, settings: &Settings) -> Result<(), UsageError> {
+        rule::check(&settings.rules)?;
+        let is_socket = settings.engine == EngineChoice::Socket;
         let udp = |rule: &&Rule| rule.protocols != Protocols::Tcp;
-        if let Some(rule) = options.rules.iter().find(udp).filter(|_| is_socket) {
-            return Err(UsageError::SocketUdp(*rule));
+        if let Some(rule) = settings.rules.iter().find(udp).filter(|_| is_socket) {
+            return Err(UsageError::SocketUdp(rule.clone()));
         }
-        if options.allow_loopback_target && !is_socket {
+        if settings.allow_loopback_target && !is_socket {
             return Err(UsageError::LoopbackTarget);
         }
         let known: Vec<_> = self.interfaces.values().map(|i| i.name.clone()).collect();
-        let mut names = options.iface.names.iter();
+        let mut names = settings.iface.names.iter();
         match names.find(|name| !known.contains(name)) {
             Some(name) => Err(UsageError::UnknownInterface {
                 name: name.clone(),
@@ -171,24 +171,24 @@ impl Snapshot {
     #[must_use]
     pub fn plan(
         &self,
-        options: &Options,
+        settings: &Settings,
         facts: &Facts,
         attached: &BTreeMap<u32, SelectedBy>,
         programs: &dyn Programs,
     ) -> Plan {
         let mut plan = Plan {
-            choice: options.engine,
-            rules: options.rules.iter().map(ToString::to_string).collect(),
-            firewall: Firewall::of(options),
+            choice: settings.engine,
+            rules: settings.rules.iter().map(ToString::to_string).collect(),
+            firewall: Firewall::of(settings),
             ..Plan::default()
         };
-        let selected = self.select(options, attached, &mut plan.skip);
+        let selected = self.select(settings, attached, &mut plan.skip);
         let indexes: BTreeSet<_> = selected.keys().copied().collect();
         for (index, by) in selected {
             let interface = &self.interfaces[&index];
-            if let Some(why) = self.covered(interface, options, &indexes) {
+            if let Some(why) = self.covered(interface, settings, &indexes) {
                 if interface.has_own_egress() {
-                    let planned = interface.egress_only(by, options.engine, facts, &why);
+                    let planned = interface.egress_only(by, settings.engine, facts, &why);
                     plan.attach.insert(index, planned);
                 } else {
                     plan.skip.push(Skipped {
@@ -199,7 +199,7 @@ impl Snapshot {
                 continue;
             }
             let is_ours = attached.contains_key(&index);
-            match self.choose(interface, options.engine, facts, attached, programs) {
+            match self.choose(interface, settings.engine, facts, attached, programs) {
                 Ok(chosen) => {
                     let mut notes = chosen.notes;
                     let is_on_device = !matches!(chosen.engine, Engine::Lookup | Engine::Cgroup);
@@ -221,7 +221,7 @@ impl Snapshot {
                 Err(refused) => plan.refuse.push(refused),
             }
         }
-        plan.notes = self.notes(options, facts, &plan);
+        plan.notes = self.notes(settings, facts, &plan);
         plan
     }
 
@@ -229,27 +229,27 @@ impl Snapshot {
     /// somebody could expect, go to `skip`.
     fn select(
         &self,
-        options: &Options,
+        settings: &Settings,
         attached: &BTreeMap<u32, SelectedBy>,
         skip: &mut Vec<Skipped>,
     ) -> BTreeMap<u32, SelectedBy> {
         let mut selected = BTreeMap::new();
         for interface in self.interfaces.values() {
             let name = &interface.name;
-            if let Some(glob) = options.iface.excludes(name) {
+            if let Some(glob) = settings.iface.excludes(name) {
                 skip.push(interface.skipped(format!("excluded by !{glob}")));
                 continue;
             }
             let by = match attached.get(&interface.index) {
                 Some(SelectedBy::Name) => Some(SelectedBy::Name),
-                Some(SelectedBy::Pattern) | None => options.iface.selects(name),
+                Some(SelectedBy::Pattern) | None => settings.iface.selects(name),
             };
             match by {
                 None => {}
                 Some(SelectedBy::Pattern) if !interface.is_up => {
                     skip.push(interface.skipped("down; used when it comes up"));
                 }
-                Some(_) if interface.is_loopback() && options.no_local => {
+                Some(_) if interface.is_loopback() && settings.no_local => {
                     skip.push(
                         interface.skipped("clients on this host are left alone (--no-local)"),
                     );
@@ -269,7 +269,7 @@ impl Snapshot {
             .interfaces
             .values()
             .filter(|port| port.is_up && is_used(port.master))
-            .filter(|port| options.iface.excludes(&port.name).is_none())
+            .filter(|port| settings.iface.excludes(&port.name).is_none())
             .map(|port| port.index)
             .collect();
         for index in ports {
@@ -283,10 +283,10 @@ impl Snapshot {
     fn covered(
         &self,
         interface: &Interface,
-        options: &Options,
+        settings: &Settings,
         selected: &BTreeSet<u32>,
     ) -> Option<String> {
-        let is_socket = options.engine == EngineChoice::Socket;
+        let is_socket = settings.engine == EngineChoice::Socket;
         let master = interface.master.and_then(|i| self.interfaces.get(&i));
         if let Some(Interface {
             index,
@@ -311,7 +311,7 @@ impl Snapshot {
                 (_, true) => {
                     return Some(format!("port of {kind} {name}, which is used instead"));
                 }
-                (_, false) if options.iface.is_all => {
+                (_, false) if settings.iface.is_all => {
                     return Some(format!("port of {kind} {name}, which is left out"));
                 }
                 (_, false) => {}
@@ -343,14 +343,15 @@ impl Snapshot {
             return None;
         }
         let lower = self.interfaces.get(&interface.lower?)?;
-        let is_hooked = lower.is_tracked_bridge || self.covered(lower, options, selected).is_none();
+        let is_hooked =
+            lower.is_tracked_bridge || self.covered(lower, settings, selected).is_none();
         (selected.contains(&lower.index) && is_hooked)
             .then(|| format!("{kind} on {}, which sees its packets first", lower.name))
     }
 
-    fn notes(&self, options: &Options, facts: &Facts, plan: &Plan) -> Vec<String> {
+    fn notes(&self, settings: &Settings, facts: &Facts, plan: &Plan) -> Vec<String> {
         let mut notes = Vec::new();
-        for glob in &options.iface.globs {
+        for glob in &settings.iface.globs {
             if !self.interfaces.values().any(|i| glob.matches(&i.name)) {
                 notes.push(format!(
                     "`{glob}` matches no interface yet; those that appear will be used"
@@ -414,24 +415,24 @@ impl Firewall {
     /// The engines that rewrite packets do so before a firewall sees them, and
     /// a client on this host that is turned to another port dials it; a socket
     /// look-up comes after the firewall.
-    fn of(options: &Options) -> Self {
-        let is_socket = options.engine == EngineChoice::Socket;
-        let ports: BTreeSet<_> = options
+    fn of(settings: &Settings) -> Self {
+        let is_socket = settings.engine == EngineChoice::Socket;
+        let ports: BTreeSet<_> = settings
             .rules
             .iter()
             .flat_map(|rule| {
-                let port = if is_socket { rule.dialled } else { rule.target };
+                let ports = if is_socket { rule.dialled } else { rule.target };
                 let each = rule.protocols.each().iter();
                 each.map(move |protocol| match protocol {
-                    Protocol::Tcp => (port, "tcp"),
-                    Protocol::Udp => (port, "udp"),
+                    Protocol::Tcp => (ports.first, ports.last, "tcp"),
+                    Protocol::Udp => (ports.first, ports.last, "udp"),
                 })
             })
             .collect();
         Self {
             open: ports
                 .iter()
-                .map(|(port, name)| format!("{port}/{name}"))
+                .map(|&(first, last, name)| format!("{}/{name}", Ports { first, last }))
                 .collect(),
             why: if is_socket {
                 "it sees the dialled ports"
@@ -539,19 +540,22 @@ mod tests {
     }
 
     /// From a command line without the rule.
-    fn options(text: &str) -> Options {
+    fn settings(text: &str) -> Settings {
         let words = ["portredir"].into_iter().chain(text.split_whitespace());
-        Cli::parse_from(words.chain(["80:8080"])).run.options
+        Cli::parse_from(words.chain(["80:8080"]))
+            .run
+            .options
+            .settings()
     }
 
     fn plan(snapshot: &Snapshot, text: &str) -> Plan {
-        snapshot.plan(&options(text), &facts(), &BTreeMap::new(), &Others)
+        snapshot.plan(&settings(text), &facts(), &BTreeMap::new(), &Others)
     }
 
     /// The plan when these are attached already.
     fn next_plan(snapshot: &Snapshot, text: &str, attached: &[(u32, SelectedBy)]) -> Plan {
         let attached = attached.iter().copied().collect();
-        snapshot.plan(&options(text), &facts(), &attached, &Others)
+        snapshot.plan(&settings(text), &facts(), &attached, &Others)
     }
 
     fn engines(plan: &Plan) -> Vec<(&str, &str, &str)> {
@@ -652,7 +656,7 @@ mod tests {
         let snapshot = snapshot([interface(1, "lo")]);
         let with = |text: &str, cgroup| {
             let facts = Facts { cgroup, ..facts() };
-            let mut plan = snapshot.plan(&options(text), &facts, &BTreeMap::new(), &Others);
+            let mut plan = snapshot.plan(&settings(text), &facts, &BTreeMap::new(), &Others);
             plan.attach.remove(&1).expect("planned")
         };
         for engine in ["auto", "xdp", "xdp-generic"] {
@@ -821,8 +825,8 @@ mod tests {
             tcx: None,
             ..facts()
         };
-        let options = options("--iface eth*,wg*");
-        let plan = snapshot.plan(&options, &facts, &BTreeMap::new(), &Others);
+        let settings = settings("--iface eth*,wg*");
+        let plan = snapshot.plan(&settings, &facts, &BTreeMap::new(), &Others);
         assert_eq!(plan.attach[&2].hook, "tcx or clsact");
         assert_eq!(plan.notes.len(), 2);
         assert!(plan.notes[0].starts_with("`wg*` matches no interface yet"));
@@ -834,7 +838,7 @@ mod tests {
         let snapshot = snapshot([interface(1, "lo"), interface(2, "eth0")]);
         let check = |text: &str| {
             let words = ["portredir"].into_iter().chain(text.split_whitespace());
-            let result = snapshot.check(&Cli::parse_from(words).run.options);
+            let result = snapshot.check(&Cli::parse_from(words).run.settings());
             result.map_err(|error| error.to_string())
         };
         assert_eq!(check("--iface eth*,wg* 80:8080"), Ok(()));

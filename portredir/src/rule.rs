@@ -5,13 +5,16 @@
 //! by name, so that it cannot be mistaken for something else.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use portredir_common::abi::Protocol;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
 /// The transport protocols a rule is about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocols {
     /// TCP alone; what a rule means that names none, as with `docker -p`.
     #[default]
@@ -41,27 +44,112 @@ impl Protocols {
     }
 }
 
+/// Ports from `first` to `last`, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ports {
+    /// The lowest.
+    pub first: u16,
+    /// The highest, not below `first`.
+    pub last: u16,
+}
+
+impl Ports {
+    /// One port.
+    #[must_use]
+    pub const fn one(port: u16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+
+    /// Whether a port is one of them.
+    #[must_use]
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
+    /// Each of them.
+    pub fn each(self) -> impl Iterator<Item = u16> {
+        self.first..=self.last
+    }
+}
+
+/// `80` or `8000-8100`.
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
 /// One redirect: who dials `dialled` reaches what listens on `target`.
 ///
 /// `Display` gives the canonical text, which parses to the same rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// The port that clients dial.
-    pub dialled: u16,
-    /// The port the server listens on.
-    pub target: u16,
+    /// The address of this host that clients dial; `None` for all.
+    pub addr: Option<IpAddr>,
+    /// The ports that clients dial.
+    pub dialled: Ports,
+    /// The ports the server listens on: as many as `dialled`, or one.
+    pub target: Ports,
     /// For which protocols.
     pub protocols: Protocols,
+    /// The clients it is for; `None` for all.
+    pub from: Option<IpNet>,
+    /// Names and globs of the interfaces it is for; none for all.
+    pub on: Vec<String>,
+}
+
+impl Rule {
+    /// Where packets to one of the dialled ports go.
+    #[must_use]
+    pub const fn target_of(&self, dialled: u16) -> u16 {
+        if self.target.first == self.target.last {
+            self.target.first
+        } else {
+            self.target.first + (dialled - self.dialled.first)
+        }
+    }
 }
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.dialled, self.target)?;
-        match self.protocols {
-            Protocols::Tcp => Ok(()),
-            Protocols::Udp => f.write_str("/udp"),
-            Protocols::Both => f.write_str("/both"),
+        match self.addr {
+            Some(IpAddr::V4(addr)) => write!(f, "{addr}:")?,
+            Some(IpAddr::V6(addr)) => write!(f, "[{addr}]:")?,
+            None => {}
         }
+        write!(f, "{}:{}", self.dialled, self.target)?;
+        f.write_str(match self.protocols {
+            Protocols::Tcp => "",
+            Protocols::Udp => "/udp",
+            Protocols::Both => "/both",
+        })?;
+        if let Some(from) = self.from {
+            write!(f, " from {from}")?;
+        }
+        if !self.on.is_empty() {
+            write!(f, " on {}", self.on.join(","))?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Rule {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rule {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(de::Error::custom)
     }
 }
 
@@ -107,15 +195,15 @@ pub fn check(rules: &[Rule]) -> Result<(), ConflictError> {
     }
     let mut by_port = std::collections::HashMap::<u16, Vec<&Rule>>::new();
     for second in rules {
-        let holders = by_port.entry(second.dialled).or_default();
-        if let Some(&&first) = holders
+        let holders = by_port.entry(second.dialled.first).or_default();
+        if let Some(&first) = holders
             .iter()
             .find(|r| r.protocols.overlap(second.protocols))
         {
             return Err(ConflictError::SamePort {
-                first,
-                second: *second,
-                port: second.dialled,
+                first: first.clone(),
+                second: second.clone(),
+                port: second.dialled.first,
             });
         }
         holders.push(second);
@@ -164,9 +252,12 @@ impl FromStr for Rule {
         let protocols = parser.protocols()?;
         parser.end()?;
         Ok(Self {
-            dialled,
-            target,
+            addr: None,
+            dialled: Ports::one(dialled),
+            target: Ports::one(target),
             protocols,
+            from: None,
+            on: Vec::new(),
         })
     }
 }
@@ -401,7 +492,7 @@ mod tests {
         fn text_parses_back(dialled in 1_u16.., target in 1_u16.., n in 0_usize..3) {
             prop_assume!(dialled != target);
             let protocols = [Protocols::Tcp, Protocols::Udp, Protocols::Both][n];
-            let rule = Rule { dialled, target, protocols };
+            let rule = Rule { addr: None, dialled: Ports::one(dialled), target: Ports::one(target), protocols, from: None, on: Vec::new() };
             prop_assert_eq!(rule.to_string().parse::<Rule>(), Ok(rule));
         }
     }

@@ -20,6 +20,7 @@ use crate::interface::{Netlink, Snapshot};
 use crate::plan::{Engine, EngineChoice, Plan, Planned};
 use crate::preflight::{self, Lock};
 use crate::selection::SelectedBy;
+use crate::settings::Settings;
 use crate::sockets::{self, Kind};
 
 /// Redirects until Ctrl-C or SIGTERM.
@@ -29,22 +30,22 @@ use crate::sockets::{self, Kind};
 /// What is wrong with the rules, the host or the kernel. Nothing is left
 /// attached.
 pub async fn run(cli: &Run) -> anyhow::Result<()> {
-    let options = &cli.options;
+    let settings = cli.settings();
     let netlink = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
-    snapshot.check(options)?;
+    snapshot.check(&settings)?;
     preflight::check_capabilities()?;
     preflight::check_kernel()?;
     let _lock = Lock::take()?;
-    let facts = Facts::read(options.cgroup.as_deref());
-    let plan = snapshot.plan(options, &facts, &BTreeMap::new(), &Loaded);
+    let facts = Facts::read(settings.cgroup.as_deref());
+    let plan = snapshot.plan(&settings, &facts, &BTreeMap::new(), &Loaded);
 
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let sizes = Sizes {
-        tcp_flows: cli.max_tcp_flows,
-        udp_flows: cli.max_udp_flows,
+        tcp_flows: settings.max_tcp_flows,
+        udp_flows: settings.max_udp_flows,
     };
     let is_logging = log::log_enabled!(target: "portredir_ebpf", log::Level::Debug);
     let log_level = if is_logging {
@@ -52,14 +53,14 @@ pub async fn run(cli: &Run) -> anyhow::Result<()> {
     } else {
         0
     };
-    let settings = datapath::Options {
+    let options = datapath::Options {
         sizes,
         log_level,
         cgroup: facts.cgroup.clone(),
-        allow_loopback_target: options.allow_loopback_target,
-        is_everywhere: options.iface.is_everything() && !options.no_local,
+        allow_loopback_target: settings.allow_loopback_target,
+        is_everywhere: settings.iface.is_everything() && !settings.no_local,
     };
-    let mut datapath = Datapath::load(&options.rules, settings)?;
+    let mut datapath = Datapath::load(&settings.rules, options)?;
     if is_logging {
         tokio::spawn(forward_log(EbpfLogger::init_with_logger(
             datapath.ebpf(),
@@ -68,6 +69,7 @@ pub async fn run(cli: &Run) -> anyhow::Result<()> {
     }
     let mut host = Host {
         cli,
+        settings,
         facts,
         netlink,
         datapath,
@@ -82,7 +84,12 @@ pub async fn run(cli: &Run) -> anyhow::Result<()> {
         host.detach_all().await;
         return Err(error);
     }
-    let rules: Vec<_> = options.rules.iter().map(ToString::to_string).collect();
+    let rules: Vec<_> = host
+        .settings
+        .rules
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     eprintln!("redirecting {}; Ctrl-C ends it", rules.join(" "));
 
     let mut ticks = tokio::time::interval(cli.interval);
@@ -140,6 +147,7 @@ const ELSEWHERE: u32 = 0;
 /// The state of a run.
 struct Host<'a> {
     cli: &'a Run,
+    settings: Settings,
     facts: Facts,
     netlink: Netlink,
     datapath: Datapath,
@@ -165,7 +173,7 @@ impl Host<'_> {
         if let Some(error) = plan.refuse.into_iter().next() {
             return Err(error.into());
         }
-        if plan.attach.is_empty() && !self.cli.options.iface.is_open() {
+        if plan.attach.is_empty() && !self.settings.iface.is_open() {
             anyhow::bail!("no interface left to attach to");
         }
         let is_lookup = |planned: &Planned| planned.engine == Engine::Lookup;
@@ -202,7 +210,7 @@ impl Host<'_> {
     async fn drain(&mut self) -> anyhow::Result<()> {
         const POLL: Duration = Duration::from_millis(100);
         self.datapath.drain()?;
-        let timeout = self.cli.drain_timeout;
+        let timeout = self.settings.drain_timeout;
         let end = Instant::now() + timeout;
         let mut is_said = false;
         loop {
@@ -232,7 +240,7 @@ impl Host<'_> {
     async fn attach(&mut self, planned: &Planned) -> anyhow::Result<Option<Planned>> {
         let mut instead = None;
         let mut result = self.datapath.attach(planned);
-        let is_auto = self.cli.options.engine == EngineChoice::Auto;
+        let is_auto = self.settings.engine == EngineChoice::Auto;
         let has_other_way = match planned.engine {
             Engine::Cgroup => true,
             Engine::XdpNative => is_auto,
@@ -281,7 +289,7 @@ impl Host<'_> {
                 self.names.insert(*index, name.clone());
             }
         }
-        let plan = snapshot.plan(&self.cli.options, &self.facts, &self.selected, &Loaded);
+        let plan = snapshot.plan(&self.settings, &self.facts, &self.selected, &Loaded);
         let covered = plan.skip.iter().filter(|skipped| skipped.is_covered);
         let mut lines: BTreeSet<_> = covered
             .map(ToString::to_string)
@@ -386,7 +394,7 @@ impl Host<'_> {
             (CounterKey { ifindex, rule }, counter)
         }));
         Ok(Report::new(
-            &self.cli.options.rules,
+            &self.settings.rules,
             self.attached.values().cloned().collect(),
             &counters,
             &self.datapath.reasons()?,

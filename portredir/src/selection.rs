@@ -1,8 +1,10 @@
 //! Which interfaces `--iface` means: names, globs, exclusions.
 
+use std::fmt;
 use std::str::FromStr;
 
 use glob::Pattern;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
 /// `--iface`, as it was written.
@@ -16,6 +18,8 @@ pub struct Selection {
     pub globs: Vec<Pattern>,
     /// Exclusions, which beat all the others.
     pub excluded: Vec<Pattern>,
+    /// The text itself.
+    text: String,
 }
 
 /// How an interface was selected.
@@ -48,6 +52,16 @@ pub enum SelectionError {
 }
 
 impl Selection {
+    /// Every interface.
+    #[must_use]
+    pub fn all() -> Self {
+        Self {
+            is_all: true,
+            text: "all".to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// How an interface of this name is selected, if it is.
     #[must_use]
     pub fn selects(&self, name: &str) -> Option<SelectedBy> {
@@ -81,6 +95,25 @@ impl Selection {
     }
 }
 
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Serialize for Selection {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Selection {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
 impl FromStr for Selection {
     type Err = SelectionError;
 
@@ -91,7 +124,10 @@ impl FromStr for Selection {
                 reason: error.msg,
             })
         };
-        let mut selection = Self::default();
+        let mut selection = Self {
+            text: text.to_owned(),
+            ..Self::default()
+        };
         for word in text.split(',').map(str::trim) {
             match word.strip_prefix('!') {
                 _ if matches!(word, "" | "!") => return Err(SelectionError::Empty),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use portredir_common::abi::LOOPBACK_IFINDEX;
 use portredir_common::wire::Link;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::facts::{Facts, Programs};
@@ -12,7 +12,8 @@ use crate::interface::{Interface, Snapshot};
 use crate::selection::SelectedBy;
 
 /// What the user asked for with `--engine`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum EngineChoice {
     /// The best for each interface, never generic XDP.
     #[default]
