@@ -50,6 +50,13 @@ impl Addr {
         u128::from_ne_bytes(self.0) == u128::from_ne_bytes(other.0)
     }
 
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_v4(self) -> bool {
+        u128::from_be_bytes(self.0) >> 32 == 0xffff
+    }
+
     /// Whether it is 127.0.0.0/8 (RFC 1122, 3.2.1.3).
     #[inline(always)]
     #[must_use]
@@ -59,7 +66,7 @@ impl Addr {
 }
 
 /// The protocols that rules are about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Protocol {
     /// IP protocol 6.
@@ -73,55 +80,192 @@ pub enum Protocol {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PortEntry {
-    /// Where packets to this port go, when [`Self::MATCH`] is set. Host order.
+    /// Where packets to this port go, when there is [`Self::MATCH`] and no
+    /// condition. Host order.
     pub target: u16,
     /// The rule that says so: the index of its counters.
     pub rule: u16,
-    /// [`Self::MATCH`], [`Self::TARGET`] and [`Self::DRAIN`].
-    pub flags: u32,
+    /// [`Self::MATCH`] and those after it.
+    pub flags: u16,
+    /// Above 0 the rules for this port have conditions, found by it.
+    pub set: u16,
 }
 
 impl PortEntry {
     /// A rule redirects packets to this port.
-    pub const MATCH: u32 = 1;
+    pub const MATCH: u16 = 1;
     /// Some rule redirects packets here.
-    pub const TARGET: u32 = 2;
-    /// Of the packets to this port only those of known flows are redirected.
-    pub const DRAIN: u32 = 4;
-    /// Number of entries: 65 536 for TCP, then as many for UDP.
-    pub const COUNT: u32 = 2 << 16;
+    pub const TARGET: u16 = 2;
+    /// Flows to this port may have begun under earlier rules.
+    pub const OLD: u16 = 4;
+    /// Other hosts do not reach this port but by a rule.
+    pub const HIDDEN: u16 = 8;
+    /// The rules for this port rest while nobody listens on their target.
+    pub const IF_LISTENING: u16 = 16;
+    /// Of the generation 1; what is found by this entry is of the same.
+    pub const GENERATION: u16 = 1 << 15;
+    /// Number of entries: for each of two generations 65 536 for TCP, then as
+    /// many for UDP.
+    pub const COUNT: u32 = 4 << 16;
 
     /// The index of a port in the array.
     #[inline(always)]
     #[must_use]
-    pub const fn index(protocol: Protocol, port: Port) -> u32 {
+    pub const fn index(generation: u32, protocol: Protocol, port: Port) -> u32 {
         let half = match protocol {
             Protocol::Tcp => 0,
             Protocol::Udp => 1 << 16,
         };
-        half | port.get() as u32
+        (generation & 1) << 17 | half | port.get() as u32
+    }
+
+    /// 0 or 1.
+    #[inline(always)]
+    #[must_use]
+    pub const fn generation(self) -> u32 {
+        (self.flags >> 15) as u32
+    }
+
+    #[inline(always)]
+    const fn has(self, flag: u16) -> bool {
+        self.flags & flag != 0
     }
 
     /// Whether a rule redirects packets to this port.
     #[inline(always)]
     #[must_use]
     pub const fn is_match(self) -> bool {
-        self.flags & Self::MATCH != 0
+        self.has(Self::MATCH)
     }
 
     /// Whether a rule redirects packets from elsewhere to this port.
     #[inline(always)]
     #[must_use]
     pub const fn is_target(self) -> bool {
-        self.flags & Self::TARGET != 0
+        self.has(Self::TARGET)
     }
 
-    /// Whether no new flows are redirected.
+    /// Whether earlier rules redirected packets to this port.
     #[inline(always)]
     #[must_use]
-    pub const fn is_draining(self) -> bool {
-        self.flags & Self::DRAIN != 0
+    pub const fn is_old(self) -> bool {
+        self.has(Self::OLD)
     }
+
+    /// Whether other hosts do not reach it directly.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_hidden(self) -> bool {
+        self.has(Self::HIDDEN)
+    }
+
+    /// Whether its rules need a server.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_if_listening(self) -> bool {
+        self.has(Self::IF_LISTENING)
+    }
+}
+
+/// Value of `OLD`, by the index of a port: where earlier rules sent its
+/// packets. Host order; unused ones are 0 and at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Old {
+    /// The targets, the latest first.
+    pub targets: [u16; Self::COUNT],
+}
+
+impl Old {
+    /// How many there can be.
+    pub const COUNT: usize = 4;
+}
+
+/// Key of `ADDRS`: rules for one address of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct AddrKey {
+    /// [`AddrKey::set`].
+    pub set: u32,
+    /// The address.
+    pub addr: Addr,
+}
+
+impl AddrKey {
+    /// A set of conditions of a generation; as a group it is what holds for
+    /// addresses that have no rule of their own.
+    #[inline(always)]
+    #[must_use]
+    pub const fn set(entry: PortEntry) -> u32 {
+        entry.generation() << 31 | entry.set as u32
+    }
+}
+
+/// Key of `SOURCES`, behind the length of the prefix: rules for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SourceKey {
+    /// What `ADDRS` says, or the set itself.
+    pub group: u32,
+    /// IP version, 4 or 6: `::/0` is not for IPv4.
+    pub version: u32,
+    /// The client.
+    pub client: Addr,
+}
+
+impl SourceKey {
+    /// Bits before those of the address.
+    pub const PREFIX: u32 = 64;
+}
+
+/// Value of `SOURCES`: the rules for such a client, the most specific first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Candidates(pub [Candidate; Self::COUNT]);
+
+impl Candidates {
+    /// How many there can be: they differ in their interfaces.
+    pub const COUNT: usize = 8;
+}
+
+/// One of them. Unused ones are all zero: nobody listens on port 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Candidate {
+    /// Where packets to `dialled` go.
+    pub target: u16,
+    /// The first port of the rule.
+    pub dialled: u16,
+    /// The rule: the index of its counters.
+    pub rule: u16,
+    /// 0 for all interfaces, else the bit of `IFACES`.
+    pub on: u8,
+    /// 1 where each port has a target of its own, as far from the first as it
+    /// is itself.
+    pub is_range: u8,
+}
+
+impl Candidate {
+    /// Where packets to a port go.
+    #[inline(always)]
+    #[must_use]
+    pub const fn target_of(&self, port: u16) -> u16 {
+        if self.is_range == 0 {
+            self.target
+        } else {
+            self.target.wrapping_add(port.wrapping_sub(self.dialled))
+        }
+    }
+}
+
+/// Key of `IFACES`; the value is a mask of the lists of interfaces in rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct IfaceKey {
+    /// 0 or 1.
+    pub generation: u32,
+    /// The interface.
+    pub ifindex: u32,
 }
 
 /// One flow, seen from this host: key of the flow tables.
@@ -269,6 +413,16 @@ pub struct Peer {
     pub dialled_port: Port,
 }
 
+/// Key of `STATE`, which programs do not touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct StateKey {
+    /// Which document.
+    pub document: u32,
+    /// Which part of it.
+    pub chunk: u32,
+}
+
 #[cfg(feature = "user")]
 mod pod {
     #![expect(
@@ -276,7 +430,10 @@ mod pod {
         reason = "aya reads and writes these types as plain bytes"
     )]
 
-    use super::{Addr, Counter, CounterKey, Flow, FlowKey, ListenerKey, PortEntry};
+    use super::{
+        Addr, AddrKey, Candidates, Counter, CounterKey, Flow, FlowKey, IfaceKey, ListenerKey, Old,
+        PortEntry, SourceKey, StateKey,
+    };
 
     // SAFETY: all are `repr(C)` or `repr(transparent)`, made of integers and
     // byte arrays alone, and without padding (`tests::layout`).
@@ -293,6 +450,18 @@ mod pod {
     unsafe impl aya::Pod for Counter {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ListenerKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for StateKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Old {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for AddrKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SourceKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Candidates {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for IfaceKey {}
 }
 
 #[cfg(test)]
@@ -302,7 +471,13 @@ mod tests {
 
     #[test]
     fn layout() {
-        assert_eq!(size_of::<PortEntry>(), 2 + 2 + 4);
+        assert_eq!(size_of::<PortEntry>(), 2 + 2 + 2 + 2);
+        assert_eq!(size_of::<Old>(), 4 * 2);
+        assert_eq!(size_of::<AddrKey>(), 4 + 16);
+        assert_eq!(size_of::<SourceKey>(), 4 + 4 + 16);
+        assert_eq!(size_of::<Candidates>(), 8 * (2 + 2 + 2 + 1 + 1));
+        assert_eq!(size_of::<IfaceKey>(), 4 + 4);
+        assert_eq!(size_of::<StateKey>(), 4 + 4);
         assert_eq!(size_of::<FlowKey>(), 16 + 16 + 2 + 2 + 1 + 1 + 2);
         assert_eq!(offset_of!(FlowKey, client_port), 32);
         assert_eq!(offset_of!(FlowKey, protocol), 36);
@@ -322,13 +497,32 @@ mod tests {
     }
 
     #[test]
-    fn protocols_do_not_share_entries() {
-        let last_tcp = PortEntry::index(Protocol::Tcp, Port::new(65535));
-        let first_udp = PortEntry::index(Protocol::Udp, Port::new(0));
-        assert_eq!(last_tcp + 1, first_udp);
-        assert_eq!(
-            PortEntry::index(Protocol::Udp, Port::new(65535)) + 1,
-            PortEntry::COUNT
-        );
+    fn ports_do_not_share_entries() {
+        let mut next = 0;
+        for generation in [0, 1] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for port in [0, 65535] {
+                    let index = PortEntry::index(generation, protocol, Port::new(port));
+                    assert_eq!(index, next + u32::from(port));
+                }
+                next += 1 << 16;
+            }
+        }
+        assert_eq!(next, PortEntry::COUNT);
+    }
+
+    #[test]
+    fn ranges_keep_their_offset() {
+        let mut candidate = Candidate {
+            target: 9000,
+            dialled: 8000,
+            is_range: 1,
+            ..Candidate::default()
+        };
+        assert_eq!(candidate.target_of(8042), 9042);
+        candidate.target = 100;
+        assert_eq!(candidate.target_of(8042), 142);
+        candidate.is_range = 0;
+        assert_eq!(candidate.target_of(8042), 100);
     }
 }

@@ -70,6 +70,10 @@ pub trait Host: FlowTables {
     /// The socket of this 4-tuple.
     fn socket(&self, key: &FlowKey) -> Socket;
 
+    /// Whether a socket would get a packet of this flow: a connection, or one
+    /// that listens.
+    fn is_served(&self, key: &FlowKey) -> bool;
+
     /// `CLOCK_MONOTONIC` in nanoseconds, to some milliseconds.
     fn now_ns(&self) -> u64;
 
@@ -347,10 +351,13 @@ pub fn reply<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flo
     Some(flow)
 }
 
-/// Whether a packet that a rule sends to a target belongs to a flow that has
-/// begun already; not inlined, as it is asked at the end alone.
+/// No rule.
+pub const NOT_BEGUN: u32 = u32::MAX;
+
+/// The rule of a packet that goes to a target, if its flow has begun already,
+/// else [`NOT_BEGUN`]; not inlined, as it is asked of earlier rules alone.
 ///
-/// When it does not, nothing is left that would redirect what follows it.
+/// When it has not, nothing is left that would redirect what follows it.
 #[inline(never)]
 pub fn has_begun<H: Host>(
     host: &H,
@@ -358,15 +365,16 @@ pub fn has_begun<H: Host>(
     key: &mut FlowKey,
     original: Original,
     syn: IsSyn,
-) -> bool {
-    let mut has_begun = has_begun_as(host, protocol, key, original, syn);
-    if !has_begun && let Some(client_port) = original.remapped(host, key) {
+) -> u32 {
+    let mut rule = has_begun_as(host, protocol, key, original, syn);
+    if rule == NOT_BEGUN
+        && let Some(client_port) = original.remapped(host, key)
+    {
         key.client_port = client_port;
-        // What UDP has lost of it comes back with the packet.
-        has_begun = protocol == Protocol::Udp || has_begun_as(host, protocol, key, original, syn);
+        rule = has_begun_as(host, protocol, key, original, syn);
         key.client_port = original.client_port;
     }
-    has_begun
+    rule
 }
 
 /// The same for the client port of `key`.
@@ -377,21 +385,54 @@ fn has_begun_as<H: Host>(
     key: &FlowKey,
     original: Original,
     syn: IsSyn,
-) -> bool {
-    let is_known = find(host, protocol, key).is_some_and(|flow| original.is(&flow));
-    if protocol == Protocol::Udp {
-        return is_known;
+) -> u32 {
+    let mut rule = u32::from(original.rule);
+    let mut is_known = false;
+    if let Some(flow) = find(host, protocol, key)
+        && original.is(&flow)
+    {
+        is_known = protocol == Protocol::Tcp || !is_idle(&flow, host.now_ns());
+        rule = u32::from(flow.rule);
     }
-    if host.socket(key) == Socket::Connection {
-        // Without an entry it was lost, but a SYN would collide.
-        return is_known || !syn.0;
+    let has_begun = match protocol {
+        // A server that is gone must not keep its clients.
+        Protocol::Udp => is_known && host.is_served(key),
+        Protocol::Tcp => {
+            if host.socket(key) == Socket::Connection {
+                // Without an entry it was lost, but a SYN would collide.
+                is_known || !syn.0
+            } else {
+                // What is left of an earlier connection.
+                if is_known && syn.0 {
+                    host.remove_flow(Table::Tcp, key);
+                    host.remove_flow(Table::Syn, key);
+                }
+                is_known && !syn.0
+            }
+        }
+    };
+    if has_begun { rule } else { NOT_BEGUN }
+}
+
+/// The same for a flow of earlier rules, which is told from one to another
+/// target.
+#[inline(always)]
+pub fn earlier_client_port<H: Host>(
+    host: &H,
+    protocol: Protocol,
+    key: &mut FlowKey,
+    original: Original,
+) -> Option<Port> {
+    if let Some(flow) = find(host, protocol, key)
+        && original.is(&flow)
+    {
+        return Some(original.client_port);
     }
-    // What is left of an earlier connection.
-    if is_known && syn.0 {
-        host.remove_flow(Table::Tcp, key);
-        host.remove_flow(Table::Syn, key);
-    }
-    is_known && !syn.0
+    let client_port = original.remapped(host, key)?;
+    key.client_port = client_port;
+    let is_its = find(host, protocol, key).is_some_and(|flow| original.is(&flow));
+    key.client_port = original.client_port;
+    is_its.then_some(client_port)
 }
 
 /// The client port that a flow has behind its target, for an ICMP error that

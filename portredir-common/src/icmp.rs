@@ -8,10 +8,10 @@
 //! Only the quoted ports and the ICMP checksum change. The checksum inside the
 //! quote may be cut off, and nobody verifies it.
 
-use crate::abi::{Port, Protocol};
+use crate::abi::{Old, Port, Protocol};
 use crate::csum;
 use crate::flow::{self, Original};
-use crate::redirect::{Tables, set_ports};
+use crate::redirect::{Tables, choose, set_ports};
 use crate::verdict::Reason;
 use crate::wire::{Check, End, Frame, Packet, Payload, Version};
 
@@ -97,20 +97,37 @@ fn try_ingress<F: Frame, T: Tables>(
     if !tables.is_local(&reached) || !tables.is_local(&key.local) {
         return Err(Reason::IcmpForeign);
     }
-    let target = if entry.is_match() {
-        Port::new(entry.target)
-    } else {
-        quote.src_port
-    };
     key.client_port = quote.dst_port;
-    key.local_port = target;
-    let original = Original {
+    let mut original = Original {
         dialled_port: quote.src_port,
         client_port: quote.dst_port,
         rule: entry.rule,
     };
-    let client_port = flow::translated_client_port(tables, quote.protocol, &mut key, original)
-        .ok_or(Reason::IcmpForeign)?;
+    let mut target = quote.src_port;
+    let mut client_port = None;
+    if entry.is_old() {
+        let old = tables.old(entry, quote.protocol, quote.src_port);
+        for i in 0..Old::COUNT {
+            if old.targets[i] == 0 {
+                break;
+            }
+            key.local_port = Port::new(old.targets[i]);
+            client_port = flow::earlier_client_port(tables, quote.protocol, &mut key, original);
+            if client_port.is_some() {
+                target = key.local_port;
+                break;
+            }
+        }
+    }
+    if client_port.is_none() {
+        if let Some(choice) = choose(tables, entry, &key, quote.src_port) {
+            target = Port::new(choice.target);
+            original.rule = choice.rule;
+        }
+        key.local_port = target;
+        client_port = flow::translated_client_port(tables, quote.protocol, &mut key, original);
+    }
+    let client_port = client_port.ok_or(Reason::IcmpForeign)?;
     set_ports(
         frame,
         quote.packet.transport,

@@ -2,8 +2,8 @@
 //!
 //! Decide first, write last: a packet that is refused leaves as it came.
 
-use crate::abi::{Addr, Flow, FlowKey, Port, PortEntry, Protocol};
-use crate::flow::{self, Admitted, Host, IsSyn, Original};
+use crate::abi::{Addr, Flow, FlowKey, Old, Port, PortEntry, Protocol};
+use crate::flow::{self, Admitted, Host, IsSyn, Original, Socket};
 use crate::icmp;
 use crate::verdict::Reason;
 use crate::wire::{Check, End, Frame, Link, Packet, Payload};
@@ -13,8 +13,46 @@ pub trait Tables: Host {
     /// Whether a packet to this unicast address is delivered to this host.
     fn is_local(&self, addr: &Addr) -> bool;
 
+    /// Whether the packet is of this host itself.
+    fn is_from_here(&self) -> bool;
+
+    /// The rule for a packet to a port whose rules have conditions.
+    fn choose(&self, entry: PortEntry, key: &FlowKey, port: Port) -> Option<Choice>;
+
+    /// Where earlier rules sent packets to a port.
+    fn old(&self, entry: PortEntry, protocol: Protocol, port: Port) -> Old;
+
     /// Counts a packet that `rule` redirected.
     fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool);
+}
+
+/// What a rule does with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Where it goes, in host order.
+    pub target: u16,
+    /// The rule.
+    pub rule: u16,
+}
+
+/// The rule for a packet to a port, if there is one for it.
+#[inline(always)]
+pub(crate) fn choose<T: Tables>(
+    tables: &T,
+    entry: PortEntry,
+    key: &FlowKey,
+    port: Port,
+) -> Option<Choice> {
+    if !entry.is_match() {
+        None
+    } else if entry.set == 0 {
+        Some(Choice {
+            target: entry.target,
+            rule: entry.rule,
+        })
+    } else {
+        tables.choose(entry, key, port)
+    }
 }
 
 /// The flow that was found for a TCP socket, kept at the socket itself, so
@@ -89,7 +127,10 @@ impl Hit {
         };
         let (src_port, dst_port) = packet.ports(frame)?;
         let (port, is_wanted) = match direction {
-            Direction::In => (dst_port, PortEntry::MATCH | PortEntry::TARGET),
+            Direction::In => (
+                dst_port,
+                PortEntry::MATCH | PortEntry::TARGET | PortEntry::OLD,
+            ),
             Direction::Out => (src_port, PortEntry::TARGET),
         };
         let entry = tables.port(protocol, port);
@@ -121,7 +162,7 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
     } = *hit;
     let mut key = packet.key(frame, End::Dst, protocol)?;
     if !tables.is_local(&key.local) {
-        return Err(if entry.is_match() {
+        return Err(if entry.is_match() || entry.is_old() {
             Reason::NotLocal
         } else {
             Reason::NoRule
@@ -129,35 +170,77 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
     }
     let check = match packet.check(frame, protocol) {
         // Traffic of the target itself is not ours to drop.
-        Err(Reason::FragmentTooShort) if !entry.is_match() => return Err(Reason::Direct),
+        Err(Reason::FragmentTooShort) if !entry.is_match() || entry.set != 0 => {
+            return Err(Reason::Direct);
+        }
         check => check?,
     };
-    let original = Original {
-        dialled_port: dst_port,
-        client_port: src_port,
-        rule: entry.rule,
-    };
-    let target = if entry.is_match() {
-        Port::new(entry.target)
-    } else {
-        dst_port
-    };
     key.client_port = src_port;
-    key.local_port = target;
     let syn = match protocol {
         Protocol::Udp => IsSyn(true),
         Protocol::Tcp => is_syn(frame, &packet)?,
     };
-    if entry.is_draining() && !flow::has_begun(tables, protocol, &mut key, original, syn) {
-        return Err(Reason::Draining);
+    let mut original = Original {
+        dialled_port: dst_port,
+        client_port: src_port,
+        rule: entry.rule,
+    };
+    let mut target = 0;
+    let mut is_old = false;
+    if entry.is_old() {
+        let old = tables.old(entry, protocol, dst_port);
+        for i in 0..Old::COUNT {
+            if old.targets[i] == 0 {
+                break;
+            }
+            key.local_port = Port::new(old.targets[i]);
+            let rule = flow::has_begun(tables, protocol, &mut key, original, syn);
+            if rule != flow::NOT_BEGUN {
+                target = old.targets[i];
+                original.rule = rule as u16;
+                is_old = true;
+                break;
+            }
+        }
     }
+    if !is_old && let Some(choice) = choose(tables, entry, &key, dst_port) {
+        target = choice.target;
+        original.rule = choice.rule;
+    }
+    let is_match = target != 0;
+    if !is_match {
+        if !entry.is_target() {
+            return Err(if entry.is_old() {
+                Reason::Draining
+            } else {
+                Reason::NoRule
+            });
+        }
+        target = dst_port.get();
+    }
+    key.local_port = Port::new(target);
+    if !is_match && entry.is_hidden() && !tables.is_from_here() {
+        let is_connected =
+            protocol == Protocol::Tcp && (!syn.0 || tables.socket(&key) == Socket::Connection);
+        if !is_connected {
+            return Err(Reason::Hidden);
+        }
+    }
+    if is_match && !is_old && entry.is_if_listening() && !tables.is_served(&key) {
+        let has_begun = protocol == Protocol::Tcp
+            && flow::has_begun(tables, protocol, &mut key, original, syn) != flow::NOT_BEGUN;
+        if !has_begun {
+            return Err(Reason::NotListening);
+        }
+    }
+    let target = key.local_port;
     let Admitted {
         client_port,
         is_new,
     } = match protocol {
         Protocol::Udp => flow::admit_udp(tables, &mut key, original)?,
         Protocol::Tcp => {
-            if entry.is_match() {
+            if is_match {
                 flow::redirect_tcp(tables, &mut key, original, syn)?
             } else {
                 flow::direct_tcp(tables, &mut key, original, syn)?
@@ -171,8 +254,8 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
         (src_port, client_port),
         (dst_port, target),
     )?;
-    if entry.is_match() {
-        tables.hit(entry.rule, frame.segments(), frame.len(), is_new);
+    if is_match {
+        tables.hit(original.rule, frame.segments(), frame.len(), is_new);
         Ok(Reason::Redirected)
     } else if client_port == src_port {
         Ok(Reason::Direct)

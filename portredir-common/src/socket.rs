@@ -7,8 +7,8 @@
 //!   packet, and [`answered`] tells it the port it dialled. The server sees the
 //!   target port.
 
-use crate::abi::{Addr, Dialled, ListenerKey, Peer, Port, PortEntry, Protocol};
-use crate::redirect::Tables;
+use crate::abi::{Addr, Dialled, FlowKey, ListenerKey, Old, Peer, Port, PortEntry, Protocol};
+use crate::redirect::{Tables, choose};
 use crate::verdict::Reason;
 use crate::wire::Version;
 
@@ -23,45 +23,57 @@ pub trait Listeners {
     fn assign(&self, key: &ListenerKey) -> bool;
 }
 
-/// Finds the listener for a connection to `port` of `addr`.
+/// Finds the listener for a connection, named by what its client dialled.
 ///
 /// With `is_loopback_allowed` a server that listens on 127.0.0.1 or `::1` alone
 /// may have it as well.
 #[inline(always)]
 pub fn look_up<T: Tables + Listeners>(
     tables: &T,
-    version: Version,
-    addr: Addr,
-    port: Port,
+    key: &FlowKey,
     is_loopback_allowed: bool,
 ) -> Reason {
+    let (addr, port) = (key.local, key.local_port);
     let entry = tables.port(Protocol::Tcp, port);
-    if !entry.is_match() || !tables.is_in_scope() {
+    let is_wanted = entry.is_match() || entry.is_old() || entry.is_hidden();
+    if !is_wanted || !tables.is_in_scope() {
         return Reason::NoRule;
-    }
-    if entry.is_draining() {
-        return Reason::Draining;
     }
     // Transparent proxies look up sockets for the addresses of others.
     if !tables.is_local(&addr) {
         return Reason::NotLocal;
     }
+    let Some(choice) = choose(tables, entry, key, port) else {
+        return if entry.is_target() && entry.is_hidden() && !tables.is_from_here() {
+            Reason::Hidden
+        } else if entry.is_old() && !entry.is_target() {
+            Reason::Draining
+        } else {
+            Reason::NoRule
+        };
+    };
     // The order of the kernel: the address itself, then servers on all
     // addresses; of these, one of the same family first.
-    let (any, loopback) = match version {
-        Version::V4 => (Addr::V4_ANY, Addr::V4_LOOPBACK),
-        Version::V6 => (Addr::V6_ANY, Addr::V6_LOOPBACK),
+    let is_v4 = key.version == Version::V4 as u8;
+    let (any, loopback) = if is_v4 {
+        (Addr::V4_ANY, Addr::V4_LOOPBACK)
+    } else {
+        (Addr::V6_ANY, Addr::V6_LOOPBACK)
     };
-    let target = Port::new(entry.target);
+    let target = Port::new(choice.target);
     let is_found = assign(tables, addr, target)
         || assign(tables, any, target)
-        || (version == Version::V4 && assign(tables, Addr::V6_ANY, target))
+        || (is_v4 && assign(tables, Addr::V6_ANY, target))
         || (is_loopback_allowed && assign(tables, loopback, target));
     if !is_found {
-        return Reason::NoListener;
+        return if entry.is_if_listening() {
+            Reason::NotListening
+        } else {
+            Reason::NoListener
+        };
     }
     // How many packets follow is not known here.
-    tables.hit(entry.rule, 0, 0, true);
+    tables.hit(choice.rule, 0, 0, true);
     Reason::Redirected
 }
 
@@ -109,19 +121,22 @@ pub trait Client {
     fn dialled_or_new(&mut self) -> Option<&mut Dialled>;
 }
 
-/// Where a client on this host that dials `port` of `addr` is pointed at; the
-/// port as it is for [`Reason`]s other than [`Reason::Redirected`].
+/// Points a client on this host that dials `port` of `addr` at the target, for
+/// [`Reason::Redirected`]; else `target` stays as it is.
 #[inline(always)]
 pub fn dial<T: Tables, C: Client>(
     tables: &T,
     client: &mut C,
     protocol: Protocol,
-    (addr, port): (Addr, Port),
+    addr: Addr,
+    target: &mut Port,
     dial: Dial,
-) -> Result<Port, Reason> {
+) -> Reason {
+    let port = *target;
     let entry = tables.port(protocol, port);
-    if entry.flags & (PortEntry::MATCH | PortEntry::TARGET) == 0 || !client.is_here() {
-        return Err(Reason::NoRule);
+    let wanted = PortEntry::MATCH | PortEntry::TARGET | PortEntry::OLD;
+    if entry.flags & wanted == 0 || !client.is_here() {
+        return Reason::NoRule;
     }
     // Linux takes these for the host itself: for the client's own address, if it
     // has chosen one (`ip_route_output_key_hash_rcu` in net/ipv4/route.c).
@@ -142,41 +157,75 @@ pub fn dial<T: Tables, C: Client>(
     // packet (`udpv6_sendmsg` in net/ipv6/udp.c). It is what it was when it
     // connected, be that before we came.
     if dial == Dial::Send && client.peer_port() == Some(port) {
-        return Err(Reason::Direct);
+        return Reason::Direct;
     }
     if !tables.is_local(&addr) {
-        return Err(if entry.is_match() {
+        return if entry.is_match() || entry.is_old() {
             Reason::NotLocal
         } else {
             Reason::NoRule
-        });
+        };
     }
-    if !entry.is_match() {
+    let own = client.bound_to();
+    let mut key = FlowKey {
+        // Which address the kernel will choose is not known yet; nearly always
+        // it is the one that is dialled.
+        client: if own.is(Addr::V4_ANY) { addr } else { own },
+        local: addr,
+        client_port: Port::new(0),
+        local_port: port,
+        protocol: protocol as u8,
+        version: if addr.is_v4() { 4 } else { 6 },
+        pad: [0; 2],
+    };
+    // A peer that the socket knows by earlier rules.
+    if entry.is_old() && dial == Dial::Send {
+        let old = tables.old(entry, protocol, port);
+        for i in 0..Old::COUNT {
+            if old.targets[i] == 0 {
+                break;
+            }
+            key.local_port = Port::new(old.targets[i]);
+            let is_known = |dialled: &mut Dialled| dialled.find(addr, key.local_port) == Some(port);
+            if client.dialled().is_some_and(is_known) && tables.is_served(&key) {
+                *target = key.local_port;
+                return Reason::Redirected;
+            }
+        }
+    }
+    let Some(choice) = choose(tables, entry, &key, port) else {
+        if !entry.is_target() {
+            return if entry.is_old() {
+                Reason::Draining
+            } else {
+                Reason::NoRule
+            };
+        }
         // From now on this peer is known by its own port.
         if let Some(dialled) = client.dialled() {
             dialled.forget(addr, port);
         }
-        return Err(Reason::Direct);
-    }
-    let target = Port::new(entry.target);
-    let is_known = |dialled: &mut Dialled| dialled.find(addr, target) == Some(port);
-    if entry.is_draining() && (dial == Dial::Connect || !client.dialled().is_some_and(is_known)) {
-        return Err(Reason::Draining);
+        return Reason::Direct;
+    };
+    key.local_port = Port::new(choice.target);
+    if entry.is_if_listening() && !tables.is_served(&key) {
+        return Reason::NotListening;
     }
     let Some(dialled) = client.dialled_or_new() else {
-        return Err(Reason::TableFull);
+        return Reason::TableFull;
     };
     let is_new = dialled.remember(Peer {
         addr,
-        port: target,
+        port: key.local_port,
         dialled_port: port,
     });
     let (packets, is_new) = match dial {
         Dial::Connect => (0, true),
         Dial::Send => (1, is_new),
     };
-    tables.hit(entry.rule, packets, 0, is_new);
-    Ok(target)
+    tables.hit(choice.rule, packets, 0, is_new);
+    *target = key.local_port;
+    Reason::Redirected
 }
 
 /// The port that a client on this host knows its peer by, when it dialled

@@ -63,8 +63,12 @@ reasons! {
     ExtensionHeader = "extension_header", Pass;
     /// Belongs to a connection that a real server on the dialled port holds.
     ForeignFlow = "foreign_flow", Pass;
-    /// A new flow while the program ends: it goes to the dialled port itself.
+    /// A new flow to a port whose rule is gone: it goes to the port itself.
     Draining = "draining", Pass;
+    /// A new flow while nobody listens on the target: it goes to the port itself.
+    NotListening = "not_listening", Pass;
+    /// Another host dialled a target that is hidden.
+    Hidden = "hidden", Drop;
     /// First fragment without the TCP checksum (RFC 1858): cannot be rewritten.
     FragmentTooShort = "fragment_too_short", Drop;
     /// Another flow holds the client's port and no free one was found.

@@ -152,11 +152,10 @@ fn look_up<const SCOPED: bool>(ctx: &SkLookupContext) -> u32 {
     if !lookup.is_tcp() {
         return SK_PASS;
     }
-    let (version, addr) = lookup.addr();
-    let port = lookup.port();
+    let key = lookup.key();
     let is_loopback_allowed = socket::is_loopback_target_allowed();
-    let reason = by_socket::look_up(&Kernel(lookup), version, addr, port, is_loopback_allowed);
-    conclude_for_socket(ctx, addr, port, reason);
+    let reason = by_socket::look_up(&Kernel(lookup), &key, is_loopback_allowed);
+    conclude_for_socket(ctx, key.local, key.local_port, reason);
     match reason.verdict() {
         Verdict::Pass => SK_PASS,
         // The stack answers as if nobody listened.
@@ -172,13 +171,11 @@ fn dial(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, dial: Dial) -> i3
     let mut client = SockAddr::new(ctx);
     let port = client.port();
     let tables = Kernel(client);
-    let reason = match by_socket::dial(&tables, &mut client, protocol, (addr, port), dial) {
-        Ok(target) => {
-            client.set_port(target);
-            Reason::Redirected
-        }
-        Err(reason) => reason,
-    };
+    let mut target = port;
+    let reason = by_socket::dial(&tables, &mut client, protocol, addr, &mut target, dial);
+    if reason == Reason::Redirected {
+        client.set_port(target);
+    }
     conclude_for_socket(ctx, addr, port, reason);
     match reason.verdict() {
         Verdict::Pass => ALLOW,

@@ -5,28 +5,53 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock,
-    xdp_md,
+    bpf_sock_tuple, xdp_md,
 };
+use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{
     Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage, SockHash,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_fullsock, bpf_sk_release,
-    bpf_sk_storage_get, bpf_skc_lookup_tcp,
+    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_fullsock, bpf_sk_lookup_udp,
+    bpf_sk_release, bpf_sk_storage_get, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{
-    Addr, Counter, CounterKey, Dialled, Flow, FlowKey, LOOPBACK_IFINDEX, ListenerKey, Port,
-    PortEntry, Protocol, local,
+    Addr, AddrKey, Candidates, Counter, CounterKey, Dialled, Flow, FlowKey, IfaceKey,
+    LOOPBACK_IFINDEX, ListenerKey, Old, Port, PortEntry, Protocol, SourceKey, StateKey, local,
 };
 use portredir_common::flow::{FlowTables, Host, Socket, Table};
-use portredir_common::redirect::{SocketCache, Tables};
+use portredir_common::redirect::{Choice, SocketCache, Tables};
 use portredir_common::verdict::Reason;
 use portredir_common::wire::Version;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Which of two generations of rules is live; switching it is all that a change
+/// of rules does to traffic.
+#[btf_map]
+static GENERATION: Array<u32, 1> = Array::new();
 
 /// Filled by user space, read for every packet.
 #[btf_map]
 static PORTS: Array<PortEntry, { PortEntry::COUNT as usize }> = Array::new();
+
+/// Earlier targets of ports, by their index in [`PORTS`].
+#[btf_map]
+static OLD: HashMap<u32, Old, { PortEntry::COUNT as usize }, NO_PREALLOC> = HashMap::new();
+
+// The conditions of rules: by the address of this host, then by that of the
+// client; which interfaces are meant is in `IFACES`.
+#[btf_map]
+static ADDRS: HashMap<AddrKey, u32, 65536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static SOURCES: LpmTrie<SourceKey, Candidates, 262144> = LpmTrie::new();
+#[btf_map]
+static IFACES: HashMap<IfaceKey, u64, 8192, NO_PREALLOC> = HashMap::new();
+
+/// What commands leave for each other.
+#[btf_map]
+static STATE: HashMap<StateKey, [u8; 1024], 32768, NO_PREALLOC> = HashMap::new();
 
 /// Unicast addresses of this host; value as in [`local`].
 #[btf_map]
@@ -66,8 +91,7 @@ pub static DIALLED: SkStorage<Dialled> = SkStorage::new();
 
 /// Grows with the pairs of rule and interface that see traffic.
 #[btf_map]
-static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, { BPF_F_NO_PREALLOC as usize }> =
-    PerCpuHashMap::new();
+static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, NO_PREALLOC> = PerCpuHashMap::new();
 
 #[btf_map]
 static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
@@ -75,10 +99,49 @@ static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
 /// What the rules say about a port.
 #[inline(always)]
 pub fn port(protocol: Protocol, port: Port) -> PortEntry {
+    let generation = GENERATION.get(0).copied().unwrap_or_default();
     PORTS
-        .get(PortEntry::index(protocol, port))
+        .get(PortEntry::index(generation, protocol, port))
         .copied()
         .unwrap_or_default()
+}
+
+/// The rule and target of a packet to a port whose rules have conditions, as
+/// one number; 0 when there is none. Not inlined: it has keys of its own on the
+/// stack.
+#[inline(never)]
+fn candidate(entry: PortEntry, key: &FlowKey, port: u16, ifindex: u32) -> u32 {
+    let set = AddrKey::set(entry);
+    let addr = AddrKey {
+        set,
+        addr: key.local,
+    };
+    // SAFETY: four bytes.
+    let group = unsafe { ADDRS.get(addr) }.copied().unwrap_or(set);
+    let source = SourceKey {
+        group,
+        version: u32::from(key.version),
+        client: key.client,
+    };
+    let Some(candidates) = SOURCES.get(&Key::new(SourceKey::PREFIX + 128, source)) else {
+        return 0;
+    };
+    let iface = IfaceKey {
+        generation: entry.generation(),
+        ifindex,
+    };
+    // SAFETY: eight bytes.
+    let mask = unsafe { IFACES.get(iface) }.copied().unwrap_or_default() | 1;
+    for i in 0..Candidates::COUNT {
+        let candidate = &candidates.0[i];
+        if candidate.target == 0 {
+            break;
+        }
+        if mask >> (candidate.on & 63) & 1 != 0 {
+            return u32::from(candidate.rule) << 16 | u32::from(candidate.target_of(port));
+        }
+    }
+    0
 }
 
 /// Counts a reason.
@@ -196,6 +259,28 @@ impl<C: Context> Host for Kernel<C> {
         }
     }
 
+    #[inline(never)]
+    fn is_served(&self, key: &FlowKey) -> bool {
+        if key.protocol == Protocol::Udp as u8 {
+            let socket = look_up(self.0, key, bpf_sk_lookup_udp);
+            if socket.is_null() {
+                return false;
+            }
+            // SAFETY: the reference from the look-up, given back once.
+            unsafe { bpf_sk_release(socket.cast()) };
+            return true;
+        }
+        let socket = tcp_socket(self.0, key);
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: not null, and ours until it is released.
+        let state = unsafe { (*socket).state };
+        // SAFETY: the reference from the look-up, given back once.
+        unsafe { bpf_sk_release(socket.cast()) };
+        state != tcp_state::TIME_WAIT
+    }
+
     #[inline(always)]
     fn now_ns(&self) -> u64 {
         // SAFETY: no arguments.
@@ -218,6 +303,28 @@ impl<C: Context> Tables for Kernel<C> {
             Some(_) => self.0.ifindex() == LOOPBACK_IFINDEX,
             None => addr.is_v4_loopback() && self.0.ifindex() == LOOPBACK_IFINDEX,
         }
+    }
+
+    #[inline(always)]
+    fn is_from_here(&self) -> bool {
+        self.0.ifindex() == LOOPBACK_IFINDEX
+    }
+
+    #[inline(always)]
+    fn choose(&self, entry: PortEntry, key: &FlowKey, port: Port) -> Option<Choice> {
+        let found = candidate(entry, key, port.get(), self.0.ifindex());
+        let choice = Choice {
+            target: found as u16,
+            rule: (found >> 16) as u16,
+        };
+        (found != 0).then_some(choice)
+    }
+
+    #[inline(always)]
+    fn old(&self, entry: PortEntry, protocol: Protocol, port: Port) -> Old {
+        let index = PortEntry::index(entry.generation(), protocol, port);
+        // SAFETY: eight bytes, written before the generation is live.
+        unsafe { OLD.get(index) }.copied().unwrap_or_default()
     }
 
     #[inline(always)]
@@ -275,6 +382,14 @@ pub mod tcp_state {
 /// The TCP socket that gets the packets of a flow; to be released unless null.
 #[inline(always)]
 pub fn tcp_socket(ctx: impl Context, key: &FlowKey) -> *mut bpf_sock {
+    look_up(ctx, key, bpf_skc_lookup_tcp)
+}
+
+/// A helper that looks a socket up.
+type LookUp = unsafe fn(*mut c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut bpf_sock;
+
+#[inline(always)]
+fn look_up(ctx: impl Context, key: &FlowKey, look_up: LookUp) -> *mut bpf_sock {
     const CURRENT_NETNS: u64 = u64::MAX;
 
     // As `struct bpf_sock_tuple`: source and destination address, their
@@ -288,7 +403,7 @@ pub fn tcp_socket(ctx: impl Context, key: &FlowKey) -> *mut bpf_sock {
         let len = tuple.len() as u32;
         // SAFETY: the tuple outlives the call, and its length says IPv4.
         unsafe {
-            bpf_skc_lookup_tcp(
+            look_up(
                 ctx.as_ptr(),
                 tuple.as_mut_ptr().cast(),
                 len,
@@ -301,7 +416,7 @@ pub fn tcp_socket(ctx: impl Context, key: &FlowKey) -> *mut bpf_sock {
         let tuple = core::ptr::from_ref(key).cast_mut().cast();
         // SAFETY: the key outlives the call, which only reads it; the
         // length says IPv6.
-        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, len, CURRENT_NETNS, 0) }
+        unsafe { look_up(ctx.as_ptr(), tuple, len, CURRENT_NETNS, 0) }
     }
 }
 

@@ -12,7 +12,9 @@ use aya_ebpf::helpers::generated::{
     bpf_sk_storage_get, bpf_sock_hash_update,
 };
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext};
-use portredir_common::abi::{Addr, Dialled, FlowKey, LOOPBACK_IFINDEX, ListenerKey, Port};
+use portredir_common::abi::{
+    Addr, Dialled, FlowKey, LOOPBACK_IFINDEX, ListenerKey, Port, Protocol,
+};
 use portredir_common::socket::{Client, Listeners};
 use portredir_common::wire::Version;
 
@@ -100,12 +102,6 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
         unsafe { (*self.0).protocol == IPPROTO_TCP }
     }
 
-    #[inline(always)]
-    pub fn port(self) -> Port {
-        // SAFETY: the context is valid.
-        Port::new(unsafe { (*self.0).local_port } as u16)
-    }
-
     /// Whether this is the look-up of [`register_listener`], which asks for the
     /// server of a port itself: it names a client that cannot be.
     #[inline(always)]
@@ -118,14 +114,29 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
         }
     }
 
+    /// What the client dialled.
     #[inline(always)]
-    pub fn addr(self) -> (Version, Addr) {
+    pub fn key(self) -> FlowKey {
         // SAFETY: the context is valid.
-        if unsafe { (*self.0).family } == AF_INET {
-            (Version::V4, v4!(self.0, bpf_sk_lookup, local_ip4))
+        let (family, port) = unsafe { ((*self.0).family, (*self.0).local_port) };
+        let mut key = FlowKey {
+            client: Addr::V6_ANY,
+            local: Addr::V6_ANY,
+            client_port: Port::new(0),
+            local_port: Port::new(port as u16),
+            protocol: Protocol::Tcp as u8,
+            version: Version::V6 as u8,
+            pad: [0; 2],
+        };
+        if family == AF_INET {
+            key.version = Version::V4 as u8;
+            key.client = v4!(self.0, bpf_sk_lookup, remote_ip4);
+            key.local = v4!(self.0, bpf_sk_lookup, local_ip4);
         } else {
-            (Version::V6, v6!(self.0, bpf_sk_lookup, local_ip6))
+            key.client = v6!(self.0, bpf_sk_lookup, remote_ip6);
+            key.local = v6!(self.0, bpf_sk_lookup, local_ip6);
         }
+        key
     }
 }
 
@@ -142,7 +153,7 @@ impl<const SCOPED: bool> Context for Lookup<SCOPED> {
             return unsafe { (*self.0).ingress_ifindex };
         }
         // Loopback addresses are martians elsewhere.
-        let (_, addr) = self.addr();
+        let addr = self.key().local;
         if addr.is_v4_loopback() || addr.is(Addr::V6_LOOPBACK) {
             LOOPBACK_IFINDEX
         } else {

@@ -32,7 +32,7 @@ use portredir_common::wire::Link;
 use cases::flows::{KINDS, Kind};
 use cases::host::Tables;
 use cases::packet::{Packet, syn4, udp4};
-use cases::{Hook, Iface, RULES, seen};
+use cases::{Hook, Iface, RULES, Setup, seen};
 use rig::{PROGRAMS, Program, Rig, at_time, now_ns};
 
 /// To the target and back.
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     namespace::enter();
     stay_on_one_cpu();
     let mut rigs: Rigs = [RULES, THERE_AND_BACK]
-        .map(|rules| (rules, Rig::new(rules, SIZES)))
+        .map(|rules| (rules, Rig::new(Setup::of(rules), SIZES)))
         .into();
     let mut subjects = subjects();
     let mut is_good = true;

@@ -1,13 +1,15 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::{self, Partial};
 use crate::facts::is_cgroup2;
+use crate::lifecycle::Care;
 use crate::plan::EngineChoice;
-use crate::rule::{Rule, RuleError};
+use crate::rule;
 use crate::selection::Selection;
 use crate::settings::Settings;
 
@@ -46,6 +48,169 @@ pub enum Command {
     /// for is impossible on an interface.
     #[command(after_help = "Example: portredir plan --iface 'all,!docker0' 80:8080")]
     Plan(PlanArgs),
+
+    /// Redirect, and leave it so when this command ends.
+    ///
+    /// What runs already is changed to what is asked for, and its programs are
+    /// replaced by those of this version; no packet is lost. Without rules those
+    /// of /etc/portredir are taken.
+    #[command(after_help = "Example: sudo portredir up --iface all 80:8080 443:8443/both")]
+    Up(UpArgs),
+
+    /// End it: wait for redirected connections, detach, put everything back.
+    Down(DownArgs),
+
+    /// Add rules to what runs.
+    #[command(after_help = "Example: sudo portredir add 81:8081 from 10.0.0.0/8")]
+    Add(ChangeArgs),
+
+    /// Remove rules from what runs. Their connections go on.
+    #[command(after_help = "Example: sudo portredir rm 81:8081")]
+    Rm(ChangeArgs),
+
+    /// Make the rules of a file those that run, in one step.
+    #[command(after_help = "Example: sudo portredir apply -f rules.toml --confirm 30s")]
+    Apply(ApplyArgs),
+
+    /// Keep the last change, which was made with --confirm.
+    Confirm,
+
+    /// Write what runs to a file, for the next start.
+    Save(SaveArgs),
+
+    /// Check a file or directory of rules; needs no privileges.
+    Check(CheckArgs),
+
+    /// Show the rules that run, as they can be typed.
+    Rules(ReadArgs),
+
+    /// Show what runs, with interfaces and counters.
+    ///
+    /// Exit code 3 means that nothing runs.
+    Status(ReadArgs),
+
+    /// Keep what `up` left in step with interfaces and addresses; `up` starts
+    /// it.
+    Follow,
+}
+
+/// What every change can be asked for.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct CareArgs {
+    /// Also do what may lock you out: take over SSH, DHCP, the Kubernetes API.
+    #[arg(long)]
+    pub force: bool,
+
+    /// Take the change back unless `portredir confirm` comes in time, as in 30s.
+    #[arg(long, value_name = "TIME", value_parser = confirm)]
+    pub confirm: Option<Duration>,
+
+    /// Only show what would change.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl From<CareArgs> for Care {
+    fn from(args: CareArgs) -> Self {
+        let CareArgs {
+            force,
+            confirm,
+            dry_run,
+        } = args;
+        Self {
+            force,
+            confirm,
+            dry_run,
+        }
+    }
+}
+
+/// `portredir up`.
+#[derive(Args, Clone, Debug)]
+#[command(mut_arg("rules", |rules| rules.required(false)))]
+pub struct UpArgs {
+    /// What to redirect, and where.
+    #[command(flatten)]
+    pub options: Options,
+
+    /// How careful to be.
+    #[command(flatten)]
+    pub care: CareArgs,
+
+    /// Stay, and follow interfaces and addresses from here: for systemd.
+    ///
+    /// SIGHUP reads the files again; when this ends, the rest stays.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub follow: bool,
+}
+
+/// `portredir down`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DownArgs {
+    /// How long to wait for connections whose packets are rewritten, in seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = drain_timeout)]
+    pub drain_timeout: Option<Duration>,
+
+    /// Do not wait for anything, and trust nothing that is there: for what is
+    /// damaged.
+    #[arg(long)]
+    pub force: bool,
+
+    /// Only show what would change.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `portredir add` and `portredir rm`.
+#[derive(Args, Clone, Debug)]
+pub struct ChangeArgs {
+    /// The rules.
+    #[arg(required = true, value_name = "RULE")]
+    pub rules: Vec<String>,
+
+    /// How careful to be.
+    #[command(flatten)]
+    pub care: CareArgs,
+}
+
+/// `portredir apply`.
+#[derive(Args, Clone, Debug)]
+pub struct ApplyArgs {
+    /// A file, or a directory like /etc/portredir.
+    #[arg(short, long, value_name = "PATH")]
+    pub file: PathBuf,
+
+    /// How careful to be.
+    #[command(flatten)]
+    pub care: CareArgs,
+}
+
+/// `portredir save`.
+#[derive(Args, Clone, Debug)]
+pub struct SaveArgs {
+    /// The file.
+    #[arg(value_name = "PATH", default_value = "/etc/portredir/rules.toml")]
+    pub file: PathBuf,
+
+    /// Only show what would be written.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `portredir check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// A file, or a directory like /etc/portredir.
+    #[arg(value_name = "PATH", default_value = "/etc/portredir")]
+    pub path: PathBuf,
+}
+
+/// `portredir rules` and `portredir status`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ReadArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Redirect until Ctrl-C or SIGTERM.
@@ -59,27 +224,9 @@ pub struct Run {
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
     pub interval: Duration,
 
-    /// How long to wait at the end for connections whose packets are rewritten.
-    ///
-    /// New ones go to the dialled port itself meanwhile. Ctrl-C does not wait.
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = drain_timeout)]
-    #[arg(hide_short_help = true)]
-    pub drain_timeout: Duration,
-
     /// Print counters as one JSON object per interval and one at the end.
     #[arg(long)]
     pub json: bool,
-
-    /// TCP flows to remember; 120 bytes of kernel memory each.
-    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = flows())]
-    #[arg(hide_short_help = true)]
-    pub max_tcp_flows: u32,
-
-    /// UDP flows, and TCP flows without a connection yet, to remember; 120
-    /// bytes of kernel memory each, twice.
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = flows())]
-    #[arg(hide_short_help = true)]
-    pub max_udp_flows: u32,
 }
 
 /// `portredir plan`.
@@ -101,44 +248,131 @@ pub struct Options {
     ///
     /// `eth0,wg*` is eth0 and whatever is called wg and something, also when
     /// it appears later. `!docker0` is everything but docker0. An exclusion
-    /// beats a name.
-    #[arg(long, value_name = "NAME,…", default_value = "all")]
-    pub iface: Selection,
+    /// beats a name. Without it: all.
+    #[arg(long, value_name = "NAME,…", env = "PORTREDIR_IFACE", hide_env = true)]
+    pub iface: Option<Selection>,
 
-    /// How connections are redirected.
-    #[arg(long, value_enum, default_value_t)]
-    pub engine: EngineChoice,
+    /// How connections are redirected [default: auto].
+    #[arg(long, value_enum, env = "PORTREDIR_ENGINE", hide_env = true)]
+    pub engine: Option<EngineChoice>,
 
     /// Leave clients on this host alone.
-    #[arg(long)]
-    pub no_local: bool,
+    #[arg(long, env = "PORTREDIR_NO_LOCAL", hide_env = true)]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub no_local: Option<bool>,
+
+    /// Other hosts reach a target by way of its rule alone.
+    #[arg(long, env = "PORTREDIR_HIDE_TARGET", hide_env = true)]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub hide_target: Option<bool>,
+
+    /// Redirect only while something listens on the target.
+    ///
+    /// Else the packet goes to the port it was meant for.
+    #[arg(long, env = "PORTREDIR_IF_LISTENING", hide_env = true)]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub if_listening: Option<bool>,
 
     /// With `--engine socket`: also reach servers on 127.0.0.1 or ::1 alone.
     ///
     /// Other hosts can then connect to servers that were meant for this host
     /// alone, if a rule has their port as its target.
-    #[arg(long, hide_short_help = true)]
-    pub allow_loopback_target: bool,
+    #[arg(
+        long,
+        env = "PORTREDIR_ALLOW_LOOPBACK_TARGET",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub allow_loopback_target: Option<bool>,
 
     /// The cgroup v2 directory whose processes are the clients on this host.
     ///
     /// Without it, that is the root of the hierarchy and so every process.
     #[arg(long, value_name = "PATH", value_parser = cgroup, hide_short_help = true)]
+    #[arg(env = "PORTREDIR_CGROUP", hide_env = true)]
     pub cgroup: Option<PathBuf>,
 
-    /// Redirects: `PORT:PORT[/tcp|/udp|/both]`, dialled port first.
-    #[arg(required = true, value_name = "RULE", value_parser = rule)]
-    pub rules: Vec<Rule>,
+    /// How long to wait at the end for connections whose packets are rewritten.
+    ///
+    /// New ones go to the dialled port itself meanwhile. Ctrl-C does not wait.
+    /// Without it: 10.
+    #[arg(long, value_name = "SECONDS", value_parser = drain_timeout, hide_short_help = true)]
+    #[arg(env = "PORTREDIR_DRAIN_TIMEOUT", hide_env = true)]
+    pub drain_timeout: Option<Duration>,
+
+    /// TCP flows to remember; 120 bytes of kernel memory each [default: 262144].
+    #[arg(long, value_name = "N", value_parser = flows(), hide_short_help = true)]
+    #[arg(env = "PORTREDIR_MAX_TCP_FLOWS", hide_env = true)]
+    pub max_tcp_flows: Option<u32>,
+
+    /// UDP flows, and TCP flows without a connection yet, to remember; 120
+    /// bytes of kernel memory each, twice [default: 65536].
+    #[arg(long, value_name = "N", value_parser = flows(), hide_short_help = true)]
+    #[arg(env = "PORTREDIR_MAX_UDP_FLOWS", hide_env = true)]
+    pub max_udp_flows: Option<u32>,
+
+    /// Rules and options of a file, or of a directory like /etc/portredir.
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "rules",
+        hide_short_help = true
+    )]
+    pub config: Option<PathBuf>,
+
+    /// Redirects: `[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…]`,
+    /// dialled port first; ports may be ranges.
+    #[arg(required_unless_present = "config", value_name = "RULE", value_parser = word)]
+    pub rules: Vec<String>,
+}
+
+impl Options {
+    /// What is given here, or in the environment, over what files say, over the
+    /// defaults.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with rules or files.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        let partial = Partial {
+            iface: self.iface.clone(),
+            engine: self.engine,
+            no_local: self.no_local,
+            allow_loopback_target: self.allow_loopback_target,
+            cgroup: self.cgroup.clone(),
+            hide_target: self.hide_target,
+            if_listening: self.if_listening,
+            max_tcp_flows: self.max_tcp_flows,
+            max_udp_flows: self.max_udp_flows,
+            drain_timeout: self.drain_timeout,
+        };
+        let base = match &self.config {
+            Some(path) => config::load(path)?.over(&Settings::default()),
+            None if self.rules.is_empty() => {
+                config::load(Path::new(config::DIR))?.over(&Settings::default())
+            }
+            None => {
+                let rules = rule::from_words(&self.rules)?;
+                rule::check(&rules)?;
+                Settings {
+                    rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
+                    ..Settings::default()
+                }
+            }
+        };
+        Ok(partial.over(&base))
+    }
 }
 
 /// Behind an option a command is taken for a rule, so say what it is.
-fn rule(text: &str) -> Result<Rule, String> {
+fn word(text: &str) -> Result<String, String> {
     if Command::has_subcommand(text) {
         return Err(format!(
             "`{text}` is a command, and options come after it: portredir {text} [OPTIONS] <RULE>..."
         ));
     }
-    text.parse().map_err(|error: RuleError| error.to_string())
+    Ok(text.to_owned())
 }
 
 fn cgroup(text: &str) -> Result<PathBuf, &'static str> {
@@ -158,6 +392,10 @@ fn drain_timeout(text: &str) -> Result<Duration, String> {
     seconds(text, 0.0)
 }
 
+fn confirm(text: &str) -> Result<Duration, String> {
+    seconds(text.strip_suffix('s').unwrap_or(text), 1.0)
+}
+
 fn seconds(text: &str, least: f64) -> Result<Duration, String> {
     let seconds: f64 = text
         .parse()
@@ -172,33 +410,4 @@ fn seconds(text: &str, least: f64) -> Result<Duration, String> {
 /// entries in batches of 128 per CPU.
 fn flows() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1024..=16_777_216)
-}
-
-impl Options {
-    /// With the defaults for what was not said.
-    #[must_use]
-    pub fn settings(&self) -> Settings {
-        Settings {
-            iface: self.iface.clone(),
-            engine: self.engine,
-            no_local: self.no_local,
-            allow_loopback_target: self.allow_loopback_target,
-            cgroup: self.cgroup.clone(),
-            rules: self.rules.clone(),
-            ..Settings::default()
-        }
-    }
-}
-
-impl Run {
-    /// With the defaults for what was not said.
-    #[must_use]
-    pub fn settings(&self) -> Settings {
-        Settings {
-            max_tcp_flows: self.max_tcp_flows,
-            max_udp_flows: self.max_udp_flows,
-            drain_timeout: self.drain_timeout,
-            ..self.options.settings()
-        }
-    }
 }

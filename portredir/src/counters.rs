@@ -1,21 +1,26 @@
 //! Counters as people and programs read them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use jiff::{Timestamp, Unit};
+use nix::net::if_::if_indextoname;
 use nix::time::{ClockId, clock_gettime};
 use portredir_common::abi::{Counter, CounterKey};
 use portredir_common::verdict::{Reason, Verdict};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::rule::Rule;
+
+/// The index of no interface: of those that are gone, and of all where the
+/// kernel does not tell.
+pub const ELSEWHERE: u32 = 0;
 
 /// Raised when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;
 
 /// All counters at one moment: the object that `--json` prints.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Version of this layout.
     pub schema: u32,
@@ -26,13 +31,13 @@ pub struct Report {
     /// Interfaces that are attached.
     pub interfaces: Vec<InterfaceReport>,
     /// Packets dropped, by reason.
-    pub drops: BTreeMap<&'static str, u64>,
+    pub drops: BTreeMap<String, u64>,
     /// Packets that passed, by reason; redirected ones count at their rule.
-    pub passes: BTreeMap<&'static str, u64>,
+    pub passes: BTreeMap<String, u64>,
 }
 
 /// Counters of one rule.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RuleReport {
     /// Canonical text.
     pub rule: String,
@@ -44,7 +49,7 @@ pub struct RuleReport {
 }
 
 /// Packets that a rule redirected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hits {
     /// Packets, from client to server.
     pub packets: u64,
@@ -57,42 +62,61 @@ pub struct Hits {
 }
 
 /// How an interface is attached.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceReport {
     /// Name.
     pub name: String,
     /// Index.
     pub ifindex: u32,
     /// Engine.
-    pub engine: &'static str,
+    pub engine: String,
     /// How the engine is attached.
-    pub mode: &'static str,
+    pub mode: String,
     /// Why this engine.
     pub why: String,
 }
 
 impl Report {
-    /// Puts a report together; `names` maps the indexes of interfaces, also of
-    /// those that have gone.
+    /// Puts a report together; each rule comes with the number of its counters.
     #[must_use]
     pub fn new(
-        rules: &[Rule],
+        rules: &[(u16, Rule)],
         interfaces: Vec<InterfaceReport>,
         counters: &[(CounterKey, Counter)],
         reasons: &[u64],
-        names: &BTreeMap<u32, String>,
     ) -> Self {
         let clock = Clock::now();
         let mut reports: Vec<_> = rules
             .iter()
-            .map(|rule| RuleReport {
+            .map(|(_, rule)| RuleReport {
                 rule: rule.to_string(),
                 total: Hits::default(),
                 interfaces: BTreeMap::new(),
             })
             .collect();
+        let places: HashMap<_, _> = rules
+            .iter()
+            .map(|(id, _)| u32::from(*id))
+            .zip(0..)
+            .collect();
+        let name = |index| {
+            let attached = interfaces.iter().find(|report| report.ifindex == index);
+            if let Some(report) = attached {
+                return report.name.clone();
+            }
+            let name = (index != ELSEWHERE).then(|| if_indextoname(index));
+            match name {
+                None => "elsewhere".to_owned(),
+                Some(Ok(name)) => name.to_string_lossy().into_owned(),
+                Some(Err(_)) => format!("if{index}"),
+            }
+        };
         for (key, counter) in counters {
-            let Some(report) = reports.get_mut(key.rule as usize) else {
+            let Some(report) = places
+                .get(&key.rule)
+                .and_then(|&i: &usize| reports.get_mut(i))
+            else {
+                // Of a rule that is gone, whose flows are not.
                 continue;
             };
             let hits = Hits {
@@ -101,19 +125,16 @@ impl Report {
                 flows: counter.flows,
                 last_hit: clock.wall(counter.last_hit_ns),
             };
-            let name = names
-                .get(&key.ifindex)
-                .cloned()
-                .unwrap_or_else(|| format!("if{}", key.ifindex));
             report.total.add(&hits);
-            report.interfaces.entry(name).or_default().add(&hits);
+            let by_name = report.interfaces.entry(name(key.ifindex));
+            by_name.or_default().add(&hits);
         }
         let by_verdict = |verdict| {
             Reason::ALL
                 .iter()
                 .zip(reasons)
                 .filter(|(reason, _)| reason.is_counted() && reason.verdict() == verdict)
-                .map(|(reason, count)| (reason.label(), *count))
+                .map(|(reason, count)| (reason.label().to_owned(), *count))
                 .collect()
         };
         Self {
@@ -133,7 +154,10 @@ impl Report {
             .iter()
             .enumerate()
             .filter_map(|(i, rule)| {
-                let old = before.map_or(Hits::default(), |before| before.rules[i].total);
+                // Rules that were changed meanwhile begin anew.
+                let old = before.and_then(|before| before.rules.get(i));
+                let old = old.filter(|old| old.rule == rule.rule);
+                let old = old.map_or(Hits::default(), |old| old.total);
                 let packets = rule.total.packets - old.packets;
                 let flows = rule.total.flows - old.flows;
                 // Without packets to rewrite none are counted.
@@ -228,6 +252,8 @@ mod tests {
 
     fn report(packets: u64) -> Report {
         let rules = ["80:8080", "53:5353/udp"].map(|r| r.parse().expect("a rule"));
+        let [first, second] = rules;
+        let rules = [(7, first), (3, second)];
         let hit = |ifindex, rule, packets| {
             let counter = Counter {
                 packets,
@@ -237,16 +263,21 @@ mod tests {
             };
             (CounterKey { ifindex, rule }, counter)
         };
-        let names = BTreeMap::from([(2, "eth0".to_owned())]);
+        let eth0 = InterfaceReport {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            engine: "tc".to_owned(),
+            mode: "tcx".to_owned(),
+            why: String::new(),
+        };
         let mut reasons = vec![0; Reason::COUNT];
         reasons[Reason::Restored as usize] = 4;
         reasons[Reason::NoFreePort as usize] = 1;
         Report::new(
             &rules,
-            vec![],
-            &[hit(2, 0, packets), hit(9, 0, 1)],
+            vec![eth0],
+            &[hit(2, 7, packets), hit(ELSEWHERE, 7, 1), hit(2, 1, 9)],
             &reasons,
-            &names,
         )
     }
 
@@ -257,7 +288,7 @@ mod tests {
         assert_eq!(report.rules[0].total.bytes, 400);
         assert!(report.rules[0].total.last_hit.is_some());
         assert_eq!(report.rules[0].interfaces["eth0"].packets, 3);
-        assert_eq!(report.rules[0].interfaces["if9"].packets, 1);
+        assert_eq!(report.rules[0].interfaces["elsewhere"].packets, 1);
         assert_eq!(report.rules[1].total, Hits::default());
     }
 

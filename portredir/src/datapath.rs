@@ -1,18 +1,18 @@
 //! The programs in the kernel: load, fill, attach, detach.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
-    Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, SockHash,
+    Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
+    SockHash,
 };
-use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::links::{CgroupAttachMode, LinkOrder};
-use aya::programs::sk_lookup::SkLookupLink;
-use aya::programs::sock_ops::SockOpsLink;
+use aya::programs::links::{CgroupAttachMode, FdLink, LinkError, LinkOrder};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::xdp::{XdpError, XdpLink};
 use aya::programs::{
@@ -22,18 +22,25 @@ use aya::programs::{
 use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 use portredir_common::abi::{
-    Addr, Counter, CounterKey, Flow, FlowKey, ListenerKey, Port, PortEntry, Protocol,
+    Addr, AddrKey, Candidates, Counter, CounterKey, Flow, FlowKey, IfaceKey, ListenerKey, Port,
+    PortEntry, Protocol, SourceKey,
 };
-use portredir_common::wire::Link;
+use portredir_common::flow::UDP_IDLE_NS;
+use portredir_common::wire::Link as FrameLink;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::counters::ELSEWHERE;
 use crate::ethtool;
 use crate::interface::Interface;
 use crate::netdev;
+use crate::pins::{self, PinDir};
 use crate::plan::{Engine, Planned};
-use crate::rule::Rule;
 use crate::sockets::TcpSocket;
+use crate::state::{Record, State, Store};
+use crate::table::Table;
 
 /// The compiled programs. `cargo xtask build-ebpf` makes them anew.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../ebpf/portredir.bpf.o");
@@ -138,11 +145,57 @@ pub enum DatapathError {
     /// Clients on this host are told apart by their cgroup.
     #[error("no cgroup v2 hierarchy is mounted")]
     NoCgroup,
+    /// A link could not be made to outlive the process.
+    #[error("pin {path}: {reason}")]
+    Pin {
+        /// Where.
+        path: String,
+        /// The kernel's error, in words.
+        reason: String,
+    },
+    /// A program that is attached could not be replaced by the one of this
+    /// process.
+    #[error("replace {program} on {interface}")]
+    Replace {
+        /// The program.
+        program: &'static str,
+        /// The interface.
+        interface: String,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+    /// What is attached is of another version.
+    #[error("there is no program `{0}` in this version of portredir")]
+    Unknown(String),
 }
+
+/// The maps that outlive a process.
+const MAPS: [&str; 19] = [
+    "ADDRS",
+    "COUNTERS",
+    "DIALLED",
+    "GENERATION",
+    "IFACES",
+    "LISTENERS",
+    "LOCAL",
+    "NEXT_SLOT",
+    "OLD",
+    "PORTS",
+    "REASONS",
+    "REMAP",
+    "SCOPE",
+    "SOCKETS",
+    "SOURCES",
+    "STATE",
+    "SYN",
+    "TCP",
+    "UDP",
+];
 
 /// Programs, by what they are attached to and what its frames begin with.
 mod program {
-    use super::Link;
+    use portredir_common::wire::Link;
 
     pub const XDP_FRAGS: &str = "portredir_frags";
     /// Knows the interface.
@@ -163,6 +216,15 @@ mod program {
         "portredir_conn4",
         "portredir_conn6",
     ];
+
+    /// The program of this name.
+    pub fn known(name: &str) -> Option<&'static str> {
+        let others = [XDP_FRAGS, LOOKUP, LOOKUP_EVERYWHERE, REGISTER];
+        let by_link =
+            [Link::Ethernet, Link::Ip].map(|link| [xdp(link), ingress(link), egress(link)]);
+        let all = others.iter().chain(&CLIENT).chain(by_link.as_flattened());
+        all.copied().find(|known| *known == name)
+    }
 
     pub const fn xdp(link: Link) -> &'static str {
         match link {
@@ -189,28 +251,119 @@ mod program {
 /// A link takes no flag; it always runs beside the programs of others.
 const LINK_MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
-/// What redirects on one interface. Dropping it detaches.
+/// Keeps a program attached.
+#[derive(Debug)]
+enum Hook {
+    /// For as long as it is held.
+    Held(#[expect(dead_code, reason = "held to be dropped")] Link),
+    /// Until the pin is removed.
+    Pinned(PathBuf),
+    /// Until the clsact filter is removed, which is known by its program.
+    Filter(TcAttachType, String),
+}
+
+impl Hook {
+    fn detach(self, interface: &str) {
+        match self {
+            Self::Held(_) => {}
+            Self::Pinned(path) => {
+                if let Err(error) = fs::remove_file(&path) {
+                    log::warn!("remove {}: {error}", path.display());
+                }
+            }
+            Self::Filter(direction, program) => {
+                // Not being there is fine: the qdisc may be gone.
+                let _ = tc::qdisc_detach_program(interface, direction, &program);
+            }
+        }
+    }
+}
+
+/// A link as the library has it.
+#[derive(Debug)]
+enum Link {
+    Fd(FdLink),
+    Xdp(XdpLink),
+    Tc(SchedClassifierLink),
+}
+
+/// Where a program is attached that outlives the process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// A link, by the name of its pin.
+    Pin(String),
+    /// A clsact filter.
+    Filter {
+        /// Its direction.
+        is_ingress: bool,
+        /// Its priority.
+        priority: u16,
+        /// Its handle.
+        handle: u32,
+    },
+}
+
+/// How an interface was attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mode {
+    /// The kernel's way: `native+frags`, `tcx`, ….
+    pub name: String,
+    /// What outlives the process, and its programs; in the order in which they
+    /// were attached.
+    pub programs: Vec<(Place, String)>,
+}
+
+impl Mode {
+    fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            programs: Vec::new(),
+        }
+    }
+}
+
+/// The names of pins.
+mod pin {
+    pub const LOOKUP: &str = "lookup";
+    pub const REGISTER: &str = "register";
+
+    pub fn device(index: u32, is_ingress: bool) -> String {
+        let direction = if is_ingress { "ingress" } else { "egress" };
+        format!("if{index}-{direction}")
+    }
+}
+
+/// What redirects on one interface.
 #[derive(Debug)]
 enum Attached {
     /// Packets are rewritten.
     Wire {
         /// `None` where packets that come in are met elsewhere.
-        ingress: Option<IngressLink>,
-        egress: SchedClassifierLink,
-        restore: Vec<&'static str>,
+        ingress: Option<Hook>,
+        egress: Hook,
     },
     /// Connections are given to listeners: [`Datapath::lookup`].
     Lookup,
-    /// Clients on this host are pointed elsewhere.
-    Clients(#[expect(dead_code, reason = "held to be dropped")] Vec<CgroupSockAddrLink>),
+    /// Clients on this host are pointed elsewhere. What asks goes first.
+    Clients(Vec<Hook>),
 }
 
 /// The engine for listeners, of the whole network namespace.
 #[derive(Debug)]
-#[expect(dead_code, reason = "held to be dropped")]
 struct Lookup {
-    link: SkLookupLink,
-    register: Option<SockOpsLink>,
+    link: Hook,
+    register: Option<Hook>,
+    mode: Mode,
+}
+
+impl Lookup {
+    fn detach(self) {
+        self.link.detach("");
+        if let Some(register) = self.register {
+            register.detach("");
+        }
+    }
 }
 
 /// A server that could not be registered.
@@ -222,36 +375,36 @@ pub struct Unregistered {
     pub errno: i32,
 }
 
-#[derive(Debug)]
-#[expect(dead_code, reason = "held to be dropped")]
-enum IngressLink {
-    Xdp(XdpLink),
-    Tc(SchedClassifierLink),
-}
-
 /// The datapath of this network namespace.
 #[derive(Debug)]
 pub struct Datapath {
     ebpf: Ebpf,
     loaded: BTreeSet<&'static str>,
     options: Options,
-    rules: Vec<Rule>,
     attached: BTreeMap<u32, Attached>,
     lookup: Option<Lookup>,
     local: HashMap<[u8; 16], u8>,
-    /// Interfaces whose clsact qdisc we made.
-    clsact: BTreeSet<u32>,
+    /// Where what is attached outlives the process.
+    pins: Option<PinDir>,
+    /// What is known to be in `PORTS`, by generation.
+    ports: [Option<Vec<PortEntry>>; 2],
 }
 
 impl Datapath {
-    /// Creates the maps and fills in the rules; attaches nothing.
+    /// Creates the maps, or opens those that are pinned; attaches nothing.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Load`], [`DatapathError::Map`].
-    pub fn load(rules: &[Rule], options: Options) -> Result<Self, DatapathError> {
+    pub fn load(options: Options, pins: Option<&PinDir>) -> Result<Self, DatapathError> {
         let netns_cookie = netns_cookie()?;
-        let ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = pins {
+            for name in MAPS {
+                loader.map_pin_path(name, pins.path(name));
+            }
+        }
+        let ebpf = loader
             .override_global(aya_log::LEVEL, &options.log_level, true)
             .override_global("NETNS_COOKIE", &netns_cookie, true)
             .override_global(
@@ -263,46 +416,26 @@ impl Datapath {
             .map_max_entries("SYN", options.sizes.udp_flows)
             .map_max_entries("UDP", options.sizes.udp_flows)
             .load(OBJECT)?;
-        let mut datapath = Self {
+        let datapath = Self {
             ebpf,
             loaded: BTreeSet::new(),
             options,
-            rules: rules.to_vec(),
             attached: BTreeMap::new(),
             lookup: None,
             local: HashMap::new(),
-            clsact: BTreeSet::new(),
+            pins: pins.cloned(),
+            // What somebody else may have filled is written anew.
+            ports: std::array::from_fn(|_| {
+                let none = vec![PortEntry::default(); PortEntry::COUNT as usize / 2];
+                pins.is_none().then_some(none)
+            }),
         };
-        datapath.set_ports(0)?;
         Ok(datapath)
-    }
-
-    /// Writes the rules into the kernel, with `flags` at the dialled ports.
-    fn set_ports(&mut self, flags: u32) -> Result<(), DatapathError> {
-        let name = "PORTS";
-        let entries = port_entries(&self.rules);
-        let mut ports = Array::<_, PortEntry>::try_from(self.map(name)).map_err(map_error(name))?;
-        for (index, mut entry) in entries {
-            if entry.is_match() {
-                entry.flags |= flags;
-            }
-            ports.set(index, entry, 0).map_err(map_error(name))?;
-        }
-        Ok(())
-    }
-
-    /// Lets new flows go to the dialled port; those that are known go on.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`].
-    pub fn drain(&mut self) -> Result<(), DatapathError> {
-        self.set_ports(PortEntry::DRAIN)
     }
 
     /// How many of the connections need their packets rewritten.
     #[must_use]
-    pub fn count_redirected(&self, connections: &[TcpSocket]) -> usize {
+    pub fn count_redirected(&self, table: &Table, connections: &[TcpSocket]) -> usize {
         let is_rewriting = |attached: &Attached| matches!(attached, Attached::Wire { .. });
         if !self.attached.values().any(is_rewriting) {
             return 0;
@@ -321,7 +454,9 @@ impl Datapath {
         connections
             .iter()
             .map(|socket| &socket.key)
-            .filter(|key| self.is_target(key.local_port.get()) && is_redirected(key))
+            .filter(|key| {
+                table.is_target(Protocol::Tcp, key.local_port.get()) && is_redirected(key)
+            })
             .count()
     }
 
@@ -354,6 +489,25 @@ impl Datapath {
             self.loaded.insert(name);
         }
         Ok(program)
+    }
+
+    /// Loads a program of any kind.
+    fn program_fd(&mut self, name: &'static str) -> Result<OwnedFd, DatapathError> {
+        use aya::programs::Program;
+        let program = self.ebpf.program(name).expect("the object has the program");
+        let fd = match program {
+            Program::Xdp(_) => self.program::<Xdp>(name)?.fd(),
+            Program::SchedClassifier(_) => self.program::<SchedClassifier>(name)?.fd(),
+            Program::SkLookup(_) => self.program::<SkLookup>(name)?.fd(),
+            Program::SockOps(_) => self.program::<SockOps>(name)?.fd(),
+            _ => self.program::<CgroupSockAddr>(name)?.fd(),
+        };
+        fd.and_then(|fd| {
+            fd.as_fd()
+                .try_clone_to_owned()
+                .map_err(ProgramError::IOError)
+        })
+        .map_err(|source| DatapathError::Program { name, source })
     }
 
     fn map(&mut self, name: &str) -> &mut aya::maps::Map {
@@ -401,80 +555,106 @@ impl Datapath {
         result.map_err(map_error(name))
     }
 
-    /// Attaches to an interface and returns the mode that worked.
+    /// Attaches to an interface.
     ///
     /// # Errors
     ///
     /// Any [`DatapathError`]; nothing is left attached then.
-    pub fn attach(&mut self, planned: &Planned) -> Result<&'static str, DatapathError> {
+    pub fn attach(&mut self, planned: &Planned) -> Result<Mode, DatapathError> {
         let (attached, mode) = match planned.engine {
-            Engine::Lookup => (self.attach_lookup(planned.interface.index)?, "sk_lookup"),
-            Engine::Cgroup => (self.attach_clients()?, "cgroup"),
+            Engine::Lookup => self.attach_lookup(planned.interface.index)?,
+            Engine::Cgroup => self.attach_clients()?,
             _ => self.attach_wire(planned)?,
         };
         self.attached.insert(planned.interface.index, attached);
         Ok(mode)
     }
 
-    fn attach_wire(
-        &mut self,
-        planned: &Planned,
-    ) -> Result<(Attached, &'static str), DatapathError> {
+    fn attach_wire(&mut self, planned: &Planned) -> Result<(Attached, Mode), DatapathError> {
         let interface = &planned.interface;
         let is_tcx_allowed = planned.engine != Engine::TcClsact;
-        self.sweep(interface);
         // Egress first: a packet must not be rewritten before its reply would be.
-        let (egress, mode) = self.attach_tc(interface, TcAttachType::Egress, is_tcx_allowed)?;
-        let mut restore = Vec::new();
-        let (ingress, mode) = match planned.engine {
-            _ if planned.is_egress_only => (None, mode),
-            Engine::XdpNative => {
-                let (link, mode) = self.attach_xdp(interface, XdpMode::Driver)?;
-                (Some(IngressLink::Xdp(link)), mode)
+        let (egress, mut mode) = self.attach_tc(interface, TcAttachType::Egress, is_tcx_allowed)?;
+        let ingress = match planned.engine {
+            _ if planned.is_egress_only => None,
+            Engine::XdpNative => Some(self.attach_xdp(interface, XdpMode::Driver)),
+            Engine::XdpGeneric => Some(self.attach_xdp(interface, XdpMode::Skb)),
+            _ => Some(self.attach_tc(interface, TcAttachType::Ingress, is_tcx_allowed)),
+        };
+        let ingress = match ingress {
+            None => None,
+            Some(Ok((ingress, Mode { name, programs }))) => {
+                mode.name = name;
+                mode.programs.extend(programs);
+                Some(ingress)
             }
-            Engine::XdpGeneric => {
-                restore = features_on(&interface.name);
-                let (link, mode) = self.attach_xdp(interface, XdpMode::Skb)?;
-                (Some(IngressLink::Xdp(link)), mode)
-            }
-            _ => {
-                let (link, mode) =
-                    self.attach_tc(interface, TcAttachType::Ingress, is_tcx_allowed)?;
-                (Some(IngressLink::Tc(link)), mode)
+            Some(Err(error)) => {
+                egress.detach(&interface.name);
+                return Err(error);
             }
         };
-        let attached = Attached::Wire {
-            ingress,
-            egress,
-            restore,
+        Ok((Attached::Wire { ingress, egress }, mode))
+    }
+
+    /// Keeps a link, by a pin where it is to outlive the process.
+    fn hold(
+        &self,
+        link: Link,
+        pin: &str,
+        program: &str,
+        mode: &mut Mode,
+    ) -> Result<Hook, DatapathError> {
+        let Some(pins) = &self.pins else {
+            return Ok(Hook::Held(link));
         };
-        Ok((attached, mode))
+        let path = pins.path(pin);
+        let error = |reason: String| DatapathError::Pin {
+            path: path.display().to_string(),
+            reason,
+        };
+        let link = match link {
+            Link::Fd(link) => Ok(link),
+            Link::Xdp(link) => link.try_into(),
+            Link::Tc(link) => link.try_into(),
+        };
+        let link: FdLink = link.map_err(|e| error(e.to_string()))?;
+        // What was left by somebody who was killed before he could say so.
+        let _ = fs::remove_file(&path);
+        link.pin(&path).map_err(|e| error(chain(&e)))?;
+        let place = Place::Pin(pin.to_owned());
+        mode.programs.push((place, program.to_owned()));
+        Ok(Hook::Pinned(path))
     }
 
     /// Lets the listeners have the connections of an interface too.
-    fn attach_lookup(&mut self, ifindex: u32) -> Result<Attached, DatapathError> {
+    fn attach_lookup(&mut self, ifindex: u32) -> Result<(Attached, Mode), DatapathError> {
         if self.lookup.is_none() {
             self.lookup = Some(self.load_lookup()?);
         }
+        let mode = self.lookup.as_ref().map(|lookup| lookup.mode.clone());
         let name = "SCOPE";
         BpfHashMap::<_, u32, u8>::try_from(self.map(name))
             .and_then(|mut scope| scope.insert(ifindex, 1, 0))
             .map_err(map_error(name))?;
-        Ok(Attached::Lookup)
+        Ok((Attached::Lookup, mode.unwrap_or_default()))
     }
 
     fn load_lookup(&mut self) -> Result<Lookup, DatapathError> {
+        let mut mode = Mode::named("sk_lookup");
         // Servers register before the first connection looks for them.
         let register = match self.options.cgroup.clone() {
             None => None,
             Some(path) => {
+                let name = program::REGISTER;
                 let to = path.display().to_string();
                 let cgroup = open(&to)?;
-                let program: &mut SockOps = self.program(program::REGISTER)?;
+                let program: &mut SockOps = self.program(name)?;
                 let link = program
                     .attach(cgroup, LINK_MODE)
-                    .and_then(|id| program.take_link(id));
-                Some(link.map_err(hook_error(program::REGISTER, to))?)
+                    .and_then(|id| program.take_link(id))
+                    .and_then(|link| FdLink::try_from(link).map_err(link_error))
+                    .map_err(hook_error(name, to))?;
+                Some(self.hold(Link::Fd(link), pin::REGISTER, name, &mut mode)?)
             }
         };
         let name = match self.program::<SkLookup>(program::LOOKUP) {
@@ -495,25 +675,126 @@ impl Datapath {
             .attach(netns)
             .and_then(|id| program.take_link(id))
             .map_err(hook_error(name, NETNS.to_owned()))?;
-        Ok(Lookup { link, register })
+        let link = self.hold(Link::Fd(link.into()), pin::LOOKUP, name, &mut mode)?;
+        Ok(Lookup {
+            link,
+            register,
+            mode,
+        })
     }
 
-    fn attach_clients(&mut self) -> Result<Attached, DatapathError> {
+    fn attach_clients(&mut self) -> Result<(Attached, Mode), DatapathError> {
         let path = self.options.cgroup.clone().ok_or(DatapathError::NoCgroup)?;
         let to = path.display().to_string();
-        let mut links = Vec::new();
+        let mut mode = Mode::named("cgroup");
+        let mut hooks = Vec::new();
         for name in program::CLIENT {
             let cgroup = open(&to)?;
             let program: &mut CgroupSockAddr = self.program(name)?;
-            let link = program
+            let hook = program
                 .attach(cgroup, LINK_MODE)
                 .and_then(|id| program.take_link(id))
-                .map_err(hook_error(name, to.clone()))?;
-            links.push(link);
+                .and_then(|link| FdLink::try_from(link).map_err(link_error))
+                .map_err(hook_error(name, to.clone()))
+                .and_then(|link| self.hold(Link::Fd(link), name, name, &mut mode));
+            match hook {
+                Ok(hook) => hooks.push(hook),
+                Err(error) => {
+                    hooks.into_iter().rev().for_each(|hook| hook.detach(""));
+                    return Err(error);
+                }
+            }
         }
         // What asks goes before what answers.
-        links.reverse();
-        Ok(Attached::Clients(links))
+        hooks.reverse();
+        Ok((Attached::Clients(hooks), mode))
+    }
+
+    /// No longer knows what is attached. It stays so where it is pinned.
+    pub fn forget(&mut self) {
+        self.attached.clear();
+        self.lookup = None;
+    }
+
+    /// Takes over what another process has left attached to an interface.
+    pub fn adopt(&mut self, index: u32, engine: Engine, mode: &Mode) {
+        let Some(pins) = self.pins.clone() else {
+            return;
+        };
+        let hook = |(place, program): &(Place, String)| match place {
+            Place::Pin(pin) => Hook::Pinned(pins.path(pin)),
+            Place::Filter { is_ingress, .. } => {
+                Hook::Filter(direction(*is_ingress), program.clone())
+            }
+        };
+        // As they were attached: what answers, or restores, comes first.
+        let mut hooks: Vec<_> = mode.programs.iter().map(hook).collect();
+        let attached = match engine {
+            Engine::Lookup => {
+                if let Some(link) = hooks.pop() {
+                    let register = hooks.pop();
+                    let mode = mode.clone();
+                    self.lookup = Some(Lookup {
+                        link,
+                        register,
+                        mode,
+                    });
+                }
+                Attached::Lookup
+            }
+            Engine::Cgroup => {
+                hooks.reverse();
+                Attached::Clients(hooks)
+            }
+            _ if hooks.is_empty() => return,
+            _ => {
+                let egress = hooks.remove(0);
+                let ingress = hooks.pop();
+                Attached::Wire { ingress, egress }
+            }
+        };
+        self.attached.insert(index, attached);
+    }
+
+    /// Puts the programs of this process in the place of those that another one
+    /// has left attached to an interface. No packet is missed.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Replace`]: it is no longer attached, or the kernel
+    /// refuses. [`DatapathError::Program`].
+    pub fn replace(&mut self, interface: &str, mode: &Mode) -> Result<(), DatapathError> {
+        let pins = self.pins.clone().expect("what was left is pinned");
+        for (place, name) in &mode.programs {
+            let name = program::known(name).ok_or_else(|| DatapathError::Unknown(name.clone()))?;
+            let fd = self.program_fd(name)?;
+            let result = match place {
+                Place::Pin(pin) => pins::replace(&pins.path(pin), fd.as_fd()),
+                Place::Filter {
+                    is_ingress,
+                    priority,
+                    handle,
+                } => {
+                    let program: &mut SchedClassifier = self.program(name)?;
+                    let (direction, handle) = (direction(*is_ingress), (*handle).into());
+                    SchedClassifierLink::attached(interface, direction, *priority, handle, None)
+                        .and_then(|link| {
+                            let new = program
+                                .attach_to_link(link)
+                                .and_then(|id| program.take_link(id))
+                                .map_err(io::Error::other)?;
+                            std::mem::forget(new);
+                            Ok(())
+                        })
+                }
+            };
+            result.map_err(|source| DatapathError::Replace {
+                program: name,
+                interface: interface.to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     /// Whether servers have to be registered.
@@ -530,6 +811,7 @@ impl Datapath {
     /// [`DatapathError::Program`], [`DatapathError::Map`].
     pub fn register(
         &mut self,
+        table: &Table,
         listening: &[TcpSocket],
     ) -> Result<Vec<Unregistered>, DatapathError> {
         let name = "LISTENERS";
@@ -543,7 +825,7 @@ impl Datapath {
         }
         let mut groups = HashMap::<(Addr, Port), Vec<TcpSocket>>::new();
         for socket in listening {
-            if self.is_target(socket.key.local_port.get()) {
+            if table.is_target(Protocol::Tcp, socket.key.local_port.get()) {
                 let place = (socket.key.local, socket.key.local_port);
                 groups.entry(place).or_default().push(*socket);
             }
@@ -562,13 +844,6 @@ impl Datapath {
             }
         }
         Ok(refused)
-    }
-
-    /// Whether a rule sends TCP connections to a port.
-    fn is_target(&self, port: u16) -> bool {
-        self.rules.iter().any(|rule| {
-            rule.target.contains(port) && rule.protocols.each().contains(&Protocol::Tcp)
-        })
     }
 
     /// Registers `missing` of the sockets that listen in one place.
@@ -629,89 +904,87 @@ impl Datapath {
     }
 
     /// Removes clsact filters of a run that was killed, which outlive it: we
-    /// hold the lock, so they are nobody else's.
-    fn sweep(&mut self, interface: &Interface) {
-        let Interface {
-            name, index, link, ..
-        } = interface;
-        for (direction, program) in [
+    /// hold the lock, so they are nobody else's. Says whether there were any.
+    pub fn sweep(interface: &Interface) -> bool {
+        let Interface { name, link, .. } = interface;
+        let ours = [
             (TcAttachType::Ingress, program::ingress(*link)),
             (TcAttachType::Egress, program::egress(*link)),
-        ] {
-            if tc::qdisc_detach_program(name, direction, program).is_ok() {
-                // Then the qdisc is of that run as well.
-                self.clsact.insert(*index);
-            }
-        }
+        ];
+        ours.into_iter()
+            .filter(|(direction, program)| {
+                tc::qdisc_detach_program(name, *direction, program).is_ok()
+            })
+            .count()
+            > 0
     }
 
-    /// Detaches from an interface and puts its settings back.
+    /// Detaches from an interface.
     pub fn detach(&mut self, index: u32, name: &str) {
         match self.attached.remove(&index) {
-            None | Some(Attached::Clients(_)) => {}
+            None => {}
+            Some(Attached::Clients(hooks)) => hooks.into_iter().for_each(|hook| hook.detach(name)),
             Some(Attached::Lookup) => {
                 let map = self.map("SCOPE");
                 // It is not there when the interface was not told.
                 let _ = BpfHashMap::<_, u32, u8>::try_from(map)
                     .and_then(|mut scope| scope.remove(&index));
-                if !self
-                    .attached
-                    .values()
-                    .any(|a| matches!(a, Attached::Lookup))
+                let is_lookup = |attached: &Attached| matches!(attached, Attached::Lookup);
+                if !self.attached.values().any(is_lookup)
+                    && let Some(lookup) = self.lookup.take()
                 {
-                    self.lookup = None;
+                    lookup.detach();
                 }
             }
-            Some(Attached::Wire {
-                ingress,
-                egress,
-                restore,
-            }) => {
+            Some(Attached::Wire { ingress, egress }) => {
                 // A packet must not be rewritten after its reply no longer is.
-                drop(ingress);
-                drop(egress);
-                for feature in restore {
-                    if let Err(error) = ethtool::set_feature(name, feature, true) {
-                        log::warn!("{name}: switch {feature} on again: {error}");
-                    }
+                if let Some(ingress) = ingress {
+                    ingress.detach(name);
                 }
+                egress.detach(name);
             }
         }
-    }
-
-    /// Whether the clsact qdisc of an interface is ours to remove. Says so once.
-    pub fn forget_clsact(&mut self, index: u32) -> bool {
-        self.clsact.remove(&index)
     }
 
     fn attach_xdp(
         &mut self,
         interface: &Interface,
         mode: XdpMode,
-    ) -> Result<(XdpLink, &'static str), DatapathError> {
-        let mut attach = |program: &'static str, what: &'static str| {
-            let program: &mut Xdp = self.program(program)?;
-            program
+    ) -> Result<(Hook, Mode), DatapathError> {
+        let (with_frags, without) = match mode {
+            XdpMode::Driver => ("native+frags", "native"),
+            _ => ("generic+frags", "generic"),
+        };
+        let mut ways = vec![(program::xdp(interface.link), without)];
+        if interface.link == FrameLink::Ethernet {
+            ways.insert(0, (program::XDP_FRAGS, with_frags));
+        }
+        let mut result = None;
+        for (name, what) in ways {
+            if let Some(Err(error)) = &result {
+                // The kernel (before 5.18) or the driver has no frags.
+                log::debug!("{}: {}", interface.name, chain(error));
+            }
+            let program: &mut Xdp = self.program(name)?;
+            let link = program
                 .attach_to_if_index(interface.index, mode)
                 .and_then(|id| program.take_link(id))
                 .map_err(|error| DatapathError::Attach {
                     what,
                     interface: interface.name.clone(),
                     reason: attach_reason(&error, program, interface.index, mode),
-                })
-        };
-        let (with_frags, without) = match mode {
-            XdpMode::Driver => ("native+frags", "native"),
-            _ => ("generic+frags", "generic"),
-        };
-        if interface.link == Link::Ethernet {
-            match attach(program::XDP_FRAGS, with_frags) {
-                Ok(link) => return Ok((link, with_frags)),
-                // The kernel (before 5.18) or the driver has no frags.
-                Err(error) => log::debug!("{}: {}", interface.name, chain(&error)),
+                });
+            match link {
+                Ok(link) => {
+                    let mut mode = Mode::named(what);
+                    let pin = pin::device(interface.index, true);
+                    let hook = self.hold(Link::Xdp(link), &pin, name, &mut mode)?;
+                    return Ok((hook, mode));
+                }
+                Err(error) => result = Some(Err(error)),
             }
         }
-        Ok((attach(program::xdp(interface.link), without)?, without))
+        result.expect("there is a way")
     }
 
     fn attach_tc(
@@ -719,7 +992,7 @@ impl Datapath {
         interface: &Interface,
         direction: TcAttachType,
         is_tcx_allowed: bool,
-    ) -> Result<(SchedClassifierLink, &'static str), DatapathError> {
+    ) -> Result<(Hook, Mode), DatapathError> {
         let Interface {
             name, index, link, ..
         } = interface;
@@ -729,6 +1002,7 @@ impl Datapath {
         } else {
             program::egress(*link)
         };
+        let is_pinned = self.pins.is_some();
         let program: &mut SchedClassifier = self.program(program_name)?;
         let error = |what, reason| DatapathError::Attach {
             what,
@@ -742,7 +1016,10 @@ impl Datapath {
             match program.attach_with_options(name, direction, options) {
                 Ok(id) => {
                     let link = program.take_link(id).map_err(|e| error("tcx", chain(&e)))?;
-                    return Ok((link, "tcx"));
+                    let mut mode = Mode::named("tcx");
+                    let pin = pin::device(*index, is_ingress);
+                    let hook = self.hold(Link::Tc(link), &pin, program_name, &mut mode)?;
+                    return Ok((hook, mode));
                 }
                 // Before 6.6 the attach type does not exist.
                 Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
@@ -751,9 +1028,7 @@ impl Datapath {
             }
         }
         match tc::qdisc_add_clsact(name) {
-            Ok(()) => {
-                self.clsact.insert(*index);
-            }
+            Ok(()) => {}
             Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
             Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::ENOENT) => {
                 let hint = "; are the kernel modules sch_ingress and cls_bpf there?";
@@ -761,7 +1036,6 @@ impl Datapath {
             }
             Err(e) => return Err(error("clsact", chain(&e))),
         }
-        let program: &mut SchedClassifier = self.program(program_name)?;
         let mut attach = |priority| {
             let options = NlOptions {
                 priority,
@@ -783,7 +1057,21 @@ impl Datapath {
         let link = id
             .and_then(|id| program.take_link(id))
             .map_err(|e| error("clsact", chain(&e)))?;
-        Ok((link, "clsact"))
+        let mut mode = Mode::named("clsact");
+        if !is_pinned {
+            return Ok((Hook::Held(Link::Tc(link)), mode));
+        }
+        let place = (|| {
+            Ok::<_, ProgramError>(Place::Filter {
+                is_ingress,
+                priority: link.priority()?,
+                handle: link.handle()?.into(),
+            })
+        })();
+        let place = place.map_err(|e| error("clsact", chain(&e)))?;
+        mode.programs.push((place, program_name.to_owned()));
+        std::mem::forget(link);
+        Ok((Hook::Filter(direction, program_name.to_owned()), mode))
     }
 
     /// The counters of all rules on all interfaces, summed over the CPUs.
@@ -807,24 +1095,87 @@ impl Datapath {
             .map_err(map_error(name))
     }
 
-    /// Removes the counters of an interface that is gone, and returns them.
+    /// Keeps what an interface that is gone has counted, but no longer by its
+    /// index: a host may see any number of them.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`].
-    pub fn take_counters(
-        &mut self,
-        index: u32,
-    ) -> Result<Vec<(CounterKey, Counter)>, DatapathError> {
-        let mut counters = self.counters()?;
-        counters.retain(|(key, _)| key.ifindex == index);
+    pub fn forget_interface(&mut self, index: u32) -> Result<(), DatapathError> {
         let name = "COUNTERS";
-        let mut map = PerCpuHashMap::<_, CounterKey, Counter>::try_from(self.map(name))
-            .map_err(map_error(name))?;
-        for (key, _) in &counters {
-            map.remove(key).map_err(map_error(name))?;
+        let map = self.map(name);
+        let mut map =
+            PerCpuHashMap::<_, CounterKey, Counter>::try_from(map).map_err(map_error(name))?;
+        let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
+        for key in keys.into_iter().filter(|key| key.ifindex == index) {
+            let gone = map.get(&key, 0).map_err(map_error(name))?;
+            let elsewhere = CounterKey {
+                ifindex: ELSEWHERE,
+                ..key
+            };
+            let mut sums: Vec<Counter> = map.get(&elsewhere, 0).map_or_else(
+                |_| vec![Counter::default(); gone.len()],
+                |sums| sums.to_vec(),
+            );
+            sums.iter_mut()
+                .zip(gone.iter())
+                .for_each(|(sum, gone)| sum.add(gone));
+            let sums = PerCpuValues::try_from(sums).expect("one for each CPU");
+            map.insert(elsewhere, sums, 0).map_err(map_error(name))?;
+            map.remove(&key).map_err(map_error(name))?;
         }
-        Ok(counters)
+        Ok(())
+    }
+
+    /// Forgets what rules have counted, by their numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn clear_counters(&mut self, rules: &BTreeSet<u16>) -> Result<(), DatapathError> {
+        let name = "COUNTERS";
+        let map = self.map(name);
+        let mut map =
+            PerCpuHashMap::<_, CounterKey, Counter>::try_from(map).map_err(map_error(name))?;
+        let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
+        let is_one = |key: &CounterKey| u16::try_from(key.rule).is_ok_and(|id| rules.contains(&id));
+        for key in keys.into_iter().filter(is_one) {
+            map.remove(&key).map_err(map_error(name))?;
+        }
+        Ok(())
+    }
+
+    fn store(&mut self) -> Result<Store<&mut MapData>, DatapathError> {
+        let name = "STATE";
+        Store::of_mut(self.map(name)).map_err(map_error(name))
+    }
+
+    /// Writes the state of a generation that is not live.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_state(&mut self, generation: u32, state: &State) -> Result<(), DatapathError> {
+        let mut store = self.store()?;
+        store
+            .set_state(generation, state)
+            .map_err(map_error("STATE"))
+    }
+
+    /// Writes how an interface is attached.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_record(&mut self, record: &Record) -> Result<(), DatapathError> {
+        self.store()?.set_record(record).map_err(map_error("STATE"))
+    }
+
+    /// Forgets how an interface is attached.
+    pub fn remove_record(&mut self, index: u32) {
+        if let Ok(mut store) = self.store() {
+            store.remove_record(index);
+        }
     }
 
     /// How often each [`Reason`](portredir_common::verdict::Reason) was met,
@@ -842,6 +1193,186 @@ impl Datapath {
             .collect::<Result<_, MapError>>()
             .map_err(map_error(name))
     }
+}
+
+impl Datapath {
+    /// Which generation of rules is live: 0 or 1.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn generation(&self) -> Result<u32, DatapathError> {
+        let name = "GENERATION";
+        let map = self.ebpf.map(name).expect("the object has the map");
+        Array::<_, u32>::try_from(map)
+            .and_then(|map| map.get(&0, 0))
+            .map_err(map_error(name))
+    }
+
+    /// Makes a generation the live one: between two packets.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn switch_to(&mut self, generation: u32) -> Result<(), DatapathError> {
+        let name = "GENERATION";
+        Array::<_, u32>::try_from(self.map(name))
+            .and_then(|mut map| map.set(0, generation, 0))
+            .map_err(map_error(name))
+    }
+
+    /// Fills the generation that is not live, and makes it the live one.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn commit(&mut self, table: &Table) -> Result<(), DatapathError> {
+        let generation = self.fill(table)?;
+        self.switch_to(generation)
+    }
+
+    /// Fills the generation that is not live, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn fill(&mut self, table: &Table) -> Result<u32, DatapathError> {
+        let generation = 1 - self.generation()?;
+        let bit = generation << 31;
+        self.fill_ports(generation, &table.ports)?;
+        let index = |place: u32| generation << 17 | place;
+        fill_hash(self.map("OLD"), |key: &u32| key >> 17 == generation, {
+            table.old.iter().map(|(place, old)| (index(*place), *old))
+        })
+        .map_err(map_error("OLD"))?;
+        fill_hash(
+            self.map("ADDRS"),
+            |key: &AddrKey| key.set >> 31 == generation,
+            {
+                table.addrs.iter().map(|(key, group)| {
+                    let set = key.set | bit;
+                    (AddrKey { set, ..*key }, group | bit)
+                })
+            },
+        )
+        .map_err(map_error("ADDRS"))?;
+        let name = "SOURCES";
+        let mut map = LpmTrie::<_, SourceKey, Candidates>::try_from(self.map(name))
+            .map_err(map_error(name))?;
+        let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
+        for key in keys
+            .iter()
+            .filter(|key| key.data().group >> 31 == generation)
+        {
+            map.remove(key).map_err(map_error(name))?;
+        }
+        for ((prefix, key), candidates) in &table.sources {
+            let group = key.group | bit;
+            let key = Key::new(*prefix, SourceKey { group, ..*key });
+            map.insert(&key, candidates, 0).map_err(map_error(name))?;
+        }
+        Ok(generation)
+    }
+
+    /// Writes what differs from what is there, as far as that is known.
+    fn fill_ports(&mut self, generation: u32, entries: &[PortEntry]) -> Result<(), DatapathError> {
+        let name = "PORTS";
+        let side = generation as usize;
+        let before = std::mem::take(&mut self.ports[side]);
+        let map = self.ebpf.map_mut(name).expect("the object has the map");
+        let mut map = Array::<_, PortEntry>::try_from(map).map_err(map_error(name))?;
+        for (place, entry) in (0..).zip(entries) {
+            let is_known = before
+                .as_ref()
+                .and_then(|before| before.get(place as usize));
+            if is_known == Some(entry) {
+                continue;
+            }
+            let mut entry = *entry;
+            if entry != PortEntry::default() && generation == 1 {
+                entry.flags |= PortEntry::GENERATION;
+            }
+            map.set(generation << 17 | place, entry, 0)
+                .map_err(map_error(name))?;
+        }
+        self.ports[side] = Some(entries.to_vec());
+        Ok(())
+    }
+
+    /// Says which interfaces are in which lists of the rules of a generation.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_on(
+        &mut self,
+        generation: u32,
+        masks: &BTreeMap<u32, u64>,
+    ) -> Result<(), DatapathError> {
+        let is_gone =
+            |key: &IfaceKey| key.generation == generation && !masks.contains_key(&key.ifindex);
+        let masks = masks.iter().map(|(&ifindex, &mask)| {
+            let key = IfaceKey {
+                generation,
+                ifindex,
+            };
+            (key, mask)
+        });
+        fill_hash(self.map("IFACES"), is_gone, masks).map_err(map_error("IFACES"))
+    }
+
+    /// The flows there are, by protocol, dialled port and target: of TCP those of
+    /// `connections`, of UDP those that are not idle.
+    #[must_use]
+    pub fn live(&self, connections: &[TcpSocket]) -> BTreeSet<(Protocol, u16, u16)> {
+        let mut live = BTreeSet::new();
+        let table = |name| {
+            let map = self.ebpf.map(name)?;
+            BpfHashMap::<_, FlowKey, Flow>::try_from(map).ok()
+        };
+        let way = |protocol, key: &FlowKey, flow: &Flow| {
+            (protocol, flow.dialled_port.get(), key.local_port.get())
+        };
+        for table in ["TCP", "SYN"].into_iter().filter_map(table) {
+            for TcpSocket { key, .. } in connections {
+                if let Ok(flow) = table.get(key, 0) {
+                    live.insert(way(Protocol::Tcp, key, &flow));
+                }
+            }
+        }
+        let now_ns = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+            u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
+        });
+        if let Some(table) = table("UDP") {
+            for (key, flow) in table.iter().filter_map(Result::ok) {
+                if now_ns.saturating_sub(flow.last_seen_ns) < UDP_IDLE_NS {
+                    live.insert(way(Protocol::Udp, &key, &flow));
+                }
+            }
+        }
+        live
+    }
+}
+
+/// Removes some entries of a hash map, then adds others.
+fn fill_hash<K: aya::Pod, V: aya::Pod>(
+    map: &mut Map,
+    is_gone: impl Fn(&K) -> bool,
+    entries: impl IntoIterator<Item = (K, V)>,
+) -> Result<(), MapError> {
+    let mut map = BpfHashMap::<_, K, V>::try_from(map)?;
+    let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
+    for key in keys.iter().filter(|key| is_gone(key)) {
+        map.remove(key)?;
+    }
+    entries
+        .into_iter()
+        .try_for_each(|(key, value)| map.insert(key, value, 0))
+}
+
+/// Not a link: kernels before ours attach otherwise.
+fn link_error(error: LinkError) -> ProgramError {
+    ProgramError::IOError(io::Error::other(error))
 }
 
 fn hook_error(program: &'static str, to: String) -> impl FnOnce(ProgramError) -> DatapathError {
@@ -903,27 +1434,17 @@ impl Load for CgroupSockAddr {
     }
 }
 
-/// The entries of `PORTS` that are not empty.
-fn port_entries(rules: &[Rule]) -> HashMap<u32, PortEntry> {
-    let mut entries = HashMap::<u32, PortEntry>::new();
-    for (id, rule) in rules.iter().enumerate() {
-        for &protocol in rule.protocols.each() {
-            for port in rule.dialled.each() {
-                let target = PortEntry::index(protocol, Port::new(rule.target_of(port)));
-                entries.entry(target).or_default().flags |= PortEntry::TARGET;
-                let dialled = PortEntry::index(protocol, Port::new(port));
-                let entry = entries.entry(dialled).or_default();
-                entry.flags |= PortEntry::MATCH;
-                entry.target = rule.target_of(port);
-                entry.rule = u16::try_from(id).expect("the list of rules was checked");
-            }
-        }
+const fn direction(is_ingress: bool) -> TcAttachType {
+    if is_ingress {
+        TcAttachType::Ingress
+    } else {
+        TcAttachType::Egress
     }
-    entries
 }
 
 /// The offloads of an interface that generic XDP will switch off.
-fn features_on(interface: &str) -> Vec<&'static str> {
+#[must_use]
+pub fn features_on(interface: &str) -> Vec<&'static str> {
     let names = ethtool::CLEARED_BY_GENERIC_XDP;
     let on = ethtool::features(interface, &names).unwrap_or_default();
     names
@@ -946,7 +1467,11 @@ mod sockopt {
 }
 
 /// What the kernel calls the current network namespace, since Linux 5.14.
-fn netns_cookie() -> Result<u64, DatapathError> {
+///
+/// # Errors
+///
+/// [`DatapathError::Open`]: before Linux 5.14.
+pub fn netns_cookie() -> Result<u64, DatapathError> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
     socket(
         AddressFamily::Unix,
@@ -997,24 +1522,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use portredir_common::abi::Protocol;
-
-    #[test]
-    fn chained_rules_share_an_entry() {
-        let rules = ["80:8080", "8080:9090", "53:5353/udp"].map(|r| r.parse().expect("a rule"));
-        let entries = port_entries(&rules);
-        let at = |protocol, port| entries.get(&PortEntry::index(protocol, Port::new(port)));
-        let both = at(Protocol::Tcp, 8080).expect("an entry");
-        assert!(both.is_match() && both.is_target());
-        assert_eq!((both.target, both.rule), (9090, 1));
-        assert!(!at(Protocol::Tcp, 80).expect("an entry").is_target());
-        assert!(at(Protocol::Tcp, 53).is_none());
-        assert_eq!(at(Protocol::Udp, 53).map(|e| e.target), Some(5353));
-        assert_eq!(entries.len(), 5);
-    }
 }

@@ -59,6 +59,12 @@ pub struct Snapshot {
     pub addrs: HashMap<[u8; 16], u8>,
 }
 
+/// `TC_H_CLSACT`, as include/uapi/linux/pkt_sched.h has it.
+const CLSACT_PARENT: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0xfff1,
+};
+
 /// A netlink socket that also hears of changes.
 pub struct Netlink {
     handle: rtnetlink::Handle,
@@ -93,17 +99,32 @@ impl Netlink {
         })
     }
 
+    /// Whether an interface has a clsact qdisc.
+    ///
+    /// # Errors
+    ///
+    /// When qdiscs cannot be listed.
+    pub async fn has_clsact(&self, index: u32) -> anyhow::Result<bool> {
+        let mut qdiscs = self
+            .handle
+            .qdisc()
+            .get()
+            .index(i32::try_from(index)?)
+            .execute();
+        while let Some(qdisc) = qdiscs.try_next().await.context("list qdiscs")? {
+            if qdisc.header.parent == CLSACT_PARENT && qdisc.header.index.cast_unsigned() == index {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Removes the clsact qdisc of an interface, unless it has filters.
     ///
     /// # Errors
     ///
     /// When the interface is gone, or the kernel refuses.
     pub async fn remove_clsact(&self, index: u32) -> anyhow::Result<()> {
-        // `TC_H_CLSACT`, as include/uapi/linux/pkt_sched.h has it.
-        const CLSACT_PARENT: TcHandle = TcHandle {
-            major: 0xffff,
-            minor: 0xfff1,
-        };
         let index = i32::try_from(index)?;
         let ingress = self.handle.traffic_filter(index).get().ingress().execute();
         let egress = self.handle.traffic_filter(index).get().egress().execute();

@@ -2,12 +2,19 @@
 //! loaded and attached, counters out.
 
 pub mod cli;
+pub mod config;
+pub mod control;
 pub mod counters;
 pub mod datapath;
 pub mod ethtool;
 pub mod facts;
+pub mod follow;
+pub mod guard;
+pub mod host;
 pub mod interface;
+pub mod lifecycle;
 pub mod netdev;
+pub mod pins;
 pub mod plan;
 pub mod preflight;
 pub mod rule;
@@ -15,3 +22,5 @@ pub mod run;
 pub mod selection;
 pub mod settings;
 pub mod sockets;
+pub mod state;
+pub mod table;

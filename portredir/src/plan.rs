@@ -14,7 +14,7 @@ pub use self::engine::{Engine, EngineChoice, Refused, Rejected};
 pub use self::report::{Action, InterfacePlan, PlanReport};
 use crate::facts::{Facts, Programs};
 use crate::interface::{Interface, Snapshot};
-use crate::rule::{self, ConflictError, Ports, Protocols, Rule};
+use crate::rule::{Ports, Protocols, Rule};
 use crate::selection::SelectedBy;
 use crate::settings::Settings;
 
@@ -109,9 +109,6 @@ pub struct Plan {
 /// Why there can be no plan: what was typed is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UsageError {
-    /// The rules contradict each other.
-    #[error(transparent)]
-    Rules(#[from] ConflictError),
     /// `--iface` names nothing that exists.
     #[error("no interface `{name}`; there are: {}", .known.join(", "))]
     UnknownInterface {
@@ -122,8 +119,7 @@ pub enum UsageError {
     },
     /// The engine `socket` cannot redirect UDP.
     #[error(
-        "rule `{0}` has UDP, and the socket engine redirects TCP only; use --engine auto, or write \
-         {dialled}:{target}/tcp", dialled = .0.dialled, target = .0.target
+        "rule `{0}` has UDP, and the socket engine redirects TCP only; use --engine auto, or /tcp"
     )]
     SocketUdp(Rule),
     /// `--allow-loopback-target` without the engine it is for.
@@ -134,6 +130,17 @@ pub enum UsageError {
     LoopbackTarget,
 }
 
+impl Plan {
+    /// Whether the engine that was asked for is possible everywhere.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Refused`].
+    pub fn check(&self) -> Result<(), Refused> {
+        self.refuse.first().cloned().map_or(Ok(()), Err)
+    }
+}
+
 impl Snapshot {
     /// Checks what was typed against itself and against what exists.
     ///
@@ -141,7 +148,6 @@ impl Snapshot {
     ///
     /// [`UsageError`].
     pub fn check(&self, settings: &Settings) -> Result<(), UsageError> {
-        rule::check(&settings.rules)?;
         let is_socket = settings.engine == EngineChoice::Socket;
         let udp = |rule: &&Rule| rule.protocols != Protocols::Tcp;
         if let Some(rule) = settings.rules.iter().find(udp).filter(|_| is_socket) {
@@ -151,7 +157,9 @@ impl Snapshot {
             return Err(UsageError::LoopbackTarget);
         }
         let known: Vec<_> = self.interfaces.values().map(|i| i.name.clone()).collect();
-        let mut names = settings.iface.names.iter();
+        let is_exact = |name: &&String| !name.contains(['*', '?', '[']);
+        let in_rules = settings.rules.iter().flat_map(|rule| &rule.on);
+        let mut names = settings.iface.names.iter().chain(in_rules.filter(is_exact));
         match names.find(|name| !known.contains(name)) {
             Some(name) => Err(UsageError::UnknownInterface {
                 name: name.clone(),
@@ -546,6 +554,7 @@ mod tests {
             .run
             .options
             .settings()
+            .expect("settings")
     }
 
     fn plan(snapshot: &Snapshot, text: &str) -> Plan {
@@ -838,7 +847,13 @@ mod tests {
         let snapshot = snapshot([interface(1, "lo"), interface(2, "eth0")]);
         let check = |text: &str| {
             let words = ["portredir"].into_iter().chain(text.split_whitespace());
-            let result = snapshot.check(&Cli::parse_from(words).run.settings());
+            let result = snapshot.check(
+                &Cli::parse_from(words)
+                    .run
+                    .options
+                    .settings()
+                    .expect("settings"),
+            );
             result.map_err(|error| error.to_string())
         };
         assert_eq!(check("--iface eth*,wg* 80:8080"), Ok(()));
@@ -859,7 +874,10 @@ mod tests {
                 "--allow-loopback-target 80:8080",
                 "--allow-loopback-target is for --engine socket",
             ),
-            ("80:8080 80:8081", "rules `80:8080` and `80:8081` both"),
+            (
+                "80:8080 on eth0,wg*,eth7",
+                "no interface `eth7`; there are: lo, eth0",
+            ),
         ] {
             let error = check(text).expect_err(text);
             assert!(error.starts_with(expected), "{text}: {error}");

@@ -3,12 +3,20 @@
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
 
 use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
-use caps::{CapSet, Capability};
+use caps::{CapSet, Capability, CapsHashSet};
 use thiserror::Error;
+
+/// What redirecting needs, as long as it follows interfaces.
+const NEEDED: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_NET_ADMIN,
+];
 
 /// Why the program cannot run here.
 #[derive(Debug, Error)]
@@ -31,8 +39,13 @@ pub enum PreflightError {
         since: &'static str,
     },
     /// Another instance works in this network namespace.
-    #[error("another portredir runs in this network namespace; stop it first")]
+    #[error("another portredir runs in this network namespace; stop it first: portredir down")]
     Running,
+    /// Another command is at work for too long.
+    #[error(
+        "another portredir command is at work in this network namespace; try again when it is done"
+    )]
+    Busy,
     /// The lock could not be taken.
     #[error("take the lock of this network namespace")]
     Lock(#[source] io::Error),
@@ -45,17 +58,13 @@ pub enum PreflightError {
 /// [`PreflightError::Capabilities`], naming those that are missing.
 pub fn check_capabilities() -> Result<(), PreflightError> {
     let has = |cap| caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false);
-    let missing: Vec<_> = [
-        Capability::CAP_BPF,
-        Capability::CAP_PERFMON,
-        Capability::CAP_NET_ADMIN,
-    ]
-    .into_iter()
-    .filter(|&cap| {
-        // CAP_SYS_ADMIN includes the two that were split from it in 5.8.
-        !has(cap) && (cap == Capability::CAP_NET_ADMIN || !has(Capability::CAP_SYS_ADMIN))
-    })
-    .collect();
+    let missing: Vec<_> = NEEDED
+        .into_iter()
+        .filter(|&cap| {
+            // CAP_SYS_ADMIN includes the two that were split from it in 5.8.
+            !has(cap) && (cap == Capability::CAP_NET_ADMIN || !has(Capability::CAP_SYS_ADMIN))
+        })
+        .collect();
     if missing.is_empty() {
         Ok(())
     } else {
@@ -120,6 +129,27 @@ pub fn check_kernel() -> Result<(), PreflightError> {
 pub struct Lock(#[expect(dead_code, reason = "held for its existence")] UnixDatagram);
 
 impl Lock {
+    /// Waits for the lock of the current network namespace, for as long as a
+    /// command may take.
+    ///
+    /// # Errors
+    ///
+    /// [`PreflightError::Busy`] when another instance still holds it.
+    pub async fn wait() -> Result<Self, PreflightError> {
+        const LONGEST: Duration = Duration::from_secs(10);
+        const POLL: Duration = Duration::from_millis(10);
+        let end = Instant::now() + LONGEST;
+        loop {
+            match Self::take() {
+                Err(PreflightError::Running) if Instant::now() < end => {
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(PreflightError::Running) => return Err(PreflightError::Busy),
+                result => return result,
+            }
+        }
+    }
+
     /// Takes the lock of the current network namespace.
     ///
     /// An abstract socket address belongs to a network namespace and is freed
@@ -136,4 +166,26 @@ impl Lock {
             Err(error) => Err(PreflightError::Lock(error)),
         }
     }
+}
+
+/// Gives up, for good, every capability that redirecting does not need.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
+    let held = caps::read(None, CapSet::Permitted)?;
+    let kept: CapsHashSet = NEEDED
+        .into_iter()
+        .filter(|cap| held.contains(cap))
+        .collect();
+    caps::clear(None, CapSet::Ambient)?;
+    if held.contains(&Capability::CAP_SETPCAP) {
+        for cap in held.difference(&kept) {
+            caps::drop(None, CapSet::Bounding, *cap)?;
+        }
+    }
+    caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
+    caps::set(None, CapSet::Effective, &kept)?;
+    caps::set(None, CapSet::Permitted, &kept)
 }

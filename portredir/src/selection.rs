@@ -23,7 +23,7 @@ pub struct Selection {
 }
 
 /// How an interface was selected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SelectedBy {
     /// By its exact name. It was meant itself, and is kept under another name.
     Name,

@@ -61,6 +61,29 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The first option that differs and that what is attached depends on.
+    #[must_use]
+    pub fn differs_where_attached(&self, other: &Self) -> Option<&'static str> {
+        let differs = [
+            ("iface", self.iface != other.iface),
+            ("engine", self.engine != other.engine),
+            ("no-local", self.no_local != other.no_local),
+            (
+                "allow-loopback-target",
+                self.allow_loopback_target != other.allow_loopback_target,
+            ),
+            ("cgroup", self.cgroup != other.cgroup),
+            ("max-tcp-flows", self.max_tcp_flows != other.max_tcp_flows),
+            ("max-udp-flows", self.max_udp_flows != other.max_udp_flows),
+        ];
+        differs
+            .into_iter()
+            .find(|(_, differs)| *differs)
+            .map(|(name, _)| name)
+    }
+}
+
 /// A duration as its seconds.
 mod seconds {
     use std::time::Duration;

@@ -32,7 +32,7 @@ pub enum EngineChoice {
 }
 
 /// How connections are redirected that come in by an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Engine {
     /// XDP in the driver rewrites packets.
     XdpNative,

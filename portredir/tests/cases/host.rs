@@ -4,16 +4,22 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
-use portredir_common::abi::{Addr, Flow, FlowKey, ListenerKey, Port, PortEntry, Protocol, local};
+use portredir_common::abi::{
+    Addr, Flow, FlowKey, ListenerKey, Old, Port, PortEntry, Protocol, local,
+};
 use portredir_common::flow::{FlowTables, Host, Socket, Table};
-use portredir_common::redirect::{self, SocketCache};
+use portredir_common::redirect::{self, Choice, SocketCache};
 use portredir_common::socket::Listeners;
 use portredir_common::verdict::Reason;
 use portredir_common::wire::{Check, Frame, Link};
 
-use super::{Hook, Iface};
+use super::{Hook, Iface, Setup};
+
+/// The interface that is not `lo`.
+pub const OTHER: &str = "other";
 
 /// When the tests take place, on a clock that has run for a while.
 pub const NOW_NS: u64 = 1_000_000_000_000_000;
@@ -197,11 +203,14 @@ pub struct Hit {
 /// The maps, the sockets and the clock of a host.
 #[derive(Clone)]
 pub struct Mock {
-    pub ports: HashMap<u32, PortEntry>,
+    pub setup: Setup,
+    pub table: Arc<portredir::table::Table>,
     pub local: HashMap<[u8; 16], u8>,
     pub iface: Iface,
     pub tables: RefCell<Tables>,
     pub sockets: HashMap<FlowKey, Socket>,
+    /// Whether nobody listens.
+    pub is_unserved: bool,
     /// What is kept at sockets, when packets come from a socket at all.
     pub cache: Option<RefCell<HashMap<FlowKey, Flow>>>,
     pub now_ns: u64,
@@ -222,12 +231,8 @@ impl fmt::Debug for Mock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "host{}, on {:?}, next random number {}",
-            if self.is_draining() {
-                " at its end"
-            } else {
-                ""
-            },
+            "host with {:?}, on {:?}, next random number {}",
+            self.setup,
             self.iface,
             self.random.get()
         )?;
@@ -240,34 +245,21 @@ impl fmt::Debug for Mock {
 }
 
 impl Mock {
-    /// A host with these rules, `DIALLED:TARGET[/udp|/both]`, and addresses.
-    ///
-    /// Reads the rules in its own way: what fills the map is under test too.
-    pub fn new(rules: &[&str], local: &HashMap<[u8; 16], u8>) -> Self {
-        let mut ports = HashMap::<u32, PortEntry>::new();
-        for (id, rule) in rules.iter().enumerate() {
-            let (pair, protocols) = rule.split_once('/').unwrap_or((rule, "tcp"));
-            let (dialled, target) = pair.split_once(':').expect("a colon");
-            let port = |text: &str| text.parse().expect("a port");
-            let (dialled, target): (u16, u16) = (port(dialled), port(target));
-            for (protocol, name) in [(Protocol::Tcp, "tcp"), (Protocol::Udp, "udp")] {
-                if protocols != name && protocols != "both" {
-                    continue;
-                }
-                let at = |port| PortEntry::index(protocol, Port::new(port));
-                ports.entry(at(target)).or_default().flags |= PortEntry::TARGET;
-                let entry = ports.entry(at(dialled)).or_default();
-                entry.flags |= PortEntry::MATCH;
-                entry.target = target;
-                entry.rule = u16::try_from(id).expect("few rules");
-            }
-        }
+    /// A host with these rules and addresses.
+    pub fn new(rules: &'static [&'static str], local: &HashMap<[u8; 16], u8>) -> Self {
+        Self::of(Setup::of(rules), local)
+    }
+
+    /// The same, with more to it.
+    pub fn of(setup: Setup, local: &HashMap<[u8; 16], u8>) -> Self {
         Self {
-            ports,
+            setup,
+            table: setup.table(),
             local: local.clone(),
             iface: Iface::Lo,
             tables: RefCell::default(),
             sockets: HashMap::new(),
+            is_unserved: false,
             cache: None,
             now_ns: NOW_NS,
             random: Cell::new(0),
@@ -279,17 +271,14 @@ impl Mock {
         }
     }
 
-    /// The same at its end: new flows are no longer redirected.
-    pub fn draining(mut self) -> Self {
-        let is_match = |entry: &&mut PortEntry| entry.is_match();
-        let entries = self.ports.values_mut().filter(is_match);
-        entries.for_each(|entry| entry.flags |= PortEntry::DRAIN);
-        self
-    }
-
-    /// Whether new flows are no longer redirected.
-    pub fn is_draining(&self) -> bool {
-        self.ports.values().any(|entry| entry.is_draining())
+    /// The same without its rules: new flows are no longer redirected.
+    pub fn draining(self) -> Self {
+        let setup = self.setup.draining();
+        Self {
+            setup,
+            table: setup.table(),
+            ..self
+        }
     }
 
     /// Runs the datapath on a packet and returns it as it goes on.
@@ -355,8 +344,11 @@ impl FlowTables for Mock {
 
 impl Host for Mock {
     fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
-        let index = PortEntry::index(protocol, port);
-        self.ports.get(&index).copied().unwrap_or_default()
+        self.table.ports[PortEntry::index(0, protocol, port) as usize]
+    }
+
+    fn is_served(&self, key: &FlowKey) -> bool {
+        !self.is_unserved || self.socket(key) == Socket::Connection
     }
 
     fn socket(&self, key: &FlowKey) -> Socket {
@@ -383,6 +375,41 @@ impl redirect::Tables for Mock {
             Some(_) => self.iface == Iface::Lo,
             None => is_loopback && self.iface == Iface::Lo,
         }
+    }
+
+    fn is_from_here(&self) -> bool {
+        self.iface == Iface::Lo
+    }
+
+    /// In its own way, by the words of the documentation: what compiles the
+    /// conditions is under test too.
+    fn choose(&self, _: PortEntry, key: &FlowKey, port: Port) -> Option<Choice> {
+        let ip = |addr: Addr| IpAddr::from(addr.0).to_canonical();
+        let (local, client) = (ip(key.local), ip(key.client));
+        let iface = if self.iface == Iface::Lo { "lo" } else { OTHER };
+        let rules = self.setup.parsed();
+        let matching = (0..).zip(&rules).filter(|(_, rule)| {
+            let protocols = rule.protocols.each().iter();
+            rule.dialled.contains(port.get())
+                && protocols.into_iter().any(|p| *p as u8 == key.protocol)
+                && rule.addr.is_none_or(|addr| addr == local)
+                && rule.from.is_none_or(|from| from.contains(&client))
+                && (rule.on.is_empty() || rule.on.iter().any(|name| name == iface))
+        });
+        // Of equals `min_by_key` takes the first.
+        let (id, rule) = matching.min_by_key(|(_, rule)| {
+            let prefix = rule.from.map_or(0, |from| i16::from(from.prefix_len()) + 1);
+            (rule.addr.is_none(), -prefix)
+        })?;
+        Some(Choice {
+            target: rule.target_of(port.get()),
+            rule: id,
+        })
+    }
+
+    fn old(&self, _: PortEntry, protocol: Protocol, port: Port) -> Old {
+        let index = PortEntry::index(0, protocol, port);
+        self.table.old.get(&index).copied().unwrap_or_default()
     }
 
     fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool) {

@@ -18,15 +18,19 @@ pub mod icmp;
 pub mod icmp_foreign;
 pub mod packet;
 pub mod random;
+pub mod rules;
 pub mod tcp;
 pub mod tcp_collision;
 pub mod truncated;
 pub mod udp;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use portredir::rule::Rule;
+use portredir::table::History;
 use portredir_common::abi::{Addr, Flow, FlowKey, Port, Protocol, local};
 use portredir_common::flow::{Socket, Table};
 use portredir_common::verdict::Reason;
@@ -82,6 +86,67 @@ impl fmt::Debug for Out {
     }
 }
 
+/// The rules, and what there is beside them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Setup {
+    pub rules: &'static [&'static str],
+    /// Those that were there before.
+    pub earlier: &'static [&'static str],
+    pub is_hiding: bool,
+    pub if_listening: bool,
+}
+
+impl Setup {
+    pub fn of(rules: &'static [&'static str]) -> Self {
+        Self {
+            rules,
+            ..Self::default()
+        }
+    }
+
+    /// The rules are gone.
+    pub fn draining(self) -> Self {
+        Self {
+            rules: &[],
+            earlier: self.rules,
+            ..self
+        }
+    }
+
+    /// The rules that hold.
+    pub fn parsed(self) -> Vec<Rule> {
+        parse(self.rules)
+    }
+
+    /// What the programs get; compiled once.
+    pub fn table(self) -> Arc<portredir::table::Table> {
+        static TABLES: Mutex<BTreeMap<Setup, Arc<portredir::table::Table>>> =
+            Mutex::new(BTreeMap::new());
+        let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.entry(self).or_insert_with(|| self.compile()).clone()
+    }
+
+    fn compile(self) -> Arc<portredir::table::Table> {
+        let rules = self.parsed();
+        let history = History::default().after(&parse(self.earlier), &rules, |_, _, _| false);
+        let rules: Vec<_> = (0..).zip(rules).collect();
+        let Self {
+            is_hiding,
+            if_listening,
+            ..
+        } = self;
+        let table = portredir::table::Table::compile(&rules, &history, is_hiding, if_listening);
+        Arc::new(table.expect("a table"))
+    }
+}
+
+fn parse(rules: &[&str]) -> Vec<Rule> {
+    rules
+        .iter()
+        .map(|rule| rule.parse().expect("a rule"))
+        .collect()
+}
+
 /// One line of the table.
 #[derive(Debug)]
 pub struct Case {
@@ -90,9 +155,9 @@ pub struct Case {
     pub hook: Hook,
     pub link: Link,
     pub iface: Iface,
-    pub rules: &'static [&'static str],
-    /// Whether the program waits for its end.
-    pub is_draining: bool,
+    pub setup: Setup,
+    /// Whether nobody listens on targets.
+    pub is_unserved: bool,
     pub before: Tables,
     /// TCP connections that the host has.
     pub sockets: Vec<(FlowKey, Socket)>,
@@ -114,8 +179,8 @@ impl Case {
             hook,
             link,
             iface: Iface::Lo,
-            rules: RULES,
-            is_draining: false,
+            setup: Setup::of(RULES),
+            is_unserved: false,
             before: Tables::default(),
             sockets: Vec::new(),
             packet,
@@ -143,13 +208,37 @@ impl Case {
     }
 
     pub fn rules(mut self, rules: &'static [&'static str]) -> Self {
-        self.rules = rules;
+        self.setup.rules = rules;
         self
     }
 
-    /// The program waits for its end.
+    /// The rules that were there before, whose flows go on.
+    pub fn earlier(mut self, rules: &'static [&'static str]) -> Self {
+        self.setup.earlier = rules;
+        self
+    }
+
+    /// Other hosts reach targets by their rules alone.
+    pub fn hiding(mut self) -> Self {
+        self.setup.is_hiding = true;
+        self
+    }
+
+    /// Rules rest while nobody listens on their target.
+    pub fn if_listening(mut self) -> Self {
+        self.setup.if_listening = true;
+        self
+    }
+
+    /// Nobody listens on targets.
+    pub fn unserved(mut self) -> Self {
+        self.is_unserved = true;
+        self
+    }
+
+    /// The rules are gone.
     pub fn draining(mut self) -> Self {
-        self.is_draining = true;
+        self.setup = self.setup.draining();
         self
     }
 
@@ -273,15 +362,11 @@ impl Case {
 
     /// The host before the packet.
     pub fn mock(&self) -> host::Mock {
-        let mock = host::Mock::new(self.rules, &local_addrs());
+        let mock = host::Mock::of(self.setup, &local_addrs());
         mock.tables.replace(self.before.clone());
-        let mock = if self.is_draining {
-            mock.draining()
-        } else {
-            mock
-        };
         host::Mock {
             iface: self.iface,
+            is_unserved: self.is_unserved,
             sockets: self.sockets.iter().copied().collect(),
             ..mock
         }
@@ -303,6 +388,7 @@ pub fn table() -> Vec<Case> {
         tcp_collision::cases(),
         udp::cases(),
         drain::cases(),
+        rules::cases(),
     ]
     .into_iter()
     .flatten()

@@ -12,7 +12,7 @@ use crate::cases::host::{Hex, Mock, Tables};
 use crate::cases::packet::{ACK, CLIENT_PORT, Packet, syn4, tcp4, udp4};
 use crate::cases::{RULES, key4, local_addrs, seen, seen_from};
 
-pub fn mock(rules: &[&str]) -> Mock {
+pub fn mock(rules: &'static [&'static str]) -> Mock {
     Mock::new(rules, &local_addrs())
 }
 

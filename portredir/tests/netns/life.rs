@@ -189,7 +189,7 @@ fn foreign_xdp(mode: XdpMode) {
         tcp_flows: 1024,
         udp_flows: 1024,
     };
-    let mut foreign = Datapath::load(&[], sizes.into()).expect("load");
+    let mut foreign = Datapath::load(sizes.into(), None).expect("load");
     // The kernel gives up, with EAGAIN, when the thread is to be interrupted.
     let _ = (0..5).any(|_| foreign.program::<Xdp>("portredir_xdp").is_ok());
     let program: &mut Xdp = foreign.program("portredir_xdp").expect("the program");

@@ -18,7 +18,7 @@ use crate::cases::flows::KINDS;
 use crate::cases::host::Mock;
 use crate::cases::packet::CLIENT_PORT;
 use crate::cases::random::{self, RULES};
-use crate::cases::{Iface, local_addrs};
+use crate::cases::{Iface, Setup, local_addrs};
 use crate::compare::compare;
 use crate::namespace;
 use crate::rig::programs;
@@ -66,25 +66,31 @@ pub fn run(rigs: &mut Rigs) {
     let rigs = RefCell::new(rigs);
     let reasons = RefCell::new(BTreeMap::<&str, u32>::new());
     let hook_and_sample = random::hook().prop_flat_map(|hook| (Just(hook), random::sample(hook)));
+    let plain = Setup::of(RULES);
+    let hiding = Setup {
+        is_hiding: true,
+        ..plain
+    };
+    let setups = [plain, plain, hiding, plain.draining()];
     let strategy = (
         random::tables(),
         hook_and_sample,
         random::damage(),
         any::<bool>(),
-        prop::bool::weighted(0.2),
+        prop::sample::select(setups.to_vec()),
     );
     let start = Instant::now();
     let result = runner.run(
         &strategy,
-        |(tables, (hook, sample), damage, is_on_lo, is_draining)| {
+        |(tables, (hook, sample), damage, is_on_lo, setup)| {
             let mut packet = sample.bytes();
             damage.iter().for_each(|damage| damage.apply(&mut packet));
             let mut host = host.clone();
             host.tables.replace(tables);
             host.iface = if is_on_lo { Iface::Lo } else { Iface::Other };
-            let host = if is_draining { host.draining() } else { host };
+            (host.setup, host.table) = (setup, setup.table());
             let mut rigs = rigs.borrow_mut();
-            let rig = rigs.at(RULES, is_draining);
+            let rig = rigs.at(host.setup);
             for program in programs(hook, sample.packet().link) {
                 let agreed = compare(rig, program, &host, &packet);
                 let what = match agreed.map_err(TestCaseError::fail)? {
@@ -108,10 +114,14 @@ pub fn run(rigs: &mut Rigs) {
     );
     for reason in Reason::ALL {
         // A free port is always found, there is room for all entries, and no
-        // packet looks for a listener.
+        // packet needs a listener.
         let is_rare = matches!(
             reason,
-            Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
+            Reason::NoFreePort
+                | Reason::TableFull
+                | Reason::WriteFailed
+                | Reason::NoListener
+                | Reason::NotListening
         );
         assert!(
             is_rare || reasons.contains_key(reason.label()),

@@ -9,6 +9,7 @@ use portredir_common::abi::{FlowKey, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::Link;
 
+use crate::cases::Setup;
 use crate::cases::host::{Hex, Tables};
 use crate::cases::packet::{
     ACK, CLIENT_PORT, CLIENT4, FIN, Packet, SERVER4, syn4, tcp4, udp4, udp6,
@@ -191,7 +192,7 @@ pub fn no_free_port(_: &mut Rigs) {
         udp_flows: 1 << 17,
         ..SIZES
     };
-    let mut rig = Rig::new(RULES, sizes);
+    let mut rig = Rig::new(Setup::of(RULES), sizes);
     let mut flows = HashMap::new();
     for port in (1024..=u16::MAX).chain([80]) {
         flows.insert(key4(Protocol::Udp, port, 8080), seen(8080, 0));

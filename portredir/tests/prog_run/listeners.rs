@@ -14,6 +14,7 @@ use portredir::datapath::Datapath;
 use portredir::sockets::TcpSocket;
 use portredir_common::abi::{ListenerKey, Protocol};
 
+use crate::cases::Setup;
 use crate::cases::{RULES, addr, key};
 use crate::namespace::{self, OTHER, OTHER_IFINDEX};
 use crate::rig::SIZES;
@@ -50,11 +51,16 @@ fn serve(ip: IpAddr, port: u16, device: Option<(&str, u32)>) -> (TcpListener, Tc
     (fd.into(), socket)
 }
 
+fn table() -> std::sync::Arc<portredir::table::Table> {
+    Setup::of(RULES).table()
+}
+
 fn datapath() -> Datapath {
     namespace::enter();
     namespace::add_other();
-    let rules: Vec<_> = RULES.iter().map(|r| r.parse().expect("a rule")).collect();
-    Datapath::load(&rules, SIZES.into()).expect("load the object")
+    let mut datapath = Datapath::load(SIZES.into(), None).expect("load the object");
+    datapath.commit(&table()).expect("fill the maps");
+    datapath
 }
 
 /// How many sockets are registered, by their address.
@@ -76,7 +82,7 @@ fn expect(datapath: &mut Datapath, expected: &[(IpAddr, usize)]) {
 }
 
 fn register(datapath: &mut Datapath, sockets: &[TcpSocket]) {
-    assert_eq!(datapath.register(sockets).expect("register"), []);
+    assert_eq!(datapath.register(&table(), sockets).expect("register"), []);
 }
 
 pub fn one_by_one(_: &mut Rigs) {

@@ -8,7 +8,6 @@ use aya::programs::{
 };
 use portredir::datapath::{Datapath, DatapathError, Options};
 
-use crate::cases::RULES;
 use crate::rig::{PROGRAMS, SIZES};
 use crate::table::Rigs;
 
@@ -62,8 +61,7 @@ pub fn programs(_: &mut Rigs) {
             log_level,
             ..SIZES.into()
         };
-        let rules: Vec<_> = RULES.iter().map(|r| r.parse().expect("a rule")).collect();
-        let mut datapath = Datapath::load(&rules, options).expect("load the object");
+        let mut datapath = Datapath::load(options, None).expect("load the object");
         let names: BTreeSet<_> = datapath
             .ebpf()
             .programs()

@@ -3,9 +3,10 @@
 //! The programs look up sockets of the namespace that the test runs in, so a
 //! connection of any client is one between two addresses of `lo`.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::Read as _;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Command;
 use std::thread;
@@ -39,9 +40,16 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 pub const OTHER: &str = "other";
 pub const OTHER_IFINDEX: u32 = 2;
 
-/// Moves this thread to a new, empty namespace.
+thread_local! {
+    /// Keeps flows of earlier rules alive, whose server must be there.
+    static SERVERS: RefCell<Vec<UdpSocket>> = RefCell::default();
+}
+
+/// Moves this thread to a new namespace, with UDP servers on some targets.
 pub fn enter() {
     unshare(CloneFlags::CLONE_NEWNET).expect("unshare the network namespace");
+    let servers = [8080, 9090].map(|port| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)));
+    SERVERS.replace(servers.map(|server| server.expect("bind")).into());
 }
 
 /// Adds an interface beside `lo`.

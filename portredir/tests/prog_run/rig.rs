@@ -8,13 +8,13 @@ use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuHashMap};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
 use nix::time::{ClockId, clock_gettime};
 use portredir::datapath::{Datapath, Sizes};
-use portredir_common::abi::{Counter, CounterKey, Flow, FlowKey, Port};
+use portredir_common::abi::{Counter, CounterKey, Flow, FlowKey, LOOPBACK_IFINDEX, Port};
 use portredir_common::flow::Table;
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::Link;
 
-use crate::cases::host::{Hex, NOW_NS, Tables};
-use crate::cases::{Hook, Iface, local_addrs};
+use crate::cases::host::{Hex, NOW_NS, OTHER, Tables};
+use crate::cases::{Hook, Iface, Setup, local_addrs};
 use crate::namespace::OTHER_IFINDEX;
 
 /// Room for what tests put into the tables, and to spare: an LRU map may evict
@@ -119,12 +119,20 @@ pub struct Rig {
 }
 
 impl Rig {
-    pub fn new(rules: &[&str], sizes: Sizes) -> Self {
-        let rules: Vec<_> = rules
-            .iter()
-            .map(|rule| rule.parse().expect("a rule"))
-            .collect();
-        let mut datapath = Datapath::load(&rules, sizes.into()).expect("load the object");
+    pub fn new(setup: Setup, sizes: Sizes) -> Self {
+        let mut datapath = Datapath::load(sizes.into(), None).expect("load the object");
+        let table = setup.table();
+        datapath.commit(&table).expect("fill the maps");
+        let generation = datapath.generation().expect("a generation");
+        let masks = [("lo", LOOPBACK_IFINDEX), (OTHER, OTHER_IFINDEX)].map(|(name, index)| {
+            let lists = table.on_lists().iter().zip(1..);
+            let is_in = |list: &[String]| list.iter().any(|iface| iface == name);
+            let mask = lists.fold(0, |mask, (list, bit)| mask | u64::from(is_in(list)) << bit);
+            (index, mask)
+        });
+        datapath
+            .set_on(generation, &masks.into())
+            .expect("fill IFACES");
         datapath.set_local(&local_addrs()).expect("fill LOCAL");
         let reasons = datapath.reasons().expect("read REASONS");
         Self {

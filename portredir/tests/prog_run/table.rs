@@ -5,29 +5,25 @@ use std::collections::{BTreeMap, HashMap};
 use libtest_mimic::{Completion, Failed};
 
 use crate::cases::host::{Hex, NOW_NS};
-use crate::cases::{Case, Iface, table};
+use crate::cases::{Case, Iface, Setup, table};
 use crate::compare::{Agreed, SLACK_NS, compare};
 use crate::namespace;
 use crate::rig::{Program, Rig, SIZES, at_time, now_ns, programs};
 
 /// The programs by their rules: loading them takes longer than running them.
 #[derive(Default)]
-pub struct Rigs(HashMap<(&'static [&'static str], bool), Rig>);
+pub struct Rigs(HashMap<Setup, Rig>);
 
 impl Rigs {
     pub fn get(&mut self, rules: &'static [&'static str]) -> &mut Rig {
-        self.at(rules, false)
+        self.at(Setup::of(rules))
     }
 
-    /// The same, `is_draining` or not.
-    pub fn at(&mut self, rules: &'static [&'static str], is_draining: bool) -> &mut Rig {
-        self.0.entry((rules, is_draining)).or_insert_with(|| {
-            let mut rig = Rig::new(rules, SIZES);
-            if is_draining {
-                rig.datapath().drain().expect("drain");
-            }
-            rig
-        })
+    /// The same, with more to it.
+    pub fn at(&mut self, setup: Setup) -> &mut Rig {
+        self.0
+            .entry(setup)
+            .or_insert_with(|| Rig::new(setup, SIZES))
     }
 }
 
@@ -58,7 +54,7 @@ pub fn run(rigs: &mut Rigs, cases: &[Case]) -> Result<Completion, Failed> {
         }
         let sockets = namespace::open(&case.sockets);
         for program in programs(case.hook, case.link) {
-            let result = check(rigs.at(case.rules, case.is_draining), program, case);
+            let result = check(rigs.at(case.setup), program, case);
             match result {
                 Ok(true) => runs += 1,
                 Ok(false) => refused += 1,

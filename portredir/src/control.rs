@@ -1,0 +1,233 @@
+//! How commands talk to the process that redirects or follows: one line of
+//! JSON each way, over a socket of the network namespace.
+
+use std::io::{self, BufReader, Read as _, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::counters::Report;
+use crate::settings::Settings;
+
+/// An abstract name: it belongs to the network namespace, and nothing of it is
+/// left when the process ends.
+const NAME: &str = "portredir.control";
+
+/// Members may read without being root.
+const GROUP: &str = "portredir";
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Tell what there is.
+    Status,
+    /// Somebody changed the rules: read them again. For root alone.
+    Changed,
+    /// End: in the foreground as by Ctrl-C, else and leave everything attached.
+    /// For root alone.
+    Stop,
+}
+
+/// What kind of process answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It redirects for as long as it runs.
+    Foreground,
+    /// It keeps what `portredir up` left in step with interfaces and addresses.
+    Follower,
+}
+
+/// Who answers, and what there is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// What kind of process it is; none where it only looked at the pins.
+    pub role: Option<Role>,
+    /// Its ID.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Options and rules.
+    pub settings: Settings,
+    /// Seconds until an unconfirmed change is taken back.
+    pub confirm_within: Option<u64>,
+    /// Counters.
+    pub report: Report,
+}
+
+/// Asks the process of this network namespace; `None` when there is none.
+///
+/// # Errors
+///
+/// When it does not answer, or refuses.
+pub fn ask(request: Request) -> io::Result<Option<Answer>> {
+    let mut stream = match UnixStream::connect_addr(&address()?) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.write_all(&line(&request))?;
+    let mut text = String::new();
+    BufReader::new(stream).read_to_string(&mut text)?;
+    if request == Request::Stop && text.is_empty() {
+        // It was faster to end than to answer.
+        return Ok(None);
+    }
+    match serde_json::from_str(&text)? {
+        Reply::Answer(answer) => Ok(Some(*answer)),
+        Reply::Refused(why) => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
+    }
+}
+
+/// The ID of the process that would answer.
+///
+/// # Errors
+///
+/// When it cannot be asked.
+pub fn pid() -> io::Result<Option<i32>> {
+    let stream = match UnixStream::connect_addr(&address()?) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(Some(getsockopt(&stream, PeerCredentials)?.pid()))
+}
+
+/// Waits until a process answers, or none does any more; says whether it came to
+/// that.
+#[must_use]
+pub fn is_there_within(is_there: bool, timeout: Duration) -> bool {
+    const POLL: Duration = Duration::from_millis(10);
+    let end = Instant::now() + timeout;
+    loop {
+        let is_so = pid().is_ok_and(|pid| pid.is_some() == is_there);
+        if is_so || Instant::now() >= end {
+            return is_so;
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reply {
+    Answer(Box<Answer>),
+    Refused(String),
+}
+
+fn address() -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(NAME)
+}
+
+fn line(value: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).expect("messages are JSON");
+    line.push(b'\n');
+    line
+}
+
+/// A request that came in.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    reply: oneshot::Sender<Reply>,
+}
+
+impl Call {
+    /// Answers it.
+    pub fn answer(self, answer: io::Result<Answer>) {
+        let reply = match answer {
+            Ok(answer) => Reply::Answer(Box::new(answer)),
+            Err(error) => Reply::Refused(error.to_string()),
+        };
+        // Who asked may be gone.
+        let _ = self.reply.send(reply);
+    }
+}
+
+/// Takes requests.
+#[derive(Debug)]
+pub struct Control(mpsc::Receiver<Call>);
+
+impl Control {
+    /// Begins to listen. Must be called inside a runtime.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` when another process does.
+    pub fn listen() -> io::Result<Self> {
+        let listener = std::os::unix::net::UnixListener::bind_addr(&address()?)?;
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
+        let (calls, receiver) = mpsc::channel(8);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let calls = calls.clone();
+                tokio::spawn(async move {
+                    let serve = serve(stream, calls);
+                    if let Ok(Err(error)) = tokio::time::timeout(TIMEOUT, serve).await {
+                        log::debug!("a command that asked: {error}");
+                    }
+                });
+            }
+        });
+        Ok(Self(receiver))
+    }
+
+    /// The next request.
+    pub async fn next(&mut self) -> Call {
+        match self.0.recv().await {
+            Some(call) => call,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn serve(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
+    const LONGEST: u64 = 4096;
+    let uid = Uid::from_raw(stream.peer_cred()?.uid());
+    let (read, mut write) = stream.split();
+    let mut text = String::new();
+    tokio::io::BufReader::new(read.take(LONGEST))
+        .read_line(&mut text)
+        .await?;
+    let request: Request = serde_json::from_str(&text)?;
+    let reply = if may(uid, request) {
+        let (reply, answer) = oneshot::channel();
+        let call = Call { request, reply };
+        calls.send(call).await.map_err(io::Error::other)?;
+        answer.await.map_err(io::Error::other)?
+    } else {
+        Reply::Refused(format!(
+            "only root and members of the group `{GROUP}` may ask"
+        ))
+    };
+    write.write_all(&line(&reply)).await
+}
+
+fn may(uid: Uid, request: Request) -> bool {
+    if uid.is_root() || uid == Uid::effective() {
+        return true;
+    }
+    request == Request::Status && is_member(uid).unwrap_or(false)
+}
+
+fn is_member(uid: Uid) -> Option<bool> {
+    let group = Group::from_name(GROUP).ok()??;
+    let user = User::from_uid(uid).ok()??;
+    let name = std::ffi::CString::new(user.name).ok()?;
+    let groups: Vec<Gid> = getgrouplist(&name, user.gid).ok()?;
+    Some(groups.contains(&group.gid))
+}

@@ -1,0 +1,210 @@
+//! Rules that would lock somebody out of this host are refused unless forced.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+
+use portredir_common::abi::Protocol;
+use thiserror::Error;
+
+use crate::rule::Rule;
+
+/// What a rule would cut off.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("rule `{rule}` {how} port {port}, {what}; if that is meant, add --force")]
+pub struct GuardError {
+    /// The rule.
+    pub rule: Box<Rule>,
+    /// What it does to the port.
+    pub how: &'static str,
+    /// The port.
+    pub port: u16,
+    /// Who needs it.
+    pub what: String,
+}
+
+/// Ports by which hosts are reached, or reach others.
+const GUARDED: [(Protocol, u16, &str); 7] = [
+    (Protocol::Tcp, 22, "where SSH listens"),
+    (Protocol::Tcp, 6443, "where the Kubernetes API listens"),
+    (Protocol::Tcp, 10250, "where the kubelet listens"),
+    (Protocol::Udp, 67, "where DHCP servers listen"),
+    (
+        Protocol::Udp,
+        68,
+        "where this host gets its address by DHCP",
+    ),
+    (
+        Protocol::Udp,
+        546,
+        "where this host gets its address by DHCPv6",
+    ),
+    (Protocol::Udp, 547, "where DHCPv6 servers listen"),
+];
+
+/// The connection that somebody types in: client, then this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SshConnection {
+    /// The client's end.
+    pub client: SocketAddr,
+    /// This end.
+    pub server: SocketAddr,
+}
+
+/// Refuses rules that take such ports over, or hide them.
+///
+/// # Errors
+///
+/// [`GuardError`] for the first of them.
+pub fn check(
+    rules: &[Rule],
+    is_hiding: bool,
+    ssh: Option<&SshConnection>,
+) -> Result<(), GuardError> {
+    for rule in rules {
+        for (protocol, port, what) in GUARDED {
+            refuse(rule, is_hiding, protocol, port, what)?;
+        }
+        let Some(SshConnection { client, server }) = ssh else {
+            continue;
+        };
+        let is_for_it = rule.addr.is_none_or(|addr| addr == server.ip())
+            && rule.from.is_none_or(|from| from.contains(&client.ip()));
+        if is_for_it {
+            let what = "by which the SSH connection came in that this command runs in";
+            refuse(rule, is_hiding, Protocol::Tcp, server.port(), what)?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse(
+    rule: &Rule,
+    is_hiding: bool,
+    protocol: Protocol,
+    port: u16,
+    what: &str,
+) -> Result<(), GuardError> {
+    if !rule.protocols.each().contains(&protocol) {
+        return Ok(());
+    }
+    let how = if rule.dialled.contains(port) {
+        "takes over"
+    } else if is_hiding && rule.target.contains(port) {
+        "would hide"
+    } else {
+        return Ok(());
+    };
+    Err(GuardError {
+        rule: Box::new(rule.clone()),
+        how,
+        port,
+        what: what.to_owned(),
+    })
+}
+
+/// The SSH connection of this process or of those it was started by: sudo does
+/// not pass the variable on.
+#[must_use]
+pub fn ssh_connection() -> Option<SshConnection> {
+    const DEEPEST: usize = 64;
+    if let Ok(text) = std::env::var("SSH_CONNECTION") {
+        return parse(&text);
+    }
+    let mut pid = std::process::id();
+    for _ in 0..DEEPEST {
+        pid = parent(pid)?;
+        // Those that this user may not read are passed by.
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let variable = environment
+            .split(|&byte| byte == 0)
+            .find_map(|variable| variable.strip_prefix(b"SSH_CONNECTION="));
+        if let Some(text) = variable {
+            return parse(std::str::from_utf8(text).ok()?);
+        }
+    }
+    None
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok().filter(|&parent| parent > 0)
+}
+
+/// `CLIENT PORT SERVER PORT`, as sshd(8) writes it.
+fn parse(text: &str) -> Option<SshConnection> {
+    let mut words = text.split_whitespace();
+    let mut end = || {
+        let addr: IpAddr = words.next()?.split('%').next()?.parse().ok()?;
+        let port = words.next()?.parse().ok()?;
+        Some(SocketAddr::new(addr.to_canonical(), port))
+    };
+    Some(SshConnection {
+        client: end()?,
+        server: end()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(rule: &str, is_hiding: bool, ssh: Option<&str>) -> Option<String> {
+        let ssh = ssh.map(|text| parse(text).expect("a connection"));
+        let rules = [rule.parse().expect("a rule")];
+        check(&rules, is_hiding, ssh.as_ref())
+            .err()
+            .map(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for (rule, is_hiding, words) in [
+            ("22:2222", false, "takes over port 22, where SSH"),
+            ("20-30:1020-1030", false, "takes over port 22"),
+            ("22:2222/udp", false, ""),
+            ("6443:8443", false, "Kubernetes API"),
+            ("10250:8443/both", false, "kubelet"),
+            ("67:6767/udp", false, "DHCP"),
+            ("68:6868/both", false, "DHCP"),
+            ("546:5546/udp", false, "DHCPv6"),
+            ("67:6767", false, ""),
+            ("2222:22", false, ""),
+            ("2222:22", true, "would hide port 22"),
+            ("80:8080", true, ""),
+        ] {
+            let message = refused(rule, is_hiding, None).unwrap_or_default();
+            assert!(message.contains(words), "{rule}: {message}");
+            assert_eq!(message.is_empty(), words.is_empty(), "{rule}: {message}");
+            assert!(
+                words.is_empty() || message.ends_with("add --force"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_connection_one_types_in_is_guarded() {
+        let ssh = Some("192.0.2.9 50123 192.0.2.1 2022");
+        for (rule, is_refused) in [
+            ("2022:8080", true),
+            ("2000-2100:8080", true),
+            ("192.0.2.1:2022:8080", true),
+            ("192.0.2.2:2022:8080", false),
+            ("2022:8080 from 192.0.2.0/24", true),
+            ("2022:8080 from 10.0.0.0/8", false),
+            ("2022:8080/udp", false),
+        ] {
+            let message = refused(rule, false, ssh).unwrap_or_default();
+            assert_eq!(
+                message.contains("2022, by which the SSH"),
+                is_refused,
+                "{rule}: {message}"
+            );
+        }
+        let mapped = parse("::ffff:192.0.2.9 1 fe80::1%eth0 22").expect("a connection");
+        assert_eq!(mapped.client, "192.0.2.9:1".parse().expect("an address"));
+        assert_eq!(mapped.server, "[fe80::1]:22".parse().expect("an address"));
+        assert_eq!(parse("nonsense"), None);
+    }
+}

@@ -1,0 +1,269 @@
+//! The directory of bpffs that keeps maps and links when the process ends.
+
+use std::ffi::{CString, OsString};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use thiserror::Error;
+
+/// Where bpffs is mounted, by systemd and by us.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// What a mount of ours names as its source.
+const SOURCE: &str = "portredir";
+
+/// What went wrong with the directory.
+#[derive(Debug, Error)]
+pub enum PinError {
+    /// bpffs is not there, and may not be mounted.
+    #[error("bpffs is not mounted, and mounting it failed; type: mount -t bpf bpf {BPFFS}")]
+    Mount(#[source] io::Error),
+    /// A mount would vanish with the process.
+    #[error(
+        "bpffs is not mounted here, and this process has a mount namespace of its own, in which a \
+         mount would not last (`ip netns exec` makes one; `nsenter --net=/run/netns/NAME` does not)"
+    )]
+    OwnNamespace,
+    /// A file operation failed.
+    #[error("{action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: String,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The pins of one network namespace.
+#[derive(Clone, Debug)]
+pub struct PinDir(PathBuf);
+
+impl PinDir {
+    /// The directory of the network namespace with this cookie, there or not.
+    #[must_use]
+    pub fn new(netns_cookie: u64) -> Self {
+        Self(
+            Path::new(BPFFS)
+                .join("portredir")
+                .join(netns_cookie.to_string()),
+        )
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    /// The path of a pin.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Whether there is one, or may be: somebody has made it.
+    ///
+    /// # Errors
+    ///
+    /// When this user may not look.
+    pub fn exists(&self) -> Result<bool, PinError> {
+        self.0.try_exists().map_err(io_error("look for", &self.0))
+    }
+
+    /// Makes it, and mounts bpffs where it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`PinError`].
+    pub fn create(&self) -> Result<(), PinError> {
+        if !is_bpffs() {
+            let own = fs::read_link("/proc/self/ns/mnt");
+            let first = fs::read_link("/proc/1/ns/mnt");
+            if let (Ok(own), Ok(first)) = (own, first)
+                && own != first
+            {
+                return Err(PinError::OwnNamespace);
+            }
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some(SOURCE), BPFFS, Some("bpf"), flags, Some("mode=700"))
+                .map_err(|errno| PinError::Mount(errno.into()))?;
+        }
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0)
+            .map_err(io_error("make", &self.0))
+    }
+
+    /// Removes all links, and so detaches them; maps stay.
+    ///
+    /// # Errors
+    ///
+    /// [`PinError::Io`]: what is left is named.
+    pub fn remove_links(&self) -> Result<(), PinError> {
+        let mut names = self.names()?;
+        names.retain(|name| {
+            name.to_string_lossy()
+                .contains(|c: char| c.is_ascii_lowercase())
+        });
+        // What restores and answers goes after what redirects.
+        names.sort_by_key(|name| {
+            let name = name.to_string_lossy();
+            let later = ["egress", "recv", "peer", "register"];
+            later.iter().any(|word| name.contains(word))
+        });
+        self.remove_each(names)
+    }
+
+    fn names(&self) -> Result<Vec<OsString>, PinError> {
+        match fs::read_dir(&self.0) {
+            Ok(entries) => Ok(entries
+                .filter_map(Result::ok)
+                .map(|entry| entry.file_name())
+                .collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(io_error("read", &self.0)(error)),
+        }
+    }
+
+    fn remove_each(&self, names: Vec<OsString>) -> Result<(), PinError> {
+        for name in names {
+            let path = self.0.join(name);
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything that is pinned, then the mount, if it was ours and
+    /// nobody else uses it.
+    ///
+    /// # Errors
+    ///
+    /// [`PinError::Io`]: what is left is named.
+    pub fn remove(&self) -> Result<(), PinError> {
+        self.remove_links()?;
+        self.remove_each(self.names()?)?;
+        remove_dir(&self.0)?;
+        if let Some(parent) = self.0.parent()
+            // Other network namespaces may have theirs in it.
+            && remove_dir(parent).is_ok()
+            && is_our_mount()
+        {
+            // It is busy when somebody else uses it.
+            let _ = umount2(BPFFS, MntFlags::UMOUNT_NOFOLLOW);
+        }
+        Ok(())
+    }
+}
+
+fn remove_dir(path: &Path) -> Result<(), PinError> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
+    let path = path.display().to_string();
+    move |source| PinError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+fn is_bpffs() -> bool {
+    statfs(BPFFS).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Whether the mount is one of ours, and empty.
+fn is_our_mount() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mine = format!("{SOURCE} {BPFFS} bpf ");
+    // What the kernel itself puts there (kernel/bpf/preload).
+    let is_kernels = |name: &str| matches!(name, "maps.debug" | "progs.debug");
+    mounts.lines().any(|line| line.starts_with(&mine))
+        && fs::read_dir(BPFFS).is_ok_and(|entries| {
+            entries
+                .filter_map(Result::ok)
+                .all(|entry| entry.file_name().to_str().is_some_and(is_kernels))
+        })
+}
+
+/// Puts another program into a link that is pinned: between two packets.
+///
+/// # Errors
+///
+/// `ENOLINK` when what it was attached to is gone, and others of the kernel.
+#[expect(unsafe_code, reason = "no library updates all kinds of links")]
+pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
+    // `union bpf_attr` of include/uapi/linux/bpf.h.
+    #[repr(C)]
+    struct ObjGet {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    #[repr(C)]
+    struct LinkUpdate {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    const BPF_OBJ_GET: libc::c_long = 7;
+    const BPF_LINK_UPDATE: libc::c_long = 29;
+
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let get = ObjGet {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    // SAFETY: the attributes of this command, which outlive the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET,
+            &raw const get,
+            size_of::<ObjGet>(),
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: a new descriptor, which nobody else knows.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let update = LinkUpdate {
+        link_fd: link.as_fd().as_raw_fd().cast_unsigned(),
+        new_prog_fd: program.as_raw_fd().cast_unsigned(),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: as above.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_UPDATE,
+            &raw const update,
+            size_of::<LinkUpdate>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
