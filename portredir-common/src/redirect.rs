@@ -197,7 +197,9 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
             let rule = flow::has_begun(tables, protocol, &mut key, original, syn);
             if rule != flow::NOT_BEGUN {
                 target = old.targets[i];
-                original.rule = rule as u16;
+                #[expect(clippy::cast_possible_truncation, reason = "not NOT_BEGUN")]
+                let rule = rule as u16;
+                original.rule = rule;
                 is_old = true;
                 break;
             }

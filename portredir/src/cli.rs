@@ -89,8 +89,9 @@ pub enum Command {
     /// Exit code 3 means that nothing runs.
     Status(ReadArgs),
 
-    /// Keep what `up` left in step with interfaces and addresses; `up` starts
-    /// it.
+    /// Keep what `up` left in step with interfaces and addresses.
+    ///
+    /// `up` starts it.
     Follow,
 }
 
@@ -252,25 +253,46 @@ pub struct Options {
     #[arg(long, value_name = "NAME,…", env = "PORTREDIR_IFACE", hide_env = true)]
     pub iface: Option<Selection>,
 
-    /// How connections are redirected [default: auto].
-    #[arg(long, value_enum, env = "PORTREDIR_ENGINE", hide_env = true)]
+    /// How: auto, xdp, tc, socket or xdp-generic [default: auto].
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        env = "PORTREDIR_ENGINE",
+        hide_env = true
+    )]
     pub engine: Option<EngineChoice>,
 
     /// Leave clients on this host alone.
-    #[arg(long, env = "PORTREDIR_NO_LOCAL", hide_env = true)]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(
+        long,
+        env = "PORTREDIR_NO_LOCAL",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
     pub no_local: Option<bool>,
 
     /// Other hosts reach a target by way of its rule alone.
-    #[arg(long, env = "PORTREDIR_HIDE_TARGET", hide_env = true)]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(
+        long,
+        env = "PORTREDIR_HIDE_TARGET",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
     pub hide_target: Option<bool>,
 
     /// Redirect only while something listens on the target.
     ///
     /// Else the packet goes to the port it was meant for.
-    #[arg(long, env = "PORTREDIR_IF_LISTENING", hide_env = true)]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(
+        long,
+        env = "PORTREDIR_IF_LISTENING",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
     pub if_listening: Option<bool>,
 
     /// With `--engine socket`: also reach servers on 127.0.0.1 or ::1 alone.
@@ -283,7 +305,7 @@ pub struct Options {
         hide_env = true,
         hide_short_help = true
     )]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
     pub allow_loopback_target: Option<bool>,
 
     /// The cgroup v2 directory whose processes are the clients on this host.
@@ -321,8 +343,9 @@ pub struct Options {
     )]
     pub config: Option<PathBuf>,
 
-    /// Redirects: `[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…]`,
-    /// dialled port first; ports may be ranges.
+    /// [ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port first.
+    ///
+    /// Ports may be ranges, as in 8000-8100:9000-9100.
     #[arg(required_unless_present = "config", value_name = "RULE", value_parser = word)]
     pub rules: Vec<String>,
 }

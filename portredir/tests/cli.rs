@@ -39,7 +39,7 @@ fn short_help_fits_a_screen() {
     let output = portredir(&["-h"]);
     let help = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success());
-    assert!(help.lines().count() <= 24, "{help}");
+    assert!(help.lines().count() <= 32, "{help}");
     assert!(help.lines().all(|line| line.len() <= 100), "{help}");
     for words in ["--iface", "--engine", "--interval", "--json", "80:8080"] {
         assert!(help.contains(words), "{words} in {help}");
@@ -58,7 +58,8 @@ fn a_bad_rule_is_a_usage_error_that_points_at_the_character() {
     let (code, message) = failure(&["80;8080"]);
     assert_eq!(code, Some(2));
     assert!(message.contains("\n    80;8080\n      ^\n"), "{message}");
-    assert!(message.contains("for example 80:8080"), "{message}");
+    assert!(message.contains("argument 1: bad rule"), "{message}");
+    assert!(message.contains("as in 80:8080"), "{message}");
     let (code, message) = failure(&["0:8080"]);
     assert_eq!(code, Some(2));
     assert!(message.contains("port 0 cannot be used"), "{message}");
@@ -69,7 +70,9 @@ fn rules_that_hide_each_other_are_refused() {
     let (code, message) = failure(&["80:8080", "443:8443", "80:8081"]);
     assert_eq!(code, Some(2));
     assert!(
-        message.contains("rules `80:8080` and `80:8081` both redirect port 80"),
+        message.contains(
+            "rule `80:8081` (argument 3) never matches: `80:8080` (argument 1) takes port 80"
+        ),
         "{message}"
     );
 }

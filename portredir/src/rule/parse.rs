@@ -41,10 +41,8 @@ impl FromStr for Rule {
         let mut parser = Parser { text, at: 0 };
         parser.skip_spaces();
         let begins_with = |key: &&str| parser.rest().starts_with(*key);
-        if ["port=", "proto=", "toport=", "toaddr="]
-            .iter()
-            .any(|key| begins_with(&key))
-        {
+        let keys = ["port=", "proto=", "toport=", "toaddr="];
+        if keys.iter().any(begins_with) {
             return parser.firewalld();
         }
         let addr = parser.addr()?;
