@@ -128,7 +128,6 @@ impl From<CareArgs> for Care {
 
 /// `portredir up`.
 #[derive(Args, Clone, Debug)]
-#[command(mut_arg("rules", |rules| rules.required(false)))]
 pub struct UpArgs {
     /// What to redirect, and where.
     #[command(flatten)]
@@ -202,7 +201,12 @@ pub struct SaveArgs {
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
     /// A file, or a directory like /etc/portredir.
-    #[arg(value_name = "PATH", default_value = "/etc/portredir")]
+    #[arg(
+        value_name = "PATH",
+        default_value = "/etc/portredir",
+        env = "PORTREDIR_CONFIG",
+        hide_env = true
+    )]
     pub path: PathBuf,
 }
 
@@ -216,6 +220,7 @@ pub struct ReadArgs {
 
 /// Redirect until Ctrl-C or SIGTERM.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("rules", |rules| rules.required_unless_present("config")))]
 pub struct Run {
     /// What to redirect, and where.
     #[command(flatten)]
@@ -232,6 +237,7 @@ pub struct Run {
 
 /// `portredir plan`.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("rules", |rules| rules.required_unless_present("config")))]
 pub struct PlanArgs {
     /// What to redirect, and where.
     #[command(flatten)]
@@ -339,6 +345,8 @@ pub struct Options {
         long,
         value_name = "PATH",
         conflicts_with = "rules",
+        env = "PORTREDIR_CONFIG",
+        hide_env = true,
         hide_short_help = true
     )]
     pub config: Option<PathBuf>,
@@ -346,7 +354,7 @@ pub struct Options {
     /// [ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port first.
     ///
     /// Ports may be ranges, as in 8000-8100:9000-9100.
-    #[arg(required_unless_present = "config", value_name = "RULE", value_parser = word)]
+    #[arg(value_name = "RULE", value_parser = word)]
     pub rules: Vec<String>,
 }
 

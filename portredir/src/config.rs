@@ -22,12 +22,12 @@ pub const DIR: &str = "/etc/portredir";
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("read {path}: {source}{hint}")]
+    #[error("read {path}: {error}{hint}")]
     Read {
         /// Its path.
         path: String,
         /// The kernel's error.
-        source: io::Error,
+        error: io::Error,
         /// What to do.
         hint: &'static str,
     },
@@ -52,12 +52,12 @@ pub enum ConfigError {
     #[error(transparent)]
     Conflict(#[from] ConflictError),
     /// It cannot be written.
-    #[error("write {path}: {source}")]
+    #[error("write {path}: {error}")]
     Write {
         /// Its path.
         path: String,
         /// The kernel's error.
-        source: io::Error,
+        error: io::Error,
     },
     /// Saved rules would be there twice at the next start.
     #[error(
@@ -217,15 +217,15 @@ fn additions(dir: &Path) -> Vec<PathBuf> {
 
 fn load_file(path: &Path) -> Result<Config, ConfigError> {
     let name = path.display().to_string();
-    let read = |source: io::Error| ConfigError::Read {
+    let read = |error: io::Error| ConfigError::Read {
         path: name.clone(),
-        hint: match source.kind() {
+        hint: match error.kind() {
             io::ErrorKind::NotFound => {
                 "; give rules on the command line, or write the file: portredir save"
             }
             _ => "",
         },
-        source,
+        error,
     };
     let bytes = fs::read(path).map_err(read)?;
     let mode = fs::metadata(path).map_err(read)?.permissions().mode();
@@ -299,9 +299,9 @@ pub fn to_toml(settings: &Settings) -> String {
 ///
 /// [`ConfigError::Write`], [`ConfigError::Beside`].
 pub fn save(path: &Path, settings: &Settings) -> Result<(), ConfigError> {
-    let write = |source| ConfigError::Write {
+    let write = |error| ConfigError::Write {
         path: path.display().to_string(),
-        source,
+        error,
     };
     let dir = match path.parent() {
         Some(dir) if dir != Path::new("") => dir,

@@ -21,7 +21,7 @@ use crate::preflight::{self, Lock};
 use crate::rule::Rule;
 use crate::run::{answer, is_logging};
 use crate::settings::Settings;
-use crate::state::{self, Found, Pending, State};
+use crate::state::{self, Found, Pending, Record, State};
 
 /// Why a command cannot do its work.
 #[derive(Debug, Error)]
@@ -31,6 +31,9 @@ pub enum LifecycleError {
         "nothing is running in this network namespace; to begin: portredir up --iface all 80:8080"
     )]
     NotRunning,
+    /// There is nothing but flows that end.
+    #[error("what ran is being taken down; if nobody is at it: portredir down")]
+    Ending,
     /// A run in the foreground cannot be changed.
     #[error(
         "process {0} redirects in the foreground, and its rules cannot be changed; end it by Ctrl-C \
@@ -134,7 +137,13 @@ pub async fn wipe(pins: &PinDir, netlink: &Netlink, snapshot: &Snapshot) -> anyh
     let records = state::records(pins);
     pins.remove_links()?;
     for interface in snapshot.interfaces.values() {
-        Datapath::sweep(interface);
+        let had_filters = Datapath::sweep(interface);
+        let is_known = |record: &Record| record.report.ifindex == interface.index;
+        if had_filters && !records.iter().any(is_known) {
+            // Whose the qdisc is, is not known any more; who has no filters in it
+            // does not miss it.
+            let _ = netlink.remove_clsact(interface.index).await;
+        }
     }
     for record in &records {
         host::put_back(netlink, record).await;
@@ -468,6 +477,7 @@ pub async fn read() -> anyhow::Result<Answer> {
     }
     let pins = PinDir::new(netns_cookie()?);
     match state::find(&pins)? {
+        Found::Live(state) if state.is_ending => Err(LifecycleError::Ending.into()),
         Found::Live(state) => {
             let netlink = Netlink::open()?;
             let settings = state.settings.clone();

@@ -39,7 +39,10 @@ impl Exit {
                 || matches!(error.downcast_ref(), Some(StateError::NotPermitted(_)));
         if is_usage {
             Self::Usage
-        } else if matches!(error.downcast_ref(), Some(LifecycleError::NotRunning)) {
+        } else if matches!(
+            error.downcast_ref(),
+            Some(LifecycleError::NotRunning | LifecycleError::Ending)
+        ) {
             Self::NotRunning
         } else if is_not_permitted {
             Self::NotPermitted

@@ -179,6 +179,11 @@ pub fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
         .into_iter()
         .filter(|cap| held.contains(cap))
         .collect();
+    let inherited = caps::read(None, CapSet::Inheritable)?;
+    if kept == held && inherited.is_empty() {
+        // Also where a service manager has done it, and forbids the call.
+        return Ok(());
+    }
     caps::clear(None, CapSet::Ambient)?;
     if held.contains(&Capability::CAP_SETPCAP) {
         for cap in held.difference(&kept) {

@@ -1,11 +1,13 @@
 //! Attaching and detaching while the host is busy: nobody may notice.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::lab::{Family, Lab};
+use crate::namespace::Namespace;
 use crate::process::{DEADLINE, Process, note, wait_for};
 use crate::redirector::{Redirector, attached};
 use crate::serve;
@@ -74,6 +76,64 @@ while [ ! -e "$1/stop" ]; do
 done
 "#;
 
+/// An HTTP server that answers with so many bytes, one connection each.
+pub fn serve_http(host: &Namespace, port: u16, body: usize) -> Process {
+    let (port, body) = (port.to_string(), body.to_string());
+    let mut server = host.start(&[serve::python(), "-c", SERVER, &port, &body]);
+    server.wait_for_words("ready");
+    server
+}
+
+/// Requests by so many connections at once, until there is a file `stop`; a line
+/// for each request, and curl's exit code after some hundred.
+const MANY: &str = r#"
+while [ ! -e "$1/stop" ]; do
+    curl -qsSf --noproxy '*' --max-time 20 --parallel --parallel-immediate --parallel-max "$2" \
+        --output /dev/null --write-out '%{http_code} %{size_download}\n' "$3/[1-600]"
+    echo "exit $?"
+done
+"#;
+
+/// Many clients of a server.
+pub struct Many<'a> {
+    lab: &'a Lab,
+    process: Process,
+    body: usize,
+}
+
+impl<'a> Many<'a> {
+    /// Starts them.
+    pub fn start(lab: &'a Lab, connections: usize, to: SocketAddr, body: usize) -> Self {
+        let dir = lab.dir.0.to_str().expect("text");
+        let (connections, url) = (connections.to_string(), format!("http://{to}"));
+        let args = ["sh", "-c", MANY, "sh", dir, &connections, &url];
+        Self {
+            lab,
+            process: lab.client.start(&args),
+            body,
+        }
+    }
+
+    /// How many requests were answered; all of them must have been.
+    pub fn answers(&self) -> usize {
+        let out = self.process.out();
+        let (whole, _) = out.rsplit_once('\n').unwrap_or_default();
+        let good = format!("200 {}", self.body);
+        let bad = whole
+            .lines()
+            .find(|line| *line != good && *line != "exit 0");
+        assert_eq!(bad, None, "{}", self.process.err());
+        whole.lines().filter(|line| **line == good).count()
+    }
+
+    /// Lets them end, and counts the answers.
+    pub fn end(mut self) -> usize {
+        fs::write(self.lab.dir.0.join("stop"), "").expect("write a file");
+        self.process.wait();
+        self.answers()
+    }
+}
+
 /// With `is_resting`, nobody has a connection when we detach.
 fn attach_and_detach(engine: &'static str, times: usize, is_resting: bool) {
     DEADLINE.set(Some(Instant::now() + Duration::from_secs(240)));
@@ -84,14 +144,7 @@ fn attach_and_detach(engine: &'static str, times: usize, is_resting: bool) {
     };
     let lab = Lab::new(&cell);
     // Whoever answers, it is the same.
-    let size = BODY.to_string();
-    let _servers = [80, 8080].map(|port| {
-        let port = port.to_string();
-        let args = [serve::python(), "-c", SERVER, &port, &size];
-        let mut server = lab.host.start(&args);
-        server.wait_for_words("ready");
-        server
-    });
+    let _servers = [80, 8080].map(|port| serve_http(&lab.host, port, BODY));
     let before = attached(&lab.host);
     let carrier = carrier_changes(&lab);
     let monitor = lab

@@ -11,7 +11,7 @@
 //! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
 //! (every path to a host, as a table), [`socket`] (the engine that rewrites no
 //! packets), [`local`] (the host's own clients), [`life`] (start and end),
-//! [`drain`] (what goes on at the end), [`load`] (the same under load),
+//! [`drain`] (what goes on at the end), [`outlive`] (what goes on after it), [`load`] (the same under load),
 //! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
 //! (what is printed), [`coexist`] (what others have attached, with programs of
 //! [`foreign`]) and [`corner`] (listeners and routes out of the ordinary).
@@ -33,6 +33,7 @@ mod listen;
 mod load;
 mod local;
 mod namespace;
+mod outlive;
 mod path;
 mod paths;
 mod process;
@@ -189,5 +190,22 @@ fn main() -> ExitCode {
     socket::add(&mut tests);
     local::add(&mut tests);
     drain::add(&mut tests);
-    libtest_mimic::run(&Arguments::from_args(), tests.0).exit_code()
+    outlive::add(&mut tests);
+    let is_mounted = mount_bpffs();
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), tests.0);
+    if is_mounted {
+        let _ = nix::mount::umount("/sys/fs/bpf");
+    }
+    conclusion.exit_code()
+}
+
+/// Mounts bpffs, as systemd does at boot, unless it is: programs that find none
+/// mount it, and take it away when they end, under the eyes of other tests.
+fn mount_bpffs() -> bool {
+    use nix::mount::{MsFlags, mount};
+    use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+    let dir = "/sys/fs/bpf";
+    let is_there = statfs(dir).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
+    let none: Option<&str> = None;
+    !is_there && mount(Some("bpf"), dir, Some("bpf"), MsFlags::empty(), none).is_ok()
 }

@@ -160,6 +160,12 @@ impl Process {
         self.child.kill().expect("kill");
         self.wait();
     }
+
+    /// The same for what may have ended.
+    pub fn kill_if_running(&mut self) {
+        let _ = self.child.kill();
+        self.wait();
+    }
 }
 
 impl Drop for Process {

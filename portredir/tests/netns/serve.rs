@@ -124,6 +124,14 @@ impl Echo {
         wait_for(&what, || self.find(proto, message))
     }
 
+    /// Whether somebody said this.
+    pub fn has_heard(&self, message: &[u8]) -> bool {
+        let proto = [Proto::Tcp, Proto::Udp];
+        proto
+            .into_iter()
+            .any(|proto| self.find(proto, message).is_some())
+    }
+
     /// The client that said this, if somebody did.
     pub fn find(&self, proto: Proto, message: &[u8]) -> Option<SocketAddr> {
         let heard = self.heard.lock().expect("no panic in the server");
