@@ -792,7 +792,7 @@ fn kill(part: u64) {
     // How long a command takes here.
     let start = Instant::now();
     host.up(&["80:8080"]);
-    let longest = u64::try_from(start.elapsed().as_micros()).expect("soon") * 2 / 3;
+    let longest = u64::try_from(start.elapsed().as_micros()).expect("soon");
     host.run(&["down", "--drain-timeout", "0"]);
     let (mut killed, mut was_old, mut was_new) = (0, 0, 0);
     for number in 0..KILLS / KILL_PARTS {
@@ -825,7 +825,13 @@ fn kill(part: u64) {
             ),
         };
         let mut command = host.start(&args);
-        std::thread::sleep(Duration::from_micros(random(longest)));
+        // To begin takes longer than to change.
+        let limit = if now.is_none() {
+            longest * 3 / 2
+        } else {
+            longest * 2 / 3
+        };
+        std::thread::sleep(Duration::from_micros(random(limit)));
         killed += u32::from(command.try_wait().is_none());
         command.kill_if_running();
         // Whoever comes next clears up.
