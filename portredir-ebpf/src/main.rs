@@ -10,6 +10,7 @@
     reason = "packets are shorter than 4 GiB"
 )]
 
+mod bench;
 mod frame;
 mod maps;
 mod socket;

@@ -1,8 +1,11 @@
 //! The command line.
 
+mod bench;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use bench::{BenchArgs, BenchRole};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Partial};
@@ -88,6 +91,14 @@ pub enum Command {
     ///
     /// Exit code 3 means that nothing runs.
     Status(ReadArgs),
+
+    /// Measure this host: redirecting by portredir, by others, and not at all.
+    ///
+    /// In network namespaces of its own, which are gone at the end; needs root.
+    /// Interfaces, rules and traffic of the host are not touched, but one of its
+    /// processors is kept busy.
+    #[command(after_help = "Example: sudo portredir bench --full --html report.html")]
+    Bench(BenchArgs),
 
     /// Keep what `up` left in step with interfaces and addresses.
     ///

@@ -1,6 +1,7 @@
 //! The program around the datapath: rules in, interfaces chosen, programs
 //! loaded and attached, counters out.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -17,7 +17,7 @@ use portredir::preflight::PreflightError;
 use portredir::rule::{self, ConflictError, Rule, Sourced, SourcedError};
 use portredir::settings::Settings;
 use portredir::state::StateError;
-use portredir::{follow, run};
+use portredir::{bench, follow, run};
 
 /// Exit codes; 0 is done.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +98,7 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         }
         Some(Command::Rules(args)) => rules(&lifecycle::read().await?, args.json),
         Some(Command::Status(args)) => status(&lifecycle::read().await?, args.json),
+        Some(Command::Bench(args)) => bench::run(args).await,
         Some(Command::Follow) => follow::follow().await,
     }
 }

@@ -1,0 +1,512 @@
+//! The hosts of the benchmark.
+//!
+//! ```text
+//!   client c1 ---- s0 variant 1      198.18.1.1   198.18.1.2
+//!          c2 ---- s0 variant 2      198.18.2.1   198.18.2.2
+//!          …
+//! ```
+//!
+//! All variants are there before the first is measured: making a namespace costs
+//! more than what is measured. Addresses are of 198.18.0.0/15, which is for
+//! benchmarks (RFC 2544).
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use netlink_sys::{Socket, SocketAddr};
+
+use super::Stop;
+use super::load::{Link, Target};
+use super::namespace::{self, Namespace};
+use super::process::{Launch, OURSELVES, Process, Scheduling};
+use super::server;
+use super::variant::{self, CONNTRACK, Opponent, Subject, Variant, engine_name};
+use crate::ethtool;
+use crate::facts::Facts;
+use crate::plan::EngineChoice;
+
+/// Where new flows come from; the lower half of the address varies.
+pub const FLOWS: [u8; 4] = [198, 19, 0, 0];
+
+/// The variant's interface.
+const INTERFACE: &str = "s0";
+
+/// Interfaces of the client have indexes from here on. With one index on both
+/// sides the kernel would take its time to notice that the link is up
+/// (`linkwatch_urgent_event` in net/core/link_watch.c).
+const FIRST_IFINDEX: u32 = 1000;
+
+/// A directory that is deleted when dropped.
+#[derive(Debug)]
+struct Dir(PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A cgroup that is deleted when dropped, after its processes.
+///
+/// The engine `socket` hears of servers by a program on a cgroup. On the root every
+/// other variant would pay for it too.
+#[derive(Debug)]
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Option<Self> {
+        let path = Facts::read(None).cgroup?.join(name);
+        fs::create_dir(&path).ok()?;
+        Some(Self(path))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // The kernel takes a moment to let killed processes go.
+        for _ in 0..100 {
+            match fs::remove_dir(&self.0) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                _ => return,
+            }
+        }
+        log::warn!("{} is still busy", self.0.display());
+    }
+}
+
+/// A variant at work. Its processes end before its namespace does.
+#[derive(Debug)]
+pub struct Site {
+    /// Who redirects, where that is a program.
+    pub redirector: Option<Process>,
+    server: Process,
+    namespace: Namespace,
+    number: u8,
+}
+
+/// A variant, and what became of it.
+#[derive(Debug)]
+pub struct Member {
+    /// Which.
+    pub variant: Variant,
+    /// What the redirecting program says of itself.
+    pub version: Option<String>,
+    /// Whether it can be measured.
+    pub state: State,
+}
+
+/// What became of a variant.
+#[derive(Debug)]
+pub enum State {
+    /// It works.
+    Ready(Box<Site>),
+    /// It cannot be tried here, and why.
+    Skipped(String),
+    /// It was tried, and did not work.
+    Failed(String),
+}
+
+impl Member {
+    /// Its namespace and processes, if it works.
+    #[must_use]
+    pub fn site(&self) -> Option<&Site> {
+        match &self.state {
+            State::Ready(site) => Some(site),
+            _ => None,
+        }
+    }
+}
+
+/// All hosts.
+#[derive(Debug)]
+pub struct Lab {
+    /// One for each variant that was asked for.
+    pub members: Vec<Member>,
+    /// Where clients are.
+    pub client: Namespace,
+    cgroup: Option<Cgroup>,
+    dir: Dir,
+}
+
+impl Lab {
+    /// Makes all hosts; says before each which.
+    ///
+    /// # Errors
+    ///
+    /// When nothing can be measured here. What is wrong with one variant is in its
+    /// [`Member`].
+    pub fn new(
+        variants: &[Variant],
+        scheduling: Scheduling,
+        stop: &Stop,
+        mut on_variant: impl FnMut(&Variant),
+    ) -> anyhow::Result<Self> {
+        sweep();
+        let name = namespace::unique();
+        let dir = Dir(std::env::temp_dir().join(&name));
+        fs::create_dir(&dir.0).with_context(|| format!("create {}", dir.0.display()))?;
+        let client = Namespace::new(format!("{name}-c"))?;
+        client.run(&mut ip(), "link set lo up\n")?;
+        client.sysctl(&[
+            ("ipv6/conf/default/disable_ipv6", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            // Some ten thousand connections a second are made and closed here.
+            ("ipv4/tcp_tw_reuse", "1"),
+            ("ipv4/ip_local_port_range", "1024 65535"),
+            // Who does not answer is soon given up.
+            ("ipv4/tcp_syn_retries", "1"),
+        ])?;
+        let mut lab = Self {
+            members: Vec::new(),
+            client,
+            cgroup: Cgroup::new(&name),
+            dir,
+        };
+        let mut versions = HashMap::new();
+        for (number, variant) in (1..=u8::MAX).zip(variants) {
+            stop.check()?;
+            on_variant(variant);
+            let version = match variant.subject {
+                Subject::Against(opponent) => Some(
+                    versions
+                        .entry(opponent.name())
+                        .or_insert_with(|| opponent.version())
+                        .clone(),
+                ),
+                Subject::Ours(_) => Some(Ok(env!("CARGO_PKG_VERSION").to_owned())),
+                _ => None,
+            };
+            let state = match &version {
+                Some(Err(reason)) => State::Skipped(reason.clone()),
+                _ => match lab.site(&name, number, variant, scheduling) {
+                    Ok(site) => State::Ready(Box::new(site)),
+                    Err(error) => State::Failed(format!("{error:#}")),
+                },
+            };
+            lab.members.push(Member {
+                variant: *variant,
+                version: version.and_then(Result::ok),
+                state,
+            });
+        }
+        Ok(lab)
+    }
+
+    /// Where programs that belong to no variant leave their output.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir.0
+    }
+
+    fn site(
+        &self,
+        name: &str,
+        number: u8,
+        variant: &Variant,
+        scheduling: Scheduling,
+    ) -> anyhow::Result<Site> {
+        let namespace = Namespace::new(format!("{name}-{number}"))?;
+        namespace.sysctl(&[
+            ("ipv6/conf/default/disable_ipv6", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            ("core/somaxconn", "65535"),
+            ("ipv4/tcp_max_syn_backlog", "65535"),
+        ])?;
+        self.link(&namespace, number)?;
+        if variant.has_conntrack {
+            let mut nft = Command::new("nft");
+            namespace.run(nft.args(["-f", "-"]), CONNTRACK)?;
+        }
+        let dir = self.dir.0.join(number.to_string());
+        fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let is_socket = variant.subject == Subject::Ours(EngineChoice::Socket);
+        let cgroup = self.cgroup.as_ref().map(|cgroup| cgroup.0.as_path());
+        let cgroup = cgroup.filter(|_| is_socket);
+        let launch = Launch {
+            namespace: Some(&namespace),
+            scheduling: Some(scheduling),
+            cgroup,
+            dir: &dir,
+            is_piped: false,
+        };
+        let mut server = launch.start(&[OURSELVES, "bench", "serve"])?;
+        let is_ready = |server: &Process| server.said().contains(server::READY);
+        server.wait_until("listens", is_ready)?;
+        let redirector = redirector(variant, launch).with_context(|| variant.name())?;
+        Ok(Site {
+            redirector,
+            server,
+            namespace,
+            number,
+        })
+    }
+
+    /// Adds a link between client and variant.
+    fn link(&self, namespace: &Namespace, number: u8) -> anyhow::Result<()> {
+        let Link {
+            ifindex,
+            addr,
+            mac,
+            server_mac,
+        } = link(number);
+        let (mac, server_mac) = (mac_text(mac), mac_text(server_mac));
+        let server = server_addr(number);
+        let peer = &namespace.name;
+        self.client.run(
+            &mut ip(),
+            &format!(
+                "link add c{number} index {ifindex} address {mac} type veth \
+                peer name {INTERFACE} address {server_mac} netns {peer}\n\
+             addr add {addr}/24 dev c{number}\n\
+             link set c{number} up\n\
+             neigh replace {server} lladdr {server_mac} dev c{number} nud permanent\n"
+            ),
+        )?;
+        let [a, b, _, _] = FLOWS;
+        namespace.run(
+            &mut ip(),
+            &format!(
+                "link set lo up\n\
+             addr add {server}/24 dev {INTERFACE}\n\
+             link set {INTERFACE} up\n\
+             neigh replace {addr} lladdr {mac} dev {INTERFACE} nud permanent\n\
+             route add {a}.{b}.0.0/16 via {addr}\n"
+            ),
+        )
+    }
+}
+
+/// Starts who redirects, or gives the kernel its rules.
+fn redirector(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Process>> {
+    let namespace = launch.namespace.context("find the namespace")?;
+    let text = variant.rules_text();
+    let file = launch.dir.join("rules");
+    fs::write(&file, &text).context("write the rules")?;
+    let file = file.to_str().context("read the name of a directory")?;
+    let kernel = |args: &[&str]| {
+        let mut command = Command::new(variant::find(args[0]).context("find the program")?);
+        namespace.run(command.args(&args[1..]), &text)
+    };
+    match variant.subject {
+        Subject::Direct | Subject::DirectAgain => {}
+        Subject::Ours(engine) => {
+            let engine = engine_name(engine);
+            let mut args = vec![OURSELVES, "--iface", INTERFACE, "--engine", &engine];
+            args.extend(["--no-local", "--interval", "3600", "--config", file]);
+            let cgroup = launch.cgroup.map(|cgroup| cgroup.display().to_string());
+            if let Some(cgroup) = &cgroup {
+                args.extend(["--cgroup", cgroup]);
+            }
+            // It takes no part in the traffic: the kernel does.
+            let launch = Launch {
+                scheduling: None,
+                cgroup: None,
+                ..launch
+            };
+            let mut process = launch.start(&args)?;
+            let is_ready = |process: &Process| process.said().contains("redirecting ");
+            process.wait_until("redirects", is_ready)?;
+            return Ok(Some(process));
+        }
+        Subject::Against(opponent) => {
+            let args: &[&str] = match opponent {
+                Opponent::None => return Ok(None),
+                Opponent::IptablesLegacy | Opponent::IptablesNft => {
+                    kernel(&[opponent.program(), "-w"])?;
+                    return Ok(None);
+                }
+                Opponent::NftMap | Opponent::NftStateless => {
+                    kernel(&[opponent.program(), "-f", "-"])?;
+                    return Ok(None);
+                }
+                Opponent::Nginx => &["nginx", "-e", "stderr", "-p", ".", "-c", file],
+                Opponent::Haproxy => &["haproxy", "-db", "-f", file],
+                Opponent::Socat => &variant::SOCAT,
+            };
+            return launch.start(args).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+impl Site {
+    /// For the client.
+    #[must_use]
+    pub fn target(&self, variant: &Variant) -> Target {
+        Target {
+            addr: SocketAddrV4::new(server_addr(self.number), variant.dialled()),
+            link: Some(link(self.number)),
+        }
+    }
+
+    /// Where its server is.
+    #[must_use]
+    pub const fn addr(&self) -> Ipv4Addr {
+        server_addr(self.number)
+    }
+
+    /// Whether packets that come in are handled in batches, which is what frames
+    /// without a socket buffer need (`veth_xdp_xmit` in drivers/net/veth.c).
+    ///
+    /// # Errors
+    ///
+    /// When the interface does not let us.
+    pub fn set_gro(&self, is_on: bool) -> anyhow::Result<()> {
+        let set = || ethtool::set_feature(INTERFACE, "rx-gro", is_on);
+        self.namespace.enter(set)?.context("switch GRO")
+    }
+
+    /// Forgets all tracked connections.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not let us.
+    pub fn flush_conntrack(&self) -> anyhow::Result<()> {
+        self.namespace.enter(flush_conntrack)?
+    }
+
+    /// Datagrams that the server's socket filter has dropped, all others being
+    /// answered.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn dropped(&self) -> anyhow::Result<u64> {
+        let snmp = self.namespace.proc_net("snmp")?;
+        let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
+        let (names, values) = lines
+            .next()
+            .zip(lines.next())
+            .context("read Udp: of snmp")?;
+        let mut columns = names.split(' ').zip(values.split(' '));
+        let (_, value) = columns
+            .find(|(name, _)| *name == "InErrors")
+            .context("read InErrors of snmp")?;
+        value.parse().context("read InErrors of snmp")
+    }
+
+    /// Runs `f` in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel lets us not in.
+    pub fn enter<T>(&self, f: impl FnOnce() -> T) -> anyhow::Result<T> {
+        self.namespace.enter(f)
+    }
+
+    /// The server's process ID.
+    #[must_use]
+    pub fn server_id(&self) -> u32 {
+        self.server.id()
+    }
+}
+
+fn ip() -> Command {
+    let mut ip = Command::new("ip");
+    ip.args(["-batch", "-"]);
+    ip
+}
+
+const fn server_addr(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 18, number, 2)
+}
+
+fn link(number: u8) -> Link {
+    Link {
+        ifindex: FIRST_IFINDEX + u32::from(number),
+        addr: Ipv4Addr::new(198, 18, number, 1),
+        mac: [2, 0, 0, 0, 1, number],
+        server_mac: [2, 0, 0, 0, 2, number],
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// As `conntrack -F`: deletes whatever matches nothing in particular.
+fn flush_conntrack() -> anyhow::Result<()> {
+    // include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
+    const NETLINK_NETFILTER: isize = 12;
+    const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+    const IPCTNL_MSG_CT_DELETE: u16 = 2;
+    const NLM_F_REQUEST: u16 = 1;
+    const NLM_F_ACK: u16 = 4;
+    // `struct nlmsghdr`, and `struct nfgenmsg`, of which all fields are 0.
+    let mut message = [0; 20];
+    message[..4].copy_from_slice(&20_u32.to_ne_bytes());
+    let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE;
+    message[4..6].copy_from_slice(&kind.to_ne_bytes());
+    message[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    let flush = || {
+        let socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
+        let (answer, _) = socket.recv_from_full()?;
+        // `struct nlmsgerr`
+        let errno = answer.get(16..20).and_then(|bytes| bytes.try_into().ok());
+        match errno.map(i32::from_ne_bytes) {
+            Some(0) => Ok(()),
+            Some(errno) => Err(std::io::Error::from_raw_os_error(-errno)),
+            None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    };
+    flush().context("forget tracked connections")
+}
+
+/// Removes what a run left behind that was killed, and says so.
+fn sweep() {
+    for name in namespace::left_behind() {
+        eprintln!("removing network namespace {name}, left by a run that was killed");
+        let last = |namespace: &Namespace| end_what_was_left(namespace);
+        if let Err(error) = namespace::adopt_and_delete(&name, last) {
+            log::warn!("{error:#}");
+        }
+    }
+    for path in namespace::stale(&std::env::temp_dir()) {
+        let _ = fs::remove_dir_all(path);
+    }
+    if let Some(root) = Facts::read(None).cgroup {
+        for path in namespace::stale(&root) {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+/// Only `up` leaves something outside of a namespace: its pins.
+fn end_what_was_left(namespace: &Namespace) {
+    let mut down = Command::new("/proc/self/exe");
+    // That nothing is there to be taken down is the rule.
+    let _ = namespace.run(down.args(["down", "--force"]), "");
+}
+
+/// Checks that the programs are there that every run needs.
+///
+/// # Errors
+///
+/// Names the first that is missing.
+pub fn check_tools() -> anyhow::Result<()> {
+    const TOOLS: [(&str, &str); 5] = [
+        ("ip", "iproute2"),
+        ("setpriv", "util-linux"),
+        ("taskset", "util-linux"),
+        ("chrt", "util-linux"),
+        ("sh", "dash"),
+    ];
+    for (tool, package) in TOOLS {
+        if variant::find(tool).is_none() {
+            bail!("{tool} is missing (Debian package {package})");
+        }
+    }
+    if !Path::new("/proc/self/ns/net").exists() {
+        bail!("this kernel has no network namespaces");
+    }
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! Network namespaces. A thread enters one, opens sockets or starts programs
+//! there, and comes back; what it opened or started stays there.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, ensure};
+use nix::sched::{CloneFlags, setns};
+
+/// Names of namespaces, directories and cgroups begin with it; the pid of who made
+/// them comes next.
+pub const PREFIX: &str = "portredir-bench-";
+
+/// Where `ip netns` keeps them.
+const DIR: &str = "/run/netns";
+
+/// Deleted when dropped, with its interfaces.
+#[derive(Debug)]
+pub struct Namespace {
+    /// As `ip netns` knows it.
+    pub name: String,
+    file: File,
+}
+
+impl Namespace {
+    /// Makes one.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` cannot.
+    pub fn new(name: String) -> anyhow::Result<Self> {
+        run(Command::new("ip").args(["netns", "add", &name]), "")?;
+        let file = File::open(Path::new(DIR).join(&name));
+        // It has to go also when this fails.
+        let file = file.inspect_err(|_| delete(&name));
+        let file = file.with_context(|| format!("open network namespace {name}"))?;
+        Ok(Self { name, file })
+    }
+
+    /// Runs `f` with this thread in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel lets us not in.
+    pub fn enter<T>(&self, f: impl FnOnce() -> T) -> anyhow::Result<T> {
+        struct Back(File);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("we came from there");
+            }
+        }
+        let here = File::open("/proc/thread-self/ns/net").context("open our network namespace")?;
+        let back = Back(here);
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("enter network namespace {}", self.name))?;
+        let result = f();
+        drop(back);
+        Ok(result)
+    }
+
+    /// Runs a program to its end, which has to be a good one.
+    ///
+    /// # Errors
+    ///
+    /// What it said on stderr.
+    pub fn run(&self, command: &mut Command, input: &str) -> anyhow::Result<()> {
+        self.enter(|| run(command, input))?
+    }
+
+    /// Sets values below `/proc/sys/net`; those that this kernel has not are left
+    /// out.
+    ///
+    /// # Errors
+    ///
+    /// When one is refused.
+    pub fn sysctl(&self, values: &[(&str, &str)]) -> anyhow::Result<()> {
+        self.enter(|| {
+            for (key, value) in values {
+                let path = Path::new("/proc/sys/net").join(key);
+                if path.exists() {
+                    fs::write(path, value).with_context(|| format!("set {key} to {value}"))?;
+                }
+            }
+            Ok(())
+        })?
+    }
+
+    /// A file below `/proc/net`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn proc_net(&self, name: &str) -> anyhow::Result<String> {
+        let path = Path::new("/proc/thread-self/net").join(name);
+        let text = self.enter(|| fs::read_to_string(path))?;
+        text.with_context(|| format!("read /proc/net/{name}"))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        delete(&self.name);
+    }
+}
+
+fn delete(name: &str) {
+    if let Err(error) = run(Command::new("ip").args(["netns", "del", name]), "") {
+        log::warn!("{error:#}");
+    }
+}
+
+/// Runs a program to its end, which has to be a good one.
+///
+/// # Errors
+///
+/// What it said on stderr.
+pub fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {name}"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // What it does not want to read, it complains about.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("wait for {name}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    // Of what is wrong with a list, the first says enough.
+    let said = said.trim().lines().next().unwrap_or("no reason given");
+    ensure!(output.status.success(), "{name}: {said}");
+    Ok(())
+}
+
+/// A name that nobody else has, of what belongs to this process.
+#[must_use]
+pub fn unique() -> String {
+    let random = fastrand::u16(..);
+    format!("{PREFIX}{}-{random:04x}", std::process::id())
+}
+
+/// The paths in a directory that belong to a run that is over.
+#[must_use]
+pub fn stale(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name
+                .strip_prefix(PREFIX)
+                .and_then(|rest| rest.split('-').next());
+            pid.and_then(|pid| pid.parse::<u32>().ok())
+                .is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// The namespaces that a run has left behind which was killed.
+#[must_use]
+pub fn left_behind() -> Vec<String> {
+    stale(Path::new(DIR))
+        .iter()
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect()
+}
+
+/// Deletes one of [`left_behind`].
+///
+/// # Errors
+///
+/// When `ip` cannot.
+pub fn adopt_and_delete(name: &str, last: impl FnOnce(&Namespace)) -> anyhow::Result<()> {
+    let file = File::open(Path::new(DIR).join(name));
+    let file = file.with_context(|| format!("open network namespace {name}"));
+    match file {
+        Ok(file) => {
+            let name = name.to_owned();
+            last(&Namespace { name, file });
+            Ok(())
+        }
+        Err(error) => {
+            delete(name);
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! From the command line to what is compared, and by what.
+
+use super::measure::{Effort, Role};
+use super::traffic::{Protocol, Suite, Traffic};
+use super::variant::{Opponent, Subject, Variant};
+use crate::cli::BenchArgs;
+use crate::plan::EngineChoice;
+
+/// What is done.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What is compared.
+    pub variants: Vec<Variant>,
+    /// By what, in this order.
+    pub suites: Vec<Suite>,
+    /// The most rules that variants have.
+    pub most_rules: u16,
+    /// Whether it may take its time.
+    pub is_full: bool,
+}
+
+/// For `--quick`.
+const QUICK_SUITES: [Suite; 3] = [Suite::Rr, Suite::Crr, Suite::Udp];
+const QUICK_OPPONENTS: [Opponent; 3] =
+    [Opponent::IptablesLegacy, Opponent::NftMap, Opponent::Nginx];
+
+/// For `--full`.
+const FULL_SUITES: [Suite; 8] = [
+    Suite::Rr,
+    Suite::Crr,
+    Suite::Udp,
+    Suite::UdpNew,
+    Suite::Bulk,
+    Suite::ProgRun,
+    Suite::Load,
+    Suite::Memory,
+];
+const FULL_ENGINES: [EngineChoice; 5] = [
+    EngineChoice::Auto,
+    EngineChoice::Xdp,
+    EngineChoice::Tc,
+    EngineChoice::Socket,
+    EngineChoice::XdpGeneric,
+];
+const FULL_RULES: [u16; 4] = [1, 100, 1000, 10_000];
+
+impl Plan {
+    /// What was asked for.
+    #[must_use]
+    pub fn of(args: &BenchArgs) -> Self {
+        let is_full = args.full;
+        let chosen = |quick: &[Suite], full: &[Suite]| if is_full { full } else { quick }.to_vec();
+        let mut suites = args
+            .tests
+            .clone()
+            .unwrap_or_else(|| chosen(&QUICK_SUITES, &FULL_SUITES));
+        suites.dedup();
+        let opponents = args.against.clone().unwrap_or_else(|| {
+            let all: &[Opponent] = if is_full {
+                &Opponent::ALL
+            } else {
+                &QUICK_OPPONENTS
+            };
+            all.to_vec()
+        });
+        let engines = args.engine.clone().unwrap_or_else(|| {
+            let all: &[EngineChoice] = if is_full {
+                &FULL_ENGINES
+            } else {
+                &FULL_ENGINES[..1]
+            };
+            all.to_vec()
+        });
+        let rules = args.rules.clone().unwrap_or_else(|| {
+            let all: &[u16] = if is_full {
+                &FULL_RULES
+            } else {
+                &FULL_RULES[..1]
+            };
+            all.to_vec()
+        });
+        let most_rules = rules.iter().copied().max().unwrap_or(1);
+        let mut plan = Self {
+            variants: Vec::new(),
+            suites,
+            most_rules,
+            is_full,
+        };
+        if plan.traffic().next().is_some() {
+            plan.choose(&opponents, &engines, &rules);
+        }
+        plan
+    }
+
+    /// All traffic, in order.
+    pub fn traffic(&self) -> impl Iterator<Item = Traffic> {
+        self.suites
+            .iter()
+            .flat_map(|suite| suite.traffic().iter().copied())
+    }
+
+    fn choose(&mut self, opponents: &[Opponent], engines: &[EngineChoice], rules: &[u16]) {
+        let mut variants = vec![
+            Variant::of(Subject::Direct),
+            Variant::of(Subject::DirectAgain),
+        ];
+        let opponents: Vec<_> = opponents
+            .iter()
+            .copied()
+            .filter(|opponent| *opponent != Opponent::None)
+            .collect();
+        let subjects = engines.iter().map(|engine| Subject::Ours(*engine));
+        let subjects: Vec<_> = subjects
+            .chain(opponents.iter().map(|opponent| Subject::Against(*opponent)))
+            .collect();
+        variants.extend(subjects.iter().map(|subject| Variant::of(*subject)));
+        for &rules in rules.iter().filter(|rules| **rules > 1) {
+            for &subject in &subjects {
+                variants.extend(self.with_rules(subject, rules, engines));
+            }
+        }
+        if self.is_full {
+            let tracked = |subject: &Subject| match subject {
+                Subject::Direct | Subject::Ours(_) => true,
+                Subject::Against(opponent) => reference(&opponents) == Some(*opponent),
+                Subject::DirectAgain => false,
+            };
+            let subjects = std::iter::once(Subject::Direct).chain(subjects);
+            variants.extend(subjects.filter(tracked).map(|subject| Variant {
+                has_conntrack: true,
+                ..Variant::of(subject)
+            }));
+        }
+        self.variants = variants;
+    }
+
+    /// Rules of one protocol slow no other down, but a list of both would be twice as
+    /// long, where it is walked. Ours is not.
+    fn with_rules(&self, subject: Subject, rules: u16, engines: &[EngineChoice]) -> Vec<Variant> {
+        let variant = Variant {
+            rules,
+            ..Variant::of(subject)
+        };
+        let walks = match subject {
+            Subject::Ours(engine) => {
+                // One shows what becomes of it in between.
+                let is_shown = rules == self.most_rules || Some(&engine) == engines.first();
+                return is_shown.then_some(variant).into_iter().collect();
+            }
+            Subject::Against(Opponent::IptablesLegacy | Opponent::IptablesNft) => true,
+            Subject::Against(opponent) if opponent.has_rules() => false,
+            _ => return Vec::new(),
+        };
+        if !walks {
+            return vec![variant];
+        }
+        [
+            (Traffic::Crr, Protocol::Tcp),
+            (Traffic::UdpNew, Protocol::Udp),
+        ]
+        .into_iter()
+        .filter(|(traffic, _)| self.traffic().any(|chosen| chosen == *traffic))
+        .map(|(_, protocol)| Variant {
+            fillers: Some(protocol),
+            ..variant
+        })
+        .collect()
+    }
+
+    /// Whether a variant takes part in a test.
+    #[must_use]
+    pub fn takes_part(&self, variant: &Variant, traffic: Traffic) -> bool {
+        let protocol = traffic.protocol();
+        let has_protocol = protocol == Protocol::Tcp || variant.has_udp();
+        let is_bulk = matches!(traffic, Traffic::Upload | Traffic::Download);
+        let is_ours = matches!(variant.subject, Subject::Ours(_));
+        let has_rules = variant.rules == 1
+            || traffic.begins_flows()
+            || (is_ours && variant.rules == self.most_rules);
+        has_protocol
+            && has_rules
+            && variant.fillers.is_none_or(|fillers| fillers == protocol)
+            && !(variant.has_conntrack && is_bulk)
+    }
+
+    /// How much of it is measured.
+    #[must_use]
+    pub const fn effort(&self, traffic: Traffic) -> Effort {
+        let cycles = match traffic {
+            Traffic::Rr | Traffic::Crr if self.is_full => 80,
+            _ => 40,
+        };
+        Effort {
+            cycles,
+            repetitions: if self.is_full { 3 } else { 2 },
+        }
+    }
+
+    /// What a variant is to the comparison.
+    #[must_use]
+    pub fn role(&self, variant: &Variant) -> Role {
+        match variant.subject {
+            Subject::Direct if variant.has_conntrack => Role::Other,
+            Subject::Direct => Role::Direct,
+            Subject::DirectAgain => Role::DirectAgain,
+            Subject::Ours(_) => Role::Ours,
+            Subject::Against(opponent) => {
+                let all = self.variants.iter();
+                let opponents: Vec<_> = all
+                    .filter_map(|variant| match variant.subject {
+                        Subject::Against(opponent) => Some(opponent),
+                        _ => None,
+                    })
+                    .collect();
+                if reference(&opponents) == Some(opponent) {
+                    Role::Reference
+                } else {
+                    Role::Other
+                }
+            }
+        }
+    }
+}
+
+/// Whom ours is compared with first.
+fn reference(opponents: &[Opponent]) -> Option<Opponent> {
+    [
+        Opponent::IptablesLegacy,
+        Opponent::IptablesNft,
+        Opponent::NftMap,
+    ]
+    .into_iter()
+    .find(|opponent| opponents.contains(opponent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    fn plan(args: &[&str]) -> Plan {
+        let words = ["portredir", "bench"].iter().chain(args);
+        let cli = crate::cli::Cli::try_parse_from(words).expect("right arguments");
+        match cli.command {
+            Some(crate::cli::Command::Bench(args)) => Plan::of(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn names(plan: &Plan, traffic: Traffic) -> Vec<String> {
+        let variants = plan.variants.iter();
+        variants
+            .filter(|variant| plan.takes_part(variant, traffic))
+            .map(Variant::name)
+            .collect()
+    }
+
+    #[test]
+    fn quick_is_the_common_case() {
+        let plan = plan(&[]);
+        assert_eq!(plan.suites, QUICK_SUITES);
+        assert_eq!(
+            names(&plan, Traffic::Rr).join("; "),
+            "direct; direct again; portredir auto; iptables-legacy; nft-map; nginx"
+        );
+        assert_eq!(
+            names(&plan, Traffic::Udp).join("; "),
+            "direct; direct again; portredir auto; iptables-legacy; nft-map"
+        );
+    }
+
+    #[test]
+    fn full_has_everything() {
+        let plan = plan(&["--full"]);
+        assert!(plan.variants.len() < 60, "{}", plan.variants.len());
+        let crr = names(&plan, Traffic::Crr);
+        for name in [
+            "portredir xdp, 10000 rules",
+            "iptables-legacy, 100 rules",
+            "nft-map, 1000 rules",
+            "direct, conntrack",
+            "portredir socket, conntrack",
+            "iptables-legacy, conntrack",
+            "socat",
+        ] {
+            assert!(crr.iter().any(|other| other == name), "{name} in {crr:?}");
+        }
+        let rr = names(&plan, Traffic::Rr);
+        assert!(
+            rr.contains(&"portredir tc, 10000 rules".to_owned()),
+            "{rr:?}"
+        );
+        assert!(
+            !rr.contains(&"iptables-legacy, 10000 rules".to_owned()),
+            "{rr:?}"
+        );
+        let new = names(&plan, Traffic::UdpNew);
+        assert_eq!(
+            new.iter()
+                .filter(|name| *name == "iptables-nft, 1000 rules")
+                .count(),
+            1
+        );
+        let bulk = names(&plan, Traffic::Upload);
+        assert!(
+            bulk.iter().all(|name| !name.contains("conntrack")),
+            "{bulk:?}"
+        );
+    }
+
+    #[test]
+    fn a_user_chooses() {
+        let plan = plan(&[
+            "--tests",
+            "udp-new",
+            "--against",
+            "iptables-nft",
+            "--engine",
+            "tc,xdp",
+            "--rules",
+            "10000",
+        ]);
+        assert_eq!(
+            names(&plan, Traffic::UdpNew).join("; "),
+            "direct; direct again; portredir tc; portredir xdp; iptables-nft; \
+             portredir tc, 10000 rules; portredir xdp, 10000 rules; iptables-nft, 10000 rules"
+        );
+        let reference = plan
+            .variants
+            .iter()
+            .find(|variant| plan.role(variant) == Role::Reference);
+        assert_eq!(
+            reference.map(Variant::name).as_deref(),
+            Some("iptables-nft")
+        );
+    }
+
+    #[test]
+    fn without_traffic_there_is_nobody() {
+        assert!(plan(&["--tests", "prog-run"]).variants.is_empty());
+        let alone = plan(&["--against", "none"]);
+        assert_eq!(
+            names(&alone, Traffic::Rr),
+            ["direct", "direct again", "portredir auto"]
+        );
+    }
+}

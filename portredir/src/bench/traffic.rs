@@ -1,0 +1,112 @@
+//! What is measured, by the traffic that measures it.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// What a user can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Suite {
+    /// TCP requests and responses of one byte on one connection.
+    Rr,
+    /// TCP connections with a request and a response of one byte.
+    Crr,
+    /// UDP packets of one flow.
+    Udp,
+    /// UDP packets of which each begins a flow.
+    UdpNew,
+    /// TCP with much data, in both directions.
+    Bulk,
+    /// The programs alone, on one packet (`BPF_PROG_TEST_RUN`).
+    ProgRun,
+    /// Loading 10 000 rules, and changing one of them.
+    Load,
+    /// Memory of programs and tables.
+    Memory,
+}
+
+/// What travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Traffic {
+    /// [`Suite::Rr`].
+    Rr,
+    /// [`Suite::Crr`].
+    Crr,
+    /// [`Suite::Udp`].
+    Udp,
+    /// [`Suite::UdpNew`].
+    UdpNew,
+    /// [`Suite::Bulk`], from the client.
+    Upload,
+    /// [`Suite::Bulk`], to the client.
+    Download,
+}
+
+/// The protocol that traffic is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Bytes of one transfer of [`Traffic::Upload`] and [`Traffic::Download`].
+pub const TRANSFER_BYTES: usize = 1 << 20;
+
+impl Suite {
+    /// The traffic of it; none where nothing travels.
+    #[must_use]
+    pub const fn traffic(self) -> &'static [Traffic] {
+        match self {
+            Self::Rr => &[Traffic::Rr],
+            Self::Crr => &[Traffic::Crr],
+            Self::Udp => &[Traffic::Udp],
+            Self::UdpNew => &[Traffic::UdpNew],
+            Self::Bulk => &[Traffic::Upload, Traffic::Download],
+            Self::ProgRun | Self::Load | Self::Memory => &[],
+        }
+    }
+}
+
+impl Traffic {
+    /// In reports.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Rr => "TCP request and response",
+            Self::Crr => "TCP connection",
+            Self::Udp => "UDP, one flow",
+            Self::UdpNew => "UDP, every packet a new flow",
+            Self::Upload => "TCP bulk, to the server",
+            Self::Download => "TCP bulk, from the server",
+        }
+    }
+
+    /// What one operation is.
+    #[must_use]
+    pub const fn operation(self) -> &'static str {
+        match self {
+            Self::Rr => "request",
+            Self::Crr => "connection",
+            Self::Udp | Self::UdpNew => "packet",
+            Self::Upload | Self::Download => "MiB",
+        }
+    }
+
+    /// The protocol.
+    #[must_use]
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            Self::Udp | Self::UdpNew => Protocol::Udp,
+            _ => Protocol::Tcp,
+        }
+    }
+
+    /// Whether rules are looked up again and again.
+    #[must_use]
+    pub const fn begins_flows(self) -> bool {
+        matches!(self, Self::Crr | Self::UdpNew)
+    }
+}

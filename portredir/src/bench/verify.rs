@@ -1,0 +1,109 @@
+//! What a variant has to do before it is measured: what is fast because it does not
+//! work must not win.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::variant::OTHER_PORT;
+
+/// For the first answer; proxies take a moment to start.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Longer than any answer takes.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Datagrams that all have to be answered.
+const DATAGRAMS: u32 = 1000;
+
+/// Datagrams that are under way at a time; a socket holds some hundreds.
+const WINDOW: u32 = 20;
+
+/// Checks that TCP, and UDP if it has to, is answered at `addr`, from the port that
+/// was dialled, and that a port without a rule is not. For the thread of a client.
+///
+/// # Errors
+///
+/// What does not work.
+pub fn verify(addr: SocketAddrV4, has_udp: bool) -> anyhow::Result<()> {
+    tcp(addr).with_context(|| format!("TCP to port {}", addr.port()))?;
+    if has_udp {
+        udp(addr).with_context(|| format!("UDP to port {}", addr.port()))?;
+    }
+    let other = SocketAddrV4::new(*addr.ip(), OTHER_PORT);
+    silence(other).with_context(|| format!("port {OTHER_PORT}, which no rule is about"))
+}
+
+/// A connection sees only what comes from the port that it dialled.
+fn tcp(addr: SocketAddrV4) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let echo = || -> anyhow::Result<()> {
+        let mut stream = TcpStream::connect_timeout(&addr.into(), TIMEOUT).context("connect")?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        let sent: [u8; 64] = std::array::from_fn(|_| b'v');
+        stream.write_all(&sent).context("send")?;
+        let mut received = [0; 64];
+        stream.read_exact(&mut received).context("receive")?;
+        ensure!(sent == received, "the answer is another one");
+        Ok(())
+    };
+    loop {
+        match echo() {
+            Ok(()) => return Ok(()),
+            Err(error) if start.elapsed() > PATIENCE => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// A connected socket sees only what comes from the port that it dialled.
+fn udp(addr: SocketAddrV4) -> anyhow::Result<()> {
+    let socket = client(addr)?;
+    let mut answered = 0;
+    for first in (0..DATAGRAMS).step_by(WINDOW as usize) {
+        for number in first..first + WINDOW {
+            socket.send(&number.to_be_bytes()).context("send")?;
+        }
+        let mut missing: Vec<_> = (first..first + WINDOW).collect();
+        while !missing.is_empty() {
+            let mut number = [0; 4];
+            let received = socket.recv(&mut number);
+            let what = || format!("{} of {} datagrams are answered", answered, first + WINDOW);
+            received.with_context(what)?;
+            let number = u32::from_be_bytes(number);
+            let count = missing.len();
+            missing.retain(|missing| *missing != number);
+            ensure!(
+                missing.len() < count,
+                "an answer to nothing, or one too many"
+            );
+            answered += 1;
+        }
+    }
+    Ok(())
+}
+
+fn client(addr: SocketAddrV4) -> anyhow::Result<UdpSocket> {
+    let socket = UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).context("bind")?;
+    socket.connect(addr).context("connect")?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    Ok(socket)
+}
+
+fn silence(addr: SocketAddrV4) -> anyhow::Result<()> {
+    match TcpStream::connect_timeout(&SocketAddr::from(addr), TIMEOUT) {
+        Ok(_) => bail!("TCP is answered"),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+        Err(error) => return Err(error).context("connect"),
+    }
+    let socket = client(addr)?;
+    socket.send(b"v").context("send")?;
+    match socket.recv(&mut [0]) {
+        Ok(_) => bail!("UDP is answered"),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => Err(error).context("receive"),
+    }
+}
