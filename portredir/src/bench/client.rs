@@ -1,7 +1,7 @@
 //! Our side of the client: tells it what to measure, and hears of it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::ChildStdin;
+use std::process::{ChildStdin, ChildStdout};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,15 +36,7 @@ impl Client {
         };
         let mut process = launch.start(&[OURSELVES, "bench", "load"])?;
         let (requests, stdout) = process.pipes();
-        let (sender, events) = channel();
-        // Ends with the process.
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
+        let events = lines(stdout);
         Ok(Self {
             process,
             requests,
@@ -90,4 +82,18 @@ impl Client {
             }
         }
     }
+}
+
+/// The lines that a process prints, from a thread that ends with the process.
+#[must_use]
+pub fn lines(stdout: ChildStdout) -> Receiver<String> {
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
 }

@@ -17,14 +17,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use netlink_sys::{Socket, SocketAddr};
 
 use super::Stop;
 use super::load::{Link, Target};
-use super::namespace::{self, Namespace};
+use super::namespace::{Dir, Namespace};
 use super::process::{Launch, OURSELVES, Process, Scheduling};
-use super::server;
-use super::variant::{self, CONNTRACK, Opponent, Subject, Variant, engine_name};
+use super::redirector::{self, INTERFACE};
+use super::variant::{self, CONNTRACK, Subject, Variant};
+use super::{conntrack, server};
 use crate::ethtool;
 use crate::facts::Facts;
 use crate::plan::EngineChoice;
@@ -32,23 +32,21 @@ use crate::plan::EngineChoice;
 /// Where new flows come from; the lower half of the address varies.
 pub const FLOWS: [u8; 4] = [198, 19, 0, 0];
 
-/// The variant's interface.
-const INTERFACE: &str = "s0";
+/// Of every host. Buffers of fixed size, or the bulk tests would show how each
+/// connection happened to tune its own.
+const SETTINGS: [(&str, &str); 6] = [
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/tcp_moderate_rcvbuf", "0"),
+    ("ipv4/tcp_rmem", "4096 2097152 2097152"),
+    ("ipv4/tcp_wmem", "4096 2097152 2097152"),
+];
 
 /// Interfaces of the client have indexes from here on. With one index on both
 /// sides the kernel would take its time to notice that the link is up
 /// (`linkwatch_urgent_event` in net/core/link_watch.c).
 const FIRST_IFINDEX: u32 = 1000;
-
-/// A directory that is deleted when dropped.
-#[derive(Debug)]
-struct Dir(PathBuf);
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// A cgroup that is deleted when dropped, after its processes.
 ///
@@ -131,7 +129,6 @@ pub struct Lab {
     /// Where clients are.
     pub client: Namespace,
     cgroup: Option<Cgroup>,
-    dir: Dir,
 }
 
 impl Lab {
@@ -143,20 +140,16 @@ impl Lab {
     /// [`Member`].
     pub fn new(
         variants: &[Variant],
+        dir: &Dir,
         scheduling: Scheduling,
         stop: &Stop,
         mut on_variant: impl FnMut(&Variant),
     ) -> anyhow::Result<Self> {
-        sweep();
-        let name = namespace::unique();
-        let dir = Dir(std::env::temp_dir().join(&name));
-        fs::create_dir(&dir.0).with_context(|| format!("create {}", dir.0.display()))?;
+        let name = &dir.name;
         let client = Namespace::new(format!("{name}-c"))?;
         client.run(&mut ip(), "link set lo up\n")?;
+        client.sysctl(&SETTINGS)?;
         client.sysctl(&[
-            ("ipv6/conf/default/disable_ipv6", "1"),
-            ("ipv4/conf/all/rp_filter", "0"),
-            ("ipv4/conf/default/rp_filter", "0"),
             // Some ten thousand connections a second are made and closed here.
             ("ipv4/tcp_tw_reuse", "1"),
             ("ipv4/ip_local_port_range", "1024 65535"),
@@ -166,8 +159,7 @@ impl Lab {
         let mut lab = Self {
             members: Vec::new(),
             client,
-            cgroup: Cgroup::new(&name),
-            dir,
+            cgroup: Cgroup::new(name),
         };
         let mut versions = HashMap::new();
         for (number, variant) in (1..=u8::MAX).zip(variants) {
@@ -185,7 +177,7 @@ impl Lab {
             };
             let state = match &version {
                 Some(Err(reason)) => State::Skipped(reason.clone()),
-                _ => match lab.site(&name, number, variant, scheduling) {
+                _ => match lab.site(dir, number, variant, scheduling) {
                     Ok(site) => State::Ready(Box::new(site)),
                     Err(error) => State::Failed(format!("{error:#}")),
                 },
@@ -199,24 +191,16 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Where programs that belong to no variant leave their output.
-    #[must_use]
-    pub fn dir(&self) -> &Path {
-        &self.dir.0
-    }
-
     fn site(
         &self,
-        name: &str,
+        dir: &Dir,
         number: u8,
         variant: &Variant,
         scheduling: Scheduling,
     ) -> anyhow::Result<Site> {
-        let namespace = Namespace::new(format!("{name}-{number}"))?;
+        let namespace = Namespace::new(format!("{}-{number}", dir.name))?;
+        namespace.sysctl(&SETTINGS)?;
         namespace.sysctl(&[
-            ("ipv6/conf/default/disable_ipv6", "1"),
-            ("ipv4/conf/all/rp_filter", "0"),
-            ("ipv4/conf/default/rp_filter", "0"),
             ("core/somaxconn", "65535"),
             ("ipv4/tcp_max_syn_backlog", "65535"),
         ])?;
@@ -225,8 +209,7 @@ impl Lab {
             let mut nft = Command::new("nft");
             namespace.run(nft.args(["-f", "-"]), CONNTRACK)?;
         }
-        let dir = self.dir.0.join(number.to_string());
-        fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let dir = dir.inner(&number.to_string())?;
         let is_socket = variant.subject == Subject::Ours(EngineChoice::Socket);
         let cgroup = self.cgroup.as_ref().map(|cgroup| cgroup.0.as_path());
         let cgroup = cgroup.filter(|_| is_socket);
@@ -240,7 +223,7 @@ impl Lab {
         let mut server = launch.start(&[OURSELVES, "bench", "serve"])?;
         let is_ready = |server: &Process| server.said().contains(server::READY);
         server.wait_until("listens", is_ready)?;
-        let redirector = redirector(variant, launch).with_context(|| variant.name())?;
+        let redirector = redirector::start(variant, launch).with_context(|| variant.name())?;
         Ok(Site {
             redirector,
             server,
@@ -284,59 +267,6 @@ impl Lab {
     }
 }
 
-/// Starts who redirects, or gives the kernel its rules.
-fn redirector(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Process>> {
-    let namespace = launch.namespace.context("find the namespace")?;
-    let text = variant.rules_text();
-    let file = launch.dir.join("rules");
-    fs::write(&file, &text).context("write the rules")?;
-    let file = file.to_str().context("read the name of a directory")?;
-    let kernel = |args: &[&str]| {
-        let mut command = Command::new(variant::find(args[0]).context("find the program")?);
-        namespace.run(command.args(&args[1..]), &text)
-    };
-    match variant.subject {
-        Subject::Direct | Subject::DirectAgain => {}
-        Subject::Ours(engine) => {
-            let engine = engine_name(engine);
-            let mut args = vec![OURSELVES, "--iface", INTERFACE, "--engine", &engine];
-            args.extend(["--no-local", "--interval", "3600", "--config", file]);
-            let cgroup = launch.cgroup.map(|cgroup| cgroup.display().to_string());
-            if let Some(cgroup) = &cgroup {
-                args.extend(["--cgroup", cgroup]);
-            }
-            // It takes no part in the traffic: the kernel does.
-            let launch = Launch {
-                scheduling: None,
-                cgroup: None,
-                ..launch
-            };
-            let mut process = launch.start(&args)?;
-            let is_ready = |process: &Process| process.said().contains("redirecting ");
-            process.wait_until("redirects", is_ready)?;
-            return Ok(Some(process));
-        }
-        Subject::Against(opponent) => {
-            let args: &[&str] = match opponent {
-                Opponent::None => return Ok(None),
-                Opponent::IptablesLegacy | Opponent::IptablesNft => {
-                    kernel(&[opponent.program(), "-w"])?;
-                    return Ok(None);
-                }
-                Opponent::NftMap | Opponent::NftStateless => {
-                    kernel(&[opponent.program(), "-f", "-"])?;
-                    return Ok(None);
-                }
-                Opponent::Nginx => &["nginx", "-e", "stderr", "-p", ".", "-c", file],
-                Opponent::Haproxy => &["haproxy", "-db", "-f", file],
-                Opponent::Socat => &variant::SOCAT,
-            };
-            return launch.start(args).map(Some);
-        }
-    }
-    Ok(None)
-}
-
 impl Site {
     /// For the client.
     #[must_use]
@@ -370,7 +300,7 @@ impl Site {
     ///
     /// When the kernel does not let us.
     pub fn flush_conntrack(&self) -> anyhow::Result<()> {
-        self.namespace.enter(flush_conntrack)?
+        self.namespace.enter(conntrack::flush)?
     }
 
     /// Datagrams that the server's socket filter has dropped, all others being
@@ -428,63 +358,23 @@ fn link(number: u8) -> Link {
     }
 }
 
+/// Makes a host without links to others.
+///
+/// # Errors
+///
+/// When `ip` cannot.
+pub fn alone(name: String) -> anyhow::Result<Namespace> {
+    let namespace = Namespace::new(name)?;
+    let batch = format!(
+        "link set lo up\nlink add {INTERFACE} type veth peer name s1\nlink set s1 up\naddr add 198.18.0.2/24 dev {INTERFACE}\n\
+         link set {INTERFACE} up\n"
+    );
+    namespace.run(&mut ip(), &batch)?;
+    Ok(namespace)
+}
+
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-/// As `conntrack -F`: deletes whatever matches nothing in particular.
-fn flush_conntrack() -> anyhow::Result<()> {
-    // include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
-    const NETLINK_NETFILTER: isize = 12;
-    const NFNL_SUBSYS_CTNETLINK: u16 = 1;
-    const IPCTNL_MSG_CT_DELETE: u16 = 2;
-    const NLM_F_REQUEST: u16 = 1;
-    const NLM_F_ACK: u16 = 4;
-    // `struct nlmsghdr`, and `struct nfgenmsg`, of which all fields are 0.
-    let mut message = [0; 20];
-    message[..4].copy_from_slice(&20_u32.to_ne_bytes());
-    let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE;
-    message[4..6].copy_from_slice(&kind.to_ne_bytes());
-    message[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-    let flush = || {
-        let socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
-        let (answer, _) = socket.recv_from_full()?;
-        // `struct nlmsgerr`
-        let errno = answer.get(16..20).and_then(|bytes| bytes.try_into().ok());
-        match errno.map(i32::from_ne_bytes) {
-            Some(0) => Ok(()),
-            Some(errno) => Err(std::io::Error::from_raw_os_error(-errno)),
-            None => Err(std::io::ErrorKind::UnexpectedEof.into()),
-        }
-    };
-    flush().context("forget tracked connections")
-}
-
-/// Removes what a run left behind that was killed, and says so.
-fn sweep() {
-    for name in namespace::left_behind() {
-        eprintln!("removing network namespace {name}, left by a run that was killed");
-        let last = |namespace: &Namespace| end_what_was_left(namespace);
-        if let Err(error) = namespace::adopt_and_delete(&name, last) {
-            log::warn!("{error:#}");
-        }
-    }
-    for path in namespace::stale(&std::env::temp_dir()) {
-        let _ = fs::remove_dir_all(path);
-    }
-    if let Some(root) = Facts::read(None).cgroup {
-        for path in namespace::stale(&root) {
-            let _ = fs::remove_dir(path);
-        }
-    }
-}
-
-/// Only `up` leaves something outside of a namespace: its pins.
-fn end_what_was_left(namespace: &Namespace) {
-    let mut down = Command::new("/proc/self/exe");
-    // That nothing is there to be taken down is the rule.
-    let _ = namespace.run(down.args(["down", "--force"]), "");
 }
 
 /// Checks that the programs are there that every run needs.

@@ -6,7 +6,6 @@ use fastrand::Rng;
 use super::Stop;
 use super::client::Client;
 use super::load::{Measured, Request, Source, Target};
-use super::progress::Progress;
 use super::report::{Row, TestReport};
 use super::schedule::WARM_UP;
 use super::statistics::{Cost, Costs, Noise, Ratio};
@@ -70,59 +69,75 @@ pub const fn forecast_us(traffic: Traffic) -> u64 {
     }
 }
 
-/// Measures one kind of traffic. `before` is called before each repetition.
-///
-/// # Errors
-///
-/// When nothing could be measured, or we are to stop.
-pub fn measure(
-    traffic: Traffic,
-    entries: &[Entry],
-    effort: Effort,
-    client: &mut Client,
-    rng: &mut Rng,
-    stop: &Stop,
-    progress: &Progress,
-    mut before: impl FnMut() -> anyhow::Result<()>,
-) -> anyhow::Result<(TestReport, Vec<u64>)> {
-    let mut results: Vec<Course> = vec![Course::default(); entries.len()];
-    let mut sent = vec![0; entries.len()];
-    let mut source = Source::Socket;
-    for _ in 0..effort.repetitions {
-        stop.check()?;
-        before()?;
-        let request = Request {
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Test<'a> {
+    /// By what.
+    pub traffic: Traffic,
+    /// Who takes part.
+    pub entries: &'a [Entry],
+    /// How much.
+    pub effort: Effort,
+}
+
+impl Test<'_> {
+    /// Measures; also returns how many packets each was sent. `before` is called
+    /// before each repetition, `advance` after each cycle, with the time that was
+    /// forecast.
+    ///
+    /// # Errors
+    ///
+    /// When nothing could be measured, or we are to stop.
+    pub fn run(
+        self,
+        client: &mut Client,
+        rng: &mut Rng,
+        stop: &Stop,
+        advance: impl Fn(u64),
+        mut before: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<(TestReport, Vec<u64>)> {
+        let Self {
             traffic,
-            targets: entries.iter().map(|entry| entry.target.clone()).collect(),
-            length_us: length_us(traffic),
+            entries,
+            effort,
+        } = self;
+        let mut courses = vec![Course::default(); entries.len()];
+        let mut sent = vec![0; entries.len()];
+        let mut source = Source::Socket;
+        for _ in 0..effort.repetitions {
+            stop.check()?;
+            before()?;
+            let request = Request {
+                traffic,
+                targets: entries.iter().map(|entry| entry.target.clone()).collect(),
+                length_us: length_us(traffic),
+                cycles: effort.cycles,
+                seed: rng.u64(..),
+            };
+            let work_us = entries.len() as u64 * forecast_us(traffic);
+            let measured = client
+                .measure(&request, stop, || advance(work_us))
+                .with_context(|| format!("measure: {}", traffic.title()))?;
+            source = measured.source;
+            sent.iter_mut()
+                .zip(&measured.sent)
+                .for_each(|(sum, sent)| *sum += sent);
+            add(&mut courses, measured);
+        }
+        let noise = noise(entries, &courses);
+        let report = TestReport {
+            traffic,
+            title: traffic.title(),
+            operation: traffic.operation(),
+            source,
             cycles: effort.cycles,
-            seed: rng.u64(..),
+            repetitions: effort.repetitions,
+            noise,
+            rows: rows(entries, &courses),
+            verdicts: verdicts(traffic, entries, &courses, noise),
         };
-        let work = entries.len() as u64 * forecast_us(traffic);
-        let measured = client
-            .measure(&request, stop, || progress.advance(work))
-            .with_context(|| format!("measure: {}", traffic.title()))?;
-        source = measured.source;
-        sent.iter_mut()
-            .zip(&measured.sent)
-            .for_each(|(sum, sent)| *sum += sent);
-        add(&mut results, measured);
+        Ok((report, sent))
     }
-    let rows = rows(entries, &results);
-    let noise = noise(entries, &results);
-    let verdicts = verdicts(traffic, entries, &results, noise);
-    let report = TestReport {
-        traffic,
-        title: traffic.title(),
-        operation: traffic.operation(),
-        source,
-        cycles: effort.cycles,
-        repetitions: effort.repetitions,
-        noise,
-        rows,
-        verdicts,
-    };
-    Ok((report, sent))
 }
 
 /// Cycles of a test, with those that are not counted.

@@ -138,11 +138,44 @@ pub fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A name that nobody else has, of what belongs to this process.
-#[must_use]
-pub fn unique() -> String {
-    let random = fastrand::u16(..);
-    format!("{PREFIX}{}-{random:04x}", std::process::id())
+/// A directory that is deleted when dropped. Its name is one that nobody else has.
+#[derive(Debug)]
+pub struct Dir {
+    /// With [`PREFIX`] and our pid; also for namespaces and cgroups.
+    pub name: String,
+    path: PathBuf,
+}
+
+impl Dir {
+    /// Makes one among the temporary directories.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn new() -> anyhow::Result<Self> {
+        let random = fastrand::u16(..);
+        let name = format!("{PREFIX}{}-{random:04x}", std::process::id());
+        let path = std::env::temp_dir().join(&name);
+        fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Self { name, path })
+    }
+
+    /// Makes one in it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn inner(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.path.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
 }
 
 /// The paths in a directory that belong to a run that is over.

@@ -11,6 +11,8 @@ use crate::plan::EngineChoice;
 pub struct Plan {
     /// What is compared.
     pub variants: Vec<Variant>,
+    /// Who is compared with, also where nothing travels.
+    pub opponents: Vec<Opponent>,
     /// By what, in this order.
     pub suites: Vec<Suite>,
     /// The most rules that variants have.
@@ -82,12 +84,16 @@ impl Plan {
         let most_rules = rules.iter().copied().max().unwrap_or(1);
         let mut plan = Self {
             variants: Vec::new(),
+            opponents: opponents
+                .into_iter()
+                .filter(|opponent| *opponent != Opponent::None)
+                .collect(),
             suites,
             most_rules,
             is_full,
         };
         if plan.traffic().next().is_some() {
-            plan.choose(&opponents, &engines, &rules);
+            plan.choose(&engines, &rules);
         }
         plan
     }
@@ -99,16 +105,12 @@ impl Plan {
             .flat_map(|suite| suite.traffic().iter().copied())
     }
 
-    fn choose(&mut self, opponents: &[Opponent], engines: &[EngineChoice], rules: &[u16]) {
+    fn choose(&mut self, engines: &[EngineChoice], rules: &[u16]) {
         let mut variants = vec![
             Variant::of(Subject::Direct),
             Variant::of(Subject::DirectAgain),
         ];
-        let opponents: Vec<_> = opponents
-            .iter()
-            .copied()
-            .filter(|opponent| *opponent != Opponent::None)
-            .collect();
+        let opponents = &self.opponents;
         let subjects = engines.iter().map(|engine| Subject::Ours(*engine));
         let subjects: Vec<_> = subjects
             .chain(opponents.iter().map(|opponent| Subject::Against(*opponent)))
@@ -122,7 +124,7 @@ impl Plan {
         if self.is_full {
             let tracked = |subject: &Subject| match subject {
                 Subject::Direct | Subject::Ours(_) => true,
-                Subject::Against(opponent) => reference(&opponents) == Some(*opponent),
+                Subject::Against(opponent) => reference(opponents) == Some(*opponent),
                 Subject::DirectAgain => false,
             };
             let subjects = std::iter::once(Subject::Direct).chain(subjects);
@@ -204,20 +206,10 @@ impl Plan {
             Subject::Direct => Role::Direct,
             Subject::DirectAgain => Role::DirectAgain,
             Subject::Ours(_) => Role::Ours,
-            Subject::Against(opponent) => {
-                let all = self.variants.iter();
-                let opponents: Vec<_> = all
-                    .filter_map(|variant| match variant.subject {
-                        Subject::Against(opponent) => Some(opponent),
-                        _ => None,
-                    })
-                    .collect();
-                if reference(&opponents) == Some(opponent) {
-                    Role::Reference
-                } else {
-                    Role::Other
-                }
+            Subject::Against(opponent) if reference(&self.opponents) == Some(opponent) => {
+                Role::Reference
             }
+            Subject::Against(_) => Role::Other,
         }
     }
 }

@@ -1,11 +1,11 @@
 //! What came of it, as it is written into files: [`text`] for the terminal,
 //! [`markdown`], [`html`], and JSON, which is these types.
 
-//pub mod html;
+pub mod html;
 pub mod markdown;
 pub mod text;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::environment::Environment;
 use super::load::Source;
@@ -122,7 +122,7 @@ pub struct Table {
 }
 
 /// A line of a [`Table`].
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// Of what.
     pub name: String,

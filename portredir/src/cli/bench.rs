@@ -83,6 +83,12 @@ pub enum BenchRole {
     /// Be the client; `bench` starts it and tells it what to do.
     #[command(hide = true)]
     Load,
+    /// Run programs on packets; `bench` starts it.
+    #[command(hide = true)]
+    ProgRun {
+        /// Rounds, in each of which every packet has a turn.
+        rounds: u32,
+    },
 }
 
 fn dial(text: &str) -> Result<(String, u16), &'static str> {

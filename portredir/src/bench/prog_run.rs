@@ -1,0 +1,567 @@
+//! What one packet costs in each program alone, by `BPF_PROG_TEST_RUN`, and how big
+//! the programs are.
+//!
+//! The kernel runs a program many times on one buffer and does not put the packet
+//! back, so a second run sees what the first made of it. A redirect has to be one the
+//! next time too: the rules lead from 80 to 8080 and back, and the flow has an entry
+//! in both directions. Whether every run was what it should be is told by the
+//! programs' own counters; what was not is not shown.
+//!
+//! Runs in a process of its own, like the load.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write as _;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use aya::maps::HashMap as BpfHashMap;
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use nix::time::{ClockId, clock_gettime};
+use portredir_common::abi::{Addr, Flow, FlowKey, Port, Protocol, local};
+use portredir_common::verdict::Reason;
+use serde::{Deserialize, Serialize};
+
+use super::report::{Line, Table};
+use super::statistics::median;
+use crate::datapath::{Datapath, Sizes};
+use crate::rule::{self, Rule};
+use crate::settings::Settings;
+use crate::table::{self, History};
+
+/// Packets of a turn.
+const REPEATS: u32 = 100_000;
+
+/// New flows, each a run of its own.
+const FLOWS: u16 = 2000;
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Figures {
+    costs: Vec<Line>,
+    flows: Vec<Line>,
+    programs: Vec<Line>,
+}
+
+impl Figures {
+    /// For the report.
+    #[must_use]
+    pub fn into_tables(self) -> [Table; 3] {
+        [
+            Table {
+                title: "Programs alone, ns per packet",
+                note: "BPF_PROG_TEST_RUN on one packet, in turns; `empty` is a program that does \
+                       nothing. Flows are known."
+                    .to_owned(),
+                columns: vec!["best ns", "median ns", "best to empty", "best minus empty"],
+                lines: self.costs,
+            },
+            Table {
+                title: "Programs alone, first packet of a flow",
+                note: "Each run by itself, so with two readings of the clock; compare with the \
+                       second packet of the same flow."
+                    .to_owned(),
+                columns: vec!["best ns", "median ns"],
+                lines: self.flows,
+            },
+            Table {
+                title: "Size of programs",
+                note:
+                    "As the kernel has them: instructions, instructions that the verifier walked, \
+                       bytes of machine code."
+                        .to_owned(),
+                columns: vec!["instructions", "verified", "machine code bytes"],
+                lines: self.programs,
+            },
+        ]
+    }
+}
+
+/// A program, and where its packets come from.
+#[derive(Clone, Copy)]
+struct Program {
+    /// In reports.
+    title: &'static str,
+    /// In the object.
+    name: &'static str,
+    empty: &'static str,
+    is_xdp: bool,
+    is_ingress: bool,
+}
+
+const PROGRAMS: [Program; 3] = [
+    Program {
+        title: "xdp",
+        name: "portredir_frags",
+        empty: "portredir_pass",
+        is_xdp: true,
+        is_ingress: true,
+    },
+    Program {
+        title: "tc ingress",
+        name: "portredir_in",
+        empty: "portredir_next",
+        is_xdp: false,
+        is_ingress: true,
+    },
+    Program {
+        title: "tc egress",
+        name: "portredir_out",
+        empty: "portredir_next",
+        is_xdp: false,
+        is_ingress: false,
+    },
+];
+
+/// All programs whose packets are of Ethernet, for the table of sizes.
+const SIZES: [(&str, bool); 4] = [
+    ("portredir_xdp", true),
+    ("portredir_frags", true),
+    ("portredir_in", false),
+    ("portredir_out", false),
+];
+
+const CLIENT_PORT: u16 = 40_000;
+const DIALLED: u16 = 80;
+const TARGET: u16 = 8080;
+/// Without a rule.
+const OTHER: u16 = 443;
+
+/// A protocol over a version of IP.
+#[derive(Clone, Copy)]
+struct Kind {
+    name: &'static str,
+    protocol: Protocol,
+    is_ipv4: bool,
+}
+
+const KINDS: [Kind; 4] = [
+    kind("TCP v4", Protocol::Tcp, true),
+    kind("TCP v6", Protocol::Tcp, false),
+    kind("UDP v4", Protocol::Udp, true),
+    kind("UDP v6", Protocol::Udp, false),
+];
+
+const fn kind(name: &'static str, protocol: Protocol, is_ipv4: bool) -> Kind {
+    Kind {
+        name,
+        protocol,
+        is_ipv4,
+    }
+}
+
+/// The client's address, or the host's.
+const fn addr(is_ipv4: bool, last: u8) -> Addr {
+    if is_ipv4 {
+        Addr::v4([192, 0, 2, last])
+    } else {
+        Addr([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last])
+    }
+}
+
+const HOST: u8 = 1;
+const CLIENT: u8 = 2;
+
+impl Kind {
+    /// Of the client to a port, or of the port to the client. Nobody looks at the
+    /// checksums, which are only updated.
+    fn packet(self, client_port: u16, port: u16, is_ingress: bool, is_syn: bool) -> Vec<u8> {
+        let (client, host) = (addr(self.is_ipv4, CLIENT), addr(self.is_ipv4, HOST));
+        let (src, dst) = if is_ingress {
+            (client, host)
+        } else {
+            (host, client)
+        };
+        let (src_port, dst_port) = if is_ingress {
+            (client_port, port)
+        } else {
+            (port, client_port)
+        };
+        let mut payload = [src_port.to_be_bytes(), dst_port.to_be_bytes()].concat();
+        if self.protocol == Protocol::Tcp {
+            let flags = if is_syn { 0x02 } else { 0x10 };
+            payload.extend([0, 0, 0, 1, 0, 0, 0, u8::from(!is_syn), 0x50, flags, 0x20, 0]);
+            payload.extend([0x12, 0x34, 0, 0]);
+        } else {
+            payload.extend([0, 26, 0x12, 0x34]);
+        }
+        payload.extend([b'x'; 18]);
+        let [high, low] = u16::try_from(payload.len()).expect("short").to_be_bytes();
+        let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        let protocol = self.protocol as u8;
+        if self.is_ipv4 {
+            packet.extend([
+                0x08,
+                0x00,
+                0x45,
+                0,
+                high,
+                low + 20,
+                0,
+                1,
+                0x40,
+                0,
+                64,
+                protocol,
+                0,
+                0,
+            ]);
+            packet.extend([&src.0[12..], &dst.0[12..]].concat());
+        } else {
+            packet.extend([0x86, 0xdd, 0x60, 0, 0, 0, high, low, protocol, 64]);
+            packet.extend([src.0, dst.0].concat());
+        }
+        packet.extend(payload);
+        packet
+    }
+
+    fn key(self, local_port: u16) -> FlowKey {
+        FlowKey {
+            client: addr(self.is_ipv4, CLIENT),
+            local: addr(self.is_ipv4, HOST),
+            client_port: Port::new(CLIENT_PORT),
+            local_port: Port::new(local_port),
+            protocol: self.protocol as u8,
+            version: if self.is_ipv4 { 4 } else { 6 },
+            pad: [0; 2],
+        }
+    }
+}
+
+/// How a run shows in the counters.
+#[derive(Clone, Copy)]
+enum Counted {
+    Nowhere,
+    AtARule,
+    As(Reason),
+}
+
+/// A packet in a state that every run finds anew.
+struct Subject {
+    name: String,
+    /// The line that it is compared with.
+    empty: Option<usize>,
+    /// Which of the datapaths.
+    rig: usize,
+    program: &'static str,
+    is_xdp: bool,
+    packet: Vec<u8>,
+    counted: Counted,
+    /// Nanoseconds per packet, a number for each round; none when a round was not
+    /// what it should be.
+    times: Option<Vec<f64>>,
+}
+
+/// Measures in so many rounds, and prints [`Figures`] as a line of JSON.
+///
+/// # Errors
+///
+/// When the programs do not load or run.
+pub fn prog_run(rounds: u32) -> anyhow::Result<()> {
+    // The rules that matter, and as many as there may be.
+    let mut rigs = [rig(0)?, rig(9_998)?];
+    let mut subjects = subjects();
+    for _ in 0..rounds {
+        for subject in &mut subjects {
+            subject.measure(&mut rigs[subject.rig], REPEATS)?;
+            // Says to the kernel that a real-time process is not stuck.
+            std::thread::sleep(Duration::from_micros(20));
+        }
+    }
+    let best = |times: &Option<Vec<f64>>| {
+        let times = times.iter().flatten().copied();
+        times.reduce(f64::min)
+    };
+    let costs = subjects.iter().map(|subject| {
+        let empty = subject.empty.and_then(|empty| best(&subjects[empty].times));
+        let least = best(&subject.times);
+        let pair = least.zip(empty);
+        Line {
+            name: subject.name.clone(),
+            figures: vec![
+                least,
+                subject.times.clone().and_then(median),
+                pair.map(|(least, empty)| least / empty),
+                pair.map(|(least, empty)| least - empty),
+            ],
+        }
+    });
+    let figures = Figures {
+        costs: costs.collect(),
+        flows: first_packets(&mut rigs[0], FLOWS)?,
+        programs: programs(&mut rigs[0])?,
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(&figures)?)?;
+    out.flush().context("tell what was measured")
+}
+
+/// A datapath with the rules there and back, after as many others.
+fn rig(fillers: u16) -> anyhow::Result<Datapath> {
+    let Settings {
+        max_tcp_flows,
+        max_udp_flows,
+        ..
+    } = Settings::default();
+    let sizes = Sizes {
+        tcp_flows: max_tcp_flows,
+        udp_flows: max_udp_flows,
+    };
+    let mut datapath = Datapath::load(sizes.into(), None)?;
+    let fillers = (0..fillers).map(|i| format!("{}:{}/both", 20_000 + i, 30_000 + i));
+    let there_and_back = [(DIALLED, TARGET), (TARGET, DIALLED)];
+    let there_and_back = there_and_back.map(|(from, to)| format!("{from}:{to}/both"));
+    let words: Vec<_> = fillers.chain(there_and_back).collect();
+    let rules = rule::from_words(&words)?
+        .into_iter()
+        .map(|sourced| sourced.rule);
+    let rules: Vec<(u16, Rule)> = (0..).zip(rules).collect();
+    datapath.commit(&table::Table::compile(
+        &rules,
+        &History::default(),
+        false,
+        false,
+    )?)?;
+    let generation = datapath.generation()?;
+    datapath.set_on(generation, &BTreeMap::new())?;
+    let hosts = [true, false].map(|is_ipv4| (addr(is_ipv4, HOST).0, local::ANYWHERE));
+    datapath.set_local(&HashMap::from(hosts))?;
+    let last = u16::try_from(rules.len() - 1)?;
+    for kind in KINDS {
+        // The flow through 80 to 8080, and the one back that it is the next time.
+        remember(&mut datapath, kind, TARGET, DIALLED, last - 1)?;
+        remember(&mut datapath, kind, DIALLED, TARGET, last)?;
+    }
+    Ok(datapath)
+}
+
+/// Makes a flow known.
+fn remember(
+    datapath: &mut Datapath,
+    kind: Kind,
+    local_port: u16,
+    dialled: u16,
+    rule: u16,
+) -> anyhow::Result<()> {
+    let flow = Flow {
+        dialled_port: Port::new(dialled),
+        client_port: Port::new(CLIENT_PORT),
+        rule,
+        pad: 0,
+        last_seen_ns: now_ns()?,
+    };
+    let name = match kind.protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+    };
+    let map = datapath
+        .ebpf()
+        .map_mut(name)
+        .context("find the flow table")?;
+    let mut map = BpfHashMap::<_, FlowKey, Flow>::try_from(map)?;
+    map.insert(kind.key(local_port), flow, 0)
+        .context("make a flow known")
+}
+
+/// `CLOCK_MONOTONIC`, as the programs have it.
+fn now_ns() -> anyhow::Result<u64> {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    Ok(u64::try_from(now.as_nanos())?)
+}
+
+fn subjects() -> Vec<Subject> {
+    let mut subjects = Vec::new();
+    for program in PROGRAMS {
+        let Program {
+            title,
+            is_xdp,
+            is_ingress,
+            ..
+        } = program;
+        let (hit, counted, port) = if is_ingress {
+            ("redirected", Counted::AtARule, DIALLED)
+        } else {
+            ("restored", Counted::As(Reason::Restored), TARGET)
+        };
+        let empty = subjects.len();
+        let mut add = |name: &str, rig, kind: Kind, port, counted, is_empty| {
+            subjects.push(Subject {
+                name: format!("{title}: {name}"),
+                empty: Some(empty),
+                rig,
+                program: if is_empty {
+                    program.empty
+                } else {
+                    program.name
+                },
+                is_xdp,
+                packet: kind.packet(CLIENT_PORT, port, is_ingress, false),
+                counted,
+                times: Some(Vec::new()),
+            });
+        };
+        add("empty", 0, KINDS[0], OTHER, Counted::Nowhere, true);
+        for (rig, rules) in [(0, ""), (1, ", 10000 rules")] {
+            let name = format!("no rule, TCP v4{rules}");
+            add(&name, rig, KINDS[0], OTHER, Counted::Nowhere, false);
+            for kind in KINDS {
+                let name = format!("{hit}, {}{rules}", kind.name);
+                add(&name, rig, kind, port, counted, false);
+            }
+        }
+    }
+    subjects
+}
+
+impl Subject {
+    /// Adds a round.
+    fn measure(&mut self, rig: &mut Datapath, repeats: u32) -> anyhow::Result<()> {
+        let Some(times) = &mut self.times else {
+            return Ok(());
+        };
+        let before = counts(rig)?;
+        let ns = run(rig, self.program, self.is_xdp, &self.packet, repeats)?;
+        let (rules, flows, reasons) = counts(rig)?;
+        let (mut expected_rules, expected_flows, mut expected_reasons) = before;
+        match self.counted {
+            Counted::Nowhere => {}
+            Counted::AtARule => expected_rules += u64::from(repeats),
+            Counted::As(reason) => expected_reasons[reason as usize] += u64::from(repeats),
+        }
+        if (rules, flows, &reasons) == (expected_rules, expected_flows, &expected_reasons) {
+            times.push(ns);
+        } else {
+            eprintln!(
+                "{}: not what should be measured: rules {rules} and not {expected_rules}, flows \
+                 {flows} and not {expected_flows}, reasons {reasons:?} and not {expected_reasons:?}",
+                self.name
+            );
+            self.times = None;
+        }
+        Ok(())
+    }
+}
+
+/// Packets at rules, flows, and packets by reason.
+fn counts(rig: &Datapath) -> anyhow::Result<(u64, u64, Vec<u64>)> {
+    let counters = rig.counters()?;
+    let counters = counters
+        .iter()
+        .map(|(_, counter)| (counter.packets, counter.flows));
+    let (packets, flows) = counters.fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
+    Ok((packets, flows, rig.reasons()?))
+}
+
+/// Runs a program; returns nanoseconds per packet.
+fn run(
+    rig: &mut Datapath,
+    name: &'static str,
+    is_xdp: bool,
+    packet: &[u8],
+    repeats: u32,
+) -> anyhow::Result<f64> {
+    let options = TestRunOptions {
+        data_in: Some(packet),
+        repeat: repeats,
+        ..TestRunOptions::new()
+    };
+    let result = if is_xdp {
+        rig.program::<Xdp>(name)?.test_run(options)
+    } else {
+        rig.program::<SchedClassifier>(name)?.test_run(options)
+    };
+    let result = result.with_context(|| format!("run {name}"))?;
+    Ok(result.duration.as_secs_f64() * 1e9)
+}
+
+/// A flow begins only once, so each run is one of its own.
+fn first_packets(rig: &mut Datapath, flows: u16) -> anyhow::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    // Of another client port than the flows that are known.
+    let mut ports = 2000..;
+    for program in PROGRAMS.iter().filter(|program| program.is_ingress) {
+        for (name, kind) in [("UDP v4", KINDS[2]), ("SYN v4", KINDS[0])] {
+            let (mut first, mut second) = (Vec::new(), Vec::new());
+            let (packets_before, flows_before, _) = counts(rig)?;
+            for port in ports.by_ref().take(flows.into()) {
+                let packet = kind.packet(port, DIALLED, true, true);
+                let mut once = || run(rig, program.name, program.is_xdp, &packet, 1);
+                first.push(once()?);
+                second.push(once()?);
+            }
+            let (packets_after, flows_after, _) = counts(rig)?;
+            let counted = (packets_after - packets_before, flows_after - flows_before);
+            let is_good = counted == (2 * u64::from(flows), flows.into());
+            if !is_good {
+                eprintln!(
+                    "{} {name}: counted {counted:?} for {flows} flows",
+                    program.title
+                );
+            }
+            for (what, times) in [("first packet", first), ("second packet", second)] {
+                let best = times.iter().copied().reduce(f64::min);
+                lines.push(Line {
+                    name: format!("{}: {what}, {name}", program.title),
+                    figures: vec![best.filter(|_| is_good), median(times).filter(|_| is_good)],
+                });
+            }
+        }
+    }
+    Ok(lines)
+}
+
+fn programs(rig: &mut Datapath) -> anyhow::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for (name, is_xdp) in SIZES {
+        let info = if is_xdp {
+            rig.program::<Xdp>(name)?.info()
+        } else {
+            rig.program::<SchedClassifier>(name)?.info()
+        };
+        let info = info.with_context(|| format!("ask about {name}"))?;
+        let figures = [
+            info.size_translated().map(|bytes| bytes / 8),
+            info.verified_instruction_count(),
+            Some(info.size_jitted()),
+        ];
+        lines.push(Line {
+            name: name.to_owned(),
+            figures: figures.map(|figure| figure.map(f64::from)).to_vec(),
+        });
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{PacketHeaders, TransportHeader};
+
+    #[test]
+    fn packets_are_what_they_are_called() {
+        for kind in KINDS {
+            for is_ingress in [true, false] {
+                let packet = kind.packet(CLIENT_PORT, OTHER, is_ingress, true);
+                let headers = PacketHeaders::from_ethernet_slice(&packet).expect("a packet");
+                assert_eq!(headers.payload.slice(), [b'x'; 18], "{}", kind.name);
+                let ports = match headers.transport.expect("a transport header") {
+                    TransportHeader::Tcp(tcp) => {
+                        assert!(kind.protocol == Protocol::Tcp && tcp.syn && !tcp.ack);
+                        (tcp.source_port, tcp.destination_port)
+                    }
+                    TransportHeader::Udp(udp) => {
+                        assert!(kind.protocol == Protocol::Udp);
+                        (udp.source_port, udp.destination_port)
+                    }
+                    other => panic!("{other:?}"),
+                };
+                let there = (CLIENT_PORT, OTHER);
+                let expected = if is_ingress {
+                    there
+                } else {
+                    (there.1, there.0)
+                };
+                assert_eq!(ports, expected, "{}", kind.name);
+            }
+        }
+    }
+}

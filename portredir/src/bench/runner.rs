@@ -1,0 +1,342 @@
+//! Does what the plan says, step by step.
+
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+use anyhow::bail;
+use fastrand::Rng;
+
+use super::client::{self, Client};
+use super::control;
+use super::lab::{self, Lab, Member, Site, State};
+use super::load::Source;
+use super::measure::{self, Entry, Role};
+use super::namespace::{Dir, Namespace};
+use super::plan::Plan;
+use super::process::{Launch, OURSELVES, Scheduling};
+use super::prog_run;
+use super::progress::Progress;
+use super::remote::Remote;
+use super::report::{Status, Table, TestReport, VariantReport, abridge};
+use super::traffic::{Protocol, Suite, Traffic};
+use super::variant::Variant;
+use super::{Stop, verify};
+
+/// What a variant takes until it works, in microseconds.
+const SETUP_US: u64 = 150_000;
+
+/// A benchmark under way.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    plan: Plan,
+    dir: &'a Dir,
+    scheduling: Scheduling,
+    rng: Rng,
+    stop: &'a Stop,
+    progress: Progress,
+}
+
+impl<'a> Runner<'a> {
+    /// About to begin.
+    #[must_use]
+    pub fn new(
+        plan: Plan,
+        dir: &'a Dir,
+        scheduling: Scheduling,
+        seed: u64,
+        stop: &'a Stop,
+    ) -> Self {
+        Self {
+            progress: Progress::new(forecast_us(&plan)),
+            rng: Rng::with_seed(seed),
+            plan,
+            dir,
+            scheduling,
+            stop,
+        }
+    }
+
+    /// All that is measured by traffic between namespaces.
+    ///
+    /// # Errors
+    ///
+    /// When nothing works here, or we are to stop.
+    pub fn traffic(&mut self) -> anyhow::Result<(Vec<VariantReport>, Vec<TestReport>)> {
+        if self.plan.variants.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let Self {
+            plan,
+            dir,
+            scheduling,
+            stop,
+            progress,
+            ..
+        } = &*self;
+        let mut lab = Lab::new(&plan.variants, dir, *scheduling, stop, |variant| {
+            progress.step(format!("setting up {}", variant.name()));
+            progress.advance(SETUP_US);
+        })?;
+        self.verify(&mut lab)?;
+        if let State::Failed(reason) | State::Skipped(reason) = &lab.members[0].state {
+            bail!("nothing works here, not even without redirecting: {reason}");
+        }
+        let mut client = self.client(Some(&lab.client))?;
+        let mut tests = Vec::new();
+        for traffic in self.plan.traffic().collect::<Vec<_>>() {
+            tests.push(self.test(&lab, &mut client, traffic)?);
+        }
+        let variants = lab.members.iter().map(variant_report).collect();
+        Ok((variants, tests))
+    }
+
+    /// All that a server on another machine is measured by.
+    ///
+    /// # Errors
+    ///
+    /// When there is no server, or we are to stop.
+    pub fn remote(
+        &mut self,
+        remote: &Remote,
+    ) -> anyhow::Result<(Vec<VariantReport>, Vec<TestReport>)> {
+        remote.check(self.plan.traffic())?;
+        let mut variants = Vec::new();
+        let mut entries = Vec::new();
+        for entry in remote.entries() {
+            self.stop.check()?;
+            self.progress.step(format!("verifying {}", entry.name));
+            let status = match verify::verify(entry.target.addr, false) {
+                Ok(()) => Status::Verified,
+                Err(error) => Status::Failed(format!("{error:#}")),
+            };
+            if let (Role::Direct, Status::Failed(reason)) = (entry.role, &status) {
+                let addr = remote.addr;
+                bail!("no server on {addr}: {reason}; type there: portredir bench serve");
+            }
+            variants.push(VariantReport {
+                name: entry.name.clone(),
+                version: None,
+                rules: entry.target.addr.to_string(),
+                status: status.clone(),
+            });
+            if status == Status::Verified {
+                entries.push(entry);
+            }
+        }
+        let mut client = self.client(None)?;
+        let mut tests = Vec::new();
+        for traffic in self.plan.traffic().collect::<Vec<_>>() {
+            let (report, _) = self.measure(traffic, &entries, &mut client, || Ok(()))?;
+            tests.push(report);
+        }
+        Ok((variants, tests))
+    }
+
+    /// All that needs no traffic.
+    ///
+    /// # Errors
+    ///
+    /// What does not work, or when we are to stop.
+    pub fn tables(&self) -> anyhow::Result<Vec<Table>> {
+        let mut tables = Vec::new();
+        let opponents = &self.plan.opponents;
+        for suite in &self.plan.suites {
+            self.stop.check()?;
+            match suite {
+                Suite::ProgRun => {
+                    self.progress.step("programs alone".to_owned());
+                    tables.extend(self.prog_run()?);
+                }
+                Suite::Load => {
+                    self.progress.step("loading and changing rules".to_owned());
+                    tables.push(control::load(self.dir, opponents, self.stop)?);
+                }
+                Suite::Memory => {
+                    self.progress.step("memory".to_owned());
+                    tables.push(control::memory(self.dir, opponents, self.stop)?);
+                }
+                _ => {}
+            }
+            self.progress.advance(forecast_of(*suite));
+        }
+        Ok(tables)
+    }
+
+    fn client(&self, namespace: Option<&Namespace>) -> anyhow::Result<Client> {
+        Client::start(Launch {
+            namespace,
+            scheduling: Some(self.scheduling),
+            cgroup: None,
+            dir: &self.dir.inner("client")?,
+            is_piped: true,
+        })
+    }
+
+    fn measure(
+        &mut self,
+        traffic: Traffic,
+        entries: &[Entry],
+        client: &mut Client,
+        before: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<(TestReport, Vec<u64>)> {
+        self.progress
+            .step(format!("{}: {} variants", traffic.title(), entries.len()));
+        let request = measure::Test {
+            traffic,
+            entries,
+            effort: self.plan.effort(traffic),
+        };
+        let advance = |work_us| self.progress.advance(work_us);
+        request.run(client, &mut self.rng, self.stop, advance, before)
+    }
+
+    /// In a process of its own, like the load.
+    fn prog_run(&self) -> anyhow::Result<[Table; 3]> {
+        let namespace = lab::alone(format!("{}-p", self.dir.name))?;
+        let rounds = if self.plan.is_full { 25_u32 } else { 10 };
+        let launch = Launch {
+            namespace: Some(&namespace),
+            scheduling: Some(self.scheduling),
+            cgroup: None,
+            dir: &self.dir.inner("prog-run")?,
+            is_piped: true,
+        };
+        let mut process = launch.start(&[OURSELVES, "bench", "prog-run", &rounds.to_string()])?;
+        let (_stdin, stdout) = process.pipes();
+        let lines = client::lines(stdout);
+        loop {
+            self.stop.check()?;
+            match lines.recv_timeout(Duration::from_millis(50)) {
+                Ok(line) => {
+                    let figures: prog_run::Figures = serde_json::from_str(&line)?;
+                    for said in process.said().lines() {
+                        self.progress.note(said);
+                    }
+                    return Ok(figures.into_tables());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("run programs on packets: {}", process.said())
+                }
+            }
+        }
+    }
+
+    fn verify(&self, lab: &mut Lab) -> anyhow::Result<()> {
+        let Lab {
+            members, client, ..
+        } = lab;
+        for member in members {
+            self.stop.check()?;
+            let name = member.variant.name();
+            if let State::Ready(site) = &member.state {
+                self.progress.step(format!("verifying {name}"));
+                let addr = site.target(&member.variant).addr;
+                let has_udp = member.variant.has_udp();
+                let verified = client.enter(|| verify::verify(addr, has_udp))?;
+                if let Err(error) = verified {
+                    member.state = State::Failed(format!("{error:#}"));
+                }
+            }
+            if let State::Failed(reason) = &member.state {
+                let line = format!("{name} does not what it should: {reason}");
+                self.progress.note(&line);
+            }
+        }
+        Ok(())
+    }
+
+    fn test(
+        &mut self,
+        lab: &Lab,
+        client: &mut Client,
+        traffic: Traffic,
+    ) -> anyhow::Result<TestReport> {
+        let mut entries = Vec::new();
+        let mut sites = Vec::new();
+        for member in &lab.members {
+            if let Some(site) = member.site()
+                && self.plan.takes_part(&member.variant, traffic)
+            {
+                entries.push(entry(&self.plan, member, site));
+                sites.push((site, member.variant));
+            }
+        }
+        let is_udp = traffic.protocol() == Protocol::Udp;
+        for (site, _) in &sites {
+            site.set_gro(is_udp)?;
+        }
+        let dropped = || -> anyhow::Result<Vec<u64>> {
+            sites.iter().map(|(site, _)| site.dropped()).collect()
+        };
+        let before = dropped()?;
+        let flush = || {
+            let mut tracking = sites.iter().filter(|(_, variant)| variant.tracks());
+            tracking.try_for_each(|(site, _)| site.flush_conntrack())
+        };
+        let (mut report, sent) = self.measure(traffic, &entries, client, flush)?;
+        if !is_udp {
+            return Ok(report);
+        }
+        let after = dropped()?;
+        for (i, row) in report.rows.iter_mut().enumerate() {
+            // Each packet came to the socket, or the time is that of something else. A
+            // socket that sends does not wait for a receiver.
+            let received = after[i] - before[i];
+            let is_lossy = report.source == Source::RawSocket && received > 0;
+            if received != sent[i] && !is_lossy && row.failure.is_none() {
+                let reason = format!("{received} of {} packets were delivered", sent[i]);
+                self.progress.note(&format!("{}: {reason}", row.variant));
+                row.failure = Some(reason);
+            }
+        }
+        Ok(report)
+    }
+}
+
+fn entry(plan: &Plan, member: &Member, site: &Site) -> Entry {
+    let Variant {
+        rules,
+        has_conntrack,
+        ..
+    } = member.variant;
+    Entry {
+        name: member.variant.name(),
+        target: site.target(&member.variant),
+        role: plan.role(&member.variant),
+        setting: (rules, has_conntrack),
+    }
+}
+
+fn variant_report(member: &Member) -> VariantReport {
+    VariantReport {
+        name: member.variant.name(),
+        version: member.version.clone(),
+        status: match &member.state {
+            State::Ready(_) => Status::Verified,
+            State::Skipped(reason) => Status::Skipped(reason.clone()),
+            State::Failed(reason) => Status::Failed(reason.clone()),
+        },
+        rules: abridge(&member.variant.rules_text()),
+    }
+}
+
+fn forecast_us(plan: &Plan) -> u64 {
+    let traffic = plan.traffic().map(|traffic| {
+        let takes_part = |variant: &&Variant| plan.takes_part(variant, traffic);
+        let variants = plan.variants.iter().filter(takes_part).count() as u64;
+        variants * measure::forecast_us(traffic) * measure::cycles(plan.effort(traffic))
+    });
+    let suites: u64 = plan.suites.iter().map(|suite| forecast_of(*suite)).sum();
+    traffic.sum::<u64>() + plan.variants.len() as u64 * SETUP_US + suites
+}
+
+/// Of what needs no traffic, in microseconds.
+const fn forecast_of(suite: Suite) -> u64 {
+    match suite {
+        Suite::ProgRun => 12_000_000,
+        Suite::Load => 8_000_000,
+        Suite::Memory => 4_000_000,
+        _ => 0,
+    }
+}

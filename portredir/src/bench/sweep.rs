@@ -1,0 +1,33 @@
+//! What a run leaves behind that is killed, and only then.
+
+use std::fs;
+use std::process::Command;
+
+use super::namespace::{self, Namespace};
+use crate::facts::Facts;
+
+/// Removes what a run left behind that was killed, and says so.
+pub fn sweep() {
+    for name in namespace::left_behind() {
+        eprintln!("removing network namespace {name}, left by a run that was killed");
+        let last = |namespace: &Namespace| end_what_was_left(namespace);
+        if let Err(error) = namespace::adopt_and_delete(&name, last) {
+            log::warn!("{error:#}");
+        }
+    }
+    for path in namespace::stale(&std::env::temp_dir()) {
+        let _ = fs::remove_dir_all(path);
+    }
+    if let Some(root) = Facts::read(None).cgroup {
+        for path in namespace::stale(&root) {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+/// Only `up` leaves something outside of a namespace: its pins.
+fn end_what_was_left(namespace: &Namespace) {
+    let mut down = Command::new("/proc/self/exe");
+    // That nothing is there to be taken down is the rule.
+    let _ = namespace.run(down.args(["down", "--force"]), "");
+}
