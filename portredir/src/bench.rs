@@ -35,6 +35,7 @@ pub mod variant;
 pub mod verify;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -150,7 +151,7 @@ fn bench(args: &BenchArgs, stop: &Stop) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         command: command(),
         seed,
-        began: began.to_string(),
+        began: began.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         seconds: start.elapsed().as_secs_f64(),
         environment: Environment::read(&before, scheduling),
         variants,
@@ -172,7 +173,9 @@ fn bench(args: &BenchArgs, stop: &Stop) -> anyhow::Result<()> {
 }
 
 fn tell(args: &BenchArgs, report: &Report) -> anyhow::Result<()> {
-    print!("{}", report::text::render(report));
+    let text = report::text::render(report);
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).context("print")?;
     let write = |path: &Option<PathBuf>, text: &dyn Fn() -> anyhow::Result<String>| match path {
         Some(path) => fs::write(path, text()?).with_context(|| format!("write {}", path.display())),
         None => Ok(()),

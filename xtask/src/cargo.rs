@@ -18,7 +18,7 @@ pub struct Program {
     pub package: PathBuf,
     /// The name of its target.
     pub name: String,
-    /// `bin`, `lib`, `test` or `bench`.
+    /// `bin`, `lib` or `test`.
     pub kind: String,
     /// Whether it is made of the target's tests, not the target itself.
     pub is_test: bool,
@@ -88,14 +88,4 @@ pub fn run(args: &[OsString]) -> Result<()> {
     let program = programs.first().context("find portredir after its build")?;
     let mut command = process::as_root(&program.path);
     Err(command.args(args).exec()).with_context(|| process::line(&command))
-}
-
-/// Runs a benchmark of portredir as root.
-pub fn bench(name: &str, args: &[OsString]) -> Result<()> {
-    let target = name.replace('-', "_");
-    let programs = build(&["bench", "-p", "portredir", "--bench", &target, "--no-run"])?;
-    let program = programs.iter().find(|program| program.kind == "bench");
-    let program = program.with_context(|| format!("find benchmark {target} after its build"))?;
-    // A harness runs tests, not benchmarks, unless it is told so as cargo does.
-    process::run(process::as_root(&program.path).arg("--bench").args(args))
 }

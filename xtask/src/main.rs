@@ -49,6 +49,10 @@ enum Task {
         /// What `build-ebpf` needs, instead of what the tests need.
         #[arg(long)]
         ebpf: bool,
+        /// What `bench` compares with, instead; Debian starts nginx and haproxy as
+        /// services when it installs them.
+        #[arg(long, conflicts_with = "ebpf")]
+        bench: bool,
         /// Only tell what is missing.
         #[arg(long)]
         check: bool,
@@ -60,11 +64,9 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Run a benchmark of portredir as root, as in `bench prog-run`.
+    /// Build portredir and run `portredir bench` as root.
     Bench {
-        /// Its name.
-        name: String,
-        /// Its arguments.
+        /// Arguments of `portredir bench`, as in `-- --full --html report.html`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
@@ -85,11 +87,16 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Run { args } => cargo::run(&args)?,
         Task::Test { tiers, no_setup } => return test::test(&tiers, no_setup),
         Task::Lint => lint::lint()?,
-        Task::Setup { ebpf: false, check } => setup::test_tools(check)?,
-        Task::Setup { ebpf: true, check } => setup::ebpf_tools(check)?,
+        Task::Setup {
+            ebpf: true, check, ..
+        } => setup::ebpf_tools(check)?,
+        Task::Setup {
+            bench: true, check, ..
+        } => setup::bench_tools(check)?,
+        Task::Setup { check, .. } => setup::test_tools(check)?,
         Task::BuildEbpf { check: false } => ebpf::build()?,
         Task::BuildEbpf { check: true } => ebpf::check()?,
-        Task::Bench { name, args } => cargo::bench(&name, &args)?,
+        Task::Bench { args } => cargo::run(&[vec!["bench".into()], args].concat())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -27,6 +27,23 @@ const TEST_TOOLS: [Tool; 15] = [
     ("tcpdump", "tcpdump"),
 ];
 
+/// What `portredir bench` compares with, and what starts it.
+const BENCH_TOOLS: [Tool; 10] = [
+    ("chrt", "util-linux"),
+    ("haproxy", "haproxy"),
+    ("ip", "iproute2"),
+    ("iptables-legacy", "iptables"),
+    ("iptables-nft", "iptables"),
+    ("nft", "nftables"),
+    ("nginx", "nginx-light"),
+    (
+        "/usr/lib/nginx/modules/ngx_stream_module.so",
+        "libnginx-mod-stream",
+    ),
+    ("setpriv", "util-linux"),
+    ("socat", "socat"),
+];
+
 const DEBIAN_TOOLCHAIN: [Tool; 4] = [
     ("/usr/bin/rustc", "rustc-web"),
     ("/usr/bin/cargo", "cargo-web"),
@@ -37,6 +54,11 @@ const DEBIAN_TOOLCHAIN: [Tool; 4] = [
 /// Installs what the tests call, or with `check` only tells.
 pub fn test_tools(check: bool) -> Result<()> {
     provide(&missing(&TEST_TOOLS), check)
+}
+
+/// Installs what the benchmark compares with, or with `check` only tells.
+pub fn bench_tools(check: bool) -> Result<()> {
+    provide(&missing(&BENCH_TOOLS), check)
 }
 
 /// Installs what `build-ebpf` needs, or with `check` only tells.

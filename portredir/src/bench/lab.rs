@@ -39,8 +39,8 @@ const SETTINGS: [(&str, &str); 6] = [
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/tcp_moderate_rcvbuf", "0"),
-    ("ipv4/tcp_rmem", "4096 2097152 2097152"),
-    ("ipv4/tcp_wmem", "4096 2097152 2097152"),
+    ("ipv4/tcp_rmem", "4096 524288 524288"),
+    ("ipv4/tcp_wmem", "4096 524288 524288"),
 ];
 
 /// Interfaces of the client have indexes from here on. With one index on both

@@ -108,9 +108,10 @@ impl Launch<'_> {
             args[0]
         };
         let name = args[0].to_owned();
-        let err = self.dir.join(format!("{name}.err"));
-        let to = File::options().create(true).append(true).open(&err);
-        let to = to.with_context(|| format!("create {}", err.display()))?;
+        // Each its own: what an earlier one has said would be taken for its words.
+        let number = fs::read_dir(self.dir).map_or(0, Iterator::count);
+        let err = self.dir.join(format!("{number}-{name}.err"));
+        let to = File::create(&err).with_context(|| format!("create {}", err.display()))?;
         let pipe = || {
             if self.is_piped {
                 Stdio::piped()

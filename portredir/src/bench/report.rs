@@ -198,7 +198,7 @@ pub fn figure(value: f64) -> String {
 fn group(digits: &str) -> String {
     let mut grouped = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             // A space that does not break lines.
             grouped.push('\u{a0}');
         }

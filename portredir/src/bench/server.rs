@@ -16,13 +16,13 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{setsockopt, sockopt};
 use portredir_common::generator::MARK;
 
-use super::traffic::TRANSFER_BYTES;
+use super::traffic::{CHUNK_BYTES, receive, send};
 
-/// As the first byte: answered by itself, then [`TRANSFER_BYTES`] from the client
-/// are answered by one byte, again and again.
+/// As the first byte: answered by itself, then a transfer from the client is
+/// answered by one byte, again and again.
 pub const UPLOAD: u8 = b'U';
 /// As the first byte: answered by itself, then one byte from the client is answered
-/// by [`TRANSFER_BYTES`], again and again.
+/// by a transfer, again and again.
 pub const DOWNLOAD: u8 = b'D';
 
 /// What the server says when it listens.
@@ -140,17 +140,17 @@ impl Server {
 
 /// Until the client closes.
 fn transfer(mut connection: TcpStream, is_upload: bool) -> std::io::Result<()> {
-    let mut bytes = vec![0; TRANSFER_BYTES];
+    let mut chunk = Box::new([0; CHUNK_BYTES]);
     let mut byte = [if is_upload { UPLOAD } else { DOWNLOAD }];
     connection.set_nodelay(true)?;
     connection.write_all(&byte)?;
     loop {
         if is_upload {
-            connection.read_exact(&mut bytes)?;
+            receive(&mut connection, &mut chunk)?;
             connection.write_all(&byte)?;
         } else {
             connection.read_exact(&mut byte)?;
-            connection.write_all(&bytes)?;
+            send(&mut connection, &chunk)?;
         }
     }
 }

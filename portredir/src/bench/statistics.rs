@@ -239,8 +239,8 @@ mod tests {
     #[test]
     fn less_than_twice_the_deviation_is_no_difference() {
         let noise = Noise { deviation: 0.015 };
-        assert!(!noise.is_difference(1.03));
-        assert!(!noise.is_difference(1.0 / 1.03));
+        assert!(!noise.is_difference(1.0299));
+        assert!(!noise.is_difference(1.0 / 1.0299));
         assert!(noise.is_difference(1.031));
         assert!(noise.is_difference(1.0 / 1.031));
     }

@@ -1,5 +1,8 @@
 //! What is measured, by the traffic that measures it.
 
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -52,8 +55,29 @@ pub enum Protocol {
     Udp,
 }
 
-/// Bytes of one transfer of [`Traffic::Upload`] and [`Traffic::Download`].
+/// Bytes of one transfer of [`Traffic::Upload`] and [`Traffic::Download`]: a MiB.
 pub const TRANSFER_BYTES: usize = 1 << 20;
+
+/// Bytes that are written or read at a time; they stay in a processor's cache.
+pub const CHUNK_BYTES: usize = 1 << 17;
+
+/// Sends one transfer.
+///
+/// # Errors
+///
+/// As writing.
+pub fn send(stream: &mut TcpStream, chunk: &[u8; CHUNK_BYTES]) -> io::Result<()> {
+    (0..TRANSFER_BYTES / CHUNK_BYTES).try_for_each(|_| stream.write_all(chunk))
+}
+
+/// Receives one transfer.
+///
+/// # Errors
+///
+/// As reading; `UnexpectedEof` when it ends early.
+pub fn receive(stream: &mut TcpStream, chunk: &mut [u8; CHUNK_BYTES]) -> io::Result<()> {
+    (0..TRANSFER_BYTES / CHUNK_BYTES).try_for_each(|_| stream.read_exact(chunk))
+}
 
 impl Suite {
     /// The traffic of it; none where nothing travels.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use super::Target;
 use crate::bench::schedule::Load;
 use crate::bench::server::{DOWNLOAD, UPLOAD};
-use crate::bench::traffic::TRANSFER_BYTES;
+use crate::bench::traffic::{CHUNK_BYTES, receive, send};
 
 /// No answer in this time is none.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -118,7 +118,7 @@ impl Load for Connections {
 pub struct Bulk {
     streams: Streams,
     is_upload: bool,
-    bytes: Vec<u8>,
+    chunk: Box<[u8; CHUNK_BYTES]>,
 }
 
 impl Bulk {
@@ -126,7 +126,7 @@ impl Bulk {
         Self {
             streams: Streams::new(targets, if is_upload { UPLOAD } else { DOWNLOAD }),
             is_upload,
-            bytes: vec![0; TRANSFER_BYTES],
+            chunk: Box::new([0; CHUNK_BYTES]),
         }
     }
 }
@@ -137,11 +137,11 @@ impl Load for Bulk {
         repeat(length, || {
             let mut byte = [0];
             if self.is_upload {
-                stream.write_all(&self.bytes).context("send")?;
+                send(stream, &self.chunk).context("send")?;
                 stream.read_exact(&mut byte).context("receive")
             } else {
                 stream.write_all(&byte).context("send")?;
-                stream.read_exact(&mut self.bytes).context("receive")
+                receive(stream, &mut self.chunk).context("receive")
             }
         })
     }

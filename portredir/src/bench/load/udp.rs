@@ -19,6 +19,7 @@ use nix::sys::socket::{
 use portredir_common::generator::{Frame, Recipe};
 
 use super::{Link, Request, Source, Target};
+use crate::bench::lab::FLOWS;
 use crate::bench::schedule::{Load, WARM_UP};
 use crate::bench::traffic::Traffic;
 use crate::datapath::OBJECT;
@@ -59,11 +60,7 @@ impl Packets {
             let frame = Frame::new(&Recipe {
                 src_mac: link.mac,
                 dst_mac: link.server_mac,
-                src: if is_new_flow {
-                    super::super::lab::FLOWS.into()
-                } else {
-                    link.addr
-                },
+                src: if is_new_flow { FLOWS.into() } else { link.addr },
                 dst: *target.addr.ip(),
                 src_port: 40_000,
                 dst_port: target.addr.port(),

@@ -66,7 +66,8 @@ pub fn render(report: &Report) -> anyhow::Result<String> {
     for test in &report.tests {
         body += &format!("<h2>{}</h2>\n", escape(test.title));
         for verdict in &test.verdicts {
-            body += &format!("<p>{}</p>\n", escape(verdict));
+            let (name, rest) = verdict.split_once(": ").unwrap_or(("", verdict));
+            body += &format!("<p><b>{}</b>: {}</p>\n", escape(name), escape(rest));
         }
         body += &format!(
             "<figure>\n{}<figcaption>Cost of a {} by that of no redirect, of the same turn. {}.\
@@ -130,8 +131,8 @@ fn range(test: &TestReport) -> (f64, f64) {
 
 /// Where the axis has marks: as many as have room for their numbers.
 fn marks(low: f64, high: f64) -> Vec<f64> {
-    const COARSE: [f64; 12] = [
-        0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0,
+    const COARSE: [f64; 14] = [
+        0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0,
     ];
     const FINE: [f64; 14] = [
         0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0,
@@ -143,14 +144,17 @@ fn marks(low: f64, high: f64) -> Vec<f64> {
 
 fn plot(test: &TestReport) -> anyhow::Result<String> {
     const ROW: u32 = 26;
-    const WIDTH: u32 = 900;
-    const LABELS: u32 = 250;
+    const WIDTH: u32 = 940;
+    // About as wide as a letter is at this size.
+    const LETTER: usize = 8;
     let has_ratio = |row: &&Row| row.to_direct.is_some();
     let rows: Vec<&Row> = test.rows.iter().filter(has_ratio).collect();
     if rows.is_empty() {
         return Ok("<p>Nothing was measured.</p>\n".to_owned());
     }
     let count = u32::try_from(rows.len())?;
+    let letters = rows.iter().map(|row| row.variant.chars().count()).max();
+    let labels = u32::try_from(letters.unwrap_or_default() * LETTER)? + 20;
     let height = count * ROW + 46;
     let text = |size: u32, colour: &RGBColor| ("sans-serif", size).into_font().color(colour);
     let (low, high) = range(test);
@@ -160,7 +164,7 @@ fn plot(test: &TestReport) -> anyhow::Result<String> {
     let mut chart = ChartBuilder::on(&root)
         .margin(8)
         .margin_right(24)
-        .set_label_area_size(LabelAreaPosition::Left, LABELS)
+        .set_label_area_size(LabelAreaPosition::Left, labels)
         .set_label_area_size(LabelAreaPosition::Bottom, 30)
         // The first row is on top.
         .build_cartesian_2d(
@@ -186,6 +190,8 @@ fn plot(test: &TestReport) -> anyhow::Result<String> {
         .label_style(text(14, &INK))
         .x_label_formatter(&|x| format!("{x}"))
         .draw()?;
+    let one = PathElement::new([(1.0, f64::from(count)), (1.0, 0.0)], INK.stroke_width(1));
+    chart.draw_series([one])?;
     for (row, y) in rows.iter().zip(&middles) {
         let Some(of) = row.to_direct else { continue };
         let colour = if row.is_ours { OURS } else { OTHERS };
