@@ -102,7 +102,8 @@ pub enum Command {
 
     /// Keep what `up` left in step with interfaces and addresses.
     ///
-    /// `up` starts it.
+    /// `up` starts it, and `status` says when it is missing.
+    #[command(hide = true)]
     Follow,
 }
 

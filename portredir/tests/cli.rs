@@ -102,6 +102,12 @@ fn bad_options_are_usage_errors() {
         &["--interval", "0", "80:8080"],
         &["--max-tcp-flows", "1", "80:8080"],
         &["--engine", "fast", "80:8080"],
+        &["bench", "--quick", "--full"],
+        &["bench", "--tests", "speed"],
+        &["bench", "--rules", "0"],
+        &["bench", "--remote", "192.0.2.1"],
+        &["bench", "--remote", "192.0.2.1", "--dial", "80"],
+        &["bench", "serve", "--port", "http"],
         &[],
     ] {
         assert_eq!(failure(args).0, Some(2), "{args:?}");
@@ -142,4 +148,25 @@ fn a_plan_as_json() {
     assert_eq!((&lo["name"], &lo["ifindex"]), (&"lo".into(), &1.into()));
     assert_eq!(lo["hook"], "sk_lookup");
     assert_eq!(plan["firewall"]["open"][0], "80/tcp");
+}
+
+#[test]
+fn help_of_the_benchmark_fits_a_screen() {
+    let output = portredir(&["bench", "-h"]);
+    let help = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success());
+    assert!(help.lines().count() <= 40, "{help}");
+    assert!(help.lines().all(|line| line.len() <= 100), "{help}");
+    for words in ["--full", "--against", "--rules", "--html", "serve"] {
+        assert!(help.contains(words), "{words} in {help}");
+    }
+    assert!(!help.contains("prog-run  "), "hidden commands: {help}");
+}
+
+#[test]
+fn a_benchmark_needs_privileges_and_says_which() {
+    let output = unprivileged(&["bench"]);
+    assert_eq!(output.status.code(), Some(4));
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("not permitted"), "{message}");
 }

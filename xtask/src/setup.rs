@@ -9,9 +9,10 @@ use crate::{cargo, process};
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
 
-const TEST_TOOLS: [Tool; 15] = [
+const TEST_TOOLS: [Tool; 17] = [
     ("bpftool", "bpftool"),
     ("capsh", "libcap2-bin"),
+    ("chrt", "util-linux"),
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
     ("dnsmasq", "dnsmasq-base"),
@@ -23,6 +24,7 @@ const TEST_TOOLS: [Tool; 15] = [
     ("python3", "python3"),
     ("setpriv", "util-linux"),
     ("sysctl", "procps"),
+    ("taskset", "util-linux"),
     ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
 ];

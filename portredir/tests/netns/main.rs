@@ -13,11 +13,12 @@
 //! packets), [`local`] (the host's own clients), [`life`] (start and end),
 //! [`drain`] (what goes on at the end), [`outlive`] (what goes on after it), [`load`] (the same under load),
 //! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
-//! (what is printed), [`coexist`] (what others have attached, with programs of
+//! (what is printed), [`bench`] (what measures), [`coexist`] (what others have attached, with programs of
 //! [`foreign`]) and [`corner`] (listeners and routes out of the ordinary).
 //!
 //! A test is a function that panics when something is wrong, or calls [`skip`].
 
+mod bench;
 mod capture;
 mod cgroup;
 mod checksum;
@@ -191,6 +192,7 @@ fn main() -> ExitCode {
     local::add(&mut tests);
     drain::add(&mut tests);
     outlive::add(&mut tests);
+    bench::add(&mut tests);
     let is_mounted = mount_bpffs();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), tests.0);
     if is_mounted {
