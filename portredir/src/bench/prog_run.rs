@@ -9,6 +9,8 @@
 //!
 //! Runs in a process of its own, like the load.
 
+mod packet;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::time::Duration;
@@ -17,10 +19,11 @@ use anyhow::Context as _;
 use aya::maps::HashMap as BpfHashMap;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use nix::time::{ClockId, clock_gettime};
-use portredir_common::abi::{Addr, Flow, FlowKey, Port, Protocol, local};
+use portredir_common::abi::{Flow, FlowKey, Port, Protocol, local};
 use portredir_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
+use self::packet::{CLIENT_PORT, DIALLED, HOST, KINDS, Kind, OTHER, TARGET, addr};
 use super::report::{Line, Table};
 use super::statistics::median;
 use crate::datapath::{Datapath, Sizes};
@@ -119,113 +122,6 @@ const SIZES: [(&str, bool); 4] = [
     ("portredir_in", false),
     ("portredir_out", false),
 ];
-
-const CLIENT_PORT: u16 = 40_000;
-const DIALLED: u16 = 80;
-const TARGET: u16 = 8080;
-/// Without a rule.
-const OTHER: u16 = 443;
-
-/// A protocol over a version of IP.
-#[derive(Clone, Copy)]
-struct Kind {
-    name: &'static str,
-    protocol: Protocol,
-    is_ipv4: bool,
-}
-
-const KINDS: [Kind; 4] = [
-    kind("TCP v4", Protocol::Tcp, true),
-    kind("TCP v6", Protocol::Tcp, false),
-    kind("UDP v4", Protocol::Udp, true),
-    kind("UDP v6", Protocol::Udp, false),
-];
-
-const fn kind(name: &'static str, protocol: Protocol, is_ipv4: bool) -> Kind {
-    Kind {
-        name,
-        protocol,
-        is_ipv4,
-    }
-}
-
-/// The client's address, or the host's.
-const fn addr(is_ipv4: bool, last: u8) -> Addr {
-    if is_ipv4 {
-        Addr::v4([192, 0, 2, last])
-    } else {
-        Addr([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last])
-    }
-}
-
-const HOST: u8 = 1;
-const CLIENT: u8 = 2;
-
-impl Kind {
-    /// Of the client to a port, or of the port to the client. Nobody looks at the
-    /// checksums, which are only updated.
-    fn packet(self, client_port: u16, port: u16, is_ingress: bool, is_syn: bool) -> Vec<u8> {
-        let (client, host) = (addr(self.is_ipv4, CLIENT), addr(self.is_ipv4, HOST));
-        let (src, dst) = if is_ingress {
-            (client, host)
-        } else {
-            (host, client)
-        };
-        let (src_port, dst_port) = if is_ingress {
-            (client_port, port)
-        } else {
-            (port, client_port)
-        };
-        let mut payload = [src_port.to_be_bytes(), dst_port.to_be_bytes()].concat();
-        if self.protocol == Protocol::Tcp {
-            let flags = if is_syn { 0x02 } else { 0x10 };
-            payload.extend([0, 0, 0, 1, 0, 0, 0, u8::from(!is_syn), 0x50, flags, 0x20, 0]);
-            payload.extend([0x12, 0x34, 0, 0]);
-        } else {
-            payload.extend([0, 26, 0x12, 0x34]);
-        }
-        payload.extend([b'x'; 18]);
-        let [high, low] = u16::try_from(payload.len()).expect("short").to_be_bytes();
-        let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-        let protocol = self.protocol as u8;
-        if self.is_ipv4 {
-            packet.extend([
-                0x08,
-                0x00,
-                0x45,
-                0,
-                high,
-                low + 20,
-                0,
-                1,
-                0x40,
-                0,
-                64,
-                protocol,
-                0,
-                0,
-            ]);
-            packet.extend([&src.0[12..], &dst.0[12..]].concat());
-        } else {
-            packet.extend([0x86, 0xdd, 0x60, 0, 0, 0, high, low, protocol, 64]);
-            packet.extend([src.0, dst.0].concat());
-        }
-        packet.extend(payload);
-        packet
-    }
-
-    fn key(self, local_port: u16) -> FlowKey {
-        FlowKey {
-            client: addr(self.is_ipv4, CLIENT),
-            local: addr(self.is_ipv4, HOST),
-            client_port: Port::new(CLIENT_PORT),
-            local_port: Port::new(local_port),
-            protocol: self.protocol as u8,
-            version: if self.is_ipv4 { 4 } else { 6 },
-            pad: [0; 2],
-        }
-    }
-}
 
 /// How a run shows in the counters.
 #[derive(Clone, Copy)]
@@ -529,39 +425,4 @@ fn programs(rig: &mut Datapath) -> anyhow::Result<Vec<Line>> {
         });
     }
     Ok(lines)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use etherparse::{PacketHeaders, TransportHeader};
-
-    #[test]
-    fn packets_are_what_they_are_called() {
-        for kind in KINDS {
-            for is_ingress in [true, false] {
-                let packet = kind.packet(CLIENT_PORT, OTHER, is_ingress, true);
-                let headers = PacketHeaders::from_ethernet_slice(&packet).expect("a packet");
-                assert_eq!(headers.payload.slice(), [b'x'; 18], "{}", kind.name);
-                let ports = match headers.transport.expect("a transport header") {
-                    TransportHeader::Tcp(tcp) => {
-                        assert!(kind.protocol == Protocol::Tcp && tcp.syn && !tcp.ack);
-                        (tcp.source_port, tcp.destination_port)
-                    }
-                    TransportHeader::Udp(udp) => {
-                        assert!(kind.protocol == Protocol::Udp);
-                        (udp.source_port, udp.destination_port)
-                    }
-                    other => panic!("{other:?}"),
-                };
-                let there = (CLIENT_PORT, OTHER);
-                let expected = if is_ingress {
-                    there
-                } else {
-                    (there.1, there.0)
-                };
-                assert_eq!(ports, expected, "{}", kind.name);
-            }
-        }
-    }
 }
