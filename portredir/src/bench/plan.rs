@@ -106,10 +106,9 @@ impl Plan {
     }
 
     fn choose(&mut self, engines: &[EngineChoice], rules: &[u16]) {
-        let mut variants = vec![
-            Variant::of(Subject::Direct),
-            Variant::of(Subject::DirectAgain),
-        ];
+        let mut variants = vec![Variant::of(Subject::Direct)];
+        let twins = if self.is_full { 2..=4 } else { 2..=3 };
+        variants.extend(twins.map(|number| Variant::of(Subject::DirectAgain(number))));
         let opponents = &self.opponents;
         let subjects = engines.iter().map(|engine| Subject::Ours(*engine));
         let subjects: Vec<_> = subjects
@@ -125,7 +124,7 @@ impl Plan {
             let tracked = |subject: &Subject| match subject {
                 Subject::Direct | Subject::Ours(_) => true,
                 Subject::Against(opponent) => reference(opponents) == Some(*opponent),
-                Subject::DirectAgain => false,
+                Subject::DirectAgain(_) => false,
             };
             let subjects = std::iter::once(Subject::Direct).chain(subjects);
             variants.extend(subjects.filter(tracked).map(|subject| Variant {
@@ -204,7 +203,7 @@ impl Plan {
         match variant.subject {
             Subject::Direct if variant.has_conntrack => Role::Other,
             Subject::Direct => Role::Direct,
-            Subject::DirectAgain => Role::DirectAgain,
+            Subject::DirectAgain(_) => Role::DirectAgain,
             Subject::Ours(_) => Role::Ours,
             Subject::Against(opponent) if reference(&self.opponents) == Some(opponent) => {
                 Role::Reference
@@ -253,11 +252,11 @@ mod tests {
         assert_eq!(plan.suites, QUICK_SUITES);
         assert_eq!(
             names(&plan, Traffic::Rr).join("; "),
-            "direct; direct again; portredir auto; iptables-legacy; nft-map; nginx"
+            "direct; direct 2; direct 3; portredir auto; iptables-legacy; nft-map; nginx"
         );
         assert_eq!(
             names(&plan, Traffic::Udp).join("; "),
-            "direct; direct again; portredir auto; iptables-legacy; nft-map"
+            "direct; direct 2; direct 3; portredir auto; iptables-legacy; nft-map"
         );
     }
 
@@ -314,7 +313,7 @@ mod tests {
         ]);
         assert_eq!(
             names(&plan, Traffic::UdpNew).join("; "),
-            "direct; direct again; portredir tc; portredir xdp; iptables-nft; \
+            "direct; direct 2; direct 3; portredir tc; portredir xdp; iptables-nft; \
              portredir tc, 10000 rules; portredir xdp, 10000 rules; iptables-nft, 10000 rules"
         );
         let reference = plan
@@ -333,7 +332,7 @@ mod tests {
         let alone = plan(&["--against", "none"]);
         assert_eq!(
             names(&alone, Traffic::Rr),
-            ["direct", "direct again", "portredir auto"]
+            ["direct", "direct 2", "direct 3", "portredir auto"]
         );
     }
 }

@@ -28,7 +28,7 @@ pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Pro
         namespace.run(command.args(&args[1..]), &text)
     };
     match variant.subject {
-        Subject::Direct | Subject::DirectAgain => {}
+        Subject::Direct | Subject::DirectAgain(_) => {}
         Subject::Ours(engine) => {
             let engine = engine_name(engine);
             let mut args = vec![OURSELVES, "--iface", INTERFACE, "--engine", &engine];

@@ -266,7 +266,7 @@ pub mod sample {
             environment: environment::sample(),
             variants: vec![
                 variant("direct", None, Status::Verified, ""),
-                variant("direct again", None, Status::Verified, ""),
+                variant("direct 2", None, Status::Verified, ""),
                 variant(
                     "portredir auto",
                     Some("0.1.0"),
@@ -302,7 +302,7 @@ pub mod sample {
                 noise: Some(Noise { deviation: 0.012 }),
                 rows: vec![
                     row("direct", 379.0, 1.0, Some(1.585)),
-                    row("direct again", 378.2, 0.996, Some(1.59)),
+                    row("direct 2", 378.2, 0.996, Some(1.59)),
                     row("portredir auto", 430.4, 1.136, Some(1.395)),
                     row("iptables-legacy", 613.0, 1.585, None),
                     Row::failed("nft-map".to_owned(), false, "connect: refused".to_owned()),

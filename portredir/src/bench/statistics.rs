@@ -52,27 +52,30 @@ impl Ratio {
 /// How far two variants may differ that are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Noise {
-    /// What the two that are the same differ by; a part of 1.
+    /// What those that are the same differ by at most; a part of 1.
     pub deviation: f64,
 }
 
 impl Noise {
-    /// From the costs of a variant and its twin. Their medians may agree by
-    /// chance, so the interval that holds the median with 95 % counts as well.
+    /// From the costs of variants that are the same; `None` of less than two. Where
+    /// memory happens to lie makes namespaces differ, so two say little, and medians
+    /// may agree by chance, so the interval that holds the median with 95 % counts
+    /// as well.
     #[must_use]
-    pub fn of(twin: &Costs, original: &Costs) -> Option<Self> {
-        let ratio = Ratio::of(twin, original)?;
-        let all = sorted(
-            twin.iter()
-                .zip(original)
-                .flat_map(|(twin, original)| ratios(twin, original)),
-        );
-        let (low, high) = median_interval(&all);
-        let deviation = [ratio.min, ratio.max, low, high]
-            .into_iter()
-            .map(|ratio| (ratio - 1.0).abs())
-            .fold(0.0, f64::max);
-        Some(Self { deviation })
+    pub fn of(twins: &[&Costs]) -> Option<Self> {
+        let mut deviation: Option<f64> = None;
+        for (i, one) in twins.iter().enumerate() {
+            for other in &twins[..i] {
+                let all = one.iter().zip(*other);
+                let all = sorted(all.flat_map(|(one, other)| ratios(one, other)));
+                let (low, high) = median_interval(&all);
+                for ratio in [Ratio::of(one, other)?.median, low, high] {
+                    let difference = ratio.max(1.0 / ratio) - 1.0;
+                    deviation = Some(deviation.map_or(difference, |d| d.max(difference)));
+                }
+            }
+        }
+        deviation.map(|deviation| Self { deviation })
     }
 
     /// Ratios that are nearer to 1 than this mean nothing.
@@ -230,10 +233,22 @@ mod tests {
                 _ => 1.0,
             })
             .collect();
-        let noise = Noise::of(&vec![twin], &vec![vec![1.0; 40]]).expect("cycles");
+        let noise = Noise::of(&[&vec![twin], &vec![vec![1.0; 40]]]).expect("cycles");
         assert!(noise.deviation < 0.1, "{noise:?}");
-        let few = Noise::of(&vec![vec![0.9, 1.0, 1.1]], &vec![vec![1.0; 3]]).expect("cycles");
+        let few = Noise::of(&[&vec![vec![1.0, 1.0, 1.1]], &vec![vec![1.0; 3]]]).expect("cycles");
         assert!((few.deviation - 0.1).abs() < 1e-9, "{few:?}");
+    }
+
+    #[test]
+    fn the_two_that_differ_most_are_the_noise() {
+        let costs = [1.0, 1.02, 0.98].map(|cost| vec![vec![cost; 20]; 2]);
+        let [a, b, c] = &costs;
+        let noise = Noise::of(&[a, b, c]).expect("cycles");
+        assert!(
+            (noise.deviation - (1.02 / 0.98 - 1.0)).abs() < 1e-9,
+            "{noise:?}"
+        );
+        assert_eq!(Noise::of(&[a]), None);
     }
 
     #[test]

@@ -135,8 +135,8 @@ impl Opponent {
 pub enum Subject {
     /// Nobody: clients dial the target.
     Direct,
-    /// The same once more, to see what differences mean nothing.
-    DirectAgain,
+    /// The same once more, to see what differences mean nothing; from 2 on.
+    DirectAgain(u8),
     /// We.
     Ours(EngineChoice),
     /// Somebody else.
@@ -173,7 +173,7 @@ impl Variant {
     pub fn name(&self) -> String {
         let mut name = match self.subject {
             Subject::Direct => "direct".to_owned(),
-            Subject::DirectAgain => "direct again".to_owned(),
+            Subject::DirectAgain(number) => format!("direct {number}"),
             Subject::Ours(engine) => format!("portredir {}", engine_name(engine)),
             Subject::Against(opponent) => opponent.name(),
         };
@@ -190,7 +190,7 @@ impl Variant {
     #[must_use]
     pub const fn dialled(&self) -> u16 {
         match self.subject {
-            Subject::Direct | Subject::DirectAgain => TARGET_PORT,
+            Subject::Direct | Subject::DirectAgain(_) => TARGET_PORT,
             Subject::Ours(_) | Subject::Against(_) => PUBLIC_PORT,
         }
     }
@@ -199,7 +199,7 @@ impl Variant {
     #[must_use]
     pub fn has_udp(&self) -> bool {
         match self.subject {
-            Subject::Direct | Subject::DirectAgain => true,
+            Subject::Direct | Subject::DirectAgain(_) => true,
             Subject::Ours(engine) => engine != EngineChoice::Socket,
             Subject::Against(opponent) => opponent.has_udp(),
         }
@@ -249,7 +249,7 @@ mod tests {
             variant.name(),
             "portredir xdp-generic, 100 rules, conntrack"
         );
-        assert_eq!(Variant::of(Subject::DirectAgain).name(), "direct again");
+        assert_eq!(Variant::of(Subject::DirectAgain(2)).name(), "direct 2");
         assert_eq!(Opponent::NftStateless.name(), "nft-stateless");
     }
 }

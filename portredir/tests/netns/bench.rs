@@ -109,7 +109,7 @@ fn measures() {
         let is_udp = test["operation"] == "packet";
         let rows = list(&test["rows"]);
         // The engine `socket` is for TCP alone.
-        assert_eq!(rows.len(), if is_udp { 6 } else { 7 }, "{test}");
+        assert_eq!(rows.len(), if is_udp { 7 } else { 8 }, "{test}");
         assert!(test["noise"]["deviation"].is_f64(), "{test}");
         for row in &rows {
             assert_eq!(row["failure"], Value::Null, "{row}");
@@ -160,7 +160,7 @@ fn killed() {
     let dir = dir();
     let args = ["--tests", "rr", "--against", "none"];
     let mut bench = start(&dir, &args);
-    bench.wait_for_words("verifying direct again");
+    bench.wait_for_words("verifying direct 2");
     let pid = bench.id();
     bench.kill();
     wait_for("the kernel to end what it has started", || {
@@ -207,7 +207,7 @@ fn remote() {
     for test in report["tests"].as_array().expect("a list") {
         let rows = test["rows"].as_array().expect("a list");
         let names: Vec<_> = rows.iter().map(|row| row["variant"].clone()).collect();
-        assert_eq!(names, ["direct", "direct again", "portredir"]);
+        assert_eq!(names, ["direct", "direct 2", "direct 3", "portredir"]);
         assert!(rows.iter().all(|row| row["failure"].is_null()), "{test}");
     }
 }

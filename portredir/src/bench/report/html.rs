@@ -65,10 +65,13 @@ pub fn render(report: &Report) -> anyhow::Result<String> {
     }
     for test in &report.tests {
         body += &format!("<h2>{}</h2>\n", escape(test.title));
-        for verdict in &test.verdicts {
-            let (name, rest) = verdict.split_once(": ").unwrap_or(("", verdict));
-            body += &format!("<p><b>{}</b>: {}</p>\n", escape(name), escape(rest));
-        }
+        // In the plain setting; the others can be unfolded.
+        let is_plain = |verdict: &&String| {
+            let name = verdict.split(": ").next();
+            name.is_some_and(|name| !name.contains(','))
+        };
+        let (plain, others): (Vec<_>, Vec<_>) = test.verdicts.iter().partition(is_plain);
+        body += &verdicts(&plain);
         body += &format!(
             "<figure>\n{}<figcaption>Cost of a {} by that of no redirect, of the same turn. {}.\
              </figcaption>\n</figure>\n",
@@ -76,6 +79,13 @@ pub fn render(report: &Report) -> anyhow::Result<String> {
             test.operation,
             escape(&noise(test))
         );
+        if !others.is_empty() {
+            body += &format!(
+                "<details><summary>With more rules, and with connection tracking</summary>\n{}\
+                 </details>\n",
+                verdicts(&others)
+            );
+        }
         body += &details(test);
     }
     for table in &report.tables {
@@ -93,7 +103,7 @@ pub fn render(report: &Report) -> anyhow::Result<String> {
 const HOW_TO_READ: &str = "\
 <p class=\"dim\">A dot is the median, the thin line goes from the tenth to the ninetieth percentile of
 all turns, the thick one over the medians of the repetitions. 1 is no redirect; to the right is dearer.
-In the shaded band there is no difference: two variants that are the same differ by half of it.</p>
+In the shaded band there is no difference: variants that are the same differ by up to half of it.</p>
 ";
 
 /// What was not measured comes first.
@@ -212,6 +222,14 @@ fn plot(test: &TestReport) -> anyhow::Result<String> {
     drop(chart);
     drop(root);
     Ok(svg)
+}
+
+fn verdicts(verdicts: &[&String]) -> String {
+    let line = |verdict: &&String| {
+        let (name, rest) = verdict.split_once(": ").unwrap_or(("", verdict));
+        format!("<p><b>{}</b>: {}</p>\n", escape(name), escape(rest))
+    };
+    verdicts.iter().map(line).collect()
 }
 
 fn details(test: &TestReport) -> String {

@@ -112,7 +112,7 @@ pub fn noise(test: &TestReport) -> String {
     match test.noise {
         None => format!("{turns}; without a second `direct` no difference is told"),
         Some(noise) => format!(
-            "{turns}; two that are the same differ by {:.1} %, so less than {:.1} % is no difference",
+            "{turns}; variants that are the same differ by up to {:.1} %, so less than {:.1} % is no difference",
             noise.deviation * 100.0,
             noise.floor() * 100.0
         ),

@@ -19,7 +19,7 @@ impl Variant {
     pub fn rules_text(&self) -> String {
         let fillers = (0..self.rules - 1).map(|i| (FILLERS + i, FILLER_TARGETS + i));
         match self.subject {
-            Subject::Direct | Subject::DirectAgain => String::new(),
+            Subject::Direct | Subject::DirectAgain(_) => String::new(),
             Subject::Ours(engine) => ours(engine, fillers),
             Subject::Against(Opponent::IptablesLegacy | Opponent::IptablesNft) => {
                 iptables(self.protocols(), fillers)
