@@ -19,7 +19,8 @@ fn portredir_gen(ctx: XdpContext) -> u32 {
     // SAFETY: no arguments.
     let ifindex = frame.renew(unsafe { bpf_get_prandom_u32() });
     // SAFETY: plain numbers.
-    unsafe { bpf_redirect(ifindex, 0) as u32 }
+    let action = unsafe { bpf_redirect(ifindex, 0) };
+    u32::try_from(action).unwrap_or(xdp_action::XDP_ABORTED)
 }
 
 #[xdp]

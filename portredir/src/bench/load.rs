@@ -32,6 +32,8 @@ pub struct Request {
     pub cycles: usize,
     /// Of the order of turns.
     pub seed: u64,
+    /// Whether a socket sends packets of UDP, also where the kernel could.
+    pub is_raw: bool,
 }
 
 /// Where a variant is.

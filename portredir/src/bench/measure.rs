@@ -78,6 +78,8 @@ pub struct Test<'a> {
     pub entries: &'a [Entry],
     /// How much.
     pub effort: Effort,
+    /// Whether a socket sends packets of UDP.
+    pub is_raw: bool,
 }
 
 impl Test<'_> {
@@ -100,6 +102,7 @@ impl Test<'_> {
             traffic,
             entries,
             effort,
+            is_raw,
         } = self;
         let mut courses = vec![Course::default(); entries.len()];
         let mut sent = vec![0; entries.len()];
@@ -113,6 +116,7 @@ impl Test<'_> {
                 length_us: length_us(traffic),
                 cycles: effort.cycles,
                 seed: rng.u64(..),
+                is_raw,
             };
             let work_us = entries.len() as u64 * forecast_us(traffic);
             let measured = client

@@ -178,6 +178,16 @@ impl Drop for Dir {
     }
 }
 
+/// Whether a process is no more, or dead and only not yet asked for by its parent.
+fn is_gone(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    // The state comes behind the name, which may have anything in it.
+    stat.map_or(true, |stat| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, state)| state.starts_with('Z'))
+    })
+}
+
 /// The paths in a directory that belong to a run that is over.
 #[must_use]
 pub fn stale(dir: &Path) -> Vec<PathBuf> {
@@ -188,8 +198,7 @@ pub fn stale(dir: &Path) -> Vec<PathBuf> {
             let pid = name
                 .strip_prefix(PREFIX)
                 .and_then(|rest| rest.split('-').next());
-            pid.and_then(|pid| pid.parse::<u32>().ok())
-                .is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+            pid.and_then(|pid| pid.parse().ok()).is_some_and(is_gone)
         })
         .map(|entry| entry.path())
         .collect()

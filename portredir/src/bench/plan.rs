@@ -19,6 +19,8 @@ pub struct Plan {
     pub most_rules: u16,
     /// Whether it may take its time.
     pub is_full: bool,
+    /// Whether a socket sends packets of UDP.
+    pub is_raw: bool,
 }
 
 /// For `--quick`.
@@ -91,6 +93,7 @@ impl Plan {
             suites,
             most_rules,
             is_full,
+            is_raw: args.raw_socket,
         };
         if plan.traffic().next().is_some() {
             plan.choose(&engines, &rules);

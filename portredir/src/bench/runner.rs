@@ -185,6 +185,7 @@ impl<'a> Runner<'a> {
             traffic,
             entries,
             effort: self.plan.effort(traffic),
+            is_raw: self.plan.is_raw,
         };
         let advance = |work_us| self.progress.advance(work_us);
         request.run(client, &mut self.rng, self.stop, advance, before)

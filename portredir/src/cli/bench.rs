@@ -66,6 +66,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
 
+    /// Send UDP from a raw socket, as on kernels that cannot send by themselves.
+    #[arg(long, hide = true)]
+    pub raw_socket: bool,
+
     /// Take turns in the order of this seed; without it, one is chosen and shown.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,

@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(75);
 pub fn add(tests: &mut Tests) {
     let tools = &["chrt", "nft", "taskset"];
     tests.add("bench/measures_and_leaves_nothing", tools, measures);
+    tests.add("bench/udp_from_a_socket", tools, udp_from_a_socket);
     tests.add("bench/interrupted_while_setting_up", tools, || {
         interrupted("setting up portredir");
     });
@@ -134,6 +135,35 @@ fn measures() {
     );
     let page = fs::read_to_string(&html).expect("the page");
     assert_eq!(page.matches("<svg ").count(), 6);
+}
+
+/// As on kernels before 5.18.
+fn udp_from_a_socket() {
+    let dir = dir();
+    let json = dir.0.join("report.json").display().to_string();
+    let args = [
+        "--tests",
+        "udp,udp-new",
+        "--against",
+        "none",
+        "--raw-socket",
+        "--json",
+        &json,
+    ];
+    let mut bench = start(&dir, &args);
+    let status = wait_within(PATIENCE, "the benchmark", || bench.try_wait());
+    assert!(status.success(), "{status}: {}", bench.err());
+    let report = fs::read(&json).expect("the report");
+    let report: Value = serde_json::from_slice(&report).expect("JSON");
+    for test in report["tests"].as_array().expect("a list") {
+        assert_eq!(test["source"], "raw-socket");
+        for row in test["rows"].as_array().expect("a list") {
+            assert!(
+                row["failure"].is_null() && row["cost"]["best_ns"].is_f64(),
+                "{row}"
+            );
+        }
+    }
 }
 
 /// Until then it goes on by itself; from then on it ends, and everything is gone.

@@ -14,8 +14,12 @@ use crate::table::Rigs;
 type LoadProgram = fn(&mut Datapath, &'static str) -> Result<Info, DatapathError>;
 type Info = Result<ProgramInfo, ProgramError>;
 
-/// The programs that no packet runs through.
-const AT_SOCKETS: [(&str, LoadProgram); 12] = [
+/// The programs that no packet of the cases runs through: those at sockets, and those
+/// of the benchmark.
+const OTHERS: [(&str, LoadProgram); 15] = [
+    ("portredir_gen", xdp),
+    ("portredir_pass", xdp),
+    ("portredir_next", classifier),
     ("portredir_look", sk_lookup),
     ("portredir_lkall", sk_lookup),
     ("portredir_reg", |datapath, name| {
@@ -55,7 +59,7 @@ pub fn programs(_: &mut Rigs) {
             if program.is_xdp { xdp } else { classifier } as LoadProgram,
         )
     });
-    let programs: Vec<_> = on_packets.chain(AT_SOCKETS).collect();
+    let programs: Vec<_> = on_packets.chain(OTHERS).collect();
     for (log_level, what) in [(0, "log off"), (aya_log::Level::Debug as u8, "log debug")] {
         let options = Options {
             log_level,

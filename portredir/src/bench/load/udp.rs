@@ -87,6 +87,9 @@ impl Packets {
             sent: vec![0; frames.len()],
             frames,
         };
+        if request.is_raw {
+            return Ok(packets);
+        }
         match Sender::kernel().and_then(|mut kernel| {
             let first = packets.frames.first().context("find a server")?;
             // A kernel that knows no live frames refuses.
