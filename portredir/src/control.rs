@@ -1,11 +1,14 @@
 //! How commands talk to the process that redirects or follows: one line of
 //! JSON each way, over a socket of the network namespace.
 
+use std::fmt;
 use std::io::{self, BufReader, Read as _, Write as _};
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::{Duration, Instant};
 
+use caps::{CapSet, Capability};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
@@ -72,10 +75,8 @@ pub struct Answer {
 ///
 /// When it does not answer, or refuses.
 pub fn ask(request: Request) -> io::Result<Option<Answer>> {
-    let mut stream = match UnixStream::connect_addr(&address()?) {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
-        Err(error) => return Err(error),
+    let Some((mut stream, _)) = connect()? else {
+        return Ok(None);
     };
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(&line(&request))?;
@@ -97,12 +98,59 @@ pub fn ask(request: Request) -> io::Result<Option<Answer>> {
 ///
 /// When it cannot be asked.
 pub fn pid() -> io::Result<Option<i32>> {
+    Ok(connect()?.map(|(_, owner)| owner.pid))
+}
+
+/// Anybody may take the name, so what has no rights to redirect is not believed.
+fn connect() -> io::Result<Option<(UnixStream, Owner)>> {
     let stream = match UnixStream::connect_addr(&address()?) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
         Err(error) => return Err(error),
     };
-    Ok(Some(getsockopt(&stream, PeerCredentials)?.pid()))
+    let owner = Owner::of(&stream)?;
+    if owner.may_redirect() {
+        Ok(Some((stream, owner)))
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{owner} has taken the place of portredir"),
+        ))
+    }
+}
+
+/// The process that listens at a socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    /// Its ID.
+    pub pid: i32,
+    uid: Uid,
+}
+
+impl Owner {
+    /// Of the socket that another is connected to.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn of(socket: &impl AsFd) -> io::Result<Self> {
+        let peer = getsockopt(socket, PeerCredentials)?;
+        Ok(Self {
+            pid: peer.pid(),
+            uid: Uid::from_raw(peer.uid()),
+        })
+    }
+
+    fn may_redirect(self) -> bool {
+        let has_rights = || caps::has_cap(Some(self.pid), CapSet::Effective, Capability::CAP_BPF);
+        self.uid.is_root() || self.uid == Uid::effective() || has_rights().unwrap_or(false)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} of user {}", self.pid, self.uid)
+    }
 }
 
 /// Waits until a process answers, or none does any more; says whether it came to

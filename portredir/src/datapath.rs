@@ -267,7 +267,7 @@ impl Hook {
         match self {
             Self::Held(_) => {}
             Self::Pinned(path) => {
-                if let Err(error) = fs::remove_file(&path) {
+                if let Err(error) = pins::detach(&path) {
                     log::warn!("remove {}: {error}", path.display());
                 }
             }
@@ -917,6 +917,27 @@ impl Datapath {
             })
             .count()
             > 0
+    }
+
+    /// Detaches what somebody has attached to an interface who was killed before
+    /// he could say so.
+    pub fn clear(&self, engine: Engine, index: u32) {
+        let Some(pins) = &self.pins else {
+            return;
+        };
+        let names = match engine {
+            Engine::Cgroup => program::CLIENT.map(str::to_owned).to_vec(),
+            Engine::Lookup if self.lookup.is_some() => Vec::new(),
+            Engine::Lookup => [pin::REGISTER, pin::LOOKUP].map(str::to_owned).to_vec(),
+            _ => [false, true]
+                .map(|is_ingress| pin::device(index, is_ingress))
+                .to_vec(),
+        };
+        // What redirects goes before what restores.
+        for name in names.iter().rev() {
+            // Most are not there.
+            let _ = pins::detach(&pins.path(name));
+        }
     }
 
     /// Detaches from an interface.
