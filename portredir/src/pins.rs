@@ -86,11 +86,7 @@ impl PinDir {
     /// [`PinError`].
     pub fn create(&self) -> Result<(), PinError> {
         if !is_bpffs() {
-            let own = fs::read_link("/proc/self/ns/mnt");
-            let first = fs::read_link("/proc/1/ns/mnt");
-            if let (Ok(own), Ok(first)) = (own, first)
-                && own != first
-            {
+            if has_own_mounts() {
                 return Err(PinError::OwnNamespace);
             }
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -185,6 +181,19 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinE
         path,
         source,
     }
+}
+
+/// Whether the first process has another mount namespace: one mount is never in
+/// two. (The link /proc/1/ns/mnt may be read by few.)
+fn has_own_mounts() -> bool {
+    let first_mount = |process: &str| {
+        let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?;
+        mounts.lines().next().map(str::to_owned)
+    };
+    matches!(
+        (first_mount("self"), first_mount("1")),
+        (Some(own), Some(first)) if own != first
+    )
 }
 
 fn is_bpffs() -> bool {

@@ -143,3 +143,43 @@ fn a_plan_as_json() {
     assert_eq!(lo["hook"], "sk_lookup");
     assert_eq!(plan["firewall"]["open"][0], "80/tcp");
 }
+
+#[test]
+fn the_unit_is_right_and_tight() {
+    const UNIT: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../packaging/systemd/portredir.service"
+    );
+    if Command::new("systemd-analyze")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        println!("skipped: needs systemd-analyze");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("portredir.service");
+    let unit = std::fs::read_to_string(UNIT).expect("the unit");
+    // It would complain of a program that is not installed.
+    let unit = unit.replace("/usr/bin/portredir", env!("CARGO_BIN_EXE_portredir"));
+    std::fs::write(&path, unit).expect("a file");
+    let analyze = |args: &[&str]| {
+        let output = Command::new("systemd-analyze")
+            .args(args)
+            .arg(&path)
+            .output()
+            .expect("run systemd-analyze");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        (output.status.success(), out, err)
+    };
+    assert_eq!(
+        analyze(&["verify"]),
+        (true, String::new(), String::new()),
+        "verify"
+    );
+    let (is_tight, out, err) = analyze(&["security", "--offline=true", "--threshold=27"]);
+    assert!(out.contains("Overall exposure level"), "{out}{err}");
+    assert!(is_tight, "{out}");
+}

@@ -9,7 +9,7 @@ use crate::{cargo, process};
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
 
-const TEST_TOOLS: [Tool; 15] = [
+const TEST_TOOLS: [Tool; 17] = [
     ("bpftool", "bpftool"),
     ("capsh", "libcap2-bin"),
     ("curl", "curl"),
@@ -23,8 +23,10 @@ const TEST_TOOLS: [Tool; 15] = [
     ("python3", "python3"),
     ("setpriv", "util-linux"),
     ("sysctl", "procps"),
+    ("systemd-analyze", "systemd"),
     ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
+    ("unshare", "util-linux"),
 ];
 
 const DEBIAN_TOOLCHAIN: [Tool; 4] = [

@@ -37,7 +37,7 @@ pub fn add(tests: &mut Tests) {
         );
     }
     type Test = (&'static str, fn());
-    const TESTS: [Test; 16] = [
+    const TESTS: [Test; 17] = [
         ("changes_keep_flows", changes_keep_flows),
         ("conditions", conditions),
         ("two_writers", two_writers),
@@ -53,6 +53,7 @@ pub fn add(tests: &mut Tests) {
         ("fewest_capabilities", fewest_capabilities),
         ("many_rules", many_rules),
         ("group", group),
+        ("bpffs_is_mounted", bpffs_is_mounted),
         ("forged_control", forged_control),
     ];
     for (name, test) in TESTS {
@@ -681,6 +682,35 @@ fn group() {
     assert_eq!(host.rules(), ["80:8080"]);
     run.signal(Signal::SIGTERM);
     assert!(run.wait().success());
+    host.down();
+}
+
+/// Where bpffs is missing, it is mounted, and taken away at the end; not where
+/// the mount would not last.
+fn bpffs_is_mounted() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    let script = "umount -t bpf -a; cp /proc/mounts $1.before; $0 up --iface h0 80:8080 || exit; \
+                  grep -c ' /sys/fs/bpf bpf ' /proc/mounts; $0 rules; \
+                  $0 down --drain-timeout 0; cp /proc/mounts $1.after";
+    let file = lab.dir.0.join("mounts");
+    let run = |unshare: &[&str]| {
+        let mut args = vec!["unshare", "--mount"];
+        args.extend(unshare);
+        let file = file.to_str().expect("text");
+        args.extend(["sh", "-c", script, PROGRAM, file]);
+        let mut process = lab.host.start(&args);
+        process.wait();
+        (process.out(), process.err())
+    };
+    let (_, err) = run(&[]);
+    assert!(err.contains("mount namespace of its own"), "{err}");
+    // The first process is in the same mount namespace, as on a host.
+    let (out, err) = run(&["--pid", "--fork", "--mount-proc"]);
+    assert_eq!(out, "+ 80:8080\n1\n80:8080\n- 80:8080\n", "{err}");
+    let mounts = |when: &str| fs::read_to_string(file.with_extension(when)).expect(when);
+    assert_eq!(mounts("before"), mounts("after"));
+    assert!(!mounts("before").contains(" bpf "));
     host.down();
 }
 
