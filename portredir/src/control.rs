@@ -2,7 +2,7 @@
 //! JSON each way, over a socket of the network namespace.
 
 use std::fmt;
-use std::io::{self, BufReader, Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream};
@@ -33,6 +33,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
+    /// Tell who answers.
+    Who,
     /// Tell what there is.
     Status,
     /// Somebody changed the rules: read them again. For root alone.
@@ -52,6 +54,24 @@ pub enum Role {
     Follower,
 }
 
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Who {
+    /// What kind of process it is.
+    pub role: Role,
+    /// Its ID.
+    pub pid: u32,
+}
+
+impl Who {
+    /// This process.
+    #[must_use]
+    pub fn this(role: Role) -> Self {
+        let pid = std::process::id();
+        Self { role, pid }
+    }
+}
+
 /// Who answers, and what there is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Answer {
@@ -69,26 +89,49 @@ pub struct Answer {
     pub report: Report,
 }
 
-/// Asks the process of this network namespace; `None` when there is none.
+/// Asks the process of this network namespace what there is; `None` when there
+/// is no such process.
 ///
 /// # Errors
 ///
 /// When it does not answer, or refuses.
-pub fn ask(request: Request) -> io::Result<Option<Answer>> {
+pub fn status() -> io::Result<Option<Answer>> {
+    match exchange(Request::Status)? {
+        Some(Reply::Answer(answer)) => Ok(Some(*answer)),
+        None => Ok(None),
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Asks the process of this network namespace for something; who answers, or
+/// `None` when there is no such process.
+///
+/// # Errors
+///
+/// When it does not answer, or refuses.
+pub fn ask(request: Request) -> io::Result<Option<Who>> {
+    match exchange(request)? {
+        Some(Reply::Done(who)) => Ok(Some(who)),
+        None => Ok(None),
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn exchange(request: Request) -> io::Result<Option<Reply>> {
     let Some((mut stream, _)) = connect()? else {
         return Ok(None);
     };
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(&line(&request))?;
     let mut text = String::new();
-    BufReader::new(stream).read_to_string(&mut text)?;
+    stream.read_to_string(&mut text)?;
     if request == Request::Stop && text.is_empty() {
         // It was faster to end than to answer.
         return Ok(None);
     }
     match serde_json::from_str(&text)? {
-        Reply::Answer(answer) => Ok(Some(*answer)),
         Reply::Refused(why) => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
+        reply => Ok(Some(reply)),
     }
 }
 
@@ -168,10 +211,15 @@ pub fn is_there_within(is_there: bool, timeout: Duration) -> bool {
     }
 }
 
+/// What is answered.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Reply {
+pub enum Reply {
+    /// What was asked for is done, or begun.
+    Done(Who),
+    /// What there is.
     Answer(Box<Answer>),
+    /// It is not, and why.
     Refused(String),
 }
 
@@ -195,11 +243,7 @@ pub struct Call {
 
 impl Call {
     /// Answers it.
-    pub fn answer(self, answer: io::Result<Answer>) {
-        let reply = match answer {
-            Ok(answer) => Reply::Answer(Box::new(answer)),
-            Err(error) => Reply::Refused(error.to_string()),
-        };
+    pub fn answer(self, reply: Reply) {
         // Who asked may be gone.
         let _ = self.reply.send(reply);
     }
@@ -269,7 +313,7 @@ fn may(uid: Uid, request: Request) -> bool {
     if uid.is_root() || uid == Uid::effective() {
         return true;
     }
-    request == Request::Status && is_member(uid).unwrap_or(false)
+    matches!(request, Request::Status | Request::Who) && is_member(uid).unwrap_or(false)
 }
 
 fn is_member(uid: Uid) -> Option<bool> {

@@ -38,6 +38,7 @@ use crate::interface::Interface;
 use crate::netdev;
 use crate::pins::{self, PinDir};
 use crate::plan::{Engine, Planned};
+use crate::shared::SharedArray;
 use crate::sockets::TcpSocket;
 use crate::state::{Record, State, Store};
 use crate::table::Table;
@@ -102,6 +103,15 @@ pub enum DatapathError {
         /// The kernel's error.
         #[source]
         source: MapError,
+    },
+    /// The memory of a map could not be shared.
+    #[error("share the memory of map {name}")]
+    Share {
+        /// Its name.
+        name: &'static str,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
     },
     /// An interface refused a program.
     #[error("attach {what} to {interface}: {reason}")]
@@ -386,8 +396,6 @@ pub struct Datapath {
     local: HashMap<[u8; 16], u8>,
     /// Where what is attached outlives the process.
     pins: Option<PinDir>,
-    /// What is known to be in `PORTS`, by generation.
-    ports: [Option<Vec<PortEntry>>; 2],
 }
 
 impl Datapath {
@@ -424,11 +432,6 @@ impl Datapath {
             lookup: None,
             local: HashMap::new(),
             pins: pins.cloned(),
-            // What somebody else may have filled is written anew.
-            ports: std::array::from_fn(|_| {
-                let none = vec![PortEntry::default(); PortEntry::COUNT as usize / 2];
-                pins.is_none().then_some(none)
-            }),
         };
         Ok(datapath)
     }
@@ -1295,28 +1298,22 @@ impl Datapath {
         Ok(generation)
     }
 
-    /// Writes what differs from what is there, as far as that is known.
+    /// By memory that is shared with the kernel: one call for each entry would
+    /// take a tenth of a second.
     fn fill_ports(&mut self, generation: u32, entries: &[PortEntry]) -> Result<(), DatapathError> {
         let name = "PORTS";
-        let side = generation as usize;
-        let before = std::mem::take(&mut self.ports[side]);
-        let map = self.ebpf.map_mut(name).expect("the object has the map");
-        let mut map = Array::<_, PortEntry>::try_from(map).map_err(map_error(name))?;
+        let Map::Array(map) = self.map(name) else {
+            unreachable!("it is an array");
+        };
+        let memory = SharedArray::map(map.fd().as_fd(), PortEntry::COUNT as usize);
+        let memory = memory.map_err(|source| DatapathError::Share { name, source })?;
         for (place, entry) in (0..).zip(entries) {
-            let is_known = before
-                .as_ref()
-                .and_then(|before| before.get(place as usize));
-            if is_known == Some(entry) {
-                continue;
-            }
             let mut entry = *entry;
             if entry != PortEntry::default() && generation == 1 {
                 entry.flags |= PortEntry::GENERATION;
             }
-            map.set(generation << 17 | place, entry, 0)
-                .map_err(map_error(name))?;
+            memory.set(generation << 17 | place, entry.to_word());
         }
-        self.ports[side] = Some(entries.to_vec());
         Ok(())
     }
 

@@ -223,7 +223,8 @@ impl Host {
         if self.needs_listeners() {
             self.register()?;
         }
-        let new = state.ids.iter().filter(|id| !self.state.ids.contains(id));
+        let before: BTreeSet<_> = self.state.ids.iter().copied().collect();
+        let new = state.ids.iter().filter(|id| !before.contains(id));
         self.datapath.clear_counters(&new.copied().collect())?;
         let generation = self.datapath.fill(&self.table)?;
         self.datapath

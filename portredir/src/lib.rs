@@ -21,6 +21,7 @@ pub mod rule;
 pub mod run;
 pub mod selection;
 pub mod settings;
+pub mod shared;
 pub mod sockets;
 pub mod state;
 pub mod table;

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::cli::Run;
-use crate::control::{Answer, Control, Request, Role};
+use crate::control::{Answer, Control, Reply, Request, Role, Who};
 use crate::counters::Report;
 use crate::host::Host;
 use crate::interface::Netlink;
@@ -75,9 +75,9 @@ pub async fn run(cli: &Run, settings: Settings) -> anyhow::Result<()> {
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
             call = control.next() => {
-                let is_end = call.request == Request::Stop;
-                call.answer(answer(&host, Some(Role::Foreground)).map_err(std::io::Error::other));
-                if is_end {
+                let request = call.request;
+                call.answer(reply(&host, Role::Foreground, request));
+                if request == Request::Stop {
                     break Ok(());
                 }
             }
@@ -127,6 +127,17 @@ pub fn every(period: Duration) -> Interval {
 #[must_use]
 pub fn is_logging() -> bool {
     log::log_enabled!(target: "portredir_ebpf", log::Level::Debug)
+}
+
+/// Says who this process is, and, where that is asked, what there is.
+pub fn reply(host: &Host, role: Role, request: Request) -> Reply {
+    match request {
+        Request::Status => answer(host, Some(role)).map_or_else(
+            |error| Reply::Refused(format!("{error:#}")),
+            |answer| Reply::Answer(Box::new(answer)),
+        ),
+        _ => Reply::Done(Who::this(role)),
+    }
 }
 
 /// What there is, for who asks.
