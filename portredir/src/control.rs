@@ -85,7 +85,8 @@ pub struct Answer {
     pub settings: Settings,
     /// Seconds until an unconfirmed change is taken back.
     pub confirm_within: Option<u64>,
-    /// Counters.
+    /// Interfaces and counters.
+    #[serde(flatten)]
     pub report: Report,
 }
 

@@ -202,8 +202,8 @@ fn up_and_down(cell: &Cell) {
     reaches(&lab, 81, &server);
     let status = host.status();
     assert_eq!(status["role"], "follower");
-    assert_eq!(status["report"]["interfaces"][0]["name"], "h0");
-    assert!(status["report"]["rules"][0]["packets"].as_u64() > Some(0));
+    assert_eq!(status["interfaces"][0]["name"], "h0");
+    assert!(status["rules"][0]["packets"].as_u64() > Some(0));
     assert_eq!(host.run(&["down", "--dry-run"]), "- 81:8080/both\n");
     reaches(&lab, 81, &server);
     host.down();
@@ -243,7 +243,7 @@ fn up_again(cell: &Cell) {
     conn.echo(b"after another program");
     server.peer(Proto::Tcp, b"after another program");
     reaches(&lab, 80, &server);
-    let report = &host.status()["report"]["rules"][0];
+    let report = &host.status()["rules"][0];
     assert!(report["flows"].as_u64() >= Some(3), "{report}");
     host.down();
 }
@@ -597,7 +597,7 @@ fn many_rules() {
     assert!(answers(&lab, Proto::Tcp, 20_000));
     host.run(&["rm", "20000:8080"]);
     look(&rules);
-    let report = &host.status()["report"]["rules"];
+    let report = &host.status()["rules"];
     let hits = |i: usize| report[i]["packets"].as_u64().expect("a number");
     assert!(hits(4999) > 0 && hits(5002) > 0 && hits(9999) > 0);
     assert_eq!(hits(5000), 0);
@@ -904,7 +904,7 @@ fn hide_target() {
     // Clients on the host itself do reach it.
     let mut local = Conn::to(&lab.host, Proto::Tcp, 0, Family::V4.host(8080));
     local.echo(b"from the host");
-    let drops = &host.status()["report"]["drops"]["hidden"];
+    let drops = &host.status()["drops"]["hidden"];
     assert!(drops.as_u64() >= Some(2), "{drops}");
     host.down();
 }
