@@ -8,6 +8,8 @@ mod error;
 mod list;
 mod parse;
 pub(crate) mod segment;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -283,7 +283,7 @@ impl Table {
             Entry::Occupied(set) => Ok(*set.get()),
             Entry::Vacant(set) => {
                 let limit = usize::from(u16::MAX);
-                let what = "sets";
+                let what = "different sets of rules for ports";
                 let id =
                     u16::try_from(count).map_err(|_| TableError::Conditions { what, limit })?;
                 let rules: Vec<_> = set.key().iter().map(|&i| conditions[i]).collect();
@@ -452,3 +452,6 @@ impl Condition {
 fn index(protocol: Protocol, port: u16) -> usize {
     PortEntry::index(0, protocol, Port::new(port)) as usize
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use thiserror::Error;
 
+use super::Rule;
+
 /// What is wrong with the text of a rule, and where.
 ///
 /// What stands in backticks in the last line of its text is a right spelling:
@@ -49,7 +51,7 @@ impl RuleError {
 
 /// A line break would tear the caret from what it points at, and an escape
 /// sequence would reach the terminal.
-const fn visible(c: char) -> char {
+pub(super) const fn visible(c: char) -> char {
     match c {
         // The pictures of control characters are in their order.
         '\0'..='\x1f' => match char::from_u32(0x2400 + c as u32) {
@@ -59,6 +61,15 @@ const fn visible(c: char) -> char {
         '\x7f' => '␡',
         '\u{80}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' => '�',
         _ => c,
+    }
+}
+
+/// A text as it is printed when it is a rule, else an example.
+pub(super) fn right(text: &str, example: &str) -> String {
+    match text.parse::<Rule>() {
+        // The name of an interface can have one.
+        Ok(rule) if !text.contains('`') => rule.to_string(),
+        _ => example.to_owned(),
     }
 }
 

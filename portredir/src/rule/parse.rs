@@ -7,7 +7,7 @@ mod firewalld;
 use std::str::FromStr;
 
 pub(super) use self::condition::is_glob;
-use super::error::{EXAMPLE, spelled};
+use super::error::{EXAMPLE, right, spelled};
 use super::{Ports, Protocols, Rule, RuleError};
 
 impl FromStr for Rule {
@@ -16,6 +16,9 @@ impl FromStr for Rule {
     fn from_str(text: &str) -> Result<Self, RuleError> {
         let mut parser = Parser { text, at: 0 };
         parser.skip_spaces();
+        if parser.rest().is_empty() {
+            return Err(parser.error("the rule is empty", EXAMPLE));
+        }
         parser.no_quotes()?;
         if parser.is_firewalld() {
             return parser.firewalld();
@@ -106,12 +109,12 @@ impl<'a> Parser<'a> {
         if digits.is_empty() || digits != word {
             return Err(self.no_port(what, word));
         }
-        let range = "ports are 1 to 65535";
+        let range = "ports are 1 to 65535, as in `80:8080`";
         match word.parse::<u16>() {
             Ok(0) => Err(self.error("port 0 cannot be used", range)),
             Ok(port) if word.starts_with('0') => Err(self.error(
                 format!("port {word} begins with 0"),
-                format!("write {port}"),
+                format!("write {port}, as in `80:8080`"),
             )),
             Ok(port) => {
                 self.at += word.len();
@@ -124,16 +127,23 @@ impl<'a> Parser<'a> {
     /// What is there instead of a port.
     fn no_port(&self, what: &str, word: &str) -> RuleError {
         let Some(found) = self.next() else {
-            let begun = self.text.trim().trim_end_matches(':');
-            let hint = match format!("{begun}:8080").parse::<Rule>() {
-                Ok(rule) => format!("write both ports, as in `{rule}`"),
-                Err(_) => EXAMPLE.to_owned(),
-            };
+            let begun = self.text.trim();
+            let mut ends = ["8080", "80", "80:8080"].iter();
+            let whole = ends.find_map(|end| format!("{begun}{end}").parse::<Rule>().ok());
+            let hint = whole.map_or_else(
+                || EXAMPLE.to_owned(),
+                |rule| format!("write both ports, as in `{rule}`"),
+            );
             return self.error(format!("expected {what}, but the rule ends"), hint);
         };
         if word.is_empty() {
             let hint = match found {
-                ':' if self.at > 0 => "one colon is enough, as in `80:8080`",
+                ':' if self.text[..self.at].ends_with(':') => {
+                    "one colon is enough, as in `80:8080`"
+                }
+                ':' if self.text[..self.at].ends_with('-') => {
+                    "a range has a first and a last port, as in `8000-8100:9000-9100`"
+                }
                 ':' => "write both ports, as in `80:8080`",
                 '-' | '+' => "ports are 1 to 65535, without a sign, as in `80:8080`",
                 _ => EXAMPLE,
@@ -154,9 +164,18 @@ impl<'a> Parser<'a> {
                 "write ports as in `80:8080`",
             );
         }
-        let hint = match well_known(word) {
-            Some(port) => format!("ports are numbers: write {port} for {word}"),
-            None => "ports are numbers from 1 to 65535, as in `80:8080`".to_owned(),
+        let hint = match (word, well_known(word)) {
+            (_, Some(port)) => format!("ports are numbers: write {port} for {word}"),
+            ("tcp" | "udp" | "both", _) => {
+                "the protocol comes behind both ports, as in `53:5353/udp`".to_owned()
+            }
+            ("from" | "on", _) => {
+                "conditions come behind a rule, as in `80:8080 from 10.0.0.0/8`".to_owned()
+            }
+            _ if digits_then(word, "from") || digits_then(word, "on") => {
+                "conditions stand apart, as in `80:8080 from 10.0.0.0/8`".to_owned()
+            }
+            _ => "ports are numbers from 1 to 65535, as in `80:8080`".to_owned(),
         };
         self.error(format!("expected {what}, found `{word}`"), hint)
     }
@@ -197,7 +216,7 @@ impl<'a> Parser<'a> {
             return Err(self.error(
                 "expected `:` between the two ports, but the rule ends",
                 format!(
-                    "to redirect port {dialled} to 8080, write `{}`",
+                    "write the port of the server as well, as in `{}`",
                     to(dialled, 8080)
                 ),
             ));
@@ -224,6 +243,9 @@ impl<'a> Parser<'a> {
                 "each port has a rule of its own, as in {}",
                 spelled(["80:8080", "443:8080"])
             ),
+            '-' if !self.rest().starts_with("->") => {
+                "a range has a first and a last port, as in `8000-8100:9000-9100`".to_owned()
+            }
             _ => format!(
                 "the ports stand on both sides of a colon: `{}`",
                 self.to_number(dialled, self.rest())
@@ -237,14 +259,11 @@ impl<'a> Parser<'a> {
 
     /// The rule from `dialled` to the next number, whatever is before it.
     fn to_number(&self, dialled: Ports, behind: &str) -> String {
+        let behind = behind.rsplit(':').next().unwrap_or_default();
         let number = behind.trim_start_matches(|c: char| !c.is_alphanumeric());
         let end = number.find(|c: char| !c.is_ascii_digit());
         let number = &number[..end.unwrap_or(number.len())];
-        let rule = format!("{dialled}:{number}");
-        match rule.parse::<Rule>() {
-            Ok(rule) => rule.to_string(),
-            Err(_) => to(dialled, 8080),
-        }
+        right(&format!("{dialled}:{number}"), &to(dialled, 8080))
     }
 
     fn check_ports(&self, dialled: Ports, target: Ports, at: usize) -> Result<(), RuleError> {
@@ -261,25 +280,24 @@ impl<'a> Parser<'a> {
             } else {
                 format!("write `{to_one}` for all to one")
             };
-            let (from, to) = (count(dialled), count(target));
-            return Err(self.error_at(at, format!("{from} ports cannot lead to {to}"), hint));
+            let from = match count(dialled) {
+                1 => "one port".to_owned(),
+                count => format!("{count} ports"),
+            };
+            let problem = format!("{from} cannot lead to {} ports", count(target));
+            return Err(self.error_at(at, problem, hint));
         }
         if dialled != target {
             return Ok(());
         }
-        Err(self.error_at(
-            at,
-            format!("port {target} would be redirected to itself"),
-            if is_one {
-                let other = if dialled.first == 8080 { 80 } else { 8080 };
-                format!(
-                    "give the port that the server listens on, as in `{}`",
-                    to(dialled, other)
-                )
-            } else {
-                "such a range can be left out".to_owned()
-            },
-        ))
+        let problem = if is_one {
+            format!("port {target} would be redirected to itself")
+        } else {
+            format!("ports {target} would be redirected to themselves")
+        };
+        let other = to(dialled, if dialled.first == 8080 { 80 } else { 8080 });
+        let hint = format!("give the port that the server listens on, as in `{other}`");
+        Err(self.error_at(at, problem, hint))
     }
 
     fn protocols(&mut self) -> Result<Protocols, RuleError> {
@@ -327,6 +345,12 @@ fn to(dialled: Ports, port: u16) -> String {
     } else {
         format!("{dialled}:{port}")
     }
+}
+
+/// Whether a word is a number with another word behind it.
+fn digits_then(word: &str, end: &str) -> bool {
+    let digits = word.strip_suffix(end).unwrap_or_default();
+    !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit())
 }
 
 /// Names that people type for ports.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Parser, to};
-use crate::rule::error::EXAMPLE;
+use crate::rule::error::{EXAMPLE, right};
 use crate::rule::{Ports, RuleError};
 
 impl<'a> Parser<'a> {
@@ -34,10 +34,19 @@ impl<'a> Parser<'a> {
         };
         self.check_local(addr)?;
         self.at += length;
+        if self.next() == Some('/') {
+            return Err(self.error(
+                "one address of this host comes before ports, no network",
+                "for clients of a network write as in `80:8080 from 10.0.0.0/8`",
+            ));
+        }
         if self.next() != Some(':') {
             return Err(self.error(
                 "expected `:` behind the address",
-                "an address comes before both ports, as in `10.0.0.5:80:8080`",
+                format!(
+                    "both ports come behind it, as in `{}:80:8080`",
+                    in_text(addr)
+                ),
             ));
         }
         self.at += 1;
@@ -66,7 +75,7 @@ impl<'a> Parser<'a> {
         if let Ok(addr) = inner.parse::<Ipv4Addr>() {
             return Err(self.error(
                 "brackets are for IPv6 addresses",
-                format!("write `{addr}:80:8080`"),
+                format!("write `{}`", right(&format!("{addr}:80:8080"), V4)),
             ));
         }
         if let Some((addr, zone)) = inner.split_once('%')
@@ -84,7 +93,10 @@ impl<'a> Parser<'a> {
         addr.map_err(|_| {
             self.error_at(
                 self.at + 1,
-                format!("`{inner}` is not an IPv6 address"),
+                match inner {
+                    "" => "no address is in the brackets".to_owned(),
+                    _ => format!("`{inner}` is not an IPv6 address"),
+                },
                 "write addresses as in `[2001:db8::1]:80:8080`; names are not looked up",
             )
         })
@@ -103,20 +115,26 @@ impl<'a> Parser<'a> {
             let is_rule = ports.parse::<crate::rule::Rule>().is_ok();
             if is_rule && let Ok(addr) = addr.parse::<Ipv6Addr>() {
                 let hint = match zone {
-                    "" => format!("write `[{addr}]:{ports}`"),
+                    "" => format!("write `{}`", v6_rule(addr, &ports)),
                     _ => with_zone(addr, zone, &ports),
                 };
                 return Err(self.error(problem, hint));
             }
         }
         // `80::8080` is an IPv6 address too, but nobody means one.
-        let is_meant = |c: char| c.is_ascii_alphabetic();
+        let is_meant =
+            head.contains(|c: char| c.is_ascii_alphabetic()) || head.matches(':').count() > 2;
+        // Nor is `80:2001:db8::1:8080` one.
+        let is_other = head
+            .split_once(':')
+            .is_some_and(|(_, host)| is_v6_and_port(host));
         if let Ok(addr) = head.parse::<Ipv6Addr>()
-            && (head.contains(is_meant) || head.matches(':').count() > 2)
+            && is_meant
+            && !is_other
         {
             return Err(self.error(
                 format!("{problem}, and ports come behind it"),
-                format!("write `[{addr}]:80:8080`"),
+                format!("write `{}`", v6_rule(addr, "80:8080")),
             ));
         }
         Ok(())
@@ -133,6 +151,12 @@ impl<'a> Parser<'a> {
             "*" => EVERYWHERE,
             "tcp" | "udp" => "the protocol comes behind both ports, as in `53:5353/udp`",
             "" => EXAMPLE,
+            _ if !word.contains('.') && word.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+                let rule = right(&format!("80:8080 on {word}"), "80:8080 on eth0");
+                let hint =
+                    format!("for an interface write as in `{rule}`; names are not looked up");
+                return Err(self.error(format!("`{word}` is not an address"), hint));
+            }
             _ => {
                 "an address is a number, as in `10.0.0.5:80:8080` or `[2001:db8::1]:80:8080`; \
                  names are not looked up"
@@ -158,7 +182,7 @@ impl<'a> Parser<'a> {
             IpAddr::V6(addr) if let Some(mapped) = addr.to_ipv4_mapped() => {
                 return Err(self.error(
                     format!("{addr} is an IPv4 address in disguise"),
-                    format!("write `{mapped}:80:8080`"),
+                    format!("write `{}`", right(&format!("{mapped}:80:8080"), V4)),
                 ));
             }
             _ => return Ok(()),
@@ -180,7 +204,7 @@ impl<'a> Parser<'a> {
         let behind = &head[word.len()..];
         let is_name = word.starts_with(|c: char| c.is_alphabetic())
             && (behind.starts_with(':') || word.contains('.'));
-        let is_host = is_addr(word) || word.starts_with('[') || word == "localhost" || is_name;
+        let is_host = is_addr(word) || word.ends_with(']') || word == "localhost" || is_name;
         if !is_host {
             return Ok(());
         }
@@ -198,6 +222,14 @@ impl<'a> Parser<'a> {
             format!("to redirect to a port of this host, write `{rule}`"),
         ))
     }
+}
+
+const V4: &str = "10.0.0.5:80:8080";
+
+/// The rule for an address that was written without brackets.
+fn v6_rule(addr: Ipv6Addr, ports: &str) -> String {
+    let addr = in_text(IpAddr::from(addr).to_canonical());
+    right(&format!("{addr}:{ports}"), "[2001:db8::1]:80:8080")
 }
 
 const EVERYWHERE: &str =
@@ -224,8 +256,5 @@ fn in_text(addr: IpAddr) -> String {
 
 fn with_zone(addr: Ipv6Addr, zone: &str, ports: &str) -> String {
     let rule = format!("[{addr}]:{ports} on {zone}");
-    match rule.parse::<crate::rule::Rule>() {
-        Ok(rule) => format!("write `{rule}`"),
-        Err(_) => format!("write `[{addr}]:{ports} on eth0`"),
-    }
+    format!("write `{}`", right(&rule, "[fe80::1]:80:8080 on eth0"))
 }

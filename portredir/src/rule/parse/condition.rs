@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::Parser;
-use crate::rule::error::{EXAMPLE, spelled};
+use crate::rule::error::{EXAMPLE, spelled, visible};
 use crate::rule::{Rule, RuleError};
 
 /// Bytes of an interface's name, without the one at its end (`IFNAMSIZ` in
@@ -24,7 +24,7 @@ impl Parser<'_> {
                 return Ok(());
             }
             match word {
-                _ if self.at == before => return Err(self.junk(word)),
+                _ if self.at == before => return Err(self.junk(word, has_on)),
                 "from" if has_from => {
                     return Err(
                         self.error("a second `from`", "give one rule per network of clients")
@@ -46,26 +46,31 @@ impl Parser<'_> {
                     rule.on = self.on()?;
                     has_on = true;
                 }
-                _ => return Err(self.junk(word)),
+                _ => return Err(self.junk(word, has_on)),
             }
         }
     }
 
     /// What is neither of the two.
-    fn junk(&self, word: &str) -> RuleError {
+    fn junk(&self, word: &str, has_on: bool) -> RuleError {
         let two = spelled(["80:8080", "443:8443"]);
         let lower = word.to_ascii_lowercase();
-        let (problem, hint) = if word.starts_with(',') {
+        let (problem, hint) = if word.starts_with([',', ';', '+', '&', '|']) {
             (
-                "rules are not separated by `,`",
+                "nothing but a space comes between rules",
                 format!("give each as a word of its own: {two}"),
+            )
+        } else if [":tcp", ":udp", ":both"].contains(&lower.as_str()) {
+            (
+                "the protocol comes behind `/`",
+                format!("as in `80:8080/{}`", &lower[1..]),
             )
         } else if word.starts_with(':') {
             (
                 "a rule has two ports",
                 "an address comes before both, as in `10.0.0.5:80:8080`".to_owned(),
             )
-        } else if word.starts_with('-') {
+        } else if word.starts_with('-') && word[1..].starts_with(|c: char| c.is_ascii_digit()) {
             (
                 "the rule should end here",
                 "a range has two ports, as in `8000-8100:9000-9100`".to_owned(),
@@ -74,6 +79,11 @@ impl Parser<'_> {
             (
                 "another rule begins here",
                 format!("give each as a word of its own: {two}"),
+            )
+        } else if let Some(protocol) = ["/tcp", "/udp", "/both"].iter().find(|p| lower == **p) {
+            (
+                "no space comes before the protocol",
+                format!("as in `80:8080{protocol}`"),
             )
         } else if ["from", "on"].contains(&lower.as_str()) {
             (
@@ -84,6 +94,11 @@ impl Parser<'_> {
             (
                 "the protocol comes behind `/`",
                 format!("as in `80:8080/{lower}`"),
+            )
+        } else if has_on {
+            (
+                "the rule should end here",
+                "list interfaces with commas and without spaces: `on eth0,wg0`".to_owned(),
             )
         } else {
             ("the rule should end here", EXAMPLE.to_owned())
@@ -109,9 +124,9 @@ impl Parser<'_> {
             return Err(self.error(
                 format!("{net} has bits behind its prefix"),
                 format!(
-                    "for the network write `from {}`, for the one host `from {}`",
-                    net.trunc(),
-                    net.addr()
+                    "for the network write `{}`, for the one host `{}`",
+                    right_from(&net.trunc().to_string()),
+                    right_from(&net.addr().to_canonical().to_string())
                 ),
             ));
         }
@@ -123,10 +138,10 @@ impl Parser<'_> {
                 .map_or_else(|_| mapped.to_string(), |net| shortest(net.into()));
             return Err(self.error(
                 format!("{word} is IPv4 in disguise"),
-                format!("write `from {net}`"),
+                format!("write `{}`", right_from(&net)),
             ));
         }
-        if net.addr().is_unspecified() && net.prefix_len() > 0 && net.hosts().count() == 1 {
+        if net.addr().is_unspecified() && net.prefix_len() == net.max_prefix_len() {
             let all = if net.addr().is_ipv4() {
                 "0.0.0.0/0"
             } else {
@@ -161,8 +176,10 @@ impl Parser<'_> {
             return self.error(
                 problem,
                 match format!("80:8080 from {addr} on {zone}").parse::<Rule>() {
-                    Ok(_) => format!("an address has no zone here: `from {addr} on {zone}`"),
-                    Err(_) => "an address has no zone here: `from fe80::1 on eth0`".to_owned(),
+                    Ok(_) if !zone.contains('`') => {
+                        format!("an address has no zone here: `from {addr} on {zone}`")
+                    }
+                    _ => "an address has no zone here: `from fe80::1 on eth0`".to_owned(),
                 },
             );
         }
@@ -225,14 +242,26 @@ impl Parser<'_> {
             ));
         }
         // As `dev_valid_name` has it in net/core/dev.c.
-        let is_name = !name.contains(['/', ':']) && !matches!(name, "." | "..");
+        // What the terminal would obey is no name either, as rules are printed.
+        let is_name = !name.contains(['/', ':'])
+            && !name.contains(|c| visible(c) != c)
+            && !matches!(name, "." | "..");
         if !is_name || (!is_glob(name) && name.len() > LONGEST_NAME) {
             return Err(self.error(
                 format!("`{name}` cannot be the name of an interface"),
-                format!("names have at most {LONGEST_NAME} characters, and no slash or colon"),
+                format!("names have at most {LONGEST_NAME} characters, and no slash, colon or control character"),
             ));
         }
         Ok(())
+    }
+}
+
+/// A condition for these clients, or an example where it would be refused.
+fn right_from(net: &str) -> String {
+    let condition = format!("from {net}");
+    match format!("80:8080 {condition}").parse::<Rule>() {
+        Ok(_) => condition,
+        Err(_) => "from 10.0.0.0/8".to_owned(),
     }
 }
 

@@ -17,7 +17,11 @@ impl Parser<'_> {
         loop {
             let word = self.until(|c| c.is_whitespace() || c == ':');
             let Some((key, value)) = word.split_once('=') else {
-                return Err(self.error(format!("expected KEY=VALUE, found `{word}`"), HINT));
+                let problem = match word {
+                    "" => "expected KEY=VALUE".to_owned(),
+                    _ => format!("expected KEY=VALUE, found `{word}`"),
+                };
+                return Err(self.error(problem, HINT));
             };
             let key_at = self.at;
             let is_twice = match key {
