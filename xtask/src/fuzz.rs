@@ -1,10 +1,10 @@
 //! Fuzzing: random input, guided by what of the code it reaches. The corpus that
 //! is committed is replayed by the tests, without any of this.
 
-use std::env;
 use std::process::Command;
+use std::{env, fs};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::{process, root};
@@ -42,6 +42,11 @@ pub fn fuzz(target: Option<Target>, seconds: u32) -> Result<()> {
     );
     let all = Target::value_variants();
     for &target in target.as_ref().map_or(all, std::slice::from_ref) {
+        // What is found goes to the first folder; what is worth committing is
+        // for a person to choose.
+        let found = root().join("fuzz/target/corpus").join(target.name());
+        let corpus = root().join("fuzz/corpus").join(target.name());
+        fs::create_dir_all(&found).context("make a folder for findings")?;
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         // Safe Rust has nothing for a sanitizer to find. That it is off, and
@@ -50,6 +55,7 @@ pub fn fuzz(target: Option<Target>, seconds: u32) -> Result<()> {
         command
             .args(["fuzz", "run", "--sanitizer=none", "--features=fuzzer"])
             .arg(target.name())
+            .args([found, corpus])
             .arg("--")
             .arg(format!("-max_total_time={seconds}"))
             .env("RUSTC_BOOTSTRAP", "1")

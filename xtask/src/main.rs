@@ -61,8 +61,7 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Feed random input to what reads texts and leftovers; new findings stay in
-    /// fuzz/corpus.
+    /// Feed random input to what reads rules, files, and what a process left.
     Fuzz {
         /// Which; all, one after another, when none is named.
         target: Option<fuzz::Target>,

@@ -112,8 +112,9 @@ impl<'a> Parser<'a> {
         {
             let (addr, zone) = addr.split_once('%').unwrap_or((addr, ""));
             let ports = format!("{dialled}:{target}");
-            let is_rule = ports.parse::<crate::rule::Rule>().is_ok();
-            if is_rule && let Ok(addr) = addr.parse::<Ipv6Addr>() {
+            if let Ok(addr) = addr.parse::<Ipv6Addr>()
+                && ports.parse::<crate::rule::Rule>().is_ok()
+            {
                 let hint = match zone {
                     "" => format!("write `{}`", v6_rule(addr, &ports)),
                     _ => with_zone(addr, zone, &ports),
