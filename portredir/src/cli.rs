@@ -351,10 +351,15 @@ pub struct Options {
     )]
     pub config: Option<PathBuf>,
 
-    /// [ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port first.
-    ///
-    /// Ports may be ranges, as in 8000-8100:9000-9100.
-    #[arg(value_name = "RULE", value_parser = word)]
+    /// The rules.
+    // Not a comment for both: rustdoc takes what is in brackets for links.
+    #[arg(
+        value_name = "RULE",
+        value_parser = word,
+        help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port first",
+        long_help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port \
+                     first.\n\nPorts may be ranges, as in 8000-8100:9000-9100"
+    )]
     pub rules: Vec<String>,
 }
 

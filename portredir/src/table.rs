@@ -351,8 +351,9 @@ impl Table {
             }
             let ranks: BTreeSet<_> = of_net.keys().map(|(rank, _)| *rank).collect();
             let nets: BTreeSet<_> = of_net.keys().map(|(_, net)| *net).collect();
+            let mut found = Vec::<Candidate>::new();
             for net in nets {
-                let mut found = Vec::<Candidate>::new();
+                found.clear();
                 for rank in &ranks {
                     let length = u8::try_from(rank.1.0.saturating_sub(1)).expect("a length");
                     if length > net.prefix_len() {
@@ -366,8 +367,12 @@ impl Table {
                 let last = found.iter().position(|candidate| candidate.on == 0);
                 found.truncate(last.map_or(found.len(), |last| last + 1));
                 // Of those for the same interfaces the first is taken.
-                let mut seen = BTreeSet::new();
-                found.retain(|candidate| seen.insert(candidate.on));
+                let mut seen = 0_u64;
+                found.retain(|candidate| {
+                    let before = seen;
+                    seen |= 1 << candidate.on;
+                    seen != before
+                });
                 if found.len() > Candidates::COUNT {
                     let count = found.len();
                     return Err(TableError::Candidates { port, count });

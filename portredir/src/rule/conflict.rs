@@ -6,8 +6,10 @@
 //! has packets left is none of our business: a narrow rule before or behind a
 //! wide one is how exceptions are written.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Bound::{Excluded, Unbounded};
 
 use glob::Pattern;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -126,6 +128,9 @@ pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
 struct List<'a> {
     rules: &'a [Sourced],
     conditions: Vec<Condition>,
+    /// Whether rules for narrower networks have all the clients of these. Most
+    /// often they do not, and then need not be looked at in each segment.
+    is_divided: HashMap<(Option<IpAddr>, Option<IpNet>), bool>,
     /// Lists of interfaces by their number; the first, of all, is empty.
     on: Vec<&'a [String]>,
     /// Of each list the lists that have all of its interfaces, and more: by
@@ -148,9 +153,11 @@ impl<'a> List<'a> {
             let rules = rules.iter().map(|sourced| &sourced.rule);
             segments(rules.enumerate(), protocol)
         };
+        let is_divided = divided(&conditions);
         Self {
             rules,
             conditions,
+            is_divided,
             on,
             covering,
             segments: vec![of(Protocol::Tcp), of(Protocol::Udp)],
@@ -183,7 +190,7 @@ impl<'a> List<'a> {
 
     /// The rules that take the packets of a hidden one, in their order.
     fn hiders(&self, hidden: usize) -> Vec<usize> {
-        let mut hiders = std::collections::BTreeSet::new();
+        let mut hiders = BTreeSet::new();
         for segments in &self.segments {
             let mut holders = Holders::default();
             let mut is_here = false;
@@ -203,14 +210,12 @@ impl<'a> List<'a> {
     /// `None` where some are left.
     fn takers(&self, place: usize, holders: &Holders<Condition>) -> Option<Vec<usize>> {
         let (addr, from, on) = self.conditions[place];
-        let is_within = |net: Option<IpNet>| match (from, net) {
-            (None, _) => true,
-            (Some(from), Some(net)) => from.contains(&net),
-            (Some(_), None) => false,
-        };
+        let is_divided = self.is_divided[&(addr, from)];
         let before: Vec<_> = holders
             .range(&(addr, from, 0))
-            .take_while(|((other, net, _), _)| *other == addr && is_within(*net))
+            .take_while(|((other, net, _), _)| {
+                *other == addr && (*net == from || (is_divided && is_within(from, *net)))
+            })
             .filter(|((_, net, _), i)| *net != from || *i < place)
             .map(|(&(_, net, list), i)| (net, list, i))
             .collect();
@@ -226,6 +231,33 @@ impl<'a> List<'a> {
         }
         Some(takers)
     }
+}
+
+/// Whether the clients of one rule are among those of another.
+fn is_within(all: Option<IpNet>, net: Option<IpNet>) -> bool {
+    match (all, net) {
+        (None, _) => true,
+        (Some(all), Some(net)) => all.contains(&net),
+        (Some(_), None) => false,
+    }
+}
+
+/// Which addresses and networks of clients have all their clients in narrower
+/// networks too, whatever the ports.
+fn divided(conditions: &[Condition]) -> HashMap<(Option<IpAddr>, Option<IpNet>), bool> {
+    let ends: BTreeSet<_> = conditions
+        .iter()
+        .map(|&(addr, from, _)| (addr, from))
+        .collect();
+    let is_divided = |&(addr, from): &_| {
+        // They follow in this order.
+        let narrower = ends.range((Excluded((addr, from)), Unbounded));
+        let narrower = narrower
+            .take_while(|&&(other, net)| other == addr && is_within(from, net))
+            .map(|&(_, net)| (net, 0));
+        cover(&all_clients(addr, from), &narrower.collect::<Vec<_>>()).is_some()
+    };
+    ends.iter().map(|end| (*end, is_divided(end))).collect()
 }
 
 /// For each name of a list, or for all interfaces, which lists have it. Of two

@@ -60,7 +60,7 @@ fn numbered(rules: &[Rule]) -> Vec<(u16, Rule)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(192) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
 
     #[test]
     fn the_most_specific_wins(rules in vec(near_rule(), 0..10)) {

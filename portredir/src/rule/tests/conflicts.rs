@@ -124,7 +124,7 @@ fn what_leaves_something_is_accepted() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1024) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
 
     /// Against all packets there are.
     #[test]
@@ -208,6 +208,13 @@ fn many() -> Vec<(&'static str, Vec<String>)> {
             shape(&|i| match i {
                 0..10 => format!("1-65535:8080 from {}", net(i)),
                 _ => format!("{}:{}", i + 1, i + 20_001),
+            }),
+        ),
+        (
+            "some all ports by client, the others a port each, of a hundred addresses",
+            shape(&|i| match i {
+                0..1_000 => format!("{}:1-65535:8080/both from {}", addr(i % 100), net(i / 100)),
+                _ => format!("{}:{}:9090", addr(i % 100), 10 + i / 100),
             }),
         ),
         (
