@@ -59,7 +59,7 @@ fn a_bad_rule_is_a_usage_error_that_points_at_the_character() {
     assert_eq!(code, Some(2));
     assert!(message.contains("\n    80;8080\n      ^\n"), "{message}");
     assert!(message.contains("argument 1: bad rule"), "{message}");
-    assert!(message.contains("as in 80:8080"), "{message}");
+    assert!(message.contains("a colon: `80:8080`"), "{message}");
     let (code, message) = failure(&["0:8080"]);
     assert_eq!(code, Some(2));
     assert!(message.contains("port 0 cannot be used"), "{message}");

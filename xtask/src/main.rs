@@ -3,6 +3,7 @@
 
 mod cargo;
 mod ebpf;
+mod fuzz;
 mod lint;
 mod process;
 mod report;
@@ -60,6 +61,14 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Feed random input to what reads rules, files, and what a process left.
+    Fuzz {
+        /// Which; all, one after another, when none is named.
+        target: Option<fuzz::Target>,
+        /// How long each.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+    },
     /// Run a benchmark of portredir as root, as in `bench prog-run`.
     Bench {
         /// Its name.
@@ -89,6 +98,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Setup { ebpf: true, check } => setup::ebpf_tools(check)?,
         Task::BuildEbpf { check: false } => ebpf::build()?,
         Task::BuildEbpf { check: true } => ebpf::check()?,
+        Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds)?,
         Task::Bench { name, args } => cargo::bench(&name, &args)?,
     }
     Ok(ExitCode::SUCCESS)
