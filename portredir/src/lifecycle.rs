@@ -41,6 +41,12 @@ pub enum LifecycleError {
          or `portredir down`, then use `portredir up`"
     )]
     Foreground(u32),
+    /// A run in the foreground would redirect a second time.
+    #[error(
+        "what `portredir up` left is attached here; change it by add, rm, apply or up, or end it: \
+         portredir down"
+    )]
+    Attached,
     /// Options that only `up` can change.
     #[error("`{0}` cannot be changed without attaching anew; use: portredir up --config PATH")]
     NeedsUp(&'static str),

@@ -10,11 +10,14 @@ use tokio::time::{Interval, MissedTickBehavior};
 use crate::cli::Run;
 use crate::control::{Answer, Control, Reply, Request, Role, Who};
 use crate::counters::Report;
+use crate::datapath::netns_cookie;
 use crate::host::Host;
 use crate::interface::Netlink;
+use crate::lifecycle::LifecycleError;
+use crate::pins::PinDir;
 use crate::preflight::{self, Lock};
 use crate::settings::Settings;
-use crate::state::State;
+use crate::state::{self, Found, State};
 
 /// How often to look for servers that did not register by themselves: those
 /// outside of the cgroup.
@@ -33,6 +36,11 @@ pub async fn run(cli: &Run, settings: Settings) -> anyhow::Result<()> {
     preflight::check_capabilities()?;
     preflight::check_kernel()?;
     let _lock = Lock::take()?;
+    let pins = PinDir::new(netns_cookie()?);
+    // Who may not look there has not been there.
+    if matches!(state::find(&pins), Ok(Found::Live(_) | Found::Unfinished)) {
+        return Err(LifecycleError::Attached.into());
+    }
     let mut control = Control::listen().context("listen for commands")?;
 
     let mut hang_up = signal(SignalKind::hangup())?;
