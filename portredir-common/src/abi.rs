@@ -119,6 +119,16 @@ impl PortEntry {
         (generation & 1) << 17 | half | port.get() as u32
     }
 
+    /// As one number, as it lies in memory.
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        let [a, b] = self.target.to_ne_bytes();
+        let [c, d] = self.rule.to_ne_bytes();
+        let [e, f] = self.flags.to_ne_bytes();
+        let [g, h] = self.set.to_ne_bytes();
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// 0 or 1.
     #[inline(always)]
     #[must_use]

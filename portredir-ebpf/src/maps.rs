@@ -4,8 +4,8 @@ use core::ffi::c_void;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock,
-    bpf_sock_tuple, xdp_md,
+    __sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST,
+    BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple, xdp_md,
 };
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{
@@ -26,15 +26,16 @@ use portredir_common::verdict::Reason;
 use portredir_common::wire::Version;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Which of two generations of rules is live; switching it is all that a change
 /// of rules does to traffic.
 #[btf_map]
 static GENERATION: Array<u32, 1> = Array::new();
 
-/// Filled by user space, read for every packet.
+/// Filled by user space, as memory; read for every packet.
 #[btf_map]
-static PORTS: Array<PortEntry, { PortEntry::COUNT as usize }> = Array::new();
+static PORTS: Array<PortEntry, { PortEntry::COUNT as usize }, MMAPABLE> = Array::new();
 
 /// Earlier targets of ports, by their index in [`PORTS`].
 #[btf_map]

@@ -14,7 +14,7 @@ use crate::lifecycle::Care;
 use crate::plan::EngineChoice;
 use crate::rule;
 use crate::selection::Selection;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 
 /// Redirects ports in the kernel.
 ///
@@ -363,10 +363,15 @@ pub struct Options {
     )]
     pub config: Option<PathBuf>,
 
-    /// [ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port first.
-    ///
-    /// Ports may be ranges, as in 8000-8100:9000-9100.
-    #[arg(value_name = "RULE", value_parser = word)]
+    /// The rules.
+    // Not a comment for both: rustdoc takes what is in brackets for links.
+    #[arg(
+        value_name = "RULE",
+        value_parser = word,
+        help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port first",
+        long_help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port \
+                     first.\n\nPorts may be ranges, as in 8000-8100:9000-9100"
+    )]
     pub rules: Vec<String>,
 }
 
@@ -432,7 +437,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 }
 
 fn drain_timeout(text: &str) -> Result<Duration, String> {
-    seconds(text, 0.0)
+    seconds(text, *settings::DRAIN_SECONDS.start())
 }
 
 fn confirm(text: &str) -> Result<Duration, String> {
@@ -443,14 +448,13 @@ fn seconds(text: &str, least: f64) -> Result<Duration, String> {
     let seconds: f64 = text
         .parse()
         .map_err(|_| "not a number of seconds, as 2 or 0.5")?;
-    if !(least..=3600.0).contains(&seconds) {
+    if !(least..=*settings::DRAIN_SECONDS.end()).contains(&seconds) {
         return Err(format!("from {least} to 3600 seconds are possible"));
     }
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// LRU maps of the kernel evict early when they are small: they hand out
-/// entries in batches of 128 per CPU.
 fn flows() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1024..=16_777_216)
+    let (least, most) = (*settings::FLOWS.start(), *settings::FLOWS.end());
+    clap::value_parser!(u32).range(i64::from(least)..=i64::from(most))
 }

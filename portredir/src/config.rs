@@ -13,7 +13,7 @@ use toml::Spanned;
 use crate::plan::EngineChoice;
 use crate::rule::{self, ConflictError, Origin, Rule, Sourced, SourcedError};
 use crate::selection::Selection;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 
 /// Where files are looked for when nothing else is said.
 pub const DIR: &str = "/etc/portredir";
@@ -232,16 +232,45 @@ fn load_file(path: &Path) -> Result<Config, ConfigError> {
     if mode & 0o002 != 0 && path.is_file() {
         return Err(ConfigError::Writable { path: name });
     }
+    parse(path, bytes)
+}
+
+/// Reads the bytes of a file.
+///
+/// # Errors
+///
+/// [`ConfigError::Toml`] and [`ConfigError::Rule`], naming the place.
+pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     let toml = |message: String| ConfigError::Toml {
-        path: name.clone(),
+        path: path.display().to_string(),
         message: message.trim_end().to_owned(),
     };
     let text = String::from_utf8(bytes).map_err(|_| toml("it is not UTF-8 text".into()))?;
     let file: File = toml::from_str(&text).map_err(|error| toml(error.to_string()))?;
-    let drain_timeout = file.drain_timeout.map(Duration::try_from_secs_f64);
-    let drain_timeout = drain_timeout
-        .transpose()
-        .map_err(|error| toml(format!("drain-timeout: {error}")))?;
+    let drain_timeout = file.drain_timeout.map(|seconds| {
+        if settings::DRAIN_SECONDS.contains(&seconds) {
+            return Ok(Duration::from_secs_f64(seconds));
+        }
+        let (least, most) = (
+            settings::DRAIN_SECONDS.start(),
+            settings::DRAIN_SECONDS.end(),
+        );
+        Err(toml(format!(
+            "drain-timeout: {seconds} is not from {least} to {most} seconds"
+        )))
+    });
+    let drain_timeout = drain_timeout.transpose()?;
+    for (key, flows) in [
+        ("max-tcp-flows", file.max_tcp_flows),
+        ("max-udp-flows", file.max_udp_flows),
+    ] {
+        if let Some(flows) = flows.filter(|flows| !settings::FLOWS.contains(flows)) {
+            let (least, most) = (settings::FLOWS.start(), settings::FLOWS.end());
+            return Err(toml(format!(
+                "{key}: {flows} is not from {least} to {most}"
+            )));
+        }
+    }
     let mut rules = Vec::new();
     for rule in file.rules {
         let origin = Origin::File {
@@ -410,7 +439,19 @@ mod tests {
             ("rules = '80:8080'", "line 1, column 9"),
             ("engine = 'fast'", "unknown variant `fast`"),
             ("iface = ''", "an interface name is empty"),
-            ("drain-timeout = -1", "drain-timeout: "),
+            (
+                "drain-timeout = -1",
+                "drain-timeout: -1 is not from 0 to 3600 seconds",
+            ),
+            ("drain-timeout = nan", "drain-timeout: NaN is not from"),
+            (
+                "max-tcp-flows = 1",
+                "max-tcp-flows: 1 is not from 1024 to 16777216",
+            ),
+            (
+                "max-udp-flows = 99999999",
+                "max-udp-flows: 99999999 is not from",
+            ),
             ("rules = ['80:8080'\n", "line 1"),
         ] {
             let message = error(text);

@@ -1,11 +1,14 @@
 //! How commands talk to the process that redirects or follows: one line of
 //! JSON each way, over a socket of the network namespace.
 
-use std::io::{self, BufReader, Read as _, Write as _};
+use std::fmt;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::{Duration, Instant};
 
+use caps::{CapSet, Capability};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
@@ -30,6 +33,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
+    /// Tell who answers.
+    Who,
     /// Tell what there is.
     Status,
     /// Somebody changed the rules: read them again. For root alone.
@@ -49,6 +54,24 @@ pub enum Role {
     Follower,
 }
 
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Who {
+    /// What kind of process it is.
+    pub role: Role,
+    /// Its ID.
+    pub pid: u32,
+}
+
+impl Who {
+    /// This process.
+    #[must_use]
+    pub fn this(role: Role) -> Self {
+        let pid = std::process::id();
+        Self { role, pid }
+    }
+}
+
 /// Who answers, and what there is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Answer {
@@ -62,32 +85,54 @@ pub struct Answer {
     pub settings: Settings,
     /// Seconds until an unconfirmed change is taken back.
     pub confirm_within: Option<u64>,
-    /// Counters.
+    /// Interfaces and counters.
+    #[serde(flatten)]
     pub report: Report,
 }
 
-/// Asks the process of this network namespace; `None` when there is none.
+/// Asks the process of this network namespace what there is; `None` when there
+/// is no such process.
 ///
 /// # Errors
 ///
 /// When it does not answer, or refuses.
-pub fn ask(request: Request) -> io::Result<Option<Answer>> {
-    let mut stream = match UnixStream::connect_addr(&address()?) {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
-        Err(error) => return Err(error),
+pub fn status() -> io::Result<Option<Answer>> {
+    match exchange(Request::Status)? {
+        Some(Reply::Answer(answer)) => Ok(Some(*answer)),
+        None => Ok(None),
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Asks the process of this network namespace for something; who answers, or
+/// `None` when there is no such process.
+///
+/// # Errors
+///
+/// When it does not answer, or refuses.
+pub fn ask(request: Request) -> io::Result<Option<Who>> {
+    match exchange(request)? {
+        Some(Reply::Done(who)) => Ok(Some(who)),
+        None => Ok(None),
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn exchange(request: Request) -> io::Result<Option<Reply>> {
+    let Some((mut stream, _)) = connect()? else {
+        return Ok(None);
     };
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(&line(&request))?;
     let mut text = String::new();
-    BufReader::new(stream).read_to_string(&mut text)?;
+    stream.read_to_string(&mut text)?;
     if request == Request::Stop && text.is_empty() {
         // It was faster to end than to answer.
         return Ok(None);
     }
     match serde_json::from_str(&text)? {
-        Reply::Answer(answer) => Ok(Some(*answer)),
         Reply::Refused(why) => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
+        reply => Ok(Some(reply)),
     }
 }
 
@@ -97,12 +142,59 @@ pub fn ask(request: Request) -> io::Result<Option<Answer>> {
 ///
 /// When it cannot be asked.
 pub fn pid() -> io::Result<Option<i32>> {
+    Ok(connect()?.map(|(_, owner)| owner.pid))
+}
+
+/// Anybody may take the name, so what has no rights to redirect is not believed.
+fn connect() -> io::Result<Option<(UnixStream, Owner)>> {
     let stream = match UnixStream::connect_addr(&address()?) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
         Err(error) => return Err(error),
     };
-    Ok(Some(getsockopt(&stream, PeerCredentials)?.pid()))
+    let owner = Owner::of(&stream)?;
+    if owner.may_redirect() {
+        Ok(Some((stream, owner)))
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{owner} has taken the place of portredir"),
+        ))
+    }
+}
+
+/// The process that listens at a socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    /// Its ID.
+    pub pid: i32,
+    uid: Uid,
+}
+
+impl Owner {
+    /// Of the socket that another is connected to.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn of(socket: &impl AsFd) -> io::Result<Self> {
+        let peer = getsockopt(socket, PeerCredentials)?;
+        Ok(Self {
+            pid: peer.pid(),
+            uid: Uid::from_raw(peer.uid()),
+        })
+    }
+
+    fn may_redirect(self) -> bool {
+        let has_rights = || caps::has_cap(Some(self.pid), CapSet::Effective, Capability::CAP_BPF);
+        self.uid.is_root() || self.uid == Uid::effective() || has_rights().unwrap_or(false)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} of user {}", self.pid, self.uid)
+    }
 }
 
 /// Waits until a process answers, or none does any more; says whether it came to
@@ -120,10 +212,15 @@ pub fn is_there_within(is_there: bool, timeout: Duration) -> bool {
     }
 }
 
+/// What is answered.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Reply {
+pub enum Reply {
+    /// What was asked for is done, or begun.
+    Done(Who),
+    /// What there is.
     Answer(Box<Answer>),
+    /// It is not, and why.
     Refused(String),
 }
 
@@ -147,11 +244,7 @@ pub struct Call {
 
 impl Call {
     /// Answers it.
-    pub fn answer(self, answer: io::Result<Answer>) {
-        let reply = match answer {
-            Ok(answer) => Reply::Answer(Box::new(answer)),
-            Err(error) => Reply::Refused(error.to_string()),
-        };
+    pub fn answer(self, reply: Reply) {
         // Who asked may be gone.
         let _ = self.reply.send(reply);
     }
@@ -221,7 +314,7 @@ fn may(uid: Uid, request: Request) -> bool {
     if uid.is_root() || uid == Uid::effective() {
         return true;
     }
-    request == Request::Status && is_member(uid).unwrap_or(false)
+    matches!(request, Request::Status | Request::Who) && is_member(uid).unwrap_or(false)
 }
 
 fn is_member(uid: Uid) -> Option<bool> {

@@ -38,6 +38,7 @@ use crate::interface::Interface;
 use crate::netdev;
 use crate::pins::{self, PinDir};
 use crate::plan::{Engine, Planned};
+use crate::shared::SharedArray;
 use crate::sockets::TcpSocket;
 use crate::state::{Record, State, Store};
 use crate::table::Table;
@@ -102,6 +103,15 @@ pub enum DatapathError {
         /// The kernel's error.
         #[source]
         source: MapError,
+    },
+    /// The memory of a map could not be shared.
+    #[error("share the memory of map {name}")]
+    Share {
+        /// Its name.
+        name: &'static str,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
     },
     /// An interface refused a program.
     #[error("attach {what} to {interface}: {reason}")]
@@ -267,7 +277,7 @@ impl Hook {
         match self {
             Self::Held(_) => {}
             Self::Pinned(path) => {
-                if let Err(error) = fs::remove_file(&path) {
+                if let Err(error) = pins::detach(&path) {
                     log::warn!("remove {}: {error}", path.display());
                 }
             }
@@ -386,8 +396,6 @@ pub struct Datapath {
     local: HashMap<[u8; 16], u8>,
     /// Where what is attached outlives the process.
     pins: Option<PinDir>,
-    /// What is known to be in `PORTS`, by generation.
-    ports: [Option<Vec<PortEntry>>; 2],
 }
 
 impl Datapath {
@@ -424,11 +432,6 @@ impl Datapath {
             lookup: None,
             local: HashMap::new(),
             pins: pins.cloned(),
-            // What somebody else may have filled is written anew.
-            ports: std::array::from_fn(|_| {
-                let none = vec![PortEntry::default(); PortEntry::COUNT as usize / 2];
-                pins.is_none().then_some(none)
-            }),
         };
         Ok(datapath)
     }
@@ -919,6 +922,27 @@ impl Datapath {
             > 0
     }
 
+    /// Detaches what somebody has attached to an interface who was killed before
+    /// he could say so.
+    pub fn clear(&self, engine: Engine, index: u32) {
+        let Some(pins) = &self.pins else {
+            return;
+        };
+        let names = match engine {
+            Engine::Cgroup => program::CLIENT.map(str::to_owned).to_vec(),
+            Engine::Lookup if self.lookup.is_some() => Vec::new(),
+            Engine::Lookup => [pin::REGISTER, pin::LOOKUP].map(str::to_owned).to_vec(),
+            _ => [false, true]
+                .map(|is_ingress| pin::device(index, is_ingress))
+                .to_vec(),
+        };
+        // What redirects goes before what restores.
+        for name in names.iter().rev() {
+            // Most are not there.
+            let _ = pins::detach(&pins.path(name));
+        }
+    }
+
     /// Detaches from an interface.
     pub fn detach(&mut self, index: u32, name: &str) {
         match self.attached.remove(&index) {
@@ -1274,28 +1298,22 @@ impl Datapath {
         Ok(generation)
     }
 
-    /// Writes what differs from what is there, as far as that is known.
+    /// By memory that is shared with the kernel: one call for each entry would
+    /// take a tenth of a second.
     fn fill_ports(&mut self, generation: u32, entries: &[PortEntry]) -> Result<(), DatapathError> {
         let name = "PORTS";
-        let side = generation as usize;
-        let before = std::mem::take(&mut self.ports[side]);
-        let map = self.ebpf.map_mut(name).expect("the object has the map");
-        let mut map = Array::<_, PortEntry>::try_from(map).map_err(map_error(name))?;
+        let Map::Array(map) = self.map(name) else {
+            unreachable!("it is an array");
+        };
+        let memory = SharedArray::map(map.fd().as_fd(), PortEntry::COUNT as usize);
+        let memory = memory.map_err(|source| DatapathError::Share { name, source })?;
         for (place, entry) in (0..).zip(entries) {
-            let is_known = before
-                .as_ref()
-                .and_then(|before| before.get(place as usize));
-            if is_known == Some(entry) {
-                continue;
-            }
             let mut entry = *entry;
             if entry != PortEntry::default() && generation == 1 {
                 entry.flags |= PortEntry::GENERATION;
             }
-            map.set(generation << 17 | place, entry, 0)
-                .map_err(map_error(name))?;
+            memory.set(generation << 17 | place, entry.to_word());
         }
-        self.ports[side] = Some(entries.to_vec());
         Ok(())
     }
 

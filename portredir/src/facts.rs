@@ -110,6 +110,9 @@ pub trait Programs {
     fn tcx(&self, interface: &str) -> Vec<String>;
 }
 
+/// How the names of our programs begin.
+const OURS: &str = "portredir_";
+
 /// The programs that are in the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Loaded;
@@ -128,6 +131,11 @@ impl Programs for Loaded {
             .into_iter()
             .filter_map(|direction| SchedClassifier::query_tcx(interface, direction).ok())
             .flat_map(|(_, programs)| programs)
+            .filter(|info| {
+                !info
+                    .name_as_str()
+                    .is_some_and(|name| name.starts_with(OURS))
+            })
             .map(|info| name_and_id(info.name_as_str().map(str::to_owned), info.id()))
             .collect()
     }

@@ -18,7 +18,7 @@ use crate::interface::Netlink;
 use crate::lifecycle::{LifecycleError, wipe};
 use crate::pins::PinDir;
 use crate::preflight::{self, Lock};
-use crate::run::{LISTENERS, answer, every, is_logging};
+use crate::run::{LISTENERS, every, is_logging, reply};
 use crate::state::{self, Found};
 
 /// `portredir follow`: for a datapath that is there.
@@ -78,15 +78,14 @@ pub async fn follow_with(
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
             call = control.next() => {
-                match call.request {
-                    Request::Status => {}
+                let request = call.request;
+                call.answer(reply(&host, Role::Follower, request));
+                match request {
+                    // Who asks after this is answered after it.
                     Request::Changed => step(&mut host).await,
-                    Request::Stop => {
-                        call.answer(answer(&host, Some(Role::Follower)).map_err(io::Error::other));
-                        return Ok(());
-                    }
+                    Request::Stop => return Ok(()),
+                    Request::Who | Request::Status => {}
                 }
-                call.answer(answer(&host, Some(Role::Follower)).map_err(io::Error::other));
             }
             () = host.netlink.changed() => step(&mut host).await,
             _ = watch.tick(), if host.needs_listeners() => {

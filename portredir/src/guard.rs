@@ -87,7 +87,7 @@ fn refuse(
     if !rule.protocols.each().contains(&protocol) {
         return Ok(());
     }
-    let how = if rule.dialled.contains(port) {
+    let how = if rule.redirects(port) {
         "takes over"
     } else if is_hiding && rule.target.contains(port) {
         "would hide"

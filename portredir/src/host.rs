@@ -36,6 +36,8 @@ pub struct Host {
     /// Where it outlives the process.
     pins: Option<PinDir>,
     records: BTreeMap<u32, Record>,
+    /// Of interfaces at which somebody was killed while he attached or detached.
+    unfinished: Vec<Record>,
     /// What was last said about interfaces.
     said: BTreeSet<String>,
     /// What was last said about servers.
@@ -86,6 +88,7 @@ impl Host {
             datapath,
             pins,
             records: BTreeMap::new(),
+            unfinished: Vec::new(),
             said: BTreeSet::new(),
             unregistered: BTreeSet::new(),
         };
@@ -100,10 +103,29 @@ impl Host {
         };
         self.datapath.forget();
         self.records.clear();
+        self.unfinished.clear();
         for record in state::records(pins) {
             let index = record.report.ifindex;
-            self.datapath.adopt(index, record.engine, &record.mode);
-            self.records.insert(index, record);
+            if record.mode.programs.is_empty() {
+                self.unfinished.push(record);
+            } else {
+                self.datapath.adopt(index, record.engine, &record.mode);
+                self.records.insert(index, record);
+            }
+        }
+    }
+
+    /// Puts back what somebody has changed who was killed before he could attach
+    /// or detach.
+    async fn clear_unfinished(&mut self, snapshot: &Snapshot) {
+        for record in std::mem::take(&mut self.unfinished) {
+            let index = record.report.ifindex;
+            self.datapath.clear(record.engine, index);
+            if let Some(interface) = snapshot.interfaces.get(&index) {
+                Datapath::sweep(interface);
+                put_back(&self.netlink, &record).await;
+            }
+            self.datapath.remove_record(index);
         }
     }
 
@@ -127,6 +149,7 @@ impl Host {
     ///
     /// Where the plan is impossible; what was attached before is left as it was.
     pub async fn start(&mut self, snapshot: &Snapshot, plan: &Plan) -> anyhow::Result<()> {
+        self.clear_unfinished(snapshot).await;
         self.datapath.set_local(&snapshot.addrs)?;
         self.said = plan.skip.iter().map(ToString::to_string).collect();
         let is_lookup = |planned: &Planned| planned.engine == Engine::Lookup;
@@ -200,7 +223,8 @@ impl Host {
         if self.needs_listeners() {
             self.register()?;
         }
-        let new = state.ids.iter().filter(|id| !self.state.ids.contains(id));
+        let before: BTreeSet<_> = self.state.ids.iter().copied().collect();
+        let new = state.ids.iter().filter(|id| !before.contains(id));
         self.datapath.clear_counters(&new.copied().collect())?;
         let generation = self.datapath.fill(&self.table)?;
         self.datapath
@@ -401,6 +425,7 @@ impl Host {
             self.detach(index, false).await;
         }
         let snapshot = self.netlink.snapshot().await?;
+        self.clear_unfinished(&snapshot).await;
         self.datapath.set_local(&snapshot.addrs)?;
         let generation = self.datapath.generation()?;
         self.datapath
@@ -489,9 +514,14 @@ impl Host {
     }
 
     async fn detach(&mut self, index: u32, exists: bool) {
-        let Some(record) = self.records.remove(&index) else {
+        let Some(mut record) = self.records.remove(&index) else {
             return;
         };
+        // From here on it is unfinished business.
+        record.mode.programs.clear();
+        if let Err(error) = self.write_down(&record) {
+            log::warn!("{error:#}");
+        }
         let name = &record.report.name;
         self.datapath.detach(index, name);
         if exists {

@@ -22,6 +22,7 @@ pub mod rule;
 pub mod run;
 pub mod selection;
 pub mod settings;
+pub mod shared;
 pub mod sockets;
 pub mod state;
 pub mod table;

@@ -4,6 +4,7 @@
 //! valid in one step. Whoever is killed before that step has changed nothing;
 //! what he left lying about is cleared by the next.
 
+use std::collections::HashSet;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -40,6 +41,12 @@ pub enum LifecycleError {
          or `portredir down`, then use `portredir up`"
     )]
     Foreground(u32),
+    /// A run in the foreground would redirect a second time.
+    #[error(
+        "what `portredir up` left is attached here; change it by add, rm, apply or up, or end it: \
+         portredir down"
+    )]
+    Attached,
     /// Options that only `up` can change.
     #[error("`{0}` cannot be changed without attaching anew; use: portredir up --config PATH")]
     NeedsUp(&'static str),
@@ -153,9 +160,9 @@ pub async fn wipe(pins: &PinDir, netlink: &Netlink, snapshot: &Snapshot) -> anyh
 
 fn refuse_foreground() -> anyhow::Result<()> {
     // A process that does not answer is found by its lock.
-    match control::ask(Request::Status) {
-        Ok(Some(answer)) if answer.role == Some(Role::Foreground) => {
-            Err(LifecycleError::Foreground(answer.pid).into())
+    match control::ask(Request::Who) {
+        Ok(Some(who)) if who.role == Role::Foreground => {
+            Err(LifecycleError::Foreground(who.pid).into())
         }
         _ => Ok(()),
     }
@@ -275,8 +282,7 @@ pub async fn change(
         return Err(LifecycleError::NeedsUp(option).into());
     }
     session.snapshot.check(&after)?;
-    let is_new = |rule: &&Rule| !before.rules.contains(rule);
-    let new: Vec<_> = after.rules.iter().filter(is_new).cloned().collect();
+    let new: Vec<_> = missing_in(&before.rules, &after.rules).cloned().collect();
     if after.hide_target && !before.hide_target {
         refuse_lock_out(&after.rules, &after, care)?;
     }
@@ -336,7 +342,7 @@ fn tell_follower() {
 /// What the kernel refuses.
 pub async fn down(timeout: Option<Duration>, dry_run: bool) -> anyhow::Result<()> {
     preflight::check_capabilities()?;
-    if let Ok(Some(answer)) = control::ask(Request::Status)
+    if let Ok(Some(answer)) = control::status()
         && answer.role == Some(Role::Foreground)
     {
         if dry_run {
@@ -469,7 +475,7 @@ fn is_this_program(pid: i32) -> bool {
 ///
 /// [`LifecycleError::NotRunning`]; or this user may not know.
 pub async fn read() -> anyhow::Result<Answer> {
-    match control::ask(Request::Status) {
+    match control::status() {
         Ok(Some(answer)) => return Ok(answer),
         Ok(None) => {}
         // Root can still look for himself.
@@ -488,23 +494,21 @@ pub async fn read() -> anyhow::Result<Answer> {
     }
 }
 
+/// Those of `rules` that are not among others.
+fn missing_in<'a>(others: &'a [Rule], rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
+    let others: HashSet<_> = others.iter().collect();
+    rules.iter().filter(move |rule| !others.contains(rule))
+}
+
 /// The rules that go, then those that come, and options.
 fn print_diff(before: Option<&Settings>, after: &Settings) -> anyhow::Result<()> {
     let none = Settings::default();
     let before = before.unwrap_or(&none);
-    let mut out = io::stdout().lock();
-    for rule in before
-        .rules
-        .iter()
-        .filter(|rule| !after.rules.contains(rule))
-    {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for rule in missing_in(&after.rules, &before.rules) {
         writeln!(out, "- {rule}")?;
     }
-    for rule in after
-        .rules
-        .iter()
-        .filter(|rule| !before.rules.contains(rule))
-    {
+    for rule in missing_in(&before.rules, &after.rules) {
         writeln!(out, "+ {rule}")?;
     }
     for (name, is_on) in [

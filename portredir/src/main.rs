@@ -17,6 +17,7 @@ use portredir::preflight::PreflightError;
 use portredir::rule::{self, ConflictError, Rule, Sourced, SourcedError};
 use portredir::settings::Settings;
 use portredir::state::StateError;
+use portredir::table::{History, Table};
 use portredir::{bench, follow, run};
 
 /// Exit codes; 0 is done.
@@ -93,6 +94,14 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Save(args)) => save(args).await,
         Some(Command::Check(args)) => {
             let settings = config::load(&args.path)?.over(&Settings::default());
+            let Settings {
+                hide_target,
+                if_listening,
+                ..
+            } = settings;
+            // There can be more of them than the maps hold.
+            let rules: Vec<_> = (0..=u16::MAX).zip(settings.rules.iter().cloned()).collect();
+            Table::compile(&rules, &History::default(), hide_target, if_listening)?;
             println!("{} rules are right", settings.rules.len());
             Ok(())
         }

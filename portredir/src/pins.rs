@@ -3,7 +3,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -86,11 +86,7 @@ impl PinDir {
     /// [`PinError`].
     pub fn create(&self) -> Result<(), PinError> {
         if !is_bpffs() {
-            let own = fs::read_link("/proc/self/ns/mnt");
-            let first = fs::read_link("/proc/1/ns/mnt");
-            if let (Ok(own), Ok(first)) = (own, first)
-                && own != first
-            {
+            if has_own_mounts() {
                 return Err(PinError::OwnNamespace);
             }
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -121,7 +117,7 @@ impl PinDir {
             let later = ["egress", "recv", "peer", "register"];
             later.iter().any(|word| name.contains(word))
         });
-        self.remove_each(names)
+        self.remove_each(names, detach)
     }
 
     fn names(&self) -> Result<Vec<OsString>, PinError> {
@@ -135,10 +131,14 @@ impl PinDir {
         }
     }
 
-    fn remove_each(&self, names: Vec<OsString>) -> Result<(), PinError> {
+    fn remove_each(
+        &self,
+        names: Vec<OsString>,
+        remove: impl Fn(&Path) -> io::Result<()>,
+    ) -> Result<(), PinError> {
         for name in names {
             let path = self.0.join(name);
-            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            remove(&path).map_err(io_error("remove", &path))?;
         }
         Ok(())
     }
@@ -151,7 +151,7 @@ impl PinDir {
     /// [`PinError::Io`]: what is left is named.
     pub fn remove(&self) -> Result<(), PinError> {
         self.remove_links()?;
-        self.remove_each(self.names()?)?;
+        self.remove_each(self.names()?, |path| fs::remove_file(path))?;
         remove_dir(&self.0)?;
         if let Some(parent) = self.0.parent()
             // Other network namespaces may have theirs in it.
@@ -183,6 +183,19 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinE
     }
 }
 
+/// Whether the first process has another mount namespace: one mount is never in
+/// two. (The link /proc/1/ns/mnt may be read by few.)
+fn has_own_mounts() -> bool {
+    let first_mount = |process: &str| {
+        let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?;
+        mounts.lines().next().map(str::to_owned)
+    };
+    matches!(
+        (first_mount("self"), first_mount("1")),
+        (Some(own), Some(first)) if own != first
+    )
+}
+
 fn is_bpffs() -> bool {
     statfs(BPFFS).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
@@ -201,69 +214,105 @@ fn is_our_mount() -> bool {
         })
 }
 
+/// A link that is pinned.
+struct PinnedLink(OwnedFd);
+
+/// Commands of `bpf(2)` and their attributes: `union bpf_attr` of
+/// include/uapi/linux/bpf.h. No library does this for all kinds of links.
+mod sys {
+    pub const OBJ_GET: libc::c_long = 7;
+    pub const LINK_UPDATE: libc::c_long = 29;
+    pub const LINK_DETACH: libc::c_long = 34;
+
+    #[repr(C)]
+    pub struct ObjGet {
+        pub pathname: u64,
+        pub bpf_fd: u32,
+        pub file_flags: u32,
+    }
+
+    #[repr(C)]
+    pub struct LinkUpdate {
+        pub link_fd: u32,
+        pub new_prog_fd: u32,
+        pub flags: u32,
+        pub old_prog_fd: u32,
+    }
+
+    #[repr(C)]
+    pub struct LinkDetach {
+        pub link_fd: u32,
+    }
+}
+
+#[expect(unsafe_code, reason = "a system call")]
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+    // SAFETY: callers pass the attributes of the command; they outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            &raw const *attributes,
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(result).map_err(io::Error::other)
+}
+
+impl PinnedLink {
+    #[expect(unsafe_code, reason = "a descriptor of the kernel")]
+    fn open(pin: &Path) -> io::Result<Self> {
+        let path = CString::new(pin.as_os_str().as_bytes())?;
+        let fd = bpf(
+            sys::OBJ_GET,
+            &sys::ObjGet {
+                pathname: path.as_ptr() as u64,
+                bpf_fd: 0,
+                file_flags: 0,
+            },
+        )?;
+        // SAFETY: a new descriptor, which nobody else knows.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    fn fd(&self) -> u32 {
+        self.0.as_raw_fd().cast_unsigned()
+    }
+}
+
 /// Puts another program into a link that is pinned: between two packets.
 ///
 /// # Errors
 ///
 /// `ENOLINK` when what it was attached to is gone, and others of the kernel.
-#[expect(unsafe_code, reason = "no library updates all kinds of links")]
 pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
-    // `union bpf_attr` of include/uapi/linux/bpf.h.
-    #[repr(C)]
-    struct ObjGet {
-        pathname: u64,
-        bpf_fd: u32,
-        file_flags: u32,
-    }
-    #[repr(C)]
-    struct LinkUpdate {
-        link_fd: u32,
-        new_prog_fd: u32,
-        flags: u32,
-        old_prog_fd: u32,
-    }
-    const BPF_OBJ_GET: libc::c_long = 7;
-    const BPF_LINK_UPDATE: libc::c_long = 29;
-
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    let get = ObjGet {
-        pathname: path.as_ptr() as u64,
-        bpf_fd: 0,
-        file_flags: 0,
-    };
-    // SAFETY: the attributes of this command, which outlive the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_GET,
-            &raw const get,
-            size_of::<ObjGet>(),
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: a new descriptor, which nobody else knows.
-    let link = unsafe { OwnedFd::from_raw_fd(fd) };
-    let update = LinkUpdate {
-        link_fd: link.as_fd().as_raw_fd().cast_unsigned(),
+    let link = PinnedLink::open(pin)?;
+    let update = sys::LinkUpdate {
+        link_fd: link.fd(),
         new_prog_fd: program.as_raw_fd().cast_unsigned(),
         flags: 0,
         old_prog_fd: 0,
     };
-    // SAFETY: as above.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_LINK_UPDATE,
-            &raw const update,
-            size_of::<LinkUpdate>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    bpf(sys::LINK_UPDATE, &update).map(drop)
+}
+
+/// Detaches a link that is pinned, and removes the pin.
+///
+/// The kernel would detach it without the pin as well, but some time later: it
+/// frees files of bpffs when nobody can see them any more.
+///
+/// # Errors
+///
+/// When the pin cannot be removed.
+pub fn detach(pin: &Path) -> io::Result<()> {
+    // What it was attached to may be gone.
+    if let Ok(link) = PinnedLink::open(pin)
+        && let Err(error) = bpf(sys::LINK_DETACH, &sys::LinkDetach { link_fd: link.fd() })
+    {
+        log::debug!("detach {}: {error}", pin.display());
     }
+    fs::remove_file(pin)
 }

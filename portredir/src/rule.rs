@@ -3,8 +3,13 @@
 //! The text is the same on the command line, in files and in what is printed:
 //! `[ADDR:]PORT[-PORT]:PORT[-PORT][/tcp|/udp|/both] [from CIDR] [on IFACE,…]`.
 
+mod conflict;
+mod error;
 mod list;
 mod parse;
+pub(crate) mod segment;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,8 +18,9 @@ use ipnet::IpNet;
 use portredir_common::abi::Protocol;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-pub use self::list::{ConflictError, Origin, Sourced, SourcedError, check, from_words};
-pub use self::parse::RuleError;
+pub use self::conflict::{ConflictError, MAX_ON, MAX_RULES, check};
+pub use self::error::RuleError;
+pub use self::list::{Origin, Sourced, SourcedError, from_words};
 
 /// The transport protocols a rule is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -89,7 +95,8 @@ impl fmt::Display for Ports {
 pub struct Rule {
     /// The address of this host that clients dial; `None` for all.
     pub addr: Option<IpAddr>,
-    /// The ports that clients dial.
+    /// The ports that clients dial. A range may have its one target among them,
+    /// which then stays what it is.
     pub dialled: Ports,
     /// The ports the server listens on: as many as `dialled`, or one.
     pub target: Ports,
@@ -97,7 +104,7 @@ pub struct Rule {
     pub protocols: Protocols,
     /// The clients it is for; `None` for all.
     pub from: Option<IpNet>,
-    /// Names and globs of the interfaces it is for; none for all.
+    /// Names and globs of the interfaces it is for, sorted; none for all.
     pub on: Vec<String>,
 }
 
@@ -110,6 +117,34 @@ impl Rule {
         } else {
             self.target.first + (dialled - self.dialled.first)
         }
+    }
+
+    /// Whether it leads from a port to another one.
+    #[must_use]
+    pub fn redirects(&self, port: u16) -> bool {
+        self.dialled.contains(port) && self.target_of(port) != port
+    }
+
+    /// The ports that lead to another one: one stretch, or two around a target
+    /// that is among the dialled ports.
+    pub fn stretches(&self) -> impl Iterator<Item = Ports> + use<> {
+        let Ports { first, last } = self.dialled;
+        let target = self.target.first;
+        let stretches = if self.target.first != self.target.last || !self.dialled.contains(target) {
+            [(first, Some(last)), (1, Some(0))]
+        } else {
+            [
+                (first, target.checked_sub(1)),
+                (
+                    target.saturating_add(1),
+                    Some(last).filter(|_| target < last),
+                ),
+            ]
+        };
+        stretches.into_iter().filter_map(|(first, last)| {
+            let last = last.filter(|&last| first <= last)?;
+            Some(Ports { first, last })
+        })
     }
 }
 

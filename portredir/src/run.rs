@@ -8,13 +8,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::cli::Run;
-use crate::control::{Answer, Control, Request, Role};
+use crate::control::{Answer, Control, Reply, Request, Role, Who};
 use crate::counters::Report;
+use crate::datapath::netns_cookie;
 use crate::host::Host;
 use crate::interface::Netlink;
+use crate::lifecycle::LifecycleError;
+use crate::pins::PinDir;
 use crate::preflight::{self, Lock};
 use crate::settings::Settings;
-use crate::state::State;
+use crate::state::{self, Found, State};
 
 /// How often to look for servers that did not register by themselves: those
 /// outside of the cgroup.
@@ -33,6 +36,11 @@ pub async fn run(cli: &Run, settings: Settings) -> anyhow::Result<()> {
     preflight::check_capabilities()?;
     preflight::check_kernel()?;
     let _lock = Lock::take()?;
+    let pins = PinDir::new(netns_cookie()?);
+    // Who may not look there has not been there.
+    if matches!(state::find(&pins), Ok(Found::Live(_) | Found::Unfinished)) {
+        return Err(LifecycleError::Attached.into());
+    }
     let mut control = Control::listen().context("listen for commands")?;
 
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -75,9 +83,9 @@ pub async fn run(cli: &Run, settings: Settings) -> anyhow::Result<()> {
             _ = interrupt.recv() => break Ok(()),
             _ = terminate.recv() => break Ok(()),
             call = control.next() => {
-                let is_end = call.request == Request::Stop;
-                call.answer(answer(&host, Some(Role::Foreground)).map_err(std::io::Error::other));
-                if is_end {
+                let request = call.request;
+                call.answer(reply(&host, Role::Foreground, request));
+                if request == Request::Stop {
                     break Ok(());
                 }
             }
@@ -127,6 +135,17 @@ pub fn every(period: Duration) -> Interval {
 #[must_use]
 pub fn is_logging() -> bool {
     log::log_enabled!(target: "portredir_ebpf", log::Level::Debug)
+}
+
+/// Says who this process is, and, where that is asked, what there is.
+pub fn reply(host: &Host, role: Role, request: Request) -> Reply {
+    match request {
+        Request::Status => answer(host, Some(role)).map_or_else(
+            |error| Reply::Refused(format!("{error:#}")),
+            |answer| Reply::Answer(Box::new(answer)),
+        ),
+        _ => Reply::Done(Who::this(role)),
+    }
 }
 
 /// What there is, for who asks.

@@ -1,6 +1,7 @@
 //! What is to be redirected and how, wherever it was said: on the command line,
 //! in the environment, in files.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::plan::EngineChoice;
 use crate::rule::Rule;
 use crate::selection::Selection;
+
+/// How many flows a table can have. The kernel's LRU maps evict early when they
+/// are small: they hand out entries in batches of 128 per CPU.
+pub const FLOWS: RangeInclusive<u32> = 1024..=16_777_216;
+
+/// How long connections can be waited for.
+pub const DRAIN_SECONDS: RangeInclusive<f64> = 0.0..=3600.0;
 
 /// Everything that is settled when the redirecting begins.
 ///

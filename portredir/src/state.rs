@@ -4,6 +4,7 @@
 //! what it tells of. The rules are written for the generation that is not live;
 //! the switch to it makes rules and state valid in one step.
 
+use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
@@ -143,19 +144,16 @@ pub fn find(pins: &PinDir) -> Result<Found, StateError> {
     let Some(text) = Store::of(&state).map_err(read)?.read(generation) else {
         return Ok(Found::Unfinished);
     };
-    /// What every version writes.
-    #[derive(Deserialize)]
-    struct Any {
-        layout: u32,
-        version: String,
-    }
-    let damaged = |_| StateError::Damaged(pins.dir().display().to_string());
-    let Any { layout, version } = serde_json::from_slice(&text).map_err(damaged)?;
-    if layout != LAYOUT {
-        return Err(StateError::Layout { version, layout });
-    }
-    let state = serde_json::from_slice(&text).map_err(damaged)?;
+    let state = State::parse(&text, &pins.dir().display().to_string())?;
     Ok(Found::Live(Box::new(state)))
+}
+
+impl Record {
+    /// Reads what was written; `None` when it is damaged.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
 }
 
 /// What is known of interfaces; those whose record is damaged are not.
@@ -188,6 +186,33 @@ pub fn now_ms() -> u64 {
 }
 
 impl State {
+    /// Reads what was written under a directory.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Layout`], [`StateError::Damaged`].
+    pub fn parse(text: &[u8], dir: &str) -> Result<Self, StateError> {
+        /// What every version writes.
+        #[derive(Deserialize)]
+        struct Any {
+            layout: u32,
+            version: String,
+        }
+        let damaged = || StateError::Damaged(dir.to_owned());
+        let Any { layout, version } = serde_json::from_slice(text).map_err(|_| damaged())?;
+        if layout != LAYOUT {
+            return Err(StateError::Layout { version, layout });
+        }
+        let state: Self = serde_json::from_slice(text).map_err(|_| damaged())?;
+        let ids: HashSet<_> = state.ids.iter().collect();
+        let rules: HashSet<_> = state.settings.rules.iter().collect();
+        let count = state.ids.len();
+        if ids.len() != count || rules.len() != count || state.settings.rules.len() != count {
+            return Err(damaged());
+        }
+        Ok(state)
+    }
+
     /// How long until an unconfirmed change is taken back.
     #[must_use]
     pub fn confirm_within(&self) -> Option<Duration> {
@@ -232,7 +257,7 @@ impl State {
             .iter()
             .zip(self.ids.iter().copied())
             .collect();
-        let mut used: std::collections::HashSet<u16> = self.ids.iter().copied().collect();
+        let mut used: HashSet<u16> = self.ids.iter().copied().collect();
         let mut next_id = self.next_id;
         let ids = settings.rules.iter().map(|rule| {
             known.get(rule).copied().unwrap_or_else(|| {
@@ -281,7 +306,7 @@ impl<'a> Store<&'a MapData> {
     pub fn records(&self) -> Vec<Record> {
         let keys = self.0.keys().filter_map(Result::ok);
         keys.filter(|key| key.document >= INTERFACES && key.chunk == 0)
-            .filter_map(|key| serde_json::from_slice(&self.read(key.document)?).ok())
+            .filter_map(|key| Record::parse(&self.read(key.document)?))
             .collect()
     }
 

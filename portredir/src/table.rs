@@ -7,7 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::interface::to_bytes;
-use crate::rule::Rule;
+use crate::rule::segment::{self, Holders, segments};
+use crate::rule::{MAX_ON, Ports, Rule};
 
 /// More than the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -41,21 +42,15 @@ pub enum TableError {
         count: usize,
     },
     /// Too many combinations of conditions.
-    #[error(
-        "the conditions of the rules make {count} entries in {what}; at most {limit} are possible"
-    )]
+    #[error("the conditions of the rules need too many {what}; at most {limit} are possible")]
     Conditions {
-        /// Of what.
+        /// Entries of what.
         what: &'static str,
-        /// How many there are.
-        count: usize,
         /// How many there can be.
         limit: usize,
     },
 }
 
-/// Different `on` lists: bits of a mask, of which the lowest means all.
-const MAX_ON: usize = 63;
 /// As the maps are declared in `portredir-ebpf/src/maps.rs`.
 const MAX_ADDRS: usize = 65_536 / 2;
 const MAX_SOURCES: usize = 262_144 / 2;
@@ -115,11 +110,20 @@ impl History {
             if targets.len() < Old::COUNT && !targets.contains(&target) {
                 targets.push(target);
             }
+            targets.len() < Old::COUNT
         };
-        let stay: std::collections::HashSet<_> = after.iter().collect();
-        for rule in before.iter().filter(|rule| !stay.contains(rule)) {
-            for (protocol, dialled, target) in ways(rule) {
-                add(HistoryKey { protocol, dialled }, target);
+        let stay: HashSet<_> = after.iter().collect();
+        let gone: Vec<_> = before.iter().filter(|rule| !stay.contains(rule)).collect();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let rules = gone.iter().copied().enumerate();
+            let mut holders = Holders::default();
+            for segment in segments(rules, protocol) {
+                holders.pass(&segment, |i| way(gone[i]));
+                for dialled in segment.ports.into_iter().flat_map(Ports::each) {
+                    let key = HistoryKey { protocol, dialled };
+                    let mut places = holders.places().iter();
+                    places.all(|&i| add(key, gone[i].target_of(dialled)));
+                }
             }
         }
         for (&key, targets) in &self.0 {
@@ -139,13 +143,14 @@ impl History {
     }
 }
 
-/// Each protocol and port of a rule, and where it leads.
-fn ways(rule: &Rule) -> impl Iterator<Item = (Protocol, u16, u16)> {
-    let protocols = rule.protocols.each().iter();
-    protocols.flat_map(move |&protocol| {
-        let ports = rule.dialled.each();
-        ports.map(move |port| (protocol, port, rule.target_of(port)))
-    })
+/// Where a rule leads: to one port, or to those at a distance.
+fn way(rule: &Rule) -> (bool, i32) {
+    let target = i32::from(rule.target.first);
+    if rule.target.first == rule.target.last {
+        (false, target)
+    } else {
+        (true, target - i32::from(rule.dialled.first))
+    }
 }
 
 /// What the maps of one generation contain; the generation itself is added
@@ -188,93 +193,119 @@ impl Table {
         if_listening: bool,
     ) -> Result<Self, TableError> {
         let mut table = Self::default();
-        let mut bits = HashMap::new();
-        for (_, rule) in rules.iter().filter(|(_, rule)| !rule.on.is_empty()) {
-            bits.entry(&rule.on).or_insert_with(|| {
-                table.on.push(rule.on.clone());
-                table.on.len()
-            });
+        let (conditions, lists) = segment::conditions(rules.iter().map(|(_, rule)| rule));
+        if lists.len() > MAX_ON {
+            return Err(TableError::On(lists.len()));
         }
-        if table.on.len() > MAX_ON {
-            return Err(TableError::On(table.on.len()));
-        }
+        table.on = lists.into_iter().map(<[_]>::to_vec).collect();
         let conditions: Vec<_> = rules
             .iter()
-            .map(|(id, rule)| Condition {
-                addr: rule.addr,
-                from: rule.from,
+            .zip(conditions)
+            .map(|((id, rule), (addr, from, on))| Condition {
+                addr,
+                from,
                 candidate: Candidate {
                     target: rule.target.first,
                     dialled: rule.dialled.first,
                     rule: *id,
-                    on: bits
-                        .get(&rule.on)
-                        .map_or(0, |&bit| u8::try_from(bit).expect("few lists")),
+                    on: u8::try_from(on).expect("few lists"),
                     is_range: u8::from(rule.target.first != rule.target.last),
                 },
             })
             .collect();
-        let mut of_port = vec![Vec::<usize>::new(); table.ports.len()];
-        for (i, (_, rule)) in rules.iter().enumerate() {
-            for (protocol, dialled, target) in ways(rule) {
-                of_port[index(protocol, dialled)].push(i);
-                let target = &mut table.ports[index(protocol, target)];
-                target.flags |= PortEntry::TARGET;
-                target.flags |= if hide_target { PortEntry::HIDDEN } else { 0 };
-            }
-        }
-        let mut sets = HashMap::new();
-        for (place, of_port) in of_port.into_iter().enumerate() {
-            let Some(&first) = of_port.first() else {
-                continue;
-            };
-            let port = u16::try_from(place % (1 << 16)).expect("a port");
-            let mut set = 0;
-            if !of_port.iter().all(|&i| conditions[i].is_none()) {
-                let count = sets.len() + 1;
-                set = match sets.entry(of_port) {
-                    Entry::Occupied(set) => *set.get(),
-                    Entry::Vacant(set) => {
-                        let id = u16::try_from(count).map_err(|_| TableError::Conditions {
-                            what: "sets",
-                            count,
-                            limit: usize::from(u16::MAX),
-                        })?;
-                        let rules: Vec<_> = set.key().iter().map(|&i| conditions[i]).collect();
-                        table.add_set(id, port, &rules)?;
-                        *set.insert(id)
-                    }
-                };
-            }
-            let entry = &mut table.ports[place];
-            entry.set = set;
-            entry.target = conditions[first].candidate.target_of(port);
-            entry.rule = conditions[first].candidate.rule;
-            entry.flags |= PortEntry::MATCH;
-            entry.flags |= if if_listening {
+        let flags = PortEntry::MATCH
+            | if if_listening {
                 PortEntry::IF_LISTENING
             } else {
                 0
             };
-        }
-        table.add_history(history);
-        for (what, count, limit) in [
-            ("addresses", table.addrs.len(), MAX_ADDRS),
-            ("clients", table.sources.len(), MAX_SOURCES),
-        ] {
-            if count > limit {
-                return Err(TableError::Conditions { what, count, limit });
+        let mut sets = HashMap::new();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            table.add_targets(rules, protocol, hide_target);
+            let mut holders = Holders::default();
+            let mut set = 0;
+            for segment in segments(rules.iter().map(|(_, rule)| rule).enumerate(), protocol) {
+                let is_changed = holders.pass(&segment, |i| conditions[i].key());
+                let (Some(&first), Some(ports)) = (holders.places().first(), segment.ports) else {
+                    continue;
+                };
+                if is_changed {
+                    set = table.set(&mut sets, ports.first, holders.places(), &conditions)?;
+                }
+                let candidate = conditions[first].candidate;
+                for port in ports.each() {
+                    let entry = &mut table.ports[index(protocol, port)];
+                    entry.set = set;
+                    entry.target = candidate.target_of(port);
+                    entry.rule = candidate.rule;
+                    entry.flags |= flags;
+                }
             }
         }
+        table.add_history(history);
         Ok(table)
+    }
+
+    /// Marks the ports that rules lead to.
+    fn add_targets(&mut self, rules: &[(u16, Rule)], protocol: Protocol, is_hidden: bool) {
+        // Rules by how many more begin or end at a port: a range costs two steps.
+        let mut steps = vec![0_i32; (1 << 16) + 1];
+        for (_, rule) in rules {
+            if rule.protocols.each().contains(&protocol) {
+                steps[usize::from(rule.target.first)] += 1;
+                steps[usize::from(rule.target.last) + 1] -= 1;
+            }
+        }
+        let hidden = if is_hidden { PortEntry::HIDDEN } else { 0 };
+        let mut count = 0;
+        for (port, step) in (0..=u16::MAX).zip(steps) {
+            count += step;
+            if count > 0 {
+                self.ports[index(protocol, port)].flags |= PortEntry::TARGET | hidden;
+            }
+        }
+    }
+
+    /// The number of a set of rules; 0 where they have no conditions.
+    fn set(
+        &mut self,
+        sets: &mut HashMap<Vec<usize>, u16>,
+        port: u16,
+        places: &BTreeSet<usize>,
+        conditions: &[Condition],
+    ) -> Result<u16, TableError> {
+        // Of rules without conditions one holds.
+        if places.iter().all(|&i| conditions[i].is_none()) {
+            return Ok(0);
+        }
+        let count = sets.len() + 1;
+        match sets.entry(places.iter().copied().collect()) {
+            Entry::Occupied(set) => Ok(*set.get()),
+            Entry::Vacant(set) => {
+                let limit = usize::from(u16::MAX);
+                let what = "different sets of rules for ports";
+                let id =
+                    u16::try_from(count).map_err(|_| TableError::Conditions { what, limit })?;
+                let rules: Vec<_> = set.key().iter().map(|&i| conditions[i]).collect();
+                self.add_set(id, port, &rules)?;
+                Ok(*set.insert(id))
+            }
+        }
     }
 
     /// Adds the conditions of the rules of one port, and all that have the same.
     fn add_set(&mut self, id: u16, port: u16, rules: &[Condition]) -> Result<(), TableError> {
         let set = u32::from(id);
-        self.add_group(set, None, port, rules)?;
-        let addrs: BTreeSet<_> = rules.iter().filter_map(|rule| rule.addr).collect();
-        for addr in addrs {
+        let (general, own): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.addr.is_none());
+        self.add_group(set, None, port, &general)?;
+        let mut of_addr = BTreeMap::<_, Vec<Condition>>::new();
+        for rule in own {
+            of_addr
+                .entry(rule.addr.expect("it has one"))
+                .or_default()
+                .push(rule);
+        }
+        for (addr, mut rules) in of_addr {
             // Above those that are sets.
             let group = u32::from(u16::MAX) + 1 + u32::try_from(self.addrs.len()).expect("few");
             let key = AddrKey {
@@ -282,7 +313,8 @@ impl Table {
                 addr: Addr(to_bytes(addr)),
             };
             self.addrs.insert(key, group);
-            self.add_group(group, Some(addr), port, rules)?;
+            rules.extend(&general);
+            self.add_group(group, Some(addr), port, &rules)?;
         }
         Ok(())
     }
@@ -312,16 +344,16 @@ impl Table {
             let mut of_net = BTreeMap::<_, Vec<Candidate>>::new();
             for rule in rules {
                 let from = rule.from.unwrap_or(none);
-                let is_of_addr = rule.addr.is_none() || rule.addr == addr;
-                if is_of_addr && is_v4(from.addr()) == is_v4(none.addr()) {
+                if is_v4(from.addr()) == is_v4(none.addr()) {
                     let same = of_net.entry((rank(rule), from)).or_default();
                     same.push(rule.candidate);
                 }
             }
             let ranks: BTreeSet<_> = of_net.keys().map(|(rank, _)| *rank).collect();
             let nets: BTreeSet<_> = of_net.keys().map(|(_, net)| *net).collect();
+            let mut found = Vec::<Candidate>::new();
             for net in nets {
-                let mut found = Vec::<Candidate>::new();
+                found.clear();
                 for rank in &ranks {
                     let length = u8::try_from(rank.1.0.saturating_sub(1)).expect("a length");
                     if length > net.prefix_len() {
@@ -335,8 +367,12 @@ impl Table {
                 let last = found.iter().position(|candidate| candidate.on == 0);
                 found.truncate(last.map_or(found.len(), |last| last + 1));
                 // Of those for the same interfaces the first is taken.
-                let mut seen = BTreeSet::new();
-                found.retain(|candidate| seen.insert(candidate.on));
+                let mut seen = 0_u64;
+                found.retain(|candidate| {
+                    let before = seen;
+                    seen |= 1 << candidate.on;
+                    seen != before
+                });
                 if found.len() > Candidates::COUNT {
                     let count = found.len();
                     return Err(TableError::Candidates { port, count });
@@ -351,6 +387,15 @@ impl Table {
                 };
                 let prefix = SourceKey::PREFIX + mapped + u32::from(net.prefix_len());
                 self.sources.insert((prefix, key), candidates);
+                // Not only at the end: there can be far too many.
+                for (what, count, limit) in [
+                    ("entries for addresses", self.addrs.len(), MAX_ADDRS),
+                    ("entries for clients", self.sources.len(), MAX_SOURCES),
+                ] {
+                    if count > limit {
+                        return Err(TableError::Conditions { what, limit });
+                    }
+                }
             }
         }
         Ok(())
@@ -399,6 +444,11 @@ struct Condition {
 }
 
 impl Condition {
+    /// What makes rules for the same packets.
+    const fn key(&self) -> segment::Condition {
+        (self.addr, self.from, self.candidate.on as usize)
+    }
+
     fn is_none(&self) -> bool {
         self.addr.is_none() && self.from.is_none() && self.candidate.on == 0
     }
@@ -407,3 +457,6 @@ impl Condition {
 fn index(protocol: Protocol, port: u16) -> usize {
     PortEntry::index(0, protocol, Port::new(port)) as usize
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,7 @@ fn a_bad_rule_is_a_usage_error_that_points_at_the_character() {
     assert_eq!(code, Some(2));
     assert!(message.contains("\n    80;8080\n      ^\n"), "{message}");
     assert!(message.contains("argument 1: bad rule"), "{message}");
-    assert!(message.contains("as in 80:8080"), "{message}");
+    assert!(message.contains("a colon: `80:8080`"), "{message}");
     let (code, message) = failure(&["0:8080"]);
     assert_eq!(code, Some(2));
     assert!(message.contains("port 0 cannot be used"), "{message}");
@@ -169,4 +169,114 @@ fn a_benchmark_needs_privileges_and_says_which() {
     assert_eq!(output.status.code(), Some(4));
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(message.contains("not permitted"), "{message}");
+}
+
+#[test]
+fn the_unit_is_right_and_tight() {
+    const UNIT: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../packaging/systemd/portredir.service"
+    );
+    if Command::new("systemd-analyze")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        println!("skipped: needs systemd-analyze");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("portredir.service");
+    let unit = std::fs::read_to_string(UNIT).expect("the unit");
+    // It would complain of a program that is not installed.
+    let unit = unit.replace("/usr/bin/portredir", env!("CARGO_BIN_EXE_portredir"));
+    std::fs::write(&path, unit).expect("a file");
+    let analyze = |args: &[&str]| {
+        let output = Command::new("systemd-analyze")
+            .args(args)
+            .arg(&path)
+            .output()
+            .expect("run systemd-analyze");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        (output.status.success(), out, err)
+    };
+    assert_eq!(
+        analyze(&["verify"]),
+        (true, String::new(), String::new()),
+        "verify"
+    );
+    let (is_tight, out, err) = analyze(&["security", "--offline=true", "--threshold=27"]);
+    assert!(out.contains("Overall exposure level"), "{out}{err}");
+    assert!(is_tight, "{out}");
+}
+
+/// The first block of a kind in a document.
+fn block<'a>(text: &'a str, kind: &str) -> &'a str {
+    let begin = format!("```{kind}\n");
+    let (_, text) = text.split_once(&begin).expect(kind);
+    text.split_once("```").expect("an end").0
+}
+
+#[test]
+fn files_in_the_documents_are_right() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../");
+    let read = |path: &str| std::fs::read_to_string(format!("{root}{path}")).expect(path);
+    let document = read("docs/CONFIG.md");
+    let dir = tempfile::tempdir().expect("a directory");
+    for (name, text, rules) in [
+        ("document.toml", block(&document, "toml"), 4),
+        ("packaged.toml", &read("packaging/rules.toml"), 0),
+    ] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        let output = check_file(&path);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(said, format!("{rules} rules are right\n"), "{output:?}");
+    }
+    // Each key, option and variable of the table is one.
+    let help = portredir(&["up", "--help"]);
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let rows = document
+        .lines()
+        .filter(|line| line.contains("| `PORTREDIR_"));
+    let mut count = 0;
+    for row in rows {
+        let cells: Vec<_> = row
+            .split('|')
+            .map(|cell| cell.trim().trim_matches('`'))
+            .collect();
+        let [_, key, option, variable, ..] = cells[..] else {
+            panic!("{row}");
+        };
+        assert_eq!(option, format!("--{key}"));
+        assert_eq!(
+            variable,
+            format!("PORTREDIR_{}", key.replace('-', "_").to_uppercase())
+        );
+        assert!(help.contains(&format!(" {option}")), "{option} in {help}");
+        let path = dir.path().join("wrong.toml");
+        std::fs::write(&path, format!("{key} = []\n")).expect("a file");
+        let error = String::from_utf8_lossy(&check_file(&path).stderr).into_owned();
+        assert!(!error.contains("unknown field"), "{key}: {error}");
+        assert!(error.contains("line 1"), "{key}: {error}");
+        let output = Command::new(env!("CARGO_BIN_EXE_portredir"))
+            .args(["plan", "80:8080"])
+            .env(variable, ",")
+            .output()
+            .expect("run portredir");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(error.contains(option), "{variable}: {error}");
+        count += 1;
+    }
+    assert_eq!(count, 10);
+}
+
+fn check_file(path: &std::path::Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portredir"));
+    command
+        .arg("check")
+        .arg(path)
+        .output()
+        .expect("run portredir")
 }

@@ -3,6 +3,8 @@
 //! `model`, the engine without packets is in `socket`.
 
 mod cases;
+#[path = "../../fuzz/src/lib.rs"]
+mod fuzz;
 #[path = "cases/model.rs"]
 mod model;
 #[path = "cases/sequence.rs"]
@@ -10,8 +12,10 @@ mod sequence;
 #[path = "cases/socket.rs"]
 mod socket;
 
+use std::fs;
 use std::net::Ipv6Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use cases::host::{Hex, Mock, Tables};
 use cases::packet::Packet;
@@ -76,6 +80,28 @@ fn table() {
         failed.is_empty(),
         "{count} of {of} cases failed: {failed:#?}"
     );
+}
+
+/// What fuzzing found worth keeping.
+#[test]
+fn corpus() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    for (target, check) in [
+        ("rule", fuzz::rule as fn(&[u8])),
+        ("config", fuzz::config),
+        ("state", fuzz::state),
+    ] {
+        let files = fs::read_dir(corpus.join(target)).expect(target);
+        let mut count = 0;
+        for file in files {
+            let path = file.expect("a file").path();
+            let input = fs::read(&path).expect("bytes");
+            let result = catch_unwind(|| check(&input));
+            assert!(result.is_ok(), "{}", path.display());
+            count += 1;
+        }
+        assert!(count >= 10, "{target} has {count} files");
+    }
 }
 
 #[test]

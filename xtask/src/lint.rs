@@ -14,6 +14,9 @@ pub fn lint() -> Result<()> {
     // with the rest must not be unified.
     let rest = ["--workspace", "--exclude=portredir-ebpf"];
     process::run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    // Not of this workspace.
+    let fuzz = ["--manifest-path", "fuzz/Cargo.toml"];
+    process::run(cargo(&["fmt", "--check"]).args(fuzz))?;
     process::run(
         cargo(&["clippy"])
             .args(rest)

@@ -3,6 +3,7 @@
 
 mod cargo;
 mod ebpf;
+mod fuzz;
 mod lint;
 mod process;
 mod report;
@@ -64,6 +65,14 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Feed random input to what reads rules, files, and what a process left.
+    Fuzz {
+        /// Which; all, one after another, when none is named.
+        target: Option<fuzz::Target>,
+        /// How long each.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+    },
     /// Build portredir and run `portredir bench` as root.
     Bench {
         /// Arguments of `portredir bench`, as in `-- --full --html report.html`.
@@ -96,6 +105,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Setup { check, .. } => setup::test_tools(check)?,
         Task::BuildEbpf { check: false } => ebpf::build()?,
         Task::BuildEbpf { check: true } => ebpf::check()?,
+        Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds)?,
         Task::Bench { args } => cargo::run(&[vec!["bench".into()], args].concat())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -9,7 +9,7 @@ use crate::{cargo, process};
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
 
-const TEST_TOOLS: [Tool; 17] = [
+const TEST_TOOLS: [Tool; 19] = [
     ("bpftool", "bpftool"),
     ("capsh", "libcap2-bin"),
     ("chrt", "util-linux"),
@@ -24,9 +24,11 @@ const TEST_TOOLS: [Tool; 17] = [
     ("python3", "python3"),
     ("setpriv", "util-linux"),
     ("sysctl", "procps"),
+    ("systemd-analyze", "systemd"),
     ("taskset", "util-linux"),
     ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
+    ("unshare", "util-linux"),
 ];
 
 /// What `portredir bench` compares with, and what starts it.

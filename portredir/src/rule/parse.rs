@@ -1,38 +1,14 @@
 //! The text of a rule, read in one pass.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod addr;
+mod condition;
+mod firewalld;
+
 use std::str::FromStr;
 
-use ipnet::IpNet;
-use thiserror::Error;
-
-use super::{Ports, Protocols, Rule};
-
-/// What is wrong with the text of a rule, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("bad rule `{text}`: {problem}\n    {text}\n    {caret:>width$}\n  {hint}", width = self.at + 1, caret = '^')]
-pub struct RuleError {
-    text: String,
-    /// Characters before the one at fault.
-    at: usize,
-    problem: String,
-    hint: String,
-}
-
-impl RuleError {
-    /// How many characters come before the one at fault.
-    #[must_use]
-    pub const fn at(&self) -> usize {
-        self.at
-    }
-}
-
-const EXAMPLE: &str = "a rule is [ADDR:]PORT[-PORT]:PORT[-PORT][/tcp|/udp|/both] [from CIDR] [on IFACE,…], \
-                       for example 80:8080 or 53:5353/udp";
-
-/// Bytes of an interface's name, without the one at its end (`IFNAMSIZ` in
-/// include/uapi/linux/if.h).
-const LONGEST_NAME: usize = 15;
+pub(super) use self::condition::is_glob;
+use super::error::{EXAMPLE, right, spelled};
+use super::{Ports, Protocols, Rule, RuleError};
 
 impl FromStr for Rule {
     type Err = RuleError;
@@ -40,9 +16,11 @@ impl FromStr for Rule {
     fn from_str(text: &str) -> Result<Self, RuleError> {
         let mut parser = Parser { text, at: 0 };
         parser.skip_spaces();
-        let begins_with = |key: &&str| parser.rest().starts_with(*key);
-        let keys = ["port=", "proto=", "toport=", "toaddr="];
-        if keys.iter().any(begins_with) {
+        if parser.rest().is_empty() {
+            return Err(parser.error("the rule is empty", EXAMPLE));
+        }
+        parser.no_quotes()?;
+        if parser.is_firewalld() {
             return parser.firewalld();
         }
         let addr = parser.addr()?;
@@ -51,7 +29,7 @@ impl FromStr for Rule {
         parser.no_other_host(dialled)?;
         let target_at = parser.at;
         let target = parser.ports("the port that the server listens on")?;
-        parser.at_do(target_at, |parser| parser.check_ports(dialled, target))?;
+        parser.check_ports(dialled, target, target_at)?;
         let protocols = parser.protocols()?;
         let mut rule = Self {
             addr,
@@ -77,10 +55,19 @@ impl<'a> Parser<'a> {
         &self.text[self.at..]
     }
 
-    /// What comes before one of some characters, or the end.
-    fn until(&self, stops: &[char]) -> &'a str {
+    fn next(&self) -> Option<char> {
+        self.rest().chars().next()
+    }
+
+    /// What comes before a character that is so, or the end.
+    fn until(&self, is_stop: impl Fn(char) -> bool) -> &'a str {
         let rest = self.rest();
-        &rest[..rest.find(stops).unwrap_or(rest.len())]
+        &rest[..rest.find(is_stop).unwrap_or(rest.len())]
+    }
+
+    /// What comes before the next space.
+    fn word(&self) -> &'a str {
+        self.until(char::is_whitespace)
     }
 
     fn skip_spaces(&mut self) {
@@ -88,477 +75,287 @@ impl<'a> Parser<'a> {
     }
 
     fn error(&self, problem: impl Into<String>, hint: impl Into<String>) -> RuleError {
-        RuleError {
-            text: self.text.to_owned(),
-            at: self.text[..self.at].chars().count(),
-            problem: problem.into(),
-            hint: hint.into(),
-        }
+        self.error_at(self.at, problem, hint)
     }
 
-    /// Has errors point at another place.
-    fn at_do<T>(
-        &mut self,
+    /// Points at another place.
+    fn error_at(
+        &self,
         at: usize,
-        f: impl FnOnce(&mut Self) -> Result<T, RuleError>,
-    ) -> Result<T, RuleError> {
-        let now = std::mem::replace(&mut self.at, at);
-        let result = f(self)?;
-        self.at = now;
-        Ok(result)
+        problem: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> RuleError {
+        RuleError::new(self.text, at, problem.into(), hint.into())
     }
 
-    /// Reads `ADDR:` if there is one.
-    fn addr(&mut self) -> Result<Option<IpAddr>, RuleError> {
-        let rest = self.rest();
-        let (word, end) = if let Some(inner) = rest.strip_prefix('[') {
-            let Some(length) = inner.find(']') else {
-                return Err(self.error(
-                    "`[` without `]`",
-                    "an IPv6 address stands in brackets, as in [2001:db8::1]:80:8080",
-                ));
-            };
-            (&inner[..length], length + 2)
-        } else {
-            let word = self.until(&[':', '/', ' ']);
-            let colons = self.until(&[' ']).matches(':').count();
-            if colons > 2 && word.parse::<Ipv4Addr>().is_err() {
-                return Err(self.error(
-                    "too many colons",
-                    "an IPv6 address stands in brackets, as in [2001:db8::1]:80:8080",
-                ));
-            }
-            let is_number = |part: &str| part.chars().all(|c| c.is_ascii_digit());
-            if !word.contains('.') && (is_number(word) || word.contains('-')) {
-                return Ok(None);
-            }
-            if matches!(word, "" | "tcp" | "udp") || !rest[word.len()..].starts_with(':') {
-                return Ok(None);
-            }
-            if colons < 2 {
-                return Ok(None);
-            }
-            (word, word.len())
-        };
-        let addr = self.local_addr(word)?;
-        self.at += end;
-        if !self.rest().starts_with(':') {
-            return Err(self.error(
-                "expected `:` behind the address",
-                "an address comes before both ports, as in 10.0.0.5:80:8080",
-            ));
+    fn no_quotes(&self) -> Result<(), RuleError> {
+        let is_quote = |c| matches!(c, '"' | '\'' | '`' | '“' | '”' | '‘' | '’' | '„' | '«');
+        if !self.next().is_some_and(is_quote) {
+            return Ok(());
         }
-        self.at += 1;
-        Ok(Some(addr))
-    }
-
-    /// An address that this host can have.
-    fn local_addr(&self, word: &str) -> Result<IpAddr, RuleError> {
-        let zone = word.split_once('%');
-        if let Some((addr, zone)) = zone.filter(|(addr, _)| addr.parse::<Ipv6Addr>().is_ok()) {
-            return Err(self.error(
-                format!("`%{zone}` does not belong to an address here"),
-                format!("write [{addr}]:80:8080 on {zone}"),
-            ));
-        }
-        let Ok(addr) = word.parse::<IpAddr>() else {
-            let hint = if word == "localhost" {
-                "for clients on this host that dial 127.0.0.1, write 127.0.0.1:80:8080".into()
-            } else if word == "*" {
-                "to redirect on every address of this host, leave the address out".to_owned()
-            } else {
-                "addresses are numbers, as 10.0.0.5 or [2001:db8::1]; names are not looked up"
-                    .into()
-            };
-            return Err(self.error(format!("`{word}` is not an address"), hint));
-        };
-        let everywhere = "to redirect on every address of this host, leave the address out";
-        let problem = match addr {
-            _ if addr.is_unspecified() => {
-                return Err(self.error(format!("{addr} is not an address of a host"), everywhere));
-            }
-            _ if addr.is_multicast() => "multicast",
-            IpAddr::V4(addr) if addr.is_broadcast() => "broadcast",
-            IpAddr::V6(addr) if let Some(mapped) = addr.to_ipv4_mapped() => {
-                return Err(self.error(
-                    format!("{addr} is an IPv4 address in disguise"),
-                    format!("write {mapped}:80:8080"),
-                ));
-            }
-            _ => return Ok(addr),
-        };
+        let inner = self.rest().replace(is_quote, "").parse::<Rule>();
         Err(self.error(
-            format!("{addr} is {problem}; no host has it as its own"),
-            everywhere,
+            "quotes are no part of a rule",
+            inner.map_or_else(
+                |_| EXAMPLE.to_owned(),
+                |rule| format!("leave them out: `{rule}`"),
+            ),
         ))
     }
 
     fn port(&mut self, what: &str) -> Result<u16, RuleError> {
-        let rest = self.rest();
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(rest.len());
-        let word = &rest[..digits];
-        if word.is_empty() {
-            let found = match rest.chars().next() {
-                Some(c) => format!("found `{c}`"),
-                None => "the rule ends".to_owned(),
-            };
-            let name = self.until(&[':', '/', ' ', '-']);
-            let hint = match well_known(name) {
-                Some(port) => format!("write {port} for {name}"),
-                None => EXAMPLE.to_owned(),
-            };
-            return Err(self.error(format!("expected {what}, but {found}"), hint));
+        let word = self.until(|c| !c.is_alphanumeric());
+        let digits = self.until(|c| !c.is_ascii_digit());
+        if digits.is_empty() || digits != word {
+            return Err(self.no_port(what, word));
         }
+        let range = "ports are 1 to 65535, as in `80:8080`";
         match word.parse::<u16>() {
-            Ok(0) => Err(self.error("port 0 cannot be used", "ports are 1 to 65535")),
+            Ok(0) => Err(self.error("port 0 cannot be used", range)),
+            Ok(port) if word.starts_with('0') => Err(self.error(
+                format!("port {word} begins with 0"),
+                format!("write {port}, as in `80:8080`"),
+            )),
             Ok(port) => {
-                self.at += digits;
+                self.at += word.len();
                 Ok(port)
             }
-            Err(_) => Err(self.error(format!("port {word} is too large"), "ports are 1 to 65535")),
+            Err(_) => Err(self.error(format!("port {word} is too large"), range)),
         }
+    }
+
+    /// What is there instead of a port.
+    fn no_port(&self, what: &str, word: &str) -> RuleError {
+        let Some(found) = self.next() else {
+            let begun = self.text.trim();
+            let mut ends = ["8080", "80", "80:8080"].iter();
+            let whole = ends.find_map(|end| format!("{begun}{end}").parse::<Rule>().ok());
+            let hint = whole.map_or_else(
+                || EXAMPLE.to_owned(),
+                |rule| format!("write both ports, as in `{rule}`"),
+            );
+            return self.error(format!("expected {what}, but the rule ends"), hint);
+        };
+        if word.is_empty() {
+            let hint = match found {
+                ':' if self.text[..self.at].ends_with(':') => {
+                    "one colon is enough, as in `80:8080`"
+                }
+                ':' if self.text[..self.at].ends_with('-') => {
+                    "a range has a first and a last port, as in `8000-8100:9000-9100`"
+                }
+                ':' => "write both ports, as in `80:8080`",
+                '-' | '+' => "ports are 1 to 65535, without a sign, as in `80:8080`",
+                _ => EXAMPLE,
+            };
+            return self.error(format!("expected {what}, found `{found}`"), hint);
+        }
+        if word.starts_with("0x") || word.starts_with("0X") {
+            let port = u16::from_str_radix(&word[2..], 16);
+            let hint = port.map_or_else(
+                |_| "ports are decimal numbers, as in `80:8080`".to_owned(),
+                |port| format!("ports are decimal numbers: write {port} for {word}"),
+            );
+            return self.error(format!("`{word}` is not a decimal number"), hint);
+        }
+        if word.chars().all(char::is_numeric) {
+            return self.error(
+                format!("`{word}` is not made of the digits 0 to 9"),
+                "write ports as in `80:8080`",
+            );
+        }
+        let hint = match (word, well_known(word)) {
+            (_, Some(port)) => format!("ports are numbers: write {port} for {word}"),
+            ("tcp" | "udp" | "both", _) => {
+                "the protocol comes behind both ports, as in `53:5353/udp`".to_owned()
+            }
+            ("from" | "on", _) => {
+                "conditions come behind a rule, as in `80:8080 from 10.0.0.0/8`".to_owned()
+            }
+            _ if digits_then(word, "from") || digits_then(word, "on") => {
+                "conditions stand apart, as in `80:8080 from 10.0.0.0/8`".to_owned()
+            }
+            _ => "ports are numbers from 1 to 65535, as in `80:8080`".to_owned(),
+        };
+        self.error(format!("expected {what}, found `{word}`"), hint)
     }
 
     fn ports(&mut self, what: &str) -> Result<Ports, RuleError> {
         let first_at = self.at;
         let first = self.port(what)?;
-        if !self.rest().starts_with('-') {
-            return Ok(Ports::one(first));
+        match self.next() {
+            Some('-') if !self.rest().starts_with("->") => {}
+            Some(dash @ ('‐' | '‑' | '‒' | '–' | '—' | '−' | '~')) => {
+                return Err(self.error(
+                    format!("a range is written with `-`, not with `{dash}`"),
+                    "as in `8000-8100:9000-9100`",
+                ));
+            }
+            Some('.') if self.rest().starts_with("..") => {
+                return Err(self.error(
+                    "a range is written with `-`, not with `..`",
+                    "as in `8000-8100:9000-9100`",
+                ));
+            }
+            _ => return Ok(Ports::one(first)),
         }
         self.at += 1;
         let last = self.port("the last port of the range")?;
         if last < first {
-            return self.at_do(first_at, |parser| {
-                Err(parser.error("the range runs backwards", format!("write {last}-{first}")))
-            });
+            return Err(self.error_at(
+                first_at,
+                "the range runs backwards",
+                format!("write {last}-{first}"),
+            ));
         }
         Ok(Ports { first, last })
     }
 
     fn colon(&mut self, dialled: Ports) -> Result<(), RuleError> {
-        match self.rest().chars().next() {
-            Some(':') => {
-                self.at += 1;
-                Ok(())
-            }
-            Some(found) => Err(self.error(
-                format!("expected `:` between the two ports, found `{found}`"),
-                if ['>', '=', ';', ',', '-', ' '].contains(&found) {
-                    format!("the ports stand on both sides of a colon, as in {dialled}:8080")
-                } else {
-                    EXAMPLE.to_owned()
-                },
-            )),
-            None => Err(self.error(
+        let Some(found) = self.next() else {
+            return Err(self.error(
                 "expected `:` between the two ports, but the rule ends",
-                format!("to redirect port {dialled} to 8080, write {dialled}:8080"),
-            )),
-        }
-    }
-
-    fn no_other_host(&self, dialled: Ports) -> Result<(), RuleError> {
-        let rest = self.rest();
-        let word = match rest.find(']') {
-            Some(end) if rest.starts_with('[') => &rest[..=end],
-            _ => self.until(&[':', '/', ' ']),
+                format!(
+                    "write the port of the server as well, as in `{}`",
+                    to(dialled, 8080)
+                ),
+            ));
         };
-        let begins_as_host = |c: char| c.is_ascii_alphabetic() || c == '[';
-        let is_host = word.parse::<Ipv4Addr>().is_ok()
-            || (word.starts_with(begins_as_host) && rest[word.len()..].starts_with(':'));
-        if !is_host {
+        if found == ':' {
+            self.at += 1;
             return Ok(());
         }
-        let port = rest[word.len()..].trim_start_matches(':');
-        let digits = port
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(port.len());
-        let port = if digits == 0 { "PORT" } else { &port[..digits] };
-        let problem = match word {
-            "localhost" | "127.0.0.1" | "[::1]" => {
-                format!("`{word}` behind the dialled port would be another host")
-            }
-            _ => {
-                format!("`{word}` is another host, and redirects to other hosts are not supported")
-            }
-        };
-        let hint = format!("to redirect to a port of this host, write {dialled}:{port}");
-        Err(self.error(problem, hint))
-    }
-
-    fn check_ports(&self, dialled: Ports, target: Ports) -> Result<(), RuleError> {
-        let count = |ports: Ports| u32::from(ports.last - ports.first) + 1;
-        let is_one = target.first == target.last;
-        if !is_one && count(dialled) != count(target) {
-            let last = u32::from(target.first) + count(dialled) - 1;
-            let hint = if count(dialled) == 1 {
-                format!(
-                    "one port leads to one port, as in {dialled}:{}",
-                    target.first
-                )
-            } else if last <= 65535 {
-                format!(
-                    "write {dialled}:{}-{last}, or {dialled}:{} for all to one",
-                    target.first, target.first
-                )
+        if let Some(behind) = self.rest().strip_prefix('/') {
+            let end = behind.find(|c: char| !c.is_ascii_alphabetic());
+            let (protocol, behind) = behind.split_at(end.unwrap_or(behind.len()));
+            let known = if ["tcp", "udp", "both"].contains(&protocol) {
+                protocol
             } else {
-                format!("write {dialled}:{} for all to one", target.first)
+                "tcp"
             };
             return Err(self.error(
-                format!("{} ports cannot lead to {}", count(dialled), count(target)),
-                hint,
+                "the protocol comes behind both ports",
+                format!("write `{}/{known}`", self.to_number(dialled, behind)),
             ));
         }
-        let itself = match is_one {
-            true if dialled.contains(target.first) => target.first,
-            false if dialled == target => target.first,
-            _ => return Ok(()),
+        let hint = match found {
+            ',' => format!(
+                "each port has a rule of its own, as in {}",
+                spelled(["80:8080", "443:8080"])
+            ),
+            '-' if !self.rest().starts_with("->") => {
+                "a range has a first and a last port, as in `8000-8100:9000-9100`".to_owned()
+            }
+            _ => format!(
+                "the ports stand on both sides of a colon: `{}`",
+                self.to_number(dialled, self.rest())
+            ),
         };
         Err(self.error(
-            format!("port {itself} would be redirected to itself"),
-            if count(dialled) == 1 {
-                "give the port that the server listens on, as in 80:8080".to_owned()
-            } else {
-                "leave that port out of the range".to_owned()
-            },
+            format!("expected `:` between the two ports, found `{found}`"),
+            hint,
         ))
     }
 
+    /// The rule from `dialled` to the next number, whatever is before it.
+    fn to_number(&self, dialled: Ports, behind: &str) -> String {
+        let behind = behind.rsplit(':').next().unwrap_or_default();
+        let number = behind.trim_start_matches(|c: char| !c.is_alphanumeric());
+        let end = number.find(|c: char| !c.is_ascii_digit());
+        let number = &number[..end.unwrap_or(number.len())];
+        right(&format!("{dialled}:{number}"), &to(dialled, 8080))
+    }
+
+    fn check_ports(&self, dialled: Ports, target: Ports, at: usize) -> Result<(), RuleError> {
+        let count = |ports: Ports| u32::from(ports.last - ports.first) + 1;
+        let is_one = target.first == target.last;
+        if !is_one && count(dialled) != count(target) {
+            let to_one = to(dialled, target.first);
+            let last = u32::from(target.first) + count(dialled) - 1;
+            let hint = if count(dialled) == 1 {
+                format!("one port leads to one port, as in `{to_one}`")
+            } else if last <= 65535 && dialled.first != target.first {
+                let same = format!("{dialled}:{}-{last}", target.first);
+                format!("write `{same}`, or `{to_one}` for all to one")
+            } else {
+                format!("write `{to_one}` for all to one")
+            };
+            let from = match count(dialled) {
+                1 => "one port".to_owned(),
+                count => format!("{count} ports"),
+            };
+            let problem = format!("{from} cannot lead to {} ports", count(target));
+            return Err(self.error_at(at, problem, hint));
+        }
+        if dialled != target {
+            return Ok(());
+        }
+        let problem = if is_one {
+            format!("port {target} would be redirected to itself")
+        } else {
+            format!("ports {target} would be redirected to themselves")
+        };
+        let other = to(dialled, if dialled.first == 8080 { 80 } else { 8080 });
+        let hint = format!("give the port that the server listens on, as in `{other}`");
+        Err(self.error_at(at, problem, hint))
+    }
+
     fn protocols(&mut self) -> Result<Protocols, RuleError> {
-        if !self.rest().starts_with('/') {
+        if self.next() != Some('/') {
             return Ok(Protocols::default());
         }
         self.at += 1;
-        let word = self.until(&[' ', ':', ',']);
+        let mut word = self.word();
+        if let Some((protocol, behind)) = word.split_once(',')
+            && behind.starts_with(|c: char| c.is_ascii_digit())
+        {
+            word = protocol;
+        }
         let protocols = self.protocol(word)?;
         self.at += word.len();
         Ok(protocols)
     }
 
     fn protocol(&self, word: &str) -> Result<Protocols, RuleError> {
-        let use_these = "use /tcp, /udp or /both; without one, tcp is meant";
+        let use_these = "use `/tcp`, `/udp` or `/both`; without one, tcp is meant";
         match word.to_ascii_lowercase().as_str() {
             "tcp" => Ok(Protocols::Tcp),
             "udp" => Ok(Protocols::Udp),
             "both" => Ok(Protocols::Both),
             "sctp" => Err(self.error(
                 "SCTP is not supported: its checksum covers the whole packet",
-                "use /tcp, /udp or /both",
+                "use `/tcp`, `/udp` or `/both`",
             )),
-            "" => Err(self.error("expected a protocol behind `/`", use_these)),
-            "tcp+udp" | "udp+tcp" | "tcp/udp" | "all" | "any" => Err(self.error(
+            "" => Err(self.error("expected a protocol", use_these)),
+            "tcp+udp" | "udp+tcp" | "tcp/udp" | "udp/tcp" | "tcp,udp" | "udp,tcp" | "all"
+            | "any" | "*" => Err(self.error(
                 format!("unknown protocol `{word}`"),
-                "for TCP and UDP write /both",
+                "for TCP and UDP write `/both`",
             )),
             _ => Err(self.error(format!("unknown protocol `{word}`"), use_these)),
         }
     }
+}
 
-    /// Reads `from CIDR` and `on IFACE,…`, in any order.
-    fn conditions(&mut self, rule: &mut Rule) -> Result<(), RuleError> {
-        let (mut has_from, mut has_on) = (false, false);
-        loop {
-            let before = self.at;
-            self.skip_spaces();
-            let word = self.until(&[' ']);
-            if word.is_empty() {
-                return Ok(());
-            }
-            let is_apart = self.at > before;
-            match word {
-                "from" | "on" if !is_apart => {
-                    return Err(self.error(format!("expected a space before `{word}`"), EXAMPLE));
-                }
-                "from" if has_from => {
-                    return Err(self.error("a second `from`", "give one rule per source"));
-                }
-                "on" if has_on => {
-                    return Err(
-                        self.error("a second `on`", "list interfaces with commas: on eth0,wg0")
-                    );
-                }
-                "from" => {
-                    self.at += word.len();
-                    rule.from = self.from(rule.addr)?;
-                    has_from = true;
-                }
-                "on" => {
-                    self.at += word.len();
-                    rule.on = self.on()?;
-                    has_on = true;
-                }
-                _ => return Err(self.error("the rule should end here", EXAMPLE)),
-            }
-        }
+/// The text of a rule that leads to a port, or to the next where that would be
+/// no rule.
+fn to(dialled: Ports, port: u16) -> String {
+    if dialled == Ports::one(port) {
+        format!("{dialled}:{}", if port == 8080 { 8081 } else { 8080 })
+    } else {
+        format!("{dialled}:{port}")
     }
+}
 
-    fn from(&mut self, local: Option<IpAddr>) -> Result<Option<IpNet>, RuleError> {
-        self.skip_spaces();
-        let word = self.until(&[' ']);
-        let plain = word.trim_start_matches('[').replace(']', "");
-        if word.is_empty() {
-            return Err(self.error(
-                "expected a network behind `from`",
-                "write a network or an address, as in from 10.0.0.0/8",
-            ));
-        }
-        let Ok(net) = plain
-            .parse::<IpNet>()
-            .or_else(|_| plain.parse::<IpAddr>().map(IpNet::from))
-        else {
-            let hint = match plain
-                .split_once('/')
-                .map(|(addr, length)| (addr.parse::<IpAddr>(), length))
-            {
-                Some((Ok(IpAddr::V4(_)), _)) => {
-                    "the length of an IPv4 prefix is 0 to 32, as in 10.0.0.0/8"
-                }
-                Some((Ok(IpAddr::V6(_)), _)) => {
-                    "the length of an IPv6 prefix is 0 to 128, as in 2001:db8::/32"
-                }
-                _ => {
-                    "write a network or an address, as in from 10.0.0.0/8; names are not looked up"
-                }
-            };
-            return Err(self.error(format!("`{word}` is not a network"), hint));
-        };
-        if net != net.trunc() {
-            return Err(self.error(
-                format!("{net} has bits behind its prefix"),
-                format!(
-                    "for the network write from {}, for the one host from {}",
-                    net.trunc(),
-                    net.addr()
-                ),
-            ));
-        }
-        if let IpAddr::V6(addr) = net.addr()
-            && let Some(mapped) = addr.to_ipv4_mapped()
-        {
-            return Err(self.error(
-                format!("{net} is IPv4 in disguise"),
-                format!("write from {mapped}"),
-            ));
-        }
-        if local.is_some_and(|local| local.is_ipv4() != net.addr().is_ipv4()) {
-            return Err(self.error(
-                "the clients and the dialled address are of different IP versions",
-                "give both as IPv4 or both as IPv6; such a rule would never match",
-            ));
-        }
-        self.at += word.len();
-        Ok(Some(net))
-    }
-
-    fn on(&mut self) -> Result<Vec<String>, RuleError> {
-        self.skip_spaces();
-        let list = self.until(&[' ']);
-        let start = self.at;
-        let mut names = Vec::<String>::new();
-        for name in list.split(',') {
-            if name.is_empty() {
-                return Err(self.error(
-                    "expected the name of an interface",
-                    "list interfaces with commas and without spaces: on eth0,wg*",
-                ));
-            }
-            if name == "all" {
-                return Err(self.error("`all` is what holds without `on`", "leave `on all` out"));
-            }
-            if let Some(name) = name.strip_prefix('!') {
-                return Err(self.error(
-                    "rules name the interfaces they are for",
-                    format!("to leave {name} out altogether use --iface 'all,!{name}'"),
-                ));
-            }
-            let is_glob = name.contains(['*', '?', '[']);
-            if let Err(error) = glob::Pattern::new(name) {
-                return Err(self.error(
-                    format!("bad glob `{name}`: {}", error.msg),
-                    "write globs like wg* or eth?",
-                ));
-            }
-            if name.contains('/') || (!is_glob && name.len() > LONGEST_NAME) {
-                return Err(self.error(
-                    format!("`{name}` cannot be the name of an interface"),
-                    format!("names have {LONGEST_NAME} characters at most, and no `/`"),
-                ));
-            }
-            if !names.iter().any(|known| known == name) {
-                names.push(name.to_owned());
-            }
-            self.at += name.len() + 1;
-        }
-        self.at = start + list.len();
-        Ok(names)
-    }
-
-    /// `port=80:proto=tcp:toport=8080`, as firewalld has it.
-    fn firewalld(&mut self) -> Result<Rule, RuleError> {
-        let (mut dialled, mut target, mut protocols) = (None, None, Protocols::default());
-        let mut target_at = self.at;
-        loop {
-            let word = self.until(&[':', ' ']);
-            let Some((key, value)) = word.split_once('=') else {
-                return Err(self.error(
-                    format!("expected KEY=VALUE, found `{word}`"),
-                    "write port=80:proto=tcp:toport=8080, or 80:8080",
-                ));
-            };
-            let key_at = self.at;
-            self.at += key.len() + 1;
-            match key {
-                "port" => dialled = Some(self.ports("the port that clients dial")?),
-                "toport" => {
-                    target_at = self.at;
-                    target = Some(self.ports("the port that the server listens on")?);
-                }
-                "proto" => {
-                    protocols = self.protocol(value)?;
-                    self.at += value.len();
-                }
-                "toaddr" => {
-                    self.at = key_at;
-                    return Err(self.error(
-                        "`toaddr` is another host, and redirects to other hosts are not supported",
-                        "leave it out to redirect to a port of this host",
-                    ));
-                }
-                _ => {
-                    self.at = key_at;
-                    return Err(self.error(
-                        format!("unknown key `{key}`"),
-                        "the keys are port, proto and toport",
-                    ));
-                }
-            }
-            if !self.rest().starts_with(':') {
-                break;
-            }
-            self.at += 1;
-        }
-        let missing = |name| format!("`{name}=` is missing");
-        let hint = "write port=80:proto=tcp:toport=8080, or 80:8080";
-        let dialled = dialled.ok_or_else(|| self.error(missing("port"), hint))?;
-        let target = target.ok_or_else(|| self.error(missing("toport"), hint))?;
-        self.at_do(target_at, |parser| parser.check_ports(dialled, target))?;
-        let mut rule = Rule {
-            addr: None,
-            dialled,
-            target,
-            protocols,
-            from: None,
-            on: Vec::new(),
-        };
-        self.conditions(&mut rule)?;
-        Ok(rule)
-    }
+/// Whether a word is a number with another word behind it.
+fn digits_then(word: &str, end: &str) -> bool {
+    let digits = word.strip_suffix(end).unwrap_or_default();
+    !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit())
 }
 
 /// Names that people type for ports.
 fn well_known(name: &str) -> Option<u16> {
-    match name {
+    match name.to_ascii_lowercase().as_str() {
         "http" => Some(80),
         "https" => Some(443),
         "domain" | "dns" => Some(53),

@@ -390,7 +390,7 @@ impl redirect::Tables for Mock {
         let rules = self.setup.parsed();
         let matching = (0..).zip(&rules).filter(|(_, rule)| {
             let protocols = rule.protocols.each().iter();
-            rule.dialled.contains(port.get())
+            rule.redirects(port.get())
                 && protocols.into_iter().any(|p| *p as u8 == key.protocol)
                 && rule.addr.is_none_or(|addr| addr == local)
                 && rule.from.is_none_or(|from| from.contains(&client))

@@ -20,6 +20,12 @@ use crate::{Cell, ENGINES, Tests};
 pub fn add(tests: &mut Tests) {
     tests.add_for(&ENGINES, "up_and_down", &[], up_and_down);
     tests.add_for(&["tc", "tc-clsact", "xdp"], "up_again", &[], up_again);
+    tests.add_for(
+        &["tc", "tc-clsact", "xdp"],
+        "follower_killed",
+        &[],
+        follower_killed,
+    );
     for part in 0..KILL_PARTS {
         tests.add(format!("kill/{part}"), &[], move || kill(part));
     }
@@ -31,7 +37,7 @@ pub fn add(tests: &mut Tests) {
         );
     }
     type Test = (&'static str, fn());
-    const TESTS: [Test; 13] = [
+    const TESTS: [Test; 17] = [
         ("changes_keep_flows", changes_keep_flows),
         ("conditions", conditions),
         ("two_writers", two_writers),
@@ -45,6 +51,10 @@ pub fn add(tests: &mut Tests) {
         ("hide_target", hide_target),
         ("if_listening", if_listening),
         ("fewest_capabilities", fewest_capabilities),
+        ("many_rules", many_rules),
+        ("group", group),
+        ("bpffs_is_mounted", bpffs_is_mounted),
+        ("forged_control", forged_control),
     ];
     for (name, test) in TESTS {
         tests.add(format!("outlive/{name}"), &[], test);
@@ -192,9 +202,13 @@ fn up_and_down(cell: &Cell) {
     reaches(&lab, 81, &server);
     let status = host.status();
     assert_eq!(status["role"], "follower");
-    assert_eq!(status["report"]["interfaces"][0]["name"], "h0");
-    assert!(status["report"]["rules"][0]["packets"].as_u64() > Some(0));
+    assert_eq!(status["interfaces"][0]["name"], "h0");
+    assert!(status["rules"][0]["packets"].as_u64() > Some(0));
     assert_eq!(host.run(&["down", "--dry-run"]), "- 81:8080/both\n");
+    let error = host.fails(1, &["--iface", "h0", "82:8080"]);
+    assert!(error.contains("portredir down"), "{error}");
+    let plan = host.run(&["plan", "--iface", "h0", "82:8080"]);
+    assert!(!plan.contains("portredir_"), "{plan}");
     reaches(&lab, 81, &server);
     host.down();
     assert!(!answers(&lab, Proto::Tcp, 81));
@@ -233,7 +247,7 @@ fn up_again(cell: &Cell) {
     conn.echo(b"after another program");
     server.peer(Proto::Tcp, b"after another program");
     reaches(&lab, 80, &server);
-    let report = &host.status()["report"]["rules"][0];
+    let report = &host.status()["rules"][0];
     assert!(report["flows"].as_u64() >= Some(3), "{report}");
     host.down();
 }
@@ -494,6 +508,242 @@ fn follower() {
     host.down();
 }
 
+/// Killed while interfaces come and go: whoever follows next finds every one of
+/// them attached as a whole or not at all.
+fn follower_killed(cell: &Cell) {
+    const ROUNDS: u64 = 20;
+    let lab = Lab::new(cell);
+    let host = Host::of(&lab);
+    host.run(&["up", "--iface", "h*", "--engine", cell.engine, "80:8080"]);
+    let of_one = attached(&lab.host);
+    host.kill_follower();
+    let mut random = random(1);
+    let mut there = Vec::new();
+    for round in 0..ROUNDS {
+        let mut follower = host.start(&["follow"]);
+        wait_for("somebody to follow", || {
+            (!host.status()["role"].is_null()).then_some(())
+        });
+        let (name, peer) = (format!("h{}", round + 10), format!("p{}", round + 10));
+        lab.host
+            .ip(&format!("link add {name} type veth peer name {peer}"));
+        lab.host.ip(&format!("link set {peer} up"));
+        lab.host.ip(&format!("link set {name} up"));
+        there.push(name);
+        if random(2) == 0 {
+            let name = there.remove(usize::try_from(random(there.len() as u64)).expect("few"));
+            lab.host.ip(&format!("link del {name}"));
+        }
+        std::thread::sleep(Duration::from_micros(random(80_000)));
+        follower.kill();
+    }
+    let mut follower = host.start(&["follow"]);
+    // What each has is what the first one has.
+    let expected: BTreeSet<_> = there
+        .iter()
+        .map(String::as_str)
+        .chain(["h0"])
+        .flat_map(|name| {
+            let of_h0 = of_one.iter().filter_map(|line| line.strip_prefix("h0 "));
+            of_h0.map(move |hook| format!("{name} {hook}"))
+        })
+        .collect();
+    wait_for("every interface to be attached", || {
+        let mut found = attached(&lab.host);
+        found.sort();
+        // A list: nothing may be there twice.
+        (found.iter().eq(&expected)).then_some(())
+    });
+    for name in there {
+        lab.host.ip(&format!("link del {name}"));
+    }
+    host.down();
+    assert!(follower.wait().success(), "{}", follower.err());
+}
+
+/// As many rules as are promised, of all kinds, and ranges of every port.
+fn many_rules() {
+    let lab = Lab::new(&CELL);
+    let servers = [8080, 8081].map(|port| Echo::start(&lab.host, port));
+    let host = Host::of(&lab);
+    let file = lab.dir.0.join("rules.toml");
+    let mut rules: Vec<String> = (0..10_000)
+        .map(|i| {
+            let (port, target) = (10_000 + i, 8080 + i % 2);
+            match i % 5 {
+                0 | 1 => format!("{port}:{target}/both"),
+                2 => format!("10.9.1.1:{port}:{target}/both"),
+                3 => format!("{port}:{target}/both from 10.9.1.0/24"),
+                _ => format!("{port}:{target}/both on h0"),
+            }
+        })
+        .collect();
+    let write = |rules: &[String]| {
+        fs::write(&file, format!("iface = 'h0'\nrules = {rules:?}\n")).expect("write a file");
+    };
+    write(&rules);
+    let file_name = file.to_str().expect("text").to_owned();
+    let start = Instant::now();
+    host.run(&["up", "--force", "--config", &file_name]);
+    note(&format!("10 000 rules: {:?}", start.elapsed()));
+    let look = |rules: &[String]| {
+        assert_eq!(host.rules(), rules);
+        for i in [0, 1, 2, 3, 4, 4999, 5002, 9998, 9999] {
+            reaches(&lab, 10_000 + i, &servers[usize::from(i % 2)]);
+        }
+        assert!(!answers(&lab, Proto::Tcp, 9999) && !answers(&lab, Proto::Tcp, 20_000));
+    };
+    look(&rules);
+    // One more, one less, and each of them counts by itself.
+    let start = Instant::now();
+    host.run(&["add", "20000:8080"]);
+    note(&format!("one more: {:?}", start.elapsed()));
+    assert!(answers(&lab, Proto::Tcp, 20_000));
+    host.run(&["rm", "20000:8080"]);
+    look(&rules);
+    let report = &host.status()["rules"];
+    let hits = |i: usize| report[i]["packets"].as_u64().expect("a number");
+    assert!(hits(4999) > 0 && hits(5002) > 0 && hits(9999) > 0);
+    assert_eq!(hits(5000), 0);
+    // All ports, to one of them, and each to the one before.
+    rules = vec!["1-8079:8080".into(), "8082-65535:8081".into()];
+    write(&rules);
+    host.run(&["apply", "--force", "-f", &file_name]);
+    for (port, server) in [(1, 0), (8079, 0), (8082, 1), (65_535, 1)] {
+        let mut conn = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(port));
+        conn.echo(port.to_string().as_bytes());
+        servers[server].peer(Proto::Tcp, port.to_string().as_bytes());
+    }
+    rules = vec!["2-65535:1-65534/both".into()];
+    write(&rules);
+    host.run(&["apply", "--force", "-f", &file_name]);
+    reaches(&lab, 8081, &servers[0]);
+    reaches(&lab, 8082, &servers[1]);
+    // Too many.
+    let too_many: Vec<_> = (0..65_537_u32)
+        .map(|i| format!("{}:1 from 10.{}.0.0/16", 2 + i / 256, i % 256))
+        .collect();
+    write(&too_many);
+    let error = host.fails(2, &["apply", "--force", "-f", &file_name]);
+    assert!(error.contains("at most 65536"), "{error}");
+    assert_eq!(host.rules(), rules);
+    host.down();
+}
+
+/// Members of the group read without being root.
+fn group() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    let etc = lab.dir.0.join("etc");
+    fs::create_dir(&etc).expect("a directory");
+    let write = |name: &str, text: &str| fs::write(etc.join(name), text).expect("write a file");
+    write(
+        "passwd",
+        "root:x:0:0::/:/bin/sh\nmember:x:4001:4001::/:/bin/sh\nother:x:4002:4002::/:/bin/sh\n",
+    );
+    write("group", "root:x:0:\nportredir:x:4000:member\n");
+    write("nsswitch.conf", "passwd: files\ngroup: files\n");
+    // The process that answers looks its users up in these.
+    let script = "for file in passwd group nsswitch.conf; do \
+                  mount --bind $0/$file /etc/$file; done; exec \"$@\"";
+    let mut run = lab.host.start(&[
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        etc.to_str().expect("text"),
+        PROGRAM,
+        "--iface",
+        "h0",
+        "80:8080",
+    ]);
+    run.wait_for_words("redirecting");
+    let program = copy_for_everybody(&lab.dir.0);
+    let ask = |uid: &str, command: &str| {
+        let (uid, gid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
+        let args = [
+            "setpriv",
+            &uid,
+            &gid,
+            "--clear-groups",
+            "--",
+            &program,
+            command,
+        ];
+        let mut process = lab.host.start(&args);
+        (process.wait().code(), process.out(), process.err())
+    };
+    let (code, out, err) = ask("4001", "rules");
+    assert_eq!((code, out.as_str()), (Some(0), "80:8080\n"), "{err}");
+    assert_eq!(ask("4001", "status").0, Some(0));
+    let (code, out, err) = ask("4002", "rules");
+    assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");
+    assert!(err.contains("group `portredir`"), "{err}");
+    // Reading is all they may.
+    let (code, _, err) = ask("4001", "down");
+    assert_eq!(code, Some(4), "{err}");
+    assert_eq!(host.rules(), ["80:8080"]);
+    run.signal(Signal::SIGTERM);
+    assert!(run.wait().success());
+    host.down();
+}
+
+/// Where bpffs is missing, it is mounted, and taken away at the end; not where
+/// the mount would not last.
+fn bpffs_is_mounted() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    let script = "umount -t bpf -a; cp /proc/mounts $1.before; $0 up --iface h0 80:8080 || exit; \
+                  grep -c ' /sys/fs/bpf bpf ' /proc/mounts; $0 rules; \
+                  $0 down --drain-timeout 0; cp /proc/mounts $1.after";
+    let file = lab.dir.0.join("mounts");
+    let run = |unshare: &[&str]| {
+        let mut args = vec!["unshare", "--mount"];
+        args.extend(unshare);
+        let file = file.to_str().expect("text");
+        args.extend(["sh", "-c", script, PROGRAM, file]);
+        let mut process = lab.host.start(&args);
+        process.wait();
+        (process.out(), process.err())
+    };
+    let (_, err) = run(&[]);
+    assert!(err.contains("mount namespace of its own"), "{err}");
+    // The first process is in the same mount namespace, as on a host.
+    let (out, err) = run(&["--pid", "--fork", "--mount-proc"]);
+    assert_eq!(out, "+ 80:8080\n1\n80:8080\n- 80:8080\n", "{err}");
+    let mounts = |when: &str| fs::read_to_string(file.with_extension(when)).expect(when);
+    assert_eq!(mounts("before"), mounts("after"));
+    assert!(!mounts("before").contains(" bpf "));
+    host.down();
+}
+
+/// Anybody may take the names by which commands find each other: then they say
+/// so, obey nobody, and root gets out.
+fn forged_control() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    host.up(&["80:8080"]);
+    host.kill_follower();
+    let script = "import os, socket, time\n\
+                  os.setgid(65534); os.setuid(65534)\n\
+                  names = [b'\\0portredir.control', b'\\0portredir']\n\
+                  kept = [socket.socket(socket.AF_UNIX) for name in names]\n\
+                  for one, name in zip(kept, names): one.bind(name); one.listen()\n\
+                  print('ready', flush=True)\n\
+                  while True: time.sleep(1)";
+    let mut forger = lab.host.start(&["python3", "-c", script]);
+    forger.wait_for_words("ready");
+    let said = format!("process {} of user 65534", forger.id());
+    // What is pinned can be read all the same.
+    assert_eq!(host.rules(), ["80:8080"]);
+    let error = host.fails(1, &["add", "81:8080"]);
+    assert!(error.contains(&said), "{error}");
+    host.run(&["down", "--force"]);
+    forger.kill();
+    host.down();
+}
+
 /// What the unit of systemd starts, stops and reloads; and what is there after
 /// the machine was started again.
 fn service() {
@@ -658,7 +908,7 @@ fn hide_target() {
     // Clients on the host itself do reach it.
     let mut local = Conn::to(&lab.host, Proto::Tcp, 0, Family::V4.host(8080));
     local.echo(b"from the host");
-    let drops = &host.status()["report"]["drops"]["hidden"];
+    let drops = &host.status()["drops"]["hidden"];
     assert!(drops.as_u64() >= Some(2), "{drops}");
     host.down();
 }
@@ -755,6 +1005,21 @@ fn fewest_capabilities() {
     host.down();
 }
 
+/// Numbers below others (xorshift64); `PORTREDIR_TEST_SEED` gives other ones.
+fn random(part: u64) -> impl FnMut(u64) -> u64 {
+    let seed = std::env::var("PORTREDIR_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    let mut state =
+        seed.unwrap_or(0x9e37_79b9_7f4a_7c15_u64) ^ (part + 1).wrapping_mul(0x2545_f491_4f6c_dd1d);
+    move |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    }
+}
+
 /// How often a command is killed, in all.
 const KILLS: u64 = 500;
 const KILL_PARTS: u64 = 10;
@@ -763,17 +1028,7 @@ const KILL_PARTS: u64 = 10;
 /// before, or what was asked for, and who is not concerned does not notice.
 fn kill(part: u64) {
     DEADLINE.set(Some(Instant::now() + Duration::from_secs(240)));
-    let seed = std::env::var("PORTREDIR_TEST_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok());
-    let mut random =
-        seed.unwrap_or(0x9e37_79b9_7f4a_7c15_u64) ^ (part + 1).wrapping_mul(0x2545_f491_4f6c_dd1d);
-    let mut random = move |below: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % below
-    };
+    let mut random = random(part);
     let lab = Lab::new(&CELL);
     let server = Echo::start(&lab.host, 8080);
     let host = Host::of(&lab);
@@ -913,7 +1168,7 @@ fn change_under_load(engine: &'static str) {
         "--port",
         "5201",
         "--time",
-        "60",
+        "200",
         "--bitrate",
         "200M",
         "--json",

@@ -1,0 +1,320 @@
+//! Whether each rule of a list can match.
+//!
+//! A rule is hidden when others take all its packets: those that are for longer
+//! prefixes of clients, and of equal ones those that come first. Several can do
+//! so together, each for some of the ports, clients or interfaces. A rule that
+//! has packets left is none of our business: a narrow rule before or behind a
+//! wide one is how exceptions are written.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::Bound::{Excluded, Unbounded};
+
+use glob::Pattern;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use portredir_common::abi::Protocol;
+use thiserror::Error;
+
+use super::Sourced;
+use super::parse::is_glob;
+use super::segment::{Condition, Holders, Segment, conditions, segments};
+
+/// As many as the programs can tell apart: they have 16 bits for a rule.
+pub const MAX_RULES: usize = 1 << 16;
+
+/// Different `on` lists: bits of a mask, of which the lowest means all.
+pub const MAX_ON: usize = 63;
+
+/// Why a list of rules cannot work together.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConflictError {
+    /// A rule that can never match.
+    #[error(
+        "rule `{}` ({}) never matches: {} {} before it; leave one of them out",
+        .hidden.rule, .hidden.origin, Names(.by), ports(.hidden, .by.len())
+    )]
+    Hidden {
+        /// That rule.
+        hidden: Box<Sourced>,
+        /// The rules that take its packets.
+        by: Vec<Sourced>,
+    },
+    /// A rule that is there twice.
+    #[error("rule `{}` is there twice: {first}, {again}; leave one of them out", .again.rule, first = .first, again = .again.origin)]
+    Twice {
+        /// Where it is first.
+        first: super::Origin,
+        /// The same rule.
+        again: Box<Sourced>,
+    },
+    /// More than the programs can tell apart.
+    #[error("{0} rules are too many; at most {MAX_RULES} are possible")]
+    Rules(usize),
+    /// Too many `on` lists.
+    #[error(
+        "the rules name {0} different lists of interfaces (`on …`); at most {MAX_ON} are possible"
+    )]
+    On(usize),
+}
+
+/// Rules with their places: all of a few, some of many.
+struct Names<'a>(&'a [Sourced]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 3;
+        let shown = self.0.len().min(SHOWN);
+        let left = self.0.len() - shown;
+        for (i, Sourced { rule, origin }) in self.0[..shown].iter().enumerate() {
+            let gap = match i {
+                0 => "",
+                _ if i + 1 == shown && left == 0 => " and ",
+                _ => ", ",
+            };
+            write!(f, "{gap}`{rule}` ({origin})")?;
+        }
+        if left > 0 {
+            write!(f, " and {left} more")?;
+        }
+        Ok(())
+    }
+}
+
+fn ports(hidden: &Sourced, takers: usize) -> String {
+    let verb = if takers == 1 { "takes" } else { "take" };
+    let ports = hidden.rule.dialled;
+    let noun = if ports.first == ports.last {
+        "port"
+    } else {
+        "ports"
+    };
+    format!("{verb} {noun} {ports}")
+}
+
+/// Refuses lists in which a rule could never match, and longer ones than the
+/// programs can have.
+///
+/// # Errors
+///
+/// [`ConflictError`]; of rules that never match for the first, naming those that
+/// hide it.
+pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
+    if rules.len() > MAX_RULES {
+        return Err(ConflictError::Rules(rules.len()));
+    }
+    let list = List::new(rules);
+    if list.on.len() > MAX_ON + 1 {
+        return Err(ConflictError::On(list.on.len() - 1));
+    }
+    let Some(hidden) = list.hidden() else {
+        return Ok(());
+    };
+    let by = list.hiders(hidden);
+    let hidden = Box::new(rules[hidden].clone());
+    if let [first] = by[..]
+        && rules[first].rule == hidden.rule
+    {
+        return Err(ConflictError::Twice {
+            first: rules[first].origin.clone(),
+            again: hidden,
+        });
+    }
+    let by = by.into_iter().map(|i| rules[i].clone()).collect();
+    Err(ConflictError::Hidden { hidden, by })
+}
+
+/// Rules with what decides between them.
+struct List<'a> {
+    rules: &'a [Sourced],
+    conditions: Vec<Condition>,
+    /// Whether rules for narrower networks have all the clients of these. Most
+    /// often they do not, and then need not be looked at in each segment.
+    is_divided: HashMap<(Option<IpAddr>, Option<IpNet>), bool>,
+    /// Lists of interfaces by their number; the first, of all, is empty.
+    on: Vec<&'a [String]>,
+    /// Of each list the lists that have all of its interfaces, and more: by
+    /// `covering[of][name]`.
+    covering: Vec<Vec<Vec<bool>>>,
+    /// For each protocol.
+    segments: Vec<Vec<Segment>>,
+}
+
+impl<'a> List<'a> {
+    fn new(rules: &'a [Sourced]) -> Self {
+        let (conditions, lists) = conditions(rules.iter().map(|sourced| &sourced.rule));
+        let on: Vec<_> = std::iter::once(&[][..]).chain(lists).collect();
+        let covering = if on.len() > MAX_ON + 1 {
+            Vec::new()
+        } else {
+            on.iter().map(|list| covering(list, &on)).collect()
+        };
+        let of = |protocol| {
+            let rules = rules.iter().map(|sourced| &sourced.rule);
+            segments(rules.enumerate(), protocol)
+        };
+        let is_divided = divided(&conditions);
+        Self {
+            rules,
+            conditions,
+            is_divided,
+            on,
+            covering,
+            segments: vec![of(Protocol::Tcp), of(Protocol::Udp)],
+        }
+    }
+
+    /// The first rule that is left no packet.
+    fn hidden(&self) -> Option<usize> {
+        let mut is_alive = vec![false; self.rules.len()];
+        for segments in &self.segments {
+            let mut holders = Holders::default();
+            // Those that hold among their equals, but are hidden so far.
+            let mut waiting = Vec::<usize>::new();
+            for segment in segments {
+                if !holders.pass(segment, |i| self.conditions[i]) {
+                    continue;
+                }
+                waiting.extend(holders.new_places());
+                waiting.retain(|&i| {
+                    if is_alive[i] || !holders.places().contains(&i) {
+                        return false;
+                    }
+                    is_alive[i] = self.takers(i, &holders).is_none();
+                    !is_alive[i]
+                });
+            }
+        }
+        is_alive.iter().position(|is_alive| !is_alive)
+    }
+
+    /// The rules that take the packets of a hidden one, in their order.
+    fn hiders(&self, hidden: usize) -> Vec<usize> {
+        let mut hiders = BTreeSet::new();
+        for segments in &self.segments {
+            let mut holders = Holders::default();
+            let mut is_here = false;
+            for segment in segments {
+                holders.pass(segment, |i| self.conditions[i]);
+                is_here = (is_here && !segment.ended.contains(&hidden))
+                    || segment.begun.contains(&hidden);
+                if is_here {
+                    hiders.extend(self.takers(hidden, &holders).into_iter().flatten());
+                }
+            }
+        }
+        hiders.into_iter().collect()
+    }
+
+    /// The rules of a segment that together take all packets of one of them;
+    /// `None` where some are left.
+    fn takers(&self, place: usize, holders: &Holders<Condition>) -> Option<Vec<usize>> {
+        let (addr, from, on) = self.conditions[place];
+        let is_divided = self.is_divided[&(addr, from)];
+        let before: Vec<_> = holders
+            .range(&(addr, from, 0))
+            .take_while(|((other, net, _), _)| {
+                *other == addr && (*net == from || (is_divided && is_within(from, *net)))
+            })
+            .filter(|((_, net, _), i)| *net != from || *i < place)
+            .map(|(&(_, net, list), i)| (net, list, i))
+            .collect();
+        if before.is_empty() {
+            return None;
+        }
+        let clients = all_clients(addr, from);
+        let mut takers = Vec::new();
+        for is_covered in &self.covering[on] {
+            let here = before.iter().filter(|(_, list, _)| is_covered[*list]);
+            let here: Vec<_> = here.map(|&(net, _, i)| (net, i)).collect();
+            takers.extend(cover(&clients, &here)?);
+        }
+        Some(takers)
+    }
+}
+
+/// Whether the clients of one rule are among those of another.
+fn is_within(all: Option<IpNet>, net: Option<IpNet>) -> bool {
+    match (all, net) {
+        (None, _) => true,
+        (Some(all), Some(net)) => all.contains(&net),
+        (Some(_), None) => false,
+    }
+}
+
+/// Which addresses and networks of clients have all their clients in narrower
+/// networks too, whatever the ports.
+fn divided(conditions: &[Condition]) -> HashMap<(Option<IpAddr>, Option<IpNet>), bool> {
+    let ends: BTreeSet<_> = conditions
+        .iter()
+        .map(|&(addr, from, _)| (addr, from))
+        .collect();
+    let is_divided = |&(addr, from): &_| {
+        // They follow in this order.
+        let narrower = ends.range((Excluded((addr, from)), Unbounded));
+        let narrower = narrower
+            .take_while(|&&(other, net)| other == addr && is_within(from, net))
+            .map(|&(_, net)| (net, 0));
+        cover(&all_clients(addr, from), &narrower.collect::<Vec<_>>()).is_some()
+    };
+    ends.iter().map(|end| (*end, is_divided(end))).collect()
+}
+
+/// For each name of a list, or for all interfaces, which lists have it. Of two
+/// globs none is taken to be in the other.
+fn covering(list: &[String], lists: &[&[String]]) -> Vec<Vec<bool>> {
+    let has = |other: &[String], name: Option<&String>| {
+        other.is_empty()
+            || other.iter().any(|word| {
+                word == "*"
+                    || name.is_some_and(|name| {
+                        let glob = || Pattern::new(word).is_ok_and(|glob| glob.matches(name));
+                        word == name || (is_glob(word) && !is_glob(name) && glob())
+                    })
+            })
+    };
+    let of = |name| lists.iter().map(|other| has(other, name)).collect();
+    if list.is_empty() {
+        vec![of(None)]
+    } else {
+        list.iter().map(|name| of(Some(name))).collect()
+    }
+}
+
+/// The clients of a rule as networks.
+fn all_clients(addr: Option<IpAddr>, from: Option<IpNet>) -> Vec<IpNet> {
+    let v4 = IpNet::from(Ipv4Net::default());
+    let v6 = IpNet::from(Ipv6Net::default());
+    match (from, addr) {
+        (Some(net), _) => vec![net],
+        (None, Some(IpAddr::V4(_))) => vec![v4],
+        (None, Some(IpAddr::V6(_))) => vec![v6],
+        (None, None) => vec![v4, v6],
+    }
+}
+
+/// Which of some rules together are for all of the clients; `None` when there
+/// are clients left. No network means all clients.
+fn cover(clients: &[IpNet], rules: &[(Option<IpNet>, usize)]) -> Option<Vec<usize>> {
+    let mut used = Vec::new();
+    for all in clients {
+        let one = |(net, _): &&(Option<IpNet>, usize)| net.is_none_or(|net| net.contains(all));
+        if let Some((_, i)) = rules.iter().find(one) {
+            used.push(*i);
+            continue;
+        }
+        let parts = rules.iter().filter_map(|&(net, i)| Some((net?, i)));
+        let parts: Vec<_> = parts.filter(|(net, _)| all.contains(net)).collect();
+        // Most often they are far too few, which is cheaper to find out.
+        let share = |net: &IpNet| 0.5_f64.powi(i32::from(net.prefix_len() - all.prefix_len()));
+        if parts.iter().map(|(net, _)| share(net)).sum::<f64>() < 1.0 {
+            return None;
+        }
+        let nets: Vec<_> = parts.iter().map(|(net, _)| *net).collect();
+        if !IpNet::aggregate(&nets).contains(all) {
+            return None;
+        }
+        used.extend(parts.iter().map(|(_, i)| *i));
+    }
+    Some(used)
+}

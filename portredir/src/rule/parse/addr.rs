@@ -1,0 +1,261 @@
+//! Addresses of this host, and those of other hosts, which are refused.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{Parser, to};
+use crate::rule::error::{EXAMPLE, right};
+use crate::rule::{Ports, RuleError};
+
+impl<'a> Parser<'a> {
+    /// Address and ports, without a protocol.
+    fn head(&self) -> &'a str {
+        self.until(|c| c.is_whitespace() || c == '/')
+    }
+
+    /// Reads `ADDR:` if there is one.
+    pub(super) fn addr(&mut self) -> Result<Option<IpAddr>, RuleError> {
+        let (addr, length) = if self.next() == Some('[') {
+            let Some(end) = self.rest().find(']') else {
+                return Err(self.error(
+                    "`[` without `]`",
+                    "an IPv6 address stands in brackets, as in `[2001:db8::1]:80:8080`",
+                ));
+            };
+            (self.bracketed(&self.rest()[1..end])?, end + 1)
+        } else {
+            self.no_plain_v6()?;
+            let word = self.until(|c| c.is_whitespace() || matches!(c, ':' | '/'));
+            let is_port = word.chars().all(|c| c.is_ascii_digit() || c == '-');
+            // `80:8080` has one colon, `10.0.0.5:80:8080` two.
+            if is_port || (self.head().matches(':').count() < 2 && !is_addr(word)) {
+                return Ok(None);
+            }
+            (self.named(word)?, word.len())
+        };
+        self.check_local(addr)?;
+        self.at += length;
+        if self.next() == Some('/') {
+            return Err(self.error(
+                "one address of this host comes before ports, no network",
+                "for clients of a network write as in `80:8080 from 10.0.0.0/8`",
+            ));
+        }
+        if self.next() != Some(':') {
+            return Err(self.error(
+                "expected `:` behind the address",
+                format!(
+                    "both ports come behind it, as in `{}:80:8080`",
+                    in_text(addr)
+                ),
+            ));
+        }
+        self.at += 1;
+        if !self.head().contains(':') {
+            self.no_lone_port(addr)?;
+        }
+        Ok(Some(addr))
+    }
+
+    /// `10.0.0.5:80` looks like a whole rule to who knows URLs.
+    fn no_lone_port(&self, addr: IpAddr) -> Result<(), RuleError> {
+        let Ok(port) = self.head().parse::<u16>() else {
+            return Ok(());
+        };
+        let at = self.at + self.head().len();
+        let port = to(Ports::one(port.max(1)), 8080);
+        Err(self.error_at(
+            at,
+            "an address and one port: the other port is missing",
+            format!("write `{}:{port}`", in_text(addr)),
+        ))
+    }
+
+    /// The address in brackets.
+    fn bracketed(&self, inner: &str) -> Result<IpAddr, RuleError> {
+        if let Ok(addr) = inner.parse::<Ipv4Addr>() {
+            return Err(self.error(
+                "brackets are for IPv6 addresses",
+                format!("write `{}`", right(&format!("{addr}:80:8080"), V4)),
+            ));
+        }
+        if let Some((addr, zone)) = inner.split_once('%')
+            && let Ok(addr) = addr.parse::<Ipv6Addr>()
+        {
+            let zone = if zone.is_empty() { "eth0" } else { zone };
+            let at = self.at + 1 + inner.find('%').unwrap_or_default();
+            return Err(self.error_at(
+                at,
+                "an address has no zone here",
+                with_zone(addr, zone, "80:8080"),
+            ));
+        }
+        let addr = inner.parse::<Ipv6Addr>().map(IpAddr::from);
+        addr.map_err(|_| {
+            self.error_at(
+                self.at + 1,
+                match inner {
+                    "" => "no address is in the brackets".to_owned(),
+                    _ => format!("`{inner}` is not an IPv6 address"),
+                },
+                "write addresses as in `[2001:db8::1]:80:8080`; names are not looked up",
+            )
+        })
+    }
+
+    /// An IPv6 address without brackets cannot be told from ports.
+    fn no_plain_v6(&self) -> Result<(), RuleError> {
+        let head = self.head();
+        let problem = "an IPv6 address stands in brackets";
+        let mut parts = head.rsplitn(3, ':');
+        if let (Some(target), Some(dialled), Some(addr)) =
+            (parts.next(), parts.next(), parts.next())
+        {
+            let (addr, zone) = addr.split_once('%').unwrap_or((addr, ""));
+            let ports = format!("{dialled}:{target}");
+            if let Ok(addr) = addr.parse::<Ipv6Addr>()
+                && ports.parse::<crate::rule::Rule>().is_ok()
+            {
+                let hint = match zone {
+                    "" => format!("write `{}`", v6_rule(addr, &ports)),
+                    _ => with_zone(addr, zone, &ports),
+                };
+                return Err(self.error(problem, hint));
+            }
+        }
+        // `80::8080` is an IPv6 address too, but nobody means one.
+        let is_meant =
+            head.contains(|c: char| c.is_ascii_alphabetic()) || head.matches(':').count() > 2;
+        // Nor is `80:2001:db8::1:8080` one.
+        let is_other = head
+            .split_once(':')
+            .is_some_and(|(_, host)| is_v6_and_port(host));
+        if let Ok(addr) = head.parse::<Ipv6Addr>()
+            && is_meant
+            && !is_other
+        {
+            return Err(self.error(
+                format!("{problem}, and ports come behind it"),
+                format!("write `{}`", v6_rule(addr, "80:8080")),
+            ));
+        }
+        Ok(())
+    }
+
+    fn named(&self, word: &str) -> Result<IpAddr, RuleError> {
+        if let Ok(addr) = word.parse::<Ipv4Addr>() {
+            return Ok(addr.into());
+        }
+        let hint = match word {
+            "localhost" => {
+                "for clients on this host that dial 127.0.0.1, write `127.0.0.1:80:8080`"
+            }
+            "*" => EVERYWHERE,
+            "tcp" | "udp" => "the protocol comes behind both ports, as in `53:5353/udp`",
+            "" => EXAMPLE,
+            _ if !word.contains('.') && word.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+                let rule = right(&format!("80:8080 on {word}"), "80:8080 on eth0");
+                let hint =
+                    format!("for an interface write as in `{rule}`; names are not looked up");
+                return Err(self.error(format!("`{word}` is not an address"), hint));
+            }
+            _ => {
+                "an address is a number, as in `10.0.0.5:80:8080` or `[2001:db8::1]:80:8080`; \
+                 names are not looked up"
+            }
+        };
+        let problem = match word {
+            "" => "expected a port or an address, found `:`".to_owned(),
+            _ => format!("`{word}` is not an address"),
+        };
+        Err(self.error(problem, hint))
+    }
+
+    /// Refuses what no host has as its own. 240.0.0.0/4 is not among it: Linux
+    /// takes such addresses, and some networks use them.
+    fn check_local(&self, addr: IpAddr) -> Result<(), RuleError> {
+        let problem = match addr {
+            _ if addr.is_unspecified() => {
+                let problem = format!("{addr} is not an address of a host");
+                return Err(self.error(problem, EVERYWHERE));
+            }
+            _ if addr.is_multicast() => "multicast",
+            IpAddr::V4(addr) if addr.is_broadcast() => "broadcast",
+            IpAddr::V6(addr) if let Some(mapped) = addr.to_ipv4_mapped() => {
+                return Err(self.error(
+                    format!("{addr} is an IPv4 address in disguise"),
+                    format!("write `{}`", right(&format!("{mapped}:80:8080"), V4)),
+                ));
+            }
+            _ => return Ok(()),
+        };
+        Err(self.error(
+            format!("{addr} is {problem}; no host has it as its own"),
+            EVERYWHERE,
+        ))
+    }
+
+    /// `PORT:ADDR:PORT` is kept for redirects to other hosts.
+    pub(super) fn no_other_host(&self, dialled: Ports) -> Result<(), RuleError> {
+        let head = self.head();
+        let word = match head.find(']') {
+            Some(end) if head.starts_with('[') => &head[..=end],
+            _ if is_v6_and_port(head) => head.rsplit_once(':').map_or(head, |(addr, _)| addr),
+            _ => self.until(|c| c.is_whitespace() || matches!(c, ':' | '/')),
+        };
+        let behind = &head[word.len()..];
+        let is_name = word.starts_with(|c: char| c.is_alphabetic())
+            && (behind.starts_with(':') || word.contains('.'));
+        let is_host = is_addr(word) || word.ends_with(']') || word == "localhost" || is_name;
+        if !is_host {
+            return Ok(());
+        }
+        let problem = match word {
+            "localhost" | "127.0.0.1" | "[::1]" => {
+                format!("`{word}` behind the dialled port would be another host")
+            }
+            _ => {
+                format!("`{word}` is another host, and redirects to other hosts are not supported")
+            }
+        };
+        let rule = self.to_number(dialled, behind);
+        Err(self.error(
+            problem,
+            format!("to redirect to a port of this host, write `{rule}`"),
+        ))
+    }
+}
+
+const V4: &str = "10.0.0.5:80:8080";
+
+/// The rule for an address that was written without brackets.
+fn v6_rule(addr: Ipv6Addr, ports: &str) -> String {
+    let addr = in_text(IpAddr::from(addr).to_canonical());
+    right(&format!("{addr}:{ports}"), "[2001:db8::1]:80:8080")
+}
+
+const EVERYWHERE: &str =
+    "to redirect on every address of this host, leave the address out, as in `80:8080`";
+
+fn is_addr(word: &str) -> bool {
+    word.parse::<IpAddr>().is_ok()
+}
+
+/// `2001:db8::1:8080`, or the address alone.
+fn is_v6_and_port(head: &str) -> bool {
+    let is_long = head.matches(':').count() > 2;
+    let addr = head.rsplit_once(':').map_or("", |(addr, _)| addr);
+    is_long && addr.parse::<Ipv6Addr>().is_ok()
+}
+
+/// As it stands before ports.
+fn in_text(addr: IpAddr) -> String {
+    match addr {
+        IpAddr::V4(addr) => addr.to_string(),
+        IpAddr::V6(addr) => format!("[{addr}]"),
+    }
+}
+
+fn with_zone(addr: Ipv6Addr, zone: &str, ports: &str) -> String {
+    let rule = format!("[{addr}]:{ports} on {zone}");
+    format!("write `{}`", right(&rule, "[fe80::1]:80:8080 on eth0"))
+}

@@ -1,0 +1,289 @@
+//! `from CIDR` and `on IFACE,…`, in any order.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::Parser;
+use crate::rule::error::{EXAMPLE, spelled, visible};
+use crate::rule::{Rule, RuleError};
+
+/// Bytes of an interface's name, without the one at its end (`IFNAMSIZ` in
+/// include/uapi/linux/if.h).
+const LONGEST_NAME: usize = 15;
+
+impl Parser<'_> {
+    /// Reads what is behind the protocol, to the end.
+    pub(super) fn conditions(&mut self, rule: &mut Rule) -> Result<(), RuleError> {
+        let (mut has_from, mut has_on) = (false, false);
+        loop {
+            let before = self.at;
+            self.skip_spaces();
+            let word = self.word();
+            if word.is_empty() {
+                return Ok(());
+            }
+            match word {
+                _ if self.at == before => return Err(self.junk(word, has_on)),
+                "from" if has_from => {
+                    return Err(
+                        self.error("a second `from`", "give one rule per network of clients")
+                    );
+                }
+                "on" if has_on => {
+                    return Err(self.error(
+                        "a second `on`",
+                        "list interfaces with commas: `on eth0,wg0`",
+                    ));
+                }
+                "from" => {
+                    self.at += word.len();
+                    rule.from = Some(self.from(rule.addr)?);
+                    has_from = true;
+                }
+                "on" => {
+                    self.at += word.len();
+                    rule.on = self.on()?;
+                    has_on = true;
+                }
+                _ => return Err(self.junk(word, has_on)),
+            }
+        }
+    }
+
+    /// What is neither of the two.
+    fn junk(&self, word: &str, has_on: bool) -> RuleError {
+        let two = spelled(["80:8080", "443:8443"]);
+        let lower = word.to_ascii_lowercase();
+        let (problem, hint) = if word.starts_with([',', ';', '+', '&', '|']) {
+            (
+                "nothing but a space comes between rules",
+                format!("give each as a word of its own: {two}"),
+            )
+        } else if [":tcp", ":udp", ":both"].contains(&lower.as_str()) {
+            (
+                "the protocol comes behind `/`",
+                format!("as in `80:8080/{}`", &lower[1..]),
+            )
+        } else if word.starts_with(':') {
+            (
+                "a rule has two ports",
+                "an address comes before both, as in `10.0.0.5:80:8080`".to_owned(),
+            )
+        } else if word.starts_with('-') && word[1..].starts_with(|c: char| c.is_ascii_digit()) {
+            (
+                "the rule should end here",
+                "a range has two ports, as in `8000-8100:9000-9100`".to_owned(),
+            )
+        } else if word.parse::<Rule>().is_ok() {
+            (
+                "another rule begins here",
+                format!("give each as a word of its own: {two}"),
+            )
+        } else if let Some(protocol) = ["/tcp", "/udp", "/both"].iter().find(|p| lower == **p) {
+            (
+                "no space comes before the protocol",
+                format!("as in `80:8080{protocol}`"),
+            )
+        } else if ["from", "on"].contains(&lower.as_str()) {
+            (
+                "conditions are written in small letters",
+                "as in `from 10.0.0.0/8` and `on eth0`".to_owned(),
+            )
+        } else if ["tcp", "udp", "both"].contains(&lower.as_str()) {
+            (
+                "the protocol comes behind `/`",
+                format!("as in `80:8080/{lower}`"),
+            )
+        } else if has_on {
+            (
+                "the rule should end here",
+                "list interfaces with commas and without spaces: `on eth0,wg0`".to_owned(),
+            )
+        } else {
+            ("the rule should end here", EXAMPLE.to_owned())
+        };
+        self.error(problem, hint)
+    }
+
+    fn from(&mut self, local: Option<IpAddr>) -> Result<IpNet, RuleError> {
+        self.skip_spaces();
+        let word = self.word();
+        if word.is_empty() {
+            return Err(self.error(
+                "expected a network behind `from`",
+                "write a network or an address, as in `from 10.0.0.0/8`",
+            ));
+        }
+        let plain = without_brackets(word);
+        let net = plain
+            .parse::<IpNet>()
+            .or_else(|_| plain.parse::<IpAddr>().map(IpNet::from))
+            .map_err(|_| self.no_network(word, &plain))?;
+        if net != net.trunc() {
+            return Err(self.error(
+                format!("{net} has bits behind its prefix"),
+                format!(
+                    "for the network write `{}`, for the one host `{}`",
+                    right_from(&net.trunc().to_string()),
+                    right_from(&net.addr().to_canonical().to_string())
+                ),
+            ));
+        }
+        if let IpNet::V6(v6) = net
+            && let Some(mapped) = v6.addr().to_ipv4_mapped()
+        {
+            let length = v6.prefix_len().saturating_sub(96);
+            let net = Ipv4Net::new(mapped, length)
+                .map_or_else(|_| mapped.to_string(), |net| shortest(net.into()));
+            return Err(self.error(
+                format!("{word} is IPv4 in disguise"),
+                format!("write `{}`", right_from(&net)),
+            ));
+        }
+        if net.addr().is_unspecified() && net.prefix_len() == net.max_prefix_len() {
+            let all = if net.addr().is_ipv4() {
+                "0.0.0.0/0"
+            } else {
+                "::/0"
+            };
+            return Err(self.error(
+                format!("{} is the address of no client", net.addr()),
+                format!("for all of that IP version write `from {all}`"),
+            ));
+        }
+        if let Some(local) = local.filter(|local| local.is_ipv4() != net.addr().is_ipv4()) {
+            return Err(self.error(
+                format!("a client of {net} cannot dial {local}"),
+                "give both as IPv4 or both as IPv6; such a rule would never match",
+            ));
+        }
+        self.at += word.len();
+        Ok(net)
+    }
+
+    fn no_network(&self, word: &str, plain: &str) -> RuleError {
+        let problem = format!("`{word}` is not a network");
+        if word.contains(',') {
+            return self.error(
+                problem,
+                "give one rule per network, as in `from 10.0.0.0/8`",
+            );
+        }
+        if let Some((addr, zone)) = plain.split_once('%')
+            && addr.parse::<Ipv6Addr>().is_ok()
+        {
+            return self.error(
+                problem,
+                match format!("80:8080 from {addr} on {zone}").parse::<Rule>() {
+                    Ok(_) if !zone.contains('`') => {
+                        format!("an address has no zone here: `from {addr} on {zone}`")
+                    }
+                    _ => "an address has no zone here: `from fe80::1 on eth0`".to_owned(),
+                },
+            );
+        }
+        let addr = plain
+            .split_once('/')
+            .map(|(addr, _)| addr.parse::<IpAddr>());
+        let hint = match addr {
+            Some(Ok(IpAddr::V4(_))) => {
+                "the length of an IPv4 prefix is 0 to 32, as in `from 10.0.0.0/8`"
+            }
+            Some(Ok(IpAddr::V6(_))) => {
+                "the length of an IPv6 prefix is 0 to 128, as in `from 2001:db8::/32`"
+            }
+            _ => "write a network or an address, as in `from 10.0.0.0/8`; names are not looked up",
+        };
+        self.error(problem, hint)
+    }
+
+    fn on(&mut self) -> Result<Vec<String>, RuleError> {
+        self.skip_spaces();
+        let list = self.word();
+        let start = self.at;
+        let mut names = Vec::<String>::new();
+        for name in list.split(',') {
+            self.name(name)?;
+            names.push(name.to_owned());
+            self.at += name.len() + 1;
+        }
+        self.at = start + list.len();
+        // The order means nothing, so there is one text for each rule.
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Checks the name or glob of an interface.
+    fn name(&self, name: &str) -> Result<(), RuleError> {
+        if name.is_empty() {
+            return Err(self.error(
+                "expected the name of an interface",
+                "list interfaces with commas and without spaces: `on eth0,wg*`",
+            ));
+        }
+        if name == "all" || name == "any" {
+            return Err(self.error(
+                format!("`{name}` is what holds without `on`"),
+                "leave it out, as in `80:8080`",
+            ));
+        }
+        if let Some(name) = name.strip_prefix('!') {
+            return Err(self.error(
+                "a rule names the interfaces it is for, not others",
+                format!("to leave {name} out of all rules use --iface 'all,!{name}'"),
+            ));
+        }
+        if let Err(error) = glob::Pattern::new(name) {
+            return Err(self.error(
+                format!("bad glob `{name}`: {}", error.msg),
+                "write globs as in `on wg*` or `on eth?`",
+            ));
+        }
+        // As `dev_valid_name` has it in net/core/dev.c.
+        // What the terminal would obey is no name either, as rules are printed.
+        let is_name = !name.contains(['/', ':'])
+            && !name.contains(|c| visible(c) != c)
+            && !matches!(name, "." | "..");
+        if !is_name || (!is_glob(name) && name.len() > LONGEST_NAME) {
+            return Err(self.error(
+                format!("`{name}` cannot be the name of an interface"),
+                format!("names have at most {LONGEST_NAME} characters, and no slash, colon or control character"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A condition for these clients, or an example where it would be refused.
+fn right_from(net: &str) -> String {
+    let condition = format!("from {net}");
+    match format!("80:8080 {condition}").parse::<Rule>() {
+        Ok(_) => condition,
+        Err(_) => "from 10.0.0.0/8".to_owned(),
+    }
+}
+
+/// Whether it stands for more names than itself.
+pub(in crate::rule) fn is_glob(name: &str) -> bool {
+    name.contains(['*', '?', '['])
+}
+
+/// A network as a bare address where it is one host.
+fn shortest(net: IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() {
+        net.addr().to_string()
+    } else {
+        net.to_string()
+    }
+}
+
+/// `[2001:db8::]/32` is taken for `2001:db8::/32`.
+fn without_brackets(word: &str) -> String {
+    let inner = word.strip_prefix('[').and_then(|word| word.split_once(']'));
+    match inner {
+        Some((addr, length)) if addr.parse::<Ipv6Addr>().is_ok() => format!("{addr}{length}"),
+        _ => word.to_owned(),
+    }
+}

@@ -1,0 +1,89 @@
+//! `port=80:proto=tcp:toport=8080`, as firewalld has it.
+
+use super::Parser;
+use crate::rule::{Protocols, Rule, RuleError};
+
+const HINT: &str = "write `port=80:proto=tcp:toport=8080`, or `80:8080`";
+
+impl Parser<'_> {
+    pub(super) fn is_firewalld(&self) -> bool {
+        let keys = ["port=", "proto=", "toport=", "toaddr="];
+        keys.iter().any(|key| self.rest().starts_with(key))
+    }
+
+    pub(super) fn firewalld(&mut self) -> Result<Rule, RuleError> {
+        let (mut dialled, mut target, mut protocols) = (None, None, None);
+        let mut target_at = self.at;
+        loop {
+            let word = self.until(|c| c.is_whitespace() || c == ':');
+            let Some((key, value)) = word.split_once('=') else {
+                let problem = match word {
+                    "" => "expected KEY=VALUE".to_owned(),
+                    _ => format!("expected KEY=VALUE, found `{word}`"),
+                };
+                return Err(self.error(problem, HINT));
+            };
+            let key_at = self.at;
+            let is_twice = match key {
+                "port" => dialled.is_some(),
+                "toport" => target.is_some(),
+                "proto" => protocols.is_some(),
+                _ => false,
+            };
+            if is_twice {
+                return Err(self.error(format!("a second `{key}=`"), HINT));
+            }
+            self.at += key.len() + 1;
+            match key {
+                "port" => dialled = Some(self.ports("the port that clients dial")?),
+                "toport" => {
+                    target_at = self.at;
+                    target = Some(self.ports("the port that the server listens on")?);
+                }
+                "proto" => {
+                    protocols = Some(self.protocol(value)?);
+                    self.at += value.len();
+                }
+                // As firewalld itself prints it.
+                "toaddr" if value.is_empty() => {}
+                "toaddr" => {
+                    return Err(self.error_at(
+                        key_at,
+                        "`toaddr` is another host, and redirects to other hosts are not supported",
+                        "to redirect to a port of this host, leave it out: \
+                         `port=80:proto=tcp:toport=8080`",
+                    ));
+                }
+                _ => {
+                    return Err(self.error_at(
+                        key_at,
+                        format!("unknown key `{key}`"),
+                        "the keys are port, proto and toport, as in \
+                         `port=80:proto=tcp:toport=8080`",
+                    ));
+                }
+            }
+            match self.next() {
+                Some(':') => self.at += 1,
+                Some(c) if !c.is_whitespace() => {
+                    return Err(self.error(format!("expected `:` or the end, found `{c}`"), HINT));
+                }
+                _ => break,
+            }
+        }
+        let missing = |name| self.error(format!("`{name}=` is missing"), HINT);
+        let dialled = dialled.ok_or_else(|| missing("port"))?;
+        let target = target.ok_or_else(|| missing("toport"))?;
+        self.check_ports(dialled, target, target_at)?;
+        let mut rule = Rule {
+            addr: None,
+            dialled,
+            target,
+            protocols: protocols.unwrap_or(Protocols::default()),
+            from: None,
+            on: Vec::new(),
+        };
+        self.conditions(&mut rule)?;
+        Ok(rule)
+    }
+}

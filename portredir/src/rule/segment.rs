@@ -1,0 +1,150 @@
+//! Ports cut where a rule begins or ends, so that many rules with long ranges
+//! cost as much as their ends, not as their ports.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use portredir_common::abi::Protocol;
+
+use super::{Ports, Rule};
+
+/// Ports for which the same rules are.
+#[derive(Default)]
+pub struct Segment {
+    /// The ports; behind the last that any rule is about there are none.
+    pub ports: Option<Ports>,
+    /// Rules whose ports ended before it, by their place in the list.
+    pub ended: Vec<usize>,
+    /// Rules whose ports begin with it.
+    pub begun: Vec<usize>,
+}
+
+/// The segments of one protocol, from the lowest port.
+pub fn segments<'a>(
+    rules: impl IntoIterator<Item = (usize, &'a Rule)>,
+    protocol: Protocol,
+) -> Vec<Segment> {
+    // At 65 536 the last ones end.
+    let mut cuts = BTreeMap::<u32, Segment>::new();
+    for (i, rule) in rules {
+        if !rule.protocols.each().contains(&protocol) {
+            continue;
+        }
+        for Ports { first, last } in rule.stretches() {
+            cuts.entry(first.into()).or_default().begun.push(i);
+            cuts.entry(u32::from(last) + 1).or_default().ended.push(i);
+        }
+    }
+    let ends: Vec<_> = cuts.keys().skip(1).copied().collect();
+    let ends = ends.into_iter().map(Some).chain([None]);
+    cuts.into_iter()
+        .zip(ends)
+        .map(|((first, segment), end)| {
+            let port = |port| u16::try_from(port).ok();
+            let ports = || {
+                let first = port(first)?;
+                let last = port(end? - 1)?;
+                Some(Ports { first, last })
+            };
+            Segment {
+                ports: ports(),
+                ..segment
+            }
+        })
+        .collect()
+}
+
+/// The rules of a segment, by what makes them equal: of equals the first holds.
+pub struct Holders<K> {
+    of: BTreeMap<K, BTreeSet<usize>>,
+    first: BTreeSet<usize>,
+    new: Vec<usize>,
+}
+
+impl<K> Default for Holders<K> {
+    fn default() -> Self {
+        Self {
+            of: BTreeMap::new(),
+            first: BTreeSet::new(),
+            new: Vec::new(),
+        }
+    }
+}
+
+impl<K: Ord + Clone> Holders<K> {
+    /// Goes on to the next segment. Whether others hold now.
+    pub fn pass(&mut self, segment: &Segment, key: impl Fn(usize) -> K) -> bool {
+        self.new.clear();
+        let mut is_changed = false;
+        for &i in &segment.ended {
+            let key = key(i);
+            let equals = self.of.get_mut(&key).expect("it has begun");
+            equals.remove(&i);
+            let next = equals.first().copied();
+            if next.is_none() {
+                self.of.remove(&key);
+            }
+            if self.first.remove(&i) {
+                self.first.extend(next);
+                self.new.extend(next);
+                is_changed = true;
+            }
+        }
+        for &i in &segment.begun {
+            let equals = self.of.entry(key(i)).or_default();
+            let before = equals.first().copied();
+            equals.insert(i);
+            if before.is_none_or(|before| i < before) {
+                before.map(|before| self.first.remove(&before));
+                self.first.insert(i);
+                self.new.push(i);
+                is_changed = true;
+            }
+        }
+        is_changed
+    }
+
+    /// The places of those that did not hold before, with some that do not hold
+    /// any more.
+    pub fn new_places(&self) -> &[usize] {
+        &self.new
+    }
+
+    /// The places of those that hold, in their order.
+    pub fn places(&self) -> &BTreeSet<usize> {
+        &self.first
+    }
+
+    /// Those that hold, by what makes rules equal, from a key on.
+    pub fn range(&self, from: &K) -> impl Iterator<Item = (&K, usize)> {
+        let places = self.of.range(from..);
+        places.filter_map(|(key, equals)| Some((key, *equals.first()?)))
+    }
+}
+
+/// For which packets a rule is, apart from their ports: the address that is
+/// dialled, the client, and the number of the list of interfaces.
+pub type Condition = (Option<IpAddr>, Option<IpNet>, usize);
+
+/// The conditions of rules. 0 is the list of all interfaces, and each other list
+/// has a number from 1, in the order in which they come first.
+pub fn conditions<'a>(
+    rules: impl IntoIterator<Item = &'a Rule>,
+) -> (Vec<Condition>, Vec<&'a [String]>) {
+    let mut numbers = HashMap::<&[String], usize>::new();
+    let mut lists = Vec::new();
+    let conditions = rules.into_iter().map(|rule| {
+        let on = if rule.on.is_empty() {
+            0
+        } else {
+            *numbers.entry(&rule.on).or_insert_with(|| {
+                lists.push(rule.on.as_slice());
+                lists.len()
+            })
+        };
+        (rule.addr, rule.from, on)
+    });
+    let conditions = conditions.collect();
+    (conditions, lists)
+}

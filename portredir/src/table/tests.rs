@@ -1,0 +1,165 @@
+//! The table against the words of the documentation.
+
+use portredir_common::abi::{Addr, AddrKey, Port, PortEntry, SourceKey};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::rule::tests::arbitrary::{Probe, chosen, near_rule, probes};
+use crate::rule::tests::rule;
+
+/// The rule and target for a packet, found as the programs find them.
+fn look_up(table: &Table, packet: &Probe) -> Option<(u16, u16)> {
+    let place = PortEntry::index(0, packet.protocol, Port::new(packet.port));
+    let entry = table.ports[place as usize];
+    if !entry.is_match() {
+        return None;
+    }
+    if entry.set == 0 {
+        return Some((entry.rule, entry.target));
+    }
+    let set = AddrKey::set(entry);
+    let key = AddrKey {
+        set,
+        addr: Addr(to_bytes(packet.local)),
+    };
+    let group = table.addrs.get(&key).copied().unwrap_or(set);
+    let version = if packet.client.is_ipv4() { 4 } else { 6 };
+    let client = to_bytes(packet.client);
+    let candidates = (0..=128).rev().find_map(|length| {
+        let key = SourceKey {
+            group,
+            version,
+            client: Addr(cut(client, length)),
+        };
+        table.sources.get(&(SourceKey::PREFIX + length, key))
+    })?;
+    let is_on = |on: u8| {
+        let Some(list) = usize::from(on).checked_sub(1) else {
+            return true;
+        };
+        table.on_lists()[list].iter().any(|name| {
+            glob::Pattern::new(name)
+                .expect("a glob")
+                .matches(packet.iface)
+        })
+    };
+    let mut candidates = candidates.0.iter().take_while(|c| c.target != 0);
+    let found = candidates.find(|candidate| is_on(candidate.on))?;
+    Some((found.rule, found.target_of(packet.port)))
+}
+
+/// The first bits of an address.
+fn cut(addr: [u8; 16], length: u32) -> [u8; 16] {
+    let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+    (u128::from_be_bytes(addr) & mask).to_be_bytes()
+}
+
+fn numbered(rules: &[Rule]) -> Vec<(u16, Rule)> {
+    (0..=u16::MAX).zip(rules.iter().cloned()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
+
+    #[test]
+    fn the_most_specific_wins(rules in vec(near_rule(), 0..10)) {
+        let table = Table::compile(&numbered(&rules), &History::default(), false, false);
+        let table = match table {
+            // Lists of interfaces are few here, but can be too many at one port.
+            Err(TableError::Candidates { .. }) => return Ok(()),
+            table => table.expect("a table"),
+        };
+        for packet in probes() {
+            let expected = chosen(&rules, &packet).map(|i| {
+                (u16::try_from(i).expect("few"), rules[i].target_of(packet.port))
+            });
+            prop_assert_eq!(look_up(&table, &packet), expected, "{:?}", packet);
+        }
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for port in 1..=200 {
+                let is_target = rules.iter().any(|rule| {
+                    rule.protocols.each().contains(&protocol) && rule.target.contains(port)
+                });
+                prop_assert_eq!(table.is_target(protocol, port), is_target, "{}", port);
+            }
+        }
+    }
+
+    /// The targets of rules that are gone are known, up to four, in the order of
+    /// the rules.
+    #[test]
+    fn targets_that_are_gone_are_remembered(
+        before in vec(near_rule(), 0..10),
+        stay in vec(any::<bool>(), 10),
+    ) {
+        let after: Vec<_> = before
+            .iter()
+            .zip(stay)
+            .filter(|(_, stays)| *stays)
+            .map(|(rule, _)| rule.clone())
+            .collect();
+        let history = History::default().after(&before, &after, |_, _, _| false);
+        let mut expected = BTreeMap::<_, Vec<u16>>::new();
+        for rule in before.iter().filter(|rule| !after.contains(rule)) {
+            for &protocol in rule.protocols.each() {
+                for dialled in rule.dialled.each().filter(|&port| rule.redirects(port)) {
+                    let targets = expected.entry(HistoryKey { protocol, dialled }).or_default();
+                    let target = rule.target_of(dialled);
+                    if targets.len() < Old::COUNT && !targets.contains(&target) {
+                        targets.push(target);
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(history, History(expected));
+    }
+}
+
+fn refused(rules: impl IntoIterator<Item = String>) -> String {
+    let rules: Vec<_> = rules.into_iter().map(|text| rule(&text)).collect();
+    let table = Table::compile(&numbered(&rules), &History::default(), false, false);
+    table.expect_err("too many").to_string()
+}
+
+#[test]
+fn limits_are_named() {
+    let lists = (0..64).map(|i| format!("{}:8080 on eth{i}", i + 1));
+    assert_eq!(
+        refused(lists),
+        "the rules name 64 different lists of interfaces (`on …`); at most 63 are possible"
+    );
+    let lists = (0..9).map(|i| format!("80:{} on eth{i}", 8080 + i));
+    assert_eq!(
+        refused(lists),
+        "port 80: 9 rules for the same clients differ in their interfaces alone; at most 8 are \
+         possible"
+    );
+    let addrs = (0..32_769).map(|i| format!("10.0.{}.{}:80:8080", i / 256, i % 256));
+    assert_eq!(
+        refused(addrs),
+        "the conditions of the rules need too many entries for addresses; at most 32768 are \
+         possible"
+    );
+    let nets = (0..300).map(|i| format!("1-65535:8080 from 10.{}.{}.0/24", i / 250, i % 250));
+    let ports = (0..600).map(|i| format!("{}:9090", i + 1));
+    assert_eq!(
+        refused(nets.chain(ports)),
+        "the conditions of the rules need too many entries for clients; at most 131072 are \
+         possible"
+    );
+    let ports = (1..=u16::MAX)
+        .filter(|port| *port != 8080)
+        .flat_map(|port| {
+            [
+                format!("{port}:8080 on eth0"),
+                format!("{port}:8080/udp on eth1"),
+            ]
+        });
+    let ports: Vec<_> = ports.take(65_536).collect();
+    assert_eq!(
+        refused(ports),
+        "the conditions of the rules need too many different sets of rules for ports; at most \
+         65535 are possible"
+    );
+}
