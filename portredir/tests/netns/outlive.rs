@@ -207,8 +207,6 @@ fn up_and_down(cell: &Cell) {
     assert_eq!(host.run(&["down", "--dry-run"]), "- 81:8080/both\n");
     let error = host.fails(1, &["--iface", "h0", "82:8080"]);
     assert!(error.contains("portredir down"), "{error}");
-    let plan = host.run(&["plan", "--iface", "h0", "82:8080"]);
-    assert!(!plan.contains("portredir_"), "{plan}");
     reaches(&lab, 81, &server);
     host.down();
     assert!(!answers(&lab, Proto::Tcp, 81));
@@ -619,14 +617,6 @@ fn many_rules() {
     host.run(&["apply", "--force", "-f", &file_name]);
     reaches(&lab, 8081, &servers[0]);
     reaches(&lab, 8082, &servers[1]);
-    // Too many.
-    let too_many: Vec<_> = (0..65_537_u32)
-        .map(|i| format!("{}:1 from 10.{}.0.0/16", 2 + i / 256, i % 256))
-        .collect();
-    write(&too_many);
-    let error = host.fails(2, &["apply", "--force", "-f", &file_name]);
-    assert!(error.contains("at most 65536"), "{error}");
-    assert_eq!(host.rules(), rules);
     host.down();
 }
 
