@@ -136,7 +136,7 @@ impl<'a> Many<'a> {
 
 /// With `is_resting`, nobody has a connection when we detach.
 fn attach_and_detach(engine: &'static str, times: usize, is_resting: bool) {
-    DEADLINE.set(Some(Instant::now() + Duration::from_secs(240)));
+    DEADLINE.set(Some(Instant::now() + Duration::from_secs(480)));
     let cell = Cell {
         engine,
         is_offloaded: true,
