@@ -448,8 +448,9 @@ fn seconds(text: &str, least: f64) -> Result<Duration, String> {
     let seconds: f64 = text
         .parse()
         .map_err(|_| "not a number of seconds, as 2 or 0.5")?;
-    if !(least..=*settings::DRAIN_SECONDS.end()).contains(&seconds) {
-        return Err(format!("from {least} to 3600 seconds are possible"));
+    let most = *settings::DRAIN_SECONDS.end();
+    if !(least..=most).contains(&seconds) {
+        return Err(format!("from {least} to {most} seconds are possible"));
     }
     Ok(Duration::from_secs_f64(seconds))
 }

@@ -924,7 +924,10 @@ impl Datapath {
 
     /// Detaches what somebody has attached to an interface who was killed before
     /// he could say so.
-    pub fn clear(&self, engine: Engine, index: u32) {
+    pub fn clear(&mut self, engine: Engine, index: u32) {
+        if engine == Engine::Lookup {
+            self.leave_scope(index);
+        }
         let Some(pins) = &self.pins else {
             return;
         };
@@ -943,16 +946,20 @@ impl Datapath {
         }
     }
 
+    /// The listeners no longer have the connections of an interface.
+    fn leave_scope(&mut self, index: u32) {
+        // It is not there when the interface was not told.
+        let _ = BpfHashMap::<_, u32, u8>::try_from(self.map("SCOPE"))
+            .and_then(|mut scope| scope.remove(&index));
+    }
+
     /// Detaches from an interface.
     pub fn detach(&mut self, index: u32, name: &str) {
         match self.attached.remove(&index) {
             None => {}
             Some(Attached::Clients(hooks)) => hooks.into_iter().for_each(|hook| hook.detach(name)),
             Some(Attached::Lookup) => {
-                let map = self.map("SCOPE");
-                // It is not there when the interface was not told.
-                let _ = BpfHashMap::<_, u32, u8>::try_from(map)
-                    .and_then(|mut scope| scope.remove(&index));
+                self.leave_scope(index);
                 let is_lookup = |attached: &Attached| matches!(attached, Attached::Lookup);
                 if !self.attached.values().any(is_lookup)
                     && let Some(lookup) = self.lookup.take()

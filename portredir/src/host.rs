@@ -582,7 +582,12 @@ pub async fn put_back(netlink: &Netlink, record: &Record) {
     }
 }
 
-fn compile(state: &State) -> anyhow::Result<Table> {
+/// The rules of a state, as the maps have them.
+///
+/// # Errors
+///
+/// More than the maps hold.
+pub fn compile(state: &State) -> anyhow::Result<Table> {
     let Settings {
         hide_target,
         if_listening,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use thiserror::Error;
 
-use crate::control::{self, Answer, Request, Role};
+use crate::control::{self, Answer, Request, Role, Who};
 use crate::datapath::{Datapath, netns_cookie};
 use crate::guard;
 use crate::host::{self, Host};
@@ -158,14 +158,15 @@ pub async fn wipe(pins: &PinDir, netlink: &Netlink, snapshot: &Snapshot) -> anyh
     Ok(pins.remove()?)
 }
 
-fn refuse_foreground() -> anyhow::Result<()> {
-    // A process that does not answer is found by its lock.
-    match control::ask(Request::Who) {
-        Ok(Some(who)) if who.role == Role::Foreground => {
-            Err(LifecycleError::Foreground(who.pid).into())
-        }
-        _ => Ok(()),
-    }
+/// The process that redirects in the foreground. One that does not answer is
+/// found by its lock.
+fn foreground() -> Option<Who> {
+    let who = control::ask(Request::Who).ok()??;
+    (who.role == Role::Foreground).then_some(who)
+}
+
+fn refuse_foreground() -> Result<(), LifecycleError> {
+    foreground().map_or(Ok(()), |who| Err(LifecycleError::Foreground(who.pid)))
 }
 
 fn refuse_lock_out(rules: &[Rule], settings: &Settings, care: Care) -> anyhow::Result<()> {
@@ -342,14 +343,12 @@ fn tell_follower() {
 /// What the kernel refuses.
 pub async fn down(timeout: Option<Duration>, dry_run: bool) -> anyhow::Result<()> {
     preflight::check_capabilities()?;
-    if let Ok(Some(answer)) = control::status()
-        && answer.role == Some(Role::Foreground)
-    {
+    if let Some(Who { pid, .. }) = foreground() {
         if dry_run {
-            eprintln!("would end process {}", answer.pid);
+            eprintln!("would end process {pid}");
             return Ok(());
         }
-        return end_foreground(&answer);
+        return end_foreground(pid);
     }
     let (session, state) = Session::begin().await?;
     let Some(state) = state else {
@@ -393,13 +392,14 @@ pub async fn down_by_force() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn end_foreground(answer: &Answer) -> anyhow::Result<()> {
+fn end_foreground(pid: u32) -> anyhow::Result<()> {
+    let drain_timeout =
+        control::status()?.map_or(Duration::ZERO, |answer| answer.settings.drain_timeout);
     control::ask(Request::Stop)?;
-    let timeout = answer.settings.drain_timeout + LONGEST;
-    if !control::is_there_within(false, timeout) {
-        anyhow::bail!("process {} has not ended; use --force", answer.pid);
+    if !control::is_there_within(false, drain_timeout + LONGEST) {
+        anyhow::bail!("process {pid} has not ended; use --force");
     }
-    eprintln!("process {} has ended", answer.pid);
+    eprintln!("process {pid} has ended");
     Ok(())
 }
 

@@ -16,9 +16,9 @@ use portredir::plan::UsageError;
 use portredir::preflight::PreflightError;
 use portredir::rule::{self, ConflictError, Rule, Sourced, SourcedError};
 use portredir::settings::Settings;
-use portredir::state::StateError;
-use portredir::table::{History, Table};
-use portredir::{bench, follow, run};
+use portredir::state::{State, StateError};
+use portredir::table::History;
+use portredir::{bench, follow, host, run};
 
 /// Exit codes; 0 is done.
 #[derive(Clone, Copy, Debug)]
@@ -94,15 +94,10 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Save(args)) => save(args).await,
         Some(Command::Check(args)) => {
             let settings = config::load(&args.path)?.over(&Settings::default());
-            let Settings {
-                hide_target,
-                if_listening,
-                ..
-            } = settings;
+            let rules = settings.rules.len();
             // There can be more of them than the maps hold.
-            let rules: Vec<_> = (0..=u16::MAX).zip(settings.rules.iter().cloned()).collect();
-            Table::compile(&rules, &History::default(), hide_target, if_listening)?;
-            println!("{} rules are right", settings.rules.len());
+            host::compile(&State::empty(Settings::default()).next(settings, History::default()))?;
+            println!("{rules} rules are right");
             Ok(())
         }
         Some(Command::Rules(args)) => rules(&lifecycle::read().await?, args.json),
