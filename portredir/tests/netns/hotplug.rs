@@ -623,6 +623,7 @@ impl<'a> World<'a> {
             self.lost = Some((wire, addr));
         } else {
             self.host(&format!("addr add {addr}/{bits} dev {name} nodad"));
+            self.lost.take_if(|lost| *lost == (wire, addr));
         }
         self.wires[wire].extra[family] ^= true;
         true
