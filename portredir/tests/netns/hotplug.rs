@@ -111,13 +111,14 @@ fn links(namespace: &Namespace) -> Vec<Value> {
 
 /// The interfaces that have to carry our programs: those that are up, but no
 /// port of a bridge that is used itself; a macvlan on one that is only for what
-/// goes out. Where connection tracking sees packets at the ports, those are used.
+/// goes out. Where connection tracking sees packets at the ports, those are used,
+/// also when only the bridge was asked for; the bridge itself when all are excluded.
 fn expected(namespace: &Namespace, selection: Selection) -> BTreeSet<String> {
     let links = links(namespace);
     let by_name = |name: &Value| links.iter().find(|link| link["ifname"] == *name);
-    let is_selected = |link: &Value| {
+    let is_up = |link: &Value| {
         let flags = link["flags"].as_array().expect("flags");
-        flags.iter().any(|flag| flag == "UP") && (selection.has)(name(link))
+        flags.iter().any(|flag| flag == "UP")
     };
     let are_all_tracked = are_bridges_tracked(namespace);
     let is_tracked = |link: &Value| {
@@ -125,6 +126,17 @@ fn expected(namespace: &Namespace, selection: Selection) -> BTreeSet<String> {
         let flags = ["nf_call_iptables", "nf_call_ip6tables"];
         let is_set = flags.iter().any(|flag| info["info_data"][flag] == 1);
         info["info_kind"] == "bridge" && (are_all_tracked || is_set)
+    };
+    let is_meant = |link: &Value| is_up(link) && (selection.has)(name(link));
+    let is_selected = |link: &Value| {
+        let bridge = by_name(&link["master"]);
+        let is_by_bridge = bridge.is_some_and(|bridge| is_meant(bridge) && is_tracked(bridge));
+        is_meant(link) || (is_by_bridge && is_up(link) && !selection.is_all)
+    };
+    let is_by_ports = |link: &Value| {
+        let is_port = |port: &&Value| port["master"] == link["ifname"] && is_up(port);
+        let mut ports = links.iter().filter(is_port).peekable();
+        is_tracked(link) && (ports.peek().is_none() || ports.any(is_selected))
     };
     let is_port = |link: &Value| match by_name(&link["master"]) {
         Some(master) if is_selected(master) => !is_tracked(master),
@@ -139,7 +151,7 @@ fn expected(namespace: &Namespace, selection: Selection) -> BTreeSet<String> {
     let used = links
         .iter()
         .filter(|link| is_selected(link) && !is_port(link))
-        .filter(|link| !is_tracked(link));
+        .filter(|link| !is_by_ports(link));
     used.map(|link| match is_above(link) {
         true => format!("{} egress", name(link)),
         false => name(link).to_owned(),
