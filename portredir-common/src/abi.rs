@@ -43,6 +43,17 @@ impl Addr {
     /// `::1`.
     pub const V6_LOOPBACK: Self = Self(1_u128.to_be_bytes());
 
+    /// As two words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g, h, rest @ ..] = self.0;
+        [
+            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_ne_bytes(rest),
+        ]
+    }
+
     /// Whether both are the same, in two comparisons.
     #[inline(always)]
     #[must_use]
@@ -75,10 +86,11 @@ pub enum Protocol {
     Udp = 17,
 }
 
-/// The entry of one (protocol, port) in `PORTS`: all that traffic which no
-/// rule concerns has to read.
+/// The entry of one (protocol, port) of one generation. `PORTS` has those of
+/// both generations side by side: traffic which no rule concerns reads nothing
+/// else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct PortEntry {
     /// Where packets to this port go, when there is [`Self::MATCH`] and no
     /// condition. Host order.
@@ -104,22 +116,22 @@ impl PortEntry {
     pub const IF_LISTENING: u16 = 16;
     /// Of the generation 1; what is found by this entry is of the same.
     pub const GENERATION: u16 = 1 << 15;
-    /// Number of entries: for each of two generations 65 536 for TCP, then as
-    /// many for UDP.
-    pub const COUNT: u32 = 4 << 16;
+    /// Number of elements of `PORTS`: 65 536 for TCP, then as many for UDP.
+    pub const COUNT: u32 = 2 << 16;
 
-    /// The index of a port in the array.
+    /// The index of a port in `PORTS`.
     #[inline(always)]
     #[must_use]
-    pub const fn index(generation: u32, protocol: Protocol, port: Port) -> u32 {
+    pub const fn index(protocol: Protocol, port: Port) -> u32 {
         let half = match protocol {
             Protocol::Tcp => 0,
             Protocol::Udp => 1 << 16,
         };
-        (generation & 1) << 17 | half | port.get() as u32
+        half | port.get() as u32
     }
 
-    /// As one number, as it lies in memory.
+    /// As the one word that it is in memory.
+    #[inline(always)]
     #[must_use]
     pub const fn to_word(self) -> u64 {
         let [a, b] = self.target.to_ne_bytes();
@@ -127,6 +139,19 @@ impl PortEntry {
         let [e, f] = self.flags.to_ne_bytes();
         let [g, h] = self.set.to_ne_bytes();
         u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// The entry that [`Self::to_word`] made.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+        Self {
+            target: u16::from_ne_bytes([a, b]),
+            rule: u16::from_ne_bytes([c, d]),
+            flags: u16::from_ne_bytes([e, f]),
+            set: u16::from_ne_bytes([g, h]),
+        }
     }
 
     /// 0 or 1.
@@ -177,8 +202,8 @@ impl PortEntry {
     }
 }
 
-/// Value of `OLD`, by the index of a port: where earlier rules sent its
-/// packets. Host order; unused ones are 0 and at the end.
+/// Value of `OLD`, by [`Old::key`]: where earlier rules sent the packets of a
+/// port. Host order; unused ones are 0 and at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Old {
@@ -189,6 +214,19 @@ pub struct Old {
 impl Old {
     /// How many there can be.
     pub const COUNT: usize = 4;
+
+    /// The key for a port of a generation.
+    #[inline(always)]
+    #[must_use]
+    pub const fn key(generation: u32, index: u32) -> u32 {
+        (generation & 1) << 17 | index
+    }
+
+    /// The generation of a key.
+    #[must_use]
+    pub const fn generation(key: u32) -> u32 {
+        key >> 17
+    }
 }
 
 /// Key of `ADDRS`: rules for one address of this host.
@@ -278,10 +316,10 @@ pub struct IfaceKey {
     pub ifindex: u32,
 }
 
-/// One flow, seen from this host: key of the flow tables.
+/// One flow, seen from this host.
 ///
-/// In `TCP`, `SYN` and `UDP` it is the translated flow, as the server's socket
-/// knows it; in `REMAP` it is the original one, as the client knows it.
+/// In the flow tables and in `GIVEN` it is the translated flow, as the server's
+/// socket knows it; in `REMAP` it is the original one, as the client knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C, align(8))]
 pub struct FlowKey {
@@ -316,9 +354,9 @@ impl FlowKey {
     }
 }
 
-/// What the client sees of a flow: value of the flow tables.
+/// What the client sees of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Flow {
     /// The port of this host that the client dialled.
     pub dialled_port: Port,
@@ -326,10 +364,62 @@ pub struct Flow {
     pub client_port: Port,
     /// The rule that made the flow; meaningless for direct flows.
     pub rule: u16,
-    /// Always zero.
-    pub pad: u16,
-    /// When a packet of it was last seen, `CLOCK_MONOTONIC`, nanoseconds.
-    pub last_seen_ns: u64,
+    /// When a packet of it was last seen.
+    pub seen: Epoch,
+}
+
+impl Flow {
+    /// As one word, never 0: nobody dials port 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        self.dialled_port.get() as u64
+            | (self.client_port.get() as u64) << 16
+            | (self.rule as u64) << 32
+            | (self.seen.0 as u64) << 48
+    }
+
+    /// The flow that [`Self::to_word`] made.
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            dialled_port: Port::new(word as u16),
+            client_port: Port::new((word >> 16) as u16),
+            rule: (word >> 32) as u16,
+            seen: Epoch((word >> 48) as u16),
+        }
+    }
+}
+
+/// A moment of `CLOCK_MONOTONIC` in units of 2^30 ns, some 1.07 s. It comes
+/// again after 19.5 hours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Epoch(pub u16);
+
+impl Epoch {
+    /// The unit in nanoseconds.
+    pub const UNIT_NS: u64 = 1 << 30;
+
+    /// The epoch of a moment.
+    #[expect(clippy::cast_possible_truncation, reason = "it comes again")]
+    #[inline(always)]
+    #[must_use]
+    pub const fn at(now_ns: u64) -> Self {
+        Self((now_ns / Self::UNIT_NS) as u16)
+    }
+
+    /// How long ago an earlier moment was; one that is a little later, by the
+    /// clock of another processor, is now.
+    #[inline(always)]
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> u16 {
+        const LATER: u16 = 0xff00;
+        let age = self.0.wrapping_sub(earlier.0);
+        if age >= LATER { 0 } else { age }
+    }
 }
 
 /// The index of `lo`, in every network namespace (`LOOPBACK_IFINDEX` in
@@ -345,8 +435,8 @@ pub mod local {
 }
 
 /// Key of `COUNTERS`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C, align(8))]
 pub struct CounterKey {
     /// The interface the packet came in by.
     pub ifindex: u32,
@@ -377,6 +467,69 @@ impl Counter {
         self.last_hit_ns = self.last_hit_ns.max(other.last_hit_ns);
     }
 }
+
+impl CounterKey {
+    /// Its place in `HITS`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(self) -> u32 {
+        // Rules have numbers from 0 on, interfaces from 1 on.
+        (self.rule ^ self.ifindex.wrapping_mul(0x9e37)) % Hits::PLACES
+    }
+}
+
+/// Value of `HITS`, one per CPU: what `COUNTERS` would count, but found by an
+/// index. A place belongs to the first pair of rule and interface that came to
+/// it on its CPU; another that has the same place is counted in `COUNTERS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Hits {
+    /// Whose they are.
+    pub key: CounterKey,
+    /// Nobody's while `last_hit_ns` is 0.
+    pub counter: Counter,
+}
+
+impl Hits {
+    /// How many places there are.
+    pub const PLACES: u32 = 1024;
+}
+
+/// The place of an address in `OWN`, which has those addresses of `LOCAL` that
+/// are reached from anywhere, two in one place. Where more meet, the rest is
+/// found in `LOCAL` alone.
+#[inline(always)]
+#[must_use]
+pub const fn own_place(addr: Addr) -> u32 {
+    let [low, high] = addr.words();
+    // The 64-bit golden ratio; user space alone fills the map, so nobody
+    // gains by addresses that meet.
+    let mixed = (low ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    #[expect(clippy::cast_possible_truncation, reason = "12 bits are left")]
+    let place = (mixed >> (64 - 12)) as u32;
+    place
+}
+
+/// How many places `OWN` has.
+pub const OWN_PLACES: u32 = 1 << 12;
+
+/// Where clients are noted in `REMAPPED` that were given another port: the
+/// element and the byte in it. A byte stands for many clients, and is never
+/// cleared: it says where looking into `REMAP` is worth while.
+#[inline(always)]
+#[must_use]
+pub const fn remapped_place(client: Addr, port: Port) -> (u32, usize) {
+    let [low, high] = client.words();
+    let [a, b] = port.0;
+    let port = u16::from_ne_bytes([a, b]) as u64;
+    let mixed = (low ^ high ^ port << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
+    let place = (mixed >> (64 - 16)) as u32;
+    (place >> 6, place as usize & 63)
+}
+
+/// How many elements of 64 bytes `REMAPPED` has.
+pub const REMAPPED_PLACES: usize = 1 << 10;
 
 /// Key of `LISTENERS`: where a server listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -441,19 +594,20 @@ mod pod {
     )]
 
     use super::{
-        Addr, AddrKey, Candidates, Counter, CounterKey, Flow, FlowKey, IfaceKey, ListenerKey, Old,
-        PortEntry, SourceKey, StateKey,
+        Addr, AddrKey, Candidates, Counter, CounterKey, FlowKey, Hits, IfaceKey, ListenerKey, Old,
+        SourceKey, StateKey,
     };
+    use crate::bucket::Seed;
 
     // SAFETY: all are `repr(C)` or `repr(transparent)`, made of integers and
     // byte arrays alone, and without padding (`tests::layout`).
     unsafe impl aya::Pod for Addr {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for PortEntry {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Flow {}
+    unsafe impl aya::Pod for Hits {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Seed {}
     // SAFETY: as above.
     unsafe impl aya::Pod for CounterKey {}
     // SAFETY: as above.
@@ -476,6 +630,8 @@ mod pod {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
     use core::mem::{offset_of, size_of};
 
@@ -491,10 +647,10 @@ mod tests {
         assert_eq!(size_of::<FlowKey>(), 16 + 16 + 2 + 2 + 1 + 1 + 2);
         assert_eq!(offset_of!(FlowKey, client_port), 32);
         assert_eq!(offset_of!(FlowKey, protocol), 36);
-        assert_eq!(size_of::<Flow>(), 2 + 2 + 2 + 2 + 8);
-        assert_eq!(offset_of!(Flow, last_seen_ns), 8);
+        assert_eq!(size_of::<Flow>(), 2 + 2 + 2 + 2);
         assert_eq!(size_of::<CounterKey>(), 4 + 4);
         assert_eq!(size_of::<Counter>(), 4 * 8);
+        assert_eq!(size_of::<Hits>(), 4 + 4 + 4 * 8);
         assert_eq!(size_of::<ListenerKey>(), 16 + 2 + 1 + 1);
         assert_eq!(size_of::<Dialled>(), Dialled::PEERS * (16 + 2 + 2) + 4);
     }
@@ -509,16 +665,62 @@ mod tests {
     #[test]
     fn ports_do_not_share_entries() {
         let mut next = 0;
-        for generation in [0, 1] {
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                for port in [0, 65535] {
-                    let index = PortEntry::index(generation, protocol, Port::new(port));
-                    assert_eq!(index, next + u32::from(port));
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for port in [0, 65535] {
+                let index = PortEntry::index(protocol, Port::new(port));
+                assert_eq!(index, next + u32::from(port));
+                for generation in [0, 1] {
+                    let key = Old::key(generation, index);
+                    assert_eq!(Old::generation(key), generation);
+                    assert_eq!(key % PortEntry::COUNT, index);
                 }
-                next += 1 << 16;
             }
+            next += 1 << 16;
         }
         assert_eq!(next, PortEntry::COUNT);
+    }
+
+    #[test]
+    fn an_entry_is_one_word() {
+        let entry = PortEntry {
+            target: 8080,
+            rule: 7,
+            flags: PortEntry::MATCH | PortEntry::GENERATION,
+            set: 3,
+        };
+        assert_eq!(PortEntry::from_word(entry.to_word()), entry);
+        assert_eq!(PortEntry::default().to_word(), 0);
+    }
+
+    #[test]
+    fn an_epoch_may_be_a_little_later() {
+        let epoch = |s: u64| Epoch::at(s * 1_000_000_000);
+        assert_eq!(epoch(1000).since(epoch(880)), 112);
+        assert_eq!(epoch(1000).since(epoch(1000)), 0);
+        assert_eq!(epoch(1000).since(epoch(1010)), 0);
+        // After it has come again.
+        assert_eq!(Epoch(3).since(Epoch(u16::MAX)), 4);
+    }
+
+    #[test]
+    fn places_are_inside_their_maps() {
+        let mut seen = std::collections::HashSet::new();
+        for a in 0..=255 {
+            for b in 0..=255 {
+                let v4 = Addr::v4([10, 1, a, b]);
+                let (element, byte) = remapped_place(v4, Port::new(1024 + u16::from(b)));
+                assert!((element as usize) < REMAPPED_PLACES && byte < 64);
+                assert!(own_place(v4) < OWN_PLACES);
+                seen.insert(own_place(v4));
+                let key = CounterKey {
+                    ifindex: u32::from(a),
+                    rule: u32::from(b),
+                };
+                assert!(key.place() < Hits::PLACES);
+            }
+        }
+        // Neighbours do not meet.
+        assert!(seen.len() > OWN_PLACES as usize / 2, "{}", seen.len());
     }
 
     #[test]

@@ -4,17 +4,20 @@
 ///
 /// Bytes in network order. This is equation 3 of RFC 1624; the shorter
 /// equation of RFC 1141 is wrong where the sum passes zero. A corrupt
-/// checksum stays corrupt, so the receiver still drops the packet.
+/// checksum stays corrupt, so the receiver still drops the packet. The sum is
+/// the same in either byte order (RFC 1071, section 2), so bytes stay as they
+/// are.
 #[inline(always)]
 #[must_use]
 pub const fn update(check: [u8; 2], from: [u8; 2], to: [u8; 2]) -> [u8; 2] {
-    let mut sum = !u16::from_be_bytes(check) as u32
-        + !u16::from_be_bytes(from) as u32
-        + u16::from_be_bytes(to) as u32;
+    let mut sum = !u16::from_ne_bytes(check) as u32
+        + !u16::from_ne_bytes(from) as u32
+        + u16::from_ne_bytes(to) as u32;
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
-    let [_, _, high, low] = sum.to_be_bytes();
-    [!high, !low]
+    #[expect(clippy::cast_possible_truncation, reason = "folded")]
+    let sum = sum as u16;
+    (!sum).to_ne_bytes()
 }
 
 /// How a checksum field treats the value zero.

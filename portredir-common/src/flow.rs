@@ -10,7 +10,7 @@
 //! for what anybody can send, `Tcp` for flows that a socket has confirmed,
 //! `Udp`.
 
-use crate::abi::{Flow, FlowKey, Port, PortEntry, Protocol};
+use crate::abi::{Epoch, Flow, FlowKey, Port, PortEntry, Protocol};
 use crate::verdict::Reason;
 
 /// A flow table.
@@ -24,8 +24,18 @@ pub enum Table {
     Udp,
 }
 
-/// Where flow state is kept. The least recently used entry goes when a table
-/// is full.
+/// What is known of a flow that a packet was met of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Met {
+    /// It has its entry.
+    Known,
+    /// It has one now.
+    New,
+    /// Neither is sure; nothing was changed.
+    Unclear,
+}
+
+/// Where flow state is kept. Old entries go when there is no room for new ones.
 pub trait FlowTables {
     /// The entry of a translated flow.
     fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow>;
@@ -49,6 +59,43 @@ pub trait FlowTables {
     ///
     /// [`Reason::TableFull`].
     fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason>;
+
+    /// Whether [`Self::remap`] may know a flow of this end of a client; quick.
+    fn may_be_remapped(&self, key: &FlowKey) -> bool;
+
+    /// Refreshes the entry of a flow whose client has the port in its key; adds
+    /// it where there is none, if the flow `may_begin`.
+    #[inline(always)]
+    fn meet(
+        &self,
+        table: Table,
+        key: &FlowKey,
+        original: Original,
+        now: Epoch,
+        may_begin: bool,
+    ) -> Met {
+        match self.flow(table, key) {
+            Some(flow) if original.is(&flow) => {
+                refresh(self, table, key, flow, now);
+                Met::Known
+            }
+            None if may_begin && !self.may_be_remapped(key) => {
+                match self.set_flow(table, key, &original.flow(now)) {
+                    Ok(()) => Met::New,
+                    Err(_) => Met::Unclear,
+                }
+            }
+            _ => Met::Unclear,
+        }
+    }
+
+    /// The entry of a flow, which a reply refreshes.
+    #[inline(always)]
+    fn recall(&self, table: Table, key: &FlowKey, now: Epoch) -> Option<Flow> {
+        let flow = self.flow(table, key)?;
+        refresh(self, table, key, flow, now);
+        Some(flow)
+    }
 }
 
 /// What the kernel knows about a TCP 4-tuple.
@@ -77,16 +124,20 @@ pub trait Host: FlowTables {
     /// `CLOCK_MONOTONIC` in nanoseconds, to some milliseconds.
     fn now_ns(&self) -> u64;
 
+    /// The same as flows remember it.
+    #[inline(always)]
+    fn now(&self) -> Epoch {
+        Epoch::at(self.now_ns())
+    }
+
     /// 32 random bits.
     fn random(&self) -> u32;
 }
 
-/// An idle UDP flow no longer defends its client port after this time: as long
-/// as netfilter keeps a UDP stream (`nf_conntrack_udp_timeout_stream`).
-pub const UDP_IDLE_NS: u64 = 120_000_000_000;
-
-/// How stale `last_seen_ns` may get: saves a write per packet.
-const REFRESH_NS: u64 = 1_000_000_000;
+/// An idle UDP flow no longer defends its client port after this time, in units
+/// of [`Epoch`]: 120 s, as long as netfilter keeps a UDP stream
+/// (`nf_conntrack_udp_timeout_stream`).
+pub const UDP_IDLE: u16 = 112;
 
 /// Candidates for another client port, before the packet is dropped.
 const REMAP_TRIES: u32 = 16;
@@ -125,14 +176,15 @@ pub struct Original {
 }
 
 impl Original {
+    /// It as the tables have it.
     #[inline(always)]
-    const fn flow(self, now_ns: u64) -> Flow {
+    #[must_use]
+    pub const fn flow(self, now: Epoch) -> Flow {
         Flow {
             dialled_port: self.dialled_port,
             client_port: self.client_port,
             rule: self.rule,
-            pad: 0,
-            last_seen_ns: now_ns,
+            seen: now,
         }
     }
 
@@ -170,12 +222,12 @@ pub fn redirect_tcp<H: Host>(
     original: Original,
     syn: IsSyn,
 ) -> Result<Admitted, Reason> {
-    let now_ns = host.now_ns();
+    let now = host.now();
     let confirmed = host.flow(Table::Tcp, key);
     if let Some(flow) = confirmed
         && original.is(&flow)
     {
-        refresh(host, Table::Tcp, key, flow, now_ns);
+        refresh(host, Table::Tcp, key, flow, now);
         return Ok(Admitted {
             client_port: original.client_port,
             // The client may use a port again; a repeated SYN has a socket.
@@ -188,7 +240,7 @@ pub fn redirect_tcp<H: Host>(
     {
         if host.socket(key) == Socket::Connection {
             // If this fails the next packet tries again.
-            let _ = host.set_flow(Table::Tcp, key, &original.flow(now_ns));
+            let _ = host.set_flow(Table::Tcp, key, &original.flow(now));
         }
         return Ok(Admitted::known(original.client_port));
     }
@@ -210,7 +262,7 @@ pub fn redirect_tcp<H: Host>(
     }
     key.local_port = target;
 
-    let flow = original.flow(now_ns);
+    let flow = original.flow(now);
     let is_taken = host.socket(key) == Socket::Connection;
     if !syn.0 && is_taken && confirmed.is_none() && begun.is_none() {
         // The entry was lost.
@@ -251,7 +303,7 @@ pub fn direct_tcp<H: Host>(
     }
     if syn.0 && (host.flow(Table::Tcp, key).is_some() || host.flow(Table::Syn, key).is_some()) {
         if host.socket(key) == Socket::Connection {
-            return remap(host, Table::Tcp, key, &original.flow(host.now_ns()));
+            return remap(host, Table::Tcp, key, &original.flow(host.now()));
         }
         // What is left of a redirected connection must not rename replies of
         // this one.
@@ -280,7 +332,7 @@ fn remapped_tcp<H: Host>(
         None => !syn.0 || host.socket(key) != Socket::Connection,
     };
     if is_lost {
-        host.set_flow(Table::Tcp, key, &original.flow(host.now_ns()))?;
+        host.set_flow(Table::Tcp, key, &original.flow(host.now()))?;
         return Ok(Some(client_port));
     }
     key.client_port = original.client_port;
@@ -302,19 +354,19 @@ pub fn admit_udp<H: Host>(
     key: &mut FlowKey,
     original: Original,
 ) -> Result<Admitted, Reason> {
-    let now_ns = host.now_ns();
+    let now = host.now();
     let holder = host.flow(Table::Udp, key);
     if let Some(flow) = holder
         && original.is(&flow)
     {
-        refresh(host, Table::Udp, key, flow, now_ns);
+        refresh(host, Table::Udp, key, flow, now);
         return Ok(Admitted::known(original.client_port));
     }
-    let flow = original.flow(now_ns);
+    let flow = original.flow(now);
     if let Some(client_port) = original.remapped(host, key) {
         key.client_port = client_port;
         let is_free = match host.flow(Table::Udp, key) {
-            Some(other) => original.is(&other) || is_idle(&other, now_ns),
+            Some(other) => original.is(&other) || is_idle(&other, now),
             None => true,
         };
         if is_free {
@@ -324,7 +376,7 @@ pub fn admit_udp<H: Host>(
         key.client_port = original.client_port;
     }
     if let Some(holder) = holder
-        && !is_idle(&holder, now_ns)
+        && !is_idle(&holder, now)
     {
         return remap(host, Table::Udp, key, &flow);
     }
@@ -336,19 +388,18 @@ pub fn admit_udp<H: Host>(
 }
 
 #[inline(always)]
-const fn is_idle(flow: &Flow, now_ns: u64) -> bool {
-    now_ns.saturating_sub(flow.last_seen_ns) >= UDP_IDLE_NS
+const fn is_idle(flow: &Flow, now: Epoch) -> bool {
+    now.since(flow.seen) >= UDP_IDLE
 }
 
 /// The flow that a reply from a target belongs to; `None` for direct traffic.
 #[inline(always)]
 pub fn reply<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
-    let flow = find(host, protocol, key)?;
-    if protocol == Protocol::Udp {
+    match protocol {
         // A server that goes on talking keeps the flow.
-        refresh(host, Table::Udp, key, flow, host.now_ns());
+        Protocol::Udp => host.recall(Table::Udp, key, host.now()),
+        Protocol::Tcp => find(host, protocol, key),
     }
-    Some(flow)
 }
 
 /// No rule.
@@ -391,7 +442,7 @@ fn has_begun_as<H: Host>(
     if let Some(flow) = find(host, protocol, key)
         && original.is(&flow)
     {
-        is_known = protocol == Protocol::Tcp || !is_idle(&flow, host.now_ns());
+        is_known = protocol == Protocol::Tcp || !is_idle(&flow, host.now());
         rule = u32::from(flow.rule);
     }
     let has_begun = match protocol {
@@ -461,17 +512,17 @@ fn find<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
 }
 
 #[inline(always)]
-fn refresh<H: Host>(host: &H, table: Table, key: &FlowKey, flow: Flow, now_ns: u64) {
-    if now_ns.saturating_sub(flow.last_seen_ns) >= REFRESH_NS {
+fn refresh<T: FlowTables + ?Sized>(
+    tables: &T,
+    table: Table,
+    key: &FlowKey,
+    flow: Flow,
+    now: Epoch,
+) {
+    // Once an epoch: saves a write per packet.
+    if now.since(flow.seen) > 0 {
         // The entry is there already; if this fails the next packet tries again.
-        let _ = host.set_flow(
-            table,
-            key,
-            &Flow {
-                last_seen_ns: now_ns,
-                ..flow
-            },
-        );
+        let _ = tables.set_flow(table, key, &Flow { seen: now, ..flow });
     }
 }
 

@@ -9,10 +9,12 @@
 #![no_std]
 
 pub mod abi;
+pub mod bucket;
 pub mod csum;
 pub mod flow;
 pub mod generator;
 pub mod icmp;
+mod plain;
 pub mod redirect;
 pub mod socket;
 pub mod verdict;

@@ -5,6 +5,7 @@
 use crate::abi::{Addr, Flow, FlowKey, Old, Port, PortEntry, Protocol};
 use crate::flow::{self, Admitted, Host, IsSyn, Original, Socket};
 use crate::icmp;
+use crate::plain;
 use crate::verdict::Reason;
 use crate::wire::{Check, End, Frame, Link, Packet, Payload};
 
@@ -22,8 +23,8 @@ pub trait Tables: Host {
     /// Where earlier rules sent packets to a port.
     fn old(&self, entry: PortEntry, protocol: Protocol, port: Port) -> Old;
 
-    /// Counts a packet that `rule` redirected.
-    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool);
+    /// Counts a packet that `rule` redirected now.
+    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool, now_ns: u64);
 }
 
 /// What a rule does with a packet.
@@ -68,6 +69,9 @@ pub trait SocketCache {
 /// Handles a packet that came in.
 #[inline(always)]
 pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Reason {
+    if let Some(reason) = plain::ingress(frame, tables, link) {
+        return reason;
+    }
     let packet = match Packet::parse(frame, link) {
         Ok(packet) => packet,
         Err(reason) => return reason,
@@ -84,13 +88,16 @@ pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Re
 /// Handles a packet that goes out.
 #[inline(always)]
 pub fn egress<F: Frame, T: Tables + SocketCache>(frame: &mut F, tables: &T, link: Link) -> Reason {
+    if let Some(reason) = plain::egress(frame, tables, link) {
+        return reason;
+    }
     let packet = match Packet::parse(frame, link) {
         Ok(packet) => packet,
         Err(reason) => return reason,
     };
     match Hit::look_up(frame, tables, packet, Direction::Out) {
         Ok(None) => icmp::egress(frame, tables, &packet),
-        Ok(Some(hit)) => match restore(frame, tables, &hit) {
+        Ok(Some(hit)) => match restore_hit(frame, tables, &hit) {
             Ok(reason) | Err(reason) => reason,
         },
         Err(reason) => reason,
@@ -257,7 +264,8 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
         (dst_port, target),
     )?;
     if is_match {
-        tables.hit(original.rule, frame.segments(), frame.len(), is_new);
+        let now_ns = tables.now_ns();
+        tables.hit(original.rule, frame.segments(), frame.len(), is_new, now_ns);
         Ok(Reason::Redirected)
     } else if client_port == src_port {
         Ok(Reason::Direct)
@@ -267,7 +275,7 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
 }
 
 #[inline(never)]
-fn restore<F: Frame, T: Tables + SocketCache>(
+fn restore_hit<F: Frame, T: Tables + SocketCache>(
     frame: &mut F,
     tables: &T,
     hit: &Hit,
@@ -282,12 +290,28 @@ fn restore<F: Frame, T: Tables + SocketCache>(
     let mut key = packet.key(frame, End::Src, protocol)?;
     key.local_port = src_port;
     key.client_port = dst_port;
+    restore(frame, tables, packet.transport, protocol, &key, |frame| {
+        packet.check(frame, protocol)
+    })
+}
+
+/// Restores a reply of the flow `key`, whose ports are at `offset`.
+#[inline(always)]
+pub(crate) fn restore<F: Frame, T: Tables + SocketCache>(
+    frame: &mut F,
+    tables: &T,
+    offset: usize,
+    protocol: Protocol,
+    key: &FlowKey,
+    check: impl FnOnce(&mut F) -> Result<Check, Reason>,
+) -> Result<Reason, Reason> {
+    let (src_port, dst_port) = (key.local_port, key.client_port);
     let flow = match protocol {
-        Protocol::Udp => flow::reply(tables, protocol, &key),
-        Protocol::Tcp => match tables.cached(&key) {
+        Protocol::Udp => flow::reply(tables, protocol, key),
+        Protocol::Tcp => match tables.cached(key) {
             Some(flow) => Some(flow),
             None => {
-                let flow = flow::reply(tables, protocol, &key);
+                let flow = flow::reply(tables, protocol, key);
                 // Direct connections are remembered as such, so that a forged
                 // packet to a dialled port cannot rename their replies later.
                 let direct = Flow {
@@ -295,7 +319,7 @@ fn restore<F: Frame, T: Tables + SocketCache>(
                     client_port: dst_port,
                     ..Flow::default()
                 };
-                tables.cache(&key, &flow.unwrap_or(direct));
+                tables.cache(key, &flow.unwrap_or(direct));
                 flow
             }
         },
@@ -306,10 +330,10 @@ fn restore<F: Frame, T: Tables + SocketCache>(
     if flow.dialled_port == src_port && flow.client_port == dst_port {
         return Err(Reason::Direct);
     }
-    let check = packet.check(frame, protocol)?;
+    let check = check(frame)?;
     set_ports(
         frame,
-        packet.transport,
+        offset,
         check,
         (src_port, flow.dialled_port),
         (dst_port, flow.client_port),
@@ -338,7 +362,7 @@ pub(crate) fn set_ports(
 
 /// Whether a TCP packet asks for a new connection.
 #[inline(always)]
-fn is_syn(frame: &mut impl Frame, packet: &Packet) -> Result<IsSyn, Reason> {
+pub(crate) fn is_syn(frame: &mut impl Frame, packet: &Packet) -> Result<IsSyn, Reason> {
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;
     const ACK: u8 = 0x10;

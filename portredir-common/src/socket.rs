@@ -73,7 +73,7 @@ pub fn look_up<T: Tables + Listeners>(
         };
     }
     // How many packets follow is not known here.
-    tables.hit(choice.rule, 0, 0, true);
+    tables.hit(choice.rule, 0, 0, true, tables.now_ns());
     Reason::Redirected
 }
 
@@ -223,7 +223,7 @@ pub fn dial<T: Tables, C: Client>(
         Dial::Connect => (0, true),
         Dial::Send => (1, is_new),
     };
-    tables.hit(choice.rule, packets, 0, is_new);
+    tables.hit(choice.rule, packets, 0, is_new, tables.now_ns());
     *target = key.local_port;
     Reason::Redirected
 }

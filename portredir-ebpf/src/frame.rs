@@ -71,11 +71,16 @@ fn window<const N: usize>(data: usize, data_end: usize, offset: usize) -> Option
 /// the compiler would load bytes and run out of registers and stack.
 #[inline(always)]
 fn copy<const N: usize>(window: *const [u8; N]) -> [u8; N] {
+    let mut bytes = [0; N];
+    if N == 2 {
+        // SAFETY: inside the window.
+        bytes.copy_from_slice(&unsafe { load_u16(window.cast()) }.to_ne_bytes());
+        return bytes;
+    }
     if !N.is_multiple_of(4) {
         // SAFETY: the caller compared the window with the end of the packet.
         return unsafe { *window };
     }
-    let mut bytes = [0; N];
     for (i, to) in bytes.chunks_exact_mut(4).enumerate() {
         let word: u64;
         // SAFETY: inside the window.
@@ -90,6 +95,46 @@ fn copy<const N: usize>(window: *const [u8; N]) -> [u8; N] {
         to.copy_from_slice(&(word as u32).to_ne_bytes());
     }
     bytes
+}
+
+/// Two bytes of the packet at once, although they may not be aligned.
+///
+/// # Safety
+///
+/// They were compared with the end of the packet.
+#[inline(always)]
+unsafe fn load_u16(from: *const u16) -> u16 {
+    let word: u64;
+    // SAFETY: by the caller.
+    unsafe {
+        asm!(
+            "{word} = *(u16 *)({from} + 0)",
+            word = out(reg) word,
+            from = in(reg) from,
+            options(pure, readonly, nostack),
+        );
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits were loaded")]
+    let word = word as u16;
+    word
+}
+
+/// The same to write.
+///
+/// # Safety
+///
+/// As of [`load_u16`].
+#[inline(always)]
+unsafe fn store_u16(to: *mut u16, value: u16) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!(
+            "*(u16 *)({to} + 0) = {value}",
+            to = in(reg) to,
+            value = in(reg) u64::from(value),
+            options(nostack),
+        );
+    }
 }
 
 /// An XDP frame. With `FRAGS` it may have more than one buffer; headers are in
@@ -144,8 +189,11 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
         let sum = self.window::<2>(check.offset).ok_or(Reason::WriteFailed)?;
         // SAFETY: both windows were compared with the end of the packet.
         unsafe {
-            *sum = check.kind.update(*sum, from.0, to.0);
-            *port = to.0;
+            let (sum, port) = (sum.cast(), port.cast());
+            let old = load_u16(sum).to_ne_bytes();
+            let new = check.kind.update(old, from.0, to.0);
+            store_u16(sum, u16::from_ne_bytes(new));
+            store_u16(port, u16::from_ne_bytes(to.0));
         }
         Ok(())
     }
@@ -239,7 +287,7 @@ impl Frame for Skb {
         }
         let port = self.linear::<2>(offset).ok_or(Reason::WriteFailed)?;
         // SAFETY: the window was compared with the end of the packet.
-        unsafe { *port = to.0 };
+        unsafe { store_u16(port.cast(), u16::from_ne_bytes(to.0)) };
         Ok(())
     }
 }

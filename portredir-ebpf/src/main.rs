@@ -11,6 +11,8 @@
 )]
 
 mod bench;
+mod counters;
+mod flows;
 mod frame;
 mod maps;
 mod socket;
@@ -38,7 +40,7 @@ const TC_DROP: i32 = 2;
 #[inline(always)]
 fn conclude(ctx: &impl EbpfContext, frame: &mut impl Frame, link: Link, reason: Reason) -> Verdict {
     if reason.is_counted() {
-        maps::count(reason);
+        counters::count(reason);
     }
     // The level is a constant to the verifier, which removes this when off.
     if reason != Reason::NoRule && level_enabled(Level::Debug) {
@@ -238,7 +240,7 @@ fn protocol(ctx: &SockAddrContext) -> Option<Protocol> {
 #[inline(always)]
 fn conclude_for_socket(ctx: &impl EbpfContext, addr: Addr, port: Port, reason: Reason) {
     if reason.is_counted() {
-        maps::count(reason);
+        counters::count(reason);
     }
     if reason != Reason::NoRule && level_enabled(Level::Debug) {
         log_for_socket(ctx, addr, port, reason);

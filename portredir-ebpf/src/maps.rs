@@ -4,26 +4,25 @@ use core::ffi::c_void;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST,
-    BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple, xdp_md,
+    __sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock,
+    bpf_sock_tuple, xdp_md,
 };
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::btf_maps::{
-    Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage, SockHash,
-};
+use aya_ebpf::btf_maps::{Array, HashMap, SkStorage, SockHash};
 use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_fullsock, bpf_sk_lookup_udp,
-    bpf_sk_release, bpf_sk_storage_get, bpf_skc_lookup_tcp,
+    bpf_get_prandom_u32, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get,
+    bpf_skc_lookup_tcp,
 };
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{
-    Addr, AddrKey, Candidates, Counter, CounterKey, Dialled, Flow, FlowKey, IfaceKey,
-    LOOPBACK_IFINDEX, ListenerKey, Old, Port, PortEntry, Protocol, SourceKey, StateKey, local,
+    Addr, AddrKey, Candidates, CounterKey, Dialled, Flow, FlowKey, IfaceKey, LOOPBACK_IFINDEX,
+    ListenerKey, OWN_PLACES, Old, Port, PortEntry, Protocol, SourceKey, StateKey, local, own_place,
 };
-use portredir_common::flow::{FlowTables, Host, Socket, Table};
+use portredir_common::flow::{Host, Socket};
 use portredir_common::redirect::{Choice, SocketCache, Tables};
-use portredir_common::verdict::Reason;
 use portredir_common::wire::Version;
+
+use crate::counters;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -35,11 +34,11 @@ static GENERATION: Array<u32, 1> = Array::new();
 
 /// Filled by user space, as memory; read for every packet.
 #[btf_map]
-static PORTS: Array<PortEntry, { PortEntry::COUNT as usize }, MMAPABLE> = Array::new();
+static PORTS: Array<[PortEntry; 2], { PortEntry::COUNT as usize }, MMAPABLE> = Array::new();
 
-/// Earlier targets of ports, by their index in [`PORTS`].
+/// Earlier targets of ports, by [`Old::key`].
 #[btf_map]
-static OLD: HashMap<u32, Old, { PortEntry::COUNT as usize }, NO_PREALLOC> = HashMap::new();
+static OLD: HashMap<u32, Old, { 2 * PortEntry::COUNT as usize }, NO_PREALLOC> = HashMap::new();
 
 // The conditions of rules: by the address of this host, then by that of the
 // client; which interfaces are meant is in `IFACES`.
@@ -58,17 +57,10 @@ static STATE: HashMap<StateKey, [u8; 1024], 32768, NO_PREALLOC> = HashMap::new()
 #[btf_map]
 static LOCAL: HashMap<Addr, u8, 16384> = HashMap::new();
 
-// The sizes of these are set by user space.
+/// Those of [`LOCAL`] that are reached from anywhere, by [`own_place`], as far as
+/// there is room; unused ones are all zero.
 #[btf_map]
-static SYN: LruHashMap<FlowKey, Flow, 65536> = LruHashMap::new();
-#[btf_map]
-static TCP: LruHashMap<FlowKey, Flow, 262144> = LruHashMap::new();
-#[btf_map]
-static UDP: LruHashMap<FlowKey, Flow, 65536> = LruHashMap::new();
-
-/// Client ports given on collisions; key is the original flow.
-#[btf_map]
-static REMAP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
+static OWN: Array<[Addr; 2], { OWN_PLACES as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 static SOCKETS: SkStorage<Flow> = SkStorage::new();
@@ -90,21 +82,23 @@ pub static SCOPE: HashMap<u32, u8, 4096> = HashMap::new();
 #[btf_map]
 pub static DIALLED: SkStorage<Dialled> = SkStorage::new();
 
-/// Grows with the pairs of rule and interface that see traffic.
-#[btf_map]
-static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, NO_PREALLOC> = PerCpuHashMap::new();
-
-#[btf_map]
-static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
-
 /// What the rules say about a port.
 #[inline(always)]
 pub fn port(protocol: Protocol, port: Port) -> PortEntry {
+    let Some(both) = PORTS.get_ptr(PortEntry::index(protocol, port)) else {
+        return PortEntry::default();
+    };
+    // SAFETY: not null, two words. User space writes one of them at a time, and
+    // not the one of the generation that is live.
+    let [first, second] = unsafe {
+        let words = both.cast::<u64>();
+        [words.read_volatile(), words.add(1).read_volatile()]
+    };
+    if first | second == 0 {
+        return PortEntry::default();
+    }
     let generation = GENERATION.get(0).copied().unwrap_or_default();
-    PORTS
-        .get(PortEntry::index(generation, protocol, port))
-        .copied()
-        .unwrap_or_default()
+    PortEntry::from_word(if generation & 1 == 0 { first } else { second })
 }
 
 /// The rule and target of a packet to a port whose rules have conditions, as
@@ -145,22 +139,18 @@ fn candidate(entry: PortEntry, key: &FlowKey, port: u16, ifindex: u32) -> u32 {
     0
 }
 
-/// Counts a reason.
-#[inline(always)]
-pub fn count(reason: Reason) {
-    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
-        // SAFETY: per-CPU, and the pointer was checked.
-        unsafe { *counter += 1 };
-    }
-}
-
 /// What [`Kernel`] needs of a context.
 pub trait Context: Copy {
+    /// Whether it is of a packet that comes in.
+    const IS_PACKET: bool = false;
+
     fn as_ptr(self) -> *mut c_void;
     fn ifindex(self) -> u32;
 }
 
 impl Context for *mut xdp_md {
+    const IS_PACKET: bool = true;
+
     #[inline(always)]
     fn as_ptr(self) -> *mut c_void {
         self.cast()
@@ -174,6 +164,8 @@ impl Context for *mut xdp_md {
 }
 
 impl Context for *mut __sk_buff {
+    const IS_PACKET: bool = true;
+
     #[inline(always)]
     fn as_ptr(self) -> *mut c_void {
         self.cast()
@@ -189,52 +181,6 @@ impl Context for *mut __sk_buff {
 /// The maps and helpers, as one context may use them.
 #[derive(Clone, Copy)]
 pub struct Kernel<C>(pub C);
-
-impl<C: Context> FlowTables for Kernel<C> {
-    #[inline(always)]
-    fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow> {
-        let flow = match table {
-            Table::Syn => SYN.get_ptr(key),
-            Table::Tcp => TCP.get_ptr(key),
-            Table::Udp => UDP.get_ptr(key),
-        };
-        copy(flow)
-    }
-
-    #[inline(always)]
-    fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
-        let any = u64::from(BPF_ANY);
-        match table {
-            Table::Syn => SYN.insert(key, flow, any),
-            Table::Tcp => TCP.insert(key, flow, any),
-            Table::Udp => UDP.insert(key, flow, any),
-        }
-        .map_err(|_| Reason::TableFull)
-    }
-
-    #[inline(always)]
-    fn remove_flow(&self, table: Table, key: &FlowKey) {
-        // Not being there is fine.
-        let _ = match table {
-            Table::Syn => SYN.remove(key),
-            Table::Tcp => TCP.remove(key),
-            Table::Udp => UDP.remove(key),
-        };
-    }
-
-    #[inline(always)]
-    fn remap(&self, original: &FlowKey) -> Option<Port> {
-        // SAFETY: two bytes, written once.
-        REMAP.get_ptr(original).map(|port| unsafe { *port })
-    }
-
-    #[inline(always)]
-    fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason> {
-        REMAP
-            .insert(original, client_port, u64::from(BPF_ANY))
-            .map_err(|_| Reason::TableFull)
-    }
-}
 
 impl<C: Context> Host for Kernel<C> {
     #[inline(always)]
@@ -284,8 +230,7 @@ impl<C: Context> Host for Kernel<C> {
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
-        // SAFETY: no arguments.
-        unsafe { bpf_ktime_get_coarse_ns() }
+        counters::now_ns()
     }
 
     #[inline(always)]
@@ -298,12 +243,12 @@ impl<C: Context> Host for Kernel<C> {
 impl<C: Context> Tables for Kernel<C> {
     #[inline(always)]
     fn is_local(&self, addr: &Addr) -> bool {
-        // SAFETY: one byte.
-        match unsafe { LOCAL.get(addr) } {
-            Some(&local::ANYWHERE) => true,
-            Some(_) => self.0.ifindex() == LOOPBACK_IFINDEX,
-            None => addr.is_v4_loopback() && self.0.ifindex() == LOOPBACK_IFINDEX,
+        if let Some([first, second]) = OWN.get(own_place(*addr))
+            && (first.is(*addr) || second.is(*addr))
+        {
+            return true;
         }
+        is_in_local(addr, self.0.ifindex())
     }
 
     #[inline(always)]
@@ -323,33 +268,21 @@ impl<C: Context> Tables for Kernel<C> {
 
     #[inline(always)]
     fn old(&self, entry: PortEntry, protocol: Protocol, port: Port) -> Old {
-        let index = PortEntry::index(entry.generation(), protocol, port);
+        let key = Old::key(entry.generation(), PortEntry::index(protocol, port));
         // SAFETY: eight bytes, written before the generation is live.
-        unsafe { OLD.get(index) }.copied().unwrap_or_default()
+        unsafe { OLD.get(key) }.copied().unwrap_or_default()
     }
 
     #[inline(always)]
-    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool) {
+    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool, now_ns: u64) {
         let key = CounterKey {
             ifindex: self.0.ifindex(),
             rule: rule.into(),
         };
-        let counter = match COUNTERS.get_ptr_mut(key) {
-            Some(counter) => counter,
-            None => {
-                add_counter(&key);
-                let Some(counter) = COUNTERS.get_ptr_mut(key) else {
-                    return;
-                };
-                counter
-            }
-        };
-        // SAFETY: per-CPU, and the pointer was checked.
-        unsafe {
-            (*counter).packets += u64::from(segments);
-            (*counter).bytes += bytes as u64;
-            (*counter).flows += u64::from(is_new);
-            (*counter).last_hit_ns = self.now_ns();
+        if C::IS_PACKET {
+            counters::hit_by_packet(key, segments, bytes, is_new, now_ns);
+        } else {
+            counters::hit_elsewhere(key, segments, bytes, is_new, now_ns);
         }
     }
 }
@@ -421,11 +354,16 @@ fn look_up(ctx: impl Context, key: &FlowKey, look_up: LookUp) -> *mut bpf_sock {
     }
 }
 
-/// Another CPU may be first; the counter is there either way, unless the map
-/// is full.
+/// Whether an address is in [`LOCAL`] for an interface. Not inlined: it is rarely
+/// asked.
 #[inline(never)]
-fn add_counter(key: &CounterKey) {
-    let _ = COUNTERS.insert(key, Counter::default(), u64::from(BPF_NOEXIST));
+fn is_in_local(addr: &Addr, ifindex: u32) -> bool {
+    // SAFETY: one byte.
+    match unsafe { LOCAL.get(addr) } {
+        Some(&local::ANYWHERE) => true,
+        Some(_) => ifindex == LOOPBACK_IFINDEX,
+        None => addr.is_v4_loopback() && ifindex == LOOPBACK_IFINDEX,
+    }
 }
 
 /// Copies a flow out of a map.

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -20,25 +22,28 @@ use aya::programs::{
     TestRunOptions, Xdp, XdpMode,
 };
 use aya::sys::SyscallError;
+use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use portredir_common::abi::{
-    Addr, AddrKey, Candidates, Counter, CounterKey, Flow, FlowKey, IfaceKey, ListenerKey, Port,
-    PortEntry, Protocol, SourceKey,
+    Addr, AddrKey, Candidates, Counter, CounterKey, Epoch, FlowKey, Hits, IfaceKey, ListenerKey,
+    OWN_PLACES, Old, Port, PortEntry, Protocol, SourceKey, local, own_place,
 };
-use portredir_common::flow::UDP_IDLE_NS;
+use portredir_common::bucket::{Entry, Seed, Shares};
+use portredir_common::flow::{Table as FlowTable, UDP_IDLE};
 use portredir_common::wire::Link as FrameLink;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::counters::ELSEWHERE;
 use crate::ethtool;
+use crate::flows::{self, Flows};
 use crate::interface::Interface;
+use crate::memory::Mapped;
 use crate::netdev;
 use crate::pins::{self, PinDir};
 use crate::plan::{Engine, Planned};
-use crate::shared::SharedArray;
 use crate::sockets::TcpSocket;
 use crate::state::{Record, State, Store};
 use crate::table::Table;
@@ -104,15 +109,18 @@ pub enum DatapathError {
         #[source]
         source: MapError,
     },
-    /// The memory of a map could not be shared.
-    #[error("share the memory of map {name}")]
-    Share {
+    /// A map cannot be accessed as memory.
+    #[error("map {name} is not as it should be")]
+    Memory {
         /// Its name.
         name: &'static str,
         /// The kernel's error.
         #[source]
         source: io::Error,
     },
+    /// The kernel has no random numbers.
+    #[error("choose a seed")]
+    Seed(#[from] getrandom::Error),
     /// An interface refused a program.
     #[error("attach {what} to {interface}: {reason}")]
     Attach {
@@ -181,26 +189,29 @@ pub enum DatapathError {
 }
 
 /// The maps that outlive a process.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 22] = [
     "ADDRS",
     "COUNTERS",
     "DIALLED",
+    "FLOWS",
     "GENERATION",
+    "GIVEN",
+    "HITS",
     "IFACES",
     "LISTENERS",
     "LOCAL",
     "NEXT_SLOT",
     "OLD",
+    "OWN",
     "PORTS",
     "REASONS",
     "REMAP",
+    "REMAPPED",
     "SCOPE",
+    "SEED",
     "SOCKETS",
     "SOURCES",
     "STATE",
-    "SYN",
-    "TCP",
-    "UDP",
 ];
 
 /// Programs, by what they are attached to and what its frames begin with.
@@ -396,6 +407,11 @@ pub struct Datapath {
     local: HashMap<[u8; 16], u8>,
     /// Where what is attached outlives the process.
     pins: Option<PinDir>,
+    flows: Flows,
+    /// `PORTS`: both generations of each entry.
+    ports: Mapped<[AtomicU64; 2]>,
+    /// `OWN`: two addresses of two words in each place.
+    own: Mapped<[AtomicU64; 4]>,
 }
 
 impl Datapath {
@@ -406,13 +422,22 @@ impl Datapath {
     /// [`DatapathError::Load`], [`DatapathError::Map`].
     pub fn load(options: Options, pins: Option<&PinDir>) -> Result<Self, DatapathError> {
         let netns_cookie = netns_cookie()?;
+        let Sizes {
+            tcp_flows,
+            udp_flows,
+        } = options.sizes;
+        let shares = Shares::new(tcp_flows, udp_flows);
+        let seed = match pins.and_then(left_seed) {
+            Some(seed) => seed,
+            None => flows::new_seed()?,
+        };
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
             for name in MAPS {
                 loader.map_pin_path(name, pins.path(name));
             }
         }
-        let ebpf = loader
+        let mut ebpf = loader
             .override_global(aya_log::LEVEL, &options.log_level, true)
             .override_global("NETNS_COOKIE", &netns_cookie, true)
             .override_global(
@@ -420,18 +445,39 @@ impl Datapath {
                 &u8::from(options.allow_loopback_target),
                 true,
             )
-            .map_max_entries("TCP", options.sizes.tcp_flows)
-            .map_max_entries("SYN", options.sizes.udp_flows)
-            .map_max_entries("UDP", options.sizes.udp_flows)
+            .override_global(
+                "FLOW_SHARES",
+                &[shares.tcp, shares.udp, shares.syn][..],
+                true,
+            )
+            .override_global("FLOW_SEED", &seed.0[..], true)
+            .map_max_entries("FLOWS", shares.total())
             .load(OBJECT)?;
+        let name = "SEED";
+        let map = ebpf.map_mut(name).expect("the object has the map");
+        Array::<_, Seed>::try_from(map)
+            .and_then(|mut map| map.set(0, seed, 0))
+            .map_err(map_error(name))?;
+        let name = "LOCAL";
+        let map = ebpf.map(name).expect("the object has the map");
+        let local = BpfHashMap::<_, Addr, u8>::try_from(map).map_err(map_error(name))?;
+        let local = local.iter().filter_map(Result::ok);
+        let local = local.map(|(addr, reach)| (addr.0, reach)).collect();
+        let flows = map_fd(&ebpf, "FLOWS", |fd| Flows::new(fd, shares, seed))?;
+        let ports = map_fd(&ebpf, "PORTS", |fd| Mapped::new(fd, PortEntry::COUNT))?;
+        let own = map_fd(&ebpf, "OWN", |fd| Mapped::new(fd, OWN_PLACES))?;
         let datapath = Self {
             ebpf,
             loaded: BTreeSet::new(),
             options,
             attached: BTreeMap::new(),
             lookup: None,
-            local: HashMap::new(),
+            // What somebody else may have left there.
+            local,
             pins: pins.cloned(),
+            flows,
+            ports,
+            own,
         };
         Ok(datapath)
     }
@@ -443,16 +489,9 @@ impl Datapath {
         if !self.attached.values().any(is_rewriting) {
             return 0;
         }
-        let tables: Vec<_> = ["TCP", "SYN"]
-            .into_iter()
-            .filter_map(|name| self.ebpf.map(name))
-            .filter_map(|map| BpfHashMap::<_, FlowKey, Flow>::try_from(map).ok())
-            .collect();
         let is_redirected = |key: &FlowKey| {
-            tables
-                .iter()
-                .filter_map(|table| table.get(key, 0).ok())
-                .any(|flow| flow.dialled_port != key.local_port)
+            self.tcp_entry(key)
+                .is_some_and(|entry| entry.dialled_port() != key.local_port)
         };
         connections
             .iter()
@@ -461,6 +500,19 @@ impl Datapath {
                 table.is_target(Protocol::Tcp, key.local_port.get()) && is_redirected(key)
             })
             .count()
+    }
+
+    /// The entry of a TCP flow.
+    fn tcp_entry(&self, key: &FlowKey) -> Option<Entry> {
+        [FlowTable::Tcp, FlowTable::Syn]
+            .into_iter()
+            .find_map(|table| self.flows.entry(table, key))
+    }
+
+    /// The flow tables.
+    #[must_use]
+    pub const fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// For the log reader, which has to be set up before the first attach.
@@ -555,7 +607,36 @@ impl Datapath {
             is_kept || map.remove(&Addr(*addr)).is_err()
         });
         self.local = local;
+        self.set_own();
         result.map_err(map_error(name))
+    }
+
+    /// Gives those of `LOCAL` that are reached from anywhere a place in `OWN`.
+    fn set_own(&self) {
+        let mut own = vec![[Addr::default(); 2]; self.own.len()];
+        let mut anywhere: Vec<_> = self.local.iter().collect();
+        // The same ones, where there is no room for all.
+        anywhere.sort_unstable();
+        for (addr, _) in anywhere
+            .into_iter()
+            .filter(|(_, reach)| **reach == local::ANYWHERE)
+        {
+            let place = &mut own[own_place(Addr(*addr)) as usize];
+            if let Some(unused) = place.iter_mut().find(|addr| **addr == Addr::default()) {
+                *unused = Addr(*addr);
+            }
+        }
+        for (words, addrs) in self.own.iter().zip(own) {
+            for (words, addr) in words.chunks_exact(2).zip(addrs) {
+                let [first, second] = addr.words();
+                if words[0].load(Relaxed) != first || words[1].load(Relaxed) != second {
+                    // Never half of one address and half of another.
+                    words[1].store(0, Relaxed);
+                    words[0].store(first, Relaxed);
+                    words[1].store(second, Relaxed);
+                }
+            }
+        }
     }
 
     /// Attaches to an interface.
@@ -1115,15 +1196,50 @@ impl Datapath {
         let map = self.ebpf.map(name).expect("the object has the map");
         let map = PerCpuHashMap::<&MapData, CounterKey, Counter>::try_from(map)
             .map_err(map_error(name))?;
-        map.iter()
-            .map(|entry| {
-                let (key, per_cpu) = entry?;
-                let mut sum = Counter::default();
-                per_cpu.iter().for_each(|cpu| sum.add(cpu));
-                Ok((key, sum))
-            })
-            .collect::<Result<_, MapError>>()
-            .map_err(map_error(name))
+        let mut counters = HashMap::<CounterKey, Counter>::new();
+        for entry in map.iter() {
+            let (key, per_cpu) = entry.map_err(map_error(name))?;
+            let sum = counters.entry(key).or_default();
+            per_cpu.iter().for_each(|cpu| sum.add(cpu));
+        }
+        let name = "HITS";
+        let map = self.ebpf.map(name).expect("the object has the map");
+        let map = PerCpuArray::<&MapData, Hits>::try_from(map).map_err(map_error(name))?;
+        for per_cpu in map.iter() {
+            let per_cpu = per_cpu.map_err(map_error(name))?;
+            for hits in per_cpu.iter().filter(|hits| hits.counter.last_hit_ns != 0) {
+                counters.entry(hits.key).or_default().add(&hits.counter);
+            }
+        }
+        Ok(counters.into_iter().collect())
+    }
+
+    /// Makes the places of some counters in `HITS` nobody's, and returns what was
+    /// counted there.
+    fn take_hits(
+        &mut self,
+        is_meant: impl Fn(&CounterKey) -> bool,
+    ) -> Result<Vec<(CounterKey, Counter)>, DatapathError> {
+        let name = "HITS";
+        let mut map = PerCpuArray::<_, Hits>::try_from(self.map(name)).map_err(map_error(name))?;
+        let mut taken = Vec::new();
+        for place in 0..Hits::PLACES {
+            let mut per_cpu = map.get(&place, 0).map_err(map_error(name))?.to_vec();
+            let before = taken.len();
+            for hits in &mut per_cpu {
+                if hits.counter.last_hit_ns != 0 && is_meant(&hits.key) {
+                    taken.push((hits.key, hits.counter));
+                    *hits = Hits::default();
+                }
+            }
+            if taken.len() > before {
+                // Others that share the place, on other CPUs, may lose what they
+                // count in this moment.
+                let per_cpu = PerCpuValues::try_from(per_cpu).expect("one for each CPU");
+                map.set(place, per_cpu, 0).map_err(map_error(name))?;
+            }
+        }
+        Ok(taken)
     }
 
     /// Keeps what an interface that is gone has counted, but no longer by its
@@ -1133,27 +1249,33 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub fn forget_interface(&mut self, index: u32) -> Result<(), DatapathError> {
+        let is_meant = |key: &CounterKey| key.ifindex == index;
+        let mut sums = HashMap::<u32, Counter>::new();
+        for (key, counter) in self.take_counters(is_meant)? {
+            sums.entry(key.rule).or_default().add(&counter);
+        }
         let name = "COUNTERS";
         let map = self.map(name);
         let mut map =
             PerCpuHashMap::<_, CounterKey, Counter>::try_from(map).map_err(map_error(name))?;
-        let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
-        for key in keys.into_iter().filter(|key| key.ifindex == index) {
-            let gone = map.get(&key, 0).map_err(map_error(name))?;
-            let elsewhere = CounterKey {
+        for (rule, sum) in sums {
+            let key = CounterKey {
                 ifindex: ELSEWHERE,
-                ..key
+                rule,
             };
-            let mut sums: Vec<Counter> = map.get(&elsewhere, 0).map_or_else(
-                |_| vec![Counter::default(); gone.len()],
-                |sums| sums.to_vec(),
-            );
-            sums.iter_mut()
-                .zip(gone.iter())
-                .for_each(|(sum, gone)| sum.add(gone));
-            let sums = PerCpuValues::try_from(sums).expect("one for each CPU");
-            map.insert(elsewhere, sums, 0).map_err(map_error(name))?;
-            map.remove(&key).map_err(map_error(name))?;
+            let mut per_cpu: Vec<_> = match map.get(&key, 0) {
+                Ok(per_cpu) => per_cpu.to_vec(),
+                Err(_) => {
+                    let cpus = nr_cpus().map_err(|(path, source)| DatapathError::Open {
+                        path: path.to_owned(),
+                        source,
+                    })?;
+                    vec![Counter::default(); cpus]
+                }
+            };
+            per_cpu[0].add(&sum);
+            let per_cpu = PerCpuValues::try_from(per_cpu).expect("one for each CPU");
+            map.insert(key, per_cpu, 0).map_err(map_error(name))?;
         }
         Ok(())
     }
@@ -1164,16 +1286,30 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub fn clear_counters(&mut self, rules: &BTreeSet<u16>) -> Result<(), DatapathError> {
+        if rules.is_empty() {
+            return Ok(());
+        }
+        let is_one = |key: &CounterKey| u16::try_from(key.rule).is_ok_and(|id| rules.contains(&id));
+        self.take_counters(is_one).map(drop)
+    }
+
+    /// Removes counters, and returns what was counted.
+    fn take_counters(
+        &mut self,
+        is_meant: impl Fn(&CounterKey) -> bool,
+    ) -> Result<Vec<(CounterKey, Counter)>, DatapathError> {
+        let mut taken = self.take_hits(&is_meant)?;
         let name = "COUNTERS";
         let map = self.map(name);
         let mut map =
             PerCpuHashMap::<_, CounterKey, Counter>::try_from(map).map_err(map_error(name))?;
         let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
-        let is_one = |key: &CounterKey| u16::try_from(key.rule).is_ok_and(|id| rules.contains(&id));
-        for key in keys.into_iter().filter(is_one) {
+        for key in keys.into_iter().filter(is_meant) {
+            let per_cpu = map.get(&key, 0).map_err(map_error(name))?;
+            taken.extend(per_cpu.iter().map(|counter| (key, *counter)));
             map.remove(&key).map_err(map_error(name))?;
         }
-        Ok(())
+        Ok(taken)
     }
 
     fn store(&mut self) -> Result<Store<&mut MapData>, DatapathError> {
@@ -1270,10 +1406,11 @@ impl Datapath {
     pub fn fill(&mut self, table: &Table) -> Result<u32, DatapathError> {
         let generation = 1 - self.generation()?;
         let bit = generation << 31;
-        self.fill_ports(generation, &table.ports)?;
-        let index = |place: u32| generation << 17 | place;
-        fill_hash(self.map("OLD"), |key: &u32| key >> 17 == generation, {
-            table.old.iter().map(|(place, old)| (index(*place), *old))
+        self.fill_ports(generation, &table.ports);
+        let is_old = |key: &u32| Old::generation(*key) == generation;
+        fill_hash(self.map("OLD"), is_old, {
+            let key = |index: &u32| Old::key(generation, *index);
+            table.old.iter().map(move |(index, old)| (key(index), *old))
         })
         .map_err(map_error("OLD"))?;
         fill_hash(
@@ -1305,23 +1442,18 @@ impl Datapath {
         Ok(generation)
     }
 
-    /// By memory that is shared with the kernel: one call for each entry would
-    /// take a tenth of a second.
-    fn fill_ports(&mut self, generation: u32, entries: &[PortEntry]) -> Result<(), DatapathError> {
-        let name = "PORTS";
-        let Map::Array(map) = self.map(name) else {
-            unreachable!("it is an array");
-        };
-        let memory = SharedArray::map(map.fd().as_fd(), PortEntry::COUNT as usize);
-        let memory = memory.map_err(|source| DatapathError::Share { name, source })?;
-        for (place, entry) in (0..).zip(entries) {
+    /// Writes what differs from what is there.
+    fn fill_ports(&self, generation: u32, entries: &[PortEntry]) {
+        for (both, entry) in self.ports.iter().zip(entries) {
             let mut entry = *entry;
             if entry != PortEntry::default() && generation == 1 {
                 entry.flags |= PortEntry::GENERATION;
             }
-            memory.set(generation << 17 | place, entry.to_word());
+            let word = &both[generation as usize];
+            if word.load(Relaxed) != entry.to_word() {
+                word.store(entry.to_word(), Relaxed);
+            }
         }
-        Ok(())
     }
 
     /// Says which interfaces are in which lists of the rules of a generation.
@@ -1351,32 +1483,42 @@ impl Datapath {
     #[must_use]
     pub fn live(&self, connections: &[TcpSocket]) -> BTreeSet<(Protocol, u16, u16)> {
         let mut live = BTreeSet::new();
-        let table = |name| {
-            let map = self.ebpf.map(name)?;
-            BpfHashMap::<_, FlowKey, Flow>::try_from(map).ok()
-        };
-        let way = |protocol, key: &FlowKey, flow: &Flow| {
-            (protocol, flow.dialled_port.get(), key.local_port.get())
-        };
-        for table in ["TCP", "SYN"].into_iter().filter_map(table) {
-            for TcpSocket { key, .. } in connections {
-                if let Ok(flow) = table.get(key, 0) {
-                    live.insert(way(Protocol::Tcp, key, &flow));
-                }
+        for TcpSocket { key, .. } in connections {
+            if let Some(entry) = self.tcp_entry(key) {
+                let dialled = entry.dialled_port().get();
+                live.insert((Protocol::Tcp, dialled, key.local_port.get()));
             }
         }
-        let now_ns = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
             u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
         });
-        if let Some(table) = table("UDP") {
-            for (key, flow) in table.iter().filter_map(Result::ok) {
-                if now_ns.saturating_sub(flow.last_seen_ns) < UDP_IDLE_NS {
-                    live.insert(way(Protocol::Udp, &key, &flow));
-                }
+        let now = Epoch::at(now);
+        for (table, target, entry) in self.flows.entries() {
+            if table == FlowTable::Udp && now.since(entry.seen()) < UDP_IDLE {
+                live.insert((Protocol::Udp, entry.dialled_port().get(), target.get()));
             }
         }
         live
     }
+}
+
+/// The seed of what another process has left.
+fn left_seed(pins: &PinDir) -> Option<Seed> {
+    let map = Map::Array(MapData::from_pin(pins.path("SEED")).ok()?);
+    let seed = Array::<_, Seed>::try_from(&map).ok()?.get(&0, 0).ok()?;
+    seed.is_set().then_some(seed)
+}
+
+/// Opens an array map as memory.
+fn map_fd<T>(
+    ebpf: &Ebpf,
+    name: &'static str,
+    open: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+) -> Result<T, DatapathError> {
+    let Some(Map::Array(map)) = ebpf.map(name) else {
+        unreachable!("the object has the map {name}");
+    };
+    open(map.fd().as_fd()).map_err(|source| DatapathError::Memory { name, source })
 }
 
 /// Removes some entries of a hash map, then adds others.

@@ -171,7 +171,7 @@ pub struct Table {
 impl Default for Table {
     fn default() -> Self {
         Self {
-            ports: vec![PortEntry::default(); PortEntry::COUNT as usize / 2],
+            ports: vec![PortEntry::default(); PortEntry::COUNT as usize],
             old: BTreeMap::new(),
             addrs: HashMap::new(),
             sources: HashMap::new(),
@@ -455,7 +455,7 @@ impl Condition {
 }
 
 fn index(protocol: Protocol, port: u16) -> usize {
-    PortEntry::index(0, protocol, Port::new(port)) as usize
+    PortEntry::index(protocol, Port::new(port)) as usize
 }
 
 #[cfg(test)]

@@ -16,10 +16,11 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use aya::maps::HashMap as BpfHashMap;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use nix::time::{ClockId, clock_gettime};
-use portredir_common::abi::{Flow, FlowKey, Port, Protocol, local};
+use portredir_common::abi::{Epoch, Flow, Port, Protocol, local};
+use portredir_common::bucket::Entry;
+use portredir_common::flow::Table as FlowTable;
 use portredir_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
@@ -224,15 +225,15 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
     let last = u16::try_from(rules.len() - 1)?;
     for kind in KINDS {
         // The flow through 80 to 8080, and the one back that it is the next time.
-        remember(&mut datapath, kind, TARGET, DIALLED, last - 1)?;
-        remember(&mut datapath, kind, DIALLED, TARGET, last)?;
+        remember(&datapath, kind, TARGET, DIALLED, last - 1)?;
+        remember(&datapath, kind, DIALLED, TARGET, last)?;
     }
     Ok(datapath)
 }
 
 /// Makes a flow known.
 fn remember(
-    datapath: &mut Datapath,
+    datapath: &Datapath,
     kind: Kind,
     local_port: u16,
     dialled: u16,
@@ -242,26 +243,22 @@ fn remember(
         dialled_port: Port::new(dialled),
         client_port: Port::new(CLIENT_PORT),
         rule,
-        pad: 0,
-        last_seen_ns: now_ns()?,
+        seen: now()?,
     };
-    let name = match kind.protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
+    let table = match kind.protocol {
+        Protocol::Tcp => FlowTable::Tcp,
+        Protocol::Udp => FlowTable::Udp,
     };
-    let map = datapath
-        .ebpf()
-        .map_mut(name)
-        .context("find the flow table")?;
-    let mut map = BpfHashMap::<_, FlowKey, Flow>::try_from(map)?;
-    map.insert(kind.key(local_port), flow, 0)
-        .context("make a flow known")
+    let key = kind.key(local_port);
+    let (bucket, hash) = datapath.flows().bucket(table, &key);
+    bucket.put(hash, key.local_port, Entry::new(hash, &flow, false));
+    Ok(())
 }
 
-/// `CLOCK_MONOTONIC`, as the programs have it.
-fn now_ns() -> anyhow::Result<u64> {
+/// Now, as the programs have it.
+fn now() -> anyhow::Result<Epoch> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
-    Ok(u64::try_from(now.as_nanos())?)
+    Ok(Epoch::at(u64::try_from(now.as_nanos())?))
 }
 
 fn subjects() -> Vec<Subject> {

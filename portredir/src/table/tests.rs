@@ -10,7 +10,7 @@ use crate::rule::tests::rule;
 
 /// The rule and target for a packet, found as the programs find them.
 fn look_up(table: &Table, packet: &Probe) -> Option<(u16, u16)> {
-    let place = PortEntry::index(0, packet.protocol, Port::new(packet.port));
+    let place = PortEntry::index(packet.protocol, Port::new(packet.port));
     let entry = table.ports[place as usize];
     if !entry.is_match() {
         return None;

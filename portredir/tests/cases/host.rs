@@ -121,27 +121,28 @@ impl Tables {
         self.remap.iter().find(is_new).map(|(_, port)| *port)
     }
 
-    /// Panics when `other` differs; times may, by less than `slack_ns`.
-    pub fn assert_is(&self, other: &Self, slack_ns: u64) {
+    /// Panics when `other` differs; times may, by `slack` epochs.
+    pub fn assert_is(&self, other: &Self, slack: u16) {
         assert!(
-            self.is(other, slack_ns),
+            self.is(other, slack),
             "flow state\n{self:?}is not\n{other:?}"
         );
     }
 
-    /// Whether `other` is the same; times may differ by less than `slack_ns`.
-    pub fn is(&self, other: &Self, slack_ns: u64) -> bool {
+    /// Whether `other` is the same; times may differ by `slack` epochs.
+    pub fn is(&self, other: &Self, slack: u16) -> bool {
         let is_same = |table| {
             let (ours, theirs) = (self.get(table), other.get(table));
             ours.len() == theirs.len()
                 && ours.iter().all(|(key, flow)| {
                     theirs.get(key).is_some_and(|other| {
-                        let age_ns = flow.last_seen_ns.abs_diff(other.last_seen_ns);
+                        let age = flow.seen.since(other.seen);
+                        let age = age.max(other.seen.since(flow.seen));
                         let other = Flow {
-                            last_seen_ns: flow.last_seen_ns,
+                            seen: flow.seen,
                             ..*other
                         };
-                        *flow == other && age_ns < slack_ns.max(1)
+                        *flow == other && age <= slack
                     })
                 })
         };
@@ -157,10 +158,10 @@ impl fmt::Debug for Tables {
         for (name, flows) in [("SYN", &self.syn), ("TCP", &self.tcp), ("UDP", &self.udp)] {
             for (key, flow) in flows {
                 let (dialled, client) = (flow.dialled_port.get(), flow.client_port.get());
-                let (rule, seen) = (flow.rule, flow.last_seen_ns);
+                let (rule, seen) = (flow.rule, flow.seen.0);
                 writeln!(
                     f,
-                    "{name} {} = from {client} to {dialled}, rule {rule}, at {seen} ns",
+                    "{name} {} = from {client} to {dialled}, rule {rule}, at {seen}",
                     show(key)
                 )?;
             }
@@ -340,11 +341,20 @@ impl FlowTables for Mock {
             .insert(*original, client_port);
         Ok(())
     }
+
+    fn may_be_remapped(&self, key: &FlowKey) -> bool {
+        let end = |key: &FlowKey| (key.client, key.client_port);
+        self.tables
+            .borrow()
+            .remap
+            .keys()
+            .any(|original| end(original) == end(key))
+    }
 }
 
 impl Host for Mock {
     fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
-        self.table.ports[PortEntry::index(0, protocol, port) as usize]
+        self.table.ports[PortEntry::index(protocol, port) as usize]
     }
 
     fn is_served(&self, key: &FlowKey) -> bool {
@@ -408,11 +418,12 @@ impl redirect::Tables for Mock {
     }
 
     fn old(&self, _: PortEntry, protocol: Protocol, port: Port) -> Old {
-        let index = PortEntry::index(0, protocol, port);
+        let index = PortEntry::index(protocol, port);
         self.table.old.get(&index).copied().unwrap_or_default()
     }
 
-    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool) {
+    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool, now_ns: u64) {
+        assert_eq!(now_ns, self.now_ns);
         self.hits.borrow_mut().push(Hit {
             rule,
             segments,

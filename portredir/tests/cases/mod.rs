@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use portredir::rule::Rule;
 use portredir::table::History;
-use portredir_common::abi::{Addr, Flow, FlowKey, Port, Protocol, local};
+use portredir_common::abi::{Addr, Epoch, Flow, FlowKey, Port, Protocol, local};
 use portredir_common::flow::{Socket, Table};
 use portredir_common::verdict::Reason;
 use portredir_common::wire::Link;
@@ -453,7 +453,6 @@ pub fn seen_from(client_port: u16, dialled_port: u16, age_s: u64) -> Flow {
         dialled_port: Port::new(dialled_port),
         client_port: Port::new(client_port),
         rule: 0,
-        pad: 0,
-        last_seen_ns: NOW_NS - age_s * 1_000_000_000,
+        seen: Epoch::at(NOW_NS - age_s * 1_000_000_000),
     }
 }

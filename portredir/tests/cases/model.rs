@@ -6,7 +6,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use portredir_common::flow::{Socket, UDP_IDLE_NS};
+use portredir_common::abi::Epoch;
+use portredir_common::flow::{Socket, UDP_IDLE};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -17,6 +18,7 @@ use crate::cases::packet::{CLIENT_PORT, udp4};
 use crate::sequence::{ack, mock, syn, tcp_key, try_answer, try_arrive};
 
 const SECOND: u64 = 1_000_000_000;
+const UDP_IDLE_NS: u64 = UDP_IDLE as u64 * Epoch::UNIT_NS;
 
 /// What a client does next.
 #[derive(Clone, Debug)]
@@ -49,8 +51,8 @@ proptest! {
         let mut flows = HashMap::<(u16, u16), (u16, u64)>::new();
         for (client, dialled, pause_ns) in packets {
             mock.now_ns += pause_ns;
-            // Up to a second of it may be forgotten, and nobody minds.
-            flows.retain(|_, (_, seen_ns)| mock.now_ns - *seen_ns < UDP_IDLE_NS - 2 * SECOND);
+            // Up to an epoch of it may be forgotten, and nobody minds.
+            flows.retain(|_, (_, seen_ns)| mock.now_ns - *seen_ns < UDP_IDLE_NS - 2 * Epoch::UNIT_NS);
             let packet = udp4(dialled).src_port(client);
             let given = try_arrive(&mock, &packet)?;
             try_answer(&mock, &packet, given)?;

@@ -12,7 +12,7 @@ use super::{Case, TWO_TO_ONE, seen};
 /// A client port that was given on a collision.
 const REMAPPED: u16 = 50_123;
 
-/// Ages around `UDP_IDLE_NS`, which is 120 s.
+/// Ages around `UDP_IDLE`, which is 120 s.
 const BUSY_S: u64 = 118;
 const IDLE_S: u64 = 122;
 

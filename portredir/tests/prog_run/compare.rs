@@ -1,15 +1,16 @@
 //! One packet through a program and through the datapath on the host: both
 //! must do the same.
 
+use portredir_common::abi::Epoch;
 use portredir_common::verdict::Reason;
 
 use crate::cases::Hook;
 use crate::cases::host::{Hex, Mock};
 use crate::rig::{Outcome, Program, Rig, at_time, now_ns};
 
-/// How far the times of the two runs may be apart. Ages in tests are further
-/// than that from where they matter.
-pub const SLACK_NS: u64 = 900_000_000;
+/// How far the times of the two runs may be apart, in epochs. Ages in tests are
+/// further than that from where they matter.
+pub const SLACK: u16 = 1;
 
 /// What the host made of a packet, once the program was seen to do the same.
 pub struct Agreed {
@@ -41,7 +42,7 @@ pub fn compare(
             return Ok(None);
         };
         // Else the machine was busy with something else for too long.
-        if now_ns() - host.now_ns < SLACK_NS / 2 {
+        if now_ns() - host.now_ns < Epoch::UNIT_NS / 2 {
             break outcome;
         }
     };
@@ -92,7 +93,7 @@ pub fn compare(
     if counters != hits {
         differ("counters: rule, packets, bytes, flows", &counters, &hits);
     }
-    if !outcome.tables.is(&host.tables.borrow(), SLACK_NS) {
+    if !outcome.tables.is(&host.tables.borrow(), SLACK) {
         differ("flow state", &outcome.tables, &host.tables.borrow());
     }
     if differences.is_empty() {

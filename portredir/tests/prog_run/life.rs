@@ -189,7 +189,7 @@ pub fn collision(rigs: &mut Rigs) {
 pub fn no_free_port(_: &mut Rigs) {
     namespace::enter();
     let sizes = portredir::datapath::Sizes {
-        udp_flows: 1 << 17,
+        udp_flows: 1 << 19,
         ..SIZES
     };
     let mut rig = Rig::new(Setup::of(RULES), sizes);

@@ -4,24 +4,28 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
-use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuHashMap};
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
+use aya::util::nr_cpus;
 use nix::time::{ClockId, clock_gettime};
 use portredir::datapath::{Datapath, Sizes};
-use portredir_common::abi::{Counter, CounterKey, Flow, FlowKey, LOOPBACK_IFINDEX, Port};
+use portredir_common::abi::{
+    Counter, CounterKey, Epoch, FlowKey, Hits, LOOPBACK_IFINDEX, Port, Protocol, remapped_place,
+};
+use portredir_common::bucket::Entry;
 use portredir_common::flow::Table;
 use portredir_common::verdict::{Reason, Verdict};
-use portredir_common::wire::Link;
+use portredir_common::wire::{End, Link, Packet, Payload};
 
-use crate::cases::host::{Hex, NOW_NS, OTHER, Tables};
+use crate::cases::host::{Bytes, Hex, NOW_NS, OTHER, Tables};
 use crate::cases::{Hook, Iface, Setup, local_addrs};
 use crate::namespace::OTHER_IFINDEX;
 
-/// Room for what tests put into the tables, and to spare: an LRU map may evict
-/// before it is full.
+/// Room for what tests put into the tables, and to spare: buckets do not fill
+/// evenly.
 pub const SIZES: Sizes = Sizes {
-    tcp_flows: 4096,
-    udp_flows: 4096,
+    tcp_flows: 512,
+    udp_flows: 512,
 };
 
 /// Field offsets of `struct __sk_buff` and `struct xdp_md` (include/uapi/linux/bpf.h).
@@ -116,6 +120,8 @@ pub struct Rig {
     reasons: Vec<u64>,
     /// What the flow maps contain.
     tables: Tables,
+    /// The targets of the rules.
+    targets: Vec<Port>,
 }
 
 impl Rig {
@@ -135,10 +141,18 @@ impl Rig {
             .expect("fill IFACES");
         datapath.set_local(&local_addrs()).expect("fill LOCAL");
         let reasons = datapath.reasons().expect("read REASONS");
+        let is_target = |port: &u16| {
+            let protocols = [Protocol::Tcp, Protocol::Udp];
+            protocols
+                .into_iter()
+                .any(|protocol| table.is_target(protocol, *port))
+        };
+        let targets = (1..=u16::MAX).filter(is_target).map(Port::new).collect();
         Self {
             datapath,
             reasons,
             tables: Tables::default(),
+            targets,
         }
     }
 
@@ -149,68 +163,144 @@ impl Rig {
     /// Replaces all flow state.
     pub fn set_tables(&mut self, tables: &Tables) {
         let old = std::mem::replace(&mut self.tables, tables.clone());
-        for (name, table) in FLOWS {
-            let mut map = self.flows(name);
-            for key in old.get(table).keys() {
-                map.remove(key).expect("remove a flow");
-            }
+        self.datapath.flows().clear();
+        let mut given = self.ports("GIVEN");
+        let keys: Result<Vec<_>, _> = given.keys().collect();
+        for key in keys.expect("read the keys") {
+            given.remove(&key).expect("remove a port");
+        }
+        for table in FLOWS {
             for (key, flow) in tables.get(table) {
-                map.insert(*key, *flow, 0).expect("insert a flow");
+                let is_remapped = flow.client_port != key.client_port;
+                if is_remapped {
+                    let mut given = self.ports("GIVEN");
+                    given
+                        .insert(*key, flow.client_port.0, 0)
+                        .expect("insert a port");
+                }
+                let (bucket, hash) = self.datapath.flows().bucket(table, key);
+                bucket.put(hash, key.local_port, Entry::new(hash, flow, is_remapped));
             }
         }
-        let mut map = self.remap();
         for key in old.remap.keys() {
-            map.remove(key).expect("remove a port");
+            self.note_remapped(key, 0);
+            self.ports("REMAP").remove(key).expect("remove a port");
         }
         for (key, port) in &tables.remap {
-            map.insert(*key, port.0, 0).expect("insert a port");
+            self.note_remapped(key, 1);
+            let mut remap = self.ports("REMAP");
+            remap.insert(*key, port.0, 0).expect("insert a port");
         }
     }
 
-    /// Reads all flow state.
-    pub fn read_tables(&mut self) -> Tables {
+    fn note_remapped(&mut self, original: &FlowKey, value: u8) {
+        let (element, byte) = remapped_place(original.client, original.client_port);
+        let map = self.datapath.ebpf().map_mut("REMAPPED").expect("the map");
+        let mut map: Array<_, [u8; 64]> = map.try_into().expect("of bytes");
+        let mut bytes = map.get(&element, 0).expect("read an element");
+        bytes[byte] = value;
+        map.set(element, bytes, 0).expect("write an element");
+    }
+
+    /// Reads all flow state. What is kept of a flow does not tell whose it is:
+    /// it is of one of those that were there before, or of `key` to any target,
+    /// by any client port that was given.
+    pub fn read_tables(&mut self, key: Option<FlowKey>) -> Tables {
+        let remap: Result<HashMap<_, _>, _> = self.ports("REMAP").iter().collect();
+        let given: Result<HashMap<_, _>, _> = self.ports("GIVEN").iter().collect();
+        let given = given.expect("read the ports");
         let mut tables = Tables::default();
-        for (name, table) in FLOWS {
-            let flows: Result<HashMap<_, _>, _> = self.flows(name).iter().collect();
-            *tables.get_mut(table) = flows.expect("read the flows");
-        }
-        for entry in self.remap().iter() {
-            let (key, port) = entry.expect("read the ports");
+        for (key, port) in remap.expect("read the ports") {
             tables.remap.insert(key, Port(port));
         }
+        let to_targets = |key: FlowKey| {
+            let ports = self.targets.iter().copied().chain([key.local_port]);
+            ports.map(move |local_port| FlowKey { local_port, ..key })
+        };
+        let remapped = tables.remap.iter().map(|(original, port)| FlowKey {
+            client_port: *port,
+            ..*original
+        });
+        let mut keys: Vec<_> = key
+            .into_iter()
+            .chain(remapped)
+            .flat_map(to_targets)
+            .collect();
+        for table in FLOWS {
+            keys.extend(self.tables.get(table).keys());
+        }
+        let flows = self.datapath.flows();
+        for table in FLOWS {
+            let found = tables.get_mut(table);
+            for key in &keys {
+                let protocol = if table == Table::Udp {
+                    Protocol::Udp
+                } else {
+                    Protocol::Tcp
+                };
+                if key.protocol != protocol as u8 {
+                    continue;
+                }
+                if let Some(entry) = flows.entry(table, key) {
+                    let own = given.get(key).filter(|_| entry.is_remapped());
+                    let client_port = own.map_or(key.client_port, |port| Port(*port));
+                    found.insert(*key, entry.flow(client_port));
+                }
+            }
+        }
+        let all = flows.entries().count();
+        let known: usize = FLOWS.into_iter().map(|table| tables.get(table).len()).sum();
+        assert_eq!(all, known, "entries of unknown flows, beside {tables:?}");
         self.tables = tables.clone();
         tables
     }
 
-    fn flows(&mut self, name: &str) -> BpfHashMap<&mut MapData, FlowKey, Flow> {
+    fn ports(&mut self, name: &str) -> BpfHashMap<&mut MapData, FlowKey, [u8; 2]> {
         let map = self
             .datapath
             .ebpf()
             .map_mut(name)
             .expect("the object has the map");
-        map.try_into().expect("a hash map of flows")
+        map.try_into().expect("a hash map of ports")
     }
 
-    fn remap(&mut self) -> BpfHashMap<&mut MapData, FlowKey, [u8; 2]> {
-        let map = self
-            .datapath
-            .ebpf()
-            .map_mut("REMAP")
-            .expect("the object has the map");
-        map.try_into().expect("a hash map of ports")
+    /// The counters of a few rules on the interfaces of tests, summed over the
+    /// CPUs: reading all places takes longer than a run.
+    fn counters(&mut self) -> Vec<(CounterKey, Counter)> {
+        const RULES: u32 = 20;
+        let ebpf = self.datapath.ebpf();
+        let map = ebpf.map("HITS").expect("the object has the map");
+        let map = PerCpuArray::<_, Hits>::try_from(map).expect("of hits");
+        let mut counters = Vec::new();
+        let keys = [LOOPBACK_IFINDEX, OTHER_IFINDEX]
+            .into_iter()
+            .flat_map(|ifindex| (0..RULES).map(move |rule| CounterKey { ifindex, rule }));
+        for key in keys {
+            let mut sum = Counter::default();
+            let per_cpu = map.get(&key.place(), 0).expect("read a place");
+            for hits in per_cpu.iter().filter(|hits| hits.key == key) {
+                sum.add(&hits.counter);
+            }
+            if sum.last_hit_ns != 0 {
+                counters.push((key, sum));
+            }
+        }
+        counters
     }
 
     /// Forgets what was counted for rules.
     pub fn clear_counters(&mut self) {
-        let keys = self.datapath.counters().expect("read COUNTERS");
+        let keys = self.counters();
         let map = self
             .datapath
             .ebpf()
-            .map_mut("COUNTERS")
+            .map_mut("HITS")
             .expect("the object has the map");
-        let mut map: PerCpuHashMap<_, CounterKey, Counter> = map.try_into().expect("of counters");
+        let mut map = PerCpuArray::<_, Hits>::try_from(map).expect("of hits");
         for (key, _) in keys {
-            map.remove(&key).expect("remove a counter");
+            let none = vec![Hits::default(); nr_cpus().expect("the CPUs")];
+            let none = PerCpuValues::try_from(none).expect("one for each CPU");
+            map.set(key.place(), none, 0).expect("clear a place");
         }
     }
 
@@ -244,8 +334,8 @@ impl Rig {
             verdict: verdict(program, result.return_value),
             packet: out,
             reasons: counted,
-            counters: self.datapath.counters().expect("read COUNTERS"),
-            tables: self.read_tables(),
+            counters: self.counters(),
+            tables: self.read_tables(key(program, packet)),
         })
     }
 
@@ -276,11 +366,27 @@ impl Rig {
     }
 }
 
-const FLOWS: [(&str, Table); 3] = [
-    ("SYN", Table::Syn),
-    ("TCP", Table::Tcp),
-    ("UDP", Table::Udp),
-];
+const FLOWS: [Table; 3] = [Table::Syn, Table::Tcp, Table::Udp];
+
+/// The flow of a packet as its ports say.
+fn key(program: Program, packet: &[u8]) -> Option<FlowKey> {
+    let mut packet = packet.to_vec();
+    let mut frame = Bytes(&mut packet);
+    let headers = Packet::parse(&mut frame, program.link).ok()?;
+    let Payload::Ports(protocol) = headers.payload else {
+        return None;
+    };
+    let (src_port, dst_port) = headers.ports(&mut frame).ok()?;
+    let (end, client_port, local_port) = match program.hook {
+        Hook::Ingress => (End::Dst, src_port, dst_port),
+        Hook::Egress => (End::Src, dst_port, src_port),
+    };
+    Some(FlowKey {
+        client_port,
+        local_port,
+        ..headers.key(&mut frame, end, protocol).ok()?
+    })
+}
 
 /// The context of a run that is not a plain one on `lo`.
 fn context(program: Program, setting: Setting, len: usize) -> Option<Vec<u8>> {
@@ -326,9 +432,10 @@ pub fn now_ns() -> u64 {
 /// Flow state of the cases, on the clock of the kernel.
 pub fn at_time(tables: &Tables, now_ns: u64) -> Tables {
     let mut tables = tables.clone();
-    for (_, table) in FLOWS {
+    for table in FLOWS {
         for flow in tables.get_mut(table).values_mut() {
-            flow.last_seen_ns = now_ns.saturating_sub(NOW_NS - flow.last_seen_ns);
+            let age = Epoch::at(NOW_NS).since(flow.seen);
+            flow.seen = Epoch(Epoch::at(now_ns).0.wrapping_sub(age));
         }
     }
     tables

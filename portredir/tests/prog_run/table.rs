@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use libtest_mimic::{Completion, Failed};
 
-use crate::cases::host::{Hex, NOW_NS};
+use crate::cases::host::Hex;
 use crate::cases::{Case, Iface, Setup, table};
-use crate::compare::{Agreed, SLACK_NS, compare};
+use crate::compare::{Agreed, SLACK, compare};
 use crate::namespace;
-use crate::rig::{Program, Rig, SIZES, at_time, now_ns, programs};
+use crate::rig::{Program, Rig, SIZES, at_time, programs};
 
 /// The programs by their rules: loading them takes longer than running them.
 #[derive(Default)]
@@ -43,9 +43,6 @@ pub fn run(rigs: &mut Rigs, cases: &[Case]) -> Result<Completion, Failed> {
     let (mut runs, mut refused) = (0, 0);
     namespace::enter();
     for case in cases {
-        if let Some(age) = too_old(case) {
-            return Ok(Completion::ignored_with(format!("needs {age} s of uptime")));
-        }
         if case.iface == Iface::Other || !case.sockets.is_empty() {
             namespace::enter();
         }
@@ -106,7 +103,7 @@ fn check(rig: &mut Rig, program: Program, case: &Case) -> Result<bool, String> {
     }
     if let Some(after) = after {
         let after = at_time(&after, now_ns);
-        if !outcome.tables.is(&after, SLACK_NS) {
+        if !outcome.tables.is(&after, SLACK) {
             let is = &outcome.tables;
             return Err(format!(
                 "{}: flow state\n{is:?}is not\n{after:?}",
@@ -115,16 +112,4 @@ fn check(rig: &mut Rig, program: Program, case: &Case) -> Result<bool, String> {
         }
     }
     Ok(true)
-}
-
-/// The age in seconds of a flow that began before this machine did.
-fn too_old(case: &Case) -> Option<u64> {
-    let flows = [&case.before.syn, &case.before.tcp, &case.before.udp];
-    let oldest = flows
-        .into_iter()
-        .flat_map(|flows| flows.values())
-        .map(|f| f.last_seen_ns)
-        .min()?;
-    let age_ns = NOW_NS - oldest;
-    (age_ns >= now_ns()).then_some(age_ns.div_ceil(1_000_000_000))
 }

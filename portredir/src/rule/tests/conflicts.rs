@@ -262,7 +262,7 @@ fn ten_thousand_rules() {
         // Some of the ports: each takes a look at each rule.
         for port in (1..=u16::MAX).step_by(199) {
             for &protocol in Protocols::Both.each() {
-                let place = PortEntry::index(0, protocol, Port::new(port));
+                let place = PortEntry::index(protocol, Port::new(port));
                 let is_dialled = alike.iter().any(|(ports, target, protocols)| {
                     let is_itself = *target == Ports::one(port);
                     protocols.each().contains(&protocol) && ports.contains(port) && !is_itself

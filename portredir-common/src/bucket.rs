@@ -1,0 +1,429 @@
+//! Where flows are kept: a set-associative table.
+//!
+//! A flow lies in one of the eight places of one bucket, which its hash tells.
+//! So an entry is found, made and replaced in two cache lines, and what a full
+//! bucket loses is the least recently used of eight.
+//!
+//! An entry is two words, and every access is one load or one store of a word:
+//! there are no locks. Both words have bits of the hash in them, so what two
+//! processors write to one place at once is nobody's entry and never another's;
+//! it is lost, as when it is replaced, and the next packet of the client puts
+//! it back.
+//!
+//! Addresses are not kept, a hash of 64 bits stands for them, of which an entry
+//! has 62. The target port is kept.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::abi::{Addr, Epoch, Flow, FlowKey, Port};
+use crate::flow::{Table, UDP_IDLE};
+use crate::wire::Version;
+
+/// What makes the hash another one on each host: random and secret, or clients
+/// could choose flows that push another's out of its bucket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Seed(pub [u64; Self::WORDS]);
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("secret")
+    }
+}
+
+impl Seed {
+    /// One to begin with for each version of IP, one for the ports, and one for
+    /// each 32 bits of two addresses.
+    pub const WORDS: usize = 2 + 1 + 8;
+
+    /// A seed of random numbers.
+    #[must_use]
+    pub fn new(mut random: [u64; Self::WORDS]) -> Self {
+        // Multiplied by an odd number no two words become one.
+        random.iter_mut().for_each(|word| *word |= 1);
+        Self(random)
+    }
+
+    /// Whether it was ever made.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0 != [0; Self::WORDS]
+    }
+
+    /// The hash of a flow.
+    #[must_use]
+    pub fn hash(&self, key: &FlowKey) -> Hash {
+        Hash::of(key, |i| self.0[i])
+    }
+}
+
+/// The hash of a translated flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hash(pub u64);
+
+impl Hash {
+    /// The hash of a flow by a [`Seed`], of which `seed` gives the words.
+    ///
+    /// It begins as the sum modulo 2^64 of the words of the key, each multiplied
+    /// by a secret odd number. Two keys that differ in one word never have the
+    /// same sum. Else one factor is settled by the others: not more than one in
+    /// 2^(63 - v) makes the sums equal, when the difference of its words is a
+    /// multiple of 2^v; so 2^-32 at worst, and mostly 2^-63. The sum is linear:
+    /// who learns of two flows that meet would know of others. The mixing behind
+    /// it, a bijection, takes that away.
+    #[inline(always)]
+    pub fn of(key: &FlowKey, seed: impl Fn(usize) -> u64) -> Self {
+        const PORTS: usize = 2;
+        const ADDRS: usize = 3;
+        let [a, b] = key.client_port.0;
+        let [c, d] = key.local_port.0;
+        let ports = u64::from(u32::from_ne_bytes([a, b, c, d]));
+        let mut sum = ports.wrapping_mul(seed(PORTS));
+        let (client, local) = (key.client, key.local);
+        let times = |addr: Addr, i: usize, factor: usize| {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|byte| addr.0[4 * i + byte]);
+            u64::from(u32::from_ne_bytes([a, b, c, d])).wrapping_mul(seed(ADDRS + factor))
+        };
+        if key.version == Version::V4 as u8 {
+            sum = sum.wrapping_add(seed(0));
+            sum = sum.wrapping_add(times(client, 3, 0));
+            sum = sum.wrapping_add(times(local, 3, 1));
+        } else {
+            sum = sum.wrapping_add(seed(1));
+            sum = sum.wrapping_add(times(client, 0, 0));
+            sum = sum.wrapping_add(times(client, 1, 1));
+            sum = sum.wrapping_add(times(client, 2, 2));
+            sum = sum.wrapping_add(times(client, 3, 3));
+            sum = sum.wrapping_add(times(local, 0, 4));
+            sum = sum.wrapping_add(times(local, 1, 5));
+            sum = sum.wrapping_add(times(local, 2, 6));
+            sum = sum.wrapping_add(times(local, 3, 7));
+        }
+        Self(mix(sum))
+    }
+
+    /// The bucket among `count`.
+    #[expect(clippy::cast_possible_truncation, reason = "it is below `count`")]
+    #[inline(always)]
+    const fn bucket(self, count: u32) -> u32 {
+        let low = self.0 & 0xffff_ffff;
+        ((low * count as u64) >> 32) as u32
+    }
+
+    /// The first word of the entry.
+    #[inline(always)]
+    fn tag(self, target: Port) -> u64 {
+        self.0 >> 16 << 16 | u64::from(target.get())
+    }
+
+    /// What the second word has of it.
+    #[inline(always)]
+    const fn check(self) -> u64 {
+        self.0 & Entry::CHECK_MAX
+    }
+}
+
+/// `fmix64` of MurmurHash3.
+#[inline(always)]
+const fn mix(mut word: u64) -> u64 {
+    word ^= word >> 33;
+    word = word.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    word ^= word >> 33;
+    word = word.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    word ^ word >> 33
+}
+
+/// How the buckets of one array map are divided among the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Shares {
+    /// Buckets for confirmed TCP flows.
+    pub tcp: u32,
+    /// Buckets for UDP flows.
+    pub udp: u32,
+    /// Buckets for TCP flows that are not confirmed.
+    pub syn: u32,
+}
+
+impl Shares {
+    /// For so many flows. There are two places for each, as buckets do not fill
+    /// evenly: with all flows alive, 1 in 120 finds a full bucket; with half of
+    /// them, 1 in 8000 (Poisson distribution).
+    #[must_use]
+    pub const fn new(tcp_flows: u32, udp_flows: u32) -> Self {
+        const PER_BUCKET: u32 = PLACES as u32 / 2;
+        let udp = udp_flows.div_ceil(PER_BUCKET);
+        Self {
+            tcp: tcp_flows.div_ceil(PER_BUCKET),
+            udp,
+            syn: udp,
+        }
+    }
+
+    /// How many there are of all.
+    #[must_use]
+    pub const fn total(self) -> u32 {
+        self.tcp + self.udp + self.syn
+    }
+
+    /// The bucket of a flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self, table: Table, hash: Hash) -> u32 {
+        match table {
+            Table::Tcp => hash.bucket(self.tcp),
+            Table::Udp => self.tcp + hash.bucket(self.udp),
+            Table::Syn => self.tcp + self.udp + hash.bucket(self.syn),
+        }
+    }
+
+    /// The table of a bucket.
+    #[must_use]
+    pub const fn table(self, index: u32) -> Table {
+        if index < self.tcp {
+            Table::Tcp
+        } else if index - self.tcp < self.udp {
+            Table::Udp
+        } else {
+            Table::Syn
+        }
+    }
+}
+
+/// A word that others read and write at the same time: an [`AtomicU64`], but the
+/// BPF target has no such loads and stores.
+pub trait Word {
+    /// Its value.
+    fn load(&self) -> u64;
+
+    /// Replaces it.
+    fn store(&self, value: u64);
+
+    /// The highest bit of a number; where it matters, without a jump, which the
+    /// compiler would take for quicker.
+    #[inline(always)]
+    #[must_use]
+    fn top_bit(value: u64) -> u64 {
+        value >> 63
+    }
+
+    /// The larger of two numbers below 2^63, in the same way.
+    #[inline(always)]
+    #[must_use]
+    fn larger(a: u64, b: u64) -> u64 {
+        a.max(b)
+    }
+}
+
+impl Word for AtomicU64 {
+    fn load(&self) -> u64 {
+        self.load(Ordering::Relaxed)
+    }
+
+    fn store(&self, value: u64) {
+        self.store(value, Ordering::Relaxed);
+    }
+}
+
+const PLACES: usize = 8;
+
+/// The second word of an entry; all zero where there is none.
+///
+/// **Shape**, from the lowest bit: epoch 16, rule 16, dialled port 16 in host
+/// order, 14 bits of the hash, whether the client port is kept in `GIVEN`,
+/// whether the flow was met again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry(u64);
+
+impl Entry {
+    const RULE: u32 = 16;
+    const DIALLED: u32 = 32;
+    const CHECK: u32 = 48;
+    const CHECK_MAX: u64 = (1 << 14) - 1;
+    const REMAPPED: u64 = 1 << 62;
+    const MET_AGAIN: u64 = 1 << 63;
+
+    /// The entry of `flow`, whose client port is another one than in its key if
+    /// `is_remapped`.
+    #[inline(always)]
+    #[must_use]
+    pub fn new(hash: Hash, flow: &Flow, is_remapped: bool) -> Self {
+        let remapped = if is_remapped { Self::REMAPPED } else { 0 };
+        Self(
+            u64::from(flow.seen.0)
+                | u64::from(flow.rule) << Self::RULE
+                | u64::from(flow.dialled_port.get()) << Self::DIALLED
+                | hash.check() << Self::CHECK
+                | remapped,
+        )
+    }
+
+    /// Whether the client has another port than the server sees.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_remapped(self) -> bool {
+        self.0 & Self::REMAPPED != 0
+    }
+
+    /// When it was last met.
+    #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen(self) -> Epoch {
+        Epoch(self.0 as u16)
+    }
+
+    /// The port that was dialled.
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
+    #[inline(always)]
+    #[must_use]
+    pub const fn dialled_port(self) -> Port {
+        Port::new((self.0 >> Self::DIALLED) as u16)
+    }
+
+    /// The flow, whose client has this port.
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
+    #[inline(always)]
+    #[must_use]
+    pub const fn flow(self, client_port: Port) -> Flow {
+        Flow {
+            dialled_port: self.dialled_port(),
+            client_port,
+            rule: (self.0 >> Self::RULE) as u16,
+            seen: self.seen(),
+        }
+    }
+
+    #[inline(always)]
+    const fn is_of(self, hash: Hash) -> bool {
+        self.0 != 0 && self.0 >> Self::CHECK & Self::CHECK_MAX == hash.check()
+    }
+
+    /// How gladly it is lost: no entry at all, then what was never met again or
+    /// is idle, then what was; of those the oldest. So packets that are each of a
+    /// new flow push out each other, and no flow that goes on.
+    ///
+    /// All by arithmetic: jumps could not be foreseen, and the verifier would
+    /// walk all ways through eight entries.
+    #[inline(always)]
+    fn waste<W: Word>(self, now: Epoch) -> u64 {
+        // Some epochs later is none ago, see `Epoch::since`.
+        const LATER: u64 = 0x100;
+        const IDLE: u64 = UDP_IDLE as u64 + LATER;
+        let age = u64::from(now.0).wrapping_sub(self.0).wrapping_add(LATER) & 0xffff;
+        let is_idle = W::top_bit((IDLE - 1).wrapping_sub(age));
+        let is_met_once = W::top_bit(!self.0);
+        let is_none = W::top_bit(self.0.wrapping_sub(1) & !self.0);
+        age | (is_idle | is_met_once) << 16 | is_none << 17
+    }
+}
+
+/// Eight places for entries.
+///
+/// **Shape**: a cache line of first words, a cache line of second words.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Bucket<W> {
+    tags: [W; PLACES],
+    entries: [W; PLACES],
+}
+
+/// Where an entry was found.
+#[derive(Debug)]
+pub struct Found<'a, W> {
+    /// What it was.
+    pub entry: Entry,
+    word: &'a W,
+}
+
+impl<W: Word> Found<'_, W> {
+    /// Makes it one that was met now.
+    #[inline(always)]
+    pub fn refresh(&self, now: Epoch) {
+        if now.since(self.entry.seen()) > 0 {
+            let word = self.entry.0 >> 16 << 16 | u64::from(now.0) | Entry::MET_AGAIN;
+            self.word.store(word);
+        }
+    }
+}
+
+impl<W: Word> Bucket<W> {
+    /// The entry of a flow to `target`.
+    #[inline(always)]
+    pub fn find(&self, hash: Hash, target: Port) -> Option<Found<'_, W>> {
+        let tag = hash.tag(target);
+        for (first, word) in self.tags.iter().zip(&self.entries) {
+            if first.load() == tag {
+                let entry = Entry(word.load());
+                if entry.is_of(hash) {
+                    return Some(Found { entry, word });
+                }
+            }
+        }
+        None
+    }
+
+    /// Adds the entry of a flow that has none, in the place of the one that is
+    /// lost most gladly.
+    #[inline(always)]
+    pub fn add(&self, hash: Hash, target: Port, entry: Entry) {
+        let now = entry.seen();
+        let mut best = 0;
+        for (i, word) in (0..).zip(&self.entries) {
+            let waste = Entry(word.load()).waste::<W>(now) << 3 | i;
+            best = W::larger(best, waste);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "three bits")]
+        let place = (best & 7) as usize;
+        // Nobody must take one flow's second word for another's.
+        self.entries[place].store(0);
+        self.tags[place].store(hash.tag(target));
+        self.entries[place].store(entry.0);
+    }
+
+    /// Adds an entry, or replaces the one that the flow has.
+    #[inline(always)]
+    pub fn put(&self, hash: Hash, target: Port, entry: Entry) {
+        const WHAT: u64 = 0xffff << Entry::DIALLED | Entry::REMAPPED;
+        let Some(found) = self.find(hash, target) else {
+            return self.add(hash, target, entry);
+        };
+        let is_same = (found.entry.0 ^ entry.0) & WHAT == 0;
+        let is_later = entry.seen().since(found.entry.seen()) > 0;
+        let again = if is_same && is_later {
+            Entry::MET_AGAIN
+        } else if is_same {
+            found.entry.0 & Entry::MET_AGAIN
+        } else {
+            0
+        };
+        found.word.store(entry.0 | again);
+    }
+
+    /// Forgets the entry of a flow.
+    #[inline(always)]
+    pub fn remove(&self, hash: Hash, target: Port) {
+        if let Some(found) = self.find(hash, target) {
+            found.word.store(0);
+        }
+    }
+
+    /// All entries, with the target of each.
+    pub fn entries(&self) -> impl Iterator<Item = (Port, Entry)> {
+        let pairs = self.tags.iter().zip(&self.entries);
+        pairs.filter_map(|(tag, word)| {
+            let entry = Entry(word.load());
+            #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
+            let target = Port::new(tag.load() as u16);
+            (entry.0 != 0).then_some((target, entry))
+        })
+    }
+
+    /// Forgets everything.
+    pub fn clear(&self) {
+        for word in self.entries.iter().chain(&self.tags) {
+            word.store(0);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The maps of flow state, and [`FlowTables`] over them.
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE};
+use aya_ebpf::btf_maps::{Array, LruHashMap};
+use aya_ebpf::macros::btf_map;
+use portredir_common::abi::{Epoch, Flow, FlowKey, Port, REMAPPED_PLACES, remapped_place};
+use portredir_common::bucket::{Bucket, Entry, Hash, Seed, Shares, Word};
+use portredir_common::flow::{FlowTables, Met, Original, Table};
+use portredir_common::verdict::Reason;
+
+use crate::maps::{Context, Kernel};
+
+/// A word of a map.
+#[repr(transparent)]
+pub struct Volatile(UnsafeCell<u64>);
+
+// SAFETY: every access is one load or store of a word.
+unsafe impl Sync for Volatile {}
+
+impl Word for Volatile {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: from a reference; the BPF machine loads words whole.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.get().write_volatile(value) };
+    }
+
+    #[inline(always)]
+    fn top_bit(mut value: u64) -> u64 {
+        // SAFETY: plain arithmetic on registers.
+        unsafe { asm!("{0} >>= 63", inout(reg) value, options(pure, nomem, nostack)) };
+        value
+    }
+
+    #[inline(always)]
+    fn larger(mut a: u64, b: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "{less} = {a}",
+                "{less} -= {b}",
+                "{mask} = {less}",
+                "{mask} s>>= 63",
+                "{less} &= {mask}",
+                "{a} -= {less}",
+                a = inout(reg) a,
+                b = in(reg) b,
+                less = out(reg) _,
+                mask = out(reg) _,
+                options(pure, nomem, nostack),
+            );
+        }
+        a
+    }
+}
+
+/// The flows of all tables. That it may be mapped puts buckets on the borders of
+/// cache lines. Its size is set by user space.
+#[btf_map]
+static FLOWS: Array<Bucket<Volatile>, 98304, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// How [`FLOWS`] is divided, and its seed. Set by user space.
+#[unsafe(no_mangle)]
+static FLOW_SHARES: Shares = Shares::new(0, 0);
+#[unsafe(no_mangle)]
+static FLOW_SEED: Seed = Seed([0; Seed::WORDS]);
+
+/// [`FLOW_SEED`] for the next process that loads programs.
+#[btf_map]
+static SEED: Array<Seed, 1> = Array::new();
+
+/// Client ports given on collisions; key is the original flow.
+#[btf_map]
+static REMAP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
+
+/// The other way round: the client's own port; key is the translated flow.
+#[btf_map]
+static GIVEN: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
+
+/// Where clients were given ports, see [`remapped_place`].
+#[btf_map]
+static REMAPPED: Array<[u8; 64], REMAPPED_PLACES> = Array::new();
+
+#[inline(always)]
+fn hash(key: &FlowKey) -> Hash {
+    // SAFETY: a word of a valid static; volatile, as the loader changes it.
+    Hash::of(key, |i| unsafe {
+        (&raw const FLOW_SEED).cast::<u64>().add(i).read_volatile()
+    })
+}
+
+#[inline(always)]
+fn bucket(table: Table, hash: Hash) -> Option<&'static Bucket<Volatile>> {
+    let shares = &raw const FLOW_SHARES;
+    // SAFETY: words of a valid static; volatile, as the loader changes it.
+    let shares = unsafe {
+        Shares {
+            tcp: (&raw const (*shares).tcp).read_volatile(),
+            udp: (&raw const (*shares).udp).read_volatile(),
+            syn: (&raw const (*shares).syn).read_volatile(),
+        }
+    };
+    FLOWS.get(shares.index(table, hash))
+}
+
+#[inline(always)]
+const fn table(number: u32) -> Table {
+    const TCP: u32 = Table::Tcp as u32;
+    const UDP: u32 = Table::Udp as u32;
+    match number {
+        TCP => Table::Tcp,
+        UDP => Table::Udp,
+        _ => Table::Syn,
+    }
+}
+
+// These are global to the verifier, which walks them once and not once per call.
+// It has them look at pointers, and wants them to return a number.
+
+/// The flow of a key in a table, or 0.
+#[unsafe(no_mangle)]
+extern "C" fn flow_look(number: u32, key: *const FlowKey) -> u64 {
+    // SAFETY: null or a key.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
+    let hash = hash(key);
+    let Some(bucket) = bucket(table(number), hash) else {
+        return 0;
+    };
+    let Some(found) = bucket.find(hash, key.local_port) else {
+        return 0;
+    };
+    let mut client_port = key.client_port;
+    if found.entry.is_remapped() {
+        match given(key) {
+            Some(own) => client_port = own,
+            None => return 0,
+        }
+    }
+    found.entry.flow(client_port).to_word()
+}
+
+/// Adds or replaces the entry of a flow.
+#[unsafe(no_mangle)]
+extern "C" fn flow_put(number: u32, key: *const FlowKey, flow: u64) -> u32 {
+    // SAFETY: null or a key.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
+    let flow = Flow::from_word(flow);
+    let hash = hash(key);
+    if let Some(bucket) = bucket(table(number), hash) {
+        let is_remapped = flow.client_port != key.client_port;
+        bucket.put(hash, key.local_port, Entry::new(hash, &flow, is_remapped));
+    }
+    0
+}
+
+/// Adds the entry of a flow that has none.
+#[unsafe(no_mangle)]
+extern "C" fn flow_add(bucket: *const Bucket<Volatile>, hash: u64, target: u32, flow: u64) -> u32 {
+    // SAFETY: null or a bucket.
+    if let Some(bucket) = unsafe { bucket.as_ref() } {
+        let (hash, target) = (Hash(hash), Port::new(target as u16));
+        bucket.add(
+            hash,
+            target,
+            Entry::new(hash, &Flow::from_word(flow), false),
+        );
+    }
+    0
+}
+
+/// Forgets a flow.
+#[unsafe(no_mangle)]
+extern "C" fn flow_remove(number: u32, key: *const FlowKey) -> u32 {
+    // SAFETY: null or a key.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
+    let hash = hash(key);
+    if let Some(bucket) = bucket(table(number), hash) {
+        bucket.remove(hash, key.local_port);
+    }
+    0
+}
+
+#[inline(never)]
+fn given(key: &FlowKey) -> Option<Port> {
+    // SAFETY: two bytes, written once.
+    GIVEN.get_ptr(key).map(|port| unsafe { *port })
+}
+
+impl<C: Context> FlowTables for Kernel<C> {
+    #[inline(always)]
+    fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow> {
+        let word = flow_look(table as u32, key);
+        (word != 0).then_some(Flow::from_word(word))
+    }
+
+    #[inline(always)]
+    fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
+        if flow.client_port != key.client_port {
+            GIVEN
+                .insert(key, flow.client_port, u64::from(BPF_ANY))
+                .map_err(|_| Reason::TableFull)?;
+        }
+        flow_put(table as u32, key, flow.to_word());
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, table: Table, key: &FlowKey) {
+        flow_remove(table as u32, key);
+    }
+
+    #[inline(always)]
+    fn remap(&self, original: &FlowKey) -> Option<Port> {
+        if !self.may_be_remapped(original) {
+            return None;
+        }
+        // SAFETY: two bytes, written once.
+        REMAP.get_ptr(original).map(|port| unsafe { *port })
+    }
+
+    #[inline(always)]
+    fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason> {
+        let (element, byte) = remapped_place(original.client, original.client_port);
+        if let Some(bytes) = REMAPPED.get_ptr_mut(element) {
+            // SAFETY: not null, and `byte` is below 64. A byte, as two
+            // processors may write their neighbours.
+            unsafe { bytes.cast::<u8>().add(byte).write_volatile(1) };
+        }
+        REMAP
+            .insert(original, client_port, u64::from(BPF_ANY))
+            .map_err(|_| Reason::TableFull)
+    }
+
+    #[inline(always)]
+    fn may_be_remapped(&self, key: &FlowKey) -> bool {
+        let (element, byte) = remapped_place(key.client, key.client_port);
+        REMAPPED
+            .get_ptr(element)
+            // SAFETY: not null, and `byte` is below 64.
+            .is_none_or(|bytes| unsafe { bytes.cast::<u8>().add(byte).read_volatile() } != 0)
+    }
+
+    #[inline(always)]
+    fn meet(
+        &self,
+        table: Table,
+        key: &FlowKey,
+        original: Original,
+        now: Epoch,
+        may_begin: bool,
+    ) -> Met {
+        let hash = hash(key);
+        let Some(bucket) = bucket(table, hash) else {
+            return Met::Unclear;
+        };
+        match bucket.find(hash, key.local_port) {
+            Some(found) => {
+                let is_its = found.entry.dialled_port() == original.dialled_port
+                    && !found.entry.is_remapped();
+                if !is_its {
+                    return Met::Unclear;
+                }
+                found.refresh(now);
+                Met::Known
+            }
+            None if may_begin && !self.may_be_remapped(key) => {
+                let target = key.local_port.get().into();
+                flow_add(bucket, hash.0, target, original.flow(now).to_word());
+                Met::New
+            }
+            None => Met::Unclear,
+        }
+    }
+
+    #[inline(always)]
+    fn recall(&self, table: Table, key: &FlowKey, now: Epoch) -> Option<Flow> {
+        let hash = hash(key);
+        let found = bucket(table, hash)?.find(hash, key.local_port)?;
+        found.refresh(now);
+        if found.entry.is_remapped() {
+            return given(key).map(|own| found.entry.flow(own));
+        }
+        Some(found.entry.flow(key.client_port))
+    }
+}
