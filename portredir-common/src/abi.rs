@@ -2,77 +2,162 @@
 //! them. Every type is `repr(C)`, has no hidden padding and no invalid bit
 //! pattern; ports and addresses are bytes in network order.
 
+use crate::verdict::Reason;
+
 /// A TCP or UDP port in network byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
-pub struct Port(pub [u8; 2]);
+pub struct Port(u16);
 
 impl Port {
     /// From a number.
+    #[inline(always)]
     #[must_use]
     pub const fn new(port: u16) -> Self {
-        Self(port.to_be_bytes())
+        Self(port.to_be())
     }
 
     /// As a number.
+    #[inline(always)]
     #[must_use]
     pub const fn get(self) -> u16 {
-        u16::from_be_bytes(self.0)
+        u16::from_be(self.0)
+    }
+
+    /// From what lies in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_half(half: u16) -> Self {
+        Self(half)
+    }
+
+    /// As it lies in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn half(self) -> u16 {
+        self.0
+    }
+
+    /// The two that lie in a word of memory.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the halves")]
+    pub const fn pair(word: u32) -> (Self, Self) {
+        let word = u32::from_be(word);
+        (Self::new((word >> 16) as u16), Self::new(word as u16))
+    }
+
+    /// Its bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 2] {
+        self.0.to_ne_bytes()
     }
 }
 
 /// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+///
+/// Words as they lie in memory: the compiler keeps them in registers, where it
+/// would have each byte on the stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
-pub struct Addr(pub [u8; 16]);
+pub struct Addr([u32; 4]);
 
 impl Addr {
+    /// Of 16 bytes in network order.
+    #[must_use]
+    pub const fn new(octets: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+
     /// The mapped form of an IPv4 address.
+    #[must_use]
+    pub const fn v4(octets: [u8; 4]) -> Self {
+        Self::v4_word([u32::from_ne_bytes(octets)])
+    }
+
+    /// The same of a word that lies in memory.
     #[inline(always)]
     #[must_use]
-    pub const fn v4([a, b, c, d]: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    pub const fn v4_word([word]: [u32; 1]) -> Self {
+        Self([0, 0, 0xffff_u32.to_be(), word])
+    }
+
+    /// Of words that lie in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    /// As words that lie in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(self) -> [u32; 4] {
+        self.0
+    }
+
+    /// Its bytes in network order.
+    #[must_use]
+    pub const fn octets(self) -> [u8; 16] {
+        let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = [
+            self.0[0].to_ne_bytes(),
+            self.0[1].to_ne_bytes(),
+            self.0[2].to_ne_bytes(),
+            self.0[3].to_ne_bytes(),
+        ];
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 
     /// 0.0.0.0, the address of servers that listen on all IPv4 addresses.
     pub const V4_ANY: Self = Self::v4([0; 4]);
     /// `::`, the address of servers that listen on all addresses.
-    pub const V6_ANY: Self = Self([0; 16]);
+    pub const V6_ANY: Self = Self([0; 4]);
     /// 127.0.0.1.
     pub const V4_LOOPBACK: Self = Self::v4([127, 0, 0, 1]);
     /// `::1`.
-    pub const V6_LOOPBACK: Self = Self(1_u128.to_be_bytes());
+    pub const V6_LOOPBACK: Self = Self::new(1_u128.to_be_bytes());
 
-    /// As two words.
+    /// Two words of eight bytes, as they lie in memory.
     #[inline(always)]
     #[must_use]
-    pub const fn words(self) -> [u64; 2] {
-        let [a, b, c, d, e, f, g, h, rest @ ..] = self.0;
-        [
-            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_ne_bytes(rest),
-        ]
+    pub const fn long_words(self) -> [u64; 2] {
+        let [a, b, c, d] = self.0;
+        if cfg!(target_endian = "little") {
+            [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]
+        } else {
+            [b as u64 | (a as u64) << 32, d as u64 | (c as u64) << 32]
+        }
     }
 
-    /// Whether both are the same, in two comparisons.
+    /// Whether both are the same, without a jump for each word.
     #[inline(always)]
     #[must_use]
     pub const fn is(self, other: Self) -> bool {
-        u128::from_ne_bytes(self.0) == u128::from_ne_bytes(other.0)
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = other.0;
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
     }
 
     /// Whether it is an IPv4 address.
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(self) -> bool {
-        u128::from_be_bytes(self.0) >> 32 == 0xffff
+        let [a, b, c, _] = self.0;
+        a | b | (c ^ 0xffff_u32.to_be()) == 0
     }
 
     /// Whether it is 127.0.0.0/8 (RFC 1122, 3.2.1.3).
     #[inline(always)]
     #[must_use]
     pub const fn is_v4_loopback(self) -> bool {
-        u128::from_be_bytes(self.0) >> 24 == 0x00ff_ff7f
+        self.is_v4() && u32::from_be(self.0[3]) >> 24 == 127
     }
 }
 
@@ -185,6 +270,15 @@ impl PortEntry {
     #[must_use]
     pub const fn is_old(self) -> bool {
         self.has(Self::OLD)
+    }
+
+    /// Whether its packets go where [`Self::target`] says, or to itself, without
+    /// conditions or exceptions.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_plain(self) -> bool {
+        const RARE: u16 = PortEntry::OLD | PortEntry::HIDDEN | PortEntry::IF_LISTENING;
+        self.flags & RARE == 0 && self.set == 0
     }
 
     /// Whether other hosts do not reach it directly.
@@ -340,14 +434,30 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// Whose ports it has.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::NoRule`] for others than TCP and UDP, of which there are no flows.
+    #[inline(always)]
+    pub const fn protocol(&self) -> Result<Protocol, Reason> {
+        const TCP: u8 = Protocol::Tcp as u8;
+        const UDP: u8 = Protocol::Udp as u8;
+        match self.protocol {
+            TCP => Ok(Protocol::Tcp),
+            UDP => Ok(Protocol::Udp),
+            _ => Err(Reason::NoRule),
+        }
+    }
+
     /// As it lies in memory.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; 40] {
         let mut bytes = [0; 40];
-        bytes[..16].copy_from_slice(&self.client.0);
-        bytes[16..32].copy_from_slice(&self.local.0);
-        bytes[32..34].copy_from_slice(&self.client_port.0);
-        bytes[34..36].copy_from_slice(&self.local_port.0);
+        bytes[..16].copy_from_slice(&self.client.octets());
+        bytes[16..32].copy_from_slice(&self.local.octets());
+        bytes[32..34].copy_from_slice(&self.client_port.bytes());
+        bytes[34..36].copy_from_slice(&self.local_port.bytes());
         bytes[36] = self.protocol;
         bytes[37] = self.version;
         bytes
@@ -501,7 +611,7 @@ impl Hits {
 #[inline(always)]
 #[must_use]
 pub const fn own_place(addr: Addr) -> u32 {
-    let [low, high] = addr.words();
+    let [low, high] = addr.long_words();
     // The 64-bit golden ratio; user space alone fills the map, so nobody
     // gains by addresses that meet.
     let mixed = (low ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -519,9 +629,8 @@ pub const OWN_PLACES: u32 = 1 << 12;
 #[inline(always)]
 #[must_use]
 pub const fn remapped_place(client: Addr, port: Port) -> (u32, usize) {
-    let [low, high] = client.words();
-    let [a, b] = port.0;
-    let port = u16::from_ne_bytes([a, b]) as u64;
+    let [low, high] = client.long_words();
+    let port = port.half() as u64;
     let mixed = (low ^ high ^ port << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     #[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
     let place = (mixed >> (64 - 16)) as u32;
@@ -659,7 +768,7 @@ mod tests {
     fn v4_loopback() {
         assert!(Addr::v4([127, 255, 1, 2]).is_v4_loopback());
         assert!(!Addr::v4([128, 0, 0, 1]).is_v4_loopback());
-        assert!(!Addr([0x7f; 16]).is_v4_loopback());
+        assert!(!Addr::new([0x7f; 16]).is_v4_loopback());
     }
 
     #[test]

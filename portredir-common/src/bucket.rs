@@ -16,7 +16,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::abi::{Addr, Epoch, Flow, FlowKey, Port};
+use crate::abi::{Epoch, Flow, FlowKey, Port};
 use crate::flow::{Table, UDP_IDLE};
 use crate::wire::Version;
 
@@ -76,14 +76,12 @@ impl Hash {
     pub fn of(key: &FlowKey, seed: impl Fn(usize) -> u64) -> Self {
         const PORTS: usize = 2;
         const ADDRS: usize = 3;
-        let [a, b] = key.client_port.0;
-        let [c, d] = key.local_port.0;
-        let ports = u64::from(u32::from_ne_bytes([a, b, c, d]));
+        let (client, server) = (key.client_port.half(), key.local_port.half());
+        let ports = u64::from(client) | u64::from(server) << 16;
         let mut sum = ports.wrapping_mul(seed(PORTS));
-        let (client, local) = (key.client, key.local);
-        let times = |addr: Addr, i: usize, factor: usize| {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|byte| addr.0[4 * i + byte]);
-            u64::from(u32::from_ne_bytes([a, b, c, d])).wrapping_mul(seed(ADDRS + factor))
+        let (client, local) = (key.client.words(), key.local.words());
+        let times = |addr: [u32; 4], i: usize, factor: usize| {
+            u64::from(addr[i]).wrapping_mul(seed(ADDRS + factor))
         };
         if key.version == Version::V4 as u8 {
             sum = sum.wrapping_add(seed(0));

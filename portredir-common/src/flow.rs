@@ -147,20 +147,53 @@ const REMAP_TRIES: u32 = 16;
 pub struct IsSyn(pub bool);
 
 /// What becomes of the client port of a packet that goes to a target.
+///
+/// One number: of two the compiler makes one anyway, and with what is left in a
+/// register when there is an error the verifier sees a pointer in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admitted {
-    /// The client port the server sees.
-    pub client_port: Port,
-    /// Whether the packet began a flow.
-    pub is_new: bool,
-}
+pub struct Admitted(u64);
 
 impl Admitted {
-    const fn known(client_port: Port) -> Self {
-        Self {
-            client_port,
-            is_new: false,
-        }
+    const NEW: u64 = 1 << 16;
+
+    /// A packet of a flow that has begun.
+    #[inline(always)]
+    #[must_use]
+    pub const fn known(client_port: Port) -> Self {
+        Self(client_port.half() as u64)
+    }
+
+    /// A packet that began a flow, if `is_new`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn begun(client_port: Port, is_new: bool) -> Self {
+        let new = if is_new { Self::NEW } else { 0 };
+        Self(client_port.half() as u64 | new)
+    }
+
+    /// The client port the server sees.
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
+    #[inline(always)]
+    #[must_use]
+    pub const fn client_port(self) -> Port {
+        Port::from_half(self.0 as u16)
+    }
+
+    /// Whether the packet began a flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_new(self) -> bool {
+        self.0 & Self::NEW != 0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn to_word(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self(word)
     }
 }
 
@@ -228,11 +261,10 @@ pub fn redirect_tcp<H: Host>(
         && original.is(&flow)
     {
         refresh(host, Table::Tcp, key, flow, now);
-        return Ok(Admitted {
-            client_port: original.client_port,
-            // The client may use a port again; a repeated SYN has a socket.
-            is_new: syn.0 && host.socket(key) != Socket::Connection,
-        });
+        return Ok(Admitted::begun(
+            original.client_port,
+            syn.0 && host.socket(key) != Socket::Connection,
+        ));
     }
     let begun = host.flow(Table::Syn, key);
     if let Some(begun) = begun
@@ -280,10 +312,7 @@ pub fn redirect_tcp<H: Host>(
         host.remove_flow(Table::Tcp, key);
     }
     host.set_flow(Table::Syn, key, &flow)?;
-    Ok(Admitted {
-        client_port: original.client_port,
-        is_new: syn.0,
-    })
+    Ok(Admitted::begun(original.client_port, syn.0))
 }
 
 /// Admits a TCP packet that a client sent to a target port itself.
@@ -381,10 +410,7 @@ pub fn admit_udp<H: Host>(
         return remap(host, Table::Udp, key, &flow);
     }
     host.set_flow(Table::Udp, key, &flow)?;
-    Ok(Admitted {
-        client_port: original.client_port,
-        is_new: true,
-    })
+    Ok(Admitted::begun(original.client_port, true))
 }
 
 #[inline(always)]
@@ -417,19 +443,24 @@ pub fn has_begun<H: Host>(
     original: Original,
     syn: IsSyn,
 ) -> u32 {
-    let mut rule = has_begun_as(host, protocol, key, original, syn);
-    if rule == NOT_BEGUN
-        && let Some(client_port) = original.remapped(host, key)
-    {
+    let mut rule = NOT_BEGUN;
+    // Under the client's own port, then under one that it was given.
+    for client_port in [Some(original.client_port), original.remapped(host, key)] {
+        let Some(client_port) = client_port else {
+            break;
+        };
         key.client_port = client_port;
         rule = has_begun_as(host, protocol, key, original, syn);
-        key.client_port = original.client_port;
+        if rule != NOT_BEGUN {
+            break;
+        }
     }
+    key.client_port = original.client_port;
     rule
 }
 
 /// The same for the client port of `key`.
-#[inline(never)]
+#[inline(always)]
 fn has_begun_as<H: Host>(
     host: &H,
     protocol: Protocol,
@@ -540,10 +571,7 @@ fn remap<H: Host>(
     key.client_port = flow.client_port;
     key.local_port = flow.dialled_port;
     host.set_remap(key, client_port)?;
-    Ok(Admitted {
-        client_port,
-        is_new: true,
-    })
+    Ok(Admitted::begun(client_port, true))
 }
 
 /// Finds that port and leaves it in `key`. Not inlined: it is rare, and the

@@ -27,8 +27,9 @@ struct Quote {
 
 impl Quote {
     #[inline(always)]
-    fn parse(frame: &mut impl Frame, outer: &Packet) -> Result<Self, Reason> {
-        let [kind, _] = frame.at(outer.transport).ok_or(Reason::NoRule)?;
+    fn parse<F: Frame>(frame: &mut F, outer: &Packet) -> Result<Self, Reason> {
+        let first = frame.half(outer.transport).ok_or(Reason::NoRule)?;
+        let kind = u16::from_be(first) >> 8;
         let is_error = match outer.version {
             // Unreachable, source quench, time exceeded, parameter problem. A
             // redirect (5) is about routes alone.
@@ -40,12 +41,10 @@ impl Quote {
         if !is_error || outer.is_fragment {
             return Err(Reason::NoRule);
         }
-        let outer = outer.opaque(frame);
         let packet = Packet::network(frame, outer.transport + 8, outer.version)?;
         let Payload::Ports(protocol) = packet.payload else {
             return Err(Reason::IcmpForeign);
         };
-        let packet = packet.opaque(frame);
         let (src_port, dst_port) = packet.ports(frame)?;
         // The frame may go on behind the message.
         if packet.transport + 4 > outer.transport + outer.transport_len(frame)? {
@@ -67,7 +66,7 @@ impl Quote {
 
 /// Handles an error from elsewhere: it quotes a reply of ours as the wire saw it.
 #[inline(never)]
-pub(crate) fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: &Packet) -> Reason {
+pub(crate) fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: u64) -> Reason {
     match try_ingress(frame, tables, outer) {
         Ok(reason) | Err(reason) => reason,
     }
@@ -75,7 +74,7 @@ pub(crate) fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: &Pa
 
 /// Handles an error from this host: it quotes a client's packet as we rewrote it.
 #[inline(never)]
-pub(crate) fn egress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: &Packet) -> Reason {
+pub(crate) fn egress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: u64) -> Reason {
     match try_egress(frame, tables, outer) {
         Ok(reason) | Err(reason) => reason,
     }
@@ -85,8 +84,9 @@ pub(crate) fn egress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: &Pac
 fn try_ingress<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    outer: &Packet,
+    outer: u64,
 ) -> Result<Reason, Reason> {
+    let outer = &Packet::from_word(outer)?;
     let quote = Quote::parse(frame, outer)?;
     let entry = tables.port(quote.protocol, quote.src_port);
     if entry.flags == 0 {
@@ -142,8 +142,9 @@ fn try_ingress<F: Frame, T: Tables>(
 fn try_egress<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    outer: &Packet,
+    outer: u64,
 ) -> Result<Reason, Reason> {
+    let outer = &Packet::from_word(outer)?;
     let quote = Quote::parse(frame, outer)?;
     if !tables.port(quote.protocol, quote.dst_port).is_target() {
         return Err(Reason::IcmpForeign);

@@ -14,7 +14,6 @@ pub mod csum;
 pub mod flow;
 pub mod generator;
 pub mod icmp;
-mod plain;
 pub mod redirect;
 pub mod socket;
 pub mod verdict;

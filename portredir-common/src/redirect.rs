@@ -2,12 +2,11 @@
 //!
 //! Decide first, write last: a packet that is refused leaves as it came.
 
-use crate::abi::{Addr, Flow, FlowKey, Old, Port, PortEntry, Protocol};
-use crate::flow::{self, Admitted, Host, IsSyn, Original, Socket};
+use crate::abi::{Addr, Epoch, Flow, FlowKey, Old, Port, PortEntry, Protocol};
+use crate::flow::{self, Admitted, Host, IsSyn, Met, Original, Socket, Table};
 use crate::icmp;
-use crate::plain;
 use crate::verdict::Reason;
-use crate::wire::{Check, End, Frame, Link, Packet, Payload};
+use crate::wire::{self, Check, End, Frame, Link, Packet, Payload};
 
 /// What the datapath asks of its surroundings beyond flow state.
 pub trait Tables: Host {
@@ -69,18 +68,10 @@ pub trait SocketCache {
 /// Handles a packet that came in.
 #[inline(always)]
 pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Reason {
-    if let Some(reason) = plain::ingress(frame, tables, link) {
-        return reason;
-    }
-    let packet = match Packet::parse(frame, link) {
-        Ok(packet) => packet,
-        Err(reason) => return reason,
-    };
-    match Hit::look_up(frame, tables, packet, Direction::In) {
-        Ok(None) => icmp::ingress(frame, tables, &packet),
-        Ok(Some(hit)) => match redirect(frame, tables, &hit) {
-            Ok(reason) | Err(reason) => reason,
-        },
+    let word = wire::find(frame, link);
+    match look_up(frame, tables, word, Direction::In) {
+        Ok(Some(entry)) => redirect(frame, tables, word, entry.to_word()),
+        Ok(None) => icmp::ingress(frame, tables, word),
         Err(reason) => reason,
     }
 }
@@ -88,18 +79,10 @@ pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Re
 /// Handles a packet that goes out.
 #[inline(always)]
 pub fn egress<F: Frame, T: Tables + SocketCache>(frame: &mut F, tables: &T, link: Link) -> Reason {
-    if let Some(reason) = plain::egress(frame, tables, link) {
-        return reason;
-    }
-    let packet = match Packet::parse(frame, link) {
-        Ok(packet) => packet,
-        Err(reason) => return reason,
-    };
-    match Hit::look_up(frame, tables, packet, Direction::Out) {
-        Ok(None) => icmp::egress(frame, tables, &packet),
-        Ok(Some(hit)) => match restore_hit(frame, tables, &hit) {
-            Ok(reason) | Err(reason) => reason,
-        },
+    let word = wire::find(frame, link);
+    match look_up(frame, tables, word, Direction::Out) {
+        Ok(Some(_)) => restore(frame, tables, word),
+        Ok(None) => icmp::egress(frame, tables, word),
         Err(reason) => reason,
     }
 }
@@ -111,63 +94,56 @@ enum Direction {
     Out,
 }
 
-/// A TCP or UDP packet whose port of this host some rule is about.
-struct Hit {
-    packet: Packet,
-    protocol: Protocol,
-    src_port: Port,
-    dst_port: Port,
-    entry: PortEntry,
+/// All that most traffic of the host costs: the entry of its port, if some rule is
+/// about that; `None` for ICMP.
+#[inline(always)]
+fn look_up<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    word: u64,
+    direction: Direction,
+) -> Result<Option<PortEntry>, Reason> {
+    let packet = Packet::from_word(word)?;
+    let Payload::Ports(protocol) = packet.payload else {
+        return Ok(None);
+    };
+    let (src_port, dst_port) = packet.ports(frame)?;
+    let (port, is_wanted) = match direction {
+        Direction::In => (
+            dst_port,
+            PortEntry::MATCH | PortEntry::TARGET | PortEntry::OLD,
+        ),
+        Direction::Out => (src_port, PortEntry::TARGET),
+    };
+    let entry = tables.port(protocol, port);
+    if entry.flags & is_wanted == 0 {
+        return Err(Reason::NoRule);
+    }
+    Ok(Some(entry))
 }
 
-impl Hit {
-    /// All that most traffic of the host costs; `None` for ICMP.
-    #[inline(always)]
-    fn look_up<F: Frame, T: Tables>(
-        frame: &mut F,
-        tables: &T,
-        packet: Packet,
-        direction: Direction,
-    ) -> Result<Option<Self>, Reason> {
-        let Payload::Ports(protocol) = packet.payload else {
-            return Ok(None);
-        };
-        let (src_port, dst_port) = packet.ports(frame)?;
-        let (port, is_wanted) = match direction {
-            Direction::In => (
-                dst_port,
-                PortEntry::MATCH | PortEntry::TARGET | PortEntry::OLD,
-            ),
-            Direction::Out => (src_port, PortEntry::TARGET),
-        };
-        let entry = tables.port(protocol, port);
-        if entry.flags & is_wanted == 0 {
-            return Err(Reason::NoRule);
-        }
-        let packet = packet.opaque(frame);
-        Ok(Some(Self {
-            packet,
-            protocol,
-            src_port,
-            dst_port,
-            entry,
-        }))
+// What follows runs for packets of rules alone. It is not inlined, to have BPF
+// stack frames of its own; the packet and the entry come as one number each.
+
+#[inline(never)]
+fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: u64, entry: u64) -> Reason {
+    match try_redirect(frame, tables, packet, PortEntry::from_word(entry)) {
+        Ok(reason) | Err(reason) => reason,
     }
 }
 
-// What follows runs for packets of rules alone. It is not inlined, to have a
-// BPF stack frame of its own.
-
-#[inline(never)]
-fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result<Reason, Reason> {
-    let Hit {
-        packet,
-        protocol,
-        src_port,
-        dst_port,
-        entry,
-    } = *hit;
+#[inline(always)]
+fn try_redirect<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: u64,
+    entry: PortEntry,
+) -> Result<Reason, Reason> {
+    let packet = Packet::from_word(packet)?;
+    let protocol = packet.protocol()?;
+    let (client_port, dialled_port) = packet.ports(frame)?;
     let mut key = packet.key(frame, End::Dst, protocol)?;
+    key.client_port = client_port;
     if !tables.is_local(&key.local) {
         return Err(if entry.is_match() || entry.is_old() {
             Reason::NotLocal
@@ -182,42 +158,171 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
         }
         check => check?,
     };
-    key.client_port = src_port;
     let syn = match protocol {
         Protocol::Udp => IsSyn(true),
         Protocol::Tcp => is_syn(frame, &packet)?,
     };
-    let mut original = Original {
-        dialled_port: dst_port,
-        client_port: src_port,
+    let route = if entry.is_plain() {
+        Route::of(entry, dialled_port)
+    } else {
+        key.local_port = dialled_port;
+        Route::from_word(find_route(tables, &mut key, entry.to_word(), syn))?
+    };
+    let target = Port::new(route.target);
+    key.local_port = target;
+    let original = Original {
+        dialled_port,
+        client_port,
+        rule: route.rule,
+    };
+    let now_ns = tables.now_ns();
+    let now = Epoch::at(now_ns);
+    let met = match protocol {
+        Protocol::Udp => tables.meet(Table::Udp, &key, original, now, true),
+        Protocol::Tcp if syn.0 => Met::Unclear,
+        Protocol::Tcp if route.is_match => tables.meet(Table::Tcp, &key, original, now, false),
+        // Of a direct flow nothing is kept but another client port.
+        Protocol::Tcp if tables.may_be_remapped(&key) => Met::Unclear,
+        Protocol::Tcp => Met::Known,
+    };
+    let admitted = match met {
+        Met::Known | Met::New => Admitted::begun(client_port, met == Met::New),
+        Met::Unclear => Admitted::from_word(checked(admit(
+            tables,
+            &mut key,
+            dialled_port,
+            route.to_word(),
+            syn,
+        ))?),
+    };
+    set_ports(
+        frame,
+        packet.transport,
+        check,
+        (client_port, admitted.client_port()),
+        (dialled_port, target),
+    )?;
+    if route.is_match {
+        let (segments, bytes) = (frame.segments(), frame.len());
+        tables.hit(route.rule, segments, bytes, admitted.is_new(), now_ns);
+        Ok(Reason::Redirected)
+    } else if admitted.client_port() == client_port {
+        Ok(Reason::Direct)
+    } else {
+        Ok(Reason::DirectRemapped)
+    }
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy)]
+struct Route {
+    /// Host order.
+    target: u16,
+    /// The rule, if there is one for it.
+    rule: u16,
+    /// Whether a rule redirects it, else it goes to a target by itself.
+    is_match: bool,
+}
+
+impl Route {
+    const MATCH: u64 = 1 << 32;
+
+    /// By a port whose rule is for everybody.
+    #[inline(always)]
+    const fn of(entry: PortEntry, dialled_port: Port) -> Self {
+        let is_match = entry.is_match();
+        Self {
+            target: if is_match {
+                entry.target
+            } else {
+                dialled_port.get()
+            },
+            rule: entry.rule,
+            is_match,
+        }
+    }
+
+    #[inline(always)]
+    fn to_word(self) -> u64 {
+        let is_match = if self.is_match { Self::MATCH } else { 0 };
+        u64::from(self.target) | u64::from(self.rule) << 16 | is_match
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
+    #[inline(always)]
+    fn from_word(word: u64) -> Result<Self, Reason> {
+        let word = checked(word)?;
+        Ok(Self {
+            target: word as u16,
+            rule: (word >> 16) as u16,
+            is_match: word & Self::MATCH != 0,
+        })
+    }
+}
+
+/// Set in a number that stands for a [`Reason`].
+const FAILED: u64 = 1 << 63;
+
+#[inline(always)]
+const fn failed(reason: Reason) -> u64 {
+    FAILED | reason as u64
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "reasons are few")]
+#[inline(always)]
+const fn checked(word: u64) -> Result<u64, Reason> {
+    if word & FAILED == 0 {
+        Ok(word)
+    } else {
+        Err(Reason::from_number(word as u32))
+    }
+}
+
+/// A [`Route`] where rules have conditions or changed; `key` is the flow as the
+/// client knows it.
+#[inline(never)]
+fn find_route<T: Tables>(tables: &T, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
+    match try_find_route(tables, key, PortEntry::from_word(entry), syn) {
+        Ok(route) => route.to_word(),
+        Err(reason) => failed(reason),
+    }
+}
+
+#[inline(always)]
+fn try_find_route<T: Tables>(
+    tables: &T,
+    key: &mut FlowKey,
+    entry: PortEntry,
+    syn: IsSyn,
+) -> Result<Route, Reason> {
+    let protocol = key.protocol()?;
+    let dialled_port = key.local_port;
+    let original = Original {
+        dialled_port,
+        client_port: key.client_port,
         rule: entry.rule,
     };
-    let mut target = 0;
-    let mut is_old = false;
     if entry.is_old() {
-        let old = tables.old(entry, protocol, dst_port);
+        let old = tables.old(entry, protocol, dialled_port);
         for i in 0..Old::COUNT {
-            if old.targets[i] == 0 {
+            let target = old.targets[i];
+            if target == 0 {
                 break;
             }
-            key.local_port = Port::new(old.targets[i]);
-            let rule = flow::has_begun(tables, protocol, &mut key, original, syn);
+            key.local_port = Port::new(target);
+            let rule = flow::has_begun(tables, protocol, key, original, syn);
             if rule != flow::NOT_BEGUN {
-                target = old.targets[i];
                 #[expect(clippy::cast_possible_truncation, reason = "not NOT_BEGUN")]
                 let rule = rule as u16;
-                original.rule = rule;
-                is_old = true;
-                break;
+                return Ok(Route {
+                    target,
+                    rule,
+                    is_match: true,
+                });
             }
         }
     }
-    if !is_old && let Some(choice) = choose(tables, entry, &key, dst_port) {
-        target = choice.target;
-        original.rule = choice.rule;
-    }
-    let is_match = target != 0;
-    if !is_match {
+    let Some(Choice { target, rule }) = choose(tables, entry, key, dialled_port) else {
         if !entry.is_target() {
             return Err(if entry.is_old() {
                 Reason::Draining
@@ -225,93 +330,87 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
                 Reason::NoRule
             });
         }
-        target = dst_port.get();
-    }
-    key.local_port = Port::new(target);
-    if !is_match && entry.is_hidden() && !tables.is_from_here() {
-        let is_connected =
-            protocol == Protocol::Tcp && (!syn.0 || tables.socket(&key) == Socket::Connection);
-        if !is_connected {
-            return Err(Reason::Hidden);
+        key.local_port = dialled_port;
+        if entry.is_hidden() && !tables.is_from_here() {
+            let is_connected =
+                protocol == Protocol::Tcp && (!syn.0 || tables.socket(key) == Socket::Connection);
+            if !is_connected {
+                return Err(Reason::Hidden);
+            }
         }
-    }
-    if is_match && !is_old && entry.is_if_listening() && !tables.is_served(&key) {
+        return Ok(Route {
+            target: dialled_port.get(),
+            rule: entry.rule,
+            is_match: false,
+        });
+    };
+    key.local_port = Port::new(target);
+    if entry.is_if_listening() && !tables.is_served(key) {
         let has_begun = protocol == Protocol::Tcp
-            && flow::has_begun(tables, protocol, &mut key, original, syn) != flow::NOT_BEGUN;
+            && flow::has_begun(tables, protocol, key, original, syn) != flow::NOT_BEGUN;
         if !has_begun {
             return Err(Reason::NotListening);
         }
     }
-    let target = key.local_port;
-    let Admitted {
-        client_port,
-        is_new,
-    } = match protocol {
-        Protocol::Udp => flow::admit_udp(tables, &mut key, original)?,
-        Protocol::Tcp => {
-            if is_match {
-                flow::redirect_tcp(tables, &mut key, original, syn)?
-            } else {
-                flow::direct_tcp(tables, &mut key, original, syn)?
-            }
+    Ok(Route {
+        target,
+        rule,
+        is_match: true,
+    })
+}
+
+/// [`Admitted`], for what a look at the flow tables does not settle.
+#[inline(never)]
+fn admit<T: Tables>(
+    tables: &T,
+    key: &mut FlowKey,
+    dialled_port: Port,
+    route: u64,
+    syn: IsSyn,
+) -> u64 {
+    let admitted = Route::from_word(route).and_then(|route| {
+        let original = Original {
+            dialled_port,
+            client_port: key.client_port,
+            rule: route.rule,
+        };
+        match key.protocol()? {
+            Protocol::Udp => flow::admit_udp(tables, key, original),
+            Protocol::Tcp if route.is_match => flow::redirect_tcp(tables, key, original, syn),
+            Protocol::Tcp => flow::direct_tcp(tables, key, original, syn),
         }
-    };
-    set_ports(
-        frame,
-        packet.transport,
-        check,
-        (src_port, client_port),
-        (dst_port, target),
-    )?;
-    if is_match {
-        let now_ns = tables.now_ns();
-        tables.hit(original.rule, frame.segments(), frame.len(), is_new, now_ns);
-        Ok(Reason::Redirected)
-    } else if client_port == src_port {
-        Ok(Reason::Direct)
-    } else {
-        Ok(Reason::DirectRemapped)
+    });
+    match admitted {
+        Ok(admitted) => admitted.to_word(),
+        Err(reason) => failed(reason),
     }
 }
 
 #[inline(never)]
-fn restore_hit<F: Frame, T: Tables + SocketCache>(
+fn restore<F: Frame, T: Tables + SocketCache>(frame: &mut F, tables: &T, packet: u64) -> Reason {
+    match try_restore(frame, tables, packet) {
+        Ok(reason) | Err(reason) => reason,
+    }
+}
+
+#[inline(always)]
+fn try_restore<F: Frame, T: Tables + SocketCache>(
     frame: &mut F,
     tables: &T,
-    hit: &Hit,
+    packet: u64,
 ) -> Result<Reason, Reason> {
-    let Hit {
-        packet,
-        protocol,
-        src_port,
-        dst_port,
-        ..
-    } = *hit;
+    let packet = Packet::from_word(packet)?;
+    let protocol = packet.protocol()?;
+    let (src_port, dst_port) = packet.ports(frame)?;
     let mut key = packet.key(frame, End::Src, protocol)?;
     key.local_port = src_port;
     key.client_port = dst_port;
-    restore(frame, tables, packet.transport, protocol, &key, |frame| {
-        packet.check(frame, protocol)
-    })
-}
-
-/// Restores a reply of the flow `key`, whose ports are at `offset`.
-#[inline(always)]
-pub(crate) fn restore<F: Frame, T: Tables + SocketCache>(
-    frame: &mut F,
-    tables: &T,
-    offset: usize,
-    protocol: Protocol,
-    key: &FlowKey,
-    check: impl FnOnce(&mut F) -> Result<Check, Reason>,
-) -> Result<Reason, Reason> {
-    let (src_port, dst_port) = (key.local_port, key.client_port);
     let flow = match protocol {
-        Protocol::Udp => flow::reply(tables, protocol, key),
-        Protocol::Tcp => match tables.cached(key) {
+        Protocol::Udp => flow::reply(tables, protocol, &key),
+        Protocol::Tcp => match tables.cached(&key) {
             Some(flow) => Some(flow),
             None => {
-                let flow = flow::reply(tables, protocol, key);
+                let flow = flow::reply(tables, protocol, &key);
                 // Direct connections are remembered as such, so that a forged
                 // packet to a dialled port cannot rename their replies later.
                 let direct = Flow {
@@ -319,7 +418,7 @@ pub(crate) fn restore<F: Frame, T: Tables + SocketCache>(
                     client_port: dst_port,
                     ..Flow::default()
                 };
-                tables.cache(key, &flow.unwrap_or(direct));
+                tables.cache(&key, &flow.unwrap_or(direct));
                 flow
             }
         },
@@ -330,10 +429,10 @@ pub(crate) fn restore<F: Frame, T: Tables + SocketCache>(
     if flow.dialled_port == src_port && flow.client_port == dst_port {
         return Err(Reason::Direct);
     }
-    let check = check(frame)?;
+    let check = packet.check(frame, protocol)?;
     set_ports(
         frame,
-        offset,
+        packet.transport,
         check,
         (src_port, flow.dialled_port),
         (dst_port, flow.client_port),
@@ -362,10 +461,10 @@ pub(crate) fn set_ports(
 
 /// Whether a TCP packet asks for a new connection.
 #[inline(always)]
-pub(crate) fn is_syn(frame: &mut impl Frame, packet: &Packet) -> Result<IsSyn, Reason> {
-    const SYN: u8 = 0x02;
-    const RST: u8 = 0x04;
-    const ACK: u8 = 0x10;
-    let [_, flags] = frame.at(packet.transport + 12).ok_or(Reason::Malformed)?;
-    Ok(IsSyn(flags & (SYN | RST | ACK) == SYN))
+fn is_syn(frame: &impl Frame, packet: &Packet) -> Result<IsSyn, Reason> {
+    const SYN: u16 = 0x02;
+    const RST: u16 = 0x04;
+    const ACK: u16 = 0x10;
+    let field = frame.half(packet.transport + 12).ok_or(Reason::Malformed)?;
+    Ok(IsSyn(u16::from_be(field) & (SYN | RST | ACK) == SYN))
 }

@@ -30,6 +30,16 @@ macro_rules! reasons {
                 match self { $(Self::$name => $label),+ }
             }
 
+            /// The reason of a number, as a BPF function returns it.
+            #[inline(always)]
+            #[must_use]
+            pub const fn from_number(number: u32) -> Self {
+                $(if number == Self::$name as u32 {
+                    return Self::$name;
+                })+
+                Self::NoRule
+            }
+
             /// What this reason means for the packet.
             #[inline(always)]
             pub const fn verdict(self) -> Verdict {

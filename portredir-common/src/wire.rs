@@ -20,20 +20,27 @@ pub trait Frame {
         1
     }
 
-    /// The `N` bytes at `offset`; `None` when the packet ends before them.
+    /// `N` words of four bytes at `offset`, as they lie in memory; `None` when the
+    /// packet ends before their end.
     ///
-    /// The size is fixed because the verifier accepts a window whose end was
-    /// compared with the packet's, and refuses a slice of any length. It is two
-    /// at least: the compiler turns `start + 1 <= end` into `start < end`, from
-    /// which the verifier learns nothing.
-    fn at<const N: usize>(&mut self, offset: usize) -> Option<[u8; N]>;
+    /// Words and not bytes, as the compiler has no registers for single bytes. The
+    /// size is fixed because the verifier accepts a window whose end was compared
+    /// with the packet's, and refuses a slice of any length.
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
 
-    /// `offset`, as a number that the verifier knows nothing of but its bound.
+    /// The same for two bytes.
+    fn half(&self, offset: usize) -> Option<u16>;
+
+    /// Makes the bytes before `end` readable where they are there: some drivers
+    /// put headers into fragments of the buffer.
+    fn reach(&mut self, _end: usize) {}
+
+    /// `number`, of which the verifier no longer knows anything.
     ///
     /// It walks the code once per value that it can tell apart, and headers
     /// have many shapes.
-    fn opaque(&self, offset: usize) -> usize {
-        offset
+    fn forget(&self, number: u64) -> u64 {
+        number
     }
 
     /// Replaces the port at `offset`, which is `from`, by `to`, and updates
@@ -120,18 +127,24 @@ pub struct Packet {
     pub is_fragment: bool,
 }
 
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
-const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
-const ETHERTYPE_QINQ: [u8; 2] = [0x88, 0xa8];
+// As they lie in memory.
+const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+const ETHERTYPE_VLAN: u16 = 0x8100_u16.to_be();
+const ETHERTYPE_QINQ: u16 = 0x88a8_u16.to_be();
 
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const AUTHENTICATION: u8 = 51;
-const DESTINATION_OPTIONS: u8 = 60;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
+const HOP_BY_HOP: u32 = 0;
+const ROUTING: u32 = 43;
+const FRAGMENT: u32 = 44;
+const AUTHENTICATION: u32 = 51;
+const DESTINATION_OPTIONS: u32 = 60;
+const ICMP: u32 = 1;
+const ICMPV6: u32 = 58;
+
+/// No header we read starts behind this: two VLAN tags, IPv6 with six
+/// extension headers of 2 048 bytes at most, ICMPv6 and as much again in the
+/// quote. The verifier needs a bound on every offset.
+pub const MAX_OFFSET: usize = 0x7fff;
 
 /// More extension headers than this hide the ports from us.
 pub const MAX_EXTENSION_HEADERS: usize = 6;
@@ -145,11 +158,7 @@ impl Packet {
     /// ICMP packet; [`Reason::ExtensionHeader`] and [`Reason::Malformed`].
     #[inline(always)]
     pub fn parse(frame: &mut impl Frame, link: Link) -> Result<Self, Reason> {
-        let (network, version) = match link {
-            Link::Ethernet => ethernet(frame)?,
-            Link::Ip => (0, version(frame, 0)?),
-        };
-        Self::network(frame, network, version)
+        Self::from_word(find(frame, link))
     }
 
     /// Finds the headers of the packet whose IP header is at `network`.
@@ -163,20 +172,70 @@ impl Packet {
         network: usize,
         version: Version,
     ) -> Result<Self, Reason> {
-        match version {
-            Version::V4 => ipv4(frame, network),
-            Version::V6 => ipv6(frame, network),
+        Self::from_word(find_at(frame, network, version))
+    }
+
+    /// Whose ports it has.
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> Result<Protocol, Reason> {
+        match self.payload {
+            Payload::Ports(protocol) => Ok(protocol),
+            Payload::Icmp => Err(Reason::NoRule),
         }
     }
 
-    /// The same, with offsets that are [`Frame::opaque`].
+    const TRANSPORT: u32 = 16;
+    const KIND: u32 = 32;
+    const V6: u64 = 1 << 36;
+    const FIRST_FRAGMENT: u64 = 1 << 37;
+
+    /// As one number, the way a BPF function returns it.
     #[inline(always)]
-    #[must_use]
-    pub fn opaque(self, frame: &impl Frame) -> Self {
-        Self {
-            network: frame.opaque(self.network),
-            transport: frame.opaque(self.transport),
-            ..self
+    fn to_word(self) -> u64 {
+        let kind = match self.payload {
+            Payload::Ports(Protocol::Tcp) => 1,
+            Payload::Ports(Protocol::Udp) => 2,
+            Payload::Icmp => 3,
+        };
+        let is_v6 = self.version == Version::V6;
+        let v6 = if is_v6 { Self::V6 } else { 0 };
+        let fragment = if self.is_fragment {
+            Self::FIRST_FRAGMENT
+        } else {
+            0
+        };
+        let (network, transport) = (self.network as u64, self.transport as u64);
+        network | transport << Self::TRANSPORT | kind << Self::KIND | v6 | fragment
+    }
+
+    #[inline(always)]
+    pub(crate) fn from_word(word: u64) -> Result<Self, Reason> {
+        let payload = match word >> Self::KIND & 0xf {
+            1 => Payload::Ports(Protocol::Tcp),
+            2 => Payload::Ports(Protocol::Udp),
+            3 => Payload::Icmp,
+            4 => return Err(Reason::Malformed),
+            5 => return Err(Reason::ExtensionHeader),
+            _ => return Err(Reason::NoRule),
+        };
+        let is_v6 = word & Self::V6 != 0;
+        let offset = |shift: u32| (word >> shift) as usize & MAX_OFFSET;
+        Ok(Self {
+            version: if is_v6 { Version::V6 } else { Version::V4 },
+            network: offset(0),
+            transport: offset(Self::TRANSPORT),
+            payload,
+            is_fragment: word & Self::FIRST_FRAGMENT != 0,
+        })
+    }
+
+    #[inline(always)]
+    fn result_to_word(packet: Result<Self, Reason>) -> u64 {
+        match packet {
+            Ok(packet) if packet.transport <= MAX_OFFSET => packet.to_word(),
+            Ok(_) | Err(Reason::Malformed) => 4 << Self::KIND,
+            Err(Reason::ExtensionHeader) => 5 << Self::KIND,
+            Err(_) => 0,
         }
     }
 
@@ -189,7 +248,7 @@ impl Packet {
     #[inline(always)]
     pub fn key(
         &self,
-        frame: &mut impl Frame,
+        frame: &impl Frame,
         local: End,
         protocol: Protocol,
     ) -> Result<FlowKey, Reason> {
@@ -210,11 +269,15 @@ impl Packet {
     ///
     /// As [`Self::key`].
     #[inline(always)]
-    pub fn addr(&self, frame: &mut impl Frame, end: End) -> Result<Addr, Reason> {
+    pub fn addr(&self, frame: &impl Frame, end: End) -> Result<Addr, Reason> {
         let is_dst = usize::from(end == End::Dst);
         let addr = match self.version {
-            Version::V4 => frame.at(self.network + 12 + is_dst * 4).map(Addr::v4),
-            Version::V6 => frame.at(self.network + 8 + is_dst * 16).map(Addr),
+            Version::V4 => frame
+                .words(self.network + 12 + is_dst * 4)
+                .map(Addr::v4_word),
+            Version::V6 => frame
+                .words(self.network + 8 + is_dst * 16)
+                .map(Addr::from_words),
         };
         addr.ok_or(Reason::Malformed)
     }
@@ -225,9 +288,9 @@ impl Packet {
     ///
     /// [`Reason::Malformed`] when the packet ends before them.
     #[inline(always)]
-    pub fn ports(&self, frame: &mut impl Frame) -> Result<(Port, Port), Reason> {
-        let [a, b, c, d] = frame.at::<4>(self.transport).ok_or(Reason::Malformed)?;
-        Ok((Port([a, b]), Port([c, d])))
+    pub fn ports(&self, frame: &impl Frame) -> Result<(Port, Port), Reason> {
+        let [ports] = frame.words(self.transport).ok_or(Reason::Malformed)?;
+        Ok(Port::pair(ports))
     }
 
     /// The checksum that covers the ports, once the lengths in the headers
@@ -238,7 +301,7 @@ impl Packet {
     /// [`Reason::Malformed`], or [`Reason::FragmentTooShort`] for a first
     /// fragment that ends before the TCP checksum.
     #[inline(always)]
-    pub fn check(&self, frame: &mut impl Frame, protocol: Protocol) -> Result<Check, Reason> {
+    pub fn check(&self, frame: &impl Frame, protocol: Protocol) -> Result<Check, Reason> {
         let len = self.transport_len(frame)?;
         match protocol {
             Protocol::Tcp => {
@@ -246,21 +309,21 @@ impl Packet {
                     return Err(Reason::FragmentTooShort);
                 }
                 if !self.is_fragment {
-                    let [offset, _] = frame.at(self.transport + 12).ok_or(Reason::Malformed)?;
-                    let header = usize::from(offset >> 4) * 4;
+                    let field = frame.half(self.transport + 12).ok_or(Reason::Malformed)?;
+                    let header = usize::from(u16::from_be(field) >> 12) * 4;
                     if header < 20 || header > len {
                         return Err(Reason::Malformed);
                     }
                 }
-                frame.at::<18>(self.transport).ok_or(Reason::Malformed)?;
+                frame.half(self.transport + 16).ok_or(Reason::Malformed)?;
                 Ok(Check {
                     offset: self.transport + 16,
                     kind: csum::Kind::Plain,
                 })
             }
             Protocol::Udp => {
-                let header = frame.at::<8>(self.transport).ok_or(Reason::Malformed)?;
-                let datagram = usize::from(u16::from_be_bytes([header[4], header[5]]));
+                let [_, field] = frame.words(self.transport).ok_or(Reason::Malformed)?;
+                let datagram = (u32::from_be(field) >> 16) as usize;
                 // RFC 2675: zero for a datagram over 65 535 bytes, which only
                 // GRO builds.
                 let is_jumbo = datagram == 0 && len > 0xffff;
@@ -281,7 +344,7 @@ impl Packet {
     /// Bytes from the transport header to the end of the IP packet, which may
     /// be less than the frame has (Ethernet padding).
     #[inline(always)]
-    pub(crate) fn transport_len(&self, frame: &mut impl Frame) -> Result<usize, Reason> {
+    pub(crate) fn transport_len(&self, frame: &impl Frame) -> Result<usize, Reason> {
         let available = frame
             .len()
             .checked_sub(self.network)
@@ -290,9 +353,8 @@ impl Packet {
             Version::V4 => (self.network + 2, 0),
             Version::V6 => (self.network + 4, 40),
         };
-        let field = usize::from(u16::from_be_bytes(
-            frame.at(field).ok_or(Reason::Malformed)?,
-        ));
+        let field = frame.half(field).ok_or(Reason::Malformed)?;
+        let field = usize::from(u16::from_be(field));
         // A GRO packet over 64 KiB ("BIG TCP") has no room for its length.
         let total = if field == 0 && available > 0xffff {
             available
@@ -308,16 +370,50 @@ impl Packet {
     }
 }
 
+// Not inlined: their frames on the BPF stack are gone when the packet is dealt
+// with, and the verifier does not walk that once for each shape of headers.
+
+#[inline(never)]
+pub(crate) fn find<F: Frame>(frame: &mut F, link: Link) -> u64 {
+    let start = match link {
+        Link::Ethernet => ethernet(frame),
+        Link::Ip => version(frame, 0).map(|version| (0, version)),
+    };
+    let packet = start.and_then(|(network, version)| ip(frame, network, version));
+    frame.forget(Packet::result_to_word(packet))
+}
+
+#[inline(never)]
+fn find_at<F: Frame>(frame: &mut F, network: usize, version: Version) -> u64 {
+    let packet = ip(frame, network, version);
+    frame.forget(Packet::result_to_word(packet))
+}
+
+/// As much of a TCP, UDP or ICMP header as is read.
+const TRANSPORT: usize = 20;
+
+#[inline(always)]
+fn ip<F: Frame>(frame: &mut F, network: usize, version: Version) -> Result<Packet, Reason> {
+    let packet = match version {
+        Version::V4 => ipv4(frame, network)?,
+        Version::V6 => ipv6(frame, network)?,
+    };
+    frame.reach(packet.transport + TRANSPORT);
+    Ok(packet)
+}
+
 /// Offset and version of the IP header behind an Ethernet header.
 #[inline(always)]
-fn ethernet(frame: &mut impl Frame) -> Result<(usize, Version), Reason> {
-    let mut ethertype: [u8; 2] = frame.at(12).ok_or(Reason::NoRule)?;
+fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reason> {
+    frame.reach(14);
+    let mut ethertype = frame.half(12).ok_or(Reason::NoRule)?;
     let mut offset = 14;
     for _ in 0..2 {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
             break;
         }
-        ethertype = frame.at(offset + 2).ok_or(Reason::NoRule)?;
+        frame.reach(offset + 4);
+        ethertype = frame.half(offset + 2).ok_or(Reason::NoRule)?;
         offset += 4;
     }
     match ethertype {
@@ -328,9 +424,10 @@ fn ethernet(frame: &mut impl Frame) -> Result<(usize, Version), Reason> {
 }
 
 #[inline(always)]
-fn version(frame: &mut impl Frame, network: usize) -> Result<Version, Reason> {
-    let [byte, _] = frame.at(network).ok_or(Reason::NoRule)?;
-    match byte >> 4 {
+fn version<F: Frame>(frame: &mut F, network: usize) -> Result<Version, Reason> {
+    frame.reach(network + 2);
+    let first = frame.half(network).ok_or(Reason::NoRule)?;
+    match u16::from_be(first) >> 12 {
         4 => Ok(Version::V4),
         6 => Ok(Version::V6),
         _ => Err(Reason::NoRule),
@@ -338,19 +435,21 @@ fn version(frame: &mut impl Frame, network: usize) -> Result<Version, Reason> {
 }
 
 #[inline(always)]
-fn ipv4(frame: &mut impl Frame, network: usize) -> Result<Packet, Reason> {
-    let header: [u8; 20] = frame.at(network).ok_or(Reason::NoRule)?;
-    let header_len = usize::from(header[0] & 0x0f) * 4;
-    if header[0] >> 4 != 4 || header_len < 20 {
+fn ipv4<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
+    frame.reach(network + 20);
+    let header: [u32; 5] = frame.words(network).ok_or(Reason::NoRule)?;
+    let first = u32::from_be(header[0]) >> 24;
+    let header_len = (first & 0x0f) as usize * 4;
+    if first >> 4 != 4 || header_len < 20 {
         return Err(Reason::NoRule);
     }
-    let payload = match header[9] {
+    let payload = match (u32::from_be(header[2]) >> 16) & 0xff {
         6 => Payload::Ports(Protocol::Tcp),
         17 => Payload::Ports(Protocol::Udp),
         ICMP => Payload::Icmp,
         _ => return Err(Reason::NoRule),
     };
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    let fragment = u32::from_be(header[1]);
     if fragment & 0x1fff != 0 {
         // Not the first: what stands where the ports would be is payload.
         return Err(Reason::NoRule);
@@ -365,12 +464,13 @@ fn ipv4(frame: &mut impl Frame, network: usize) -> Result<Packet, Reason> {
 }
 
 #[inline(always)]
-fn ipv6(frame: &mut impl Frame, network: usize) -> Result<Packet, Reason> {
-    let header: [u8; 8] = frame.at(network).ok_or(Reason::NoRule)?;
-    if header[0] >> 4 != 6 {
+fn ipv6<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
+    frame.reach(network + 40);
+    let header: [u32; 2] = frame.words(network).ok_or(Reason::NoRule)?;
+    if u32::from_be(header[0]) >> 28 != 6 {
         return Err(Reason::NoRule);
     }
-    let mut next = header[6];
+    let mut next = (u32::from_be(header[1]) >> 8) & 0xff;
     let mut transport = network + 40;
     let mut is_fragment = false;
     // One round more than there may be headers, to look at what comes last.
@@ -380,23 +480,24 @@ fn ipv6(frame: &mut impl Frame, network: usize) -> Result<Packet, Reason> {
             17 => Payload::Ports(Protocol::Udp),
             ICMPV6 => Payload::Icmp,
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT => {
-                let extension: [u8; 8] = frame.at(transport).ok_or(Reason::Malformed)?;
+                frame.reach(transport + 8);
+                let [extension, _] = frame.words(transport).ok_or(Reason::Malformed)?;
+                let extension = u32::from_be(extension);
                 if next == FRAGMENT {
-                    let field = u16::from_be_bytes([extension[2], extension[3]]);
-                    if field & 0xfff8 != 0 {
+                    if extension & 0xfff8 != 0 {
                         return Err(Reason::NoRule);
                     }
-                    is_fragment |= field & 1 != 0;
+                    is_fragment |= extension & 1 != 0;
                     transport += 8;
                 } else {
                     // Segments left: the destination, and with it the sum, is
                     // not the final one (RFC 8200, 4.4 and 8.1).
-                    if next == ROUTING && extension[3] != 0 {
+                    if next == ROUTING && extension & 0xff != 0 {
                         return Err(Reason::ExtensionHeader);
                     }
-                    transport += 8 + usize::from(extension[1]) * 8;
+                    transport += 8 + ((extension >> 16) & 0xff) as usize * 8;
                 }
-                next = extension[0];
+                next = extension >> 24;
                 continue;
             }
             // Covers the ports by a digest that we cannot renew (RFC 4302).

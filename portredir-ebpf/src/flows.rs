@@ -194,7 +194,7 @@ extern "C" fn flow_remove(number: u32, key: *const FlowKey) -> u32 {
     0
 }
 
-#[inline(never)]
+#[inline(always)]
 fn given(key: &FlowKey) -> Option<Port> {
     // SAFETY: two bytes, written once.
     GIVEN.get_ptr(key).map(|port| unsafe { *port })

@@ -8,30 +8,25 @@ use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_x
 use portredir_common::abi::Port;
 use portredir_common::csum::Kind;
 use portredir_common::verdict::Reason;
-use portredir_common::wire::{Check, Frame};
+use portredir_common::wire::{Check, Frame, MAX_OFFSET};
 
-/// No header we read starts behind this: two VLAN tags, IPv6 with six
-/// extension headers of 2 048 bytes at most, ICMPv6 and as much again in the
-/// quote. The verifier needs a bound on every offset.
-const MAX_OFFSET: usize = 0x7fff;
-
-/// `value` as a scalar of which the verifier knows only `0..=MAX_OFFSET`:
-/// `unknown ^ unknown` is zero, but the verifier does not see that.
+/// `number` as a scalar of which the verifier knows nothing: `unknown ^ unknown`
+/// is zero, but the verifier does not see that.
 #[inline(always)]
-fn opaque(mut value: usize, unknown: u32) -> usize {
+fn forget(mut number: u64, unknown: u32) -> u64 {
     // SAFETY: plain arithmetic on registers.
     unsafe {
         asm!(
             "{zero} = {unknown}",
             "{zero} ^= {unknown}",
-            "{value} ^= {zero}",
+            "{number} ^= {zero}",
             zero = out(reg) _,
             unknown = in(reg) u64::from(unknown),
-            value = inout(reg) value,
+            number = inout(reg) number,
             options(pure, nomem, nostack),
         );
     }
-    value & MAX_OFFSET
+    number
 }
 
 /// Loads a field of the context that the verifier turns into a packet pointer.
@@ -55,83 +50,68 @@ macro_rules! pointer {
     }};
 }
 
-/// The `N` bytes at `offset` of the packet between `data` and `data_end`.
+/// Where `len` bytes at `offset` are, in the packet between `data` and `data_end`.
 #[inline(always)]
-fn window<const N: usize>(data: usize, data_end: usize, offset: usize) -> Option<*mut [u8; N]> {
+fn window(data: usize, data_end: usize, offset: usize, len: usize) -> Option<*mut u8> {
     if offset > MAX_OFFSET {
         return None;
     }
     let start = data + offset;
-    (start + N <= data_end).then_some(start as *mut [u8; N])
+    (start + len <= data_end).then_some(start as *mut u8)
 }
 
-/// Copies a window that was compared with the end of the packet.
-///
-/// Words are loaded whole, as C programs do, although they may not be aligned;
-/// the compiler would load bytes and run out of registers and stack.
-#[inline(always)]
-fn copy<const N: usize>(window: *const [u8; N]) -> [u8; N] {
-    let mut bytes = [0; N];
-    if N == 2 {
-        // SAFETY: inside the window.
-        bytes.copy_from_slice(&unsafe { load_u16(window.cast()) }.to_ne_bytes());
-        return bytes;
-    }
-    if !N.is_multiple_of(4) {
-        // SAFETY: the caller compared the window with the end of the packet.
-        return unsafe { *window };
-    }
-    for (i, to) in bytes.chunks_exact_mut(4).enumerate() {
-        let word: u64;
-        // SAFETY: inside the window.
-        unsafe {
-            asm!(
-                "{word} = *(u32 *)({from} + 0)",
-                word = out(reg) word,
-                from = in(reg) window.cast::<u32>().wrapping_add(i),
-                options(pure, readonly, nostack),
-            );
-        }
-        to.copy_from_slice(&(word as u32).to_ne_bytes());
-    }
-    bytes
-}
+// Words and halves are loaded whole, as C programs do, although they may not be
+// aligned; the compiler would load bytes and run out of registers and stack.
 
-/// Two bytes of the packet at once, although they may not be aligned.
-///
 /// # Safety
 ///
 /// They were compared with the end of the packet.
 #[inline(always)]
-unsafe fn load_u16(from: *const u16) -> u16 {
-    let word: u64;
+unsafe fn load_words<const N: usize>(from: *const u32) -> [u32; N] {
+    core::array::from_fn(|i| {
+        let word: u64;
+        // SAFETY: by the caller.
+        unsafe {
+            asm!(
+                "{word} = *(u32 *)({from} + 0)",
+                word = out(reg) word,
+                from = in(reg) from.wrapping_add(i),
+                options(pure, readonly, nostack),
+            );
+        }
+        word as u32
+    })
+}
+
+/// # Safety
+///
+/// As of [`load_words`].
+#[inline(always)]
+unsafe fn load_half(from: *const u16) -> u16 {
+    let half: u64;
     // SAFETY: by the caller.
     unsafe {
         asm!(
-            "{word} = *(u16 *)({from} + 0)",
-            word = out(reg) word,
+            "{half} = *(u16 *)({from} + 0)",
+            half = out(reg) half,
             from = in(reg) from,
             options(pure, readonly, nostack),
         );
     }
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits were loaded")]
-    let word = word as u16;
-    word
+    half as u16
 }
 
-/// The same to write.
-///
 /// # Safety
 ///
-/// As of [`load_u16`].
+/// As of [`load_words`].
 #[inline(always)]
-unsafe fn store_u16(to: *mut u16, value: u16) {
+unsafe fn store_half(to: *mut u16, half: u16) {
     // SAFETY: by the caller.
     unsafe {
         asm!(
-            "*(u16 *)({to} + 0) = {value}",
+            "*(u16 *)({to} + 0) = {half}",
             to = in(reg) to,
-            value = in(reg) u64::from(value),
+            half = in(reg) u64::from(half),
             options(nostack),
         );
     }
@@ -149,9 +129,9 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
     }
 
     #[inline(always)]
-    fn window<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+    fn window(&self, offset: usize, len: usize) -> Option<*mut u8> {
         let data = pointer!(self.ctx, xdp_md, data);
-        window(data, pointer!(self.ctx, xdp_md, data_end), offset)
+        window(data, pointer!(self.ctx, xdp_md, data_end), offset, len)
     }
 }
 
@@ -166,15 +146,23 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     }
 
     #[inline(always)]
-    fn opaque(&self, offset: usize) -> usize {
+    fn forget(&self, number: u64) -> u64 {
         // SAFETY: the context is valid.
-        opaque(offset, unsafe { (*self.ctx).ingress_ifindex })
+        forget(number, unsafe { (*self.ctx).ingress_ifindex })
     }
 
     #[inline(always)]
-    fn at<const N: usize>(&mut self, offset: usize) -> Option<[u8; N]> {
-        let window = self.window(offset)?;
-        Some(copy(window))
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let window = self.window(offset, N * 4)?;
+        // SAFETY: the window was compared with the end of the packet.
+        Some(unsafe { load_words(window.cast()) })
+    }
+
+    #[inline(always)]
+    fn half(&self, offset: usize) -> Option<u16> {
+        let window = self.window(offset, 2)?;
+        // SAFETY: as above.
+        Some(unsafe { load_half(window.cast()) })
     }
 
     #[inline(always)]
@@ -185,15 +173,14 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
         to: Port,
         check: Check,
     ) -> Result<(), Reason> {
-        let port = self.window::<2>(offset).ok_or(Reason::WriteFailed)?;
-        let sum = self.window::<2>(check.offset).ok_or(Reason::WriteFailed)?;
+        let port = self.window(offset, 2).ok_or(Reason::WriteFailed)?;
+        let sum = self.window(check.offset, 2).ok_or(Reason::WriteFailed)?;
         // SAFETY: both windows were compared with the end of the packet.
         unsafe {
-            let (sum, port) = (sum.cast(), port.cast());
-            let old = load_u16(sum).to_ne_bytes();
-            let new = check.kind.update(old, from.0, to.0);
-            store_u16(sum, u16::from_ne_bytes(new));
-            store_u16(port, u16::from_ne_bytes(to.0));
+            let old = load_half(sum.cast()).to_ne_bytes();
+            let new = check.kind.update(old, from.bytes(), to.bytes());
+            store_half(sum.cast(), u16::from_ne_bytes(new));
+            store_half(port.cast(), to.half());
         }
         Ok(())
     }
@@ -210,22 +197,9 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn linear<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+    fn window(&self, offset: usize, len: usize) -> Option<*mut u8> {
         let data = pointer!(self.ctx, __sk_buff, data);
-        window(data, pointer!(self.ctx, __sk_buff, data_end), offset)
-    }
-
-    /// Makes the first `len` bytes linear: some drivers put headers into
-    /// fragments of the buffer.
-    #[inline(always)]
-    fn pull(&self, len: usize) -> bool {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "callers add 16 to MAX_OFFSET at most"
-        )]
-        let len = len as u32;
-        // SAFETY: the context is valid.
-        len <= unsafe { (*self.ctx).len } && unsafe { bpf_skb_pull_data(self.ctx, len) } == 0
+        window(data, pointer!(self.ctx, __sk_buff, data_end), offset, len)
     }
 }
 
@@ -237,9 +211,9 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn opaque(&self, offset: usize) -> usize {
+    fn forget(&self, number: u64) -> u64 {
         // SAFETY: the context is valid.
-        opaque(offset, unsafe { (*self.ctx).len })
+        forget(number, unsafe { (*self.ctx).len })
     }
 
     #[inline(always)]
@@ -249,13 +223,25 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn at<const N: usize>(&mut self, offset: usize) -> Option<[u8; N]> {
-        let window = match self.linear::<N>(offset) {
-            Some(window) => window,
-            None if offset <= MAX_OFFSET && self.pull(offset + N) => self.linear::<N>(offset)?,
-            None => return None,
-        };
-        Some(copy(window))
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let window = self.window(offset, N * 4)?;
+        // SAFETY: the window was compared with the end of the packet.
+        Some(unsafe { load_words(window.cast()) })
+    }
+
+    #[inline(always)]
+    fn half(&self, offset: usize) -> Option<u16> {
+        let window = self.window(offset, 2)?;
+        // SAFETY: as above.
+        Some(unsafe { load_half(window.cast()) })
+    }
+
+    #[inline(always)]
+    fn reach(&mut self, end: usize) {
+        let data = pointer!(self.ctx, __sk_buff, data);
+        if data + end > pointer!(self.ctx, __sk_buff, data_end) {
+            pull(self.ctx, end as u32);
+        }
     }
 
     #[inline(always)]
@@ -277,17 +263,29 @@ impl Frame for Skb {
             bpf_l4_csum_replace(
                 self.ctx,
                 check.offset as u32,
-                u64::from(u16::from_ne_bytes(from.0)),
-                u64::from(u16::from_ne_bytes(to.0)),
+                from.half().into(),
+                to.half().into(),
                 flags | size_of::<Port>() as u64,
             )
         };
         if ret != 0 {
             return Err(Reason::WriteFailed);
         }
-        let port = self.linear::<2>(offset).ok_or(Reason::WriteFailed)?;
+        let port = self.window(offset, 2).ok_or(Reason::WriteFailed)?;
         // SAFETY: the window was compared with the end of the packet.
-        unsafe { store_u16(port.cast(), u16::from_ne_bytes(to.0)) };
+        unsafe { store_half(port.cast(), to.half()) };
         Ok(())
+    }
+}
+
+/// Makes the first `end` bytes linear, or all that there are. Not inlined: it is
+/// rare.
+#[inline(never)]
+fn pull(ctx: *mut __sk_buff, end: u32) {
+    // SAFETY: the context is valid.
+    unsafe {
+        let end = end.min((*ctx).len);
+        // If this fails, what is not there is not read.
+        bpf_skb_pull_data(ctx, end);
     }
 }

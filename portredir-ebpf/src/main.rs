@@ -58,7 +58,6 @@ fn log(ctx: &impl EbpfContext, frame: &mut impl Frame, link: Link, reason: Reaso
     let Ok(packet) = Packet::parse(frame, link) else {
         return;
     };
-    let packet = packet.opaque(frame);
     // Defaults, which cannot be met, keep the fields always initialised.
     let src = packet.addr(frame, End::Src).unwrap_or_default();
     let dst = packet.addr(frame, End::Dst).unwrap_or_default();
@@ -67,9 +66,9 @@ fn log(ctx: &impl EbpfContext, frame: &mut impl Frame, link: Link, reason: Reaso
         ctx,
         "{} {:i} {} -> {:i} {}",
         reason as u32,
-        src.0,
+        src.octets(),
         src_port.get(),
-        dst.0,
+        dst.octets(),
         dst_port.get()
     );
 }
@@ -253,7 +252,7 @@ fn log_for_socket(ctx: &impl EbpfContext, addr: Addr, port: Port, reason: Reason
         ctx,
         "{} socket -> {:i} {}",
         reason as u32,
-        addr.0,
+        addr.octets(),
         port.get()
     );
 }
@@ -283,11 +282,11 @@ fn portredir_reg(ctx: SockOpsContext) -> u32 {
 #[classifier]
 fn portredir_scan(ctx: TcContext) -> i32 {
     let skb = ctx.as_ptr().cast();
-    let Some(bytes) = Skb::new(skb).at::<{ size_of::<FlowKey>() }>(14) else {
+    let Some(words) = Skb::new(skb).words::<{ size_of::<FlowKey>() / 4 }>(14) else {
         return -1;
     };
     // SAFETY: any bytes are a key.
-    let key: FlowKey = unsafe { core::mem::transmute(bytes) };
+    let key: FlowKey = unsafe { core::mem::transmute(words) };
     socket::register_listener(skb, &key) as i32
 }
 

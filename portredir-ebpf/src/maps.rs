@@ -319,6 +319,13 @@ pub fn tcp_socket(ctx: impl Context, key: &FlowKey) -> *mut bpf_sock {
     look_up(ctx, key, bpf_skc_lookup_tcp)
 }
 
+/// The IPv4 half of `struct bpf_sock_tuple`.
+#[repr(C)]
+struct Tuple {
+    addrs: [u32; 2],
+    ports: [u16; 2],
+}
+
 /// A helper that looks a socket up.
 type LookUp = unsafe fn(*mut c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut bpf_sock;
 
@@ -329,22 +336,15 @@ fn look_up(ctx: impl Context, key: &FlowKey, look_up: LookUp) -> *mut bpf_sock {
     // As `struct bpf_sock_tuple`: source and destination address, their
     // ports, in network order. The first 36 bytes of a key are just that.
     if key.version == Version::V4 as u8 {
-        let mut tuple = [0_u8; 12];
-        tuple[..4].copy_from_slice(&key.client.0[12..]);
-        tuple[4..8].copy_from_slice(&key.local.0[12..]);
-        tuple[8..10].copy_from_slice(&key.client_port.0);
-        tuple[10..].copy_from_slice(&key.local_port.0);
-        let len = tuple.len() as u32;
+        let ([_, _, _, client], [_, _, _, local]) = (key.client.words(), key.local.words());
+        let ports = [key.client_port, key.local_port].map(Port::half);
+        let mut tuple = Tuple {
+            addrs: [client, local],
+            ports,
+        };
+        let len = size_of::<Tuple>() as u32;
         // SAFETY: the tuple outlives the call, and its length says IPv4.
-        unsafe {
-            look_up(
-                ctx.as_ptr(),
-                tuple.as_mut_ptr().cast(),
-                len,
-                CURRENT_NETNS,
-                0,
-            )
-        }
+        unsafe { look_up(ctx.as_ptr(), (&raw mut tuple).cast(), len, CURRENT_NETNS, 0) }
     } else {
         let len = offset_of!(FlowKey, protocol) as u32;
         let tuple = core::ptr::from_ref(key).cast_mut().cast();
@@ -380,7 +380,7 @@ fn copy(flow: Option<*const Flow>) -> Option<Flow> {
         copy = unsafe { *flow };
     }
     // Nobody dials port 0.
-    (copy.dialled_port.0 != [0, 0]).then_some(copy)
+    (copy.dialled_port != Port::new(0)).then_some(copy)
 }
 
 /// The storage of the socket that sends a packet, if it is the connection of
@@ -401,7 +401,9 @@ fn stored(ctx: *mut __sk_buff, key: &FlowKey, initial: *mut Flow, flags: u64) ->
     }
     // SAFETY: not null. `src_port` is in host, `dst_port` in network order.
     let (src_port, dst_port) = unsafe { ((*socket).src_port, (*socket).dst_port) };
-    if src_port != u32::from(key.local_port.get()) || dst_port.to_ne_bytes() != key.client_port.0 {
+    if src_port != u32::from(key.local_port.get())
+        || Port::from_half(dst_port as u16) != key.client_port
+    {
         return none;
     }
     // SAFETY: a full socket; `initial` is null or a flow.

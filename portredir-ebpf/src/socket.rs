@@ -61,26 +61,26 @@ macro_rules! word {
                 options(pure, readonly, nostack),
             );
         }
-        (word as u32).to_ne_bytes()
+        word as u32
     }};
 }
 
 /// An IPv4 address in a field of a context.
 macro_rules! v4 {
     ($ctx:expr, $context:ty, $field:ident) => {
-        Addr::v4(word!($ctx, $context, $field, 0))
+        Addr::v4_word([word!($ctx, $context, $field, 0)])
     };
 }
 
 /// An IPv6 address in a field of a context.
 macro_rules! v6 {
     ($ctx:expr, $context:ty, $field:ident) => {{
-        let mut addr = Addr::default();
-        addr.0[..4].copy_from_slice(&word!($ctx, $context, $field, 0));
-        addr.0[4..8].copy_from_slice(&word!($ctx, $context, $field, 1));
-        addr.0[8..12].copy_from_slice(&word!($ctx, $context, $field, 2));
-        addr.0[12..].copy_from_slice(&word!($ctx, $context, $field, 3));
-        addr
+        Addr::from_words([
+            word!($ctx, $context, $field, 0),
+            word!($ctx, $context, $field, 1),
+            word!($ctx, $context, $field, 2),
+            word!($ctx, $context, $field, 3),
+        ])
     }};
 }
 
@@ -255,7 +255,7 @@ fn into_slot(addr: Addr, port: Port, update: impl Fn(&mut ListenerKey, u64) -> i
         slot: 0,
         pad: 0,
     };
-    let Some(next) = NEXT_SLOT.get_ptr_mut(u32::from(port.0[1])) else {
+    let Some(next) = NEXT_SLOT.get_ptr_mut(u32::from(port.get() & 0xff)) else {
         return -EEXIST;
     };
     // SAFETY: not null. Another CPU may change it, then the order is another.
@@ -329,14 +329,13 @@ impl SockAddr {
     #[inline(always)]
     pub fn port(self) -> Port {
         // SAFETY: the context is valid. Network order, in the first two bytes.
-        let [a, b, ..] = unsafe { (*self.0).user_port }.to_ne_bytes();
-        Port([a, b])
+        Port::from_half(unsafe { (*self.0).user_port } as u16)
     }
 
     #[inline(always)]
-    pub fn set_port(self, Port([a, b]): Port) {
+    pub fn set_port(self, port: Port) {
         // SAFETY: the context is valid.
-        unsafe { (*self.0).user_port = u32::from_ne_bytes([a, b, 0, 0]) }
+        unsafe { (*self.0).user_port = port.half().into() }
     }
 
     /// For hooks of IPv4 alone.
@@ -398,7 +397,7 @@ impl Client for SockAddr {
     fn peer_port(&self) -> Option<Port> {
         // SAFETY: the context is valid, and has a socket.
         let port = unsafe { (*(*self.0).__bindgen_anon_1.sk).dst_port };
-        (port != 0).then_some(Port(port.to_ne_bytes()))
+        (port != 0).then_some(Port::from_half(port))
     }
 
     #[inline(always)]

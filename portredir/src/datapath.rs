@@ -462,7 +462,7 @@ impl Datapath {
         let map = ebpf.map(name).expect("the object has the map");
         let local = BpfHashMap::<_, Addr, u8>::try_from(map).map_err(map_error(name))?;
         let local = local.iter().filter_map(Result::ok);
-        let local = local.map(|(addr, reach)| (addr.0, reach)).collect();
+        let local = local.map(|(addr, reach)| (addr.octets(), reach)).collect();
         let flows = map_fd(&ebpf, "FLOWS", |fd| Flows::new(fd, shares, seed))?;
         let ports = map_fd(&ebpf, "PORTS", |fd| Mapped::new(fd, PortEntry::COUNT))?;
         let own = map_fd(&ebpf, "OWN", |fd| Mapped::new(fd, OWN_PLACES))?;
@@ -595,7 +595,7 @@ impl Datapath {
         let mut result = Ok(());
         for (addr, reach) in addrs {
             if local.get(addr) != Some(reach) {
-                let inserted = map.insert(Addr(*addr), reach, 0);
+                let inserted = map.insert(Addr::new(*addr), reach, 0);
                 if inserted.is_ok() {
                     local.insert(*addr, *reach);
                 }
@@ -604,7 +604,7 @@ impl Datapath {
         }
         local.retain(|addr, _| {
             let is_kept = addrs.contains_key(addr);
-            is_kept || map.remove(&Addr(*addr)).is_err()
+            is_kept || map.remove(&Addr::new(*addr)).is_err()
         });
         self.local = local;
         self.set_own();
@@ -621,14 +621,14 @@ impl Datapath {
             .into_iter()
             .filter(|(_, reach)| **reach == local::ANYWHERE)
         {
-            let place = &mut own[own_place(Addr(*addr)) as usize];
+            let place = &mut own[own_place(Addr::new(*addr)) as usize];
             if let Some(unused) = place.iter_mut().find(|addr| **addr == Addr::default()) {
-                *unused = Addr(*addr);
+                *unused = Addr::new(*addr);
             }
         }
         for (words, addrs) in self.own.iter().zip(own) {
             for (words, addr) in words.chunks_exact(2).zip(addrs) {
-                let [first, second] = addr.words();
+                let [first, second] = addr.long_words();
                 if words[0].load(Relaxed) != first || words[1].load(Relaxed) != second {
                     // Never half of one address and half of another.
                     words[1].store(0, Relaxed);

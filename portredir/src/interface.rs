@@ -236,7 +236,7 @@ fn are_bridges_tracked() -> bool {
 #[must_use]
 pub const fn to_bytes(addr: IpAddr) -> [u8; 16] {
     match addr {
-        IpAddr::V4(addr) => Addr::v4(addr.octets()).0,
+        IpAddr::V4(addr) => Addr::v4(addr.octets()).octets(),
         IpAddr::V6(addr) => addr.octets(),
     }
 }

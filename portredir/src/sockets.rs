@@ -71,8 +71,8 @@ fn tcp_socket(id: &SocketId) -> TcpSocket {
     let version = if is_v4 { Version::V4 } else { Version::V6 };
     TcpSocket {
         key: FlowKey {
-            client: Addr(to_bytes(id.destination_address)),
-            local: Addr(to_bytes(id.source_address)),
+            client: Addr::new(to_bytes(id.destination_address)),
+            local: Addr::new(to_bytes(id.source_address)),
             client_port: Port::new(id.destination_port),
             local_port: Port::new(id.source_port),
             protocol: Protocol::Tcp as u8,

@@ -310,7 +310,7 @@ impl Table {
             let group = u32::from(u16::MAX) + 1 + u32::try_from(self.addrs.len()).expect("few");
             let key = AddrKey {
                 set,
-                addr: Addr(to_bytes(addr)),
+                addr: Addr::new(to_bytes(addr)),
             };
             self.addrs.insert(key, group);
             rules.extend(&general);
@@ -383,7 +383,7 @@ impl Table {
                 let key = SourceKey {
                     group,
                     version,
-                    client: Addr(to_bytes(net.addr())),
+                    client: Addr::new(to_bytes(net.addr())),
                 };
                 let prefix = SourceKey::PREFIX + mapped + u32::from(net.prefix_len());
                 self.sources.insert((prefix, key), candidates);

@@ -157,8 +157,8 @@ fn addresses_reach_as_far_as_they_should() {
         (Addr::v4([127, 0, 0, 1]), true, false),
         (Addr::v4([127, 255, 1, 2]), true, false),
         (Addr::v4([126, 0, 0, 1]), false, false),
-        (Addr(Ipv6Addr::LOCALHOST.octets()), true, false),
-        (Addr([127; 16]), false, false),
+        (Addr::new(Ipv6Addr::LOCALHOST.octets()), true, false),
+        (Addr::new([127; 16]), false, false),
     ] {
         assert_eq!(lo.is_local(&addr), on_lo, "{addr:?}");
         assert_eq!(other.is_local(&addr), elsewhere, "{addr:?}");

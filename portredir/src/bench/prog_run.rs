@@ -220,7 +220,7 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
     )?)?;
     let generation = datapath.generation()?;
     datapath.set_on(generation, &BTreeMap::new())?;
-    let hosts = [true, false].map(|is_ipv4| (addr(is_ipv4, HOST).0, local::ANYWHERE));
+    let hosts = [true, false].map(|is_ipv4| (addr(is_ipv4, HOST).octets(), local::ANYWHERE));
     datapath.set_local(&HashMap::from(hosts))?;
     let last = u16::try_from(rules.len() - 1)?;
     for kind in KINDS {

@@ -21,7 +21,7 @@ fn look_up(table: &Table, packet: &Probe) -> Option<(u16, u16)> {
     let set = AddrKey::set(entry);
     let key = AddrKey {
         set,
-        addr: Addr(to_bytes(packet.local)),
+        addr: Addr::new(to_bytes(packet.local)),
     };
     let group = table.addrs.get(&key).copied().unwrap_or(set);
     let version = if packet.client.is_ipv4() { 4 } else { 6 };
@@ -30,7 +30,7 @@ fn look_up(table: &Table, packet: &Probe) -> Option<(u16, u16)> {
         let key = SourceKey {
             group,
             version,
-            client: Addr(cut(client, length)),
+            client: Addr::new(cut(client, length)),
         };
         table.sources.get(&(SourceKey::PREFIX + length, key))
     })?;

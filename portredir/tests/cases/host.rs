@@ -32,8 +32,15 @@ impl Frame for Bytes<'_> {
         self.0.len()
     }
 
-    fn at<const N: usize>(&mut self, offset: usize) -> Option<[u8; N]> {
-        self.0.get(offset..)?.first_chunk().copied()
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let bytes = self.0.get(offset..offset + 4 * N)?;
+        let words = std::array::from_fn(|i| *bytes[4 * i..].first_chunk().expect("a word"));
+        Some(words.map(u32::from_ne_bytes))
+    }
+
+    fn half(&self, offset: usize) -> Option<u16> {
+        let bytes = self.0.get(offset..)?.first_chunk()?;
+        Some(u16::from_ne_bytes(*bytes))
     }
 
     fn set_port(
@@ -43,12 +50,14 @@ impl Frame for Bytes<'_> {
         to: Port,
         check: Check,
     ) -> Result<(), Reason> {
-        let port = self.at::<2>(offset).ok_or(Reason::WriteFailed)?;
-        let sum = self.at::<2>(check.offset).ok_or(Reason::WriteFailed)?;
-        assert_eq!(port, from.0, "the datapath read another port");
-        let sum = check.kind.update(sum, from.0, to.0);
+        let port = self.half(offset).ok_or(Reason::WriteFailed)?;
+        let sum = self.half(check.offset).ok_or(Reason::WriteFailed)?;
+        assert_eq!(port, from.half(), "the datapath read another port");
+        let sum = check
+            .kind
+            .update(sum.to_ne_bytes(), from.bytes(), to.bytes());
         self.0[check.offset..check.offset + 2].copy_from_slice(&sum);
-        self.0[offset..offset + 2].copy_from_slice(&to.0);
+        self.0[offset..offset + 2].copy_from_slice(&to.bytes());
         Ok(())
     }
 }
@@ -175,7 +184,7 @@ impl fmt::Debug for Tables {
 
 /// A key in words.
 fn show(key: &FlowKey) -> String {
-    let ip = |addr: Addr| Ipv6Addr::from(addr.0).to_canonical();
+    let ip = |addr: Addr| Ipv6Addr::from(addr.octets()).to_canonical();
     let FlowKey {
         client,
         local,
@@ -378,9 +387,9 @@ impl Host for Mock {
 
 impl redirect::Tables for Mock {
     fn is_local(&self, addr: &Addr) -> bool {
-        let is_loopback =
-            matches!(addr.0, [.., 0xff, 0xff, 127, _, _, _]) && addr.0[..10] == [0; 10];
-        match self.local.get(&addr.0) {
+        let is_loopback = matches!(addr.octets(), [.., 0xff, 0xff, 127, _, _, _])
+            && addr.octets()[..10] == [0; 10];
+        match self.local.get(&addr.octets()) {
             Some(&local::ANYWHERE) => true,
             Some(_) => self.iface == Iface::Lo,
             None => is_loopback && self.iface == Iface::Lo,
@@ -394,7 +403,7 @@ impl redirect::Tables for Mock {
     /// In its own way, by the words of the documentation: what compiles the
     /// conditions is under test too.
     fn choose(&self, _: PortEntry, key: &FlowKey, port: Port) -> Option<Choice> {
-        let ip = |addr: Addr| IpAddr::from(addr.0).to_canonical();
+        let ip = |addr: Addr| IpAddr::from(addr.octets()).to_canonical();
         let (local, client) = (ip(key.local), ip(key.client));
         let iface = if self.iface == Iface::Lo { "lo" } else { OTHER };
         let rules = self.setup.parsed();

@@ -405,10 +405,10 @@ pub fn table() -> Vec<Case> {
 pub fn local_addrs() -> HashMap<[u8; 16], u8> {
     let second = IpAddr::from([192, 0, 2, 2]);
     let loopback = IpAddr::from(Ipv6Addr::LOCALHOST);
-    let anywhere = [SERVER4, SERVER6, second].map(|ip| (addr(ip).0, local::ANYWHERE));
+    let anywhere = [SERVER4, SERVER6, second].map(|ip| (addr(ip).octets(), local::ANYWHERE));
     anywhere
         .into_iter()
-        .chain([(addr(loopback).0, local::LOOPBACK)])
+        .chain([(addr(loopback).octets(), local::LOOPBACK)])
         .collect()
 }
 
@@ -416,7 +416,7 @@ pub fn local_addrs() -> HashMap<[u8; 16], u8> {
 pub fn addr(ip: IpAddr) -> Addr {
     match ip {
         IpAddr::V4(ip) => Addr::v4(ip.octets()),
-        IpAddr::V6(ip) => Addr(ip.octets()),
+        IpAddr::V6(ip) => Addr::new(ip.octets()),
     }
 }
 

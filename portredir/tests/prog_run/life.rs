@@ -270,7 +270,7 @@ pub fn address(rigs: &mut Rigs) {
     let rig = rigs.get(RULES);
     namespace::enter();
     let mut addrs = local_addrs();
-    let reach = addrs.remove(&addr(SERVER4).0).expect("it is there");
+    let reach = addrs.remove(&addr(SERVER4).octets()).expect("it is there");
     for (addrs, expected) in [(addrs, Some(Reason::NotLocal)), (local_addrs(), None)] {
         rig.datapath().set_local(&addrs).expect("fill LOCAL");
         for program in ingress() {

@@ -71,13 +71,15 @@ fn registered(datapath: &mut Datapath) -> BTreeMap<[u8; 16], usize> {
     for key in map.keys() {
         let key = key.expect("a key");
         assert_eq!(key.port.get(), 8080);
-        *count.entry(key.addr.0).or_default() += 1;
+        *count.entry(key.addr.octets()).or_default() += 1;
     }
     count
 }
 
 fn expect(datapath: &mut Datapath, expected: &[(IpAddr, usize)]) {
-    let expected = expected.iter().map(|(ip, count)| (addr(*ip).0, *count));
+    let expected = expected
+        .iter()
+        .map(|(ip, count)| (addr(*ip).octets(), *count));
     assert_eq!(registered(datapath), expected.collect());
 }
 

@@ -89,8 +89,8 @@ pub enum Held {
 pub fn open(sockets: &[(FlowKey, Socket)]) -> Vec<Held> {
     let ends = |key: &FlowKey| {
         let addr = |ip: [u8; 16], port| SocketAddr::new(IpAddr::from(ip).to_canonical(), port);
-        let client = addr(key.client.0, key.client_port.get());
-        (client, addr(key.local.0, key.local_port.get()))
+        let client = addr(key.client.octets(), key.client_port.get());
+        (client, addr(key.local.octets(), key.local_port.get()))
     };
     let mut addrs = Vec::new();
     for (key, _) in sockets {

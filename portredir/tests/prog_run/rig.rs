@@ -175,7 +175,7 @@ impl Rig {
                 if is_remapped {
                     let mut given = self.ports("GIVEN");
                     given
-                        .insert(*key, flow.client_port.0, 0)
+                        .insert(*key, flow.client_port.bytes(), 0)
                         .expect("insert a port");
                 }
                 let (bucket, hash) = self.datapath.flows().bucket(table, key);
@@ -189,7 +189,7 @@ impl Rig {
         for (key, port) in &tables.remap {
             self.note_remapped(key, 1);
             let mut remap = self.ports("REMAP");
-            remap.insert(*key, port.0, 0).expect("insert a port");
+            remap.insert(*key, port.bytes(), 0).expect("insert a port");
         }
     }
 
@@ -211,7 +211,9 @@ impl Rig {
         let given = given.expect("read the ports");
         let mut tables = Tables::default();
         for (key, port) in remap.expect("read the ports") {
-            tables.remap.insert(key, Port(port));
+            tables
+                .remap
+                .insert(key, Port::from_half(u16::from_ne_bytes(port)));
         }
         let to_targets = |key: FlowKey| {
             let ports = self.targets.iter().copied().chain([key.local_port]);
@@ -243,7 +245,9 @@ impl Rig {
                 }
                 if let Some(entry) = flows.entry(table, key) {
                     let own = given.get(key).filter(|_| entry.is_remapped());
-                    let client_port = own.map_or(key.client_port, |port| Port(*port));
+                    let client_port = own.map_or(key.client_port, |port| {
+                        Port::from_half(u16::from_ne_bytes(*port))
+                    });
                     found.insert(*key, entry.flow(client_port));
                 }
             }

@@ -36,7 +36,7 @@ pub const fn addr(is_ipv4: bool, last: u8) -> Addr {
     if is_ipv4 {
         Addr::v4([192, 0, 2, last])
     } else {
-        Addr([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last])
+        Addr::new([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last])
     }
 }
 
@@ -87,10 +87,10 @@ impl Kind {
                 0,
                 0,
             ]);
-            packet.extend([&src.0[12..], &dst.0[12..]].concat());
+            packet.extend([&src.octets()[12..], &dst.octets()[12..]].concat());
         } else {
             packet.extend([0x86, 0xdd, 0x60, 0, 0, 0, high, low, protocol, 64]);
-            packet.extend([src.0, dst.0].concat());
+            packet.extend([src.octets(), dst.octets()].concat());
         }
         packet.extend(payload);
         packet
