@@ -615,9 +615,7 @@ pub const fn own_place(addr: Addr) -> u32 {
     // The 64-bit golden ratio; user space alone fills the map, so nobody
     // gains by addresses that meet.
     let mixed = (low ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    #[expect(clippy::cast_possible_truncation, reason = "12 bits are left")]
-    let place = (mixed >> (64 - 12)) as u32;
-    place
+    (mixed >> (64 - 12)) as u32
 }
 
 /// How many places `OWN` has.
@@ -632,7 +630,6 @@ pub const fn remapped_place(client: Addr, port: Port) -> (u32, usize) {
     let [low, high] = client.long_words();
     let port = port.half() as u64;
     let mixed = (low ^ high ^ port << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
     let place = (mixed >> (64 - 16)) as u32;
     (place >> 6, place as usize & 63)
 }

@@ -102,7 +102,6 @@ impl Hash {
     }
 
     /// The bucket among `count`.
-    #[expect(clippy::cast_possible_truncation, reason = "it is below `count`")]
     #[inline(always)]
     const fn bucket(self, count: u32) -> u32 {
         let low = self.0 & 0xffff_ffff;
@@ -150,7 +149,8 @@ impl Shares {
     /// them, 1 in 8000 (Poisson distribution).
     #[must_use]
     pub const fn new(tcp_flows: u32, udp_flows: u32) -> Self {
-        const PER_BUCKET: u32 = PLACES as u32 / 2;
+        const PER_BUCKET: u32 = 8 / 2;
+        const { assert!(PLACES == 8) };
         let udp = udp_flows.div_ceil(PER_BUCKET);
         Self {
             tcp: tcp_flows.div_ceil(PER_BUCKET),
@@ -372,7 +372,6 @@ impl<W: Word> Bucket<W> {
             let waste = Entry(word.load()).waste::<W>(now) << 3 | i;
             best = W::larger(best, waste);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "three bits")]
         let place = (best & 7) as usize;
         // Nobody must take one flow's second word for another's.
         self.entries[place].store(0);

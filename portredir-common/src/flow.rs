@@ -261,10 +261,9 @@ pub fn redirect_tcp<H: Host>(
         && original.is(&flow)
     {
         refresh(host, Table::Tcp, key, flow, now);
-        return Ok(Admitted::begun(
-            original.client_port,
-            syn.0 && host.socket(key) != Socket::Connection,
-        ));
+        // The client may use a port again; a repeated SYN has a socket.
+        let is_new = syn.0 && host.socket(key) != Socket::Connection;
+        return Ok(Admitted::begun(original.client_port, is_new));
     }
     let begun = host.flow(Table::Syn, key);
     if let Some(begun) = begun

@@ -219,7 +219,8 @@ impl Packet {
             _ => return Err(Reason::NoRule),
         };
         let is_v6 = word & Self::V6 != 0;
-        let offset = |shift: u32| (word >> shift) as usize & MAX_OFFSET;
+        #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
+        let offset = |shift: u32| usize::from((word >> shift) as u16) & MAX_OFFSET;
         Ok(Self {
             version: if is_v6 { Version::V6 } else { Version::V4 },
             network: offset(0),

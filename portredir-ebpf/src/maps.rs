@@ -246,7 +246,8 @@ impl<C: Context> Tables for Kernel<C> {
         if let Some([first, second]) = OWN.get(own_place(*addr))
             && (first.is(*addr) || second.is(*addr))
         {
-            return true;
+            // A place that is not used looks like this address.
+            return !addr.is(Addr::V6_ANY);
         }
         is_in_local(addr, self.0.ifindex())
     }

@@ -341,12 +341,12 @@ pub struct Options {
     #[arg(env = "PORTREDIR_DRAIN_TIMEOUT", hide_env = true)]
     pub drain_timeout: Option<Duration>,
 
-    /// TCP flows to remember; 120 bytes of kernel memory each [default: 262144].
+    /// TCP flows to remember; 32 bytes of kernel memory each [default: 262144].
     #[arg(long, value_name = "N", value_parser = flows(), hide_short_help = true)]
     #[arg(env = "PORTREDIR_MAX_TCP_FLOWS", hide_env = true)]
     pub max_tcp_flows: Option<u32>,
 
-    /// UDP flows, and TCP flows without a connection yet, to remember; 120
+    /// UDP flows, and TCP flows without a connection yet, to remember; 32
     /// bytes of kernel memory each, twice [default: 65536].
     #[arg(long, value_name = "N", value_parser = flows(), hide_short_help = true)]
     #[arg(env = "PORTREDIR_MAX_UDP_FLOWS", hide_env = true)]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use nix::sys::socket::setsockopt;
-use portredir_common::abi::{FlowKey, Protocol};
+use portredir_common::abi::{Flow, FlowKey, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::Link;
 
@@ -195,7 +195,11 @@ pub fn no_free_port(_: &mut Rigs) {
     let mut rig = Rig::new(Setup::of(RULES), sizes);
     let mut flows = HashMap::new();
     for port in (1024..=u16::MAX).chain([80]) {
-        flows.insert(key4(Protocol::Udp, port, 8080), seen(8080, 0));
+        let flow = Flow {
+            client_port: Port::new(port),
+            ..seen(8080, 0)
+        };
+        flows.insert(key4(Protocol::Udp, port, 8080), flow);
     }
     let all = Tables {
         udp: flows,

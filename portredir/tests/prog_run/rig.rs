@@ -223,26 +223,21 @@ impl Rig {
             client_port: *port,
             ..*original
         });
-        let mut keys: Vec<_> = key
+        let keys: Vec<_> = key
             .into_iter()
             .chain(remapped)
             .flat_map(to_targets)
             .collect();
-        for table in FLOWS {
-            keys.extend(self.tables.get(table).keys());
-        }
         let flows = self.datapath.flows();
         for table in FLOWS {
             let found = tables.get_mut(table);
-            for key in &keys {
-                let protocol = if table == Table::Udp {
-                    Protocol::Udp
-                } else {
-                    Protocol::Tcp
-                };
-                if key.protocol != protocol as u8 {
-                    continue;
-                }
+            let protocol = match table {
+                Table::Udp => Protocol::Udp,
+                Table::Syn | Table::Tcp => Protocol::Tcp,
+            };
+            let keys = keys.iter().filter(|key| key.protocol == protocol as u8);
+            // What was there before may be in the wrong table.
+            for key in keys.chain(self.tables.get(table).keys()) {
                 if let Some(entry) = flows.entry(table, key) {
                     let own = given.get(key).filter(|_| entry.is_remapped());
                     let client_port = own.map_or(key.client_port, |port| {
@@ -380,7 +375,7 @@ fn key(program: Program, packet: &[u8]) -> Option<FlowKey> {
     let Payload::Ports(protocol) = headers.payload else {
         return None;
     };
-    let (src_port, dst_port) = headers.ports(&mut frame).ok()?;
+    let (src_port, dst_port) = headers.ports(&frame).ok()?;
     let (end, client_port, local_port) = match program.hook {
         Hook::Ingress => (End::Dst, src_port, dst_port),
         Hook::Egress => (End::Src, dst_port, src_port),
@@ -388,7 +383,7 @@ fn key(program: Program, packet: &[u8]) -> Option<FlowKey> {
     Some(FlowKey {
         client_port,
         local_port,
-        ..headers.key(&mut frame, end, protocol).ok()?
+        ..headers.key(&frame, end, protocol).ok()?
     })
 }
 
