@@ -68,15 +68,13 @@ pub trait SocketCache {
 /// Handles a packet that came in.
 #[inline(always)]
 pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Reason {
-    let packet = match Packet::parse(frame, link) {
+    let mut packet = match Packet::parse(frame, link) {
         Ok(packet) => packet,
         Err(reason) => return reason,
     };
-    match Hit::look_up(frame, tables, packet, Direction::In) {
+    match Hit::look_up(frame, tables, &mut packet, Direction::In) {
         Ok(None) => icmp::ingress(frame, tables, &packet),
-        Ok(Some(hit)) => match redirect(frame, tables, &hit) {
-            Ok(reason) | Err(reason) => reason,
-        },
+        Ok(Some(hit)) => redirect(frame, tables, &packet, &hit),
         Err(reason) => reason,
     }
 }
@@ -84,15 +82,13 @@ pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Re
 /// Handles a packet that goes out.
 #[inline(always)]
 pub fn egress<F: Frame, T: Tables + SocketCache>(frame: &mut F, tables: &T, link: Link) -> Reason {
-    let packet = match Packet::parse(frame, link) {
+    let mut packet = match Packet::parse(frame, link) {
         Ok(packet) => packet,
         Err(reason) => return reason,
     };
-    match Hit::look_up(frame, tables, packet, Direction::Out) {
+    match Hit::look_up(frame, tables, &mut packet, Direction::Out) {
         Ok(None) => icmp::egress(frame, tables, &packet),
-        Ok(Some(hit)) => match restore(frame, tables, &hit) {
-            Ok(reason) | Err(reason) => reason,
-        },
+        Ok(Some(hit)) => restore(frame, tables, &packet, &hit),
         Err(reason) => reason,
     }
 }
@@ -105,8 +101,11 @@ enum Direction {
 }
 
 /// A TCP or UDP packet whose port of this host some rule is about.
+///
+/// Apart from the packet, which ICMP needs as well: a BPF program has 512 bytes
+/// of stack for all its calls, and Linux 6.1 counts each in multiples of 32
+/// (`check_max_stack_depth_subprog` in kernel/bpf/verifier.c).
 struct Hit {
-    packet: Packet,
     protocol: Protocol,
     src_port: Port,
     dst_port: Port,
@@ -119,7 +118,7 @@ impl Hit {
     fn look_up<F: Frame, T: Tables>(
         frame: &mut F,
         tables: &T,
-        packet: Packet,
+        packet: &mut Packet,
         direction: Direction,
     ) -> Result<Option<Self>, Reason> {
         let Payload::Ports(protocol) = packet.payload else {
@@ -137,9 +136,8 @@ impl Hit {
         if entry.flags & is_wanted == 0 {
             return Err(Reason::NoRule);
         }
-        let packet = packet.opaque(frame);
+        *packet = packet.opaque(frame);
         Ok(Some(Self {
-            packet,
             protocol,
             src_port,
             dst_port,
@@ -149,12 +147,36 @@ impl Hit {
 }
 
 // What follows runs for packets of rules alone. It is not inlined, to have a
-// BPF stack frame of its own.
+// BPF stack frame of its own. It returns what fits in a register: behind a
+// result that does not, the verifier may find a stack pointer in that register.
 
 #[inline(never)]
-fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result<Reason, Reason> {
+fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet, hit: &Hit) -> Reason {
+    match try_redirect(frame, tables, packet, hit) {
+        Ok(reason) | Err(reason) => reason,
+    }
+}
+
+#[inline(never)]
+fn restore<F: Frame, T: Tables + SocketCache>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet,
+    hit: &Hit,
+) -> Reason {
+    match try_restore(frame, tables, packet, hit) {
+        Ok(reason) | Err(reason) => reason,
+    }
+}
+
+#[inline(always)]
+fn try_redirect<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet,
+    hit: &Hit,
+) -> Result<Reason, Reason> {
     let Hit {
-        packet,
         protocol,
         src_port,
         dst_port,
@@ -178,7 +200,7 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
     key.client_port = src_port;
     let syn = match protocol {
         Protocol::Udp => IsSyn(true),
-        Protocol::Tcp => is_syn(frame, &packet)?,
+        Protocol::Tcp => is_syn(frame, packet)?,
     };
     let mut original = Original {
         dialled_port: dst_port,
@@ -266,14 +288,14 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, hit: &Hit) -> Result
     }
 }
 
-#[inline(never)]
-fn restore<F: Frame, T: Tables + SocketCache>(
+#[inline(always)]
+fn try_restore<F: Frame, T: Tables + SocketCache>(
     frame: &mut F,
     tables: &T,
+    packet: &Packet,
     hit: &Hit,
 ) -> Result<Reason, Reason> {
     let Hit {
-        packet,
         protocol,
         src_port,
         dst_port,
