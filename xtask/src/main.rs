@@ -9,6 +9,7 @@ mod process;
 mod report;
 mod setup;
 mod sources;
+mod stack;
 mod test;
 mod toolchain;
 mod vm;
