@@ -229,14 +229,17 @@ fn there(vm: &Vm, program: &Program, args: &[String], options: &Options) -> Resu
     ];
     if vm.is_emulated() {
         env.push(format!("TEST_SLOWNESS={}", Vm::SLOWNESS));
-        if !options.all {
+        if !options.all && options.args.is_empty() {
             env.push("TEST_SUBSET=1".to_owned());
         }
     }
     let path = program.path.display().to_string();
     let mut words = vec![path.as_str()];
     words.extend(args.iter().map(String::as_str));
-    vm.command(&program.package, &env, &words)
+    let is_long = vm.is_emulated() && options.all;
+    let hours = if is_long { 12 } else { 2 };
+    let limit = Duration::from_secs(hours * 3600);
+    vm.command(limit, &program.package, &env, &words)
 }
 
 /// Counts what it prints; whether it came to its end.

@@ -16,10 +16,6 @@ use self::accel::Accel;
 use self::package::Package;
 use crate::root;
 
-/// How long a guest may live. Most of an hour is what the emulation of all tests
-/// takes.
-const LIMIT: Duration = Duration::from_secs(90 * 60);
-
 /// Modules that the tests use, and that nothing loads when it is asked for.
 const MODULES: &str = "virtio_net br_netfilter tun";
 
@@ -56,8 +52,15 @@ impl Vm {
     }
 
     /// A command that runs a program as root in a new guest, whose output becomes
-    /// its own. `env` is as in a shell: `NAME=value`.
-    pub fn command(&self, folder: &Path, env: &[String], program: &[&str]) -> Result<Command> {
+    /// its own, and that ends the guest after some time. `env` is as in a shell:
+    /// `NAME=value`.
+    pub fn command(
+        &self,
+        limit: Duration,
+        folder: &Path,
+        env: &[String],
+        program: &[&str],
+    ) -> Result<Command> {
         let words: Vec<_> = env.iter().map(|word| quote(word)).collect();
         let program: Vec<_> = program.iter().map(|word| quote(word)).collect();
         let script = format!(
@@ -66,7 +69,7 @@ impl Vm {
             words.join(" "),
             program.join(" ")
         );
-        boot(&self.package, self.accel.name(), LIMIT, &script)
+        boot(&self.package, self.accel.name(), limit, &script)
     }
 
     /// The last that the kernel said, for when a guest died.
@@ -99,7 +102,8 @@ fn boot(package: &Package, accel: &str, limit: Duration, script: &str) -> Result
         .with_context(|| format!("write {}", initramfs.display()))?;
 
     let mut qemu = Command::new("timeout");
-    qemu.arg("--kill-after=10")
+    // In the foreground, so that Ctrl-C reaches it.
+    qemu.args(["--foreground", "--kill-after=10"])
         .arg(limit.as_secs().to_string())
         .arg("qemu-system-x86_64")
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
@@ -107,10 +111,11 @@ fn boot(package: &Package, accel: &str, limit: Duration, script: &str) -> Result
         .args(["-accel", accel]);
     let mut append = String::from("console=ttyS0 quiet panic=-1");
     if accel == "tcg" {
-        // The emulation of these is slow: string instructions byte by byte, a
-        // fifth level of pages. 112 is X86_FEATURE_REP_GOOD.
+        // Left out is what is slow to emulate and tests nothing of ours: string
+        // instructions, which go byte by byte (112 is X86_FEATURE_REP_GOOD), a
+        // fifth level of pages, memory that is cleared beforehand.
         qemu.args(["-cpu", "max,-erms,-fsrm,-la57"]);
-        append += " mitigations=off clearcpuid=112";
+        append += " mitigations=off init_on_alloc=0 clearcpuid=112";
     } else {
         qemu.args(["-cpu", "max"]);
     }
