@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::toolchain::{BPF_LINKER, Toolchain, target_dir};
-use crate::{process, root, sources};
+use crate::{process, root, sources, stack};
 
 /// What made the object, in `portredir.bpf.json`.
 #[derive(Serialize, Deserialize)]
@@ -117,6 +117,7 @@ fn compile() -> Result<(Vec<u8>, Record)> {
     })?;
     let built = target_dir().join("bpfel-unknown-none/release/portredir-ebpf");
     let object = strip(&fs::read(built).context("read the linker's object")?)?;
+    stack::check(&object)?;
     let record = Record {
         sources_sha256,
         object_sha256: sha256(&object),
@@ -169,5 +170,11 @@ mod tests {
             sha256(&object),
             "portredir.bpf.o and portredir.bpf.json differ: run cargo xtask build-ebpf"
         );
+    }
+
+    #[test]
+    fn stack_is_enough_for_older_kernels() {
+        let object = fs::read(object_path()).expect("run cargo xtask build-ebpf");
+        stack::check(&object).expect("little stack");
     }
 }

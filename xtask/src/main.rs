@@ -9,8 +9,10 @@ mod process;
 mod report;
 mod setup;
 mod sources;
+mod stack;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -39,9 +41,8 @@ enum Task {
     Test {
         /// What to run; everything when none is named.
         tiers: Vec<test::Tier>,
-        /// Do not look for, or install, the programs that the tests call.
-        #[arg(long)]
-        no_setup: bool,
+        #[command(flatten)]
+        options: test::Options,
     },
     /// Check formatting, lints and docs; a warning is an error.
     Lint,
@@ -54,6 +55,9 @@ enum Task {
         /// services when it installs them.
         #[arg(long, conflicts_with = "ebpf")]
         bench: bool,
+        /// What `test --kernel` needs, instead.
+        #[arg(long, conflicts_with_all = ["ebpf", "bench"])]
+        kernel: bool,
         /// Only tell what is missing.
         #[arg(long)]
         check: bool,
@@ -94,7 +98,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Run { args } => cargo::run(&args)?,
-        Task::Test { tiers, no_setup } => return test::test(&tiers, no_setup),
+        Task::Test { tiers, options } => return test::test(&tiers, &options),
         Task::Lint => lint::lint()?,
         Task::Setup {
             ebpf: true, check, ..
@@ -102,6 +106,11 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Setup {
             bench: true, check, ..
         } => setup::bench_tools(check)?,
+        Task::Setup {
+            kernel: true,
+            check,
+            ..
+        } => setup::kernel_tools(check)?,
         Task::Setup { check, .. } => setup::test_tools(check)?,
         Task::BuildEbpf { check: false } => ebpf::build()?,
         Task::BuildEbpf { check: true } => ebpf::check()?,

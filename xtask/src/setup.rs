@@ -9,7 +9,7 @@ use crate::{cargo, process};
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
 
-const TEST_TOOLS: [Tool; 19] = [
+const TEST_TOOLS: [Tool; 20] = [
     ("bpftool", "bpftool"),
     ("capsh", "libcap2-bin"),
     ("chrt", "util-linux"),
@@ -29,6 +29,7 @@ const TEST_TOOLS: [Tool; 19] = [
     ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
     ("unshare", "util-linux"),
+    ("wg", "wireguard-tools"),
 ];
 
 /// What `portredir bench` compares with, and what starts it.
@@ -48,6 +49,17 @@ const BENCH_TOOLS: [Tool; 10] = [
     ("socat", "socat"),
 ];
 
+/// What boots other kernels, and gets them: Debian's packages.
+const KERNEL_TOOLS: [Tool; 6] = [
+    ("apt-get", "apt"),
+    // Without libraries, which the guest has only later.
+    ("/bin/busybox", "busybox-static"),
+    ("depmod", "kmod"),
+    ("dpkg-deb", "dpkg"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("timeout", "coreutils"),
+];
+
 const DEBIAN_TOOLCHAIN: [Tool; 4] = [
     ("/usr/bin/rustc", "rustc-web"),
     ("/usr/bin/cargo", "cargo-web"),
@@ -63,6 +75,11 @@ pub fn test_tools(check: bool) -> Result<()> {
 /// Installs what the benchmark compares with, or with `check` only tells.
 pub fn bench_tools(check: bool) -> Result<()> {
     provide(&missing(&BENCH_TOOLS), check)
+}
+
+/// Installs what boots other kernels, or with `check` only tells.
+pub fn kernel_tools(check: bool) -> Result<()> {
+    provide(&missing(&KERNEL_TOOLS), check)
 }
 
 /// Installs what `build-ebpf` needs, or with `check` only tells.

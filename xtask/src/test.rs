@@ -6,11 +6,12 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use clap::ValueEnum;
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
 
 use crate::cargo::{self, Program};
 use crate::report::Counts;
+use crate::vm::Vm;
 use crate::{process, setup};
 
 /// A group of tests that need the same things.
@@ -68,29 +69,64 @@ impl Tier {
     }
 }
 
+/// How to run the tests.
+#[derive(Args)]
+pub struct Options {
+    /// Do not look for, or install, the programs that the tests call.
+    #[arg(long)]
+    no_setup: bool,
+    /// Run root's tests on Debian's newest kernel of this series, as 6.1, in a
+    /// virtual machine; may be given more than once.
+    #[arg(long)]
+    kernel: Vec<String>,
+    /// Run all of them also where the machine is emulated, which takes hours.
+    #[arg(long, requires = "kernel")]
+    all: bool,
+    /// Arguments of the test programs, as a part of the names of tests.
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
 /// How a tier went.
 struct Outcome {
     tier: Tier,
+    /// The release of the kernel, unless it is this one.
+    kernel: Option<String>,
     counts: Counts,
     time: Duration,
 }
 
 impl Outcome {
+    fn name(&self) -> String {
+        let name = self.tier.name();
+        let kernel = self.kernel.iter().map(|kernel| format!(" on {kernel}"));
+        format!("{name}{}", kernel.collect::<String>())
+    }
+
     fn is_good(&self) -> bool {
         self.counts.failed == 0 && self.counts.passed > 0
     }
 }
 
 /// Runs the tiers, or all of them, and prints what came of it.
-pub fn test(tiers: &[Tier], no_setup: bool) -> Result<ExitCode> {
-    let is_chosen = |tier: &Tier| tiers.is_empty() || tiers.contains(tier);
+pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
+    let has_kernels = !options.kernel.is_empty();
+    if let Some(tier) = tiers.iter().find(|tier| has_kernels && !tier.needs_root()) {
+        bail!("tier {} depends on no kernel", tier.name());
+    }
+    let is_chosen = |tier: &Tier| {
+        tiers.contains(tier) || (tiers.is_empty() && (!has_kernels || tier.needs_root()))
+    };
     let tiers: Vec<_> = Tier::value_variants()
         .iter()
         .copied()
         .filter(is_chosen)
         .collect();
-    if !no_setup && tiers.iter().any(|tier| tier.needs_root()) {
+    if !options.no_setup && tiers.iter().any(|tier| tier.needs_root()) {
         setup::test_tools(false)?;
+    }
+    if !options.no_setup && has_kernels {
+        setup::kernel_tools(false)?;
     }
     let programs = build(&tiers)?;
     for tier in &tiers {
@@ -101,9 +137,17 @@ pub fn test(tiers: &[Tier], no_setup: bool) -> Result<ExitCode> {
         );
     }
     let mut outcomes = Vec::new();
-    for tier in tiers {
-        let programs = programs.iter().filter(|program| tier.has(program));
-        outcomes.push(run(tier, programs)?);
+    if has_kernels {
+        for series in &options.kernel {
+            let vm = Vm::new(series)?;
+            for &tier in &tiers {
+                outcomes.push(run(tier, &programs, Some(&vm), options)?);
+            }
+        }
+    } else {
+        for &tier in &tiers {
+            outcomes.push(run(tier, &programs, None, options)?);
+        }
     }
     print(&outcomes);
     if outcomes.iter().all(Outcome::is_good) {
@@ -127,21 +171,39 @@ fn build(tiers: &[Tier]) -> Result<Vec<Program>> {
     cargo::build(&args)
 }
 
-fn run<'a>(tier: Tier, programs: impl Iterator<Item = &'a Program>) -> Result<Outcome> {
+fn run(tier: Tier, programs: &[Program], vm: Option<&Vm>, options: &Options) -> Result<Outcome> {
     let start = Instant::now();
-    let mut counts = Counts::default();
-    for program in programs {
-        println!("\n[{}] {}", tier.name(), program.name);
-        run_program(tier, program, &mut counts)?;
-    }
-    Ok(Outcome {
+    let mut outcome = Outcome {
         tier,
-        counts,
-        time: start.elapsed(),
-    })
+        kernel: vm.map(|vm| vm.release().to_owned()),
+        counts: Counts::default(),
+        time: Duration::ZERO,
+    };
+    for program in programs.iter().filter(|program| tier.has(program)) {
+        println!("\n[{}] {}", outcome.name(), program.name);
+        let mut args: Vec<_> = tier.args().iter().copied().map(str::to_owned).collect();
+        args.extend_from_slice(&options.args);
+        let command = match vm {
+            None => here(tier, program, &args),
+            Some(vm) => there(vm, program, &args, options)?,
+        };
+        let counts = &mut outcome.counts;
+        let is_done = run_program(command, program, counts)?;
+        if let Some(vm) = vm.filter(|_| !is_done) {
+            counts.failed += 1;
+            let words = vm.last_words();
+            counts.failures.push(format!(
+                "{}: the machine ended first; its last words:\n{words}",
+                program.name
+            ));
+        }
+    }
+    outcome.time = start.elapsed();
+    Ok(outcome)
 }
 
-fn run_program(tier: Tier, program: &Program, counts: &mut Counts) -> Result<()> {
+/// Runs a test program on this kernel.
+fn here(tier: Tier, program: &Program, args: &[String]) -> Command {
     let mut command = if tier.needs_root() {
         process::as_root("env")
     } else {
@@ -153,9 +215,36 @@ fn run_program(tier: Tier, program: &Program, counts: &mut Counts) -> Result<()>
     command
         .arg(package)
         .arg(&program.path)
-        .args(tier.args())
-        .current_dir(&program.package)
-        .stdout(Stdio::piped());
+        .args(args)
+        .current_dir(&program.package);
+    command
+}
+
+/// Runs it in a virtual machine.
+fn there(vm: &Vm, program: &Program, args: &[String], options: &Options) -> Result<Command> {
+    let mut env = vec![
+        format!("CARGO_MANIFEST_DIR={}", program.package.display()),
+        // They are nobody's: tests may take them.
+        format!("TEST_NICS={}", Vm::NICS),
+    ];
+    if vm.is_emulated() {
+        env.push(format!("TEST_SLOWNESS={}", Vm::SLOWNESS));
+        if !options.all && options.args.is_empty() {
+            env.push("TEST_SUBSET=1".to_owned());
+        }
+    }
+    let path = program.path.display().to_string();
+    let mut words = vec![path.as_str()];
+    words.extend(args.iter().map(String::as_str));
+    let is_long = vm.is_emulated() && options.all;
+    let hours = if is_long { 12 } else { 2 };
+    let limit = Duration::from_secs(hours * 3600);
+    vm.command(limit, &program.package, &env, &words)
+}
+
+/// Counts what it prints; whether it came to its end.
+fn run_program(mut command: Command, program: &Program, counts: &mut Counts) -> Result<bool> {
+    command.stdout(Stdio::piped());
     let context = || format!("run {}", program.path.display());
     let mut child = command.spawn().with_context(context)?;
     let stdout = child.stdout.take().context("read the tests' output")?;
@@ -177,34 +266,35 @@ fn run_program(tier: Tier, program: &Program, counts: &mut Counts) -> Result<()>
         counts.failed += 1;
         counts.failures.push(format!("{}: {status}", program.name));
     }
-    Ok(())
+    Ok(is_done)
 }
 
 /// The table, what was skipped and what failed, and last the line that sums up.
 fn print(outcomes: &[Outcome]) {
-    println!("\ntier      passed  failed  skipped  seconds");
-    for Outcome { tier, counts, time } in outcomes {
+    let names: Vec<_> = outcomes.iter().map(Outcome::name).collect();
+    let width = names.iter().map(String::len).max().unwrap_or(0).max(8);
+    println!("\n{:<width$}  passed  failed  skipped  seconds", "tier");
+    for (name, Outcome { counts, time, .. }) in names.iter().zip(outcomes) {
         println!(
-            "{:<8} {:>7} {:>7} {:>8} {:>8.1}",
-            tier.name(),
+            "{name:<width$} {:>7} {:>7} {:>8} {:>8.1}",
             counts.passed,
             counts.failed,
             counts.skipped,
             time.as_secs_f32()
         );
     }
-    for Outcome { tier, counts, .. } in outcomes {
-        for skip in &counts.skips {
-            println!("skipped: {}: {skip}", tier.name());
+    for (name, outcome) in names.iter().zip(outcomes) {
+        for skip in &outcome.counts.skips {
+            println!("skipped: {name}: {skip}");
         }
     }
     let mut sum = Counts::default();
-    for Outcome { tier, counts, .. } in outcomes {
+    for (name, Outcome { counts, .. }) in names.iter().zip(outcomes) {
         for failure in &counts.failures {
-            println!("failed: {}: {failure}", tier.name());
+            println!("failed: {name}: {failure}");
         }
         if counts.passed + counts.failed == 0 {
-            println!("failed: {}: ran no test", tier.name());
+            println!("failed: {name}: ran no test");
         }
         sum.add(counts);
     }

@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::follow::{SOON, redirect_all, wait_for_loss};
 use crate::lab::{Family, Lab, add_addrs, link};
 use crate::namespace::Namespace;
-use crate::process::{DEADLINE, note, wait_for, wait_within};
+use crate::process::{DEADLINE, note, slow, wait_for, wait_within};
 use crate::redirector::{Redirector, attached};
 use crate::serve::Echo;
 use crate::talk::{Conn, PROTOS, Proto, answers};
@@ -702,7 +702,7 @@ impl<'a> World<'a> {
 
 fn churn(engine: &'static str, selection: Selection, changes: usize) {
     // As long as this many changes may take.
-    DEADLINE.set(Some(Instant::now() + Duration::from_secs(180)));
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(180))));
     let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| {
         let now = std::time::SystemTime::now();

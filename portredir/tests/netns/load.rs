@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::lab::{Family, Lab};
 use crate::namespace::Namespace;
-use crate::process::{DEADLINE, Process, note, wait_for};
+use crate::process::{DEADLINE, Process, note, slow, wait_for};
 use crate::redirector::{Redirector, attached};
 use crate::serve;
 use crate::{Cell, Tests};
@@ -136,7 +136,7 @@ impl<'a> Many<'a> {
 
 /// With `is_resting`, nobody has a connection when we detach.
 fn attach_and_detach(engine: &'static str, times: usize, is_resting: bool) {
-    DEADLINE.set(Some(Instant::now() + Duration::from_secs(480)));
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(480))));
     let cell = Cell {
         engine,
         is_offloaded: true,

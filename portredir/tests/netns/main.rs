@@ -9,7 +9,8 @@
 //!
 //! The tests are in [`traffic`] (for each engine, with and without checksum
 //! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
-//! (every path to a host, as a table), [`socket`] (the engine that rewrites no
+//! (every path to a host, as a table), [`device`]
+//! (kinds of devices, and kernels of different age), [`socket`] (the engine that rewrites no
 //! packets), [`local`] (the host's own clients), [`life`] (start and end),
 //! [`drain`] (what goes on at the end), [`outlive`] (what goes on after it), [`load`] (the same under load),
 //! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
@@ -24,6 +25,7 @@ mod cgroup;
 mod checksum;
 mod coexist;
 mod corner;
+mod device;
 mod drain;
 mod follow;
 mod foreign;
@@ -55,7 +57,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::lab::Family;
-use crate::process::{DEADLINE, NOTES, note};
+use crate::process::{DEADLINE, NOTES, note, slow};
 
 /// A test that takes longer fails.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -79,6 +81,59 @@ pub struct Cell {
     pub is_offloaded: bool,
     /// IP version of client and server.
     pub family: Family,
+}
+
+/// Enough tests to run every program, engine and way to attach, for machines that
+/// are slow: `TEST_SUBSET=1`.
+const SUBSET: [&str; 34] = [
+    // Every program of packets, on every hook.
+    "xdp/tx-off/V6/http",
+    "xdp-generic/tx-on/V4/http",
+    "tc/tx-on/V4/http",
+    "tc-clsact/tx-off/V6/http",
+    "tc/tx-off/V4/path_mtu",
+    "xdp/tx-on/V4/one_client_port",
+    // Kinds of devices.
+    "tc/bridge",
+    "tc/tracked_bridge",
+    "tc/macvlan_neighbours",
+    "tc/tun",
+    "xdp-generic/tun",
+    "xdp/vlan_device",
+    "tc/vlan_device",
+    "tc/bond",
+    "xdp/bond",
+    "tc/dummy",
+    "tc/wireguard",
+    "xdp-generic/wireguard",
+    "xdp/virtio",
+    "tc/virtio",
+    "virtio_jumbo",
+    // Every way to attach, to end and to be followed by another.
+    "xdp/plan_is_kept",
+    "xdp-generic/plan_is_kept",
+    "tc/plan_is_kept",
+    "tc-clsact/plan_is_kept",
+    "tc/kill_9",
+    "tc/up_and_down",
+    "xdp/up_and_down",
+    "tc/three_capabilities",
+    // Sockets, from outside and of this host.
+    "socket/V4/scope",
+    "socket/V6/server_comes_and_goes",
+    "local/connected",
+    "local/unconnected",
+    "local/mptcp_client",
+];
+
+/// Leaves those of the subset, each of which has to be there.
+fn subset(mut tests: Vec<Trial>) -> Vec<Trial> {
+    for name in SUBSET {
+        let is_there = tests.iter().any(|test| test.name() == name);
+        assert!(is_there, "there is no test {name}");
+    }
+    tests.retain(|test| SUBSET.contains(&test.name()));
+    tests
 }
 
 /// The tests to run.
@@ -151,7 +206,7 @@ fn run(tools: &[&str], test: impl FnOnce()) -> Result<Completion, Failed> {
     if let Some(tool) = TOOLS.iter().chain(tools).find(is_missing) {
         return Ok(Completion::ignored_with(format!("needs {tool}")));
     }
-    DEADLINE.set(Some(Instant::now() + LIMIT));
+    DEADLINE.set(Some(Instant::now() + slow(LIMIT)));
     let result = catch_unwind(AssertUnwindSafe(test));
     let notes = NOTES.take();
     match result {
@@ -181,6 +236,7 @@ fn main() -> ExitCode {
     traffic::add(&mut tests);
     path::add(&mut tests);
     paths::add(&mut tests);
+    device::add(&mut tests);
     life::add(&mut tests);
     follow::add(&mut tests);
     report::add(&mut tests);
@@ -194,7 +250,11 @@ fn main() -> ExitCode {
     outlive::add(&mut tests);
     bench::add(&mut tests);
     let is_mounted = mount_bpffs();
-    let conclusion = libtest_mimic::run(&Arguments::from_args(), tests.0);
+    let mut tests = tests.0;
+    if std::env::var_os("TEST_SUBSET").is_some() {
+        tests = subset(tests);
+    }
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), tests);
     if is_mounted {
         let _ = nix::mount::umount("/sys/fs/bpf");
     }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::lab::{Family, Lab, add_addrs};
 use crate::load::{Many, serve_http};
-use crate::process::{DEADLINE, Process, note, wait_for};
+use crate::process::{DEADLINE, Process, note, slow, wait_for};
 use crate::redirector::{PROGRAM, attached, copy_for_everybody};
 use crate::serve::Echo;
 use crate::talk::{Conn, PROTOS, Proto, is_refused};
@@ -1017,7 +1017,7 @@ const KILL_PARTS: u64 = 10;
 /// Kills commands at random moments: what there is afterwards is what there was
 /// before, or what was asked for, and who is not concerned does not notice.
 fn kill(part: u64) {
-    DEADLINE.set(Some(Instant::now() + Duration::from_secs(240)));
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(240))));
     let mut random = random(part);
     let lab = Lab::new(&CELL);
     let server = Echo::start(&lab.host, 8080);
@@ -1136,7 +1136,7 @@ const BODY: usize = 20_000;
 /// Requests by many connections, and a stream, while programs and rules are
 /// replaced again and again.
 fn change_under_load(engine: &'static str) {
-    DEADLINE.set(Some(Instant::now() + Duration::from_secs(240)));
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(240))));
     let cell = Cell {
         engine,
         is_offloaded: true,

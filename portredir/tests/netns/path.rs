@@ -246,7 +246,7 @@ fn vlan_device(cell: &Cell) {
 }
 
 /// All of it, over whatever links client and host.
-fn redirects_all(cell: &Cell, lab: &Lab) {
+pub fn redirects_all(cell: &Cell, lab: &Lab) {
     lab.wait_for_link();
     let _server = serve::http(&lab.host, 8080);
     let echo = Echo::start(&lab.host, 7778);

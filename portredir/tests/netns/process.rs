@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -13,6 +14,16 @@ use nix::unistd::Pid;
 
 /// How long a test waits for one thing.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// As much time on a machine that is slow, as an emulated one:
+/// `TEST_SLOWNESS` says how many times slower it is.
+pub fn slow(time: Duration) -> Duration {
+    static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
+        let text = std::env::var("TEST_SLOWNESS");
+        text.map_or(1, |text| text.parse().expect("TEST_SLOWNESS is a number"))
+    });
+    time * *SLOWNESS
+}
 
 thread_local! {
     /// When this thread's test has to be done.
@@ -36,6 +47,7 @@ pub fn wait_for<T>(what: &str, get: impl FnMut() -> Option<T>) -> T {
 
 /// As [`wait_for`], for what must not take longer than `limit`.
 pub fn wait_within<T>(limit: Duration, what: &str, mut get: impl FnMut() -> Option<T>) -> T {
+    let limit = slow(limit);
     let start = Instant::now();
     loop {
         // Also once after the limit: the machine may have slept, not the thing.

@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::namespace::Namespace;
+use crate::process::slow;
 
 /// Transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl Conn {
             Proto::Tcp => Self::Tcp(fd.into()),
             Proto::Udp => Self::Udp(fd.into()),
         };
-        conn.set_timeout(TIMEOUT)?;
+        conn.set_timeout(slow(TIMEOUT))?;
         Ok(conn)
     }
 
@@ -140,7 +141,8 @@ fn open(proto: Proto, from: u16, to: SocketAddr) -> nix::Result<OwnedFd> {
     };
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     // Linux ends a `connect` with it.
-    setsockopt(&fd, SendTimeout, &TimeVal::seconds(8))?;
+    let timeout = slow(TIMEOUT).as_secs().try_into().unwrap_or(i64::MAX);
+    setsockopt(&fd, SendTimeout, &TimeVal::seconds(timeout))?;
     if from != 0 {
         // For several conversations at once.
         setsockopt(&fd, ReuseAddr, &true)?;
@@ -163,7 +165,7 @@ pub fn answers(namespace: &Namespace, proto: Proto, to: SocketAddr) -> bool {
 
 fn ask(namespace: &Namespace, proto: Proto, to: SocketAddr) -> io::Result<()> {
     let mut conn = Conn::dial(namespace, proto, 0, to)?;
-    conn.set_timeout(Duration::from_millis(100))?;
+    conn.set_timeout(slow(Duration::from_millis(100)))?;
     conn.send(b"anybody there?")?;
     conn.receive(14).map(|_| ())
 }

@@ -37,7 +37,11 @@ pub fn run(rigs: &mut Rigs) {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&u64::to_le_bytes(seed));
     let config = Config {
-        cases: PACKETS,
+        cases: if crate::is_subset() {
+            PACKETS / 12
+        } else {
+            PACKETS
+        },
         failure_persistence: None,
         max_shrink_iters: 4000,
         ..Config::default()

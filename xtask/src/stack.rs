@@ -1,0 +1,130 @@
+//! The stack that the programs need: 512 bytes for a program and all that it
+//! calls. How a call counts depends on the kernel, so that what loads on this
+//! one may be refused by another.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SymbolKind};
+
+/// `MAX_BPF_STACK` in include/linux/filter.h.
+const LIMIT: u32 = 512;
+
+/// What a call's bytes are rounded up to until Linux 6.1 at least, by
+/// `check_max_stack_depth` in kernel/bpf/verifier.c; later it is 16.
+const STEP: u32 = 32;
+
+/// A place in the object: the number of a section, and bytes into it.
+type Place = (usize, u64);
+
+/// A function.
+struct Function {
+    name: String,
+    end: u64,
+    bytes: u32,
+    calls: Vec<Place>,
+}
+
+/// Fails when a program needs more stack than older kernels give.
+pub fn check(object: &[u8]) -> Result<()> {
+    let functions = functions(object)?;
+    for (place, function) in &functions {
+        let (bytes, chain) = need(&functions, *place)?;
+        ensure!(
+            bytes <= LIMIT,
+            "{} needs {bytes} bytes of stack on older kernels, which give {LIMIT}: {}",
+            function.name,
+            chain.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// The bytes of a function with the deepest of its calls, and which those are.
+/// BPF has no recursion.
+fn need(functions: &BTreeMap<Place, Function>, place: Place) -> Result<(u32, Vec<String>)> {
+    let function = functions
+        .get(&place)
+        .context("find a function that is called")?;
+    let mut deepest = (0, Vec::new());
+    for call in &function.calls {
+        deepest = deepest.max(need(functions, *call)?);
+    }
+    let (below, mut chain) = deepest;
+    chain.insert(0, format!("{} in {}", function.bytes, function.name));
+    Ok((below + function.bytes.max(1).next_multiple_of(STEP), chain))
+}
+
+fn functions(object: &[u8]) -> Result<BTreeMap<Place, Function>> {
+    let elf = object::File::parse(object).context("parse the object")?;
+    let mut functions = BTreeMap::new();
+    for symbol in elf.symbols() {
+        if let (SymbolKind::Text, Some(section)) = (symbol.kind(), symbol.section_index()) {
+            let function = Function {
+                name: symbol.name()?.to_owned(),
+                end: symbol.address() + symbol.size(),
+                bytes: 0,
+                calls: Vec::new(),
+            };
+            functions.insert((section.0, symbol.address()), function);
+        }
+    }
+    for (&(index, start), function) in &mut functions {
+        let section = elf.section_by_index(SectionIndex(index))?;
+        let data = section.data()?;
+        let targets: BTreeMap<u64, Place> = section
+            .relocations()
+            .filter_map(|(at, relocation)| {
+                let RelocationTarget::Symbol(symbol) = relocation.target() else {
+                    return None;
+                };
+                let symbol = elf.symbol_by_index(symbol).ok()?;
+                Some((at, (symbol.section_index()?.0, symbol.address())))
+            })
+            .collect();
+        let mut copies_of_r10 = [false; 16];
+        let mut at = start;
+        while at < function.end {
+            let code = usize::try_from(at)?;
+            let code: [u8; 8] = data
+                .get(code..code + 8)
+                .and_then(|code| code.try_into().ok())
+                .context("read an instruction")?;
+            let [op, registers, ..] = code;
+            let (dst, src) = (usize::from(registers & 15), usize::from(registers >> 4));
+            let offset = i32::from(i16::from_le_bytes([code[2], code[3]]));
+            let immediate = i32::from_le_bytes([code[4], code[5], code[6], code[7]]);
+            let mut use_stack = |offset: i32| {
+                if offset < 0 {
+                    function.bytes = function.bytes.max(offset.unsigned_abs());
+                }
+            };
+            match op {
+                // r = r
+                0xbf => copies_of_r10[dst] = src == 10,
+                // r += immediate
+                0x07 if copies_of_r10[dst] => use_stack(immediate),
+                // A call, of ours: of the whole section, with the place in the
+                // immediate, or of a symbol.
+                0x85 if src == 1 => {
+                    let next = i64::try_from(at)? + 8 + i64::from(immediate) * 8;
+                    let call = match targets.get(&at) {
+                        None => (index, u64::try_from(next)?),
+                        Some(&(section, 0)) if immediate != -1 => {
+                            (section, u64::try_from((i64::from(immediate) + 1) * 8)?)
+                        }
+                        Some(&place) => place,
+                    };
+                    function.calls.push(call);
+                }
+                // Loads and stores.
+                _ if op & 7 == 1 && src == 10 => use_stack(offset),
+                _ if matches!(op & 7, 2 | 3) && dst == 10 => use_stack(offset),
+                _ => {}
+            }
+            // A constant of 64 bits takes two.
+            at += if op == 0x18 { 16 } else { 8 };
+        }
+    }
+    Ok(functions)
+}

@@ -1,0 +1,61 @@
+//! Whether the CPU runs guests itself.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::boot;
+use super::package::Package;
+
+/// A boot takes two seconds; where guests of guests are slow, ten.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What QEMU runs a guest with.
+pub enum Accel {
+    /// The CPU.
+    Kvm,
+    /// Emulation.
+    Tcg {
+        /// Why not the CPU.
+        why: String,
+    },
+}
+
+impl Accel {
+    /// Boots with KVM to see whether it works: that it is there says little.
+    pub fn find(package: &Package) -> Result<Self> {
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        let why = match kvm {
+            Err(error) => format!("/dev/kvm: {error}"),
+            Ok(_) => {
+                let output = boot(package, "kvm", PATIENCE, "echo it boots")?.output()?;
+                if String::from_utf8_lossy(&output.stdout).contains("it boots") {
+                    return Ok(Self::Kvm);
+                }
+                let error = String::from_utf8_lossy(&output.stderr);
+                let error = error.lines().next().unwrap_or("no word from it");
+                format!("it does not boot with kvm: {error}")
+            }
+        };
+        Ok(Self::Tcg { why })
+    }
+
+    /// QEMU's name.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg { .. } => "tcg",
+        }
+    }
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kvm => f.write_str("run by the CPU (kvm)"),
+            Self::Tcg { why } => write!(f, "emulated (tcg): {why}"),
+        }
+    }
+}

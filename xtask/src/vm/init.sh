@@ -1,0 +1,24 @@
+#!/bin/busybox sh
+# PID 1 of the guest: makes the host's files its own, then runs what is to be
+# run and ends. Modules that are needed before the host's files are there come
+# with us, the others with those files.
+b=/bin/busybox
+$b mount -t proc proc /proc
+$b modprobe -a virtio_pci virtio_console 9pnet_virtio 9p overlay 2>/dev/null
+$b mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=524288 host /host
+# What is written stays in memory.
+$b mount -t tmpfs tmpfs /written
+$b mkdir /written/upper /written/work
+$b mount -t overlay -o lowerdir=/host,upperdir=/written/upper,workdir=/written/work overlay /root
+for mount in proc:proc sysfs:sys devtmpfs:dev devpts:dev/pts tmpfs:dev/shm tmpfs:run \
+    cgroup2:sys/fs/cgroup bpf:sys/fs/bpf; do
+    $b mkdir -p "/root/${mount#*:}" 2>/dev/null
+    $b mount -t "${mount%:*}" "${mount%:*}" "/root/${mount#*:}"
+done
+release=$($b uname -r)
+$b mkdir -p "/root/lib/modules/$release" /root/run/lock /root/run/tmp
+$b mount --bind "/root$($b cat /modules)" "/root/lib/modules/$release"
+$b cp /run.sh /root/run/run.sh
+$b ip link set lo up
+$b umount /proc
+exec $b switch_root /root /bin/sh /run/run.sh
