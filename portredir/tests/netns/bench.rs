@@ -32,6 +32,7 @@ pub fn add(tests: &mut Tests) {
     });
     tests.add("bench/killed_and_swept_by_the_next", tools, killed);
     tests.add("bench/a_server_elsewhere", tools, remote);
+    tests.add("bench/gates", tools, gates);
 }
 
 fn dir() -> Dir {
@@ -135,6 +136,85 @@ fn measures() {
     );
     let page = fs::read_to_string(&html).expect("the page");
     assert_eq!(page.matches("<svg ").count(), 6);
+}
+
+/// Instructions of a program as the kernel has it; a change that needs more than
+/// a twentieth more of them has to say so here.
+const INSTRUCTIONS: [(&str, f64); 4] = [
+    ("portredir_xdp", 6200.0),
+    ("portredir_frags", 6200.0),
+    ("portredir_in", 6200.0),
+    ("portredir_out", 2150.0),
+];
+
+/// What can be told on a busy machine: that many rules cost no more than one, that
+/// programs have not grown, and that large transfers keep their offloads. What is
+/// timed gets a second try.
+fn gates() {
+    let report = bench_report(&["--tests", "prog-run"]);
+    let figures = |report: &Value, name: &str| {
+        let tables = report["tables"].as_array().expect("tables");
+        let mut lines = tables
+            .iter()
+            .flat_map(|table| table["lines"].as_array().expect("lines"));
+        let line = lines.find(|line| line["name"] == name);
+        line.unwrap_or_else(|| panic!("{name}"))["figures"][0].as_f64()
+    };
+    for (program, limit) in INSTRUCTIONS {
+        let count = figures(&report, program).expect("a number");
+        assert!(count <= limit * 1.05, "{program}: {count} instructions");
+    }
+    let many_to_one = |report: &Value| {
+        let lines = [
+            "xdp: redirected, TCP v4",
+            "xdp: redirected, UDP v6",
+            "tc ingress: redirected, TCP v4",
+            "tc egress: restored, UDP v4",
+            "tc egress: no rule, TCP v4",
+        ];
+        lines.map(|name| {
+            let one = figures(report, name).expect("a right packet");
+            let many = figures(report, &format!("{name}, 10000 rules")).expect("a right packet");
+            (name, many / one)
+        })
+    };
+    let is_flat = |report: &Value| many_to_one(report).iter().all(|(_, ratio)| *ratio <= 1.1);
+    if !is_flat(&report) {
+        let again = bench_report(&["--tests", "prog-run"]);
+        assert!(is_flat(&again), "{:?}", many_to_one(&again));
+    }
+
+    // Native XDP on veth would switch its offloads off, and cost four times as much.
+    let bulk = || {
+        let args = ["--tests", "bulk", "--engine", "auto"];
+        let report = bench_report(&[&args[..], &["--against", "none"]].concat());
+        let tests = report["tests"].as_array().expect("tests").clone();
+        assert_eq!(tests.len(), 2);
+        let rows = tests.iter().map(|test| {
+            let rows = test["rows"].as_array().expect("rows");
+            let ours = rows.iter().find(|row| row["is_ours"] == true);
+            ours.expect("ours")["to_direct"]["median"]
+                .as_f64()
+                .expect("a ratio")
+        });
+        rows.collect::<Vec<_>>()
+    };
+    let is_close = |ratios: &[f64]| ratios.iter().all(|ratio| *ratio <= 1.25);
+    if !is_close(&bulk()) {
+        let again = bulk();
+        assert!(is_close(&again), "{again:?}");
+    }
+}
+
+/// The report of a quick run.
+fn bench_report(args: &[&str]) -> Value {
+    let dir = dir();
+    let json = dir.0.join("report.json").display().to_string();
+    let mut bench = start(&dir, &[&["--quick", "--json", &json], args].concat());
+    let status = wait_within(PATIENCE, "the benchmark", || bench.try_wait());
+    assert!(status.success(), "{status}: {}", bench.err());
+    let report = fs::read(&json).expect("the report");
+    serde_json::from_slice(&report).expect("JSON")
 }
 
 /// As on kernels before 5.18.
