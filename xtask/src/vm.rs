@@ -29,8 +29,9 @@ impl Vm {
     /// The names of two network cards in the guest that are wired to each other.
     pub const NICS: &str = "eth0,eth1";
 
-    /// How much more time things take in a guest that is emulated.
-    pub const SLOWNESS: u32 = 12;
+    /// How much more time things may take in a guest that is emulated, also beside
+    /// other work.
+    pub const SLOWNESS: u32 = 20;
 
     /// Brings the newest kernel of a series, as `6.1`, and finds out how to boot
     /// it here.
