@@ -9,7 +9,7 @@
 //!
 //! The tests are in [`traffic`] (for each engine, with and without checksum
 //! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
-//! (every path to a host, as a table), [`socket`] (the engine that rewrites no
+//! (every path to a host, as a table), [`conformance`] (the same as nftables does, packet by packet), [`socket`] (the engine that rewrites no
 //! packets), [`local`] (the host's own clients), [`life`] (start and end),
 //! [`drain`] (what goes on at the end), [`outlive`] (what goes on after it), [`load`] (the same under load),
 //! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
@@ -23,6 +23,8 @@ mod capture;
 mod cgroup;
 mod checksum;
 mod coexist;
+mod committed;
+mod conformance;
 mod corner;
 mod drain;
 mod follow;
@@ -134,7 +136,7 @@ impl Tests {
     }
 }
 
-struct Skip(String);
+pub struct Skip(String);
 
 /// Ends a test that cannot run here.
 pub fn skip(reason: impl Into<String>) -> ! {
@@ -193,6 +195,7 @@ fn main() -> ExitCode {
     drain::add(&mut tests);
     outlive::add(&mut tests);
     bench::add(&mut tests);
+    conformance::add(&mut tests);
     let is_mounted = mount_bpffs();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), tests.0);
     if is_mounted {
