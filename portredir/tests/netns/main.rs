@@ -195,9 +195,10 @@ fn main() -> ExitCode {
     drain::add(&mut tests);
     outlive::add(&mut tests);
     bench::add(&mut tests);
-    conformance::add(&mut tests);
+    let arguments = Arguments::from_args();
+    conformance::add(&mut tests, arguments.filter.as_deref());
     let is_mounted = mount_bpffs();
-    let conclusion = libtest_mimic::run(&Arguments::from_args(), tests.0);
+    let conclusion = libtest_mimic::run(&arguments, tests.0);
     if is_mounted {
         let _ = nix::mount::umount("/sys/fs/bpf");
     }

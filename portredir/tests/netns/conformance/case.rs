@@ -72,6 +72,14 @@ impl Case {
         }
     }
 
+    /// The rule it needs is one for UDP.
+    pub const fn udp(self) -> Self {
+        Self {
+            is_udp: true,
+            ..self
+        }
+    }
+
     /// nftables has nothing like it.
     pub const fn demands(self, what: &'static str) -> Self {
         Self {
@@ -131,10 +139,7 @@ pub const fn udp(
     stimulus: &'static str,
     run: fn(&Site, Family) -> Observation,
 ) -> Case {
-    Case {
-        is_udp: true,
-        ..tcp(number, name, stimulus, run)
-    }
+    tcp(number, name, stimulus, run).udp()
 }
 
 /// A case with hosts of its own.

@@ -136,8 +136,8 @@ impl Arrival {
                     (true, 12, _) | (false, 4, _) => format!("parameter problem {code}"),
                     _ => format!("ICMP {kind} {code}"),
                 };
-                match quoted_port(self.src.is_ipv4(), quote) {
-                    Some(port) => format!("{name} quoting {port}"),
+                match quoted_ports(self.src.is_ipv4(), quote) {
+                    Some((_, dst)) => format!("{name} quoting {dst}"),
                     None => name,
                 }
             }
@@ -150,8 +150,8 @@ impl Arrival {
     }
 }
 
-/// The destination port of the packet that an ICMP error quotes.
-fn quoted_port(is_v4: bool, quote: &[u8]) -> Option<u16> {
+/// The ports of the packet that an ICMP error quotes.
+pub fn quoted_ports(is_v4: bool, quote: &[u8]) -> Option<(u16, u16)> {
     let len = if is_v4 {
         usize::from(quote.first()? & 0x0f) * 4
     } else {
@@ -161,8 +161,8 @@ fn quoted_port(is_v4: bool, quote: &[u8]) -> Option<u16> {
     if ![frame::TCP, frame::UDP].contains(protocol) {
         return None;
     }
-    let port = quote.get(len + 2..len + 4)?;
-    Some(u16::from_be_bytes(port.try_into().ok()?))
+    let port = |at| Some(u16::from_be_bytes(quote.get(at..at + 2)?.try_into().ok()?));
+    Some((port(len)?, port(len + 2)?))
 }
 
 fn body(protocol: u8, bytes: &[u8]) -> Option<Body> {

@@ -1,5 +1,7 @@
 //! Where portredir may differ from netfilter, and why: `differences.toml`.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use super::cases;
@@ -15,21 +17,27 @@ pub struct Difference {
     pub engines: Vec<String>,
     /// What is seen instead of what the oracle says.
     pub outcome: String,
-    /// Why that is allowed.
+    /// Why that is allowed; in the file, the name of a reason.
     pub reason: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    #[serde(default)]
+    reasons: BTreeMap<String, String>,
     difference: Vec<Difference>,
 }
 
 /// All of them.
 pub fn read() -> Vec<Difference> {
-    let file: File = toml::from_str(include_str!("differences.toml")).expect("differences.toml");
-    for difference in &file.difference {
+    let mut file: File = toml::from_str(include_str!("differences.toml")).expect("differences.toml");
+    let mut unused: Vec<_> = file.reasons.keys().collect();
+    for difference in &mut file.difference {
+        unused.retain(|name| **name != difference.reason);
+        let reason = file.reasons.get(&difference.reason);
+        reason
+            .unwrap_or_else(|| panic!("differences.toml: no reason `{}`", difference.reason))
+            .clone_into(&mut difference.reason);
         for case in &difference.cases {
             let is_known = cases().any(|known| known.name == case);
             assert!(is_known, "differences.toml: no case `{case}`");
@@ -39,6 +47,7 @@ pub fn read() -> Vec<Difference> {
             assert!(is_known, "differences.toml: no engine `{engine}`");
         }
     }
+    assert!(unused.is_empty(), "differences.toml: no use of {unused:?}");
     file.difference
 }
 

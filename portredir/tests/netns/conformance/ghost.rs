@@ -1,11 +1,12 @@
 //! A client that is no socket: packets made by hand, from an address that no
 //! host has, and all that is answered.
 
-use std::net::{IpAddr, SocketAddr};
+use std::cell::RefCell;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::client::greeting;
-use super::decode::{Arrival, Body};
+use super::decode::{Arrival, Body, quoted_ports};
 use super::frame::{ACK, Ip, RST, SYN, Segment, Sum, Tcp, icmp, udp};
 use super::observe::Observation;
 use super::site::{GHOST, STRAY, Site};
@@ -27,6 +28,8 @@ pub struct Ghost<'a> {
     to_mac: [u8; 6],
     pub addr: IpAddr,
     pub port: u16,
+    /// Of SYN-ACKs: the host's port, and the number that comes next.
+    half_open: RefCell<Vec<(u16, u16, u32)>>,
 }
 
 impl<'a> Ghost<'a> {
@@ -53,6 +56,7 @@ impl<'a> Ghost<'a> {
             to_mac: mac(&site.lab.host, "h0"),
             addr: family.addr(1, number),
             port: site.port(),
+            half_open: RefCell::default(),
         }
     }
 
@@ -70,6 +74,8 @@ impl<'a> Ghost<'a> {
     /// hosts do that.
     pub fn ip(&self, segment: Segment) -> Ip {
         let mut ip = Ip::new(self.addr, self.host(), segment);
+        // What is left of one packet's fragments must not meet another's.
+        ip.id = self.port;
         if self.site.is_offloaded && ip.segment.check != 2 {
             ip.sum = Sum::Partial;
         }
@@ -152,7 +158,11 @@ impl<'a> Ghost<'a> {
         arrival.dst == self.addr
             && match &arrival.body {
                 Body::Tcp { ports, .. } | Body::Udp { ports, .. } => is_for(ports.1),
-                _ => true,
+                // An error may take seconds, when an address is not found.
+                Body::Icmp { quote, .. } => {
+                    quoted_ports(arrival.src.is_ipv4(), quote).is_none_or(|(src, _)| is_for(src))
+                }
+                Body::Other => true,
             }
     }
 
@@ -199,7 +209,18 @@ impl<'a> Ghost<'a> {
                 }
                 // Said again and again.
                 _ if answers.contains(&arrival) => {}
-                _ if self.is_for_us(&arrival) => answers.push(arrival),
+                _ if self.is_for_us(&arrival) => {
+                    if let Body::Tcp {
+                        ports, ack, flags, ..
+                    } = arrival.body
+                    {
+                        if flags & (SYN | ACK) == SYN | ACK {
+                            let mut half_open = self.half_open.borrow_mut();
+                            half_open.push((ports.1, ports.0, ack));
+                        }
+                    }
+                    answers.push(arrival);
+                }
                 _ => {}
             }
         }
@@ -230,7 +251,10 @@ impl<'a> Ghost<'a> {
                 }
             }
             if arrival.src != self.host() {
-                fact += &format!(" at {}", arrival.src);
+                fact += match arrival.src == self.family.addr(2, 2) {
+                    true => " at the far host",
+                    false => " at another address",
+                };
             }
             if !facts.contains(&fact) {
                 facts.push(fact);
@@ -273,7 +297,26 @@ impl<'a> Ghost<'a> {
         };
         connection.send(ACK, b"");
         connection.hear(|heard| heard.contains(&b'\n'))?;
+        // A SYN-ACK may have come twice.
+        self.hears.forget();
         Some(connection)
+    }
+}
+
+impl Drop for Ghost<'_> {
+    /// Or the host would say it again, to clients that come later.
+    fn drop(&mut self) {
+        for (src, dst, seq) in self.half_open.take() {
+            let reset = Tcp {
+                ports: (src, dst),
+                seq,
+                ack: 0,
+                flags: RST,
+                options: &[],
+                payload: &[],
+            };
+            self.send(&self.ip(reset.segment()));
+        }
     }
 }
 
@@ -286,7 +329,17 @@ pub struct Connection<'a> {
     pub ack: u32,
 }
 
-impl Connection<'_> {
+impl<'a> Connection<'a> {
+    /// One that has not been opened.
+    pub const fn unborn(ghost: &'a Ghost<'a>, dst: u16, seq: u32, ack: u32) -> Self {
+        Self {
+            ghost,
+            dst,
+            seq,
+            ack,
+        }
+    }
+
     /// A segment of the connection.
     pub fn segment(&self, flags: u8, payload: &[u8]) -> Segment {
         let tcp = Tcp {
@@ -357,12 +410,16 @@ impl Connection<'_> {
     }
 
     /// A packet that the host has sent, as the wire saw it, as far as an ICMP
-    /// error quotes it.
+    /// error quotes it: the newest that is not acknowledged, or what comes next.
     pub fn quote(&self, len: usize) -> Vec<u8> {
+        self.quote_from(self.ack, len)
+    }
+
+    /// The same with another sequence number.
+    pub fn quote_from(&self, seq: u32, len: usize) -> Vec<u8> {
         let tcp = Tcp {
             ports: (self.dst, self.ghost.port),
-            // The newest that is not acknowledged, or what comes next.
-            seq: self.ack,
+            seq,
             ack: self.seq,
             flags: ACK,
             options: &[],
@@ -373,10 +430,6 @@ impl Connection<'_> {
         whole[..(ip.header_len() + len).min(whole.len())].to_vec()
     }
 
-    /// The other end, as the client dialled it.
-    pub fn to(&self) -> SocketAddr {
-        SocketAddr::new(self.ghost.host(), self.dst)
-    }
 }
 
 impl Drop for Connection<'_> {

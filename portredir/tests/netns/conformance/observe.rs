@@ -51,7 +51,8 @@ pub fn failure(error: &io::Error) -> &'static str {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer",
         io::ErrorKind::UnexpectedEof => "hung up",
         io::ErrorKind::HostUnreachable => "host unreachable",
-        _ => "failed",
+        io::ErrorKind::InvalidInput => "invalid argument",
+        _ => "another error",
     }
 }
 

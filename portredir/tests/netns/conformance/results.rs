@@ -1,12 +1,13 @@
 //! What was seen, kept for the tests and for the document.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::case::{Case, Run};
-use super::cases;
+use super::{DOCUMENT_TEST, FAILED, cases, test_name};
 use super::observe::Observation;
 use super::site::{SUBJECTS, Site, Subject};
 use crate::checksum;
@@ -46,25 +47,45 @@ struct Variant {
     family: Family,
 }
 
-type Results = BTreeMap<u16, Vec<Once>>;
+/// A case's number and a subject's name.
+type Key = (u16, &'static str);
 
-/// What was seen of a case by a subject; it is run when it is first asked for.
+type Results = HashMap<Key, Vec<Once>>;
+
+/// The tests that were asked for by name; others need not be run.
+static FILTER: OnceLock<String> = OnceLock::new();
+
+/// Runs nothing that is only needed by tests whose names do not contain this.
+pub fn limit_to(filter: &str) {
+    FILTER.get_or_init(|| filter.to_owned());
+}
+
+fn is_wanted(case: &Case, subject: Subject) -> bool {
+    let Some(filter) = FILTER.get() else {
+        return true;
+    };
+    let is_named = |subject: Subject| test_name(case, subject).contains(filter);
+    let is_oracle = subject == Subject::Nft;
+    DOCUMENT_TEST.contains(filter.as_str())
+        || is_named(subject)
+        || (is_oracle && case.subjects().any(is_named))
+}
+
+/// What was seen of a case by a subject. All of it is run when the first is
+/// asked for.
 pub fn cell(case: &'static Case, subject: Subject) -> Cell {
+    static RESULTS: OnceLock<Results> = OnceLock::new();
     if case.families(subject).is_empty() {
         return Cell::NotTried;
     }
-    let all = match case.run {
-        Run::Shared(_) => shared(subject).get(&case.number).cloned(),
-        Run::Own(run) => Some(own(case.number, subject, run)),
-    };
-    let all = all.expect("all cases were run");
+    let all = &RESULTS.get_or_init(run_all)[&(case.number, subject.name())];
     let skipped = all.iter().find_map(|once| match &once.outcome {
         Outcome::Skipped(reason) => Some(reason.clone()),
         Outcome::Seen(_) => None,
     });
     match skipped {
         Some(reason) => Cell::Skipped(reason),
-        None => Cell::Seen(summary(&all)),
+        None => Cell::Seen(summary(all)),
     }
 }
 
@@ -100,33 +121,74 @@ fn summary(all: &[Once]) -> String {
     }
 }
 
-/// All cases that share hosts, by one subject.
-fn shared(subject: Subject) -> &'static Results {
-    static RESULTS: [OnceLock<Results>; SUBJECTS.len()] =
-        [const { OnceLock::new() }; SUBJECTS.len()];
-    let index = SUBJECTS.iter().position(|known| *known == subject);
-    RESULTS[index.expect("a subject")].get_or_init(|| {
-        // The two wait more than they work.
-        let halves = std::thread::scope(|scope| {
-            let halves = [true, false]
-                .map(|is_offloaded| scope.spawn(move || run_shared(subject, is_offloaded)));
-            halves.map(|half| half.join().expect("panics are caught"))
-        });
-        let mut results = Results::new();
-        for (number, once) in halves.into_iter().flatten() {
-            results.entry(number).or_default().push(once);
-        }
-        results
-    })
+/// What is run at a time. They wait for the kernel and for each other's
+/// answers more than they work.
+const WORKERS: usize = 5;
+
+/// Something to run.
+#[derive(Clone, Copy)]
+enum Job {
+    /// All cases that share hosts, with checksum offload or without.
+    Shared(Subject, bool),
+    /// One that has hosts of its own.
+    Own(&'static Case, Subject, fn(Subject) -> Observation),
 }
 
-fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(u16, Once)> {
+fn run_all() -> Results {
+    let mut jobs = Vec::new();
+    for subject in SUBJECTS {
+        for is_offloaded in [false, true] {
+            jobs.push(Job::Shared(subject, is_offloaded));
+        }
+    }
+    for case in cases() {
+        let Run::Own(run) = case.run else { continue };
+        for subject in case.subjects().filter(|subject| is_wanted(case, *subject)) {
+            jobs.push(Job::Own(case, subject, run));
+        }
+    }
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Results::new());
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let done = match *job {
+                        Job::Shared(subject, is_offloaded) => run_shared(subject, is_offloaded),
+                        Job::Own(case, subject, run) => vec![run_own(case, subject, run)],
+                    };
+                    let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                    for (key, once) in done {
+                        results.entry(key).or_default().push(once);
+                    }
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for all in results.values_mut() {
+        all.sort_by_key(|once| (!once.variant.is_offloaded, once.variant.family == Family::V6));
+    }
+    results
+}
+
+fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(Key, Once)> {
+    let is_ours = |case: &&Case| {
+        matches!(case.run, Run::Shared(_))
+            && !case.families(subject).is_empty()
+            && is_wanted(case, subject)
+    };
+    let wanted: Vec<_> = cases().filter(is_ours).collect();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
     let start = Instant::now();
     DEADLINE.set(Some(start + Duration::from_secs(60)));
     let site = caught(|| Site::new(subject, is_offloaded));
     let mut results = Vec::new();
     let mut times = Vec::new();
-    for case in cases() {
+    let begun = start.elapsed();
+    for case in wanted {
         let Run::Shared(run) = case.run else { continue };
         for &family in case.families(subject) {
             let start = Instant::now();
@@ -138,7 +200,7 @@ fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(u16, Once)> {
                 is_offloaded,
                 family,
             };
-            results.push((case.number, Once { variant, outcome }));
+            results.push(((case.number, subject.name()), Once { variant, outcome }));
             times.push((start.elapsed(), case.name, family));
         }
     }
@@ -146,37 +208,34 @@ fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(u16, Once)> {
     if let Err(Outcome::Seen(text)) = end {
         // There is no case to put it to: let them all fail.
         for (_, once) in &mut results {
-            once.outcome = Outcome::Seen(format!("the end: {text}"));
+            once.outcome = Outcome::Seen(format!("{FAILED}the end: {text}"));
         }
     }
-    if std::env::var_os("PORTREDIR_TIMES").is_some() {
+    if has_times() {
         times.sort_by_key(|(time, ..)| *time);
         let slowest: Vec<_> = times.iter().rev().take(12).collect();
-        eprintln!(
-            "{subject:?} {is_offloaded}: {:?}: {slowest:?}",
-            start.elapsed()
-        );
+        let all = start.elapsed();
+        eprintln!("{subject:?} {is_offloaded}: {all:?}, begun after {begun:?}, slowest {slowest:?}");
     }
     results
 }
 
-/// One case on hosts of its own.
-fn own(number: u16, subject: Subject, run: fn(Subject) -> Observation) -> Vec<Once> {
-    type Slot = Arc<OnceLock<Once>>;
-    static SLOTS: OnceLock<Mutex<HashMap<(u16, &str), Slot>>> = OnceLock::new();
-    let slot = {
-        let slots = SLOTS.get_or_init(Mutex::default);
-        let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(slots.entry((number, subject.name())).or_default())
+fn run_own(case: &Case, subject: Subject, run: fn(Subject) -> Observation) -> (Key, Once) {
+    let start = Instant::now();
+    let variant = Variant {
+        is_offloaded: false,
+        family: Family::V4,
     };
-    let once = slot.get_or_init(|| Once {
-        variant: Variant {
-            is_offloaded: false,
-            family: Family::V4,
-        },
-        outcome: observe(|| run(subject)),
-    });
-    vec![once.clone()]
+    let outcome = observe(|| run(subject));
+    if has_times() {
+        eprintln!("{subject:?} {}: {:?}", case.name, start.elapsed());
+    }
+    ((case.number, subject.name()), Once { variant, outcome })
+}
+
+/// Whether to tell how long things take.
+fn has_times() -> bool {
+    std::env::var_os("PORTREDIR_TIMES").is_some()
 }
 
 /// Adds that bad checksums arrived, if some did.
@@ -209,7 +268,7 @@ fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Outcome> {
         Err(_) => {
             note(&notes);
             let line = notes.lines().next().unwrap_or("a panic");
-            Outcome::Seen(format!("failed: {line}"))
+            Outcome::Seen(format!("{FAILED}{line}"))
         }
     })
 }

@@ -14,8 +14,9 @@ use nix::sys::socket::sockopt::{
     ReuseAddr, ReusePort,
 };
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-    SockaddrStorage, bind, getsockopt, listen, recvmsg, sendmsg, setsockopt, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
+    SockaddrStorage, bind, getsockopt, listen, recvmsg, sendmsg, setsockopt, shutdown,
+    socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
@@ -104,6 +105,8 @@ impl Server {
                     let _ = serve(&name, stream, peer, manner, &stop);
                 });
             }
+            // A program that is about to start may have a copy for a while.
+            let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
         }));
     }
 

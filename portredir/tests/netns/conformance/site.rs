@@ -9,13 +9,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use nix::sys::signal::Signal;
 
 use super::rules;
 use super::server::{Manner, Server};
 use super::wire::{Wire, mac};
 use crate::lab::{Family, Lab, add_addrs, link, wait_for_way};
 use crate::namespace::Namespace;
-use crate::redirector::Redirector;
+use crate::process::{Process, wait_for};
+use crate::redirector::{PROGRAM, Redirector};
+use crate::talk::{Proto, is_refused};
 
 /// What redirects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +156,12 @@ impl Site {
 
     /// Begins to redirect.
     pub fn start(&mut self) {
+        // Nobody is left at the end who could be waited for.
+        self.start_with(&["--drain-timeout", "0"]);
+    }
+
+    /// As [`Self::start`], with these options of portredir.
+    pub fn start_with(&mut self, options: &[&str]) {
         match self.subject {
             Subject::Nft => {
                 self.lab.host.run(&["nft", &rules::nft()]);
@@ -158,24 +169,58 @@ impl Site {
             Subject::Engine(engine) => {
                 let rules = rules::portredir(engine);
                 let mut args = vec!["--iface", "all", "--engine", engine];
-                // Nobody is left who could be waited for.
-                args.extend(["--drain-timeout", "0"]);
+                args.extend(options);
                 args.extend(rules.iter().map(String::as_str));
+                // The kernel verifies the programs, which takes a CPU for a while.
+                static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+                let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
                 self.redirector = Some(Redirector::start(&self.lab.host, &args));
+                drop(guard);
             }
         }
     }
 
     /// Ends it, and checks that it ended well.
     pub fn finish(&mut self) {
-        if let Some(redirector) = self.redirector.take() {
-            redirector.stop();
+        if let Some(mut redirector) = self.redirector.take() {
+            redirector.process.signal(Signal::SIGINT);
+            let status = redirector.process.wait();
+            assert!(status.success(), "portredir: {status}");
         }
     }
 
-    /// Whether it is portredir's engine of this name.
-    pub fn is_engine(&self, name: &str) -> bool {
-        matches!(self.subject, Subject::Engine(own) if own == name)
+    /// Begins to end it: new connections are no longer redirected.
+    pub fn begin_to_end(&self) {
+        match &self.redirector {
+            None => {
+                let host = &self.lab.host;
+                host.run(&["nft", "flush chain inet redirects prerouting"]);
+            }
+            Some(redirector) => {
+                redirector.process.signal(Signal::SIGTERM);
+                wait_for("the end of the redirect", || {
+                    let to = Family::V4.host(80);
+                    is_refused(&self.lab.client, Proto::Tcp, to).then_some(())
+                });
+            }
+        }
+    }
+
+    /// As `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut redirector) = self.redirector.take() {
+            redirector.process.kill();
+        }
+    }
+
+    /// Starts portredir with other arguments.
+    pub fn command(&self, args: &[&str]) -> Process {
+        self.lab.host.start(&[&[PROGRAM], args].concat())
+    }
+
+    /// Takes down what `up` left, at the end.
+    pub fn down_later(&self) -> Down<'_> {
+        Down(self)
     }
 
     /// A client port that nobody else uses here.
@@ -192,7 +237,7 @@ impl Site {
     pub fn filter(&self, ruleset: &str) -> Filter<'_> {
         self.lab
             .host
-            .run(&["nft", &format!("table inet filter {{ {ruleset} }}")]);
+            .run(&["nft", &format!("table inet filter {{\n{ruleset}\n}}")]);
         Filter(&self.lab.host)
     }
 
@@ -214,6 +259,18 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         self.servers.clear();
+    }
+}
+
+/// Ends what `up` began, when it is dropped.
+pub struct Down<'a>(&'a Site);
+
+impl Drop for Down<'_> {
+    fn drop(&mut self) {
+        let mut down = self.0.command(&["down", "--drain-timeout", "0"]);
+        if !down.wait().success() {
+            self.0.command(&["down", "--force"]).wait();
+        }
     }
 }
 
