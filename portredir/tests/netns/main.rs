@@ -136,6 +136,7 @@ impl Tests {
     }
 }
 
+/// Why a test cannot run here.
 pub struct Skip(String);
 
 /// Ends a test that cannot run here.

@@ -1,13 +1,12 @@
 //! Checksums, offload and large packets.
 
 use std::io::Read as _;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::case::{Case, tcp, udp};
 use super::client::{Meeting, dial};
 use super::decode::{Arrival, Body};
-use super::frame::{SYN, Sum, padding_header};
+use super::frame::{SYN, Sum, options_header};
 use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
 use super::site::{Site, Subject};
@@ -41,7 +40,10 @@ fn full_checksum(site: &Site, family: Family) -> Observation {
     ip.sum = Sum::Right;
     ghost.send(&ip);
     connection.advance(0x18, 9);
-    Observation::of(check(connection.is_said_back(b"summed up"), "it is said back"))
+    Observation::of(check(
+        connection.is_said_back(b"summed up"),
+        "it is said back",
+    ))
 }
 
 /// What somebody has published: packets for a port of the host go to another.
@@ -97,10 +99,9 @@ fn every_segment(site: &Site, family: Family) -> Observation {
                 body: Body::Tcp { ports: p, .. },
                 ..
             }) = Arrival::read(&received)
+                && p.1 == port
             {
-                if p.1 == port {
-                    ports.push(p.0);
-                }
+                ports.push(p.0);
             }
         }
     }
@@ -165,7 +166,7 @@ fn jumbo_datagrams(site: &Site, family: Family) -> Observation {
 fn behind_extensions(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::new(site, family);
     let mut ip = ghost.udp(80, b"behind options");
-    ip.extensions = vec![(0, padding_header(1)), (60, padding_header(2))];
+    ip.extensions = vec![(0, options_header(1)), (60, options_header(2))];
     ghost.ask(&ip)
 }
 
@@ -198,10 +199,4 @@ fn partial_syn(site: &Site, family: Family) -> Observation {
     let mut ip = ghost.tcp(80, SYN);
     ip.sum = Sum::Partial;
     ghost.ask(&ip)
-}
-
-/// Where somebody has published a port.
-pub fn published(site: &Site, family: Family) -> SocketAddr {
-    assert!(site.lab.far.is_some());
-    family.host(85)
 }

@@ -10,7 +10,7 @@ use crate::talk::{Conn, Proto};
 
 /// How long a client waits for an answer. Long enough for a busy machine: what
 /// is refused is refused at once, and few cases wait in vain.
-pub const PATIENCE: Duration = Duration::from_millis(2500);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A conversation that has begun.
 pub struct Meeting {

@@ -63,7 +63,10 @@ fn foreign_xdp(subject: Subject) -> Observation {
         let status = process.wait();
         let says = process.err().contains("foreign");
         return Observation::of(check(still_runs(&site, &foreign), "it still runs"))
-            .and(format!("refused with exit code {}", status.code().unwrap_or(-1)))
+            .and(format!(
+                "refused with exit code {}",
+                status.code().unwrap_or(-1)
+            ))
             .and(check(says, "the program is named"));
     }
     site.start();
@@ -84,9 +87,8 @@ fn foreign_tc(subject: Subject) -> Observation {
     let mut site = Site::idle(subject, false);
     let host = &site.lab.host;
     host.run(&["tc", "qdisc", "add", "dev", "h0", "clsact"]);
-    let foreign = ["ingress", "egress"].map(|hook| {
-        Foreign::attach(&site.lab.host, (hook, "10"), "h0", "foreign", NEXT)
-    });
+    let foreign = ["ingress", "egress"]
+        .map(|hook| Foreign::attach(&site.lab.host, (hook, "10"), "h0", "foreign", NEXT));
     site.start();
     let seen = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     let run = foreign.iter().all(|foreign| still_runs(&site, foreign));
@@ -204,7 +206,10 @@ fn from_condition(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::new(site, family);
     let upper = ghost.ask(&ghost.tcp(98, SYN));
     Observation::default()
-        .with("lower", &dial(&site.lab.client, Proto::Tcp, family.host(98)))
+        .with(
+            "lower",
+            &dial(&site.lab.client, Proto::Tcp, family.host(98)),
+        )
         .with("upper", &upper)
 }
 

@@ -30,7 +30,8 @@ struct File {
 
 /// All of them.
 pub fn read() -> Vec<Difference> {
-    let mut file: File = toml::from_str(include_str!("differences.toml")).expect("differences.toml");
+    let mut file: File =
+        toml::from_str(include_str!("differences.toml")).expect("differences.toml");
     let mut unused: Vec<_> = file.reasons.keys().collect();
     for difference in &mut file.difference {
         unused.retain(|name| **name != difference.reason);

@@ -7,7 +7,7 @@ use super::case::{Case, Oracle};
 use super::differences::{self, Difference};
 use super::results::{Cell, cell};
 use super::site::Subject;
-use super::{TOPICS, cases, oracle};
+use super::{FAILED, TOPICS, cases, oracle};
 use crate::committed::{Document, wrap};
 
 const DOCUMENT: Document = Document {
@@ -15,6 +15,9 @@ const DOCUMENT: Document = Document {
     file: concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CONFORMANCE.md"),
     tests: "conformance/document",
 };
+
+/// It says how many cases there are.
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 
 const INTRO: &str = "\
 # Conformance
@@ -47,7 +50,8 @@ counted are told.
 | else | what happens instead; the number leads to the reason |
 
 Column `xdp` holds for `--engine xdp` on veth, and for `xdp-generic` where nothing else is said; column `tc` for `tc` and
-for `tc-clsact`. Cases marked with ◦ have hosts of their own and are tried by `xdp`, `tc` and `socket` alone.
+for `tc-clsact`; `xdp-generic` and `tc-clsact` are tried without offload. Cases marked with ◦ have hosts of their own,
+without offload, and are tried by `xdp`, `tc` and `socket`.
 
 A difference that is not listed in `portredir/tests/netns/conformance/differences.toml` fails the test, and so does one
 that is listed and is not seen. `PORTREDIR_BLESS=1 cargo test -p portredir --test netns -- conformance/document` renews
@@ -56,7 +60,12 @@ this file.
 
 /// Compares the whole document, or writes it.
 pub fn check() {
-    DOCUMENT.check(&render());
+    let document = render();
+    assert!(
+        !document.contains(FAILED),
+        "a case has failed itself: nothing to write down"
+    );
+    DOCUMENT.check(&document);
 }
 
 /// Engines that share a column.
@@ -101,6 +110,9 @@ fn render() -> String {
         }
     }
     assert_eq!(count, cases().count());
+    let readme = std::fs::read_to_string(README).expect("the README");
+    let words = format!("{count} cases");
+    assert!(readme.contains(&words), "README.md does not say `{words}`");
     writeln!(
         text,
         "\n{count} cases; in {differing} of them an engine differs, for one of {} reasons.",

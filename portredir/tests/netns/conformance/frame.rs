@@ -257,12 +257,14 @@ fn units(offset: usize) -> u16 {
 }
 
 /// An extension header of one option that fills it, `units` times eight bytes
-/// long (RFC 8200, 4.2).
-pub fn padding_header(units: u8) -> Vec<u8> {
+/// long (RFC 8200, 4.2). Padding, or, as Linux takes no more of that than seven
+/// bytes, an experimental option that is skipped by who does not know it (RFC
+/// 4727).
+pub fn options_header(units: u8) -> Vec<u8> {
     let len = usize::from(units) * 8;
     let mut bytes = vec![0; len];
     bytes[1] = units - 1;
-    bytes[2] = 1;
+    bytes[2] = if units == 1 { 1 } else { 0x1e };
     bytes[3] = u8::try_from(len - 4).expect("a short header");
     bytes
 }

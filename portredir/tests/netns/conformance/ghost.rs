@@ -14,7 +14,7 @@ use super::wire::{Received, Wire, ethernet, mac};
 use crate::lab::Family;
 
 /// How long an answer may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long what is on the way beside the sentinel's answer may take.
 const GRACE: Duration = Duration::from_millis(4);
@@ -213,11 +213,10 @@ impl<'a> Ghost<'a> {
                     if let Body::Tcp {
                         ports, ack, flags, ..
                     } = arrival.body
+                        && flags & (SYN | ACK) == SYN | ACK
                     {
-                        if flags & (SYN | ACK) == SYN | ACK {
-                            let mut half_open = self.half_open.borrow_mut();
-                            half_open.push((ports.1, ports.0, ack));
-                        }
+                        let mut half_open = self.half_open.borrow_mut();
+                        half_open.push((ports.1, ports.0, ack));
                     }
                     answers.push(arrival);
                 }
@@ -268,18 +267,14 @@ impl<'a> Ghost<'a> {
 
     /// Opens a TCP connection.
     pub fn connect(&self, dst: u16) -> Option<Connection<'_>> {
-        self.connect_with(dst, &[])
-    }
-
-    /// The same with options in the SYN.
-    pub fn connect_with(&self, dst: u16, options: &[u8]) -> Option<Connection<'_>> {
         let seq = 0x1000_0000;
         let syn = Tcp {
             ports: (self.port, dst),
             seq,
             ack: 0,
             flags: SYN,
-            options,
+            // The MSS of Ethernet; Linux would take a small one for itself.
+            options: &[2, 4, 5, 0xa0],
             payload: &[],
         };
         self.send(&self.ip(syn.segment()));
@@ -429,7 +424,6 @@ impl<'a> Connection<'a> {
         let whole = ip.whole();
         whole[..(ip.header_len() + len).min(whole.len())].to_vec()
     }
-
 }
 
 impl Drop for Connection<'_> {

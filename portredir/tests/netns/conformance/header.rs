@@ -2,7 +2,7 @@
 
 use super::case::{Case, tcp, udp};
 use super::client::{Meeting, dial};
-use super::frame::{ETHERNET, SYN, Sum, padding_header};
+use super::frame::{ETHERNET, SYN, Sum, options_header};
 use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
 use super::site::Site;
@@ -112,8 +112,11 @@ fn ip_options(site: &Site, family: Family) -> Observation {
     all
 }
 
+/// Extension headers and their types.
+type Chain = Vec<(u8, Vec<u8>)>;
+
 /// Asks with each of these chains of extension headers.
-fn behind(site: &Site, family: Family, chains: &[(&str, Vec<(u8, Vec<u8>)>)]) -> Observation {
+fn behind(site: &Site, family: Family, chains: &[(&str, Chain)]) -> Observation {
     let mut all = Observation::default();
     for (name, chain) in chains {
         let ghost = Ghost::new(site, family);
@@ -132,8 +135,8 @@ fn routing(segments_left: u8) -> Vec<u8> {
 
 fn extension_headers(site: &Site, family: Family) -> Observation {
     let chains = [
-        ("hop-by-hop", vec![(0, padding_header(1))]),
-        ("destination options", vec![(60, padding_header(3))]),
+        ("hop-by-hop", vec![(0, options_header(1))]),
+        ("destination options", vec![(60, options_header(3))]),
         ("routing", vec![(43, routing(0))]),
     ];
     behind(site, family, &chains)
@@ -152,7 +155,11 @@ fn authentication() -> Vec<u8> {
 }
 
 fn unknown_extensions(site: &Site, family: Family) -> Observation {
-    let eight = [vec![(0, padding_header(1))], vec![(60, padding_header(1)); 7]].concat();
+    let eight = [
+        vec![(0, options_header(1))],
+        vec![(60, options_header(1)); 7],
+    ]
+    .concat();
     let chains = [
         ("AH", vec![(51, authentication())]),
         ("ESP", vec![(50, vec![0; 16])]),
@@ -221,8 +228,8 @@ fn segments_left(site: &Site, family: Family) -> Observation {
 }
 
 fn six_extensions(site: &Site, family: Family) -> Observation {
-    let mut chain = vec![(0, padding_header(1))];
-    chain.extend(vec![(60, padding_header(1)); 5]);
+    let mut chain = vec![(0, options_header(1))];
+    chain.extend(vec![(60, options_header(1)); 5]);
     behind(site, family, &[("six", chain)])
 }
 
@@ -293,9 +300,10 @@ fn tagged_frame(site: &Site, family: Family) -> Observation {
     ghost.send_frame(&frame);
     let seen = ghost.seen();
     // And it does no harm.
-    Observation::default()
-        .with("tagged", &seen)
-        .with("later", &dial(&site.lab.client, Proto::Udp, family.host(80)))
+    Observation::default().with("tagged", &seen).with(
+        "later",
+        &dial(&site.lab.client, Proto::Udp, family.host(80)),
+    )
 }
 
 fn ah_v4(site: &Site, family: Family) -> Observation {

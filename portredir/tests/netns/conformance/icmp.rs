@@ -31,7 +31,10 @@ pub const CASES: &[Case] = &[
 
 /// The MTU towards an address that the host has learned.
 fn learned(site: &Site, addr: IpAddr) -> String {
-    let route = site.lab.host.run(&["ip", "route", "get", &addr.to_string()]);
+    let route = site
+        .lab
+        .host
+        .run(&["ip", "route", "get", &addr.to_string()]);
     let mut words = route.split_whitespace();
     match words.find(|word| *word == "mtu").and_then(|_| words.next()) {
         Some(mtu) => format!("MTU {mtu} learned"),
@@ -73,8 +76,11 @@ fn too_big_beside(site: &Site, family: Family) -> Observation {
     let seen = learns(site, family, 203, 80, |ghost, connection| {
         ghost.too_big(1300, &connection.quote(500))
     });
-    seen.and(check(beside.echoes(b"me too"), "and so does the direct one"))
-        .with("its address", &Observation::of(learned(site, direct.addr)))
+    seen.and(check(
+        beside.echoes(b"me too"),
+        "and so does the direct one",
+    ))
+    .with("its address", &Observation::of(learned(site, direct.addr)))
 }
 
 fn unreachable_for_syn_ack(site: &Site, family: Family) -> Observation {
@@ -152,7 +158,11 @@ fn echo_and_redirect(site: &Site, family: Family) -> Observation {
 fn datagram_too_big(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::at(site, family, 207);
     let first = ghost.ask(&ghost.udp(80, b"hello"));
-    let reply = Ip::new(ghost.host(), ghost.addr, datagram(80, ghost.port, &[0; 1300]));
+    let reply = Ip::new(
+        ghost.host(),
+        ghost.addr,
+        datagram(80, ghost.port, &[0; 1300]),
+    );
     let quote = &reply.whole()[..reply.header_len() + 100];
     ghost.send(&ghost.too_big(1300, quote));
     ghost.answers();
@@ -201,7 +211,7 @@ fn client_is_gone(site: &Site, family: Family) -> Observation {
     let bind = || UdpSocket::bind(SocketAddr::new(addr, 8097));
     let server = site.lab.host.enter(bind).expect("bind");
     server
-        .set_read_timeout(Some(Duration::from_secs(3)))
+        .set_read_timeout(Some(Duration::from_secs(10)))
         .expect("a timeout");
     let ghost = Ghost::new(site, family);
     ghost.send(&ghost.udp(97, b"hello"));
@@ -213,7 +223,11 @@ fn client_is_gone(site: &Site, family: Family) -> Observation {
     server.connect(peer).expect("connect");
     server.send(b"who is there?").expect("send");
     let seen = ghost.seen();
-    let reply = Ip::new(ghost.host(), ghost.addr, datagram(97, ghost.port, b"who is there?"));
+    let reply = Ip::new(
+        ghost.host(),
+        ghost.addr,
+        datagram(97, ghost.port, b"who is there?"),
+    );
     let (kind, code) = match family {
         Family::V4 => (3, 3),
         Family::V6 => (1, 4),

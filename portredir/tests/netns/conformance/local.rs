@@ -90,7 +90,11 @@ const INVALID_DROP: &str = "
 
 fn own_invalid_drop(site: &Site, family: Family) -> Observation {
     let _filter = site.filter(INVALID_DROP);
-    dial(&site.lab.host, Proto::Tcp, SocketAddr::new(loopback(family), 80))
+    dial(
+        &site.lab.host,
+        Proto::Tcp,
+        SocketAddr::new(loopback(family), 80),
+    )
 }
 
 fn container_to_host(site: &Site, family: Family, proto: Proto) -> Observation {
@@ -107,7 +111,9 @@ fn other_namespace(site: &Site, family: Family) -> Observation {
 fn from_target_port(site: &Site, family: Family) -> Observation {
     match Meeting::begin(&site.lab.host, Proto::Tcp, 8081, at(family, 2, 2, 80)) {
         Ok(mut meeting) => {
-            let seen = meeting.facts().and(format!("seen from {}", meeting.peer.port()));
+            let seen = meeting
+                .facts()
+                .and(format!("seen from {}", meeting.peer.port()));
             // Or the port would stay in use.
             meeting.conn.reset();
             seen

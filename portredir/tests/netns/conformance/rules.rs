@@ -116,6 +116,3 @@ pub fn nft() -> String {
         lines(true)
     )
 }
-
-/// Each rule alone, for both.
-pub const MAIN: (&str, &str) = (RULES[0].portredir, RULES[0].nft);

@@ -9,18 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::sockopt::{
     Ip6tOriginalDst, Ipv4PacketInfo, Ipv6RecvPacketInfo, Ipv6V6Only, OriginalDst, ReceiveTimeout,
     ReuseAddr, ReusePort,
 };
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
-    SockaddrStorage, bind, getsockopt, listen, recvmsg, sendmsg, setsockopt, shutdown,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag,
+    SockType, SockaddrStorage, bind, getsockopt, listen, recvmsg, sendmsg, setsockopt, shutdown,
     socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::namespace::Namespace;
+use crate::process::wait_for;
 
 /// How a server behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +158,13 @@ fn open(kind: SockType, addr: SocketAddr, is_alone: bool, manner: Manner) -> io:
     if manner == Manner::Shared {
         setsockopt(&fd, ReusePort, &true)?;
     }
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))?;
+    // A program that was about to start may have a copy of the one before.
+    wait_for("a port", || {
+        match bind(fd.as_raw_fd(), &SockaddrStorage::from(addr)) {
+            Err(Errno::EADDRINUSE) => None,
+            bound => Some(bound),
+        }
+    })?;
     Ok(fd)
 }
 

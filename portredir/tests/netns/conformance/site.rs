@@ -18,8 +18,10 @@ use super::server::{Manner, Server};
 use super::wire::{Wire, mac};
 use crate::lab::{Family, Lab, add_addrs, link, wait_for_way};
 use crate::namespace::Namespace;
+use crate::paths::has_br_netfilter;
 use crate::process::{Process, wait_for};
 use crate::redirector::{PROGRAM, Redirector};
+use crate::skip;
 use crate::talk::{Proto, is_refused};
 
 /// What redirects.
@@ -56,7 +58,8 @@ pub struct Site {
     pub is_offloaded: bool,
     pub lab: Lab,
     pub a: Namespace,
-    pub b: Namespace,
+    /// It goes when this is dropped.
+    _b: Namespace,
     servers: Vec<Server>,
     redirector: Option<Redirector>,
     next_port: AtomicU16,
@@ -113,6 +116,15 @@ impl Site {
                 at.run(&["ethtool", "-K", interface, "tx", "off"]);
             }
         }
+        // The engine `xdp` needs the ports of a bridge, which it gets where packets
+        // cross netfilter there.
+        for file in ["iptables", "ip6tables"] {
+            if has_br_netfilter() {
+                host.sysctl(&format!("bridge/bridge-nf-call-{file}"), "1");
+            } else if matches!(subject, Subject::Engine("xdp")) {
+                skip("needs br_netfilter");
+            }
+        }
         host.sysctl("ipv4/ip_forward", "1");
         host.sysctl("ipv6/conf/all/forwarding", "1");
         for (at, net) in [(&lab.client, 1), (&far, 2), (&a, 3), (&b, 3)] {
@@ -146,7 +158,7 @@ impl Site {
             is_offloaded,
             lab,
             a,
-            b,
+            _b: b,
             servers,
             redirector: None,
             next_port: AtomicU16::new(FIRST_PORT),

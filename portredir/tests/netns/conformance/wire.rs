@@ -57,8 +57,6 @@ pub struct Received {
     pub frame: Vec<u8>,
     /// Whether the sender left its checksum to the hardware.
     pub is_partial: bool,
-    /// Whether it stands for several packets.
-    pub is_gso: bool,
 }
 
 impl Wire {
@@ -136,7 +134,6 @@ impl Wire {
                     return Some(Received {
                         frame: buffer[HEADER..len].to_vec(),
                         is_partial: buffer[0] & NEEDS_CSUM != 0,
-                        is_gso: buffer[1] != 0,
                     });
                 }
                 Err(Errno::EINTR) => {}
