@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::case::{Case, own, tcp};
 use super::client::dial;
-use super::observe::Observation;
+use super::observe::{Observation, check};
 use super::rules;
 use super::server::{Manner, Server};
 use super::site::{Site, Subject};
@@ -67,7 +67,8 @@ fn redirect(subject: Subject, lab: &Lab, proto: Proto) -> Observation {
             let plan = [&[PROGRAM, "plan"][..], &args[..4], &args[6..]].concat();
             let mut plan = lab.host.start(&plan);
             if !plan.wait().success() {
-                return Observation::of("refused, with the kernel's reason");
+                let says_why = plan.err().contains("no Ethernet header");
+                return Observation::of(check(says_why, "refused: no Ethernet header"));
             }
             Some(Redirector::start(&lab.host, &args))
         }
