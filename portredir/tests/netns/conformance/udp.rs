@@ -1,7 +1,6 @@
 //! UDP: datagrams of any length and checksum, and who answers them.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
@@ -201,8 +200,8 @@ fn late_reply(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::new(site, family);
     // After 2.2 seconds.
     ghost.send(&ghost.udp(80, b"late F"));
-    std::thread::sleep(Duration::from_millis(2600));
-    ghost.seen()
+    let reply = ghost.wait_for(|arrival| Some(arrival.clone()));
+    ghost.describe(&reply.into_iter().collect::<Vec<_>>())
 }
 
 fn bad_checksum(site: &Site, family: Family) -> Observation {
