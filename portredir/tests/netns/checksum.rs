@@ -57,7 +57,7 @@ pub fn check(namespace: &Namespace) {
 }
 
 /// The kernel's counters of bad checksums that are not zero.
-fn errors(namespace: &Namespace) -> Vec<(String, u64)> {
+pub fn errors(namespace: &Namespace) -> Vec<(String, u64)> {
     let mut counters = Vec::new();
     let snmp = namespace.proc_net("snmp");
     let lines: Vec<_> = snmp.lines().collect();

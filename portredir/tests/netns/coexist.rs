@@ -1,8 +1,9 @@
 //! What others have attached, or filter, or route: each goes on as before, and
 //! the redirect works too.
 //!
-//! Of the 84 rows of the conformance suite, those about state, the host itself,
-//! devices and coexistence are tested by (see also the table of [`crate::paths`])
+//! The conformance suite ([`crate::conformance`]) compares us with nftables. Of
+//! its first 84 rows, those about state, the host itself, devices and coexistence
+//! are also tested, each on its own, by (see the table of [`crate::paths`] too)
 //!
 //! | row | what | tests |
 //! |---|---|---|
@@ -10,7 +11,7 @@
 //! | 51 | one client port to both ports | `one_client_port` |
 //! | 58 | connection that is older than we are | `older_connection` |
 //! | 59 | stop with live connections | `stop_with_live_connection`, `attach_and_detach` |
-//! | 60 | upgrade | not yet |
+//! | 60 | upgrade | `up_again` |
 //! | 62 | in by one interface, out by another | `asymmetric_route` |
 //! | 63 | the host dials itself | `own_addresses`, `link_local` |
 //! | 64 | the same behind `ct state invalid drop` | `local_invalid_drop` |

@@ -1,5 +1,5 @@
 //! Listeners, routes and ports that are out of the ordinary. Which row of the
-//! conformance suite is tested where is told by [`crate::coexist`].
+//! conformance suite is tested where else is told by [`crate::coexist`].
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
 use std::os::fd::AsRawFd as _;

@@ -9,8 +9,8 @@
 //!
 //! The tests are in [`traffic`] (for each engine, with and without checksum
 //! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
-//! (every path to a host, as a table), [`device`]
-//! (kinds of devices, and kernels of different age), [`socket`] (the engine that rewrites no
+//! (every path to a host, as a table), [`conformance`] (the same as nftables does,
+//! packet by packet), [`device`] (kinds of devices, and kernels of different age), [`socket`] (the engine that rewrites no
 //! packets), [`local`] (the host's own clients), [`life`] (start and end),
 //! [`drain`] (what goes on at the end), [`outlive`] (what goes on after it), [`load`] (the same under load),
 //! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
@@ -24,6 +24,8 @@ mod capture;
 mod cgroup;
 mod checksum;
 mod coexist;
+mod committed;
+mod conformance;
 mod corner;
 mod device;
 mod drain;
@@ -189,7 +191,8 @@ impl Tests {
     }
 }
 
-struct Skip(String);
+/// Why a test cannot run here.
+pub struct Skip(String);
 
 /// Ends a test that cannot run here.
 pub fn skip(reason: impl Into<String>) -> ! {
@@ -249,12 +252,14 @@ fn main() -> ExitCode {
     drain::add(&mut tests);
     outlive::add(&mut tests);
     bench::add(&mut tests);
+    let arguments = Arguments::from_args();
+    conformance::add(&mut tests, arguments.filter.as_deref());
     let is_mounted = mount_bpffs();
     let mut tests = tests.0;
     if std::env::var_os("TEST_SUBSET").is_some() {
         tests = subset(tests);
     }
-    let conclusion = libtest_mimic::run(&Arguments::from_args(), tests);
+    let conclusion = libtest_mimic::run(&arguments, tests);
     if is_mounted {
         let _ = nix::mount::umount("/sys/fs/bpf");
     }

@@ -191,7 +191,7 @@ fn macvlan_neighbours(cell: &Cell) {
 }
 
 /// Passes packets between a tun device here and one there.
-const TUNNEL: &str = r#"
+pub const TUNNEL: &str = r#"
 import ctypes, fcntl, os, select, struct, sys
 def tun(namespace, name):
     fd = os.open("/run/netns/" + namespace, os.O_RDONLY)

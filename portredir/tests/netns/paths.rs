@@ -10,7 +10,8 @@ use std::fmt::{self, Debug, Formatter};
 use std::sync::OnceLock;
 
 use self::path::{PATHS, Path};
-use self::site::{Place, Site, has_br_netfilter};
+pub use self::site::has_br_netfilter;
+use self::site::{Place, Site};
 use crate::lab::Family;
 use crate::redirector::Redirector;
 use crate::talk::Proto;

@@ -12,9 +12,6 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long a test waits for one thing.
-const PATIENCE: Duration = Duration::from_secs(15);
-
 /// As much time on a machine that is slow, as an emulated one:
 /// `TEST_SLOWNESS` says how many times slower it is.
 pub fn slow(time: Duration) -> Duration {
@@ -26,6 +23,8 @@ pub fn slow(time: Duration) -> Duration {
 }
 
 thread_local! {
+    /// How long this thread's test waits for one thing.
+    pub static PATIENCE: Cell<Duration> = const { Cell::new(Duration::from_secs(15)) };
     /// When this thread's test has to be done.
     pub static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
     /// What a failed test has to say beyond its panic.
@@ -42,7 +41,7 @@ pub fn note(text: &str) {
 
 /// Polls until `get` has something.
 pub fn wait_for<T>(what: &str, get: impl FnMut() -> Option<T>) -> T {
-    wait_within(PATIENCE, what, get)
+    wait_within(PATIENCE.get(), what, get)
 }
 
 /// As [`wait_for`], for what must not take longer than `limit`.

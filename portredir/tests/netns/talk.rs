@@ -42,12 +42,23 @@ impl Conn {
         from: u16,
         to: SocketAddr,
     ) -> io::Result<Self> {
-        let fd = namespace.enter(|| open(proto, from, to))?;
+        Self::dial_within(TIMEOUT, namespace, proto, from, to)
+    }
+
+    /// As [`Self::dial`], for who waits no longer than `limit` for anything.
+    pub fn dial_within(
+        limit: Duration,
+        namespace: &Namespace,
+        proto: Proto,
+        from: u16,
+        to: SocketAddr,
+    ) -> io::Result<Self> {
+        let fd = namespace.enter(|| open(limit, proto, from, to))?;
         let conn = match proto {
             Proto::Tcp => Self::Tcp(fd.into()),
             Proto::Udp => Self::Udp(fd.into()),
         };
-        conn.set_timeout(slow(TIMEOUT))?;
+        conn.set_timeout(slow(limit))?;
         Ok(conn)
     }
 
@@ -130,7 +141,7 @@ impl Conn {
     }
 }
 
-fn open(proto: Proto, from: u16, to: SocketAddr) -> nix::Result<OwnedFd> {
+fn open(limit: Duration, proto: Proto, from: u16, to: SocketAddr) -> nix::Result<OwnedFd> {
     let (family, any) = match to {
         SocketAddr::V4(_) => (AddressFamily::Inet, "0.0.0.0"),
         SocketAddr::V6(_) => (AddressFamily::Inet6, "::"),
@@ -141,8 +152,8 @@ fn open(proto: Proto, from: u16, to: SocketAddr) -> nix::Result<OwnedFd> {
     };
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     // Linux ends a `connect` with it.
-    let timeout = slow(TIMEOUT).as_secs().try_into().unwrap_or(i64::MAX);
-    setsockopt(&fd, SendTimeout, &TimeVal::seconds(timeout))?;
+    let limit = i64::try_from(slow(limit).as_micros()).expect("a short time");
+    setsockopt(&fd, SendTimeout, &TimeVal::microseconds(limit))?;
     if from != 0 {
         // For several conversations at once.
         setsockopt(&fd, ReuseAddr, &true)?;

@@ -5,13 +5,14 @@ use std::fmt::Write as _;
 use super::path::{PATHS, Path};
 use super::site::Place;
 use super::{Difference, Table};
+use crate::committed::{Document, is_blessed, wrap};
 use crate::talk::{PROTOS, Proto};
 
-/// The committed document.
-const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PATHS.md");
-
-/// Set, it makes the test write the document instead of comparing it.
-const BLESS: &str = "PORTREDIR_BLESS";
+const DOCUMENT: Document = Document {
+    name: "docs/PATHS.md",
+    file: concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PATHS.md"),
+    tests: "paths/",
+};
 
 const INTRO: &str = "\
 # Paths
@@ -84,12 +85,7 @@ fn is_to_itself(path: &Path) -> bool {
 
 /// Compares the whole document, or writes it.
 pub fn check(tables: &[&Table]) {
-    let document = render(tables);
-    if is_blessed() {
-        std::fs::write(FILE, document).expect("write the document");
-        return;
-    }
-    compare(&committed(), &document);
+    DOCUMENT.check(&render(tables));
 }
 
 /// Compares one table and what is said below it.
@@ -98,42 +94,12 @@ pub fn check_section(table: &Table) {
     if is_blessed() {
         return;
     }
-    let document = committed();
+    let document = DOCUMENT.committed();
     let heading = section.lines().next().expect("a heading");
     let from = document.find(heading).unwrap_or(document.len());
     let rest = &document[from..];
     let end = rest.find("\n## ").unwrap_or(rest.len());
-    compare(&rest[..end], &section);
-}
-
-fn is_blessed() -> bool {
-    std::env::var_os(BLESS).is_some_and(|value| value == "1")
-}
-
-fn committed() -> String {
-    std::fs::read_to_string(FILE).unwrap_or_default()
-}
-
-fn compare(committed: &str, now: &str) {
-    let [old, new] = [committed, now].map(|text| text.lines().collect::<Vec<_>>());
-    if old == new {
-        return;
-    }
-    let same = |pairs: &mut dyn Iterator<Item = (&&str, &&str)>| {
-        pairs.take_while(|(old, new)| old == new).count()
-    };
-    let start = same(&mut old.iter().zip(&new));
-    let end = same(&mut old[start..].iter().rev().zip(new[start..].iter().rev()));
-    let mut diff = String::new();
-    for (sign, lines) in [("-", &old), ("+", &new)] {
-        for line in &lines[start..lines.len() - end] {
-            writeln!(diff, "{sign}{line}").expect("text");
-        }
-    }
-    panic!(
-        "docs/PATHS.md is not what was seen now:\n{diff}\
-         When that is meant, renew it: {BLESS}=1 cargo test -p portredir --test netns -- paths/"
-    );
+    DOCUMENT.compare(&rest[..end], &section);
 }
 
 fn render(tables: &[&Table]) -> String {
@@ -198,24 +164,4 @@ fn which(cells: &[Difference]) -> String {
             tcp.into_iter().chain(udp).collect::<Vec<_>>().join(" and ")
         }
     }
-}
-
-/// Breaks the line of a list.
-fn wrap(line: &str) -> String {
-    let mut text = String::new();
-    let mut columns = 0;
-    for word in line.split(' ') {
-        let len = word.chars().count();
-        if columns + 1 + len > 120 {
-            text += "\n ";
-            columns = 1;
-        }
-        if columns > 0 {
-            text.push(' ');
-            columns += 1;
-        }
-        text += word;
-        columns += len;
-    }
-    text + "\n"
 }

@@ -1,0 +1,164 @@
+//! Conformance with netfilter: the same stimulus to a host that redirects by
+//! nftables and to one that redirects by portredir, and the same observation
+//! of what comes of it. What differs has to be listed, with the reason, in
+//! `conformance/differences.toml`. `docs/CONFORMANCE.md` has all of it;
+//! [`document`] writes it.
+//!
+//! A [`case`] is a stimulus and a small function. Most run one after another on
+//! hosts that they share ([`site`]) and are kept apart by their ports; some
+//! have hosts of their own. Clients have sockets ([`client`]) or make packets
+//! by hand ([`ghost`], with [`frame`] and [`wire`]; [`decode`] reads what is
+//! answered). [`server`] tells them whom they reached.
+
+mod case;
+mod checksum;
+mod client;
+mod coexist;
+mod decode;
+mod device;
+mod differences;
+mod document;
+mod frame;
+mod ghost;
+mod header;
+mod icmp;
+mod local;
+mod observe;
+mod results;
+mod rules;
+mod server;
+mod site;
+mod state;
+mod tcp;
+mod udp;
+mod wire;
+
+use self::case::{Case, Oracle};
+use self::differences::Difference;
+use self::results::{Cell, cell};
+use self::site::{SUBJECTS, Subject};
+use crate::{Tests, skip};
+
+/// What the tests run beyond the usual.
+const TOOLS: &[&str] = &["nft", "python3"];
+
+/// Cases about one thing.
+struct Topic {
+    title: &'static str,
+    cases: &'static [Case],
+}
+
+/// All cases, by topic.
+#[rustfmt::skip]
+const TOPICS: &[Topic] = &[
+    Topic { title: "TCP", cases: tcp::CASES },
+    Topic { title: "UDP", cases: udp::CASES },
+    Topic { title: "Checksums and offload", cases: checksum::CASES },
+    Topic { title: "Fragments and headers", cases: header::CASES },
+    Topic { title: "ICMP", cases: icmp::CASES },
+    Topic { title: "State", cases: state::CASES },
+    Topic { title: "The host itself, containers, others", cases: local::CASES },
+    Topic { title: "Devices", cases: device::CASES },
+    Topic { title: "Coexistence and rules", cases: coexist::CASES },
+];
+
+fn cases() -> impl Iterator<Item = &'static Case> {
+    TOPICS.iter().flat_map(|topic| topic.cases)
+}
+
+pub fn add(tests: &mut Tests, filter: Option<&str>) {
+    if let Some(filter) = filter {
+        results::limit_to(filter);
+    }
+    for subject in &SUBJECTS[1..] {
+        for case in cases() {
+            if !case.families(*subject).is_empty() {
+                tests.add(test_name(case, *subject), TOOLS, || check(case, *subject));
+            }
+        }
+    }
+    tests.add("conformance/differences", TOOLS, differences);
+    tests.add(DOCUMENT_TEST, TOOLS, document::check);
+}
+
+/// What an outcome contains when the case itself has failed.
+const FAILED: &str = "failed at ";
+
+/// Of the test that knows all of it.
+const DOCUMENT_TEST: &str = "conformance/document";
+
+fn test_name(case: &Case, subject: Subject) -> String {
+    format!("conformance/{}/{}", subject.name(), case.name)
+}
+
+/// An engine does what the oracle says, or differs as is listed.
+fn check(case: &'static Case, subject: Subject) {
+    let seen = match cell(case, subject) {
+        Cell::Seen(text) => text,
+        Cell::Skipped(reason) => skip(reason),
+        Cell::NotTried => unreachable!("a test of what is not tried"),
+    };
+    let oracle = oracle(case);
+    let all = differences::read();
+    let allowed = differences::find(&all, case.name, subject.name());
+    for text in [&oracle, &seen] {
+        assert!(!text.contains(FAILED), "case {}: {text}", case.name);
+    }
+    if let Err(why) = compare(&oracle, &seen, allowed) {
+        panic!(
+            "case {}, {}: {why}\n  stimulus: {}\n  oracle: {oracle}\n  {}: {seen}",
+            case.number,
+            case.name,
+            case.stimulus,
+            subject.name(),
+        );
+    }
+}
+
+fn compare(oracle: &str, seen: &str, allowed: Option<&Difference>) -> Result<(), &'static str> {
+    match allowed {
+        None if oracle == seen => Ok(()),
+        None => Err("differs from the oracle, and no difference is listed"),
+        Some(_) if oracle == seen => Err("a difference is listed, and there is none"),
+        Some(difference) if difference.outcome == seen => Ok(()),
+        Some(_) => Err("differs from the oracle in another way than is listed"),
+    }
+}
+
+/// What is right.
+fn oracle(case: &'static Case) -> String {
+    let seen = match (case.oracle, cell(case, Subject::Nft)) {
+        (Oracle::Demanded(text), _) => return text.to_owned(),
+        (Oracle::Feature(text), Cell::Skipped(_)) => return text.to_owned(),
+        (_, Cell::Skipped(reason)) => skip(reason),
+        (_, Cell::NotTried) => unreachable!("an oracle that is not tried"),
+        (_, Cell::Seen(text)) => text,
+    };
+    if let Oracle::Feature(text) = case.oracle {
+        assert_eq!(seen, text, "what the oracle says of case {}", case.name);
+    }
+    seen
+}
+
+/// What is listed is about something that is tried.
+fn differences() {
+    let mut is_wrong = false;
+    for difference in differences::read() {
+        for name in &difference.cases {
+            for engine in &difference.engines {
+                let case = cases().find(|case| case.name == name);
+                let case = case.expect("a known case");
+                if !case.subjects().any(|subject| subject.name() == engine) {
+                    crate::process::note(&format!("{name} is not tried by {engine}"));
+                    is_wrong = true;
+                }
+            }
+        }
+    }
+    assert!(!is_wrong, "differences.toml lists what cannot be");
+    let mut names: Vec<_> = cases().map(|c| c.name).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count, "two cases have one name");
+}

@@ -1,0 +1,128 @@
+//! Clients with sockets of their own, and what they are told.
+
+use std::io::{self, Read as _};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::observe::{Observation, failure};
+use crate::namespace::Namespace;
+use crate::talk::{Conn, Proto};
+
+/// How long a client waits for an answer. Long enough for a busy machine: what
+/// is refused is refused at once, and few cases wait in vain.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A conversation that has begun.
+pub struct Meeting {
+    pub conn: Conn,
+    /// What was dialled.
+    to: SocketAddr,
+    /// Who is there.
+    pub name: String,
+    /// The server's own end, as the server saw it.
+    pub local: SocketAddr,
+    /// The client's end, as the server saw it.
+    pub peer: SocketAddr,
+    /// The port that `SO_ORIGINAL_DST` tells the server; zero when it tells none.
+    pub original: u16,
+}
+
+impl Meeting {
+    /// Dials, and hears who is there; `port` is the client's, or zero.
+    pub fn begin(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> io::Result<Self> {
+        let mut conn = Conn::dial_within(PATIENCE, at, proto, port, to)?;
+        let line = match &mut conn {
+            Conn::Tcp(stream) => {
+                let mut line = Vec::new();
+                while line.last() != Some(&b'\n') {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte)?;
+                    line.extend(byte);
+                }
+                line
+            }
+            Conn::Udp(_) => {
+                conn.send(b"")?;
+                conn.receive(0)?
+            }
+        };
+        Self::told(conn, to, &line).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    fn told(conn: Conn, to: SocketAddr, line: &[u8]) -> Option<Self> {
+        let (name, local, peer, original) = greeting(line)?;
+        Some(Self {
+            conn,
+            to,
+            name,
+            local,
+            peer,
+            original,
+        })
+    }
+
+    /// Sends a message, and whether it came back.
+    pub fn echoes(&mut self, message: &[u8]) -> io::Result<bool> {
+        self.conn.send(message)?;
+        match self.conn {
+            Conn::Tcp(_) => Ok(self.conn.receive(message.len())? == message),
+            Conn::Udp(_) => {
+                let reply = self.conn.receive(0)?;
+                let said = reply.iter().position(|byte| *byte == b'\n');
+                Ok(said.is_some_and(|at| &reply[at + 1..] == message))
+            }
+        }
+    }
+
+    /// Who was reached, and whether anything of the client was hidden.
+    pub fn facts(&mut self) -> Observation {
+        let mut facts = Observation::of(format!("{} reached", self.name));
+        if self.peer.port() != self.conn.local().port() {
+            facts = facts.and("client port replaced");
+        }
+        match self.echoes(b"the conformance suite") {
+            Ok(true) => facts,
+            Ok(false) => facts.and("other bytes came back"),
+            Err(error) => facts.and(failure(&error)),
+        }
+    }
+
+    /// The address that the server saw as its own.
+    pub fn addr_fact(&self) -> String {
+        if self.local.ip() == self.to.ip().to_canonical() {
+            "dialled address kept".to_owned()
+        } else {
+            // By which is a matter of the order in which the host got them.
+            "dialled address replaced".to_owned()
+        }
+    }
+}
+
+/// What a server says first: its name, its end, the client's end, and the
+/// original port.
+pub fn greeting(line: &[u8]) -> Option<(String, SocketAddr, SocketAddr, u16)> {
+    let end = line.iter().position(|byte| *byte == b'\n')?;
+    let line = std::str::from_utf8(&line[..end]).ok()?;
+    let mut words = line.rsplitn(4, ' ');
+    let original = words.next()?.parse().ok()?;
+    let addr = |text: &str| {
+        let addr: SocketAddr = text.parse().ok()?;
+        Some(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+    };
+    let peer = addr(words.next()?)?;
+    let local = addr(words.next()?)?;
+    Some((words.next()?.to_owned(), local, peer, original))
+}
+
+/// Dials once, talks, and tells who was reached.
+pub fn dial(at: &Namespace, proto: Proto, to: SocketAddr) -> Observation {
+    dial_from(at, proto, 0, to)
+}
+
+/// As [`dial`], from this port.
+pub fn dial_from(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> Observation {
+    match Meeting::begin(at, proto, port, to) {
+        Ok(mut meeting) => meeting.facts(),
+        Err(error) => Observation::of(failure(&error)),
+    }
+}

@@ -1,0 +1,175 @@
+//! `docs/CONFORMANCE.md`: all cases, what the oracle says, and where and why an
+//! engine differs.
+
+use std::fmt::Write as _;
+
+use super::case::{Case, Oracle};
+use super::differences::{self, Difference};
+use super::results::{Cell, cell};
+use super::site::Subject;
+use super::{FAILED, TOPICS, cases, oracle};
+use crate::committed::{Document, wrap};
+
+const DOCUMENT: Document = Document {
+    name: "docs/CONFORMANCE.md",
+    file: concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CONFORMANCE.md"),
+    tests: "conformance/document",
+};
+
+/// It says how many cases there are.
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+
+const INTRO: &str = "\
+# Conformance
+
+What portredir does, packet by packet, beside what netfilter's REDIRECT does. The test `conformance` of the tier `netns`
+makes this file: it builds two hosts that are alike, has nftables redirect on one and portredir on the other, sends both
+the same, and writes down what came of it. nftables has the rules that a user would write,
+
+```
+fib daddr type local tcp dport 80 redirect to :8080
+```
+
+in chains of type `nat` at the hooks prerouting and output; portredir has `80:8080`, and so on for the other ports.
+
+```
+client ──── interface 1   host   interface 2 ──── far
+                         bridge
+container A ──────────────┘  └──────────── container B
+```
+
+Each case is tried over IPv4 and IPv6, with checksum offload (the sender leaves the checksum to the hardware, and packets
+are cut late) and without; where that makes no difference one outcome is shown. What is said to be reached is the server
+that answered, by the port it listens on; all checksums of what was answered are verified. Bad checksums that a host
+counted are told.
+
+| cell | means |
+|---|---|
+| `=` | the same as the oracle |
+| `-` | not tried: `--engine socket` refuses rules for UDP |
+| else | what happens instead; the number leads to the reason |
+
+Column `xdp` holds for `--engine xdp` on veth, and for `xdp-generic` where nothing else is said; column `tc` for `tc` and
+for `tc-clsact`; `xdp-generic` and `tc-clsact` are tried without offload. Cases marked with ◦ have hosts of their own,
+without offload, and are tried by `xdp`, `tc` and `socket`.
+
+A difference that is not listed in `portredir/tests/netns/conformance/differences.toml` fails the test, and so does one
+that is listed and is not seen. `PORTREDIR_BLESS=1 cargo test -p portredir --test netns -- conformance/document` renews
+this file.
+";
+
+/// Compares the whole document, or writes it.
+pub fn check() {
+    let document = render();
+    assert!(
+        !document.contains(FAILED),
+        "a case has failed itself: nothing to write down"
+    );
+    DOCUMENT.check(&document);
+}
+
+/// Engines that share a column.
+const COLUMNS: [&[&str]; 3] = [&["xdp", "xdp-generic"], &["tc", "tc-clsact"], &["socket"]];
+
+fn render() -> String {
+    let all = differences::read();
+    let mut reasons = Vec::new();
+    let mut text = INTRO.to_owned();
+    let (mut count, mut differing) = (0, 0);
+    let mut tables = String::new();
+    for topic in TOPICS {
+        write!(
+            tables,
+            "\n## {}\n\n\
+             | | case | stimulus | oracle | xdp | tc | socket |\n\
+             |---|---|---|---|---|---|---|\n",
+            topic.title
+        )
+        .expect("text");
+        for case in topic.cases {
+            let cells = COLUMNS.map(|engines| column(case, engines, &all, &mut reasons));
+            count += 1;
+            differing += usize::from(cells.iter().any(|cell| !["=", "-"].contains(&&cell[..])));
+            let mark = if case.is_alone() { " ◦" } else { "" };
+            let oracle = match case.oracle {
+                Oracle::Demanded(what) => format!("*demanded:* {what}"),
+                _ => oracle(case),
+            };
+            let Case {
+                number,
+                name,
+                stimulus,
+                ..
+            } = case;
+            let cells = cells.join(" | ");
+            writeln!(
+                tables,
+                "| {number} | `{name}`{mark} | {stimulus} | {oracle} | {cells} |"
+            )
+            .expect("text");
+        }
+    }
+    assert_eq!(count, cases().count());
+    let readme = std::fs::read_to_string(README).expect("the README");
+    let words = format!("{count} cases");
+    assert!(readme.contains(&words), "README.md does not say `{words}`");
+    writeln!(
+        text,
+        "\n{count} cases; in {differing} of them an engine differs, for one of {} reasons.",
+        reasons.len()
+    )
+    .expect("text");
+    text += &tables;
+    text += "\n## Reasons\n\n";
+    for (number, reason) in (1..).zip(reasons) {
+        text += &wrap(&format!("{number}. {reason}"));
+    }
+    text
+}
+
+/// What a column says of a case.
+fn column(
+    case: &'static Case,
+    engines: &[&'static str],
+    all: &[Difference],
+    reasons: &mut Vec<String>,
+) -> String {
+    let mut cells: Vec<(&str, String)> = Vec::new();
+    for engine in engines {
+        let text = match cell(case, Subject::Engine(engine)) {
+            Cell::NotTried => continue,
+            // What it says where it can be tried.
+            Cell::Skipped(_) => differences::find(all, case.name, engine)
+                .map_or_else(|| oracle(case), |difference| difference.outcome.clone()),
+            Cell::Seen(text) => text,
+        };
+        let text = if text == oracle(case) {
+            "=".to_owned()
+        } else {
+            let reason = differences::find(all, case.name, engine)
+                .map_or("not listed", |difference| &difference.reason);
+            format!("{text} ({})", number(reason, reasons))
+        };
+        cells.push((engine, text));
+    }
+    match &cells[..] {
+        [] => "-".to_owned(),
+        [(_, text)] => text.clone(),
+        [(_, first), rest @ ..] if rest.iter().all(|(_, text)| text == first) => first.clone(),
+        cells => {
+            let each = cells
+                .iter()
+                .map(|(engine, text)| format!("`{engine}`: {text}"));
+            each.collect::<Vec<_>>().join(". ")
+        }
+    }
+}
+
+/// The number of a reason, in the order in which they are first told.
+fn number(reason: &str, reasons: &mut Vec<String>) -> usize {
+    let known = reasons.iter().position(|known| known == reason);
+    1 + known.unwrap_or_else(|| {
+        reasons.push(reason.to_owned());
+        reasons.len() - 1
+    })
+}
