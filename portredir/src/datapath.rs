@@ -1158,19 +1158,21 @@ impl Datapath {
         Ok(())
     }
 
-    /// Forgets what rules have counted, by their numbers.
+    /// Forgets what all but some rules have counted, by their numbers: those that
+    /// are gone, and those that had the numbers of new ones before.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`].
-    pub fn clear_counters(&mut self, rules: &BTreeSet<u16>) -> Result<(), DatapathError> {
+    pub fn keep_counters(&mut self, rules: &BTreeSet<u16>) -> Result<(), DatapathError> {
         let name = "COUNTERS";
         let map = self.map(name);
         let mut map =
             PerCpuHashMap::<_, CounterKey, Counter>::try_from(map).map_err(map_error(name))?;
         let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
-        let is_one = |key: &CounterKey| u16::try_from(key.rule).is_ok_and(|id| rules.contains(&id));
-        for key in keys.into_iter().filter(is_one) {
+        let is_other =
+            |key: &CounterKey| !u16::try_from(key.rule).is_ok_and(|id| rules.contains(&id));
+        for key in keys.into_iter().filter(is_other) {
             map.remove(&key).map_err(map_error(name))?;
         }
         Ok(())
