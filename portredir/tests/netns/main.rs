@@ -3,21 +3,25 @@
 //!
 //! [`lab`] makes the hosts, of [`namespace`]s. On them run servers ([`serve`],
 //! [`listen`]), clients ([`talk`], [`web`]), both that compare notes
-//! ([`witness`]), observers ([`capture`], [`checksum`]) and the program under
+//! ([`witness`]), conversations of which the test holds both ends ([`pair`], [`ask`]),
+//! packets of nobody ([`forge`]), observers ([`capture`], [`checksum`]) and the program under
 //! test ([`redirector`]), each a [`process`] or a thread, some in a [`cgroup`] of
-//! their own.
+//! their own. [`usage`] tells what a process holds, [`extent`] how far tests go.
 //!
 //! The tests are in [`traffic`] (for each engine, with and without checksum
 //! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
 //! (every path to a host, as a table), [`socket`] (the engine that rewrites no
 //! packets), [`local`] (the host's own clients), [`life`] (start and end),
 //! [`drain`] (what goes on at the end), [`outlive`] (what goes on after it), [`load`] (the same under load),
+//! [`flood`] (floods, and everything at its limit), [`soak`] (everything at once, for
+//! some time),
 //! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
 //! (what is printed), [`bench`] (what measures), [`coexist`] (what others have attached, with programs of
 //! [`foreign`]) and [`corner`] (listeners and routes out of the ordinary).
 //!
 //! A test is a function that panics when something is wrong, or calls [`skip`].
 
+mod ask;
 mod bench;
 mod capture;
 mod cgroup;
@@ -25,8 +29,11 @@ mod checksum;
 mod coexist;
 mod corner;
 mod drain;
+mod extent;
+mod flood;
 mod follow;
 mod foreign;
+mod forge;
 mod hotplug;
 mod lab;
 mod life;
@@ -35,15 +42,18 @@ mod load;
 mod local;
 mod namespace;
 mod outlive;
+mod pair;
 mod path;
 mod paths;
 mod process;
 mod redirector;
 mod report;
 mod serve;
+mod soak;
 mod socket;
 mod talk;
 mod traffic;
+mod usage;
 mod web;
 mod witness;
 
@@ -154,6 +164,9 @@ fn run(tools: &[&str], test: impl FnOnce()) -> Result<Completion, Failed> {
     DEADLINE.set(Some(Instant::now() + LIMIT));
     let result = catch_unwind(AssertUnwindSafe(test));
     let notes = NOTES.take();
+    if result.is_ok() && extent::tells_all() && !notes.is_empty() {
+        eprint!("{notes}");
+    }
     match result {
         Ok(()) => Ok(Completion::Completed),
         Err(panic) => match panic.downcast::<Skip>() {
@@ -193,6 +206,8 @@ fn main() -> ExitCode {
     drain::add(&mut tests);
     outlive::add(&mut tests);
     bench::add(&mut tests);
+    flood::add(&mut tests);
+    soak::add(&mut tests);
     let is_mounted = mount_bpffs();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), tests.0);
     if is_mounted {
