@@ -133,7 +133,7 @@ fn syn(cell: &Cell) {
         let mut silent: Vec<_> = open(&lab, &acceptor, first, 100).collect();
         let flood = Flood::start(&lab.client, Duration::ZERO, make);
         let (mut rounds, mut accepted, mut well) = (0, 0, 0);
-        while flood.sent() < 10 * LEAST || rounds < 5 {
+        while flood.sent() < 16 * LEAST || rounds < 5 {
             for pair in &mut busy {
                 pair.talk(700, "in the flood");
             }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use etherparse::PacketBuilder;
+use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, PacketBuilder};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, SockaddrStorage,
     sendmmsg, socket,
@@ -204,4 +204,51 @@ fn ip(from: IpAddr, to: IpAddr) -> etherparse::PacketBuilderStep<etherparse::IpH
         _ => panic!("{from} and {to} are of two versions"),
     };
     PacketBuilder::ip(headers)
+}
+
+/// What an ICMP error says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Nobody listens at the port.
+    PortUnreachable,
+    /// Packets are longer than this.
+    TooBig(u16),
+    /// The way is too long.
+    TimeExceeded,
+}
+
+/// An ICMP error about a packet, of which it quotes the first bytes.
+pub fn error(from: IpAddr, to: IpAddr, error: Error, quote: &[u8]) -> Vec<u8> {
+    use etherparse::icmpv4::{DestUnreachableHeader as Unreachable4, TimeExceededCode as Time4};
+    use etherparse::icmpv6::{DestUnreachableCode as Unreachable6, TimeExceededCode as Time6};
+    let mut packet = Vec::new();
+    match (from, to) {
+        (IpAddr::V4(_), IpAddr::V4(_)) => {
+            let kind = match error {
+                Error::PortUnreachable => Icmpv4Type::DestinationUnreachable(Unreachable4::Port),
+                Error::TooBig(next_hop_mtu) => {
+                    Icmpv4Type::DestinationUnreachable(Unreachable4::FragmentationNeeded {
+                        next_hop_mtu,
+                    })
+                }
+                Error::TimeExceeded => Icmpv4Type::TimeExceeded(Time4::TtlExceededInTransit),
+            };
+            let header = Icmpv4Header::with_checksum(kind, quote);
+            let builder = ip(from, to).icmpv4(header.icmp_type);
+            builder.write(&mut packet, quote).expect("an error");
+        }
+        (IpAddr::V6(from6), IpAddr::V6(to6)) => {
+            let kind = match error {
+                Error::PortUnreachable => Icmpv6Type::DestinationUnreachable(Unreachable6::Port),
+                Error::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
+                Error::TimeExceeded => Icmpv6Type::TimeExceeded(Time6::HopLimitExceeded),
+            };
+            let (from6, to6) = (from6.octets(), to6.octets());
+            let header = Icmpv6Header::with_checksum(kind, from6, to6, quote).expect("short");
+            let builder = ip(from, to).icmpv6(header.icmp_type);
+            builder.write(&mut packet, quote).expect("an error");
+        }
+        _ => panic!("{from} and {to} are of two versions"),
+    }
+    packet
 }

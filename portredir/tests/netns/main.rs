@@ -4,7 +4,7 @@
 //! [`lab`] makes the hosts, of [`namespace`]s. On them run servers ([`serve`],
 //! [`listen`]), clients ([`talk`], [`web`]), both that compare notes
 //! ([`witness`]), conversations of which the test holds both ends ([`pair`], [`ask`]),
-//! packets of nobody ([`forge`]), observers ([`capture`], [`checksum`]) and the program under
+//! packets of nobody ([`forge`]), users without rights ([`nobody`]), observers ([`capture`], [`checksum`]) and the program under
 //! test ([`redirector`]), each a [`process`] or a thread, some in a [`cgroup`] of
 //! their own. [`usage`] tells what a process holds, [`extent`] how far tests go.
 //!
@@ -14,7 +14,7 @@
 //! packets), [`local`] (the host's own clients), [`life`] (start and end),
 //! [`drain`] (what goes on at the end), [`outlive`] (what goes on after it), [`load`] (the same under load),
 //! [`flood`] (floods, and everything at its limit), [`soak`] (everything at once, for
-//! some time),
+//! some time), [`security`] (who has no right to it),
 //! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
 //! (what is printed), [`bench`] (what measures), [`coexist`] (what others have attached, with programs of
 //! [`foreign`]) and [`corner`] (listeners and routes out of the ordinary).
@@ -41,6 +41,7 @@ mod listen;
 mod load;
 mod local;
 mod namespace;
+mod nobody;
 mod outlive;
 mod pair;
 mod path;
@@ -48,6 +49,7 @@ mod paths;
 mod process;
 mod redirector;
 mod report;
+mod security;
 mod serve;
 mod soak;
 mod socket;
@@ -208,6 +210,7 @@ fn main() -> ExitCode {
     bench::add(&mut tests);
     flood::add(&mut tests);
     soak::add(&mut tests);
+    security::add(&mut tests);
     let is_mounted = mount_bpffs();
     let conclusion = libtest_mimic::run(&Arguments::from_args(), tests.0);
     if is_mounted {

@@ -112,7 +112,7 @@ impl<'a> Host<'a> {
         self.run(&all)
     }
 
-    fn rules(&self) -> Vec<String> {
+    pub fn rules(&self) -> Vec<String> {
         self.run(&["rules"]).lines().map(str::to_owned).collect()
     }
 

@@ -14,7 +14,7 @@ use crate::extent::{self, allow};
 use crate::lab::{Family, Lab, add_addrs};
 use crate::namespace::Namespace;
 use crate::outlive::Host;
-use crate::process::{note, wait_for};
+use crate::process::{note, wait_for, wait_within};
 use crate::redirector::attached;
 use crate::serve;
 use crate::talk::{Conn, Proto};
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 fn soak(engine: &'static str) {
     let time = extent::soak();
-    allow(time + Duration::from_secs(90));
+    allow(time + Duration::from_secs(150));
     let lab = Lab::new(&Cell {
         engine,
         is_offloaded: true,
@@ -242,7 +242,8 @@ fn come_and_go(lab: &Lab) {
     socket.set_read_timeout(patience).expect("a timeout");
     for to in fresh {
         let question = format!("is {to} there?");
-        wait_for(&question, || {
+        // Long, as others may keep these processors busy.
+        wait_within(Duration::from_secs(60), &question, || {
             socket.send_to(question.as_bytes(), to).ok()?;
             socket.recv(&mut [0; 64]).ok()
         });
