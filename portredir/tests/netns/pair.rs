@@ -140,7 +140,7 @@ impl Pair {
         let spoken: Vec<_> = pairs.iter_mut().map(speak).collect();
         for (pair, spoken) in pairs.iter_mut().zip(spoken) {
             let left = end.saturating_duration_since(Instant::now());
-            pair.set_patience(left.max(Duration::from_millis(20)));
+            pair.set_patience(left.max(Duration::from_millis(5)));
             let heard = spoken.and_then(|()| receive(&mut pair.client, pair.counts[0], LEN));
             pair.counts[0] += LEN;
             if heard.and_then(|()| pair.try_pull(LEN)).is_err() {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Scope, ScopedJoinHandle};
@@ -94,7 +94,7 @@ fn rules_and_interfaces() {
     let follower = host.status()["pid"].as_u64().expect("a pid");
     let follower = u32::try_from(follower).expect("a pid");
     let mut before = None;
-    for round in 0..12 {
+    for round in 0..8 {
         let port = 1000 + round;
         let rule = format!("{port}:8080/both");
         host.run(&["add", &rule]);
@@ -234,21 +234,16 @@ fn come_and_go(lab: &Lab) {
     add_addrs(&lab.client, "c7", (7, 2));
     lab.host.ip("addr add 10.9.1.77/24 dev h0");
     let fresh = [[10, 9, 7, 1], [10, 9, 1, 77]].map(|addr| SocketAddr::from((addr, 80)));
-    // Not connected: whose address was asked, the server is not told, and it may
-    // answer from another. By UDP, as a refusal by TCP is a RST.
-    let any = (Ipv4Addr::UNSPECIFIED, 0);
-    let socket = lab.client.enter(|| UdpSocket::bind(any)).expect("bind");
-    let patience = Some(Duration::from_millis(100));
-    socket.set_read_timeout(patience).expect("a timeout");
     for to in fresh {
-        let question = format!("is {to} there?");
-        // Long, as others may keep these processors busy.
-        wait_within(Duration::from_secs(60), &question, || {
-            socket.send_to(question.as_bytes(), to).ok()?;
-            socket.recv(&mut [0; 64]).ok()
+        // Refused until it is followed. Long, as others may keep these processors busy.
+        let way = format!("a way to {to}");
+        let mut conn = wait_within(Duration::from_secs(60), &way, || {
+            Conn::dial(&lab.client, Proto::Tcp, 0, to).ok()
         });
-        Conn::to(&lab.client, Proto::Tcp, 0, to).echo(&[7; 3000]);
+        conn.echo(&[7; 3000]);
     }
+    let mut asker = Asker::new(&lab.client, 0, fresh[0], "by a new way");
+    asker.ask(1, PATIENCE).expect("an answer");
     lab.host.ip("addr del 10.9.1.77/24 dev h0\nlink del h7");
 }
 
