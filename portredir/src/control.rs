@@ -6,6 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use caps::{CapSet, Capability};
@@ -15,7 +16,7 @@ use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::counters::Report;
 use crate::settings::Settings;
@@ -28,6 +29,9 @@ const NAME: &str = "portredir.control";
 const GROUP: &str = "portredir";
 
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// When to listen again after it was not possible.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -266,13 +270,30 @@ impl Control {
         let listener = UnixListener::from_std(listener)?;
         let (calls, receiver) = mpsc::channel(8);
         tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            let seats = Seats::default();
+            loop {
+                let stream = match listener.accept().await {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Too many open files, here or in the whole system. To listen
+                        // no longer would be worse than to be late.
+                        log::debug!("a command that asked: {error}");
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                };
+                let uid = stream.peer_cred().map(|peer| Uid::from_raw(peer.uid()));
+                let Some((uid, seat)) = uid.ok().and_then(|uid| Some((uid, seats.take(uid)?)))
+                else {
+                    continue;
+                };
                 let calls = calls.clone();
                 tokio::spawn(async move {
-                    let serve = serve(stream, calls);
+                    let serve = serve(stream, uid, calls);
                     if let Ok(Err(error)) = tokio::time::timeout(TIMEOUT, serve).await {
                         log::debug!("a command that asked: {error}");
                     }
+                    drop(seat);
                 });
             }
         });
@@ -288,9 +309,44 @@ impl Control {
     }
 }
 
-async fn serve(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
+/// How many are listened to at a time who are not root: anybody may connect, say
+/// nothing and keep a file of ours open.
+struct Seats {
+    members: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+}
+
+impl Default for Seats {
+    fn default() -> Self {
+        let seats = || Arc::new(Semaphore::new(16));
+        Self {
+            members: seats(),
+            strangers: seats(),
+        }
+    }
+}
+
+impl Seats {
+    /// A place for a user; root needs none, and there may be none for others.
+    fn take(&self, uid: Uid) -> Option<Option<OwnedSemaphorePermit>> {
+        if may(uid, Request::Stop) {
+            return Some(None);
+        }
+        let seats = if may(uid, Request::Status) {
+            &self.members
+        } else {
+            &self.strangers
+        };
+        Arc::clone(seats).try_acquire_owned().ok().map(Some)
+    }
+}
+
+async fn serve(
+    mut stream: tokio::net::UnixStream,
+    uid: Uid,
+    calls: mpsc::Sender<Call>,
+) -> io::Result<()> {
     const LONGEST: u64 = 4096;
-    let uid = Uid::from_raw(stream.peer_cred()?.uid());
     let (read, mut write) = stream.split();
     let mut text = String::new();
     tokio::io::BufReader::new(read.take(LONGEST))

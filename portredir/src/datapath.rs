@@ -1280,17 +1280,16 @@ impl Datapath {
         Ok(())
     }
 
-    /// Forgets what rules have counted, by their numbers.
+    /// Forgets what all but some rules have counted, by their numbers: those that
+    /// are gone, and those that had the numbers of new ones before.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`].
-    pub fn clear_counters(&mut self, rules: &BTreeSet<u16>) -> Result<(), DatapathError> {
-        if rules.is_empty() {
-            return Ok(());
-        }
-        let is_one = |key: &CounterKey| u16::try_from(key.rule).is_ok_and(|id| rules.contains(&id));
-        self.take_counters(is_one).map(drop)
+    pub fn keep_counters(&mut self, rules: &BTreeSet<u16>) -> Result<(), DatapathError> {
+        let is_other =
+            |key: &CounterKey| !u16::try_from(key.rule).is_ok_and(|id| rules.contains(&id));
+        self.take_counters(is_other).map(drop)
     }
 
     /// Removes counters, and returns what was counted.

@@ -223,9 +223,9 @@ impl Host {
         if self.needs_listeners() {
             self.register()?;
         }
-        let before: BTreeSet<_> = self.state.ids.iter().copied().collect();
-        let new = state.ids.iter().filter(|id| !before.contains(id));
-        self.datapath.clear_counters(&new.copied().collect())?;
+        // Flows of rules that are gone may go on to count; nobody reads that.
+        let before = self.state.ids.iter().copied().collect();
+        self.datapath.keep_counters(&before)?;
         let generation = self.datapath.fill(&self.table)?;
         self.datapath
             .set_on(generation, &on_masks(&self.table, snapshot))?;

@@ -1,7 +1,7 @@
 //! The tests by tier. The tests are built and, where that does, run by the one
 //! who started us; only those that change the network run as root.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -212,8 +212,13 @@ fn here(tier: Tier, program: &Program, args: &[String]) -> Command {
     // As cargo would: ours are those of xtask. Through env, as sudo drops them.
     let mut package = OsString::from("CARGO_MANIFEST_DIR=");
     package.push(&program.package);
+    // What tests ask for, which sudo drops as well.
+    let variables = std::env::vars_os()
+        .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PORTREDIR_TEST_"))
+        .map(|(name, value)| [name, value].join(OsStr::new("=")));
     command
         .arg(package)
+        .args(variables)
         .arg(&program.path)
         .args(args)
         .current_dir(&program.package);

@@ -3,9 +3,10 @@
 //!
 //! [`lab`] makes the hosts, of [`namespace`]s. On them run servers ([`serve`],
 //! [`listen`]), clients ([`talk`], [`web`]), both that compare notes
-//! ([`witness`]), observers ([`capture`], [`checksum`]) and the program under
+//! ([`witness`]), conversations of which the test holds both ends ([`pair`], [`ask`]),
+//! packets of nobody ([`forge`]), users without rights ([`nobody`]), observers ([`capture`], [`checksum`]) and the program under
 //! test ([`redirector`]), each a [`process`] or a thread, some in a [`cgroup`] of
-//! their own.
+//! their own. [`usage`] tells what a process holds, [`extent`] how far tests go.
 //!
 //! The tests are in [`traffic`] (for each engine, with and without checksum
 //! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
@@ -13,12 +14,15 @@
 //! packet by packet), [`device`] (kinds of devices, and kernels of different age), [`socket`] (the engine that rewrites no
 //! packets), [`local`] (the host's own clients), [`life`] (start and end),
 //! [`drain`] (what goes on at the end), [`outlive`] (what goes on after it), [`load`] (the same under load),
+//! [`flood`] (floods, and everything at its limit), [`soak`] (everything at once, for
+//! some time), [`security`] (who has no right to it),
 //! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
 //! (what is printed), [`bench`] (what measures), [`coexist`] (what others have attached, with programs of
 //! [`foreign`]) and [`corner`] (listeners and routes out of the ordinary).
 //!
 //! A test is a function that panics when something is wrong, or calls [`skip`].
 
+mod ask;
 mod bench;
 mod capture;
 mod cgroup;
@@ -29,8 +33,11 @@ mod conformance;
 mod corner;
 mod device;
 mod drain;
+mod extent;
+mod flood;
 mod follow;
 mod foreign;
+mod forge;
 mod hotplug;
 mod lab;
 mod life;
@@ -38,16 +45,21 @@ mod listen;
 mod load;
 mod local;
 mod namespace;
+mod nobody;
 mod outlive;
+mod pair;
 mod path;
 mod paths;
 mod process;
 mod redirector;
 mod report;
+mod security;
 mod serve;
+mod soak;
 mod socket;
 mod talk;
 mod traffic;
+mod usage;
 mod web;
 mod witness;
 
@@ -212,6 +224,9 @@ fn run(tools: &[&str], test: impl FnOnce()) -> Result<Completion, Failed> {
     DEADLINE.set(Some(Instant::now() + slow(LIMIT)));
     let result = catch_unwind(AssertUnwindSafe(test));
     let notes = NOTES.take();
+    if result.is_ok() && extent::tells_all() && !notes.is_empty() {
+        eprint!("{notes}");
+    }
     match result {
         Ok(()) => Ok(Completion::Completed),
         Err(panic) => match panic.downcast::<Skip>() {
@@ -254,6 +269,9 @@ fn main() -> ExitCode {
     bench::add(&mut tests);
     let arguments = Arguments::from_args();
     conformance::add(&mut tests, arguments.filter.as_deref());
+    flood::add(&mut tests);
+    soak::add(&mut tests);
+    security::add(&mut tests);
     let is_mounted = mount_bpffs();
     let mut tests = tests.0;
     if std::env::var_os("TEST_SUBSET").is_some() {

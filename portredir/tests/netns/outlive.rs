@@ -68,13 +68,13 @@ const CELL: Cell = Cell {
 };
 
 /// The commands on the host of a lab; takes everything down when dropped.
-struct Host<'a> {
+pub struct Host<'a> {
     lab: &'a Lab,
     before: Vec<String>,
 }
 
 impl<'a> Host<'a> {
-    fn of(lab: &'a Lab) -> Self {
+    pub fn of(lab: &'a Lab) -> Self {
         Self {
             lab,
             before: state(lab),
@@ -82,14 +82,14 @@ impl<'a> Host<'a> {
     }
 
     /// Starts a command.
-    fn start(&self, args: &[&str]) -> Process {
+    pub fn start(&self, args: &[&str]) -> Process {
         let mut all = vec![PROGRAM];
         all.extend(args);
         self.lab.host.start(&all)
     }
 
     /// Runs a command that has to come to a good end; what it printed.
-    fn run(&self, args: &[&str]) -> String {
+    pub fn run(&self, args: &[&str]) -> String {
         let mut process = self.start(args);
         let status = process.wait();
         assert!(status.success(), "{args:?}: {status} {}", process.err());
@@ -106,22 +106,22 @@ impl<'a> Host<'a> {
     }
 
     /// `up` on the link to the client.
-    fn up(&self, args: &[&str]) -> String {
+    pub fn up(&self, args: &[&str]) -> String {
         let mut all = vec!["up", "--iface", "h0"];
         all.extend(args);
         self.run(&all)
     }
 
-    fn rules(&self) -> Vec<String> {
+    pub fn rules(&self) -> Vec<String> {
         self.run(&["rules"]).lines().map(str::to_owned).collect()
     }
 
-    fn status(&self) -> Value {
+    pub fn status(&self) -> Value {
         serde_json::from_str(&self.run(&["status", "--json"])).expect("JSON")
     }
 
     /// Ends it, and looks that all is as it was.
-    fn down(self) {
+    pub fn down(self) {
         self.run(&["down", "--drain-timeout", "0"]);
         assert_eq!(state(self.lab), self.before);
         assert!(!self.pins().exists(), "{:?} is left", self.pins());
@@ -137,7 +137,7 @@ impl<'a> Host<'a> {
     }
 
     /// The directory of its pins.
-    fn pins(&self) -> PathBuf {
+    pub fn pins(&self) -> PathBuf {
         let cookie = self
             .lab
             .host

@@ -28,6 +28,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(b"")
     def do_GET(self):
         self.answer(Handler.kept)
+    def log_message(self, *args):
+        pass
 class Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6
     def server_bind(self):

@@ -1,0 +1,433 @@
+//! What docs/SECURITY.md promises: who has no right to it changes nothing, learns
+//! nothing and stops nothing.
+
+use std::fs;
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
+use std::time::Duration;
+
+use aya::maps::MapData;
+
+use crate::ask::{Answerer, Asker};
+use crate::extent::allow;
+use crate::forge::{self, Error, Forger, Segment, add_nowhere, nowhere, tcp, udp};
+use crate::lab::{Family, Lab};
+use crate::nobody::as_nobody;
+use crate::outlive::Host;
+use crate::pair::{Acceptor, Pair};
+use crate::process::{note, wait_for};
+use crate::redirector::{PROGRAM, Redirector};
+use crate::usage::Usage;
+use crate::{Cell, Tests, skip};
+
+pub fn add(tests: &mut Tests) {
+    for engine in ["xdp", "tc", "socket"] {
+        for family in [Family::V4, Family::V6] {
+            let cell = Cell {
+                engine,
+                is_offloaded: true,
+                family,
+            };
+            let name = format!("security/forged_packets/{engine}/{family:?}");
+            tests.add(name, &[], move || forged_packets(&cell));
+        }
+        let cell = Cell { engine, ..CELL };
+        let name = format!("security/forged_ack_to_silent_connection/{engine}");
+        tests.add(name, &[], move || forged_ack_to_silent_connection(&cell));
+    }
+    tests.add("security/memory_of_tables", &[], memory_of_tables);
+    tests.add("security/other_users_see_nothing", &[], see_nothing);
+    tests.add("security/other_users_stop_nothing", &[], stop_nothing);
+}
+
+const CELL: Cell = Cell {
+    engine: "tc",
+    is_offloaded: true,
+    family: Family::V4,
+};
+
+fn start(cell: &Cell, lab: &Lab) -> Redirector {
+    let rules: &[&str] = match cell.engine {
+        "socket" => &["80:8080", "81:8080"],
+        _ => &["80:8080/both", "81:8080/both"],
+    };
+    Redirector::beside(cell, lab, rules)
+}
+
+/// What forged packets have changed.
+#[derive(Debug, PartialEq, Eq)]
+struct Damage {
+    /// Connections that understand each other no longer.
+    connections: usize,
+    /// Whether a UDP flow gets answers.
+    is_udp_answered: bool,
+    /// What the host knows of the way to the client.
+    route: Option<String>,
+}
+
+/// Errors and segments that nobody has sent, about connections to a port: with us
+/// they do what they do without us to connections that dial the server itself.
+fn forged_packets(cell: &Cell) {
+    allow(Duration::from_secs(120));
+    let without = damage(cell, None, 8080);
+    let is_unharmed = without.connections == 0 && without.is_udp_answered;
+    assert!(is_unharmed, "without us: {without:?}");
+    note(&format!("without us: {without:?}"));
+    for port in [80, 8080] {
+        let with = damage(cell, Some(start), port);
+        let expected = Damage {
+            // The engine has no UDP, so nobody is told of the way.
+            route: if cell.engine == "socket" && port == 80 {
+                None
+            } else {
+                without.route.clone()
+            },
+            ..without
+        };
+        if port == 8080 && cell.engine != "socket" && with.connections > 0 {
+            let connections = with.connections;
+            assert_eq!(
+                Damage {
+                    connections: 0,
+                    ..with
+                },
+                expected
+            );
+            skip(format!(
+                "a known limit of the flow tables: {connections} of 4 direct connections were broken"
+            ));
+        }
+        assert_eq!(with, expected, "by port {port}");
+    }
+}
+
+fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) -> Damage {
+    let lab = Lab::new(cell);
+    add_nowhere(&lab.host);
+    let acceptor = Acceptor::start(&lab.host, 8080);
+    let _answerer = Answerer::start(&lab.host, 8080);
+    let redirector = start.map(|start| start(cell, &lab));
+    let has_udp = redirector.is_none() || cell.engine != "socket" || port == 8080;
+    let to = cell.family.host(port);
+    let mut pairs: Vec<_> = (41_000..41_004)
+        .map(|from| Pair::new(&lab.client, &acceptor, from, to))
+        .collect();
+    pairs.iter_mut().for_each(|pair| pair.talk(500, "at first"));
+    let mut asker = has_udp.then(|| Asker::new(&lab.client, 42_000, to, "a victim"));
+    let mut is_answered = || {
+        asker.as_mut().is_none_or(|asker| {
+            // An error that is about it is heard once.
+            let mut ask = || asker.ask(3, Duration::from_secs(2));
+            ask().or_else(|_| ask()).is_ok()
+        })
+    };
+    assert!(is_answered(), "before anything is forged");
+
+    let forger = Forger::new(&lab.client);
+    let victims: Vec<_> = pairs.iter().map(|pair| pair.local).collect();
+    let mut packets = Vec::new();
+    for victim in &victims[..2] {
+        packets.extend(errors(cell.family, to, *victim));
+        packets.extend(segments(cell.family, to, *victim));
+    }
+    // About UDP an error needs no more than addresses and ports.
+    let udp_victim = SocketAddr::new(victims[0].ip(), 42_000);
+    let quote = udp(to, udp_victim, b"an answer");
+    for error in [Error::PortUnreachable, Error::TimeExceeded, TOO_BIG] {
+        packets.push(forge::error(victims[0].ip(), to.ip(), error, &quote));
+    }
+    let count = packets.len();
+    for packet in packets {
+        forger.send(to.ip(), &[packet]);
+    }
+
+    let misunderstood = Pair::misunderstood(&mut pairs, Duration::from_secs(10));
+    let is_udp_answered = is_answered();
+    // Neither is anybody else in the way of new ones.
+    Pair::new(&lab.client, &acceptor, 0, to).talk(500, "new");
+    let client = victims[0].ip().to_string();
+    let route = lab.host.run(&["ip", "route", "get", &client]);
+    let mut words = route.split_whitespace();
+    let mtu = words.find(|word| *word == "mtu").and_then(|_| words.next());
+    let route = mtu.map(str::to_owned);
+    if let Some(redirector) = redirector {
+        let report = redirector.stop();
+        note(&format!(
+            "port {port}: {count} packets, {}",
+            report["passes"]
+        ));
+    }
+    Damage {
+        connections: misunderstood.len(),
+        is_udp_answered,
+        route,
+    }
+}
+
+const TOO_BIG: Error = Error::TooBig(1280);
+
+/// Errors about what a server never sent, or sent to somebody else.
+fn errors(family: Family, server: SocketAddr, client: SocketAddr) -> Vec<Vec<u8>> {
+    let port = |addr: SocketAddr, port| SocketAddr::new(addr.ip(), port);
+    let other = SocketAddr::new(family.addr(1, 99), client.port());
+    let not_here = SocketAddr::new(family.addr(9, 9), server.port());
+    let ack = |from, to, seq| tcp(from, to, Segment::Ack, (seq, 1));
+    let mut quotes = vec![
+        // Nobody can know the sequence number.
+        ack(server, client, 0),
+        ack(server, client, 0x1234_5678),
+        ack(server, client, 0xffff_fff0),
+        // Another port, also one of ours, or another host.
+        ack(server, port(client, 41_999), 0),
+        ack(server, other, 0),
+        ack(not_here, client, 0),
+        ack(client, server, 0),
+    ];
+    let others = [80, 81, 8080, 9].map(|number| port(server, number));
+    quotes.extend(others.map(|other| ack(other, client, 0x4321)));
+    // Cut anywhere, so also in the addresses and in the ports; and of something
+    // that is called TCP or a fragment, but is none.
+    let whole = ack(server, client, 0);
+    quotes.extend((0..whole.len()).map(|len| whole[..len].to_vec()));
+    let damaged = (0..whole.len()).map(|place| {
+        let mut quote = whole.clone();
+        quote[place] ^= 0xff;
+        quote
+    });
+    quotes.extend(damaged);
+    let from_anywhere = [client.ip(), nowhere(family, 77), family.addr(1, 98)];
+    let mut errors = Vec::new();
+    for quote in &quotes {
+        for from in from_anywhere {
+            for error in [Error::PortUnreachable, Error::TimeExceeded, TOO_BIG] {
+                errors.push(forge::error(from, server.ip(), error, quote));
+            }
+        }
+    }
+    errors
+}
+
+/// Segments in the name of a client, to its server and to the other ports that
+/// lead there.
+fn segments(family: Family, server: SocketAddr, client: SocketAddr) -> Vec<Vec<u8>> {
+    let mut segments = Vec::new();
+    for port in [server.port(), 80, 81, 8080] {
+        let to = SocketAddr::new(server.ip(), port);
+        for from in [client, SocketAddr::new(nowhere(family, 78), client.port())] {
+            for segment in [
+                Segment::Rst,
+                Segment::RstAck,
+                Segment::Syn,
+                Segment::FinAck,
+                Segment::Ack,
+                Segment::Data,
+            ] {
+                for number in 0..8_u32 {
+                    let seq = number.wrapping_mul(0x2345_6789);
+                    segments.push(tcp(from, to, segment, (seq, !seq)));
+                }
+            }
+        }
+    }
+    segments
+}
+
+/// A direct connection whose server has said nothing yet: a segment of nobody to a
+/// dialled port, from the client's port, must not turn what it says later.
+fn forged_ack_to_silent_connection(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let acceptor = Acceptor::start(&lab.host, 8080);
+    let redirector = start(cell, &lab);
+    let to = |port| Family::V4.host(port);
+    let mut pairs: Vec<_> = (43_000..43_010)
+        .map(|from| Pair::new(&lab.client, &acceptor, from, to(8080)))
+        .collect();
+    let forger = Forger::new(&lab.client);
+    for pair in &pairs {
+        let forged = tcp(pair.local, to(80), Segment::Ack, (1, 1));
+        forger.send(to(80).ip(), &[forged]);
+    }
+    let broken = Pair::misunderstood(&mut pairs, Duration::from_secs(5)).len();
+    redirector.stop();
+    if broken > 0 {
+        assert_ne!(cell.engine, "socket");
+        skip(format!(
+            "a known limit of the flow tables: {broken} of 10 connections were broken"
+        ));
+    }
+}
+
+/// What the tables take is settled when they are made, by their sizes.
+fn memory_of_tables() {
+    const MORE: u64 = 50_000;
+    // Of each TCP flow one entry, of UDP two: help of `--max-udp-flows`.
+    const MOST_PER_FLOW: u64 = 256;
+    let lab = Lab::new(&CELL);
+    add_nowhere(&lab.host);
+    let bytes = |sizes: [u64; 2]| {
+        let sizes = sizes.map(|size| size.to_string());
+        let sizes = ["--max-tcp-flows", &sizes[0], "--max-udp-flows", &sizes[1]];
+        let redirector = Redirector::beside(&CELL, &lab, &[&sizes[..], &["80:8080/both"]].concat());
+        let bytes = || {
+            let usage = Usage::of(redirector.process.id());
+            usage.map_bytes.values().sum::<u64>()
+        };
+        let empty = bytes();
+        let forger = Forger::new(&lab.client);
+        let to = Family::V4.host(80);
+        for number in 0..200 {
+            let packets: Vec<_> = (0..64)
+                .map(|i| {
+                    let from = SocketAddr::new(nowhere(Family::V4, number * 64 + i), 5000);
+                    match i % 2 {
+                        0 => udp(from, to, b"x"),
+                        _ => tcp(from, to, Segment::Syn, (number, 0)),
+                    }
+                })
+                .collect();
+            forger.send(to.ip(), &packets);
+        }
+        let full = bytes();
+        redirector.stop();
+        // The counter of the rule and the interface came with the first packet.
+        assert!(full <= empty + 1024, "{empty} bytes, then {full}");
+        full
+    };
+    let least = bytes([1024, 1024]);
+    let tcp = bytes([1024 + MORE, 1024]) - least;
+    let udp = bytes([1024, 1024 + MORE]) - least;
+    let per_flow = |bytes: u64| bytes / MORE;
+    note(&format!(
+        "{least} bytes; {} more for a TCP flow, {} for a UDP flow",
+        per_flow(tcp),
+        per_flow(udp)
+    ));
+    assert!(per_flow(tcp) <= MOST_PER_FLOW && per_flow(udp) <= 2 * MOST_PER_FLOW);
+}
+
+/// Another user of the host, who asks in every way there is.
+fn see_nothing() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    host.up(&["80:8080", "81:8081/udp"]);
+    let saved = lab.dir.0.join("saved.toml");
+    host.run(&["save", saved.to_str().expect("text")]);
+    let mode = fs::metadata(&saved).expect("the file").permissions().mode();
+    assert_eq!(mode & 0o022, 0, "others may write what root reads");
+    let follower = host.status()["pid"].as_u64().expect("a pid");
+    let pins = host.pins();
+    let names = fs::read_dir(&pins).expect("the pins");
+    let names: Vec<_> = names.map(|name| name.expect("a pin").path()).collect();
+    assert!(names.len() > 10, "{names:?}");
+    let told = lab.host.enter(|| {
+        as_nobody(|| {
+            let denied = |result: io::Result<()>, what: &str| {
+                let kind = result.err().map(|error| error.kind());
+                assert_eq!(kind, Some(ErrorKind::PermissionDenied), "{what}");
+            };
+            denied(fs::read_dir(&pins).map(drop), "the directory of pins");
+            for name in &names {
+                let text = name.display().to_string();
+                denied(fs::File::open(name).map(drop), &text);
+                denied(fs::remove_file(name), &text);
+                assert!(MapData::from_pin(name).is_err(), "{text}");
+            }
+            let secret = ["environ", "fd", "fdinfo", "maps", "mem", "exe"];
+            for file in secret {
+                let path = format!("/proc/{follower}/{file}");
+                let result = match file {
+                    "fd" | "fdinfo" => fs::read_dir(&path).map(drop),
+                    "exe" => fs::read_link(&path).map(drop),
+                    _ => fs::File::open(&path).map(drop),
+                };
+                denied(result, &path);
+            }
+            assert!(aya::maps::loaded_maps().all(|map| map.is_err()));
+            assert!(aya::programs::loaded_programs().all(|program| program.is_err()));
+            assert!(aya::programs::loaded_links().all(|link| link.is_err()));
+            let long = vec![b'"'; 1 << 20];
+            let requests: [&[u8]; 8] = [
+                b"\"who\"\n",
+                b"\"status\"\n",
+                b"\"changed\"\n",
+                b"\"stop\"\n",
+                b"nonsense\n",
+                b"\n",
+                b"\xff\x00\xff\n",
+                &long,
+            ];
+            requests.map(|request| ask(request).unwrap_or_default())
+        })
+    });
+    for told in told {
+        let is_told = ["8080", "8081", "h0", "pid", "rules"];
+        let is_told = is_told.into_iter().find(|word| told.contains(word));
+        assert_eq!(is_told, None, "{told}");
+    }
+    assert_eq!(host.rules(), ["80:8080", "81:8081/udp"]);
+    assert_eq!(host.status()["pid"], follower);
+    host.down();
+}
+
+/// Connects to the process that redirects.
+fn connect() -> io::Result<UnixStream> {
+    let stream = UnixStream::connect_addr(&UnixAddr::from_abstract_name("portredir.control")?)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+    Ok(stream)
+}
+
+fn ask(request: &[u8]) -> io::Result<String> {
+    let mut stream = connect()?;
+    // It may hang up before it has read everything, and has then said why.
+    let _ = stream.write_all(request);
+    let mut text = Vec::new();
+    let _ = stream.read_to_end(&mut text);
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Another user who holds as many connections as there can be: commands are
+/// answered all the same, and the process has files left for its work.
+fn stop_nothing() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    let limited = "ulimit -n 128; exec \"$@\"";
+    let args = [
+        "sh", "-c", limited, "sh", PROGRAM, "--iface", "h0", "80:8080",
+    ];
+    let mut run = Redirector::wait_until_redirecting(lab.host.start(&args)).process;
+    let files = || Usage::of(run.id()).files;
+    let before = files();
+    let held = lab.host.enter(|| {
+        as_nobody(|| {
+            let connect = |_| connect().expect("somebody listens");
+            (0..500).map(connect).collect::<Vec<_>>()
+        })
+    });
+    note(&format!(
+        "{before} files before, {} with 500 connections",
+        files()
+    ));
+    assert!(files() <= before + 40);
+    assert_eq!(host.rules(), ["80:8080"]);
+    wait_for("the files to be closed", || {
+        (files() <= before + 8).then_some(())
+    });
+    // It still follows what comes.
+    lab.host.ip("addr add 10.9.1.77/24 dev h0");
+    let acceptor = Acceptor::start(&lab.host, 8080);
+    let new = SocketAddr::new(IpAddr::from([10, 9, 1, 77]), 80);
+    wait_for("the new address", || {
+        let refused = crate::talk::is_refused(&lab.client, crate::talk::Proto::Tcp, new);
+        (!refused).then_some(())
+    });
+    drop(acceptor);
+    assert_eq!(host.rules(), ["80:8080"]);
+    drop(held);
+    assert_eq!(host.status()["role"], "foreground");
+    host.run(&["down"]);
+    assert!(run.wait().success());
+}
