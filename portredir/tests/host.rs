@@ -5,12 +5,16 @@
 mod cases;
 #[path = "../../fuzz/src/lib.rs"]
 mod fuzz;
+#[path = "traffic/million.rs"]
+mod million;
 #[path = "cases/model.rs"]
 mod model;
+mod reference;
 #[path = "cases/sequence.rs"]
 mod sequence;
 #[path = "cases/socket.rs"]
 mod socket;
+mod traffic;
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -90,6 +94,7 @@ fn corpus() {
         ("rule", fuzz::rule as fn(&[u8])),
         ("config", fuzz::config),
         ("state", fuzz::state),
+        ("packet", traffic::session::packet),
     ] {
         let files = fs::read_dir(corpus.join(target)).expect(target);
         let mut count = 0;

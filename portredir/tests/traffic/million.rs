@@ -1,0 +1,54 @@
+//! A million random packets through the datapath on this machine.
+
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use portredir_common::verdict::Reason;
+
+use crate::traffic::random::{self, SEED};
+use crate::traffic::session::{Tally, on_host};
+
+const PACKETS: u64 = 1_000_000;
+
+/// Each becomes, byte for byte, what the reference says.
+#[test]
+fn a_million_packets_are_as_the_reference_says() {
+    let seed = random::seed();
+    eprintln!("the same again: {SEED}={seed}");
+    let start = Instant::now();
+    let next = AtomicU64::new(0);
+    let total = Mutex::new(Tally::default());
+    let work = || {
+        while total.lock().expect("no thread panics with it").packets < PACKETS {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let mut tally = Tally::default();
+            let result = on_host(&random::session(seed, number), &mut tally);
+            total.lock().expect("no thread panics with it").add(&tally);
+            if let Err(error) = result {
+                panic!("{SEED}={seed}, session {number}: {error}");
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(work);
+        }
+    });
+    let total = total.into_inner().expect("no thread panics with it");
+    eprintln!("{total:?} in {:.1} s", start.elapsed().as_secs_f32());
+    for reason in Reason::ALL {
+        // Ports are never all taken, tables never full, and no packet needs a
+        // listener.
+        let is_rare = matches!(
+            reason,
+            Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
+        );
+        assert!(
+            is_rare || total.reasons.contains_key(reason.label()),
+            "{reason:?} was never met"
+        );
+    }
+}
