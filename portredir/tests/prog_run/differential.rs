@@ -1,131 +1,197 @@
-//! Random packets in random states: the programs and the host must agree.
+//! Millions of random packets through the programs: what they make of them must
+//! be what the reference says, and what the datapath on the host does.
 //!
-//! `PORTREDIR_SEED` repeats a run. A packet on which they differ is made
-//! smaller until it is the smallest that does.
+//! Bytes and verdict are compared packet for packet; reasons, counters and flow
+//! state at the end of each session.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::env;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::thread;
+use std::time::Instant;
 
-use portredir_common::abi::Protocol;
-use portredir_common::flow::Socket;
+use portredir_common::abi::{Counter, CounterKey, LOOPBACK_IFINDEX};
+use portredir_common::flow;
 use portredir_common::verdict::Reason;
-use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use portredir_common::wire::Link;
 
-use crate::cases::flows::KINDS;
-use crate::cases::host::Mock;
-use crate::cases::packet::CLIENT_PORT;
-use crate::cases::random::{self, RULES};
-use crate::cases::{Iface, Setup, local_addrs};
-use crate::compare::compare;
-use crate::namespace;
-use crate::rig::programs;
+use crate::cases::host::Tables;
+use crate::cases::{Hook, Iface, key};
+use crate::namespace::{self, OTHER_IFINDEX};
+use crate::reference::{Ends, Fate};
+use crate::rig::{Program, Rig, programs};
 use crate::table::Rigs;
+use crate::traffic::random::{self, SEED};
+use crate::traffic::scene::sockets;
+use crate::traffic::session::{Host, OnHost, Session, Tally, fate};
 
-const PACKETS: u32 = 24_000;
+/// How many cross each kind of program on the way in.
+const PACKETS: u64 = 1_000_000;
 
-pub fn run(rigs: &mut Rigs) {
-    let seed = match env::var("PORTREDIR_SEED") {
-        Ok(seed) => seed.parse().expect("PORTREDIR_SEED is a number"),
-        Err(_) => SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |now| now.as_secs()),
-    };
-    println!("random packets: PORTREDIR_SEED={seed}");
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&u64::to_le_bytes(seed));
-    let config = Config {
-        cases: PACKETS,
-        failure_persistence: None,
-        max_shrink_iters: 4000,
-        ..Config::default()
-    };
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(config, rng);
+/// What is left to compare at the end of a session.
+type Counts = BTreeMap<(u32, u32), (u64, u64, u64)>;
 
+/// The programs of one kind, and the datapath on the host behind them.
+struct InKernel<'a> {
+    rig: &'a mut Rig,
+    arrive: Program,
+    leave: Program,
+    host: OnHost,
+    counts: Counts,
+    before: Vec<u64>,
+    runs: &'a mut BTreeMap<&'static str, u64>,
+}
+
+impl Host for InKernel<'_> {
+    fn run(&mut self, hook: Hook, iface: Iface, frame: &[u8]) -> Option<Fate> {
+        let program = match hook {
+            Hook::Ingress => self.arrive,
+            Hook::Egress => self.leave,
+        };
+        let (verdict, bytes) = self.rig.once(program, iface.into(), frame)?;
+        *self.runs.entry(program.name).or_default() += 1;
+        Some(fate(verdict, bytes))
+    }
+
+    fn follow(
+        &mut self,
+        hook: Hook,
+        iface: Iface,
+        frame: &[u8],
+        fate: &Fate,
+        given: Option<u16>,
+    ) -> Result<(), String> {
+        if let Some(port) = given {
+            self.host.choose(port);
+        }
+        let on_host = self.host.run(hook, iface, frame);
+        if on_host.as_ref() != Some(fate) {
+            return Err(format!("the host differs: {on_host:?}"));
+        }
+        let ifindex = match iface {
+            Iface::Lo => LOOPBACK_IFINDEX,
+            Iface::Other => OTHER_IFINDEX,
+        };
+        for hit in self.host.hits.drain(..) {
+            let counts = self.counts.entry((ifindex, hit.rule.into())).or_default();
+            counts.0 += u64::from(hit.segments);
+            counts.1 += u64::try_from(hit.bytes).expect("a length");
+            counts.2 += u64::from(hit.is_new);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), String> {
+        let counters = self.rig.datapath().counters().expect("read COUNTERS");
+        let count = |(key, counter): (CounterKey, Counter)| {
+            let counts = (counter.packets, counter.bytes, counter.flows);
+            ((key.ifindex, key.rule), counts)
+        };
+        let counts: Counts = counters.into_iter().map(count).collect();
+        if counts != self.counts {
+            return Err(format!("counters {counts:?}, not {:?}", self.counts));
+        }
+        let now = self.rig.datapath().reasons().expect("read REASONS");
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            let (is, should) = (now[i] - self.before[i], self.host.reasons[i]);
+            if reason.is_counted() && is != should {
+                return Err(format!("{is} packets with {reason:?}, not {should}"));
+            }
+        }
+        let tables = self.rig.read_tables();
+        // The clocks are not the same.
+        if tables.is(&self.host.mock.tables.borrow(), u64::MAX) {
+            Ok(())
+        } else {
+            let should = &self.host.mock.tables.borrow();
+            Err(format!("flow state\n{tables:?}is not\n{should:?}"))
+        }
+    }
+}
+
+/// Runs sessions until enough packets have come in by one kind of program.
+fn cross(seed: u64, is_xdp: bool) -> (Tally, BTreeMap<&'static str, u64>) {
     namespace::enter();
     namespace::add_other();
-    // Direct connections, and one with a server on the dialled port.
-    let sockets: Vec<_> = KINDS
-        .into_iter()
-        .filter(|kind| kind.protocol == Protocol::Tcp)
-        .flat_map(|kind| {
-            [
-                kind.key_from(CLIENT_PORT + 1, 8080),
-                kind.key_from(8080, 80),
-            ]
-        })
-        .map(|key| (key, Socket::Connection))
+    let held: Vec<_> = sockets()
+        .into_keys()
+        .map(|ends| (flow_key(ends), flow::Socket::Connection))
         .collect();
-    let held = namespace::open(&sockets);
-    let mut host = Mock::new(RULES, &local_addrs());
-    host.sockets = sockets.into_iter().collect();
+    let held = namespace::open(&held);
+    // What scenes call a server, beside those that are there anyway.
+    let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let servers = [7070, 8081, 9191].map(|port| UdpSocket::bind(any(port)).expect("bind"));
+    let listener = namespace::server(any(9191));
 
-    let rigs = RefCell::new(rigs);
-    let reasons = RefCell::new(BTreeMap::<&str, u32>::new());
-    let hook_and_sample = random::hook().prop_flat_map(|hook| (Just(hook), random::sample(hook)));
-    let plain = Setup::of(RULES);
-    let hiding = Setup {
-        is_hiding: true,
-        ..plain
-    };
-    let setups = [plain, plain, hiding, plain.draining()];
-    let strategy = (
-        random::tables(),
-        hook_and_sample,
-        random::damage(),
-        any::<bool>(),
-        prop::sample::select(setups.to_vec()),
-    );
+    let mut rigs = Rigs::default();
+    let mut tally = Tally::default();
+    let mut runs = BTreeMap::new();
+    let mut number = 0;
+    // Each kind has its own sessions.
+    let seed_of_kind = seed ^ u64::from(is_xdp);
+    while came_in(&runs, is_xdp) < PACKETS {
+        let input = random::session(seed_of_kind, number);
+        let session = Session::new(&input);
+        let of = |hook| programs(hook, session.link).filter(move |p| p.is_xdp == is_xdp);
+        let mut arrive: Vec<_> = of(Hook::Ingress).collect();
+        // With and without frags in turn.
+        let turn = usize::try_from(number).expect("few") % arrive.len();
+        let rig = rigs.at(session.scene.setup);
+        rig.set_tables(&Tables::default());
+        rig.clear_counters();
+        let before = rig.datapath().reasons().expect("read REASONS");
+        let mut host = InKernel {
+            rig,
+            arrive: arrive.swap_remove(turn),
+            leave: programs(Hook::Egress, session.link)
+                .next()
+                .expect("there is one"),
+            host: OnHost::new(session.scene, session.link),
+            counts: Counts::new(),
+            before,
+            runs: &mut runs,
+        };
+        let result = session.run(&mut host, &mut tally);
+        let reasons = host.host.reasons;
+        // Sessions may end before their state was read.
+        host.rig.read_tables();
+        if let Err(error) = result {
+            panic!("{SEED}={seed}, session {number}, XDP {is_xdp}: {error}");
+        }
+        tally.add_reasons(&reasons);
+        number += 1;
+    }
+    drop((held, servers, listener));
+    (tally, runs)
+}
+
+fn came_in(runs: &BTreeMap<&str, u64>, is_xdp: bool) -> u64 {
+    [Link::Ethernet, Link::Ip]
+        .into_iter()
+        .flat_map(|link| programs(Hook::Ingress, link))
+        .filter(|program| program.is_xdp == is_xdp)
+        .filter_map(|program| runs.get(program.name))
+        .sum()
+}
+
+fn flow_key(ends: Ends) -> portredir_common::abi::FlowKey {
+    key(
+        ends.protocol,
+        (ends.client, ends.client_port),
+        (ends.local, ends.local_port),
+    )
+}
+
+pub fn run(_: &mut Rigs) {
+    let seed = random::seed();
+    println!("the same again: {SEED}={seed}");
     let start = Instant::now();
-    let result = runner.run(
-        &strategy,
-        |(tables, (hook, sample), damage, is_on_lo, setup)| {
-            let mut packet = sample.bytes();
-            damage.iter().for_each(|damage| damage.apply(&mut packet));
-            let mut host = host.clone();
-            host.tables.replace(tables);
-            host.iface = if is_on_lo { Iface::Lo } else { Iface::Other };
-            (host.setup, host.table) = (setup, setup.table());
-            let mut rigs = rigs.borrow_mut();
-            let rig = rigs.at(host.setup);
-            for program in programs(hook, sample.packet().link) {
-                let agreed = compare(rig, program, &host, &packet);
-                let what = match agreed.map_err(TestCaseError::fail)? {
-                    Some(agreed) => agreed.reason.label(),
-                    None => "too short for the kernel",
-                };
-                *reasons.borrow_mut().entry(what).or_default() += 1;
-            }
-            Ok(())
-        },
-    );
-    drop(held);
-    if let Err(error) = result {
-        panic!("PORTREDIR_SEED={seed}: {error}");
-    }
-    let reasons = reasons.into_inner();
-    let runs: u32 = reasons.values().sum();
-    println!(
-        "{PACKETS} packets, {runs} runs in {:.1} s: {reasons:?}",
-        start.elapsed().as_secs_f32()
-    );
-    for reason in Reason::ALL {
-        // A free port is always found, there is room for all entries, and no
-        // packet needs a listener.
-        let is_rare = matches!(
-            reason,
-            Reason::NoFreePort
-                | Reason::TableFull
-                | Reason::WriteFailed
-                | Reason::NoListener
-                | Reason::NotListening
-        );
-        assert!(
-            is_rare || reasons.contains_key(reason.label()),
-            "{reason:?} was never met"
-        );
-    }
+    thread::scope(|scope| {
+        let threads = [true, false].map(|is_xdp| scope.spawn(move || cross(seed, is_xdp)));
+        for thread in threads {
+            let (tally, runs) = thread.join().expect("no difference");
+            let time = start.elapsed().as_secs_f32();
+            println!("{runs:?} in {time:.1} s\n{tally:?}");
+            tally.assert_all_reasons();
+        }
+    });
 }

@@ -13,8 +13,12 @@ mod life;
 mod listeners;
 mod load;
 mod namespace;
+#[path = "../reference/mod.rs"]
+mod reference;
 mod rig;
 mod table;
+#[path = "../traffic/mod.rs"]
+mod traffic;
 
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};

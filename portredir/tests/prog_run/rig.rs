@@ -219,6 +219,32 @@ impl Rig {
     /// those at TC that end in the IP header.
     pub fn run(&mut self, program: Program, setting: Setting, packet: &[u8]) -> Option<Outcome> {
         self.clear_counters();
+        let (verdict, packet) = self.once(program, setting, packet)?;
+        let reasons = self.datapath.reasons().expect("read REASONS");
+        let counted = Reason::ALL
+            .iter()
+            .zip(reasons.iter().zip(&self.reasons))
+            .flat_map(|(reason, (now, before))| {
+                std::iter::repeat_n(*reason, usize::try_from(now - before).expect("few"))
+            })
+            .collect();
+        self.reasons = reasons;
+        Some(Outcome {
+            verdict,
+            packet,
+            reasons: counted,
+            counters: self.datapath.counters().expect("read COUNTERS"),
+            tables: self.read_tables(),
+        })
+    }
+
+    /// The same without a look at what it left in the maps.
+    pub fn once(
+        &mut self,
+        program: Program,
+        setting: Setting,
+        packet: &[u8],
+    ) -> Option<(Verdict, Vec<u8>)> {
         // The kernel does not say how long the packet is before it is there.
         let mut out = vec![0; packet.len() + 64];
         let result = match self.repeat(program, setting, packet, &mut out, 1) {
@@ -231,22 +257,7 @@ impl Rig {
             Err(error) => panic!("run {}: {error}", program.name),
         };
         out.truncate(usize::try_from(result.data_size_out).expect("a length"));
-        let reasons = self.datapath.reasons().expect("read REASONS");
-        let counted = Reason::ALL
-            .iter()
-            .zip(reasons.iter().zip(&self.reasons))
-            .flat_map(|(reason, (now, before))| {
-                std::iter::repeat_n(*reason, usize::try_from(now - before).expect("few"))
-            })
-            .collect();
-        self.reasons = reasons;
-        Some(Outcome {
-            verdict: verdict(program, result.return_value),
-            packet: out,
-            reasons: counted,
-            counters: self.datapath.counters().expect("read COUNTERS"),
-            tables: self.read_tables(),
-        })
+        Some((verdict(program, result.return_value), out))
     }
 
     /// Runs a program `count` times on what the run before made of the packet.

@@ -11,7 +11,7 @@ use portredir_common::wire::Link;
 
 use super::scene::{SCENES, Scene, sockets};
 use super::{Step, Traffic};
-use crate::cases::host::{Hex, Mock};
+use crate::cases::host::{Hex, Hit, Mock};
 use crate::cases::{Hook, Iface, key, local_addrs};
 use crate::reference::{Ends, Fate, Passage, Reference, Socket};
 
@@ -37,6 +37,15 @@ pub trait Host {
         _fate: &Fate,
         _given: Option<u16>,
     ) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// After the last packet: compares what is left.
+    ///
+    /// # Errors
+    ///
+    /// What is not the same.
+    fn end(&mut self) -> Result<(), String> {
         Ok(())
     }
 
@@ -79,6 +88,29 @@ impl Tally {
         self.disputed += other.disputed;
         for (reason, count) in &other.reasons {
             *self.reasons.entry(reason).or_default() += count;
+        }
+    }
+
+    pub fn add_reasons(&mut self, counts: &[u64; Reason::COUNT]) {
+        for (reason, count) in Reason::ALL.iter().zip(counts) {
+            *self.reasons.entry(reason.label()).or_default() += count;
+        }
+    }
+
+    /// Panics when there is a reason that no packet had.
+    pub fn assert_all_reasons(&self) {
+        for reason in Reason::ALL {
+            // Ports are never all taken, tables never full, and no packet needs a
+            // listener.
+            let is_rare = matches!(
+                reason,
+                Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
+            );
+            let is_met = self.reasons.get(reason.label()).is_some_and(|&count| count > 0);
+            assert!(
+                is_met || is_rare,
+                "{reason:?} was never met"
+            );
         }
     }
 }
@@ -163,7 +195,7 @@ impl<'a> Session<'a> {
             let expected = reference.fate(passage);
             if reference.flows.is_disputed {
                 tally.disputed += 1;
-                break;
+                return Ok(());
             }
             let given = reference.given.take();
             tally.given += u64::from(given.is_some());
@@ -188,7 +220,7 @@ impl<'a> Session<'a> {
             }
             log.push(Event::Frame(hook, iface, before, fate));
         }
-        Ok(())
+        host.end().map_err(|error| self.report(&log, &error))
     }
 
     fn report(&self, log: &[Event], error: &str) -> String {
@@ -240,6 +272,8 @@ pub struct OnHost {
     pub mock: Mock,
     link: Link,
     pub reasons: [u64; Reason::COUNT],
+    /// What the last packet was counted as.
+    pub hits: Vec<Hit>,
 }
 
 impl OnHost {
@@ -250,6 +284,7 @@ impl OnHost {
             mock,
             link,
             reasons: [0; Reason::COUNT],
+            hits: Vec::new(),
         };
         for (ends, socket) in sockets() {
             host.set_socket(ends, Some(socket));
@@ -262,7 +297,7 @@ impl Host for OnHost {
     fn run(&mut self, hook: Hook, iface: Iface, frame: &[u8]) -> Option<Fate> {
         self.mock.iface = iface;
         let (reason, bytes) = self.mock.run(hook, self.link, frame);
-        self.mock.hits.get_mut().clear();
+        self.hits = self.mock.hits.take();
         self.reasons[reason as usize] += 1;
         assert!(
             reason.verdict() == Verdict::Pass || bytes == frame,
@@ -318,10 +353,6 @@ pub fn on_host(input: &[u8], tally: &mut Tally) -> Result<(), String> {
     let session = Session::new(input);
     let mut host = OnHost::new(session.scene, session.link);
     let result = session.run(&mut host, tally);
-    for (reason, count) in Reason::ALL.iter().zip(host.reasons) {
-        if count > 0 {
-            *tally.reasons.entry(reason.label()).or_default() += count;
-        }
-    }
+    tally.add_reasons(&host.reasons);
     result
 }
