@@ -6,26 +6,25 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use portredir_common::abi::{Counter, CounterKey, LOOPBACK_IFINDEX};
+use portredir_common::abi::{Counter, CounterKey, FlowKey, LOOPBACK_IFINDEX};
 use portredir_common::flow;
 use portredir_common::verdict::Reason;
-use portredir_common::wire::Link;
 
 use crate::cases::host::Tables;
-use crate::cases::{Hook, Iface, key};
+use crate::cases::{Hook, Iface, Setup, key};
 use crate::namespace::{self, OTHER_IFINDEX};
 use crate::reference::{Ends, Fate};
-use crate::rig::{Program, Rig, programs};
+use crate::rig::{PROGRAMS, Program, Rig, SIZES, programs};
 use crate::table::Rigs;
 use crate::traffic::random::{self, SEED};
 use crate::traffic::scene::sockets;
 use crate::traffic::session::{Host, OnHost, Session, Tally, fate};
-
-/// How many cross each kind of program on the way in.
-const PACKETS: u64 = 1_000_000;
 
 /// What is left to compare at the end of a session.
 type Counts = BTreeMap<(u32, u32), (u64, u64, u64)>;
@@ -38,7 +37,7 @@ struct InKernel<'a> {
     host: OnHost,
     counts: Counts,
     before: Vec<u64>,
-    runs: &'a mut BTreeMap<&'static str, u64>,
+    runs: Runs,
 }
 
 impl Host for InKernel<'_> {
@@ -108,8 +107,47 @@ impl Host for InKernel<'_> {
     }
 }
 
-/// Runs sessions until enough packets have come in by one kind of program.
-fn cross(seed: u64, is_xdp: bool) -> (Tally, BTreeMap<&'static str, u64>) {
+/// How often each program was run.
+type Runs = BTreeMap<&'static str, u64>;
+
+/// Sessions that are taken at a time, to run those with the same rules in a row.
+const BATCH: u64 = 128;
+
+fn run_session(rig: &mut Rig, number: u64, input: &[u8]) -> (Result<(), String>, Tally, Runs) {
+    let session = Session::new(input);
+    // Replies cross TC whatever the way in is, so more come in by XDP.
+    let is_xdp = number % 4 != 0;
+    let mut arrive: Vec<_> = programs(Hook::Ingress, session.link)
+        .filter(|program| program.is_xdp == is_xdp)
+        .collect();
+    let turn = usize::try_from(number).expect("few") % arrive.len();
+    rig.set_tables(&Tables::default());
+    rig.clear_counters();
+    let before = rig.datapath().reasons().expect("read REASONS");
+    let mut in_kernel = InKernel {
+        rig,
+        arrive: arrive.swap_remove(turn),
+        leave: programs(Hook::Egress, session.link)
+            .next()
+            .expect("there is one"),
+        host: OnHost::new(session.scene, session.link),
+        counts: Counts::new(),
+        before,
+        runs: Runs::new(),
+    };
+    let mut tally = Tally::default();
+    let result = session.run(&mut in_kernel, &mut tally);
+    let InKernel {
+        rig, host, runs, ..
+    } = in_kernel;
+    // Also of a session that ended before its state was read.
+    rig.read_tables();
+    tally.add_reasons(&host.reasons);
+    (result, tally, runs)
+}
+
+/// Runs sessions until enough packets have crossed programs of each kind.
+fn cross(seed: u64, next: &AtomicU64, total: &Mutex<(Tally, Runs)>) {
     namespace::enter();
     namespace::add_other();
     let held: Vec<_> = sockets()
@@ -122,58 +160,44 @@ fn cross(seed: u64, is_xdp: bool) -> (Tally, BTreeMap<&'static str, u64>) {
     let servers = [7070, 8081, 9191].map(|port| UdpSocket::bind(any(port)).expect("bind"));
     let listener = namespace::server(any(9191));
 
-    let mut rigs = Rigs::default();
-    let mut tally = Tally::default();
-    let mut runs = BTreeMap::new();
-    let mut number = 0;
-    // Each kind has its own sessions.
-    let seed_of_kind = seed ^ u64::from(is_xdp);
-    while came_in(&runs, is_xdp) < PACKETS {
-        let input = random::session(seed_of_kind, number);
-        let session = Session::new(&input);
-        let of = |hook| programs(hook, session.link).filter(move |p| p.is_xdp == is_xdp);
-        let mut arrive: Vec<_> = of(Hook::Ingress).collect();
-        // With and without frags in turn.
-        let turn = usize::try_from(number).expect("few") % arrive.len();
-        let rig = rigs.at(session.scene.setup);
-        rig.set_tables(&Tables::default());
-        rig.clear_counters();
-        let before = rig.datapath().reasons().expect("read REASONS");
-        let mut host = InKernel {
-            rig,
-            arrive: arrive.swap_remove(turn),
-            leave: programs(Hook::Egress, session.link)
-                .next()
-                .expect("there is one"),
-            host: OnHost::new(session.scene, session.link),
-            counts: Counts::new(),
-            before,
-            runs: &mut runs,
-        };
-        let result = session.run(&mut host, &mut tally);
-        let reasons = host.host.reasons;
-        // Sessions may end before their state was read.
-        host.rig.read_tables();
-        if let Err(error) = result {
-            panic!("{SEED}={seed}, session {number}, XDP {is_xdp}: {error}");
+    let mut rig = Rig::new(Setup::default(), SIZES);
+    let packets = random::packets();
+    let is_enough = || {
+        let (_, runs) = &*total.lock().expect("no thread panics with it");
+        [true, false].into_iter().all(|is_xdp| {
+            let programs = PROGRAMS.iter().filter(|p| p.is_xdp == is_xdp);
+            let runs = programs.filter_map(|program| runs.get(program.name));
+            runs.sum::<u64>() >= packets
+        })
+    };
+    while !is_enough() {
+        let first = next.fetch_add(BATCH, Ordering::Relaxed);
+        let inputs = (first..first + BATCH).map(|number| (number, random::session(seed, number)));
+        let mut of_setup = BTreeMap::<Setup, Vec<_>>::new();
+        for (number, input) in inputs {
+            let setup = Session::new(&input).scene.setup;
+            of_setup.entry(setup).or_default().push((number, input));
         }
-        tally.add_reasons(&reasons);
-        number += 1;
+        for (setup, inputs) in of_setup {
+            rig.set_rules(setup);
+            for (number, input) in inputs {
+                let (result, tally, runs) = run_session(&mut rig, number, &input);
+                let mut total = total.lock().expect("no thread panics with it");
+                total.0.add(&tally);
+                for (name, runs) in runs {
+                    *total.1.entry(name).or_default() += runs;
+                }
+                drop(total);
+                if let Err(error) = result {
+                    panic!("{SEED}={seed}, session {number}: {error}");
+                }
+            }
+        }
     }
     drop((held, servers, listener));
-    (tally, runs)
 }
 
-fn came_in(runs: &BTreeMap<&str, u64>, is_xdp: bool) -> u64 {
-    [Link::Ethernet, Link::Ip]
-        .into_iter()
-        .flat_map(|link| programs(Hook::Ingress, link))
-        .filter(|program| program.is_xdp == is_xdp)
-        .filter_map(|program| runs.get(program.name))
-        .sum()
-}
-
-fn flow_key(ends: Ends) -> portredir_common::abi::FlowKey {
+fn flow_key(ends: Ends) -> FlowKey {
     key(
         ends.protocol,
         (ends.client, ends.client_port),
@@ -182,16 +206,16 @@ fn flow_key(ends: Ends) -> portredir_common::abi::FlowKey {
 }
 
 pub fn run(_: &mut Rigs) {
-    let seed = random::seed();
-    println!("the same again: {SEED}={seed}");
+    let (seed, next) = (random::seed(), AtomicU64::new(0));
+    let total = Mutex::new((Tally::default(), Runs::new()));
     let start = Instant::now();
     thread::scope(|scope| {
-        let threads = [true, false].map(|is_xdp| scope.spawn(move || cross(seed, is_xdp)));
-        for thread in threads {
-            let (tally, runs) = thread.join().expect("no difference");
-            let time = start.elapsed().as_secs_f32();
-            println!("{runs:?} in {time:.1} s\n{tally:?}");
-            tally.assert_all_reasons();
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| cross(seed, &next, &total));
         }
     });
+    let (tally, runs) = total.into_inner().expect("no thread panics with it");
+    let time = start.elapsed().as_secs_f32();
+    println!("{runs:?} in {time:.1} s\n{tally:?}");
+    tally.assert_all_reasons();
 }

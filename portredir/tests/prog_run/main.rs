@@ -17,6 +17,7 @@ mod namespace;
 mod reference;
 mod rig;
 mod table;
+#[expect(dead_code, reason = "some of it is for `tests/host.rs` alone")]
 #[path = "../traffic/mod.rs"]
 mod traffic;
 

@@ -121,25 +121,31 @@ pub struct Rig {
 impl Rig {
     pub fn new(setup: Setup, sizes: Sizes) -> Self {
         let mut datapath = Datapath::load(sizes.into(), None).expect("load the object");
+        datapath.set_local(&local_addrs()).expect("fill LOCAL");
+        let reasons = datapath.reasons().expect("read REASONS");
+        let mut rig = Self {
+            datapath,
+            reasons,
+            tables: Tables::default(),
+        };
+        rig.set_rules(setup);
+        rig
+    }
+
+    /// Replaces the rules; the programs stay.
+    pub fn set_rules(&mut self, setup: Setup) {
         let table = setup.table();
-        datapath.commit(&table).expect("fill the maps");
-        let generation = datapath.generation().expect("a generation");
+        self.datapath.commit(&table).expect("fill the maps");
+        let generation = self.datapath.generation().expect("a generation");
         let masks = [("lo", LOOPBACK_IFINDEX), (OTHER, OTHER_IFINDEX)].map(|(name, index)| {
             let lists = table.on_lists().iter().zip(1..);
             let is_in = |list: &[String]| list.iter().any(|iface| iface == name);
             let mask = lists.fold(0, |mask, (list, bit)| mask | u64::from(is_in(list)) << bit);
             (index, mask)
         });
-        datapath
+        self.datapath
             .set_on(generation, &masks.into())
             .expect("fill IFACES");
-        datapath.set_local(&local_addrs()).expect("fill LOCAL");
-        let reasons = datapath.reasons().expect("read REASONS");
-        Self {
-            datapath,
-            reasons,
-            tables: Tables::default(),
-        }
     }
 
     pub fn datapath(&mut self) -> &mut Datapath {

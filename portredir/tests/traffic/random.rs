@@ -11,17 +11,31 @@ pub const SEED: &str = "PORTREDIR_TEST_SEED";
 /// Bytes of a session: more than its packets are made of.
 const LEN: usize = 4096;
 
-/// The seed of this run.
+/// How many packets there are; by default a million.
+const PACKETS: &str = "PORTREDIR_TEST_PACKETS";
+
+/// The number of an environment variable.
+fn number(name: &str) -> Option<u64> {
+    let text = env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is a number")),
+    )
+}
+
+/// The seed of this run, which is printed.
 pub fn seed() -> u64 {
-    let seed = env::var(SEED).ok();
-    let seed = seed.map(|seed| {
-        seed.parse()
-            .unwrap_or_else(|_| panic!("{SEED} is a number"))
-    });
-    seed.unwrap_or_else(|| {
+    let seed = number(SEED).unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         u64::from(now.expect("a clock after 1970").subsec_nanos())
-    })
+    });
+    println!("the same again: {SEED}={seed}");
+    seed
+}
+
+/// How many packets there are to be.
+pub fn packets() -> u64 {
+    number(PACKETS).unwrap_or(1_000_000)
 }
 
 /// Session `number` of a run.

@@ -106,11 +106,11 @@ impl Tally {
                 reason,
                 Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
             );
-            let is_met = self.reasons.get(reason.label()).is_some_and(|&count| count > 0);
-            assert!(
-                is_met || is_rare,
-                "{reason:?} was never met"
-            );
+            let is_met = self
+                .reasons
+                .get(reason.label())
+                .is_some_and(|&count| count > 0);
+            assert!(is_met || is_rare, "{reason:?} was never met");
         }
     }
 }
