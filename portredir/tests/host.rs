@@ -9,6 +9,8 @@ mod fuzz;
 mod million;
 #[path = "cases/model.rs"]
 mod model;
+#[path = "cases/random.rs"]
+mod random;
 mod reference;
 #[path = "cases/sequence.rs"]
 mod sequence;
@@ -23,7 +25,6 @@ use std::path::Path;
 
 use cases::host::{Hex, Mock, Tables};
 use cases::packet::Packet;
-use cases::random::{self, Damage, RULES, Sample};
 use cases::{Case, Hook, Iface, Out};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use portredir_common::abi::{Addr, FlowKey};
@@ -35,6 +36,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::TestCaseResult;
+use random::{Damage, RULES, Sample};
 
 /// Runs one case and panics when anything is not as it should be.
 fn check(case: &Case) {
