@@ -5,12 +5,18 @@
 mod cases;
 #[path = "../../fuzz/src/lib.rs"]
 mod fuzz;
+#[path = "traffic/million.rs"]
+mod million;
 #[path = "cases/model.rs"]
 mod model;
+#[path = "cases/random.rs"]
+mod random;
+mod reference;
 #[path = "cases/sequence.rs"]
 mod sequence;
 #[path = "cases/socket.rs"]
 mod socket;
+mod traffic;
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -19,7 +25,6 @@ use std::path::Path;
 
 use cases::host::{Hex, Mock, Tables};
 use cases::packet::Packet;
-use cases::random::{self, Damage, RULES, Sample};
 use cases::{Case, Hook, Iface, Out};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use portredir_common::abi::{Addr, FlowKey};
@@ -31,6 +36,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::TestCaseResult;
+use random::{Damage, RULES, Sample};
 
 /// Runs one case and panics when anything is not as it should be.
 fn check(case: &Case) {
@@ -90,6 +96,7 @@ fn corpus() {
         ("rule", fuzz::rule as fn(&[u8])),
         ("config", fuzz::config),
         ("state", fuzz::state),
+        ("packet", traffic::session::packet),
     ] {
         let files = fs::read_dir(corpus.join(target)).expect(target);
         let mut count = 0;

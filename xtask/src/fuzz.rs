@@ -18,6 +18,8 @@ pub enum Target {
     Config,
     /// What a process left behind for the next.
     State,
+    /// Packets across a host.
+    Packet,
 }
 
 impl Target {
@@ -26,6 +28,7 @@ impl Target {
             Self::Rule => "rule",
             Self::Config => "config",
             Self::State => "state",
+            Self::Packet => "packet",
         }
     }
 }

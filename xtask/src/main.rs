@@ -5,6 +5,7 @@ mod cargo;
 mod ebpf;
 mod fuzz;
 mod lint;
+mod mutants;
 mod process;
 mod report;
 mod setup;
@@ -69,7 +70,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Feed random input to what reads rules, files, and what a process left.
+    /// Feed random input to what reads rules, files, what a process left, and to
+    /// the datapath.
     Fuzz {
         /// Which; all, one after another, when none is named.
         target: Option<fuzz::Target>,
@@ -77,6 +79,9 @@ enum Task {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
         seconds: u32,
     },
+    /// Put defects into a copy of the datapath, one at a time, and see that the
+    /// tests find them.
+    Mutants,
     /// Build portredir and run `portredir bench` as root.
     Bench {
         /// Arguments of `portredir bench`, as in `-- --full --html report.html`.
@@ -115,6 +120,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::BuildEbpf { check: false } => ebpf::build()?,
         Task::BuildEbpf { check: true } => ebpf::check()?,
         Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds)?,
+        Task::Mutants => mutants::mutants()?,
         Task::Bench { args } => cargo::run(&[vec!["bench".into()], args].concat())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -17,7 +17,6 @@ pub mod host;
 pub mod icmp;
 pub mod icmp_foreign;
 pub mod packet;
-pub mod random;
 pub mod rules;
 pub mod tcp;
 pub mod tcp_collision;

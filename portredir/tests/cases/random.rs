@@ -12,14 +12,14 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 
-use super::error::IcmpError;
-use super::flows::{KINDS, Kind};
-use super::host::Tables;
-use super::packet::{
+use crate::cases::error::IcmpError;
+use crate::cases::flows::{KINDS, Kind};
+use crate::cases::host::Tables;
+use crate::cases::packet::{
     ACK, Body, CLIENT_PORT, FIN, PSH, Packet, RST, SYN, URG, authentication_header, options_header,
     other, routing_header,
 };
-use super::{Hook, seen, seen_from};
+use crate::cases::{Hook, seen, seen_from};
 
 /// Every rule that random packets may meet.
 pub const RULES: &[&str] = &[

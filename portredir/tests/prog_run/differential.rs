@@ -1,135 +1,219 @@
-//! Random packets in random states: the programs and the host must agree.
+//! Millions of random packets through the programs: what they make of them must
+//! be what the reference says, and what the datapath on the host does.
 //!
-//! `PORTREDIR_SEED` repeats a run. A packet on which they differ is made
-//! smaller until it is the smallest that does.
+//! Bytes and verdict are compared packet for packet; reasons, counters and flow
+//! state at the end of each session.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::env;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
 
-use portredir_common::abi::Protocol;
-use portredir_common::flow::Socket;
+use portredir_common::abi::{Counter, CounterKey, FlowKey, LOOPBACK_IFINDEX};
+use portredir_common::flow;
 use portredir_common::verdict::Reason;
-use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
-use crate::cases::flows::KINDS;
-use crate::cases::host::Mock;
-use crate::cases::packet::CLIENT_PORT;
-use crate::cases::random::{self, RULES};
-use crate::cases::{Iface, Setup, local_addrs};
-use crate::compare::compare;
-use crate::namespace;
-use crate::rig::programs;
+use crate::cases::host::Tables;
+use crate::cases::{Hook, Iface, Setup, key};
+use crate::namespace::{self, OTHER_IFINDEX};
+use crate::reference::{Ends, Fate};
+use crate::rig::{PROGRAMS, Program, Rig, SIZES, programs};
 use crate::table::Rigs;
+use crate::traffic::random::{self, SEED};
+use crate::traffic::scene::sockets;
+use crate::traffic::session::{Host, OnHost, Session, Tally, fate};
 
-const PACKETS: u32 = 24_000;
+/// What is left to compare at the end of a session.
+type Counts = BTreeMap<(u32, u32), (u64, u64, u64)>;
 
-pub fn run(rigs: &mut Rigs) {
-    let seed = match env::var("PORTREDIR_SEED") {
-        Ok(seed) => seed.parse().expect("PORTREDIR_SEED is a number"),
-        Err(_) => SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |now| now.as_secs()),
-    };
-    println!("random packets: PORTREDIR_SEED={seed}");
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&u64::to_le_bytes(seed));
-    let config = Config {
-        cases: if crate::is_subset() {
-            PACKETS / 12
+/// The programs of one kind, and the datapath on the host behind them.
+struct InKernel<'a> {
+    rig: &'a mut Rig,
+    arrive: Program,
+    leave: Program,
+    host: OnHost,
+    counts: Counts,
+    before: Vec<u64>,
+    runs: Runs,
+}
+
+impl Host for InKernel<'_> {
+    fn run(&mut self, hook: Hook, iface: Iface, frame: &[u8]) -> Option<Fate> {
+        let program = match hook {
+            Hook::Ingress => self.arrive,
+            Hook::Egress => self.leave,
+        };
+        let (verdict, bytes) = self.rig.once(program, iface.into(), frame)?;
+        *self.runs.entry(program.name).or_default() += 1;
+        Some(fate(verdict, bytes))
+    }
+
+    fn follow(
+        &mut self,
+        hook: Hook,
+        iface: Iface,
+        frame: &[u8],
+        fate: &Fate,
+        given: Option<u16>,
+    ) -> Result<(), String> {
+        if let Some(port) = given {
+            self.host.choose(port);
+        }
+        let on_host = self.host.run(hook, iface, frame);
+        if on_host.as_ref() != Some(fate) {
+            return Err(format!("the host differs: {on_host:?}"));
+        }
+        let ifindex = match iface {
+            Iface::Lo => LOOPBACK_IFINDEX,
+            Iface::Other => OTHER_IFINDEX,
+        };
+        for hit in self.host.hits.drain(..) {
+            let counts = self.counts.entry((ifindex, hit.rule.into())).or_default();
+            counts.0 += u64::from(hit.segments);
+            counts.1 += u64::try_from(hit.bytes).expect("a length");
+            counts.2 += u64::from(hit.is_new);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), String> {
+        let counters = self.rig.datapath().counters().expect("read COUNTERS");
+        let count = |(key, counter): (CounterKey, Counter)| {
+            let counts = (counter.packets, counter.bytes, counter.flows);
+            ((key.ifindex, key.rule), counts)
+        };
+        let counts: Counts = counters.into_iter().map(count).collect();
+        if counts != self.counts {
+            return Err(format!("counters {counts:?}, not {:?}", self.counts));
+        }
+        let now = self.rig.datapath().reasons().expect("read REASONS");
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            let (is, should) = (now[i] - self.before[i], self.host.reasons[i]);
+            if reason.is_counted() && is != should {
+                return Err(format!("{is} packets with {reason:?}, not {should}"));
+            }
+        }
+        let should = self.host.mock.tables.borrow();
+        let tables = [&should.syn, &should.tcp, &should.udp];
+        let keys = tables.into_iter().flat_map(|table| table.keys().copied());
+        let tables = self.rig.read_tables(keys.collect::<Vec<_>>());
+        // The clocks are not the same.
+        if tables.is(&should, u16::MAX) {
+            Ok(())
         } else {
-            PACKETS
-        },
-        failure_persistence: None,
-        max_shrink_iters: 4000,
-        ..Config::default()
-    };
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(config, rng);
+            Err(format!("flow state\n{tables:?}is not\n{should:?}"))
+        }
+    }
+}
 
+/// How often each program was run.
+type Runs = BTreeMap<&'static str, u64>;
+
+/// Sessions that are taken at a time, to run those with the same rules in a row.
+const BATCH: u64 = 128;
+
+fn run_session(rig: &mut Rig, number: u64, input: &[u8]) -> (Result<(), String>, Tally, Runs) {
+    let session = Session::new(input);
+    // Replies cross TC whatever the way in is, so more come in by XDP.
+    let is_xdp = number % 4 != 0;
+    let mut arrive: Vec<_> = programs(Hook::Ingress, session.link)
+        .filter(|program| program.is_xdp == is_xdp)
+        .collect();
+    let turn = usize::try_from(number).expect("few") % arrive.len();
+    rig.set_tables(&Tables::default());
+    rig.clear_counters();
+    let before = rig.datapath().reasons().expect("read REASONS");
+    let mut in_kernel = InKernel {
+        rig,
+        arrive: arrive.swap_remove(turn),
+        leave: programs(Hook::Egress, session.link)
+            .next()
+            .expect("there is one"),
+        host: OnHost::new(session.scene, session.link),
+        counts: Counts::new(),
+        before,
+        runs: Runs::new(),
+    };
+    let mut tally = Tally::default();
+    let result = session.run(&mut in_kernel, &mut tally);
+    let InKernel { host, runs, .. } = in_kernel;
+    tally.add_reasons(&host.reasons);
+    (result, tally, runs)
+}
+
+/// Runs sessions until enough packets have crossed programs of each kind.
+fn cross(seed: u64, next: &AtomicU64, total: &Mutex<(Tally, Runs)>) {
     namespace::enter();
     namespace::add_other();
-    // Direct connections, and one with a server on the dialled port.
-    let sockets: Vec<_> = KINDS
-        .into_iter()
-        .filter(|kind| kind.protocol == Protocol::Tcp)
-        .flat_map(|kind| {
-            [
-                kind.key_from(CLIENT_PORT + 1, 8080),
-                kind.key_from(8080, 80),
-            ]
-        })
-        .map(|key| (key, Socket::Connection))
+    let held: Vec<_> = sockets()
+        .into_keys()
+        .map(|ends| (flow_key(ends), flow::Socket::Connection))
         .collect();
-    let held = namespace::open(&sockets);
-    let mut host = Mock::new(RULES, &local_addrs());
-    host.sockets = sockets.into_iter().collect();
+    let held = namespace::open(&held);
+    // What scenes call a server, beside those that are there anyway.
+    let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let servers = [7070, 8081, 9191].map(|port| UdpSocket::bind(any(port)).expect("bind"));
+    let listener = namespace::server(any(9191));
 
-    let rigs = RefCell::new(rigs);
-    let reasons = RefCell::new(BTreeMap::<&str, u32>::new());
-    let hook_and_sample = random::hook().prop_flat_map(|hook| (Just(hook), random::sample(hook)));
-    let plain = Setup::of(RULES);
-    let hiding = Setup {
-        is_hiding: true,
-        ..plain
+    let mut rig = Rig::new(Setup::default(), SIZES);
+    let packets = random::packets();
+    let is_enough = || {
+        let (_, runs) = &*total.lock().expect("no thread panics with it");
+        [true, false].into_iter().all(|is_xdp| {
+            let programs = PROGRAMS.iter().filter(|p| p.is_xdp == is_xdp);
+            let runs = programs.filter_map(|program| runs.get(program.name));
+            runs.sum::<u64>() >= packets
+        })
     };
-    let setups = [plain, plain, hiding, plain.draining()];
-    let strategy = (
-        random::tables(),
-        hook_and_sample,
-        random::damage(),
-        any::<bool>(),
-        prop::sample::select(setups.to_vec()),
-    );
-    let start = Instant::now();
-    let result = runner.run(
-        &strategy,
-        |(tables, (hook, sample), damage, is_on_lo, setup)| {
-            let mut packet = sample.bytes();
-            damage.iter().for_each(|damage| damage.apply(&mut packet));
-            let mut host = host.clone();
-            host.tables.replace(tables);
-            host.iface = if is_on_lo { Iface::Lo } else { Iface::Other };
-            (host.setup, host.table) = (setup, setup.table());
-            let mut rigs = rigs.borrow_mut();
-            let rig = rigs.at(host.setup);
-            for program in programs(hook, sample.packet().link) {
-                let agreed = compare(rig, program, &host, &packet);
-                let what = match agreed.map_err(TestCaseError::fail)? {
-                    Some(agreed) => agreed.reason.label(),
-                    None => "too short for the kernel",
-                };
-                *reasons.borrow_mut().entry(what).or_default() += 1;
+    while !is_enough() {
+        let first = next.fetch_add(BATCH, Ordering::Relaxed);
+        let inputs = (first..first + BATCH).map(|number| (number, random::session(seed, number)));
+        let mut of_setup = BTreeMap::<Setup, Vec<_>>::new();
+        for (number, input) in inputs {
+            let setup = Session::new(&input).scene.setup;
+            of_setup.entry(setup).or_default().push((number, input));
+        }
+        for (setup, inputs) in of_setup {
+            rig.set_rules(setup);
+            for (number, input) in inputs {
+                let (result, tally, runs) = run_session(&mut rig, number, &input);
+                let mut total = total.lock().expect("no thread panics with it");
+                total.0.add(&tally);
+                for (name, runs) in runs {
+                    *total.1.entry(name).or_default() += runs;
+                }
+                drop(total);
+                if let Err(error) = result {
+                    panic!("{SEED}={seed}, session {number}: {error}");
+                }
             }
-            Ok(())
-        },
-    );
-    drop(held);
-    if let Err(error) = result {
-        panic!("PORTREDIR_SEED={seed}: {error}");
+        }
     }
-    let reasons = reasons.into_inner();
-    let runs: u32 = reasons.values().sum();
-    println!(
-        "{PACKETS} packets, {runs} runs in {:.1} s: {reasons:?}",
-        start.elapsed().as_secs_f32()
-    );
-    for reason in Reason::ALL {
-        // A free port is always found, there is room for all entries, and no
-        // packet needs a listener.
-        let is_rare = matches!(
-            reason,
-            Reason::NoFreePort
-                | Reason::TableFull
-                | Reason::WriteFailed
-                | Reason::NoListener
-                | Reason::NotListening
-        );
-        assert!(
-            is_rare || reasons.contains_key(reason.label()),
-            "{reason:?} was never met"
-        );
-    }
+    drop((held, servers, listener));
+}
+
+fn flow_key(ends: Ends) -> FlowKey {
+    key(
+        ends.protocol,
+        (ends.client, ends.client_port),
+        (ends.local, ends.local_port),
+    )
+}
+
+pub fn run(_: &mut Rigs) {
+    let (seed, next) = (random::seed(), AtomicU64::new(0));
+    let total = Mutex::new((Tally::default(), Runs::new()));
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| cross(seed, &next, &total));
+        }
+    });
+    let (tally, runs) = total.into_inner().expect("no thread panics with it");
+    let time = start.elapsed().as_secs_f32();
+    println!("{runs:?} in {time:.1} s\n{tally:?}");
+    tally.assert_all_reasons();
 }

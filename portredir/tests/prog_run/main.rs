@@ -13,8 +13,13 @@ mod life;
 mod listeners;
 mod load;
 mod namespace;
+#[path = "../reference/mod.rs"]
+mod reference;
 mod rig;
 mod table;
+#[expect(dead_code, reason = "some of it is for `tests/host.rs` alone")]
+#[path = "../traffic/mod.rs"]
+mod traffic;
 
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};

@@ -127,33 +127,39 @@ pub struct Rig {
 impl Rig {
     pub fn new(setup: Setup, sizes: Sizes) -> Self {
         let mut datapath = Datapath::load(sizes.into(), None).expect("load the object");
+        datapath.set_local(&local_addrs()).expect("fill LOCAL");
+        let reasons = datapath.reasons().expect("read REASONS");
+        let mut rig = Self {
+            datapath,
+            reasons,
+            tables: Tables::default(),
+            targets: Vec::new(),
+        };
+        rig.set_rules(setup);
+        rig
+    }
+
+    /// Replaces the rules; the programs stay.
+    pub fn set_rules(&mut self, setup: Setup) {
         let table = setup.table();
-        datapath.commit(&table).expect("fill the maps");
-        let generation = datapath.generation().expect("a generation");
+        self.datapath.commit(&table).expect("fill the maps");
+        let generation = self.datapath.generation().expect("a generation");
         let masks = [("lo", LOOPBACK_IFINDEX), (OTHER, OTHER_IFINDEX)].map(|(name, index)| {
             let lists = table.on_lists().iter().zip(1..);
             let is_in = |list: &[String]| list.iter().any(|iface| iface == name);
             let mask = lists.fold(0, |mask, (list, bit)| mask | u64::from(is_in(list)) << bit);
             (index, mask)
         });
-        datapath
+        self.datapath
             .set_on(generation, &masks.into())
             .expect("fill IFACES");
-        datapath.set_local(&local_addrs()).expect("fill LOCAL");
-        let reasons = datapath.reasons().expect("read REASONS");
         let is_target = |port: &u16| {
             let protocols = [Protocol::Tcp, Protocol::Udp];
             protocols
                 .into_iter()
                 .any(|protocol| table.is_target(protocol, *port))
         };
-        let targets = (1..=u16::MAX).filter(is_target).map(Port::new).collect();
-        Self {
-            datapath,
-            reasons,
-            tables: Tables::default(),
-            targets,
-        }
+        self.targets = (1..=u16::MAX).filter(is_target).map(Port::new).collect();
     }
 
     pub fn datapath(&mut self) -> &mut Datapath {
@@ -162,12 +168,14 @@ impl Rig {
 
     /// Replaces all flow state.
     pub fn set_tables(&mut self, tables: &Tables) {
-        let old = std::mem::replace(&mut self.tables, tables.clone());
+        self.tables = tables.clone();
         self.datapath.flows().clear();
-        let mut given = self.ports("GIVEN");
-        let keys: Result<Vec<_>, _> = given.keys().collect();
-        for key in keys.expect("read the keys") {
-            given.remove(&key).expect("remove a port");
+        for name in ["GIVEN", "REMAP"] {
+            let keys: Result<Vec<_>, _> = self.ports(name).keys().collect();
+            for key in keys.expect("read the keys") {
+                self.note_remapped(&key, 0);
+                self.ports(name).remove(&key).expect("remove a port");
+            }
         }
         for table in FLOWS {
             for (key, flow) in tables.get(table) {
@@ -181,10 +189,6 @@ impl Rig {
                 let (bucket, hash) = self.datapath.flows().bucket(table, key);
                 bucket.put(hash, key.local_port, Entry::new(hash, flow, is_remapped));
             }
-        }
-        for key in old.remap.keys() {
-            self.note_remapped(key, 0);
-            self.ports("REMAP").remove(key).expect("remove a port");
         }
         for (key, port) in &tables.remap {
             self.note_remapped(key, 1);
@@ -203,9 +207,9 @@ impl Rig {
     }
 
     /// Reads all flow state. What is kept of a flow does not tell whose it is:
-    /// it is of one of those that were there before, or of `key` to any target,
-    /// by any client port that was given.
-    pub fn read_tables(&mut self, key: Option<FlowKey>) -> Tables {
+    /// it is of one of those that were there before, or of one of `keys` to any
+    /// target, by any client port that was given.
+    pub fn read_tables(&mut self, keys: impl IntoIterator<Item = FlowKey>) -> Tables {
         let remap: Result<HashMap<_, _>, _> = self.ports("REMAP").iter().collect();
         let given: Result<HashMap<_, _>, _> = self.ports("GIVEN").iter().collect();
         let given = given.expect("read the ports");
@@ -223,7 +227,7 @@ impl Rig {
             client_port: *port,
             ..*original
         });
-        let keys: Vec<_> = key
+        let keys: Vec<_> = keys
             .into_iter()
             .chain(remapped)
             .flat_map(to_targets)
@@ -308,6 +312,33 @@ impl Rig {
     /// those at TC that end in the IP header.
     pub fn run(&mut self, program: Program, setting: Setting, packet: &[u8]) -> Option<Outcome> {
         self.clear_counters();
+        let flow = key(program, packet);
+        let (verdict, packet) = self.once(program, setting, packet)?;
+        let reasons = self.datapath.reasons().expect("read REASONS");
+        let counted = Reason::ALL
+            .iter()
+            .zip(reasons.iter().zip(&self.reasons))
+            .flat_map(|(reason, (now, before))| {
+                std::iter::repeat_n(*reason, usize::try_from(now - before).expect("few"))
+            })
+            .collect();
+        self.reasons = reasons;
+        Some(Outcome {
+            verdict,
+            packet,
+            reasons: counted,
+            counters: self.counters(),
+            tables: self.read_tables(flow),
+        })
+    }
+
+    /// The same without a look at what it left in the maps.
+    pub fn once(
+        &mut self,
+        program: Program,
+        setting: Setting,
+        packet: &[u8],
+    ) -> Option<(Verdict, Vec<u8>)> {
         // The kernel does not say how long the packet is before it is there.
         let mut out = vec![0; packet.len() + 64];
         let result = match self.repeat(program, setting, packet, &mut out, 1) {
@@ -320,22 +351,7 @@ impl Rig {
             Err(error) => panic!("run {}: {error}", program.name),
         };
         out.truncate(usize::try_from(result.data_size_out).expect("a length"));
-        let reasons = self.datapath.reasons().expect("read REASONS");
-        let counted = Reason::ALL
-            .iter()
-            .zip(reasons.iter().zip(&self.reasons))
-            .flat_map(|(reason, (now, before))| {
-                std::iter::repeat_n(*reason, usize::try_from(now - before).expect("few"))
-            })
-            .collect();
-        self.reasons = reasons;
-        Some(Outcome {
-            verdict: verdict(program, result.return_value),
-            packet: out,
-            reasons: counted,
-            counters: self.counters(),
-            tables: self.read_tables(key(program, packet)),
-        })
+        Some((verdict(program, result.return_value), out))
     }
 
     /// Runs a program `count` times on what the run before made of the packet.

@@ -1,0 +1,308 @@
+//! Who talks to a target by which port, as a person would write it down.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use portredir_common::abi::Protocol;
+
+/// A UDP flow that is silent for longer has no claim to its port.
+const UDP_IDLE_NS: u64 = 120_000_000_000;
+
+/// The two ends of what is said: of a flow as the server sees it, or as its
+/// client does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ends {
+    pub protocol: Protocol,
+    pub client: IpAddr,
+    pub client_port: u16,
+    pub local: IpAddr,
+    pub local_port: u16,
+}
+
+/// A TCP socket of this host that is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Socket {
+    Open,
+    TimeWait,
+}
+
+/// The ports that a client knows a flow by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    pub client: u16,
+    pub dialled: u16,
+}
+
+/// Whose a port of a client is, at a target.
+#[derive(Clone, Copy, Debug)]
+struct Holder {
+    ports: Ports,
+    /// When it was last heard of.
+    seen_ns: u64,
+    /// A TCP flow that no socket was seen of.
+    is_pending: bool,
+}
+
+/// A packet that a target is to get.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// As its client wrote it.
+    pub ports: Ports,
+    /// As its server would see it if its client's port is free.
+    pub ends: Ends,
+    /// It asks for a new TCP connection.
+    pub is_syn: bool,
+}
+
+/// What a client's packet has for a port behind the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// This one.
+    As(u16),
+    /// Any that nobody has: another flow has the client's own.
+    AsAnother,
+    /// A server on the dialled port has this connection.
+    NotOurs,
+}
+
+#[derive(Debug, Default)]
+pub struct Flows {
+    pub now_ns: u64,
+    pub sockets: HashMap<Ends, Socket>,
+    holders: HashMap<Ends, Holder>,
+    /// The ports that flows were given, by what their clients wrote.
+    given: HashMap<Ends, u16>,
+    /// A flow was given a port, or got one back, that a client uses for one
+    /// which has no socket yet. The datapath then has both by one port; nothing
+    /// is expected of what follows.
+    pub is_disputed: bool,
+}
+
+impl Ends {
+    fn client_port(self, client_port: u16) -> Self {
+        Self {
+            client_port,
+            ..self
+        }
+    }
+
+    fn local_port(self, local_port: u16) -> Self {
+        Self { local_port, ..self }
+    }
+}
+
+impl Flows {
+    /// The ports that the client of a packet from a target knows.
+    pub fn of_reply(&mut self, ends: Ends) -> Option<Ports> {
+        let holder = self.holders.get_mut(&ends)?;
+        holder.seen_ns = self.now_ns;
+        Some(holder.ports)
+    }
+
+    /// The client's port behind the target, for an error that quotes what the
+    /// client was sent.
+    pub fn behind(&self, ports: Ports, ends: Ends) -> Option<u16> {
+        if self.is_holder(ports, ends) {
+            return Some(ports.client);
+        }
+        self.given_port(ports, ends)
+    }
+
+    /// The same, of a flow that really has its port.
+    pub fn still_behind(&self, ports: Ports, ends: Ends) -> Option<u16> {
+        let port = self.behind(ports, ends)?;
+        self.is_holder(ports, ends.client_port(port))
+            .then_some(port)
+    }
+
+    fn is_holder(&self, ports: Ports, ends: Ends) -> bool {
+        self.holders
+            .get(&ends)
+            .is_some_and(|holder| holder.ports == ports)
+    }
+
+    fn given_port(&self, ports: Ports, ends: Ends) -> Option<u16> {
+        self.given.get(&ends.local_port(ports.dialled)).copied()
+    }
+
+    fn is_open(&self, ends: Ends) -> bool {
+        self.sockets.get(&ends) == Some(&Socket::Open)
+    }
+
+    fn is_pending(&self, ends: Ends) -> bool {
+        self.holders
+            .get(&ends)
+            .is_some_and(|holder| holder.is_pending)
+    }
+
+    fn is_idle(&self, holder: Holder) -> bool {
+        self.now_ns - holder.seen_ns >= UDP_IDLE_NS
+    }
+
+    fn hold(&mut self, ports: Ports, ends: Ends) {
+        let holder = Holder {
+            ports,
+            seen_ns: self.now_ns,
+            is_pending: false,
+        };
+        self.holders.insert(ends, holder);
+    }
+
+    /// Whether the flow of a packet to an earlier target is alive.
+    ///
+    /// For TCP that is a connection, or what a client says after one; for UDP a
+    /// flow that is not idle, whose server is there.
+    pub fn has_begun(&mut self, arrival: Arrival, is_served: impl Fn(Ends) -> bool) -> bool {
+        let Arrival {
+            ports,
+            ends,
+            is_syn,
+        } = arrival;
+        let given = self.given_port(ports, ends);
+        [Some(ports.client), given]
+            .into_iter()
+            .flatten()
+            .any(|port| {
+                let ends = ends.client_port(port);
+                let is_known = self.is_holder(ports, ends);
+                match ends.protocol {
+                    Protocol::Udp => {
+                        is_known && !self.is_idle(self.holders[&ends]) && is_served(ends)
+                    }
+                    // Whose entry was lost, but a SYN may be another client's.
+                    Protocol::Tcp if self.is_open(ends) => is_known || !is_syn,
+                    Protocol::Tcp if is_known && is_syn => {
+                        // A new connection; nothing is left of the one before.
+                        self.holders.remove(&ends);
+                        false
+                    }
+                    Protocol::Tcp => is_known,
+                }
+            })
+    }
+
+    /// A packet that a rule sends to a target.
+    pub fn redirect(&mut self, arrival: Arrival) -> Admission {
+        let Arrival {
+            ports,
+            ends,
+            is_syn,
+        } = arrival;
+        if ends.protocol == Protocol::Udp {
+            return self.admit_udp(arrival);
+        }
+        let is_open = self.is_open(ends);
+        if let Some(holder) = self.holders.get_mut(&ends)
+            && holder.ports == ports
+        {
+            holder.is_pending &= !is_open;
+            return Admission::As(ports.client);
+        }
+        if let Some(port) = self.given_tcp_port(arrival) {
+            return Admission::As(port);
+        }
+        match self.sockets.get(&ends.local_port(ports.dialled)) {
+            Some(Socket::Open) => return Admission::NotOurs,
+            Some(Socket::TimeWait) if !is_syn => return Admission::NotOurs,
+            _ => {}
+        }
+        let is_lost = !is_syn && !self.holders.contains_key(&ends);
+        if is_open && !is_lost {
+            return Admission::AsAnother;
+        }
+        let holder = Holder {
+            ports,
+            seen_ns: self.now_ns,
+            is_pending: !is_open,
+        };
+        self.holders.insert(ends, holder);
+        Admission::As(ports.client)
+    }
+
+    /// A packet whose client dialled the target.
+    pub fn direct(&mut self, arrival: Arrival) -> Admission {
+        let Arrival {
+            ports,
+            ends,
+            is_syn,
+        } = arrival;
+        if ends.protocol == Protocol::Udp {
+            return self.admit_udp(arrival);
+        }
+        if let Some(port) = self.given_tcp_port(arrival) {
+            return Admission::As(port);
+        }
+        if is_syn && self.holders.contains_key(&ends) {
+            if self.is_open(ends) {
+                return Admission::AsAnother;
+            }
+            self.holders.remove(&ends);
+        }
+        Admission::As(ports.client)
+    }
+
+    /// The port that a TCP flow was given, unless another has it now.
+    fn given_tcp_port(&mut self, arrival: Arrival) -> Option<u16> {
+        let Arrival {
+            ports,
+            ends,
+            is_syn,
+        } = arrival;
+        let port = self.given_port(ports, ends)?;
+        let ends = ends.client_port(port);
+        if self.is_holder(ports, ends) {
+            return Some(port);
+        }
+        self.is_disputed |= self.is_pending(ends);
+        // Nobody's, unless a SYN finds a connection.
+        if self.holders.contains_key(&ends) || is_syn && self.is_open(ends) {
+            return None;
+        }
+        self.hold(ports, ends);
+        Some(port)
+    }
+
+    fn admit_udp(&mut self, Arrival { ports, ends, .. }: Arrival) -> Admission {
+        let holder = self.holders.get(&ends).copied();
+        let is_other = |holder: Holder| holder.ports != ports && !self.is_idle(holder);
+        if holder.is_none_or(|holder| holder.ports != ports)
+            && let Some(port) = self.given_port(ports, ends)
+        {
+            let ends = ends.client_port(port);
+            if !self.holders.get(&ends).copied().is_some_and(is_other) {
+                self.hold(ports, ends);
+                return Admission::As(port);
+            }
+        }
+        if holder.is_some_and(is_other) {
+            return Admission::AsAnother;
+        }
+        self.hold(ports, ends);
+        Admission::As(ports.client)
+    }
+
+    /// Gives a flow another port.
+    ///
+    /// # Errors
+    ///
+    /// Somebody has it.
+    pub fn give(&mut self, arrival: Arrival, port: u16) -> Result<(), String> {
+        let Arrival { ports, ends, .. } = arrival;
+        let theirs = ends.client_port(port);
+        if port < 1024 {
+            return Err(format!("client port {port} is privileged"));
+        }
+        self.is_disputed |= self.is_pending(theirs);
+        if let Some(holder) = self.holders.get(&theirs)
+            && !holder.is_pending
+        {
+            return Err(format!("client port {port} is given twice: {holder:?}"));
+        }
+        if let Some(socket) = self.sockets.get(&theirs) {
+            return Err(format!("client port {port} has a socket: {socket:?}"));
+        }
+        self.hold(ports, theirs);
+        self.given.insert(ends.local_port(ports.dialled), port);
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+//! What rules say, in the words of the documentation.
+
+use std::net::IpAddr;
+
+use portredir::rule::Rule;
+use portredir_common::abi::Protocol;
+
+use crate::cases::host::OTHER;
+use crate::cases::{Iface, Setup};
+
+/// How many earlier targets a port remembers.
+const REMEMBERED: usize = 4;
+
+/// The rules that hold, and those before them.
+#[derive(Debug)]
+pub struct Rules {
+    rules: Vec<Rule>,
+    /// Those that hold no more.
+    gone: Vec<Rule>,
+    pub is_hiding: bool,
+    pub if_listening: bool,
+}
+
+fn has(rule: &Rule, protocol: Protocol) -> bool {
+    rule.protocols.each().contains(&protocol)
+}
+
+impl Rules {
+    pub fn of(setup: Setup) -> Self {
+        let parse = |text: &&str| text.parse::<Rule>().expect("a rule");
+        let rules: Vec<Rule> = setup.rules.iter().map(parse).collect();
+        let gone = setup.earlier.iter().map(parse);
+        Self {
+            gone: gone.filter(|rule| !rules.contains(rule)).collect(),
+            rules,
+            is_hiding: setup.is_hiding,
+            if_listening: setup.if_listening,
+        }
+    }
+
+    fn about(&self, protocol: Protocol, port: u16) -> impl Iterator<Item = &Rule> {
+        let rules = self.rules.iter();
+        rules.filter(move |rule| has(rule, protocol) && rule.redirects(port))
+    }
+
+    /// Whether some rule is about packets to this port.
+    pub fn is_dialled(&self, protocol: Protocol, port: u16) -> bool {
+        self.about(protocol, port).next().is_some()
+    }
+
+    /// Whether all packets to this port are redirected, whoever sends them.
+    pub fn is_dialled_by_all(&self, protocol: Protocol, port: u16) -> bool {
+        let is_plain =
+            |rule: &Rule| rule.addr.is_none() && rule.from.is_none() && rule.on.is_empty();
+        self.is_dialled(protocol, port) && self.about(protocol, port).all(is_plain)
+    }
+
+    /// Whether a rule leads here.
+    pub fn is_target(&self, protocol: Protocol, port: u16) -> bool {
+        let mut rules = self.rules.iter();
+        rules.any(|rule| {
+            has(rule, protocol) && (rule.target.first..=rule.target.last).contains(&port)
+        })
+    }
+
+    /// Whether a reply from here may have to be restored.
+    pub fn was_target(&self, protocol: Protocol, port: u16) -> bool {
+        let mut gone = self.gone.iter();
+        self.is_target(protocol, port)
+            || gone.any(|rule| {
+                has(rule, protocol) && (rule.target.first..=rule.target.last).contains(&port)
+            })
+    }
+
+    /// Where packets to this port were sent before, and are no more.
+    pub fn earlier(&self, protocol: Protocol, port: u16) -> Vec<u16> {
+        let now = self
+            .about(protocol, port)
+            .next()
+            .map(|rule| rule.target_of(port));
+        let is_now = |target| self.is_dialled_by_all(protocol, port) && now == Some(target);
+        let mut targets = Vec::new();
+        for rule in &self.gone {
+            let target = rule.target_of(port);
+            if has(rule, protocol)
+                && rule.redirects(port)
+                && !targets.contains(&target)
+                && !is_now(target)
+            {
+                targets.push(target);
+            }
+        }
+        targets.truncate(REMEMBERED);
+        targets
+    }
+
+    /// Where a packet goes: the rule for its address wins over those for all
+    /// addresses, then the rule for fewer clients, then the one that is for some
+    /// interfaces only, then the first.
+    pub fn target(
+        &self,
+        protocol: Protocol,
+        client: IpAddr,
+        local: IpAddr,
+        port: u16,
+        iface: Iface,
+    ) -> Option<u16> {
+        let iface = if iface == Iface::Lo { "lo" } else { OTHER };
+        let fits = |rule: &&Rule| {
+            rule.addr.is_none_or(|addr| addr == local)
+                && rule.from.is_none_or(|from| from.contains(&client))
+                && (rule.on.is_empty() || rule.on.iter().any(|name| name == iface))
+        };
+        let rank = |rule: &&Rule| {
+            let prefix = rule.from.map_or(-1, |from| i16::from(from.prefix_len()));
+            (rule.addr.is_none(), -prefix)
+        };
+        // Of equals it takes the first.
+        let rule = self.about(protocol, port).filter(fits).min_by_key(rank)?;
+        Some(rule.target_of(port))
+    }
+}

@@ -1,0 +1,188 @@
+//! Packets of every shape that is supported, and of some that are not.
+
+use std::net::IpAddr;
+
+use arbitrary::{Result, Unstructured};
+use portredir_common::wire::Link;
+
+use crate::cases::Hook;
+use crate::cases::packet::{
+    ACK, Body, CLIENT4, CLIENT6, FIN, PSH, Packet, RST, SERVER4, SERVER6, SYN, URG,
+    authentication_header, options_header, routing_header,
+};
+use crate::reference::{Carried, Headers, number};
+
+/// Few, so that flows meet.
+pub const CLIENT_PORTS: [u16; 5] = [40_000, 40_001, 8080, 50_123, 80];
+
+const FLAGS: [u8; 8] = [
+    SYN,
+    ACK,
+    PSH | ACK,
+    SYN | ACK,
+    FIN | ACK,
+    RST,
+    FIN | PSH | URG,
+    0,
+];
+
+/// A router between a host and the end of a packet.
+pub fn router(end: IpAddr) -> IpAddr {
+    match end {
+        IpAddr::V4(_) => IpAddr::from([203, 0, 113, 1]),
+        IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 1]),
+    }
+}
+
+/// Where packets come from.
+pub struct Source {
+    /// Ports of the host that something is to happen at.
+    pub ports: &'static [u16],
+    pub link: Link,
+}
+
+impl Source {
+    /// A packet of a client, or of a server to one.
+    pub fn packet(&self, bytes: &mut Unstructured<'_>, hook: Hook) -> Result<Packet> {
+        let is_ipv4 = bytes.ratio(1, 2)?;
+        let (clients, locals) = if is_ipv4 {
+            let client = [
+                CLIENT4,
+                CLIENT4,
+                [198, 51, 100, 1].into(),
+                [203, 0, 113, 9].into(),
+            ];
+            let local = [
+                SERVER4,
+                SERVER4,
+                SERVER4,
+                [192, 0, 2, 2].into(),
+                [127, 0, 0, 1].into(),
+                [192, 0, 2, 9].into(),
+            ];
+            (client, local)
+        } else {
+            let far = [0x2001, 0xdb8, 2, 0, 0, 0, 0, 9];
+            let elsewhere = [0x2001, 0xdb8, 0, 0, 0, 0, 0, 2];
+            let client = [CLIENT6, CLIENT6, far.into(), CLIENT6];
+            let local = [
+                SERVER6,
+                SERVER6,
+                SERVER6,
+                SERVER6,
+                [0, 0, 0, 0, 0, 0, 0, 1].into(),
+                elsewhere.into(),
+            ];
+            (client, local)
+        };
+        let body = match bytes.int_in_range(0..=15_u8)? {
+            0..=7 => Body::Tcp {
+                flags: *bytes.choose(&FLAGS)?,
+                options: vec![1; usize::from(bytes.ratio(1, 4)?) * 12],
+            },
+            8..=14 => Body::Udp,
+            _ => Body::Other(bytes.arbitrary()?),
+        };
+        let port = if bytes.ratio(15, 16)? {
+            *bytes.choose(self.ports)?
+        } else {
+            bytes.arbitrary()?
+        };
+        let client_port = if bytes.ratio(7, 8)? {
+            *bytes.choose(&CLIENT_PORTS)?
+        } else {
+            bytes.arbitrary()?
+        };
+        let client = *bytes.choose(&clients)?;
+        let local = *bytes.choose(&locals)?;
+        let packet = Packet::new(client, local, port, body).from(client, client_port);
+        let packet = if hook == Hook::Ingress {
+            packet
+        } else {
+            packet.reply()
+        };
+        let len = *bytes.choose(&[26_usize, 0, 1, 7, 8, 64, 201, 1200])?;
+        let packet = packet.payload(&vec![bytes.arbitrary()?; len]).on(self.link);
+        if bytes.ratio(1, 3)? {
+            shape(bytes, packet)
+        } else {
+            Ok(packet)
+        }
+    }
+}
+
+/// Everything around the ports that parsing has to get past.
+fn shape(bytes: &mut Unstructured<'_>, mut packet: Packet) -> Result<Packet> {
+    if bytes.ratio(1, 3)? {
+        for _ in 0..bytes.int_in_range(1..=3)? {
+            packet
+                .tags
+                .push(*bytes.choose(&[0x8100, 0x88a8, 0x8100, 0x9100])?);
+        }
+    }
+    if bytes.ratio(1, 4)? {
+        packet.padding = bytes.int_in_range(1..=20)?;
+    }
+    if packet.src.is_ipv4() {
+        packet = packet.ip_options(bytes.int_in_range(0..=10)?);
+    } else {
+        for _ in 0..bytes.int_in_range(0..=7)? {
+            packet = packet.extension(extension(bytes)?);
+        }
+    }
+    if bytes.ratio(1, 3)? {
+        let len = packet.ip_bytes().len() - packet.ip_header_len();
+        let first = if bytes.ratio(2, 3)? {
+            0
+        } else {
+            bytes.int_in_range(0..=len / 8)?
+        };
+        let last = bytes.int_in_range(first..=len / 8)?;
+        let is_last = last == len / 8;
+        let end = if is_last { len } else { last * 8 };
+        packet = packet.fragment(first * 8, end - first * 8, is_last);
+    }
+    Ok(packet)
+}
+
+fn extension(bytes: &mut Unstructured<'_>) -> Result<(u8, Vec<u8>)> {
+    Ok(match bytes.int_in_range(0..=9_u8)? {
+        0..=2 => options_header(0, bytes.int_in_range(1..=3)?),
+        3..=5 => options_header(60, bytes.int_in_range(1..=3)?),
+        6 => routing_header(0),
+        7 => routing_header(bytes.int_in_range(0..=1)?),
+        8 => (44, vec![0, 0, 0, 0, 0, 0, 0x42, 0x42]),
+        _ => authentication_header(),
+    })
+}
+
+/// The frame of a packet; of UDP sometimes without a checksum.
+pub fn with_bad_luck(bytes: &mut Unstructured<'_>, packet: &Packet) -> Result<Vec<u8>> {
+    let mut frame = packet.bytes();
+    if matches!(packet.body, Body::Udp) && bytes.ratio(1, 8)? {
+        let at = packet.transport() + 6;
+        if let Some(check) = frame.get_mut(at..at + 2) {
+            check.fill(0);
+        }
+    }
+    Ok(frame)
+}
+
+/// Gives a TCP segment other flags, and the checksum that goes with them.
+pub fn set_flags(bytes: &mut Unstructured<'_>, frame: &mut [u8], packet: &Headers) -> Result<()> {
+    let at = packet.start + 12;
+    let (Some(word), Some(check)) = (number(frame, at), number(frame, packet.checksum())) else {
+        return Ok(());
+    };
+    if packet.carried == Carried::Icmp {
+        return Ok(());
+    }
+    let [high, _] = word.to_be_bytes();
+    let new = u16::from_be_bytes([high, *bytes.choose(&FLAGS)?]);
+    let sum = u32::from(check) + u32::from(word) + 65_535 - u32::from(new);
+    let check = u16::try_from(sum % 65_535).expect("less than 65 535");
+    frame[at..at + 2].copy_from_slice(&new.to_be_bytes());
+    let at = packet.checksum();
+    frame[at..at + 2].copy_from_slice(&check.to_be_bytes());
+    Ok(())
+}

@@ -1,0 +1,358 @@
+//! Traffic across a host, packet for packet beside the reference.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use arbitrary::Unstructured;
+use portredir_common::abi::Port;
+use portredir_common::flow;
+use portredir_common::verdict::{Reason, Verdict};
+use portredir_common::wire::Link;
+
+use super::scene::{SCENES, Scene, sockets};
+use super::{Step, Traffic};
+use crate::cases::host::{Hex, Hit, Mock};
+use crate::cases::{Hook, Iface, key, local_addrs};
+use crate::reference::{Ends, Fate, Passage, Reference, Socket};
+
+/// No session has more packets.
+const PACKETS: usize = 128;
+
+/// Something that packets cross.
+pub trait Host {
+    /// What becomes of a frame; `None` when it cannot be had.
+    fn run(&mut self, hook: Hook, iface: Iface, frame: &[u8]) -> Option<Fate>;
+
+    /// After [`Self::run`]: what else must have done the same, with the client
+    /// port that was given.
+    ///
+    /// # Errors
+    ///
+    /// What is not the same.
+    fn follow(
+        &mut self,
+        _hook: Hook,
+        _iface: Iface,
+        _frame: &[u8],
+        _fate: &Fate,
+        _given: Option<u16>,
+    ) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// After the last packet: compares what is left.
+    ///
+    /// # Errors
+    ///
+    /// What is not the same.
+    fn end(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Has time go by, if it can.
+    fn wait(&mut self, _ns: u64) -> bool {
+        false
+    }
+
+    /// Has a connection come or go, if it can.
+    fn set_socket(&mut self, _ends: Ends, _socket: Option<Socket>) -> bool {
+        false
+    }
+
+    /// Suggests a client port for the next flow that needs one.
+    fn choose(&mut self, _port: u16) {}
+}
+
+/// How often something was the case.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    pub sessions: u64,
+    pub packets: u64,
+    pub refused: u64,
+    pub rewritten: u64,
+    pub dropped: u64,
+    pub given: u64,
+    /// Sessions that ended early, see [`crate::reference`].
+    pub disputed: u64,
+    pub reasons: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Self) {
+        self.sessions += other.sessions;
+        self.packets += other.packets;
+        self.refused += other.refused;
+        self.rewritten += other.rewritten;
+        self.dropped += other.dropped;
+        self.given += other.given;
+        self.disputed += other.disputed;
+        for (reason, count) in &other.reasons {
+            *self.reasons.entry(reason).or_default() += count;
+        }
+    }
+
+    pub fn add_reasons(&mut self, counts: &[u64; Reason::COUNT]) {
+        for (reason, count) in Reason::ALL.iter().zip(counts) {
+            *self.reasons.entry(reason.label()).or_default() += count;
+        }
+    }
+
+    /// Panics when there is a reason that no packet had.
+    pub fn assert_all_reasons(&self) {
+        for reason in Reason::ALL {
+            // Ports are never all taken, tables never full, and no packet needs a
+            // listener.
+            let is_rare = matches!(
+                reason,
+                Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
+            );
+            let is_met = self
+                .reasons
+                .get(reason.label())
+                .is_some_and(|&count| count > 0);
+            assert!(is_met || is_rare, "{reason:?} was never met");
+        }
+    }
+}
+
+/// A session that bytes describe.
+pub struct Session<'a> {
+    bytes: Unstructured<'a>,
+    pub scene: &'static Scene,
+    pub link: Link,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(input: &'a [u8]) -> Self {
+        let mut bytes = Unstructured::new(input);
+        let scene = bytes.choose(&SCENES).unwrap_or(&SCENES[0]);
+        let is_ip = bytes.ratio(1, 6).unwrap_or_default();
+        Self {
+            bytes,
+            scene,
+            link: if is_ip { Link::Ip } else { Link::Ethernet },
+        }
+    }
+
+    /// Has its packets cross a host.
+    ///
+    /// # Errors
+    ///
+    /// What differs, and all packets up to there.
+    pub fn run(mut self, host: &mut impl Host, tally: &mut Tally) -> Result<(), String> {
+        let mut reference = Reference::new(self.scene.setup, self.link, self.scene.listens());
+        reference.flows.sockets = sockets();
+        let mut traffic = Traffic::new(self.scene, self.link);
+        let mut log = Vec::new();
+        tally.sessions += 1;
+        for _ in 0..PACKETS {
+            if self.bytes.is_empty() {
+                break;
+            }
+            let Ok(step) = traffic.next(&mut self.bytes) else {
+                break;
+            };
+            let (hook, iface, before) = match step {
+                Step::Frame(hook, iface, frame) => (hook, iface, frame),
+                Step::Wait(ns) => {
+                    if host.wait(ns) {
+                        reference.flows.now_ns += ns;
+                    }
+                    log.push(Event::Other(step));
+                    continue;
+                }
+                Step::Socket(ends, socket) => {
+                    if host.set_socket(ends, socket) {
+                        let sockets = &mut reference.flows.sockets;
+                        match socket {
+                            Some(socket) => _ = sockets.insert(ends, socket),
+                            None => _ = sockets.remove(&ends),
+                        }
+                    }
+                    log.push(Event::Other(step));
+                    continue;
+                }
+                Step::Choice(port) => {
+                    host.choose(port);
+                    continue;
+                }
+            };
+            let Some(fate) = host.run(hook, iface, &before) else {
+                tally.refused += 1;
+                continue;
+            };
+            tally.packets += 1;
+            let after = match &fate {
+                Fate::Pass(after) => after,
+                Fate::Drop => &before,
+            };
+            let passage = Passage {
+                hook,
+                iface,
+                before: &before,
+                after,
+            };
+            let expected = reference.fate(passage);
+            if reference.flows.is_disputed {
+                tally.disputed += 1;
+                return Ok(());
+            }
+            let given = reference.given.take();
+            tally.given += u64::from(given.is_some());
+            let error = match expected {
+                Ok(expected) if expected == fate => {
+                    host.follow(hook, iface, &before, &fate, given).err()
+                }
+                Ok(expected) => Some(format!("expected {}", Shown(&expected))),
+                Err(why) => Some(why),
+            };
+            if let Some(error) = error {
+                log.push(Event::Frame(hook, iface, before, fate));
+                return Err(self.report(&log, &error));
+            }
+            match &fate {
+                Fate::Drop => tally.dropped += 1,
+                Fate::Pass(after) => {
+                    let is_rewritten = *after != before;
+                    tally.rewritten += u64::from(is_rewritten);
+                    traffic.note(hook, after, is_rewritten);
+                }
+            }
+            log.push(Event::Frame(hook, iface, before, fate));
+        }
+        host.end().map_err(|error| self.report(&log, &error))
+    }
+
+    fn report(&self, log: &[Event], error: &str) -> String {
+        let mut text = format!("{:?}, {:?}\n", self.scene, self.link);
+        for event in log {
+            match event {
+                Event::Other(step) => writeln!(text, "{step:?}"),
+                Event::Frame(hook, iface, before, fate) => {
+                    let before = Hex(before);
+                    let fate = Shown(fate);
+                    writeln!(
+                        text,
+                        "{hook:?} by {iface:?}\n         {before:?}\n      -> {fate}"
+                    )
+                }
+            }
+            .expect("a string takes all");
+        }
+        text + error
+    }
+}
+
+enum Event {
+    Frame(Hook, Iface, Vec<u8>, Fate),
+    Other(Step),
+}
+
+struct Shown<'a>(&'a Fate);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Fate::Drop => f.write_str("dropped"),
+            Fate::Pass(bytes) => write!(f, "{:?}", Hex(bytes)),
+        }
+    }
+}
+
+/// What a verdict and bytes are together.
+pub fn fate(verdict: Verdict, bytes: Vec<u8>) -> Fate {
+    match verdict {
+        Verdict::Pass => Fate::Pass(bytes),
+        Verdict::Drop => Fate::Drop,
+    }
+}
+
+/// The datapath on this machine.
+pub struct OnHost {
+    pub mock: Mock,
+    link: Link,
+    pub reasons: [u64; Reason::COUNT],
+    /// What the last packet was counted as.
+    pub hits: Vec<Hit>,
+}
+
+impl OnHost {
+    pub fn new(scene: &Scene, link: Link) -> Self {
+        let mut mock = Mock::of(scene.setup, &local_addrs());
+        mock.is_unserved = !scene.is_served;
+        let mut host = Self {
+            mock,
+            link,
+            reasons: [0; Reason::COUNT],
+            hits: Vec::new(),
+        };
+        for (ends, socket) in sockets() {
+            host.set_socket(ends, Some(socket));
+        }
+        host
+    }
+}
+
+impl Host for OnHost {
+    fn run(&mut self, hook: Hook, iface: Iface, frame: &[u8]) -> Option<Fate> {
+        self.mock.iface = iface;
+        let (reason, bytes) = self.mock.run(hook, self.link, frame);
+        self.hits = self.mock.hits.take();
+        self.reasons[reason as usize] += 1;
+        assert!(
+            reason.verdict() == Verdict::Pass || bytes == frame,
+            "{reason:?}: a packet that is dropped was changed"
+        );
+        Some(fate(reason.verdict(), bytes))
+    }
+
+    fn wait(&mut self, ns: u64) -> bool {
+        self.mock.now_ns += ns;
+        true
+    }
+
+    fn set_socket(&mut self, ends: Ends, socket: Option<Socket>) -> bool {
+        let Ends {
+            protocol,
+            client,
+            client_port,
+            local,
+            local_port,
+        } = ends;
+        let key = key(protocol, (client, client_port), (local, local_port));
+        match socket {
+            None => _ = self.mock.sockets.remove(&key),
+            Some(Socket::Open) => _ = self.mock.sockets.insert(key, flow::Socket::Connection),
+            Some(Socket::TimeWait) => _ = self.mock.sockets.insert(key, flow::Socket::TimeWait),
+        }
+        true
+    }
+
+    fn choose(&mut self, port: u16) {
+        self.mock.random.set(Mock::random_for(Port::new(port)));
+    }
+}
+
+/// One session on this machine.
+///
+/// # Panics
+///
+/// The datapath is not as the reference says.
+pub fn packet(input: &[u8]) {
+    if let Err(error) = on_host(input, &mut Tally::default()) {
+        panic!("{error}");
+    }
+}
+
+/// The same, and what there was of it.
+///
+/// # Errors
+///
+/// As [`Session::run`].
+pub fn on_host(input: &[u8], tally: &mut Tally) -> Result<(), String> {
+    let session = Session::new(input);
+    let mut host = OnHost::new(session.scene, session.link);
+    let result = session.run(&mut host, tally);
+    tally.add_reasons(&host.reasons);
+    result
+}
