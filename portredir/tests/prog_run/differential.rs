@@ -116,7 +116,7 @@ const BATCH: u64 = 128;
 fn run_session(rig: &mut Rig, number: u64, input: &[u8]) -> (Result<(), String>, Tally, Runs) {
     let session = Session::new(input);
     // Replies cross TC whatever the way in is, so more come in by XDP.
-    let is_xdp = number % 4 != 0;
+    let is_xdp = !number.is_multiple_of(4);
     let mut arrive: Vec<_> = programs(Hook::Ingress, session.link)
         .filter(|program| program.is_xdp == is_xdp)
         .collect();
