@@ -54,7 +54,11 @@ pub fn cargo(args: &[&str]) -> Command {
 /// Builds, and asks cargo where the programs are: that depends on the profile,
 /// on the environment and on the user's configuration.
 pub fn build(args: &[&str]) -> Result<Vec<Program>> {
-    let mut cargo = cargo(args);
+    programs(cargo(args))
+}
+
+/// What a command of cargo that builds has built.
+pub fn programs(mut cargo: Command) -> Result<Vec<Program>> {
     cargo.arg("--message-format=json-render-diagnostics");
     eprintln!("$ {}", process::line(&cargo));
     let output = cargo

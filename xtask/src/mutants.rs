@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::cargo::cargo;
+use crate::cargo::{self, cargo};
 use crate::{process, root};
 
 /// The defects.
@@ -149,16 +149,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Builds the tests on the host, in the copy. What does not change is shared
 /// with the workspace.
 fn build(sources: &Path) -> Result<PathBuf> {
-    #[derive(Deserialize)]
-    struct Message {
-        executable: Option<PathBuf>,
-        target: Option<Target>,
-    }
-    #[derive(Deserialize)]
-    struct Target {
-        name: String,
-    }
-    let args = [
+    let mut command = cargo(&[
         "test",
         "-q",
         "--no-run",
@@ -166,22 +157,15 @@ fn build(sources: &Path) -> Result<PathBuf> {
         "portredir",
         "--test",
         "host",
-    ];
-    let mut command = cargo(&args);
+    ]);
     command
-        .arg("--message-format=json-render-diagnostics")
         .current_dir(sources)
         .env("CARGO_TARGET_DIR", root().join("target"))
         // Compiling takes longer than running.
         .env("CARGO_PROFILE_TEST_OPT_LEVEL", "0");
-    let messages = process::output(&mut command)?;
-    let mut program = messages.lines().filter_map(|line| {
-        let message: Message = serde_json::from_str(line).ok()?;
-        message
-            .executable
-            .filter(|_| message.target.is_some_and(|target| target.name == "host"))
-    });
-    program.next_back().context("cargo built no tests")
+    let mut programs = cargo::programs(command)?.into_iter();
+    let tests = programs.find(|program| program.kind == "test" && program.name == "host");
+    Ok(tests.context("cargo built no tests")?.path)
 }
 
 /// Whether a test passes; it is an error when there is none of this name.
