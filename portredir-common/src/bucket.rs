@@ -257,6 +257,13 @@ impl Entry {
         )
     }
 
+    /// The same of a flow that goes on for sure: it counts as met again.
+    #[inline(always)]
+    #[must_use]
+    pub const fn confirmed(self) -> Self {
+        Self(self.0 | Self::MET_AGAIN)
+    }
+
     /// Whether the client has another port than the server sees.
     #[inline(always)]
     #[must_use]

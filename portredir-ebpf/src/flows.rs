@@ -160,7 +160,12 @@ extern "C" fn flow_put(number: u32, key: *const FlowKey, flow: u64) -> u32 {
     let hash = hash(key);
     if let Some(bucket) = bucket(table(number), hash) {
         let is_remapped = flow.client_port != key.client_port;
-        bucket.put(hash, key.local_port, Entry::new(hash, &flow, is_remapped));
+        let mut entry = Entry::new(hash, &flow, is_remapped);
+        // Only a flow that was given a port is there before it has a socket.
+        if number == Table::Tcp as u32 && !is_remapped {
+            entry = entry.confirmed();
+        }
+        bucket.put(hash, key.local_port, entry);
     }
     0
 }
