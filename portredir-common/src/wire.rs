@@ -12,7 +12,7 @@ use crate::verdict::Reason;
 #[expect(clippy::len_without_is_empty, reason = "no frame is empty")]
 pub trait Frame {
     /// Bytes from the first to the last of the frame, also those that
-    /// [`Self::at`] cannot reach.
+    /// [`Self::words`] cannot reach.
     fn len(&self) -> usize;
 
     /// How many packets of the wire this frame stands for (GRO).

@@ -402,9 +402,7 @@ fn stored(ctx: *mut __sk_buff, key: &FlowKey, initial: *mut Flow, flags: u64) ->
     }
     // SAFETY: not null. `src_port` is in host, `dst_port` in network order.
     let (src_port, dst_port) = unsafe { ((*socket).src_port, (*socket).dst_port) };
-    if src_port != u32::from(key.local_port.get())
-        || Port::from_half(dst_port as u16) != key.client_port
-    {
+    if src_port != u32::from(key.local_port.get()) || Port::from_half(dst_port) != key.client_port {
         return none;
     }
     // SAFETY: a full socket; `initial` is null or a flow.
