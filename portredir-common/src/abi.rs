@@ -412,8 +412,8 @@ pub struct IfaceKey {
 
 /// One flow, seen from this host.
 ///
-/// In the flow tables and in `GIVEN` it is the translated flow, as the server's
-/// socket knows it; in `REMAP` it is the original one, as the client knows it.
+/// In the flow tables and in `GIVEN…` it is the translated flow, as the server's
+/// socket knows it; in `REMAP…` it is the original one, as the client knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C, align(8))]
 pub struct FlowKey {

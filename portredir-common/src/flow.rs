@@ -7,8 +7,9 @@
 //! an entry only ever counts as alive when a socket stands behind it.
 //!
 //! Three tables, so that a flood of one kind costs no flow of another: `Syn`
-//! for what anybody can send, `Tcp` for flows that a socket has confirmed,
-//! `Udp`.
+//! for what anybody can send, `Tcp` for connections that a server has accepted,
+//! `Udp`. `Tcp` has direct connections too, dialled by the target port itself:
+//! so a forged packet to a dialled port cannot claim one.
 
 use crate::abi::{Epoch, Flow, FlowKey, Port, PortEntry, Protocol};
 use crate::verdict::Reason;
@@ -16,9 +17,10 @@ use crate::verdict::Reason;
 /// A flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// TCP flows without a socket yet: a SYN, or a packet that draws a RST.
+    /// TCP flows that no server has accepted yet: a SYN, or a packet that draws a
+    /// RST.
     Syn,
-    /// TCP flows that a socket has confirmed.
+    /// TCP connections.
     Tcp,
     /// UDP flows.
     Udp,
@@ -269,10 +271,7 @@ pub fn redirect_tcp<H: Host>(
     if let Some(begun) = begun
         && original.is(&begun)
     {
-        if host.socket(key) == Socket::Connection {
-            // If this fails the next packet tries again.
-            let _ = host.set_flow(Table::Tcp, key, &original.flow(now));
-        }
+        confirm(host, key, begun, syn);
         return Ok(Admitted::known(original.client_port));
     }
     if let Some(client_port) = remapped_tcp(host, key, original, syn)? {
@@ -305,7 +304,7 @@ pub fn redirect_tcp<H: Host>(
     // The client's port may be taken by a connection to the target itself or
     // by one through another dialled port.
     if is_taken {
-        return remap(host, Table::Tcp, key, &flow);
+        return remap(host, Table::Syn, key, &flow);
     }
     if confirmed.is_some() {
         host.remove_flow(Table::Tcp, key);
@@ -329,9 +328,9 @@ pub fn direct_tcp<H: Host>(
     if let Some(client_port) = remapped_tcp(host, key, original, syn)? {
         return Ok(Admitted::known(client_port));
     }
-    if syn.0 && (host.flow(Table::Tcp, key).is_some() || host.flow(Table::Syn, key).is_some()) {
+    if syn.0 && find(host, Protocol::Tcp, key).is_some_and(|flow| !original.is(&flow)) {
         if host.socket(key) == Socket::Connection {
-            return remap(host, Table::Tcp, key, &original.flow(host.now()));
+            return remap(host, Table::Syn, key, &original.flow(host.now()));
         }
         // What is left of a redirected connection must not rename replies of
         // this one.
@@ -354,17 +353,65 @@ fn remapped_tcp<H: Host>(
         return Ok(None);
     };
     key.client_port = client_port;
-    let is_lost = match host.flow(Table::Tcp, key) {
-        Some(flow) if original.is(&flow) => return Ok(Some(client_port)),
-        Some(_) => false,
-        None => !syn.0 || host.socket(key) != Socket::Connection,
-    };
-    if is_lost {
-        host.set_flow(Table::Tcp, key, &original.flow(host.now()))?;
-        return Ok(Some(client_port));
+    if let Some(flow) = host.flow(Table::Tcp, key) {
+        if original.is(&flow) {
+            refresh(host, Table::Tcp, key, flow, host.now());
+            return Ok(Some(client_port));
+        }
+    } else if let Some(flow) = host.flow(Table::Syn, key) {
+        if original.is(&flow) {
+            confirm(host, key, flow, syn);
+            return Ok(Some(client_port));
+        }
+    } else {
+        let is_taken = host.socket(key) == Socket::Connection;
+        if !syn.0 || !is_taken {
+            // The entry was lost.
+            let table = if is_taken { Table::Tcp } else { Table::Syn };
+            host.set_flow(table, key, &original.flow(host.now()))?;
+            return Ok(Some(client_port));
+        }
     }
     key.client_port = original.client_port;
     Ok(None)
+}
+
+/// Makes a flow that has begun a connection, if it is one now: where the kernel
+/// does not tell of connections, see [`accept`].
+#[inline(always)]
+fn confirm<H: Host>(host: &H, key: &FlowKey, begun: Flow, syn: IsSyn) {
+    if !syn.0 && host.socket(key) == Socket::Connection {
+        // If this fails the next packet tries again.
+        let seen = host.now();
+        let _ = host.set_flow(Table::Tcp, key, &Flow { seen, ..begun });
+    }
+}
+
+/// Notes a connection that a server accepts now, also a direct one, and returns
+/// how its client knows it.
+///
+/// The packet that completed it has come in just before, so what it began is
+/// there, also in a flood.
+#[inline(always)]
+pub fn accept<T: FlowTables>(tables: &T, key: &FlowKey, now: Epoch) -> Flow {
+    let flow = match find(tables, Protocol::Tcp, key) {
+        Some(flow) => Flow { seen: now, ..flow },
+        None => direct(key, now),
+    };
+    // Where there is no room for it, it is kept at the socket alone.
+    let _ = tables.set_flow(Table::Tcp, key, &flow);
+    flow
+}
+
+/// A flow of which nothing is translated.
+#[inline(always)]
+pub(crate) fn direct(key: &FlowKey, now: Epoch) -> Flow {
+    Flow {
+        dialled_port: key.local_port,
+        client_port: key.client_port,
+        rule: 0,
+        seen: now,
+    }
 }
 
 /// Admits a UDP packet that goes to a target, by a rule or because the client
@@ -469,7 +516,8 @@ fn has_begun_as<H: Host>(
 ) -> u32 {
     let mut rule = u32::from(original.rule);
     let mut is_known = false;
-    if let Some(flow) = find(host, protocol, key)
+    let found = find(host, protocol, key);
+    if let Some(flow) = found
         && original.is(&flow)
     {
         is_known = protocol == Protocol::Tcp || !is_idle(&flow, host.now());
@@ -481,7 +529,7 @@ fn has_begun_as<H: Host>(
         Protocol::Tcp => {
             if host.socket(key) == Socket::Connection {
                 // Without an entry it was lost, but a SYN would collide.
-                is_known || !syn.0
+                is_known || (!syn.0 && found.is_none())
             } else {
                 // What is left of an earlier connection.
                 if is_known && syn.0 {
@@ -532,12 +580,12 @@ pub fn translated_client_port<H: Host>(
 }
 
 #[inline(always)]
-fn find<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
+fn find<T: FlowTables>(tables: &T, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
     match protocol {
-        Protocol::Tcp => host
+        Protocol::Tcp => tables
             .flow(Table::Tcp, key)
-            .or_else(|| host.flow(Table::Syn, key)),
-        Protocol::Udp => host.flow(Table::Udp, key),
+            .or_else(|| tables.flow(Table::Syn, key)),
+        Protocol::Udp => tables.flow(Table::Udp, key),
     }
 }
 
@@ -587,8 +635,12 @@ fn free_client_port<H: Host>(host: &H, table: Table, key: &mut FlowKey) -> Resul
         #[expect(clippy::cast_possible_truncation, reason = "FIRST + COUNT is 65536")]
         let client_port = Port::new(candidate as u16);
         key.client_port = client_port;
-        let is_free = host.flow(table, key).is_none()
-            && (table != Table::Tcp || host.socket(key) == Socket::None);
+        let is_free = match table {
+            Table::Udp => host.flow(table, key).is_none(),
+            Table::Tcp | Table::Syn => {
+                find(host, Protocol::Tcp, key).is_none() && host.socket(key) == Socket::None
+            }
+        };
         if is_free {
             return Ok(client_port);
         }

@@ -11,7 +11,7 @@
 use crate::abi::{Old, Port, Protocol};
 use crate::csum;
 use crate::flow::{self, Original};
-use crate::redirect::{Tables, choose, set_ports};
+use crate::redirect::{Tables, choose, is_here, set_ports};
 use crate::verdict::Reason;
 use crate::wire::{Check, End, Frame, Packet, Payload, Version};
 
@@ -94,7 +94,7 @@ fn try_ingress<F: Frame, T: Tables>(
     }
     let reached = outer.addr(frame, End::Dst)?;
     let mut key = quote.packet.key(frame, End::Src, quote.protocol)?;
-    if !tables.is_local(&reached) || !tables.is_local(&key.local) {
+    if !tables.is_local(&reached) || !is_here(tables, &key) {
         return Err(Reason::IcmpForeign);
     }
     key.client_port = quote.dst_port;

@@ -6,7 +6,7 @@ use crate::abi::{Addr, Epoch, Flow, FlowKey, Old, Port, PortEntry, Protocol};
 use crate::flow::{self, Admitted, Host, IsSyn, Met, Original, Socket, Table};
 use crate::icmp;
 use crate::verdict::Reason;
-use crate::wire::{self, Check, End, Frame, Link, Packet, Payload};
+use crate::wire::{self, Check, End, Frame, Link, Packet, Payload, Version};
 
 /// What the datapath asks of its surroundings beyond flow state.
 pub trait Tables: Host {
@@ -144,7 +144,7 @@ fn try_redirect<F: Frame, T: Tables>(
     let (client_port, dialled_port) = packet.ports(frame)?;
     let mut key = packet.key(frame, End::Dst, protocol)?;
     key.client_port = client_port;
-    if !tables.is_local(&key.local) {
+    if !is_here(tables, &key) {
         return Err(if entry.is_match() || entry.is_old() {
             Reason::NotLocal
         } else {
@@ -152,8 +152,8 @@ fn try_redirect<F: Frame, T: Tables>(
         });
     }
     let check = match packet.check(frame, protocol) {
-        // Traffic of the target itself is not ours to drop.
-        Err(Reason::FragmentTooShort) if !entry.is_match() || entry.set != 0 => {
+        // Traffic that no rule is for is not ours to drop.
+        Err(Reason::FragmentTooShort) if choose(tables, entry, &key, dialled_port).is_none() => {
             return Err(Reason::Direct);
         }
         check => check?,
@@ -211,6 +211,16 @@ fn try_redirect<F: Frame, T: Tables>(
     } else {
         Ok(Reason::DirectRemapped)
     }
+}
+
+/// Whether a packet to the local end of `key` is delivered to this host.
+///
+/// IPv4 addresses are written as IPv6 ones here; in an IPv6 header they are
+/// nobody's (RFC 4291, 2.5.5.2).
+#[inline(always)]
+pub(crate) fn is_here<T: Tables>(tables: &T, key: &FlowKey) -> bool {
+    let is_v4 = key.version == Version::V4 as u8;
+    (is_v4 || !key.local.is_v4()) && tables.is_local(&key.local)
 }
 
 /// Where a packet goes.
@@ -411,14 +421,9 @@ fn try_restore<F: Frame, T: Tables + SocketCache>(
             Some(flow) => Some(flow),
             None => {
                 let flow = flow::reply(tables, protocol, &key);
-                // Direct connections are remembered as such, so that a forged
-                // packet to a dialled port cannot rename their replies later.
-                let direct = Flow {
-                    dialled_port: src_port,
-                    client_port: dst_port,
-                    ..Flow::default()
-                };
-                tables.cache(&key, &flow.unwrap_or(direct));
+                // Of connections that are older than we are: direct ones too, so
+                // that a forged packet cannot rename their replies later.
+                tables.cache(&key, &flow.unwrap_or(flow::direct(&key, Epoch(0))));
                 flow
             }
         },

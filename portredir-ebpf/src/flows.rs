@@ -6,7 +6,9 @@ use core::cell::UnsafeCell;
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE};
 use aya_ebpf::btf_maps::{Array, LruHashMap};
 use aya_ebpf::macros::btf_map;
-use portredir_common::abi::{Epoch, Flow, FlowKey, Port, REMAPPED_PLACES, remapped_place};
+use portredir_common::abi::{
+    Epoch, Flow, FlowKey, Port, Protocol, REMAPPED_PLACES, remapped_place,
+};
 use portredir_common::bucket::{Bucket, Entry, Hash, Seed, Shares, Word};
 use portredir_common::flow::{FlowTables, Met, Original, Table};
 use portredir_common::verdict::Reason;
@@ -85,6 +87,14 @@ static REMAP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
 #[btf_map]
 static GIVEN: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
 
+/// [`REMAP`] of connections: only who has real ones adds to it.
+#[btf_map]
+static REMAP_TCP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
+
+/// [`GIVEN`] of connections.
+#[btf_map]
+static GIVEN_TCP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
+
 /// Where clients were given ports, see [`remapped_place`].
 #[btf_map]
 static REMAPPED: Array<[u8; 64], REMAPPED_PLACES> = Array::new();
@@ -141,7 +151,7 @@ extern "C" fn flow_look(number: u32, key: *const FlowKey) -> u64 {
     };
     let mut client_port = key.client_port;
     if found.entry.is_remapped() {
-        match given(key) {
+        match given(table(number), key) {
             Some(own) => client_port = own,
             None => return 0,
         }
@@ -161,8 +171,7 @@ extern "C" fn flow_put(number: u32, key: *const FlowKey, flow: u64) -> u32 {
     if let Some(bucket) = bucket(table(number), hash) {
         let is_remapped = flow.client_port != key.client_port;
         let mut entry = Entry::new(hash, &flow, is_remapped);
-        // Only a flow that was given a port is there before it has a socket.
-        if number == Table::Tcp as u32 && !is_remapped {
+        if number == Table::Tcp as u32 {
             entry = entry.confirmed();
         }
         bucket.put(hash, key.local_port, entry);
@@ -199,10 +208,37 @@ extern "C" fn flow_remove(number: u32, key: *const FlowKey) -> u32 {
     0
 }
 
+/// The client's own port of a translated flow that was given another.
 #[inline(always)]
-fn given(key: &FlowKey) -> Option<Port> {
+fn given(table: Table, key: &FlowKey) -> Option<Port> {
+    let port = match table {
+        Table::Tcp => GIVEN_TCP.get_ptr(key),
+        Table::Syn | Table::Udp => GIVEN.get_ptr(key),
+    };
     // SAFETY: two bytes, written once.
-    GIVEN.get_ptr(key).map(|port| unsafe { *port })
+    port.map(|port| unsafe { *port })
+}
+
+/// Notes that a flow was given the client port of its key; 0 when it is noted. Not
+/// inlined: it is rare, and has a key of its own.
+#[inline(never)]
+fn give(table: Table, key: &FlowKey, flow: u64) -> u32 {
+    let flow = Flow::from_word(flow);
+    let own = flow.client_port;
+    let result = match table {
+        Table::Syn | Table::Udp => GIVEN.insert(key, own, u64::from(BPF_ANY)),
+        Table::Tcp => {
+            let original = FlowKey {
+                client_port: own,
+                local_port: flow.dialled_port,
+                ..*key
+            };
+            REMAP_TCP
+                .insert(original, key.client_port, u64::from(BPF_ANY))
+                .and_then(|()| GIVEN_TCP.insert(key, own, u64::from(BPF_ANY)))
+        }
+    };
+    u32::from(result.is_err())
 }
 
 impl<C: Context> FlowTables for Kernel<C> {
@@ -214,10 +250,8 @@ impl<C: Context> FlowTables for Kernel<C> {
 
     #[inline(always)]
     fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
-        if flow.client_port != key.client_port {
-            GIVEN
-                .insert(key, flow.client_port, u64::from(BPF_ANY))
-                .map_err(|_| Reason::TableFull)?;
+        if flow.client_port != key.client_port && give(table, key, flow.to_word()) != 0 {
+            return Err(Reason::TableFull);
         }
         flow_put(table as u32, key, flow.to_word());
         Ok(())
@@ -233,8 +267,15 @@ impl<C: Context> FlowTables for Kernel<C> {
         if !self.may_be_remapped(original) {
             return None;
         }
+        let connected = if original.protocol == Protocol::Tcp as u8 {
+            REMAP_TCP.get_ptr(original)
+        } else {
+            None
+        };
         // SAFETY: two bytes, written once.
-        REMAP.get_ptr(original).map(|port| unsafe { *port })
+        connected
+            .or_else(|| REMAP.get_ptr(original))
+            .map(|port| unsafe { *port })
     }
 
     #[inline(always)]
@@ -245,6 +286,8 @@ impl<C: Context> FlowTables for Kernel<C> {
             // processors may write their neighbours.
             unsafe { bytes.cast::<u8>().add(byte).write_volatile(1) };
         }
+        // It may have had another.
+        let _ = REMAP_TCP.remove(original);
         REMAP
             .insert(original, client_port, u64::from(BPF_ANY))
             .map_err(|_| Reason::TableFull)
@@ -297,7 +340,7 @@ impl<C: Context> FlowTables for Kernel<C> {
         let found = bucket(table, hash)?.find(hash, key.local_port)?;
         found.refresh(now);
         if found.entry.is_remapped() {
-            return given(key).map(|own| found.entry.flow(own));
+            return given(table, key).map(|own| found.entry.flow(own));
         }
         Some(found.entry.flow(key.client_port))
     }

@@ -277,6 +277,15 @@ fn portredir_reg(ctx: SockOpsContext) -> u32 {
     1
 }
 
+#[sock_ops]
+fn portredir_acc(ctx: SockOpsContext) -> u32 {
+    const ACCEPTED: u32 = aya_ebpf::bindings::BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
+    if ctx.op() == ACCEPTED {
+        socket::accept(ctx.ops, is_target);
+    }
+    1
+}
+
 /// Run by user space, for sockets that listen already: the packet is an
 /// Ethernet header and a [`FlowKey`] to the listener.
 #[classifier]

@@ -62,8 +62,9 @@ static LOCAL: HashMap<Addr, u8, 16384> = HashMap::new();
 #[btf_map]
 static OWN: Array<[Addr; 2], { OWN_PLACES as usize }, MMAPABLE> = Array::new();
 
+/// The flows of servers' sockets, direct ones too.
 #[btf_map]
-static SOCKETS: SkStorage<Flow> = SkStorage::new();
+pub static SOCKETS: SkStorage<Flow> = SkStorage::new();
 
 /// Servers on the targets, by where they listen.
 #[btf_map]

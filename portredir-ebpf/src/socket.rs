@@ -5,7 +5,8 @@ use core::ffi::c_void;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_ANY, BPF_NOEXIST, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops,
+    __sk_buff, BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sk_lookup, bpf_sock,
+    bpf_sock_addr, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_map_update_elem, bpf_sk_assign, bpf_sk_release,
@@ -13,12 +14,16 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext};
 use portredir_common::abi::{
-    Addr, Dialled, FlowKey, LOOPBACK_IFINDEX, ListenerKey, Port, Protocol,
+    Addr, Dialled, Epoch, FlowKey, LOOPBACK_IFINDEX, ListenerKey, Port, Protocol,
 };
+use portredir_common::flow;
 use portredir_common::socket::{Client, Listeners};
 use portredir_common::wire::Version;
 
-use crate::maps::{Context, DIALLED, Kernel, LISTENERS, NEXT_SLOT, SCOPE, tcp_socket, tcp_state};
+use crate::counters;
+use crate::maps::{
+    Context, DIALLED, Kernel, LISTENERS, NEXT_SLOT, SCOPE, SOCKETS, tcp_socket, tcp_state,
+};
 
 // include/linux/socket.h
 const AF_INET: u32 = 2;
@@ -193,13 +198,85 @@ impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
     }
 }
 
+impl Context for *mut bpf_sock_ops {
+    #[inline(always)]
+    fn as_ptr(self) -> *mut c_void {
+        self.cast()
+    }
+
+    /// Not told.
+    #[inline(always)]
+    fn ifindex(self) -> u32 {
+        0
+    }
+}
+
+/// Whether a socket is of the network namespace that the rules are for.
+#[inline(always)]
+fn is_here(ops: *mut bpf_sock_ops) -> bool {
+    // SAFETY: the kernel passes a valid context for the time of the run.
+    unsafe { bpf_get_netns_cookie(ops.cast()) == netns_cookie() }
+}
+
+/// Notes a connection that a server on a target accepts: see [`flow::accept`].
+#[inline(always)]
+pub fn accept(ops: *mut bpf_sock_ops, is_target: impl Fn(Port) -> bool) {
+    // SAFETY: the kernel passes a valid context for the time of the run.
+    let (port, remote_port, socket) = unsafe {
+        let socket: *mut bpf_sock = (*ops).__bindgen_anon_2.sk;
+        ((*ops).local_port as u16, (*ops).remote_port, socket)
+    };
+    let port = Port::new(port);
+    if !is_target(port) || socket.is_null() || !is_here(ops) {
+        return;
+    }
+    // Two bytes in network order, shifted to where they would be the port of a
+    // word in network order.
+    let client_port = if cfg!(target_endian = "little") {
+        remote_port >> 16
+    } else {
+        remote_port
+    };
+    let mut key = FlowKey {
+        client: Addr::V6_ANY,
+        local: Addr::V6_ANY,
+        client_port: Port::from_half(client_port as u16),
+        local_port: port,
+        protocol: Protocol::Tcp as u8,
+        version: Version::V4 as u8,
+        pad: [0; 2],
+    };
+    // SAFETY: as above.
+    if unsafe { (*ops).family } == AF_INET {
+        key.client = v4!(ops, bpf_sock_ops, remote_ip4);
+        key.local = v4!(ops, bpf_sock_ops, local_ip4);
+    } else {
+        key.client = v6!(ops, bpf_sock_ops, remote_ip6);
+        key.local = v6!(ops, bpf_sock_ops, local_ip6);
+        // A server of both versions has its IPv4 clients like this.
+        if !key.client.is_v4() {
+            key.version = Version::V6 as u8;
+        }
+    }
+    let mut flow = flow::accept(&Kernel(ops), &key, Epoch::at(counters::now_ns()));
+    // SAFETY: a map of flows and a full socket, as it is one of a connection.
+    // Without memory for it the flow tables are asked.
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const SOCKETS).cast_mut().cast(),
+            socket.cast(),
+            (&raw mut flow).cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        );
+    }
+}
+
 /// Registers a socket that begins to listen.
 #[inline(always)]
 pub fn register(ops: *mut bpf_sock_ops, is_target: impl Fn(Port) -> bool) {
     // SAFETY: the kernel passes a valid context for the time of the run.
     let port = Port::new(unsafe { (*ops).local_port } as u16);
-    // SAFETY: as above.
-    if !is_target(port) || unsafe { bpf_get_netns_cookie(ops.cast()) } != netns_cookie() {
+    if !is_target(port) || !is_here(ops) {
         return;
     }
     // SAFETY: as above.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -189,13 +189,14 @@ pub enum DatapathError {
 }
 
 /// The maps that outlive a process.
-const MAPS: [&str; 22] = [
+const MAPS: [&str; 24] = [
     "ADDRS",
     "COUNTERS",
     "DIALLED",
     "FLOWS",
     "GENERATION",
     "GIVEN",
+    "GIVEN_TCP",
     "HITS",
     "IFACES",
     "LISTENERS",
@@ -207,6 +208,7 @@ const MAPS: [&str; 22] = [
     "REASONS",
     "REMAP",
     "REMAPPED",
+    "REMAP_TCP",
     "SCOPE",
     "SEED",
     "SOCKETS",
@@ -223,6 +225,7 @@ mod program {
     pub const LOOKUP: &str = "portredir_look";
     pub const LOOKUP_EVERYWHERE: &str = "portredir_lkall";
     pub const REGISTER: &str = "portredir_reg";
+    pub const ACCEPT: &str = "portredir_acc";
     pub const SCAN: &str = "portredir_scan";
     /// For clients on this host.
     pub const CLIENT: [&str; 8] = [
@@ -240,7 +243,7 @@ mod program {
 
     /// The program of this name.
     pub fn known(name: &str) -> Option<&'static str> {
-        let others = [XDP_FRAGS, LOOKUP, LOOKUP_EVERYWHERE, REGISTER];
+        let others = [XDP_FRAGS, LOOKUP, LOOKUP_EVERYWHERE, REGISTER, ACCEPT];
         let by_link =
             [Link::Ethernet, Link::Ip].map(|link| [xdp(link), ingress(link), egress(link)]);
         let all = others.iter().chain(&CLIENT).chain(by_link.as_flattened());
@@ -348,6 +351,7 @@ impl Mode {
 mod pin {
     pub const LOOKUP: &str = "lookup";
     pub const REGISTER: &str = "register";
+    pub const ACCEPT: &str = "accept";
 
     pub fn device(index: u32, is_ingress: bool) -> String {
         let direction = if is_ingress { "ingress" } else { "egress" };
@@ -387,6 +391,15 @@ impl Lookup {
     }
 }
 
+/// What notes connections when they are accepted, for all interfaces where
+/// packets are rewritten.
+#[derive(Debug)]
+struct Watch {
+    hook: Hook,
+    /// It, as a [`Mode`] has it.
+    programs: Vec<(Place, String)>,
+}
+
 /// A server that could not be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unregistered {
@@ -404,6 +417,7 @@ pub struct Datapath {
     options: Options,
     attached: BTreeMap<u32, Attached>,
     lookup: Option<Lookup>,
+    watch: Option<Watch>,
     local: HashMap<[u8; 16], u8>,
     /// Where what is attached outlives the process.
     pins: Option<PinDir>,
@@ -472,6 +486,7 @@ impl Datapath {
             options,
             attached: BTreeMap::new(),
             lookup: None,
+            watch: None,
             // What somebody else may have left there.
             local,
             pins: pins.cloned(),
@@ -655,6 +670,73 @@ impl Datapath {
     }
 
     fn attach_wire(&mut self, planned: &Planned) -> Result<(Attached, Mode), DatapathError> {
+        if self.watch.is_none() {
+            self.watch = self.attach_watch();
+        }
+        let wire = self.attach_device(planned);
+        if wire.is_err() {
+            self.end_watch();
+        }
+        let (attached, mut mode) = wire?;
+        if let Some(watch) = &self.watch {
+            mode.programs.splice(0..0, watch.programs.iter().cloned());
+        }
+        Ok((attached, mode))
+    }
+
+    /// Without it connections are known by their packets alone.
+    fn attach_watch(&mut self) -> Option<Watch> {
+        let Some(cgroup) = self.options.cgroup.clone() else {
+            log::debug!("no cgroup v2 hierarchy is mounted: connections are not watched");
+            return None;
+        };
+        let mut mode = Mode::default();
+        match self.attach_sock_ops(program::ACCEPT, &cgroup, pin::ACCEPT, &mut mode) {
+            Ok(hook) => Some(Watch {
+                hook,
+                programs: mode.programs,
+            }),
+            Err(error) => {
+                log::warn!(
+                    "connections are known by their packets alone, a flood may cut those \
+                     whose server is silent: {}",
+                    chain(&error)
+                );
+                None
+            }
+        }
+    }
+
+    /// Ends it after the last interface.
+    fn end_watch(&mut self) {
+        let is_wire = |attached: &Attached| matches!(attached, Attached::Wire { .. });
+        if !self.attached.values().any(is_wire)
+            && let Some(watch) = self.watch.take()
+        {
+            watch.hook.detach("");
+        }
+    }
+
+    /// Attaches a program for what sockets of a cgroup do.
+    fn attach_sock_ops(
+        &mut self,
+        name: &'static str,
+        cgroup: &Path,
+        pin: &str,
+        mode: &mut Mode,
+    ) -> Result<Hook, DatapathError> {
+        let to = cgroup.display().to_string();
+        let cgroup = open(&to)?;
+        let program: &mut SockOps = self.program(name)?;
+        let link = program
+            .attach(cgroup, LINK_MODE)
+            .and_then(|id| program.take_link(id))
+            .and_then(|link| FdLink::try_from(link).map_err(link_error))
+            .map_err(hook_error(name, to))?;
+        self.hold(Link::Fd(link), pin, name, mode)
+    }
+
+    fn attach_device(&mut self, planned: &Planned) -> Result<(Attached, Mode), DatapathError> {
         let interface = &planned.interface;
         let is_tcx_allowed = planned.engine != Engine::TcClsact;
         // Egress first: a packet must not be rewritten before its reply would be.
@@ -728,17 +810,9 @@ impl Datapath {
         // Servers register before the first connection looks for them.
         let register = match self.options.cgroup.clone() {
             None => None,
-            Some(path) => {
+            Some(cgroup) => {
                 let name = program::REGISTER;
-                let to = path.display().to_string();
-                let cgroup = open(&to)?;
-                let program: &mut SockOps = self.program(name)?;
-                let link = program
-                    .attach(cgroup, LINK_MODE)
-                    .and_then(|id| program.take_link(id))
-                    .and_then(|link| FdLink::try_from(link).map_err(link_error))
-                    .map_err(hook_error(name, to))?;
-                Some(self.hold(Link::Fd(link), pin::REGISTER, name, &mut mode)?)
+                Some(self.attach_sock_ops(name, &cgroup, pin::REGISTER, &mut mode)?)
             }
         };
         let name = match self.program::<SkLookup>(program::LOOKUP) {
@@ -798,6 +872,7 @@ impl Datapath {
     pub fn forget(&mut self) {
         self.attached.clear();
         self.lookup = None;
+        self.watch = None;
     }
 
     /// Takes over what another process has left attached to an interface.
@@ -830,8 +905,20 @@ impl Datapath {
                 hooks.reverse();
                 Attached::Clients(hooks)
             }
-            _ if hooks.is_empty() => return,
             _ => {
+                if mode
+                    .programs
+                    .first()
+                    .is_some_and(|(_, name)| name == program::ACCEPT)
+                {
+                    self.watch = Some(Watch {
+                        hook: hooks.remove(0),
+                        programs: mode.programs[..1].to_vec(),
+                    });
+                }
+                if hooks.is_empty() {
+                    return;
+                }
                 let egress = hooks.remove(0);
                 let ingress = hooks.pop();
                 Attached::Wire { ingress, egress }
@@ -1016,9 +1103,11 @@ impl Datapath {
             Engine::Cgroup => program::CLIENT.map(str::to_owned).to_vec(),
             Engine::Lookup if self.lookup.is_some() => Vec::new(),
             Engine::Lookup => [pin::REGISTER, pin::LOOKUP].map(str::to_owned).to_vec(),
-            _ => [false, true]
-                .map(|is_ingress| pin::device(index, is_ingress))
-                .to_vec(),
+            _ => {
+                let watch = self.watch.is_none().then(|| pin::ACCEPT.to_owned());
+                let device = [false, true].map(|is_ingress| pin::device(index, is_ingress));
+                watch.into_iter().chain(device).collect()
+            }
         };
         // What redirects goes before what restores.
         for name in names.iter().rev() {
@@ -1054,6 +1143,7 @@ impl Datapath {
                     ingress.detach(name);
                 }
                 egress.detach(name);
+                self.end_watch();
             }
         }
     }

@@ -58,6 +58,10 @@ fn not_local() -> Vec<Case> {
             IpAddr::from([0xff02, 0, 0, 0, 0, 0, 0, 0xfb]),
         ),
         ("address zero v6", IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+        (
+            "an address of this host that is no IPv6 one",
+            IpAddr::from(Ipv4Addr::from([192, 0, 2, 2]).to_ipv6_mapped()),
+        ),
     ];
     let mut cases = Vec::new();
     for (name, dst) in addrs {

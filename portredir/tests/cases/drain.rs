@@ -120,11 +120,7 @@ fn tcp(kind: Kind) -> Vec<Case> {
             .flow(Table::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .begins(false)
-            .leaves(Tables::default().flow(Table::Syn, key, seen(80, 0)).flow(
-                Table::Tcp,
-                key,
-                seen(80, 0),
-            )),
+            .leaves_state(),
         known(&segment(ACK), "the ack of one that is begun")
             .flow(Table::Syn, key, seen(80, 0))
             .leaves_state(),

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 
 use portredir_common::abi::{FlowKey, Port, Protocol};
-use portredir_common::flow::{Socket, Table};
+use portredir_common::flow::{self, Host as _, Socket, Table};
+use portredir_common::redirect::SocketCache as _;
 use portredir_common::verdict::{Reason, Verdict};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -139,6 +140,53 @@ fn a_forged_packet_renames_no_direct_connection() {
     answer(&mock, &direct, CLIENT_PORT);
     arrive(&mock, &syn(CLIENT_PORT, 80));
     answer(&mock, &direct, CLIENT_PORT);
+}
+
+/// Has the server accept a connection of the client's port.
+fn accept(mock: &mut Mock, client_port: u16) {
+    let key = tcp_key(client_port);
+    mock.sockets.insert(key, Socket::Connection);
+    let flow = flow::accept(mock, &key, mock.now());
+    mock.cache(&key, &flow);
+}
+
+/// As above, of a connection whose server has said nothing yet; and what is forged
+/// takes no port of it either.
+#[test]
+fn a_forged_packet_has_no_part_of_an_accepted_connection() {
+    let mut mock = Mock {
+        cache: Some(RefCell::default()),
+        ..mock(RULES)
+    };
+    let direct = ack(CLIENT_PORT, 8080);
+    arrive(&mock, &syn(CLIENT_PORT, 8080));
+    accept(&mut mock, CLIENT_PORT);
+    for forged in [ack(CLIENT_PORT, 80), syn(CLIENT_PORT, 80)] {
+        assert_ne!(arrive(&mock, &forged), CLIENT_PORT);
+        assert_eq!(arrive(&mock, &syn(CLIENT_PORT, 8080)), CLIENT_PORT);
+        assert_eq!(arrive(&mock, &direct), CLIENT_PORT);
+        answer(&mock, &direct, CLIENT_PORT);
+    }
+}
+
+/// Both tables may lose what they know of an accepted connection.
+#[test]
+fn a_silent_connection_outlives_its_entries() {
+    let mut mock = Mock {
+        cache: Some(RefCell::default()),
+        ..mock(RULES)
+    };
+    arrive(&mock, &syn(CLIENT_PORT, 80));
+    accept(&mut mock, CLIENT_PORT);
+    assert_eq!(mock.tables.borrow().tcp.len(), 1);
+    let other = syn(CLIENT_PORT + 1, 80);
+    mock.sockets
+        .insert(tcp_key(CLIENT_PORT + 1), Socket::Connection);
+    let given = arrive(&mock, &other);
+    accept(&mut mock, given);
+    mock.tables.replace(Tables::default());
+    answer(&mock, &ack(CLIENT_PORT, 80), CLIENT_PORT);
+    answer(&mock, &other, given);
 }
 
 #[test]

@@ -53,11 +53,12 @@ fn begun(kind: Kind) -> Vec<Case> {
         redirected(name("an ack with a socket goes to TCP"), ACK)
             .flow(Table::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
-            .leaves(promoted.clone()),
-        redirected(name("a repeated syn with a socket goes to TCP"), SYN)
+            .leaves(promoted),
+        // Nor is a request for a connection one.
+        redirected(name("a repeated syn with a socket stays there"), SYN)
             .flow(Table::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
-            .leaves(promoted),
+            .leaves_state(),
         redirected(name("a socket in TIME_WAIT does not confirm"), ACK)
             .flow(Table::Syn, key, seen(80, 0))
             .socket(key, Socket::TimeWait)

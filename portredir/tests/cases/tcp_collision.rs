@@ -35,7 +35,7 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             let tables = before
                 .clone()
                 .flow(
-                    Table::Tcp,
+                    Table::Syn,
                     kind.key_from(port, 8080),
                     with_rule(seen(dialled, 0), rule),
                 )
@@ -49,7 +49,7 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             let tables = before
                 .clone()
                 .flow(
-                    Table::Tcp,
+                    Table::Syn,
                     kind.key_from(port, 8080),
                     with_rule(seen(81, 0), 1),
                 )
@@ -95,7 +95,27 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
         .rules(TWO_TO_ONE)
         .flow(Table::Syn, key, seen(80, 0))
         .socket(key, Socket::Connection)
-        .remapped(Reason::Redirected, stray(begun)),
+        .remapped(Reason::Redirected, stray(begun.clone())),
+        // Somebody forged it, to have the connection's replies renamed.
+        Case::ingress(
+            name("a stray ack, beside a direct connection"),
+            &kind.packet(81).flags(ACK),
+        )
+        .rules(TWO_TO_ONE)
+        .flow(Table::Tcp, key, seen(8080, 0))
+        .socket(key, Socket::Connection)
+        .remapped(
+            Reason::Redirected,
+            stray(Tables::default().flow(Table::Tcp, key, seen(8080, 0))),
+        ),
+        Case::ingress(
+            name("with a direct connection that is over"),
+            &syn(kind, 80),
+        )
+        .flow(Table::Tcp, key, seen(8080, 0))
+        .redirected(&syn(kind, 8080))
+        .begins(true)
+        .leaves(begun),
     ]
 }
 
@@ -107,7 +127,7 @@ fn direct_collisions(kind: Kind) -> Vec<Case> {
         move |port| {
             let tables = before
                 .clone()
-                .flow(Table::Tcp, kind.key_from(port, 8080), seen(8080, 0))
+                .flow(Table::Syn, kind.key_from(port, 8080), seen(8080, 0))
                 .remap(key, port);
             (syn(kind, 8080).src_port(port), tables)
         }
@@ -124,6 +144,11 @@ fn direct_collisions(kind: Kind) -> Vec<Case> {
         case("direct, with one that is being set up", Table::Syn),
         // The kernel itself judges a SYN for a connection without an entry.
         Case::ingress(name("direct, with itself"), &syn(kind, 8080))
+            .socket(key, Socket::Connection)
+            .unchanged(Reason::Direct)
+            .leaves_state(),
+        Case::ingress(name("direct, with itself, noted"), &syn(kind, 8080))
+            .flow(Table::Tcp, key, seen(8080, 0))
             .socket(key, Socket::Connection)
             .unchanged(Reason::Direct)
             .leaves_state(),
@@ -205,12 +230,48 @@ fn remapped(kind: Kind) -> Vec<Case> {
         .redirected(&ack(8080))
         .leaves_state(),
     );
+    let begun = Tables::default()
+        .flow(Table::Syn, remapped, seen(80, 0))
+        .remap(kind.key(80), REMAPPED);
     cases.push(
         Case::ingress(name("the entry was lost"), &ack(80))
             .remap(kind.key(80), REMAPPED)
             .socket(key, Socket::Connection)
+            .socket(remapped, Socket::Connection)
             .redirected(&to_server(ack(8080)))
-            .leaves(redirected),
+            .leaves(redirected.clone()),
+    );
+    cases.push(
+        Case::ingress(name("the entry was lost, and the connection"), &ack(80))
+            .remap(kind.key(80), REMAPPED)
+            .socket(key, Socket::Connection)
+            .redirected(&to_server(ack(8080)))
+            .leaves(begun.clone()),
+    );
+    cases.push(
+        before(
+            Case::ingress(name("begun, repeated syn"), &syn(kind, 80)),
+            &begun,
+        )
+        .socket(key, Socket::Connection)
+        .socket(remapped, Socket::Connection)
+        .redirected(&to_server(syn(kind, 8080)))
+        .leaves_state(),
+    );
+    cases.push(
+        before(Case::ingress(name("begun, ack"), &ack(80)), &begun)
+            .socket(key, Socket::Connection)
+            .socket(remapped, Socket::Connection)
+            .redirected(&to_server(ack(8080)))
+            .leaves(redirected.flow(Table::Syn, remapped, seen(80, 0))),
+    );
+    cases.push(
+        before(
+            Case::egress(name("begun, reply"), &from_server(8080)),
+            &begun,
+        )
+        .restored(&kind.reply(80))
+        .leaves_state(),
     );
     // Of the connection with that port only its own packets may say that it is
     // theirs; a SYN could as well be beside one that the client began there.
@@ -225,12 +286,17 @@ fn remapped(kind: Kind) -> Vec<Case> {
         lost("the entry of a direct flow was lost", &ack(8080))
             .socket(remapped, Socket::Connection)
             .becomes(Reason::DirectRemapped, &to_server(ack(8080)))
-            .leaves(direct.clone()),
+            .leaves(direct),
     );
     cases.push(
         lost("a direct syn, nobody has that port", &syn(kind, 8080))
             .becomes(Reason::DirectRemapped, &to_server(syn(kind, 8080)))
-            .leaves(direct.clone()),
+            .leaves(
+                Tables::default()
+                    .flow(Table::Tcp, key, held)
+                    .flow(Table::Syn, remapped, seen(8080, 0))
+                    .remap(key, REMAPPED),
+            ),
     );
     cases.push(
         lost("a direct syn, somebody has that port", &syn(kind, 8080))
@@ -238,7 +304,7 @@ fn remapped(kind: Kind) -> Vec<Case> {
             .remapped(Reason::DirectRemapped, move |port| {
                 let tables = Tables::default()
                     .flow(Table::Tcp, key, held)
-                    .flow(Table::Tcp, kind.key_from(port, 8080), seen(8080, 0))
+                    .flow(Table::Syn, kind.key_from(port, 8080), seen(8080, 0))
                     .remap(key, port);
                 (syn(kind, 8080).src_port(port), tables)
             }),

@@ -21,7 +21,7 @@ use crate::pair::{Acceptor, Pair};
 use crate::process::{note, wait_for};
 use crate::redirector::{PROGRAM, Redirector};
 use crate::usage::Usage;
-use crate::{Cell, Tests, skip};
+use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
     for engine in ["xdp", "tc", "socket"] {
@@ -87,19 +87,6 @@ fn forged_packets(cell: &Cell) {
             },
             ..without
         };
-        if port == 8080 && cell.engine != "socket" && with.connections > 0 {
-            let connections = with.connections;
-            assert_eq!(
-                Damage {
-                    connections: 0,
-                    ..with
-                },
-                expected
-            );
-            skip(format!(
-                "a known limit of the flow tables: {connections} of 4 direct connections were broken"
-            ));
-        }
         assert_eq!(with, expected, "by port {port}");
     }
 }
@@ -252,12 +239,7 @@ fn forged_ack_to_silent_connection(cell: &Cell) {
     }
     let broken = Pair::misunderstood(&mut pairs, Duration::from_secs(5)).len();
     redirector.stop();
-    if broken > 0 {
-        assert_ne!(cell.engine, "socket");
-        skip(format!(
-            "a known limit of the flow tables: {broken} of 10 connections were broken"
-        ));
-    }
+    assert_eq!(broken, 0, "of 10 connections");
 }
 
 /// What the tables take is settled when they are made, by their sizes.

@@ -16,15 +16,14 @@ type Info = Result<ProgramInfo, ProgramError>;
 
 /// The programs that no packet of the cases runs through: those at sockets, and those
 /// of the benchmark.
-const OTHERS: [(&str, LoadProgram); 15] = [
+const OTHERS: [(&str, LoadProgram); 16] = [
     ("portredir_gen", xdp),
     ("portredir_pass", xdp),
     ("portredir_next", classifier),
     ("portredir_look", sk_lookup),
     ("portredir_lkall", sk_lookup),
-    ("portredir_reg", |datapath, name| {
-        Ok(datapath.program::<SockOps>(name)?.info())
-    }),
+    ("portredir_reg", sock_ops),
+    ("portredir_acc", sock_ops),
     ("portredir_scan", classifier),
     ("portredir_conn4", sock_addr),
     ("portredir_conn6", sock_addr),
@@ -42,6 +41,10 @@ fn xdp(datapath: &mut Datapath, name: &'static str) -> Result<Info, DatapathErro
 
 fn classifier(datapath: &mut Datapath, name: &'static str) -> Result<Info, DatapathError> {
     Ok(datapath.program::<SchedClassifier>(name)?.info())
+}
+
+fn sock_ops(datapath: &mut Datapath, name: &'static str) -> Result<Info, DatapathError> {
+    Ok(datapath.program::<SockOps>(name)?.info())
 }
 
 fn sk_lookup(datapath: &mut Datapath, name: &'static str) -> Result<Info, DatapathError> {

@@ -170,7 +170,7 @@ impl Rig {
     pub fn set_tables(&mut self, tables: &Tables) {
         self.tables = tables.clone();
         self.datapath.flows().clear();
-        for name in ["GIVEN", "REMAP"] {
+        for name in ["GIVEN", "GIVEN_TCP", "REMAP", "REMAP_TCP"] {
             let keys: Result<Vec<_>, _> = self.ports(name).keys().collect();
             for key in keys.expect("read the keys") {
                 self.note_remapped(&key, 0);
@@ -181,7 +181,10 @@ impl Rig {
             for (key, flow) in tables.get(table) {
                 let is_remapped = flow.client_port != key.client_port;
                 if is_remapped {
-                    let mut given = self.ports("GIVEN");
+                    let mut given = self.ports(match table {
+                        Table::Tcp => "GIVEN_TCP",
+                        Table::Syn | Table::Udp => "GIVEN",
+                    });
                     given
                         .insert(*key, flow.client_port.bytes(), 0)
                         .expect("insert a port");
@@ -210,11 +213,19 @@ impl Rig {
     /// it is of one of those that were there before, or of one of `keys` to any
     /// target, by any client port that was given.
     pub fn read_tables(&mut self, keys: impl IntoIterator<Item = FlowKey>) -> Tables {
-        let remap: Result<HashMap<_, _>, _> = self.ports("REMAP").iter().collect();
-        let given: Result<HashMap<_, _>, _> = self.ports("GIVEN").iter().collect();
-        let given = given.expect("read the ports");
+        let mut both = |one, other| {
+            let mut ports = HashMap::new();
+            for name in [one, other] {
+                let read: Result<HashMap<_, _>, _> = self.ports(name).iter().collect();
+                ports.extend(read.expect("read the ports"));
+            }
+            ports
+        };
+        // A port of a connection comes before one that was given since.
+        let remap = both("REMAP", "REMAP_TCP");
+        let given = both("GIVEN", "GIVEN_TCP");
         let mut tables = Tables::default();
-        for (key, port) in remap.expect("read the ports") {
+        for (key, port) in remap {
             tables
                 .remap
                 .insert(key, Port::from_half(u16::from_ne_bytes(port)));

@@ -39,8 +39,6 @@ struct Holder {
     ports: Ports,
     /// When it was last heard of.
     seen_ns: u64,
-    /// A TCP flow that no socket was seen of.
-    is_pending: bool,
 }
 
 /// A packet that a target is to get.
@@ -72,10 +70,6 @@ pub struct Flows {
     holders: HashMap<Ends, Holder>,
     /// The ports that flows were given, by what their clients wrote.
     given: HashMap<Ends, u16>,
-    /// A flow was given a port, or got one back, that a client uses for one
-    /// which has no socket yet. The datapath then has both by one port; nothing
-    /// is expected of what follows.
-    pub is_disputed: bool,
 }
 
 impl Ends {
@@ -129,12 +123,6 @@ impl Flows {
         self.sockets.get(&ends) == Some(&Socket::Open)
     }
 
-    fn is_pending(&self, ends: Ends) -> bool {
-        self.holders
-            .get(&ends)
-            .is_some_and(|holder| holder.is_pending)
-    }
-
     fn is_idle(&self, holder: Holder) -> bool {
         self.now_ns - holder.seen_ns >= UDP_IDLE_NS
     }
@@ -143,7 +131,6 @@ impl Flows {
         let holder = Holder {
             ports,
             seen_ns: self.now_ns,
-            is_pending: false,
         };
         self.holders.insert(ends, holder);
     }
@@ -170,7 +157,9 @@ impl Flows {
                         is_known && !self.is_idle(self.holders[&ends]) && is_served(ends)
                     }
                     // Whose entry was lost, but a SYN may be another client's.
-                    Protocol::Tcp if self.is_open(ends) => is_known || !is_syn,
+                    Protocol::Tcp if self.is_open(ends) => {
+                        is_known || !is_syn && !self.holders.contains_key(&ends)
+                    }
                     Protocol::Tcp if is_known && is_syn => {
                         // A new connection; nothing is left of the one before.
                         self.holders.remove(&ends);
@@ -192,10 +181,7 @@ impl Flows {
             return self.admit_udp(arrival);
         }
         let is_open = self.is_open(ends);
-        if let Some(holder) = self.holders.get_mut(&ends)
-            && holder.ports == ports
-        {
-            holder.is_pending &= !is_open;
+        if self.is_holder(ports, ends) {
             return Admission::As(ports.client);
         }
         if let Some(port) = self.given_tcp_port(arrival) {
@@ -210,12 +196,7 @@ impl Flows {
         if is_open && !is_lost {
             return Admission::AsAnother;
         }
-        let holder = Holder {
-            ports,
-            seen_ns: self.now_ns,
-            is_pending: !is_open,
-        };
-        self.holders.insert(ends, holder);
+        self.hold(ports, ends);
         Admission::As(ports.client)
     }
 
@@ -232,7 +213,7 @@ impl Flows {
         if let Some(port) = self.given_tcp_port(arrival) {
             return Admission::As(port);
         }
-        if is_syn && self.holders.contains_key(&ends) {
+        if is_syn && self.holders.contains_key(&ends) && !self.is_holder(ports, ends) {
             if self.is_open(ends) {
                 return Admission::AsAnother;
             }
@@ -253,7 +234,6 @@ impl Flows {
         if self.is_holder(ports, ends) {
             return Some(port);
         }
-        self.is_disputed |= self.is_pending(ends);
         // Nobody's, unless a SYN finds a connection.
         if self.holders.contains_key(&ends) || is_syn && self.is_open(ends) {
             return None;
@@ -292,10 +272,7 @@ impl Flows {
         if port < 1024 {
             return Err(format!("client port {port} is privileged"));
         }
-        self.is_disputed |= self.is_pending(theirs);
-        if let Some(holder) = self.holders.get(&theirs)
-            && !holder.is_pending
-        {
+        if let Some(holder) = self.holders.get(&theirs) {
             return Err(format!("client port {port} is given twice: {holder:?}"));
         }
         if let Some(socket) = self.sockets.get(&theirs) {

@@ -122,7 +122,12 @@ impl Reference {
         match packet.soundness(frame, protocol) {
             Soundness::Sound => {}
             // It would reach the dialled port, and the rest of it the target.
-            Soundness::TooShort if self.rules.is_dialled_by_all(protocol, dialled) => {
+            Soundness::TooShort
+                if self
+                    .rules
+                    .target(protocol, packet.src, packet.dst, dialled, passage.iface)
+                    .is_some() =>
+            {
                 return Err(Dropped);
             }
             Soundness::TooShort | Soundness::Broken => return Err(Untouched),
