@@ -341,7 +341,8 @@ pub struct Options {
     #[arg(env = "PORTREDIR_DRAIN_TIMEOUT", hide_env = true)]
     pub drain_timeout: Option<Duration>,
 
-    /// TCP flows to remember; 32 bytes of kernel memory each [default: 262144].
+    /// TCP connections to remember, also those that dial a target themselves; 32
+    /// bytes of kernel memory each [default: 262144].
     #[arg(long, value_name = "N", value_parser = flows(), hide_short_help = true)]
     #[arg(env = "PORTREDIR_MAX_TCP_FLOWS", hide_env = true)]
     pub max_tcp_flows: Option<u32>,

@@ -1,0 +1,209 @@
+//! Taking over what another process has attached, replacing and detaching it.
+
+use std::io;
+use std::os::fd::AsFd as _;
+
+use aya::maps::HashMap as BpfHashMap;
+use aya::programs::tc::{self, SchedClassifierLink};
+use aya::programs::{SchedClassifier, TcAttachType};
+
+use super::error::DatapathError;
+use super::hook::{Attached, Hook, Lookup, Mode, Place, Watch, pin};
+use super::{Datapath, program};
+use crate::interface::Interface;
+use crate::pins;
+use crate::plan::Engine;
+
+impl Datapath {
+    /// Ends it after the last interface.
+    pub(super) fn end_watch(&mut self) {
+        let is_wire = |attached: &Attached| matches!(attached, Attached::Wire { .. });
+        if !self.attached.values().any(is_wire)
+            && let Some(watch) = self.watch.take()
+        {
+            watch.hook.detach("");
+        }
+    }
+
+    /// No longer knows what is attached. It stays so where it is pinned.
+    pub fn forget(&mut self) {
+        self.attached.clear();
+        self.lookup = None;
+        self.watch = None;
+    }
+
+    /// Takes over what another process has left attached to an interface.
+    pub fn adopt(&mut self, index: u32, engine: Engine, mode: &Mode) {
+        let Some(pins) = self.pins.clone() else {
+            return;
+        };
+        let hook = |(place, program): &(Place, String)| match place {
+            Place::Pin(pin) => Hook::Pinned(pins.path(pin)),
+            Place::Filter { is_ingress, .. } => {
+                Hook::Filter(direction(*is_ingress), program.clone())
+            }
+        };
+        // As they were attached: what answers, or restores, comes first.
+        let mut hooks: Vec<_> = mode.programs.iter().map(hook).collect();
+        let attached = match engine {
+            Engine::Lookup => {
+                if let Some(link) = hooks.pop() {
+                    let register = hooks.pop();
+                    let mode = mode.clone();
+                    self.lookup = Some(Lookup {
+                        link,
+                        register,
+                        mode,
+                    });
+                }
+                Attached::Lookup
+            }
+            Engine::Cgroup => {
+                hooks.reverse();
+                Attached::Clients(hooks)
+            }
+            _ => {
+                if mode
+                    .programs
+                    .first()
+                    .is_some_and(|(_, name)| name == program::ACCEPT)
+                {
+                    self.watch = Some(Watch {
+                        hook: hooks.remove(0),
+                        programs: mode.programs[..1].to_vec(),
+                    });
+                }
+                if hooks.is_empty() {
+                    return;
+                }
+                let egress = hooks.remove(0);
+                let ingress = hooks.pop();
+                Attached::Wire { ingress, egress }
+            }
+        };
+        self.attached.insert(index, attached);
+    }
+
+    /// Puts the programs of this process in the place of those that another one
+    /// has left attached to an interface. No packet is missed.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Replace`]: it is no longer attached, or the kernel
+    /// refuses. [`DatapathError::Program`].
+    pub fn replace(&mut self, interface: &str, mode: &Mode) -> Result<(), DatapathError> {
+        let pins = self.pins.clone().expect("what was left is pinned");
+        for (place, name) in &mode.programs {
+            let name = program::known(name).ok_or_else(|| DatapathError::Unknown(name.clone()))?;
+            let fd = self.program_fd(name)?;
+            let result = match place {
+                Place::Pin(pin) => pins::replace(&pins.path(pin), fd.as_fd()),
+                Place::Filter {
+                    is_ingress,
+                    priority,
+                    handle,
+                } => {
+                    let program: &mut SchedClassifier = self.program(name)?;
+                    let (direction, handle) = (direction(*is_ingress), (*handle).into());
+                    SchedClassifierLink::attached(interface, direction, *priority, handle, None)
+                        .and_then(|link| {
+                            let new = program
+                                .attach_to_link(link)
+                                .and_then(|id| program.take_link(id))
+                                .map_err(io::Error::other)?;
+                            std::mem::forget(new);
+                            Ok(())
+                        })
+                }
+            };
+            result.map_err(|source| DatapathError::Replace {
+                program: name,
+                interface: interface.to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Removes clsact filters of a run that was killed, which outlive it: we
+    /// hold the lock, so they are nobody else's. Says whether there were any.
+    pub fn sweep(interface: &Interface) -> bool {
+        let Interface { name, link, .. } = interface;
+        let ours = [
+            (TcAttachType::Ingress, program::ingress(*link)),
+            (TcAttachType::Egress, program::egress(*link)),
+        ];
+        ours.into_iter()
+            .filter(|(direction, program)| {
+                tc::qdisc_detach_program(name, *direction, program).is_ok()
+            })
+            .count()
+            > 0
+    }
+
+    /// Detaches what somebody has attached to an interface who was killed before
+    /// he could say so.
+    pub fn clear(&mut self, engine: Engine, index: u32) {
+        if engine == Engine::Lookup {
+            self.leave_scope(index);
+        }
+        let Some(pins) = &self.pins else {
+            return;
+        };
+        let names = match engine {
+            Engine::Cgroup => program::CLIENT.map(str::to_owned).to_vec(),
+            Engine::Lookup if self.lookup.is_some() => Vec::new(),
+            Engine::Lookup => [pin::REGISTER, pin::LOOKUP].map(str::to_owned).to_vec(),
+            _ => {
+                let watch = self.watch.is_none().then(|| pin::ACCEPT.to_owned());
+                let device = [false, true].map(|is_ingress| pin::device(index, is_ingress));
+                watch.into_iter().chain(device).collect()
+            }
+        };
+        // What redirects goes before what restores.
+        for name in names.iter().rev() {
+            // Most are not there.
+            let _ = pins::detach(&pins.path(name));
+        }
+    }
+
+    /// The listeners no longer have the connections of an interface.
+    fn leave_scope(&mut self, index: u32) {
+        // It is not there when the interface was not told.
+        let _ = BpfHashMap::<_, u32, u8>::try_from(self.map("SCOPE"))
+            .and_then(|mut scope| scope.remove(&index));
+    }
+
+    /// Detaches from an interface.
+    pub fn detach(&mut self, index: u32, name: &str) {
+        match self.attached.remove(&index) {
+            None => {}
+            Some(Attached::Clients(hooks)) => hooks.into_iter().for_each(|hook| hook.detach(name)),
+            Some(Attached::Lookup) => {
+                self.leave_scope(index);
+                let is_lookup = |attached: &Attached| matches!(attached, Attached::Lookup);
+                if !self.attached.values().any(is_lookup)
+                    && let Some(lookup) = self.lookup.take()
+                {
+                    lookup.detach();
+                }
+            }
+            Some(Attached::Wire { ingress, egress }) => {
+                // A packet must not be rewritten after its reply no longer is.
+                if let Some(ingress) = ingress {
+                    ingress.detach(name);
+                }
+                egress.detach(name);
+                self.end_watch();
+            }
+        }
+    }
+}
+
+const fn direction(is_ingress: bool) -> TcAttachType {
+    if is_ingress {
+        TcAttachType::Ingress
+    } else {
+        TcAttachType::Egress
+    }
+}

@@ -1,0 +1,95 @@
+//! The programs of the object, by what they are attached to.
+
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, Xdp};
+
+use portredir_common::wire::Link;
+
+pub const XDP_FRAGS: &str = "portredir_frags";
+/// Knows the interface.
+pub const LOOKUP: &str = "portredir_look";
+pub const LOOKUP_EVERYWHERE: &str = "portredir_lkall";
+pub const REGISTER: &str = "portredir_reg";
+pub const ACCEPT: &str = "portredir_acc";
+pub const SCAN: &str = "portredir_scan";
+/// For clients on this host.
+pub const CLIENT: [&str; 8] = [
+    // What answers before what asks: a client must not be redirected before
+    // it would be told so.
+    "portredir_recv4",
+    "portredir_recv6",
+    "portredir_peer4",
+    "portredir_peer6",
+    "portredir_send4",
+    "portredir_send6",
+    "portredir_conn4",
+    "portredir_conn6",
+];
+
+/// The program of this name.
+pub fn known(name: &str) -> Option<&'static str> {
+    let others = [XDP_FRAGS, LOOKUP, LOOKUP_EVERYWHERE, REGISTER, ACCEPT];
+    let by_link = [Link::Ethernet, Link::Ip].map(|link| [xdp(link), ingress(link), egress(link)]);
+    let all = others.iter().chain(&CLIENT).chain(by_link.as_flattened());
+    all.copied().find(|known| *known == name)
+}
+
+pub const fn xdp(link: Link) -> &'static str {
+    match link {
+        Link::Ethernet => "portredir_xdp",
+        Link::Ip => "portredir_xdpip",
+    }
+}
+
+pub const fn ingress(link: Link) -> &'static str {
+    match link {
+        Link::Ethernet => "portredir_in",
+        Link::Ip => "portredir_in_ip",
+    }
+}
+
+pub const fn egress(link: Link) -> &'static str {
+    match link {
+        Link::Ethernet => "portredir_out",
+        Link::Ip => "portredir_outip",
+    }
+}
+
+/// Kinds of programs that are loaded on first use.
+pub trait Load {
+    /// Loads the program into the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When the verifier refuses it.
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError>;
+}
+
+impl Load for Xdp {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Load for SchedClassifier {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Load for SkLookup {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Load for SockOps {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Load for CgroupSockAddr {
+    fn load_into_kernel(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}

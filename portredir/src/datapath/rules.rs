@@ -1,0 +1,145 @@
+//! Two generations of rules, and the switch between them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapError};
+use portredir_common::abi::{AddrKey, Candidates, IfaceKey, Old, PortEntry, SourceKey};
+
+use super::Datapath;
+use super::error::{DatapathError, map_error};
+use crate::table::Table;
+
+impl Datapath {
+    /// Which generation of rules is live: 0 or 1.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn generation(&self) -> Result<u32, DatapathError> {
+        let name = "GENERATION";
+        let map = self.ebpf.map(name).expect("the object has the map");
+        Array::<_, u32>::try_from(map)
+            .and_then(|map| map.get(&0, 0))
+            .map_err(map_error(name))
+    }
+
+    /// Makes a generation the live one: between two packets.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn switch_to(&mut self, generation: u32) -> Result<(), DatapathError> {
+        let name = "GENERATION";
+        Array::<_, u32>::try_from(self.map(name))
+            .and_then(|mut map| map.set(0, generation, 0))
+            .map_err(map_error(name))
+    }
+
+    /// Fills the generation that is not live, and makes it the live one.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn commit(&mut self, table: &Table) -> Result<(), DatapathError> {
+        let generation = self.fill(table)?;
+        self.switch_to(generation)
+    }
+
+    /// Fills the generation that is not live, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn fill(&mut self, table: &Table) -> Result<u32, DatapathError> {
+        let generation = 1 - self.generation()?;
+        let bit = generation << 31;
+        self.fill_ports(generation, &table.ports);
+        let is_old = |key: &u32| Old::generation(*key) == generation;
+        fill_hash(self.map("OLD"), is_old, {
+            let key = |index: &u32| Old::key(generation, *index);
+            table.old.iter().map(move |(index, old)| (key(index), *old))
+        })
+        .map_err(map_error("OLD"))?;
+        fill_hash(
+            self.map("ADDRS"),
+            |key: &AddrKey| key.set >> 31 == generation,
+            {
+                table.addrs.iter().map(|(key, group)| {
+                    let set = key.set | bit;
+                    (AddrKey { set, ..*key }, group | bit)
+                })
+            },
+        )
+        .map_err(map_error("ADDRS"))?;
+        let name = "SOURCES";
+        let mut map = LpmTrie::<_, SourceKey, Candidates>::try_from(self.map(name))
+            .map_err(map_error(name))?;
+        let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
+        for key in keys
+            .iter()
+            .filter(|key| key.data().group >> 31 == generation)
+        {
+            map.remove(key).map_err(map_error(name))?;
+        }
+        for ((prefix, key), candidates) in &table.sources {
+            let group = key.group | bit;
+            let key = Key::new(*prefix, SourceKey { group, ..*key });
+            map.insert(&key, candidates, 0).map_err(map_error(name))?;
+        }
+        Ok(generation)
+    }
+
+    /// Writes what differs from what is there.
+    fn fill_ports(&self, generation: u32, entries: &[PortEntry]) {
+        for (both, entry) in self.ports.iter().zip(entries) {
+            let mut entry = *entry;
+            if entry != PortEntry::default() && generation == 1 {
+                entry.flags |= PortEntry::GENERATION;
+            }
+            let word = &both[generation as usize];
+            if word.load(Relaxed) != entry.to_word() {
+                word.store(entry.to_word(), Relaxed);
+            }
+        }
+    }
+
+    /// Says which interfaces are in which lists of the rules of a generation.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_on(
+        &mut self,
+        generation: u32,
+        masks: &BTreeMap<u32, u64>,
+    ) -> Result<(), DatapathError> {
+        let is_gone =
+            |key: &IfaceKey| key.generation == generation && !masks.contains_key(&key.ifindex);
+        let masks = masks.iter().map(|(&ifindex, &mask)| {
+            let key = IfaceKey {
+                generation,
+                ifindex,
+            };
+            (key, mask)
+        });
+        fill_hash(self.map("IFACES"), is_gone, masks).map_err(map_error("IFACES"))
+    }
+}
+
+/// Removes some entries of a hash map, then adds others.
+fn fill_hash<K: aya::Pod, V: aya::Pod>(
+    map: &mut Map,
+    is_gone: impl Fn(&K) -> bool,
+    entries: impl IntoIterator<Item = (K, V)>,
+) -> Result<(), MapError> {
+    let mut map = BpfHashMap::<_, K, V>::try_from(map)?;
+    let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
+    for key in keys.iter().filter(|key| is_gone(key)) {
+        map.remove(key)?;
+    }
+    entries
+        .into_iter()
+        .try_for_each(|(key, value)| map.insert(key, value, 0))
+}
