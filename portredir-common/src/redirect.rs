@@ -24,6 +24,24 @@ pub trait Tables: Host {
 
     /// Counts a packet that `rule` redirected now.
     fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool, now_ns: u64);
+
+    /// [`find_route`], as the verifier walks it only once.
+    #[inline(always)]
+    fn find_route(&self, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64
+    where
+        Self: Sized,
+    {
+        find_route(self, key, entry, syn)
+    }
+
+    /// The same of [`admit`].
+    #[inline(always)]
+    fn admit(&self, key: &mut FlowKey, dialled_port: Port, route: u64, syn: IsSyn) -> u64
+    where
+        Self: Sized,
+    {
+        admit(self, key, dialled_port, route, syn)
+    }
 }
 
 /// What a rule does with a packet.
@@ -166,7 +184,7 @@ fn try_redirect<F: Frame, T: Tables>(
         Route::of(entry, dialled_port)
     } else {
         key.local_port = dialled_port;
-        Route::from_word(find_route(tables, &mut key, entry.to_word(), syn))?
+        Route::from_word(tables.find_route(&mut key, entry.to_word(), syn))?
     };
     let target = Port::new(route.target);
     key.local_port = target;
@@ -187,8 +205,7 @@ fn try_redirect<F: Frame, T: Tables>(
     };
     let admitted = match met {
         Met::Known | Met::New => Admitted::begun(client_port, met == Met::New),
-        Met::Unclear => Admitted::from_word(checked(admit(
-            tables,
+        Met::Unclear => Admitted::from_word(checked(tables.admit(
             &mut key,
             dialled_port,
             route.to_word(),
@@ -288,10 +305,10 @@ const fn checked(word: u64) -> Result<u64, Reason> {
     }
 }
 
-/// A [`Route`] where rules have conditions or changed; `key` is the flow as the
-/// client knows it.
-#[inline(never)]
-fn find_route<T: Tables>(tables: &T, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
+/// Where a packet goes whose rules have conditions or changed, or the reason why
+/// it does not, as one number; `key` is the flow as the client knows it.
+#[inline(always)]
+pub fn find_route<T: Tables>(tables: &T, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
     match try_find_route(tables, key, PortEntry::from_word(entry), syn) {
         Ok(route) => route.to_word(),
         Err(reason) => failed(reason),
@@ -369,9 +386,10 @@ fn try_find_route<T: Tables>(
     })
 }
 
-/// [`Admitted`], for what a look at the flow tables does not settle.
-#[inline(never)]
-fn admit<T: Tables>(
+/// [`Admitted`] or the reason why not, as one number, for what a look at the flow
+/// tables does not settle.
+#[inline(always)]
+pub fn admit<T: Tables>(
     tables: &T,
     key: &mut FlowKey,
     dialled_port: Port,

@@ -473,7 +473,7 @@ fn ipv6<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
     }
     let mut next = (u32::from_be(header[1]) >> 8) & 0xff;
     let mut transport = network + 40;
-    let mut is_fragment = false;
+    let mut is_fragment = 0;
     // One round more than there may be headers, to look at what comes last.
     for _ in 0..=MAX_EXTENSION_HEADERS {
         let payload = match next {
@@ -488,7 +488,7 @@ fn ipv6<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
                     if extension & 0xfff8 != 0 {
                         return Err(Reason::NoRule);
                     }
-                    is_fragment |= extension & 1 != 0;
+                    is_fragment |= extension & 1;
                     transport += 8;
                 } else {
                     // Segments left: the destination, and with it the sum, is
@@ -499,6 +499,11 @@ fn ipv6<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
                     transport += 8 + ((extension >> 16) & 0xff) as usize * 8;
                 }
                 next = extension >> 24;
+                // One round is then like another.
+                let packed = frame.forget((transport as u64) << 1 | u64::from(is_fragment));
+                #[expect(clippy::cast_possible_truncation, reason = "it was 32 bits")]
+                let packed = packed as u32;
+                (transport, is_fragment) = ((packed >> 1) as usize, packed & 1);
                 continue;
             }
             // Covers the ports by a digest that we cannot renew (RFC 4302).
@@ -510,7 +515,7 @@ fn ipv6<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
             network,
             transport,
             payload,
-            is_fragment,
+            is_fragment: is_fragment != 0,
         });
     }
     Err(Reason::ExtensionHeader)

@@ -13,7 +13,8 @@ use portredir_common::bucket::{Bucket, Entry, Hash, Seed, Shares, Word};
 use portredir_common::flow::{FlowTables, Met, Original, Table};
 use portredir_common::verdict::Reason;
 
-use crate::maps::{Context, Kernel};
+use crate::context::Context;
+use crate::maps::Kernel;
 
 /// A word of a map.
 #[repr(transparent)]

@@ -11,6 +11,7 @@
 )]
 
 mod bench;
+mod context;
 mod counters;
 mod flows;
 mod frame;

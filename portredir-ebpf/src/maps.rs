@@ -5,23 +5,23 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock,
-    bpf_sock_tuple, xdp_md,
+    bpf_sock_tuple,
 };
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{Array, HashMap, SkStorage, SockHash};
 use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get,
-    bpf_skc_lookup_tcp,
+    bpf_get_prandom_u32, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{
     Addr, AddrKey, Candidates, CounterKey, Dialled, Flow, FlowKey, IfaceKey, LOOPBACK_IFINDEX,
     ListenerKey, OWN_PLACES, Old, Port, PortEntry, Protocol, SourceKey, StateKey, local, own_place,
 };
-use portredir_common::flow::{Host, Socket};
+use portredir_common::flow::{Host, IsSyn, Socket};
 use portredir_common::redirect::{Choice, SocketCache, Tables};
 use portredir_common::wire::Version;
 
+use crate::context::Context;
 use crate::counters;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -103,10 +103,15 @@ pub fn port(protocol: Protocol, port: Port) -> PortEntry {
 }
 
 /// The rule and target of a packet to a port whose rules have conditions, as
-/// one number; 0 when there is none. Not inlined: it has keys of its own on the
-/// stack.
+/// one number; 0 when there is none. Global, as what is in [`crate::context`].
 #[inline(never)]
-fn candidate(entry: PortEntry, key: &FlowKey, port: u16, ifindex: u32) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn candidate(entry: u64, key: *const FlowKey, port: u32, ifindex: u32) -> u32 {
+    let (entry, port) = (PortEntry::from_word(entry), port as u16);
+    // SAFETY: null or a key.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
     let set = AddrKey::set(entry);
     let addr = AddrKey {
         set,
@@ -140,45 +145,6 @@ fn candidate(entry: PortEntry, key: &FlowKey, port: u16, ifindex: u32) -> u32 {
     0
 }
 
-/// What [`Kernel`] needs of a context.
-pub trait Context: Copy {
-    /// Whether it is of a packet that comes in.
-    const IS_PACKET: bool = false;
-
-    fn as_ptr(self) -> *mut c_void;
-    fn ifindex(self) -> u32;
-}
-
-impl Context for *mut xdp_md {
-    const IS_PACKET: bool = true;
-
-    #[inline(always)]
-    fn as_ptr(self) -> *mut c_void {
-        self.cast()
-    }
-
-    #[inline(always)]
-    fn ifindex(self) -> u32 {
-        // SAFETY: the kernel passes a valid context for the time of the run.
-        unsafe { (*self).ingress_ifindex }
-    }
-}
-
-impl Context for *mut __sk_buff {
-    const IS_PACKET: bool = true;
-
-    #[inline(always)]
-    fn as_ptr(self) -> *mut c_void {
-        self.cast()
-    }
-
-    #[inline(always)]
-    fn ifindex(self) -> u32 {
-        // SAFETY: the kernel passes a valid context for the time of the run.
-        unsafe { (*self).ifindex }
-    }
-}
-
 /// The maps and helpers, as one context may use them.
 #[derive(Clone, Copy)]
 pub struct Kernel<C>(pub C);
@@ -189,44 +155,22 @@ impl<C: Context> Host for Kernel<C> {
         self::port(protocol, port)
     }
 
-    // Not inlined: asked in many places, and the BPF stack is small.
-    #[inline(never)]
+    #[inline(always)]
     fn socket(&self, key: &FlowKey) -> Socket {
-        let socket = tcp_socket(self.0, key);
-        if socket.is_null() {
-            return Socket::None;
-        }
-        // SAFETY: not null, and ours until it is released.
-        let state = unsafe { (*socket).state };
-        // SAFETY: the reference from the look-up, given back once.
-        unsafe { bpf_sk_release(socket.cast()) };
-        match state {
-            tcp_state::LISTEN => Socket::None,
+        match self.0.tcp_state(key) {
+            0 | tcp_state::LISTEN => Socket::None,
             tcp_state::TIME_WAIT => Socket::TimeWait,
             _ => Socket::Connection,
         }
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn is_served(&self, key: &FlowKey) -> bool {
         if key.protocol == Protocol::Udp as u8 {
-            let socket = look_up(self.0, key, bpf_sk_lookup_udp);
-            if socket.is_null() {
-                return false;
-            }
-            // SAFETY: the reference from the look-up, given back once.
-            unsafe { bpf_sk_release(socket.cast()) };
-            return true;
+            self.0.has_udp(key)
+        } else {
+            !matches!(self.0.tcp_state(key), 0 | tcp_state::TIME_WAIT)
         }
-        let socket = tcp_socket(self.0, key);
-        if socket.is_null() {
-            return false;
-        }
-        // SAFETY: not null, and ours until it is released.
-        let state = unsafe { (*socket).state };
-        // SAFETY: the reference from the look-up, given back once.
-        unsafe { bpf_sk_release(socket.cast()) };
-        state != tcp_state::TIME_WAIT
     }
 
     #[inline(always)]
@@ -260,7 +204,7 @@ impl<C: Context> Tables for Kernel<C> {
 
     #[inline(always)]
     fn choose(&self, entry: PortEntry, key: &FlowKey, port: Port) -> Option<Choice> {
-        let found = candidate(entry, key, port.get(), self.0.ifindex());
+        let found = candidate(entry.to_word(), key, port.get().into(), self.0.ifindex());
         let choice = Choice {
             target: found as u16,
             rule: (found >> 16) as u16,
@@ -273,6 +217,16 @@ impl<C: Context> Tables for Kernel<C> {
         let key = Old::key(entry.generation(), PortEntry::index(protocol, port));
         // SAFETY: eight bytes, written before the generation is live.
         unsafe { OLD.get(key) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn find_route(&self, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
+        self.0.find_route(key, entry, syn)
+    }
+
+    #[inline(always)]
+    fn admit(&self, key: &mut FlowKey, dialled_port: Port, route: u64, syn: IsSyn) -> u64 {
+        self.0.admit(key, dialled_port, route, syn)
     }
 
     #[inline(always)]
@@ -332,7 +286,7 @@ struct Tuple {
 type LookUp = unsafe fn(*mut c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut bpf_sock;
 
 #[inline(always)]
-fn look_up(ctx: impl Context, key: &FlowKey, look_up: LookUp) -> *mut bpf_sock {
+pub fn look_up(ctx: impl Context, key: &FlowKey, look_up: LookUp) -> *mut bpf_sock {
     const CURRENT_NETNS: u64 = u64::MAX;
 
     // As `struct bpf_sock_tuple`: source and destination address, their

@@ -20,10 +20,9 @@ use portredir_common::flow;
 use portredir_common::socket::{Client, Listeners};
 use portredir_common::wire::Version;
 
+use crate::context::Context;
 use crate::counters;
-use crate::maps::{
-    Context, DIALLED, Kernel, LISTENERS, NEXT_SLOT, SCOPE, SOCKETS, tcp_socket, tcp_state,
-};
+use crate::maps::{DIALLED, Kernel, LISTENERS, NEXT_SLOT, SCOPE, SOCKETS, tcp_socket, tcp_state};
 
 // include/linux/socket.h
 const AF_INET: u32 = 2;

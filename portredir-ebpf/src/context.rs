@@ -1,0 +1,176 @@
+//! The contexts of programs that handle packets, and what is asked by way of one.
+//!
+//! The functions here that are exported are global to the verifier, which walks
+//! them once and not once per call and state of the caller. It has them look at
+//! pointers, and wants them to return a number. A context cannot be generic then,
+//! so there is one of each for each kind of context.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release};
+use portredir_common::abi::{FlowKey, Port};
+use portredir_common::flow::IsSyn;
+use portredir_common::redirect;
+
+use crate::maps::{Kernel, look_up, tcp_socket};
+
+/// What [`Kernel`] needs of a context.
+pub trait Context: Copy {
+    /// Whether it is of a packet that comes in.
+    const IS_PACKET: bool = false;
+
+    fn as_ptr(self) -> *mut c_void;
+    fn ifindex(self) -> u32;
+
+    /// The state of the TCP socket that gets the packets of a flow, or 0.
+    #[inline(always)]
+    fn tcp_state(self, key: &FlowKey) -> u32 {
+        tcp_state(self, key)
+    }
+
+    /// Whether there is a UDP socket that gets the packets of a flow.
+    #[inline(always)]
+    fn has_udp(self, key: &FlowKey) -> bool {
+        has_udp(self, key)
+    }
+
+    /// [`redirect::find_route`].
+    #[inline(always)]
+    fn find_route(self, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
+        redirect::find_route(&Kernel(self), key, entry, syn)
+    }
+
+    /// [`redirect::admit`].
+    #[inline(always)]
+    fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, syn: IsSyn) -> u64 {
+        redirect::admit(&Kernel(self), key, dialled_port, route, syn)
+    }
+}
+
+#[inline(always)]
+fn tcp_state(ctx: impl Context, key: &FlowKey) -> u32 {
+    let socket = tcp_socket(ctx, key);
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and ours until it is released.
+    let state = unsafe { (*socket).state };
+    // SAFETY: the reference from the look-up, given back once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    state
+}
+
+#[inline(always)]
+fn has_udp(ctx: impl Context, key: &FlowKey) -> bool {
+    let socket = look_up(ctx, key, bpf_sk_lookup_udp);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the reference from the look-up, given back once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    true
+}
+
+macro_rules! packet_context {
+    ($context:ty, $ifindex:ident, $tcp_state:ident, $has_udp:ident, $find_route:ident, $admit:ident) => {
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $tcp_state(ctx: *mut $context, key: *const FlowKey) -> u32 {
+            // SAFETY: null or a key.
+            unsafe { key.as_ref() }.map_or(0, |key| tcp_state(ctx, key))
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $has_udp(ctx: *mut $context, key: *const FlowKey) -> u32 {
+            // SAFETY: null or a key.
+            unsafe { key.as_ref() }.map_or(0, |key| has_udp(ctx, key).into())
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $find_route(
+            ctx: *mut $context,
+            key: *mut FlowKey,
+            entry: u64,
+            is_syn: u32,
+        ) -> u64 {
+            // SAFETY: null or a key of the caller's own.
+            match unsafe { key.as_mut() } {
+                Some(key) => redirect::find_route(&Kernel(ctx), key, entry, IsSyn(is_syn != 0)),
+                None => 0,
+            }
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $admit(
+            ctx: *mut $context,
+            key: *mut FlowKey,
+            dialled_port: u32,
+            route: u64,
+            is_syn: u32,
+        ) -> u64 {
+            let dialled_port = Port::new(dialled_port as u16);
+            let is_syn = IsSyn(is_syn != 0);
+            // SAFETY: null or a key of the caller's own.
+            match unsafe { key.as_mut() } {
+                Some(key) => redirect::admit(&Kernel(ctx), key, dialled_port, route, is_syn),
+                None => 0,
+            }
+        }
+
+        impl Context for *mut $context {
+            const IS_PACKET: bool = true;
+
+            #[inline(always)]
+            fn as_ptr(self) -> *mut c_void {
+                self.cast()
+            }
+
+            #[inline(always)]
+            fn ifindex(self) -> u32 {
+                // SAFETY: the kernel passes a valid context for the time of the run.
+                unsafe { (*self).$ifindex }
+            }
+
+            #[inline(always)]
+            fn tcp_state(self, key: &FlowKey) -> u32 {
+                $tcp_state(self, key)
+            }
+
+            #[inline(always)]
+            fn has_udp(self, key: &FlowKey) -> bool {
+                $has_udp(self, key) != 0
+            }
+
+            #[inline(always)]
+            fn find_route(self, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
+                $find_route(self, key, entry, syn.0.into())
+            }
+
+            #[inline(always)]
+            fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, syn: IsSyn) -> u64 {
+                $admit(self, key, dialled_port.get().into(), route, syn.0.into())
+            }
+        }
+    };
+}
+
+packet_context!(
+    xdp_md,
+    ingress_ifindex,
+    xdp_tcp_state,
+    xdp_has_udp,
+    xdp_find_route,
+    xdp_admit
+);
+packet_context!(
+    __sk_buff,
+    ifindex,
+    skb_tcp_state,
+    skb_has_udp,
+    skb_find_route,
+    skb_admit
+);
