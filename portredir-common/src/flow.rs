@@ -437,6 +437,7 @@ pub fn admit_udp<H: Host>(
         refresh(host, Table::Udp, key, flow, now);
         return Ok(Admitted::known(original.client_port));
     }
+    let is_taken = holder.is_some_and(|holder| !is_idle(&holder, now));
     let flow = original.flow(now);
     if let Some(client_port) = original.remapped(host, key) {
         key.client_port = client_port;
@@ -450,9 +451,7 @@ pub fn admit_udp<H: Host>(
         }
         key.client_port = original.client_port;
     }
-    if let Some(holder) = holder
-        && !is_idle(&holder, now)
-    {
+    if is_taken {
         return remap(host, Table::Udp, key, &flow);
     }
     host.set_flow(Table::Udp, key, &flow)?;
