@@ -144,9 +144,30 @@ pub const UDP_IDLE: u16 = 112;
 /// Candidates for another client port, before the packet is dropped.
 const REMAP_TRIES: u32 = 16;
 
-/// The TCP flags the flow logic tells apart.
+/// The flags of a TCP segment, in host order (RFC 9293, 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IsSyn(pub bool);
+pub struct Flags(pub u16);
+
+impl Flags {
+    /// A SYN's; a UDP packet counts as one.
+    pub const SYN: Self = Self(0x02);
+    const RST: u16 = 0x04;
+    const PSH: u16 = 0x08;
+    const ACK: u16 = 0x10;
+
+    /// Whether it asks for a new connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_syn(self) -> bool {
+        self.0 & (Self::SYN.0 | Self::RST | Self::ACK) == Self::SYN.0
+    }
+
+    /// Whether it has data, or the end of some.
+    #[inline(always)]
+    const fn is_push(self) -> bool {
+        self.0 & Self::PSH != 0
+    }
+}
 
 /// What becomes of the client port of a packet that goes to a target.
 ///
@@ -255,7 +276,7 @@ pub fn redirect_tcp<H: Host>(
     host: &H,
     key: &mut FlowKey,
     original: Original,
-    syn: IsSyn,
+    flags: Flags,
 ) -> Result<Admitted, Reason> {
     let now = host.now();
     let confirmed = host.flow(Table::Tcp, key);
@@ -264,17 +285,17 @@ pub fn redirect_tcp<H: Host>(
     {
         refresh(host, Table::Tcp, key, flow, now);
         // The client may use a port again; a repeated SYN has a socket.
-        let is_new = syn.0 && host.socket(key) != Socket::Connection;
+        let is_new = flags.is_syn() && host.socket(key) != Socket::Connection;
         return Ok(Admitted::begun(original.client_port, is_new));
     }
     let begun = host.flow(Table::Syn, key);
     if let Some(begun) = begun
         && original.is(&begun)
     {
-        confirm(host, key, begun, syn);
+        confirm(host, key, begun, flags);
         return Ok(Admitted::known(original.client_port));
     }
-    if let Some(client_port) = remapped_tcp(host, key, original, syn)? {
+    if let Some(client_port) = remapped_tcp(host, key, original, flags)? {
         return Ok(Admitted::known(client_port));
     }
 
@@ -284,7 +305,7 @@ pub fn redirect_tcp<H: Host>(
     key.local_port = original.dialled_port;
     let is_foreign = match host.socket(key) {
         Socket::None => false,
-        Socket::TimeWait => !syn.0,
+        Socket::TimeWait => !flags.is_syn(),
         Socket::Connection => true,
     };
     if is_foreign {
@@ -294,7 +315,7 @@ pub fn redirect_tcp<H: Host>(
 
     let flow = original.flow(now);
     let is_taken = host.socket(key) == Socket::Connection;
-    if !syn.0 && is_taken && confirmed.is_none() && begun.is_none() {
+    if !flags.is_syn() && is_taken && confirmed.is_none() && begun.is_none() {
         // The entry was lost.
         host.set_flow(Table::Tcp, key, &flow)?;
         return Ok(Admitted::known(original.client_port));
@@ -310,7 +331,7 @@ pub fn redirect_tcp<H: Host>(
         host.remove_flow(Table::Tcp, key);
     }
     host.set_flow(Table::Syn, key, &flow)?;
-    Ok(Admitted::begun(original.client_port, syn.0))
+    Ok(Admitted::begun(original.client_port, flags.is_syn()))
 }
 
 /// Admits a TCP packet that a client sent to a target port itself.
@@ -323,12 +344,12 @@ pub fn direct_tcp<H: Host>(
     host: &H,
     key: &mut FlowKey,
     original: Original,
-    syn: IsSyn,
+    flags: Flags,
 ) -> Result<Admitted, Reason> {
-    if let Some(client_port) = remapped_tcp(host, key, original, syn)? {
+    if let Some(client_port) = remapped_tcp(host, key, original, flags)? {
         return Ok(Admitted::known(client_port));
     }
-    if syn.0 && find(host, Protocol::Tcp, key).is_some_and(|flow| !original.is(&flow)) {
+    if flags.is_syn() && find(host, Protocol::Tcp, key).is_some_and(|flow| !original.is(&flow)) {
         if host.socket(key) == Socket::Connection {
             return remap(host, Table::Syn, key, &original.flow(host.now()));
         }
@@ -347,7 +368,7 @@ fn remapped_tcp<H: Host>(
     host: &H,
     key: &mut FlowKey,
     original: Original,
-    syn: IsSyn,
+    flags: Flags,
 ) -> Result<Option<Port>, Reason> {
     let Some(client_port) = original.remapped(host, key) else {
         return Ok(None);
@@ -360,12 +381,12 @@ fn remapped_tcp<H: Host>(
         }
     } else if let Some(flow) = host.flow(Table::Syn, key) {
         if original.is(&flow) {
-            confirm(host, key, flow, syn);
+            confirm(host, key, flow, flags);
             return Ok(Some(client_port));
         }
     } else {
         let is_taken = host.socket(key) == Socket::Connection;
-        if !syn.0 || !is_taken {
+        if !flags.is_syn() || !is_taken {
             // The entry was lost.
             let table = if is_taken { Table::Tcp } else { Table::Syn };
             host.set_flow(table, key, &original.flow(host.now()))?;
@@ -377,10 +398,11 @@ fn remapped_tcp<H: Host>(
 }
 
 /// Makes a flow that has begun a connection, if it is one now: where the kernel
-/// does not tell of connections, see [`accept`].
+/// does not tell of connections, see [`accept`], the client's first data does. The
+/// ACK before that anybody can send.
 #[inline(always)]
-fn confirm<H: Host>(host: &H, key: &FlowKey, begun: Flow, syn: IsSyn) {
-    if !syn.0 && host.socket(key) == Socket::Connection {
+fn confirm<H: Host>(host: &H, key: &FlowKey, begun: Flow, flags: Flags) {
+    if flags.is_push() && host.socket(key) == Socket::Connection {
         // If this fails the next packet tries again.
         let seen = host.now();
         let _ = host.set_flow(Table::Tcp, key, &Flow { seen, ..begun });
@@ -486,7 +508,7 @@ pub fn has_begun<H: Host>(
     protocol: Protocol,
     key: &mut FlowKey,
     original: Original,
-    syn: IsSyn,
+    flags: Flags,
 ) -> u32 {
     let mut rule = NOT_BEGUN;
     // Under the client's own port, then under one that it was given.
@@ -495,7 +517,7 @@ pub fn has_begun<H: Host>(
             break;
         };
         key.client_port = client_port;
-        rule = has_begun_as(host, protocol, key, original, syn);
+        rule = has_begun_as(host, protocol, key, original, flags);
         if rule != NOT_BEGUN {
             break;
         }
@@ -511,7 +533,7 @@ fn has_begun_as<H: Host>(
     protocol: Protocol,
     key: &FlowKey,
     original: Original,
-    syn: IsSyn,
+    flags: Flags,
 ) -> u32 {
     let mut rule = u32::from(original.rule);
     let mut is_known = false;
@@ -528,14 +550,14 @@ fn has_begun_as<H: Host>(
         Protocol::Tcp => {
             if host.socket(key) == Socket::Connection {
                 // Without an entry it was lost, but a SYN would collide.
-                is_known || (!syn.0 && found.is_none())
+                is_known || (!flags.is_syn() && found.is_none())
             } else {
                 // What is left of an earlier connection.
-                if is_known && syn.0 {
+                if is_known && flags.is_syn() {
                     host.remove_flow(Table::Tcp, key);
                     host.remove_flow(Table::Syn, key);
                 }
-                is_known && !syn.0
+                is_known && !flags.is_syn()
             }
         }
     };

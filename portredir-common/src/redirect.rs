@@ -3,7 +3,7 @@
 //! Decide first, write last: a packet that is refused leaves as it came.
 
 use crate::abi::{Addr, Epoch, Flow, FlowKey, Old, Port, PortEntry, Protocol};
-use crate::flow::{self, Admitted, Host, IsSyn, Met, Original, Socket, Table};
+use crate::flow::{self, Admitted, Flags, Host, Met, Original, Socket, Table};
 use crate::icmp;
 use crate::verdict::Reason;
 use crate::wire::{self, Check, End, Frame, Link, Packet, Payload, Version};
@@ -27,20 +27,20 @@ pub trait Tables: Host {
 
     /// [`find_route`], as the verifier walks it only once.
     #[inline(always)]
-    fn find_route(&self, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64
+    fn find_route(&self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64
     where
         Self: Sized,
     {
-        find_route(self, key, entry, syn)
+        find_route(self, key, entry, flags)
     }
 
     /// The same of [`admit`].
     #[inline(always)]
-    fn admit(&self, key: &mut FlowKey, dialled_port: Port, route: u64, syn: IsSyn) -> u64
+    fn admit(&self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64
     where
         Self: Sized,
     {
-        admit(self, key, dialled_port, route, syn)
+        admit(self, key, dialled_port, route, flags)
     }
 }
 
@@ -176,15 +176,15 @@ fn try_redirect<F: Frame, T: Tables>(
         }
         check => check?,
     };
-    let syn = match protocol {
-        Protocol::Udp => IsSyn(true),
-        Protocol::Tcp => is_syn(frame, &packet)?,
+    let flags = match protocol {
+        Protocol::Udp => Flags::SYN,
+        Protocol::Tcp => tcp_flags(frame, &packet)?,
     };
     let route = if entry.is_plain() {
         Route::of(entry, dialled_port)
     } else {
         key.local_port = dialled_port;
-        Route::from_word(tables.find_route(&mut key, entry.to_word(), syn))?
+        Route::from_word(tables.find_route(&mut key, entry.to_word(), flags))?
     };
     let target = Port::new(route.target);
     key.local_port = target;
@@ -197,7 +197,7 @@ fn try_redirect<F: Frame, T: Tables>(
     let now = Epoch::at(now_ns);
     let met = match protocol {
         Protocol::Udp => tables.meet(Table::Udp, &key, original, now, true),
-        Protocol::Tcp if syn.0 => Met::Unclear,
+        Protocol::Tcp if flags.is_syn() => Met::Unclear,
         Protocol::Tcp if route.is_match => tables.meet(Table::Tcp, &key, original, now, false),
         // Of a direct flow nothing is kept but another client port.
         Protocol::Tcp if tables.may_be_remapped(&key) => Met::Unclear,
@@ -209,7 +209,7 @@ fn try_redirect<F: Frame, T: Tables>(
             &mut key,
             dialled_port,
             route.to_word(),
-            syn,
+            flags,
         ))?),
     };
     set_ports(
@@ -308,8 +308,8 @@ const fn checked(word: u64) -> Result<u64, Reason> {
 /// Where a packet goes whose rules have conditions or changed, or the reason why
 /// it does not, as one number; `key` is the flow as the client knows it.
 #[inline(always)]
-pub fn find_route<T: Tables>(tables: &T, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
-    match try_find_route(tables, key, PortEntry::from_word(entry), syn) {
+pub fn find_route<T: Tables>(tables: &T, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
+    match try_find_route(tables, key, PortEntry::from_word(entry), flags) {
         Ok(route) => route.to_word(),
         Err(reason) => failed(reason),
     }
@@ -320,7 +320,7 @@ fn try_find_route<T: Tables>(
     tables: &T,
     key: &mut FlowKey,
     entry: PortEntry,
-    syn: IsSyn,
+    flags: Flags,
 ) -> Result<Route, Reason> {
     let protocol = key.protocol()?;
     let dialled_port = key.local_port;
@@ -337,7 +337,7 @@ fn try_find_route<T: Tables>(
                 break;
             }
             key.local_port = Port::new(target);
-            let rule = flow::has_begun(tables, protocol, key, original, syn);
+            let rule = flow::has_begun(tables, protocol, key, original, flags);
             if rule != flow::NOT_BEGUN {
                 #[expect(clippy::cast_possible_truncation, reason = "not NOT_BEGUN")]
                 let rule = rule as u16;
@@ -359,8 +359,8 @@ fn try_find_route<T: Tables>(
         }
         key.local_port = dialled_port;
         if entry.is_hidden() && !tables.is_from_here() {
-            let is_connected =
-                protocol == Protocol::Tcp && (!syn.0 || tables.socket(key) == Socket::Connection);
+            let is_connected = protocol == Protocol::Tcp
+                && (!flags.is_syn() || tables.socket(key) == Socket::Connection);
             if !is_connected {
                 return Err(Reason::Hidden);
             }
@@ -374,7 +374,7 @@ fn try_find_route<T: Tables>(
     key.local_port = Port::new(target);
     if entry.is_if_listening() && !tables.is_served(key) {
         let has_begun = protocol == Protocol::Tcp
-            && flow::has_begun(tables, protocol, key, original, syn) != flow::NOT_BEGUN;
+            && flow::has_begun(tables, protocol, key, original, flags) != flow::NOT_BEGUN;
         if !has_begun {
             return Err(Reason::NotListening);
         }
@@ -394,7 +394,7 @@ pub fn admit<T: Tables>(
     key: &mut FlowKey,
     dialled_port: Port,
     route: u64,
-    syn: IsSyn,
+    flags: Flags,
 ) -> u64 {
     let admitted = Route::from_word(route).and_then(|route| {
         let original = Original {
@@ -404,8 +404,8 @@ pub fn admit<T: Tables>(
         };
         match key.protocol()? {
             Protocol::Udp => flow::admit_udp(tables, key, original),
-            Protocol::Tcp if route.is_match => flow::redirect_tcp(tables, key, original, syn),
-            Protocol::Tcp => flow::direct_tcp(tables, key, original, syn),
+            Protocol::Tcp if route.is_match => flow::redirect_tcp(tables, key, original, flags),
+            Protocol::Tcp => flow::direct_tcp(tables, key, original, flags),
         }
     });
     match admitted {
@@ -482,12 +482,9 @@ pub(crate) fn set_ports(
     Ok(())
 }
 
-/// Whether a TCP packet asks for a new connection.
+/// The flags of a TCP packet.
 #[inline(always)]
-fn is_syn(frame: &impl Frame, packet: &Packet) -> Result<IsSyn, Reason> {
-    const SYN: u16 = 0x02;
-    const RST: u16 = 0x04;
-    const ACK: u16 = 0x10;
+fn tcp_flags(frame: &impl Frame, packet: &Packet) -> Result<Flags, Reason> {
     let field = frame.half(packet.transport + 12).ok_or(Reason::Malformed)?;
-    Ok(IsSyn(u16::from_be(field) & (SYN | RST | ACK) == SYN))
+    Ok(Flags(u16::from_be(field) & 0xff))
 }

@@ -10,7 +10,7 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release};
 use portredir_common::abi::{FlowKey, Port};
-use portredir_common::flow::IsSyn;
+use portredir_common::flow::Flags;
 use portredir_common::redirect;
 
 use crate::maps::{Kernel, look_up, tcp_socket};
@@ -37,14 +37,14 @@ pub trait Context: Copy {
 
     /// [`redirect::find_route`].
     #[inline(always)]
-    fn find_route(self, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
-        redirect::find_route(&Kernel(self), key, entry, syn)
+    fn find_route(self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
+        redirect::find_route(&Kernel(self), key, entry, flags)
     }
 
     /// [`redirect::admit`].
     #[inline(always)]
-    fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, syn: IsSyn) -> u64 {
-        redirect::admit(&Kernel(self), key, dialled_port, route, syn)
+    fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64 {
+        redirect::admit(&Kernel(self), key, dialled_port, route, flags)
     }
 }
 
@@ -94,11 +94,11 @@ macro_rules! packet_context {
             ctx: *mut $context,
             key: *mut FlowKey,
             entry: u64,
-            is_syn: u32,
+            flags: u32,
         ) -> u64 {
             // SAFETY: null or a key of the caller's own.
             match unsafe { key.as_mut() } {
-                Some(key) => redirect::find_route(&Kernel(ctx), key, entry, IsSyn(is_syn != 0)),
+                Some(key) => redirect::find_route(&Kernel(ctx), key, entry, Flags(flags as u16)),
                 None => 0,
             }
         }
@@ -110,13 +110,13 @@ macro_rules! packet_context {
             key: *mut FlowKey,
             dialled_port: u32,
             route: u64,
-            is_syn: u32,
+            flags: u32,
         ) -> u64 {
             let dialled_port = Port::new(dialled_port as u16);
-            let is_syn = IsSyn(is_syn != 0);
+            let flags = Flags(flags as u16);
             // SAFETY: null or a key of the caller's own.
             match unsafe { key.as_mut() } {
-                Some(key) => redirect::admit(&Kernel(ctx), key, dialled_port, route, is_syn),
+                Some(key) => redirect::admit(&Kernel(ctx), key, dialled_port, route, flags),
                 None => 0,
             }
         }
@@ -146,13 +146,13 @@ macro_rules! packet_context {
             }
 
             #[inline(always)]
-            fn find_route(self, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
-                $find_route(self, key, entry, syn.0.into())
+            fn find_route(self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
+                $find_route(self, key, entry, flags.0.into())
             }
 
             #[inline(always)]
-            fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, syn: IsSyn) -> u64 {
-                $admit(self, key, dialled_port.get().into(), route, syn.0.into())
+            fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64 {
+                $admit(self, key, dialled_port.get().into(), route, flags.0.into())
             }
         }
     };

@@ -17,7 +17,7 @@ use portredir_common::abi::{
     Addr, AddrKey, Candidates, CounterKey, Dialled, Flow, FlowKey, IfaceKey, LOOPBACK_IFINDEX,
     ListenerKey, OWN_PLACES, Old, Port, PortEntry, Protocol, SourceKey, StateKey, local, own_place,
 };
-use portredir_common::flow::{Host, IsSyn, Socket};
+use portredir_common::flow::{Flags, Host, Socket};
 use portredir_common::redirect::{Choice, SocketCache, Tables};
 use portredir_common::wire::Version;
 
@@ -220,13 +220,13 @@ impl<C: Context> Tables for Kernel<C> {
     }
 
     #[inline(always)]
-    fn find_route(&self, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
-        self.0.find_route(key, entry, syn)
+    fn find_route(&self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
+        self.0.find_route(key, entry, flags)
     }
 
     #[inline(always)]
-    fn admit(&self, key: &mut FlowKey, dialled_port: Port, route: u64, syn: IsSyn) -> u64 {
-        self.0.admit(key, dialled_port, route, syn)
+    fn admit(&self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64 {
+        self.0.admit(key, dialled_port, route, flags)
     }
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use crate::cases::host::{Hex, Mock, Tables};
-use crate::cases::packet::{ACK, CLIENT_PORT, Packet, syn4, tcp4, udp4};
+use crate::cases::packet::{ACK, CLIENT_PORT, PSH, Packet, syn4, tcp4, udp4};
 use crate::cases::{RULES, key4, local_addrs, seen, seen_from};
 
 pub fn mock(rules: &'static [&'static str]) -> Mock {
@@ -63,7 +63,8 @@ fn a_connection_is_confirmed_by_its_socket() {
     assert_eq!(arrive(&mock, &syn(CLIENT_PORT, 80)), CLIENT_PORT);
     assert!(mock.tables.borrow().tcp.is_empty());
     answer(&mock, &syn(CLIENT_PORT, 80), CLIENT_PORT);
-    arrive(&mock, &ack(CLIENT_PORT, 80));
+    let data = ack(CLIENT_PORT, 80).flags(ACK | PSH);
+    arrive(&mock, &data);
     assert!(
         mock.tables.borrow().tcp.is_empty(),
         "nobody has confirmed it yet"
@@ -71,7 +72,7 @@ fn a_connection_is_confirmed_by_its_socket() {
 
     mock.sockets
         .insert(tcp_key(CLIENT_PORT), Socket::Connection);
-    arrive(&mock, &ack(CLIENT_PORT, 80));
+    arrive(&mock, &data);
     let flows = Tables::default().flow(Table::Tcp, tcp_key(CLIENT_PORT), seen(80, 0));
     assert_eq!(mock.tables.borrow().tcp, flows.tcp);
     let is_new: Vec<_> = mock.hits.borrow().iter().map(|hit| hit.is_new).collect();

@@ -47,19 +47,23 @@ fn begun(kind: Kind) -> Vec<Case> {
         redirected(name("a repeated syn without a socket stays there"), SYN)
             .flow(Table::Syn, key, seen(80, 0))
             .leaves_state(),
-        redirected(name("an ack without a socket stays there"), ACK)
+        redirected(name("data without a socket stays there"), ACK | PSH)
             .flow(Table::Syn, key, seen(80, 0))
             .leaves_state(),
-        redirected(name("an ack with a socket goes to TCP"), ACK)
+        redirected(name("data with a socket goes to TCP"), ACK | PSH)
             .flow(Table::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .leaves(promoted),
-        // Nor is a request for a connection one.
+        // The socket may be a request for a connection, which anybody can make.
+        redirected(name("an ack with a socket stays there"), ACK)
+            .flow(Table::Syn, key, seen(80, 0))
+            .socket(key, Socket::Connection)
+            .leaves_state(),
         redirected(name("a repeated syn with a socket stays there"), SYN)
             .flow(Table::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .leaves_state(),
-        redirected(name("a socket in TIME_WAIT does not confirm"), ACK)
+        redirected(name("a socket in TIME_WAIT does not confirm"), ACK | PSH)
             .flow(Table::Syn, key, seen(80, 0))
             .socket(key, Socket::TimeWait)
             .leaves_state(),

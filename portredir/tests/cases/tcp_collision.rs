@@ -6,7 +6,7 @@ use portredir_common::verdict::Reason;
 
 use super::flows::{KINDS, Kind};
 use super::host::Tables;
-use super::packet::{ACK, Packet};
+use super::packet::{ACK, PSH, Packet};
 use super::tcp::{syn, with_rule};
 use super::{Case, TWO_TO_ONE, seen};
 
@@ -161,6 +161,7 @@ fn remapped(kind: Kind) -> Vec<Case> {
     let key = kind.key(8080);
     let remapped = kind.key_from(REMAPPED, 8080);
     let ack = |port| kind.packet(port).flags(ACK);
+    let data = |port| kind.packet(port).flags(ACK | PSH);
     let redirected = Tables::default()
         .flow(Table::Tcp, remapped, seen(80, 0))
         .remap(kind.key(80), REMAPPED);
@@ -259,10 +260,10 @@ fn remapped(kind: Kind) -> Vec<Case> {
         .leaves_state(),
     );
     cases.push(
-        before(Case::ingress(name("begun, ack"), &ack(80)), &begun)
+        before(Case::ingress(name("begun, data"), &data(80)), &begun)
             .socket(key, Socket::Connection)
             .socket(remapped, Socket::Connection)
-            .redirected(&to_server(ack(8080)))
+            .redirected(&to_server(data(8080)))
             .leaves(redirected.flow(Table::Syn, remapped, seen(80, 0))),
     );
     cases.push(

@@ -12,7 +12,7 @@ use portredir_common::wire::Link;
 use crate::cases::Setup;
 use crate::cases::host::{Hex, Tables};
 use crate::cases::packet::{
-    ACK, CLIENT_PORT, CLIENT4, FIN, Packet, SERVER4, syn4, tcp4, udp4, udp6,
+    ACK, CLIENT_PORT, CLIENT4, FIN, PSH, Packet, SERVER4, syn4, tcp4, udp4, udp6,
 };
 use crate::cases::{Hook, Iface, RULES, TWO_TO_ONE, addr, key4, local_addrs, seen};
 use crate::namespace;
@@ -80,7 +80,7 @@ fn tcp_key() -> FlowKey {
 
 pub fn connection(rigs: &mut Rigs) {
     let rig = rigs.get(RULES);
-    let (syn, ack) = (syn4(80), tcp4(80).flags(ACK));
+    let (syn, ack) = (syn4(80), tcp4(80).flags(ACK | PSH));
     for program in ingress() {
         rig.set_tables(&Tables::default());
         namespace::enter();
@@ -91,7 +91,7 @@ pub fn connection(rigs: &mut Rigs) {
         assert_eq!(tables(&outcome), (1, 0, 0), "a SYN proves nothing");
         answer(rig, &syn, CLIENT_PORT);
         let (_, outcome) = arrive(rig, program, &ack);
-        assert_eq!(tables(&outcome), (1, 0, 0), "nor does an ACK");
+        assert_eq!(tables(&outcome), (1, 0, 0), "nor does data");
 
         let from_client = namespace::dial(client(), server());
         let (from_server, _) = listener.accept().expect("accept");
@@ -138,12 +138,14 @@ pub fn request(rigs: &mut Rigs) {
         namespace::enter();
         namespace::up([CLIENT4, SERVER4]);
         let listener = namespace::server(server());
-        // The ACK alone makes no socket then, only data does.
+        // The ACK alone makes no full socket then, only data does.
         setsockopt(&listener, namespace::DeferAccept, &60).expect("TCP_DEFER_ACCEPT");
         arrive(rig, program, &syn4(80));
         let from_client = namespace::dial(client(), server());
 
         let (client_port, outcome) = arrive(rig, program, &tcp4(80).flags(ACK));
+        assert_eq!((client_port, tables(&outcome)), (CLIENT_PORT, (1, 0, 0)));
+        let (client_port, outcome) = arrive(rig, program, &tcp4(80).flags(ACK | PSH));
         assert_eq!((client_port, tables(&outcome)), (CLIENT_PORT, (1, 1, 0)));
         let (client_port, outcome) = arrive(rig, program, &syn4(81));
         assert_ne!(client_port, CLIENT_PORT);
@@ -170,7 +172,7 @@ pub fn collision(rigs: &mut Rigs) {
         let local = SocketAddr::new(SERVER4, 8080);
         let second = namespace::dial(SocketAddr::new(CLIENT4, given), local);
         for _ in 0..3 {
-            let (client_port, outcome) = arrive(rig, program, &tcp4(80).flags(ACK));
+            let (client_port, outcome) = arrive(rig, program, &tcp4(80).flags(ACK | PSH));
             assert_eq!(client_port, given, "every packet takes the same way");
             assert!(outcome.tables.tcp.contains_key(&key));
             answer(rig, &tcp4(80).flags(ACK), given);
