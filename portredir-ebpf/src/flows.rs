@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE};
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::{Array, LruHashMap};
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{Epoch, Flow, FlowKey, Port, REMAPPED_PLACES, remapped_place};
@@ -12,7 +12,7 @@ use portredir_common::flow::{FlowTables, Met, Original, Table};
 use portredir_common::verdict::Reason;
 
 use crate::context::Context;
-use crate::maps::Kernel;
+use crate::maps::{Kernel, MMAPABLE};
 
 /// A word of a map.
 #[repr(transparent)]
@@ -66,7 +66,7 @@ impl Word for Volatile {
 /// The flows of all tables. That it may be mapped puts buckets on the borders of
 /// cache lines. Its size is set by user space.
 #[btf_map]
-static FLOWS: Array<Bucket<Volatile>, 98304, { BPF_F_MMAPABLE as usize }> = Array::new();
+static FLOWS: Array<Bucket<Volatile>, 98304, MMAPABLE> = Array::new();
 
 /// How [`FLOWS`] is divided, and its seed. Set by user space.
 #[unsafe(no_mangle)]

@@ -21,11 +21,11 @@ use portredir_common::flow::{Host, IsSyn, Socket};
 use portredir_common::redirect::{Choice, SocketCache, Tables};
 use portredir_common::wire::Version;
 
-use crate::context::Context;
+pub use crate::context::Context;
 use crate::counters;
 
-const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
-const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+pub const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Which of two generations of rules is live; switching it is all that a change
 /// of rules does to traffic.

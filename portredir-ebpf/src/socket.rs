@@ -18,8 +18,7 @@ use portredir_common::abi::{
 use portredir_common::socket::{Client, Listeners};
 use portredir_common::wire::Version;
 
-use crate::context::Context;
-use crate::maps::{DIALLED, Kernel, LISTENERS, NEXT_SLOT, SCOPE, tcp_socket, tcp_state};
+use crate::maps::{Context, DIALLED, Kernel, LISTENERS, NEXT_SLOT, SCOPE, tcp_socket, tcp_state};
 
 // include/linux/socket.h
 const AF_INET: u32 = 2;
