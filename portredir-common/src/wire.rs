@@ -422,7 +422,10 @@ fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reason> {
         }
         frame.reach(offset + 4);
         ethertype = frame.half(offset + 2).ok_or(Reason::NoRule)?;
-        offset += 4;
+        // One tag is then like two.
+        #[expect(clippy::cast_possible_truncation, reason = "at most 22")]
+        let behind = frame.forget(offset as u64 + 4) as usize;
+        offset = behind;
     }
     match ethertype {
         ETHERTYPE_IPV4 => Ok((offset, Version::V4)),

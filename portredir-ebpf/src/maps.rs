@@ -17,7 +17,7 @@ use portredir_common::abi::{
     Addr, AddrKey, Candidates, CounterKey, Dialled, Flow, FlowKey, IfaceKey, LOOPBACK_IFINDEX,
     ListenerKey, OWN_PLACES, Old, Port, PortEntry, Protocol, SourceKey, StateKey, local, own_place,
 };
-use portredir_common::flow::{Host, IsSyn, Socket};
+use portredir_common::flow::{Host, IsSyn, Original, Socket};
 use portredir_common::redirect::{Choice, SocketCache, Tables};
 use portredir_common::wire::Version;
 
@@ -221,6 +221,11 @@ impl<C: Context> Tables for Kernel<C> {
     #[inline(always)]
     fn find_route(&self, key: &mut FlowKey, entry: u64, syn: IsSyn) -> u64 {
         self.0.find_route(key, entry, syn)
+    }
+
+    #[inline(always)]
+    fn has_begun(&self, key: &mut FlowKey, original: Original, syn: IsSyn) -> u32 {
+        self.0.has_begun(key, original, syn)
     }
 
     #[inline(always)]
