@@ -424,7 +424,8 @@ fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reason> {
         ethertype = frame.half(offset + 2).ok_or(Reason::NoRule)?;
         // One tag is then like two.
         #[expect(clippy::cast_possible_truncation, reason = "at most 22")]
-        let behind = frame.forget(offset as u64 + 4) as usize;
+        let behind = frame.forget(offset as u64 + 4) as usize & MAX_OFFSET;
+        // Masked, as older kernels lose a bound that is compared with later.
         offset = behind;
     }
     match ethertype {
@@ -513,7 +514,7 @@ fn ipv6<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
                 let packed = frame.forget((transport as u64) << 1 | u64::from(is_fragment));
                 #[expect(clippy::cast_possible_truncation, reason = "it was 32 bits")]
                 let packed = packed as u32;
-                (transport, is_fragment) = ((packed >> 1) as usize, packed & 1);
+                (transport, is_fragment) = ((packed >> 1) as usize & MAX_OFFSET, packed & 1);
                 continue;
             }
             // Covers the ports by a digest that we cannot renew (RFC 4302).

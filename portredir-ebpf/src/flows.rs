@@ -200,10 +200,54 @@ extern "C" fn flow_remove(number: u32, key: *const FlowKey) -> u32 {
     0
 }
 
+// Until Linux 6.1 at least a key that a global function was given is no key to a
+// map (`map_key_value_types` in kernel/bpf/verifier.c), so these look with a copy.
+// Nobody is given port 0, which stands for none.
+
+/// The client's own port, by the flow with the one it was given.
+#[inline(never)]
+fn given_look(key: &FlowKey) -> u32 {
+    let key = *key;
+    // SAFETY: two bytes, written once.
+    GIVEN
+        .get_ptr(&key)
+        .map_or(0, |port| unsafe { *port }.get().into())
+}
+
+/// Keeps it; whether there was room.
+#[inline(never)]
+fn given_put(key: &FlowKey, port: u32) -> bool {
+    let key = *key;
+    let port = Port::new(port as u16);
+    GIVEN.insert(&key, port, u64::from(BPF_ANY)).is_ok()
+}
+
+/// The client port that was given, by the original flow.
+#[inline(never)]
+fn remap_look(key: &FlowKey) -> u32 {
+    let key = *key;
+    // SAFETY: two bytes, written once.
+    REMAP
+        .get_ptr(&key)
+        .map_or(0, |port| unsafe { *port }.get().into())
+}
+
+/// Keeps it; whether there was room.
+#[inline(never)]
+fn remap_put(key: &FlowKey, port: u32) -> bool {
+    let key = *key;
+    let port = Port::new(port as u16);
+    REMAP.insert(&key, port, u64::from(BPF_ANY)).is_ok()
+}
+
+#[inline(always)]
+fn some_port(port: u32) -> Option<Port> {
+    (port != 0).then_some(Port::new(port as u16))
+}
+
 #[inline(always)]
 fn given(key: &FlowKey) -> Option<Port> {
-    // SAFETY: two bytes, written once.
-    GIVEN.get_ptr(key).map(|port| unsafe { *port })
+    some_port(given_look(key))
 }
 
 impl<C: Context> FlowTables for Kernel<C> {
@@ -216,9 +260,9 @@ impl<C: Context> FlowTables for Kernel<C> {
     #[inline(always)]
     fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
         if flow.client_port != key.client_port {
-            GIVEN
-                .insert(key, flow.client_port, u64::from(BPF_ANY))
-                .map_err(|_| Reason::TableFull)?;
+            given_put(key, flow.client_port.get().into())
+                .then_some(())
+                .ok_or(Reason::TableFull)?;
         }
         flow_put(table as u32, key, flow.to_word());
         Ok(())
@@ -234,8 +278,7 @@ impl<C: Context> FlowTables for Kernel<C> {
         if !self.may_be_remapped(original) {
             return None;
         }
-        // SAFETY: two bytes, written once.
-        REMAP.get_ptr(original).map(|port| unsafe { *port })
+        some_port(remap_look(original))
     }
 
     #[inline(always)]
@@ -246,9 +289,9 @@ impl<C: Context> FlowTables for Kernel<C> {
             // processors may write their neighbours.
             unsafe { bytes.cast::<u8>().add(byte).write_volatile(1) };
         }
-        REMAP
-            .insert(original, client_port, u64::from(BPF_ANY))
-            .map_err(|_| Reason::TableFull)
+        remap_put(original, client_port.get().into())
+            .then_some(())
+            .ok_or(Reason::TableFull)
     }
 
     #[inline(always)]
