@@ -499,17 +499,14 @@ pub fn reply<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flo
 pub const NOT_BEGUN: u32 = u32::MAX;
 
 /// The rule of a packet that goes to a target, if its flow has begun already,
-/// else [`NOT_BEGUN`]; not inlined, as it is asked of earlier rules alone.
+/// else [`NOT_BEGUN`]; `key` is its translated flow under the client's own port.
 ///
 /// When it has not, nothing is left that would redirect what follows it.
-#[inline(never)]
-pub fn has_begun<H: Host>(
-    host: &H,
-    protocol: Protocol,
-    key: &mut FlowKey,
-    original: Original,
-    flags: Flags,
-) -> u32 {
+#[inline(always)]
+pub fn has_begun<H: Host>(host: &H, key: &mut FlowKey, original: Original, flags: Flags) -> u32 {
+    let Ok(protocol) = key.protocol() else {
+        return NOT_BEGUN;
+    };
     let mut rule = NOT_BEGUN;
     // Under the client's own port, then under one that it was given.
     for client_port in [Some(original.client_port), original.remapped(host, key)] {

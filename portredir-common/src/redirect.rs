@@ -34,6 +34,15 @@ pub trait Tables: Host {
         find_route(self, key, entry, flags)
     }
 
+    /// The same of [`flow::has_begun`].
+    #[inline(always)]
+    fn has_begun(&self, key: &mut FlowKey, original: Original, flags: Flags) -> u32
+    where
+        Self: Sized,
+    {
+        flow::has_begun(self, key, original, flags)
+    }
+
     /// The same of [`admit`].
     #[inline(always)]
     fn admit(&self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64
@@ -337,7 +346,7 @@ fn try_find_route<T: Tables>(
                 break;
             }
             key.local_port = Port::new(target);
-            let rule = flow::has_begun(tables, protocol, key, original, flags);
+            let rule = tables.has_begun(key, original, flags);
             if rule != flow::NOT_BEGUN {
                 #[expect(clippy::cast_possible_truncation, reason = "not NOT_BEGUN")]
                 let rule = rule as u16;
@@ -373,8 +382,8 @@ fn try_find_route<T: Tables>(
     };
     key.local_port = Port::new(target);
     if entry.is_if_listening() && !tables.is_served(key) {
-        let has_begun = protocol == Protocol::Tcp
-            && flow::has_begun(tables, protocol, key, original, flags) != flow::NOT_BEGUN;
+        let has_begun =
+            protocol == Protocol::Tcp && tables.has_begun(key, original, flags) != flow::NOT_BEGUN;
         if !has_begun {
             return Err(Reason::NotListening);
         }

@@ -158,7 +158,7 @@ impl Packet {
     /// ICMP packet; [`Reason::ExtensionHeader`] and [`Reason::Malformed`].
     #[inline(always)]
     pub fn parse(frame: &mut impl Frame, link: Link) -> Result<Self, Reason> {
-        Self::from_word(find(frame, link))
+        Self::from_word(find_apart(frame, link))
     }
 
     /// Finds the headers of the packet whose IP header is at `network`.
@@ -371,10 +371,12 @@ impl Packet {
     }
 }
 
-// Not inlined: their frames on the BPF stack are gone when the packet is dealt
-// with, and the verifier does not walk that once for each shape of headers.
+// The verifier does not walk what comes behind these once for each shape of
+// headers: they forget it. What is not inlined is so for the BPF stack.
 
-#[inline(never)]
+/// The headers of a frame, as one number; inlined, as it is all that most packets
+/// need.
+#[inline(always)]
 pub(crate) fn find<F: Frame>(frame: &mut F, link: Link) -> u64 {
     let start = match link {
         Link::Ethernet => ethernet(frame),
@@ -382,6 +384,11 @@ pub(crate) fn find<F: Frame>(frame: &mut F, link: Link) -> u64 {
     };
     let packet = start.and_then(|(network, version)| ip(frame, network, version));
     frame.forget(Packet::result_to_word(packet))
+}
+
+#[inline(never)]
+fn find_apart<F: Frame>(frame: &mut F, link: Link) -> u64 {
+    find(frame, link)
 }
 
 #[inline(never)]
@@ -415,7 +422,11 @@ fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reason> {
         }
         frame.reach(offset + 4);
         ethertype = frame.half(offset + 2).ok_or(Reason::NoRule)?;
-        offset += 4;
+        // One tag is then like two.
+        #[expect(clippy::cast_possible_truncation, reason = "at most 22")]
+        let behind = frame.forget(offset as u64 + 4) as usize & MAX_OFFSET;
+        // Masked, as older kernels lose a bound that is compared with later.
+        offset = behind;
     }
     match ethertype {
         ETHERTYPE_IPV4 => Ok((offset, Version::V4)),
@@ -503,7 +514,7 @@ fn ipv6<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
                 let packed = frame.forget((transport as u64) << 1 | u64::from(is_fragment));
                 #[expect(clippy::cast_possible_truncation, reason = "it was 32 bits")]
                 let packed = packed as u32;
-                (transport, is_fragment) = ((packed >> 1) as usize, packed & 1);
+                (transport, is_fragment) = ((packed >> 1) as usize & MAX_OFFSET, packed & 1);
                 continue;
             }
             // Covers the ports by a digest that we cannot renew (RFC 4302).

@@ -10,7 +10,7 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release};
 use portredir_common::abi::{FlowKey, Port};
-use portredir_common::flow::Flags;
+use portredir_common::flow::{self, Flags, Original};
 use portredir_common::redirect;
 
 use crate::maps::{Kernel, look_up, tcp_socket};
@@ -39,6 +39,12 @@ pub trait Context: Copy {
     #[inline(always)]
     fn find_route(self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
         redirect::find_route(&Kernel(self), key, entry, flags)
+    }
+
+    /// [`flow::has_begun`].
+    #[inline(always)]
+    fn has_begun(self, key: &mut FlowKey, original: Original, flags: Flags) -> u32 {
+        flow::has_begun(&Kernel(self), key, original, flags)
     }
 
     /// [`redirect::admit`].
@@ -73,7 +79,7 @@ fn has_udp(ctx: impl Context, key: &FlowKey) -> bool {
 }
 
 macro_rules! packet_context {
-    ($context:ty, $ifindex:ident, $tcp_state:ident, $has_udp:ident, $find_route:ident, $admit:ident) => {
+    ($context:ty, $ifindex:ident, $tcp_state:ident, $has_udp:ident, $find_route:ident, $has_begun:ident, $admit:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $tcp_state(ctx: *mut $context, key: *const FlowKey) -> u32 {
@@ -101,6 +107,27 @@ macro_rules! packet_context {
                 Some(key) => redirect::find_route(&Kernel(ctx), key, entry, Flags(flags as u16)),
                 None => 0,
             }
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $has_begun(
+            ctx: *mut $context,
+            key: *mut FlowKey,
+            dialled_port: u32,
+            rule: u32,
+            flags: u32,
+        ) -> u32 {
+            // SAFETY: null or a key of the caller's own.
+            let Some(key) = (unsafe { key.as_mut() }) else {
+                return flow::NOT_BEGUN;
+            };
+            let original = Original {
+                dialled_port: Port::new(dialled_port as u16),
+                client_port: key.client_port,
+                rule: rule as u16,
+            };
+            flow::has_begun(&Kernel(ctx), key, original, Flags(flags as u16))
         }
 
         #[inline(never)]
@@ -151,6 +178,18 @@ macro_rules! packet_context {
             }
 
             #[inline(always)]
+            fn has_begun(self, key: &mut FlowKey, original: Original, flags: Flags) -> u32 {
+                let dialled_port = original.dialled_port.get().into();
+                $has_begun(
+                    self,
+                    key,
+                    dialled_port,
+                    original.rule.into(),
+                    flags.0.into(),
+                )
+            }
+
+            #[inline(always)]
             fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64 {
                 $admit(self, key, dialled_port.get().into(), route, flags.0.into())
             }
@@ -164,6 +203,7 @@ packet_context!(
     xdp_tcp_state,
     xdp_has_udp,
     xdp_find_route,
+    xdp_has_begun,
     xdp_admit
 );
 packet_context!(
@@ -172,5 +212,6 @@ packet_context!(
     skb_tcp_state,
     skb_has_udp,
     skb_find_route,
+    skb_has_begun,
     skb_admit
 );

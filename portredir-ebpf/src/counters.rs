@@ -1,17 +1,18 @@
 //! What is counted, and the clock.
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::{PerCpuArray, PerCpuHashMap};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{Counter, CounterKey, Hits};
 use portredir_common::verdict::Reason;
 
+use crate::maps::NO_PREALLOC;
+
 /// Grows with the pairs of rule and interface that see traffic and have no place
 /// in [`HITS`].
 #[btf_map]
-static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, { BPF_F_NO_PREALLOC as usize }> =
-    PerCpuHashMap::new();
+static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, NO_PREALLOC> = PerCpuHashMap::new();
 
 /// What packets are counted in first.
 #[btf_map]

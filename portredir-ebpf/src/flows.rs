@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE};
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::{Array, LruHashMap};
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{
@@ -14,7 +14,7 @@ use portredir_common::flow::{FlowTables, Met, Original, Table};
 use portredir_common::verdict::Reason;
 
 use crate::context::Context;
-use crate::maps::Kernel;
+use crate::maps::{Kernel, MMAPABLE};
 
 /// A word of a map.
 #[repr(transparent)]
@@ -68,7 +68,7 @@ impl Word for Volatile {
 /// The flows of all tables. That it may be mapped puts buckets on the borders of
 /// cache lines. Its size is set by user space.
 #[btf_map]
-static FLOWS: Array<Bucket<Volatile>, 98304, { BPF_F_MMAPABLE as usize }> = Array::new();
+static FLOWS: Array<Bucket<Volatile>, 98304, MMAPABLE> = Array::new();
 
 /// How [`FLOWS`] is divided, and its seed. Set by user space.
 #[unsafe(no_mangle)]
@@ -209,37 +209,72 @@ extern "C" fn flow_remove(number: u32, key: *const FlowKey) -> u32 {
     0
 }
 
-/// The client's own port of a translated flow that was given another.
-#[inline(always)]
-fn given(table: Table, key: &FlowKey) -> Option<Port> {
-    let port = match table {
-        Table::Tcp => GIVEN_TCP.get_ptr(key),
-        Table::Syn | Table::Udp => GIVEN.get_ptr(key),
+// Until Linux 6.1 at least a key that a global function was given is no key to a
+// map (`map_key_value_types` in kernel/bpf/verifier.c), so these look with a copy.
+// Nobody is given port 0, which stands for none.
+
+/// The client's own port, by the flow with the one it was given.
+#[inline(never)]
+fn given_look(number: u32, key: &FlowKey) -> u32 {
+    let key = *key;
+    let port = match table(number) {
+        Table::Tcp => GIVEN_TCP.get_ptr(&key),
+        Table::Syn | Table::Udp => GIVEN.get_ptr(&key),
     };
     // SAFETY: two bytes, written once.
-    port.map(|port| unsafe { *port })
+    port.map_or(0, |port| unsafe { *port }.get().into())
 }
 
-/// Notes that a flow was given the client port of its key; 0 when it is noted. Not
-/// inlined: it is rare, and has a key of its own.
+/// Keeps it, and for a connection the way back; whether there was room.
 #[inline(never)]
-fn give(table: Table, key: &FlowKey, flow: u64) -> u32 {
+fn given_put(number: u32, key: &FlowKey, flow: u64) -> bool {
+    let mut key = *key;
     let flow = Flow::from_word(flow);
-    let own = flow.client_port;
-    let result = match table {
-        Table::Syn | Table::Udp => GIVEN.insert(key, own, u64::from(BPF_ANY)),
-        Table::Tcp => {
-            let original = FlowKey {
-                client_port: own,
-                local_port: flow.dialled_port,
-                ..*key
-            };
-            REMAP_TCP
-                .insert(original, key.client_port, u64::from(BPF_ANY))
-                .and_then(|()| GIVEN_TCP.insert(key, own, u64::from(BPF_ANY)))
-        }
-    };
-    u32::from(result.is_err())
+    let (own, given) = (flow.client_port, key.client_port);
+    if !matches!(table(number), Table::Tcp) {
+        return GIVEN.insert(&key, own, u64::from(BPF_ANY)).is_ok();
+    }
+    if GIVEN_TCP.insert(&key, own, u64::from(BPF_ANY)).is_err() {
+        return false;
+    }
+    key.client_port = own;
+    key.local_port = flow.dialled_port;
+    REMAP_TCP.insert(&key, given, u64::from(BPF_ANY)).is_ok()
+}
+
+/// The client port that was given, by the original flow.
+#[inline(never)]
+fn remap_look(key: &FlowKey) -> u32 {
+    let key = *key;
+    if key.protocol == Protocol::Tcp as u8
+        && let Some(port) = REMAP_TCP.get_ptr(&key)
+    {
+        // SAFETY: two bytes, written once.
+        return unsafe { *port }.get().into();
+    }
+    // SAFETY: as above.
+    REMAP
+        .get_ptr(&key)
+        .map_or(0, |port| unsafe { *port }.get().into())
+}
+
+/// Keeps it in place of an earlier one; whether there was room.
+#[inline(never)]
+fn remap_put(key: &FlowKey, port: u32) -> bool {
+    let key = *key;
+    let port = Port::new(port as u16);
+    let _ = REMAP_TCP.remove(&key);
+    REMAP.insert(&key, port, u64::from(BPF_ANY)).is_ok()
+}
+
+#[inline(always)]
+fn some_port(port: u32) -> Option<Port> {
+    (port != 0).then_some(Port::new(port as u16))
+}
+
+#[inline(always)]
+fn given(table: Table, key: &FlowKey) -> Option<Port> {
+    some_port(given_look(table as u32, key))
 }
 
 impl<C: Context> FlowTables for Kernel<C> {
@@ -251,8 +286,10 @@ impl<C: Context> FlowTables for Kernel<C> {
 
     #[inline(always)]
     fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
-        if flow.client_port != key.client_port && give(table, key, flow.to_word()) != 0 {
-            return Err(Reason::TableFull);
+        if flow.client_port != key.client_port {
+            given_put(table as u32, key, flow.to_word())
+                .then_some(())
+                .ok_or(Reason::TableFull)?;
         }
         flow_put(table as u32, key, flow.to_word());
         Ok(())
@@ -268,15 +305,7 @@ impl<C: Context> FlowTables for Kernel<C> {
         if !self.may_be_remapped(original) {
             return None;
         }
-        let connected = if original.protocol == Protocol::Tcp as u8 {
-            REMAP_TCP.get_ptr(original)
-        } else {
-            None
-        };
-        // SAFETY: two bytes, written once.
-        connected
-            .or_else(|| REMAP.get_ptr(original))
-            .map(|port| unsafe { *port })
+        some_port(remap_look(original))
     }
 
     #[inline(always)]
@@ -287,11 +316,9 @@ impl<C: Context> FlowTables for Kernel<C> {
             // processors may write their neighbours.
             unsafe { bytes.cast::<u8>().add(byte).write_volatile(1) };
         }
-        // It may have had another.
-        let _ = REMAP_TCP.remove(original);
-        REMAP
-            .insert(original, client_port, u64::from(BPF_ANY))
-            .map_err(|_| Reason::TableFull)
+        remap_put(original, client_port.get().into())
+            .then_some(())
+            .ok_or(Reason::TableFull)
     }
 
     #[inline(always)]

@@ -50,14 +50,37 @@ macro_rules! pointer {
     }};
 }
 
-/// Where `len` bytes at `offset` are, in the packet between `data` and `data_end`.
-#[inline(always)]
-fn window(data: usize, data_end: usize, offset: usize, len: usize) -> Option<*mut u8> {
-    if offset > MAX_OFFSET {
-        return None;
+/// What of a packet can be read without the kernel.
+trait Linear {
+    /// Where it begins and ends.
+    fn ends(&self) -> (usize, usize);
+
+    /// Where `len` bytes at `offset` are.
+    #[inline(always)]
+    fn window(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let (data, data_end) = self.ends();
+        let start = data + offset;
+        (start + len <= data_end).then_some(start as *mut u8)
     }
-    let start = data + offset;
-    (start + len <= data_end).then_some(start as *mut u8)
+
+    /// [`Frame::words`].
+    #[inline(always)]
+    fn load_words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let window = self.window(offset, N * 4)?;
+        // SAFETY: the window was compared with the end of the packet.
+        Some(unsafe { load_words(window.cast()) })
+    }
+
+    /// [`Frame::half`].
+    #[inline(always)]
+    fn load_half(&self, offset: usize) -> Option<u16> {
+        let window = self.window(offset, 2)?;
+        // SAFETY: as above.
+        Some(unsafe { load_half(window.cast()) })
+    }
 }
 
 // Words and halves are loaded whole, as C programs do, although they may not be
@@ -127,11 +150,13 @@ impl<const FRAGS: bool> Xdp<FRAGS> {
     pub const fn new(ctx: *mut xdp_md) -> Self {
         Self { ctx }
     }
+}
 
+impl<const FRAGS: bool> Linear for Xdp<FRAGS> {
     #[inline(always)]
-    fn window(&self, offset: usize, len: usize) -> Option<*mut u8> {
+    fn ends(&self) -> (usize, usize) {
         let data = pointer!(self.ctx, xdp_md, data);
-        window(data, pointer!(self.ctx, xdp_md, data_end), offset, len)
+        (data, pointer!(self.ctx, xdp_md, data_end))
     }
 }
 
@@ -142,7 +167,8 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
             // SAFETY: the context is valid.
             return unsafe { bpf_xdp_get_buff_len(self.ctx) } as usize;
         }
-        pointer!(self.ctx, xdp_md, data_end) - pointer!(self.ctx, xdp_md, data)
+        let (data, data_end) = self.ends();
+        data_end - data
     }
 
     #[inline(always)]
@@ -153,16 +179,12 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
 
     #[inline(always)]
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
-        let window = self.window(offset, N * 4)?;
-        // SAFETY: the window was compared with the end of the packet.
-        Some(unsafe { load_words(window.cast()) })
+        self.load_words(offset)
     }
 
     #[inline(always)]
     fn half(&self, offset: usize) -> Option<u16> {
-        let window = self.window(offset, 2)?;
-        // SAFETY: as above.
-        Some(unsafe { load_half(window.cast()) })
+        self.load_half(offset)
     }
 
     #[inline(always)]
@@ -195,11 +217,13 @@ impl Skb {
     pub const fn new(ctx: *mut __sk_buff) -> Self {
         Self { ctx }
     }
+}
 
+impl Linear for Skb {
     #[inline(always)]
-    fn window(&self, offset: usize, len: usize) -> Option<*mut u8> {
+    fn ends(&self) -> (usize, usize) {
         let data = pointer!(self.ctx, __sk_buff, data);
-        window(data, pointer!(self.ctx, __sk_buff, data_end), offset, len)
+        (data, pointer!(self.ctx, __sk_buff, data_end))
     }
 }
 
@@ -224,22 +248,18 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
-        let window = self.window(offset, N * 4)?;
-        // SAFETY: the window was compared with the end of the packet.
-        Some(unsafe { load_words(window.cast()) })
+        self.load_words(offset)
     }
 
     #[inline(always)]
     fn half(&self, offset: usize) -> Option<u16> {
-        let window = self.window(offset, 2)?;
-        // SAFETY: as above.
-        Some(unsafe { load_half(window.cast()) })
+        self.load_half(offset)
     }
 
     #[inline(always)]
     fn reach(&mut self, end: usize) {
-        let data = pointer!(self.ctx, __sk_buff, data);
-        if data + end > pointer!(self.ctx, __sk_buff, data_end) {
+        let (data, data_end) = self.ends();
+        if data + end > data_end {
             pull(self.ctx, end as u32);
         }
     }

@@ -17,15 +17,15 @@ use portredir_common::abi::{
     Addr, AddrKey, Candidates, CounterKey, Dialled, Flow, FlowKey, IfaceKey, LOOPBACK_IFINDEX,
     ListenerKey, OWN_PLACES, Old, Port, PortEntry, Protocol, SourceKey, StateKey, local, own_place,
 };
-use portredir_common::flow::{Flags, Host, Socket};
+use portredir_common::flow::{Flags, Host, Original, Socket};
 use portredir_common::redirect::{Choice, SocketCache, Tables};
 use portredir_common::wire::Version;
 
 use crate::context::Context;
 use crate::counters;
 
-const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
-const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+pub const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Which of two generations of rules is live; switching it is all that a change
 /// of rules does to traffic.
@@ -222,6 +222,11 @@ impl<C: Context> Tables for Kernel<C> {
     #[inline(always)]
     fn find_route(&self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
         self.0.find_route(key, entry, flags)
+    }
+
+    #[inline(always)]
+    fn has_begun(&self, key: &mut FlowKey, original: Original, flags: Flags) -> u32 {
+        self.0.has_begun(key, original, flags)
     }
 
     #[inline(always)]
