@@ -211,7 +211,8 @@ extern "C" fn flow_remove(number: u32, key: *const FlowKey) -> u32 {
 
 // Until Linux 6.1 at least a key that a global function was given is no key to a
 // map (`map_key_value_types` in kernel/bpf/verifier.c), so these look with a copy.
-// Nobody is given port 0, which stands for none.
+// A port that is there has another bit as well: a client's own may be 0.
+const THERE: u32 = 1 << 16;
 
 /// The client's own port, by the flow with the one it was given.
 #[inline(never)]
@@ -222,7 +223,7 @@ fn given_look(number: u32, key: &FlowKey) -> u32 {
         Table::Syn | Table::Udp => GIVEN.get_ptr(&key),
     };
     // SAFETY: two bytes, written once.
-    port.map_or(0, |port| unsafe { *port }.get().into())
+    port.map_or(0, |port| THERE | u32::from(unsafe { *port }.get()))
 }
 
 /// Keeps it, and for a connection the way back; whether there was room.
@@ -250,12 +251,12 @@ fn remap_look(key: &FlowKey) -> u32 {
         && let Some(port) = REMAP_TCP.get_ptr(&key)
     {
         // SAFETY: two bytes, written once.
-        return unsafe { *port }.get().into();
+        return THERE | u32::from(unsafe { *port }.get());
     }
     // SAFETY: as above.
     REMAP
         .get_ptr(&key)
-        .map_or(0, |port| unsafe { *port }.get().into())
+        .map_or(0, |port| THERE | u32::from(unsafe { *port }.get()))
 }
 
 /// Keeps it in place of an earlier one; whether there was room.
