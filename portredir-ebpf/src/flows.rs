@@ -202,7 +202,8 @@ extern "C" fn flow_remove(number: u32, key: *const FlowKey) -> u32 {
 
 // Until Linux 6.1 at least a key that a global function was given is no key to a
 // map (`map_key_value_types` in kernel/bpf/verifier.c), so these look with a copy.
-// Nobody is given port 0, which stands for none.
+// A port that is there has another bit as well: a client's own may be 0.
+const THERE: u32 = 1 << 16;
 
 /// The client's own port, by the flow with the one it was given.
 #[inline(never)]
@@ -211,7 +212,7 @@ fn given_look(key: &FlowKey) -> u32 {
     // SAFETY: two bytes, written once.
     GIVEN
         .get_ptr(&key)
-        .map_or(0, |port| unsafe { *port }.get().into())
+        .map_or(0, |port| THERE | u32::from(unsafe { *port }.get()))
 }
 
 /// Keeps it; whether there was room.
@@ -229,7 +230,7 @@ fn remap_look(key: &FlowKey) -> u32 {
     // SAFETY: two bytes, written once.
     REMAP
         .get_ptr(&key)
-        .map_or(0, |port| unsafe { *port }.get().into())
+        .map_or(0, |port| THERE | u32::from(unsafe { *port }.get()))
 }
 
 /// Keeps it; whether there was room.
