@@ -211,7 +211,7 @@ fn given_look(key: &FlowKey) -> u32 {
     let key = *key;
     // SAFETY: two bytes, written once.
     GIVEN
-        .get_ptr(&key)
+        .get_ptr(key)
         .map_or(0, |port| THERE | u32::from(unsafe { *port }.get()))
 }
 
@@ -220,7 +220,7 @@ fn given_look(key: &FlowKey) -> u32 {
 fn given_put(key: &FlowKey, port: u32) -> bool {
     let key = *key;
     let port = Port::new(port as u16);
-    GIVEN.insert(&key, port, u64::from(BPF_ANY)).is_ok()
+    GIVEN.insert(key, port, u64::from(BPF_ANY)).is_ok()
 }
 
 /// The client port that was given, by the original flow.
@@ -229,7 +229,7 @@ fn remap_look(key: &FlowKey) -> u32 {
     let key = *key;
     // SAFETY: two bytes, written once.
     REMAP
-        .get_ptr(&key)
+        .get_ptr(key)
         .map_or(0, |port| THERE | u32::from(unsafe { *port }.get()))
 }
 
@@ -238,7 +238,7 @@ fn remap_look(key: &FlowKey) -> u32 {
 fn remap_put(key: &FlowKey, port: u32) -> bool {
     let key = *key;
     let port = Port::new(port as u16);
-    REMAP.insert(&key, port, u64::from(BPF_ANY)).is_ok()
+    REMAP.insert(key, port, u64::from(BPF_ANY)).is_ok()
 }
 
 #[inline(always)]
