@@ -219,8 +219,8 @@ const THERE: u32 = 1 << 16;
 fn given_look(number: u32, key: &FlowKey) -> u32 {
     let key = *key;
     let port = match table(number) {
-        Table::Tcp => GIVEN_TCP.get_ptr(&key),
-        Table::Syn | Table::Udp => GIVEN.get_ptr(&key),
+        Table::Tcp => GIVEN_TCP.get_ptr(key),
+        Table::Syn | Table::Udp => GIVEN.get_ptr(key),
     };
     // SAFETY: two bytes, written once.
     port.map_or(0, |port| THERE | u32::from(unsafe { *port }.get()))
@@ -233,14 +233,14 @@ fn given_put(number: u32, key: &FlowKey, flow: u64) -> bool {
     let flow = Flow::from_word(flow);
     let (own, given) = (flow.client_port, key.client_port);
     if !matches!(table(number), Table::Tcp) {
-        return GIVEN.insert(&key, own, u64::from(BPF_ANY)).is_ok();
+        return GIVEN.insert(key, own, u64::from(BPF_ANY)).is_ok();
     }
-    if GIVEN_TCP.insert(&key, own, u64::from(BPF_ANY)).is_err() {
+    if GIVEN_TCP.insert(key, own, u64::from(BPF_ANY)).is_err() {
         return false;
     }
     key.client_port = own;
     key.local_port = flow.dialled_port;
-    REMAP_TCP.insert(&key, given, u64::from(BPF_ANY)).is_ok()
+    REMAP_TCP.insert(key, given, u64::from(BPF_ANY)).is_ok()
 }
 
 /// The client port that was given, by the original flow.
@@ -248,14 +248,14 @@ fn given_put(number: u32, key: &FlowKey, flow: u64) -> bool {
 fn remap_look(key: &FlowKey) -> u32 {
     let key = *key;
     if key.protocol == Protocol::Tcp as u8
-        && let Some(port) = REMAP_TCP.get_ptr(&key)
+        && let Some(port) = REMAP_TCP.get_ptr(key)
     {
         // SAFETY: two bytes, written once.
         return THERE | u32::from(unsafe { *port }.get());
     }
     // SAFETY: as above.
     REMAP
-        .get_ptr(&key)
+        .get_ptr(key)
         .map_or(0, |port| THERE | u32::from(unsafe { *port }.get()))
 }
 
@@ -264,8 +264,8 @@ fn remap_look(key: &FlowKey) -> u32 {
 fn remap_put(key: &FlowKey, port: u32) -> bool {
     let key = *key;
     let port = Port::new(port as u16);
-    let _ = REMAP_TCP.remove(&key);
-    REMAP.insert(&key, port, u64::from(BPF_ANY)).is_ok()
+    let _ = REMAP_TCP.remove(key);
+    REMAP.insert(key, port, u64::from(BPF_ANY)).is_ok()
 }
 
 #[inline(always)]
