@@ -1,7 +1,7 @@
 //! The tests by tier. The tests are built and, where that does, run by the one
 //! who started us; only those that change the network run as root.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -212,17 +212,20 @@ fn here(tier: Tier, program: &Program, args: &[String]) -> Command {
     // As cargo would: ours are those of xtask. Through env, as sudo drops them.
     let mut package = OsString::from("CARGO_MANIFEST_DIR=");
     package.push(&program.package);
-    // What tests ask for, which sudo drops as well.
-    let variables = std::env::vars_os()
-        .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PORTREDIR_TEST_"))
-        .map(|(name, value)| [name, value].join(OsStr::new("=")));
     command
         .arg(package)
-        .args(variables)
+        .args(variables())
         .arg(&program.path)
         .args(args)
         .current_dir(&program.package);
     command
+}
+
+/// What tests ask for, which neither sudo nor a virtual machine passes on.
+fn variables() -> impl Iterator<Item = String> {
+    std::env::vars()
+        .filter(|(name, _)| name.starts_with("PORTREDIR_TEST_"))
+        .map(|(name, value)| format!("{name}={value}"))
 }
 
 /// Runs it in a virtual machine.
@@ -236,8 +239,10 @@ fn there(vm: &Vm, program: &Program, args: &[String], options: &Options) -> Resu
         env.push(format!("TEST_SLOWNESS={}", Vm::SLOWNESS));
         if !options.all && options.args.is_empty() {
             env.push("TEST_SUBSET=1".to_owned());
+            env.push("PORTREDIR_TEST_PACKETS=100000".to_owned());
         }
     }
+    env.extend(variables());
     let path = program.path.display().to_string();
     let mut words = vec![path.as_str()];
     words.extend(args.iter().map(String::as_str));

@@ -9,16 +9,16 @@ $b mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=524288 host
 # What is written stays in memory.
 $b mount -t tmpfs tmpfs /written
 $b mkdir /written/upper /written/work
-$b mount -t overlay -o lowerdir=/host,upperdir=/written/upper,workdir=/written/work overlay /root
+$b mount -t overlay -o lowerdir=/host,upperdir=/written/upper,workdir=/written/work overlay /whole
 for mount in proc:proc sysfs:sys devtmpfs:dev devpts:dev/pts tmpfs:dev/shm tmpfs:run \
     cgroup2:sys/fs/cgroup bpf:sys/fs/bpf; do
-    $b mkdir -p "/root/${mount#*:}" 2>/dev/null
-    $b mount -t "${mount%:*}" "${mount%:*}" "/root/${mount#*:}"
+    $b mkdir -p "/whole/${mount#*:}" 2>/dev/null
+    $b mount -t "${mount%:*}" "${mount%:*}" "/whole/${mount#*:}"
 done
 release=$($b uname -r)
-$b mkdir -p "/root/lib/modules/$release" /root/run/lock /root/run/tmp
-$b mount --bind "/root$($b cat /modules)" "/root/lib/modules/$release"
-$b cp /run.sh /root/run/run.sh
+$b mkdir -p "/whole/lib/modules/$release" /whole/run/lock /whole/run/tmp
+$b mount --bind "/whole$($b cat /modules)" "/whole/lib/modules/$release"
+$b cp /run.sh /whole/run/run.sh
 $b ip link set lo up
 $b umount /proc
-exec $b switch_root /root /bin/sh /run/run.sh
+exec $b switch_root /whole /bin/sh /run/run.sh

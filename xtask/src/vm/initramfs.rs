@@ -53,7 +53,7 @@ pub fn build(package: &Package, script: &str) -> Result<Vec<u8>> {
             }
         }
     }
-    let mounts = ["proc", "host", "written", "root"].map(str::to_owned);
+    let mounts = ["proc", "host", "written", "whole"].map(str::to_owned);
     let mut folders = BTreeSet::from(mounts);
     for name in files.keys() {
         let ancestors = Path::new(name).ancestors().skip(1);
