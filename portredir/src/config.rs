@@ -272,10 +272,15 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
         }
     }
     let mut rules = Vec::new();
+    // They come in the order of the text.
+    let (mut line, mut counted) = (1, 0);
     for rule in file.rules {
+        let start = rule.span().start;
+        line += text[counted..start].matches('\n').count();
+        counted = start;
         let origin = Origin::File {
             path: path.to_owned(),
-            line: text[..rule.span().start].matches('\n').count() + 1,
+            line,
         };
         match rule.get_ref().parse::<Rule>() {
             Ok(rule) => rules.push(Sourced { rule, origin }),
