@@ -297,7 +297,7 @@ fn portredir_scan(ctx: TcContext) -> i32 {
     };
     // SAFETY: any bytes are a key.
     let key: FlowKey = unsafe { core::mem::transmute(words) };
-    socket::register_listener(skb, &key) as i32
+    socket::register_listener(skb, &key)
 }
 
 fn is_target(port: Port) -> bool {

@@ -295,8 +295,8 @@ pub fn register(ops: *mut bpf_sock_ops, is_target: impl Fn(Port) -> bool) {
 /// Registers the socket that listens for a flow; 1 when it was not registered
 /// before, else 0 or the kernel's error.
 #[inline(always)]
-pub fn register_listener(skb: *mut __sk_buff, key: &FlowKey) -> i64 {
-    const ENOENT: i64 = 2;
+pub fn register_listener(skb: *mut __sk_buff, key: &FlowKey) -> i32 {
+    const ENOENT: i32 = 2;
     let socket = tcp_socket(skb, key);
     if socket.is_null() {
         return -ENOENT;
@@ -323,8 +323,10 @@ pub fn register_listener(skb: *mut __sk_buff, key: &FlowKey) -> i64 {
 /// Puts a socket into a slot that is free, else in place of the one that is
 /// there for the longest time and may be about to close.
 #[inline(always)]
-fn into_slot(addr: Addr, port: Port, update: impl Fn(&mut ListenerKey, u64) -> i64) -> i64 {
-    const EEXIST: i64 = 17;
+fn into_slot(addr: Addr, port: Port, update: impl Fn(&mut ListenerKey, u64) -> i64) -> i32 {
+    const EEXIST: i32 = 17;
+    // Before Linux 6.4 only the lower half of what a map returns is set.
+    let update = |key: &mut ListenerKey, flags| update(key, flags) as i32;
     let mut key = ListenerKey {
         addr,
         port,

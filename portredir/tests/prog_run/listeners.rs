@@ -76,6 +76,7 @@ fn registered(datapath: &mut Datapath) -> BTreeMap<[u8; 16], usize> {
     count
 }
 
+#[track_caller]
 fn expect(datapath: &mut Datapath, expected: &[(IpAddr, usize)]) {
     let expected = expected
         .iter()
@@ -83,6 +84,7 @@ fn expect(datapath: &mut Datapath, expected: &[(IpAddr, usize)]) {
     assert_eq!(registered(datapath), expected.collect());
 }
 
+#[track_caller]
 fn register(datapath: &mut Datapath, sockets: &[TcpSocket]) {
     assert_eq!(datapath.register(&table(), sockets).expect("register"), []);
 }
