@@ -198,8 +198,7 @@ impl Datapath {
     /// How many of the connections need their packets rewritten.
     #[must_use]
     pub fn count_redirected(&self, table: &Table, connections: &[TcpSocket]) -> usize {
-        let is_rewriting = |attached: &Attached| matches!(attached, Attached::Wire { .. });
-        if !self.attached.values().any(is_rewriting) {
+        if !self.is_rewriting() {
             return 0;
         }
         let is_redirected = |key: &FlowKey| {
@@ -213,6 +212,12 @@ impl Datapath {
                 table.is_target(Protocol::Tcp, key.local_port.get()) && is_redirected(key)
             })
             .count()
+    }
+
+    /// Whether packets are rewritten on some interface.
+    fn is_rewriting(&self) -> bool {
+        let is_wire = |attached: &Attached| matches!(attached, Attached::Wire { .. });
+        self.attached.values().any(is_wire)
     }
 
     /// The entry of a TCP flow.

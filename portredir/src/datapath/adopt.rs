@@ -15,10 +15,9 @@ use crate::pins;
 use crate::plan::Engine;
 
 impl Datapath {
-    /// Ends it after the last interface.
+    /// No longer watches connections, if packets are rewritten nowhere.
     pub(super) fn end_watch(&mut self) {
-        let is_wire = |attached: &Attached| matches!(attached, Attached::Wire { .. });
-        if !self.attached.values().any(is_wire)
+        if !self.is_rewriting()
             && let Some(watch) = self.watch.take()
         {
             watch.hook.detach("");

@@ -49,7 +49,7 @@ impl Rules {
     }
 
     /// Whether all packets to this port are redirected, whoever sends them.
-    pub fn is_dialled_by_all(&self, protocol: Protocol, port: u16) -> bool {
+    fn is_dialled_by_all(&self, protocol: Protocol, port: u16) -> bool {
         let is_plain =
             |rule: &Rule| rule.addr.is_none() && rule.from.is_none() && rule.on.is_empty();
         self.is_dialled(protocol, port) && self.about(protocol, port).all(is_plain)
