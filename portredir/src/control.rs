@@ -123,20 +123,51 @@ pub fn ask(request: Request) -> io::Result<Option<Who>> {
 }
 
 fn exchange(request: Request) -> io::Result<Option<Reply>> {
+    send(request)?.map_or(Ok(None), Question::reply)
+}
+
+/// What was asked, and is not answered yet.
+#[derive(Debug)]
+#[must_use = "what is not answered may not be done"]
+pub struct Question(UnixStream);
+
+/// Asks the process of this network namespace for something, and does not wait;
+/// `None` when there is no such process. It is done also if the one who asks
+/// ends.
+///
+/// # Errors
+///
+/// When it cannot be asked.
+pub fn send(request: Request) -> io::Result<Option<Question>> {
     let Some((mut stream, _)) = connect()? else {
         return Ok(None);
     };
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(&line(&request))?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    if request == Request::Stop && text.is_empty() {
-        // It was faster to end than to answer.
-        return Ok(None);
+    Ok(Some(Question(stream)))
+}
+
+impl Question {
+    /// Waits until it is done, or begun.
+    ///
+    /// # Errors
+    ///
+    /// When there is no answer, or it is refused.
+    pub fn wait(self) -> io::Result<()> {
+        self.reply().map(drop)
     }
-    match serde_json::from_str(&text)? {
-        Reply::Refused(why) => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
-        reply => Ok(Some(reply)),
+
+    fn reply(mut self) -> io::Result<Option<Reply>> {
+        let mut text = String::new();
+        self.0.read_to_string(&mut text)?;
+        if text.is_empty() {
+            // It was faster to end than to answer.
+            return Ok(None);
+        }
+        match serde_json::from_str(&text)? {
+            Reply::Refused(why) => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
+            reply => Ok(Some(reply)),
+        }
     }
 }
 

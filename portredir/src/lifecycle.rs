@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use thiserror::Error;
 
-use crate::control::{self, Answer, Request, Role, Who};
+use crate::control::{self, Answer, Question, Request, Role, Who};
 use crate::datapath::{Datapath, netns_cookie};
 use crate::guard;
 use crate::host::{self, Host};
@@ -253,6 +253,8 @@ async fn bring_up(
     host.start(snapshot, &plan).await?;
     let mut state = host.next(settings.clone())?;
     state.pending = pending(before, care);
+    // If there is one already; it is replaced, or waited for, by `start_follower`.
+    let _told = tell_follower();
     host.commit(snapshot, state)?;
     // What is no longer wanted goes last.
     host.follow().await
@@ -296,9 +298,10 @@ pub async fn change(
         let (mut host, snapshot, lock) = session.host(&before, state)?;
         let mut state = host.next(after.clone())?;
         state.pending = pending(Some(&before), care);
+        let told = tell_follower();
         host.commit(&snapshot, state)?;
         drop(lock);
-        tell_follower();
+        told.wait();
     }
     print_diff(Some(&before), &after)?;
     if care.confirm.is_some() && !care.dry_run {
@@ -322,16 +325,32 @@ pub async fn confirm() -> anyhow::Result<()> {
         pending: None,
         ..host.state.clone()
     };
+    let told = tell_follower();
     host.commit(&snapshot, state)?;
     drop(lock);
-    tell_follower();
+    told.wait();
     eprintln!("confirmed");
     Ok(())
 }
 
-fn tell_follower() {
-    if let Err(error) = control::ask(Request::Changed) {
-        log::warn!("the process that follows interfaces does not answer: {error}");
+/// A follower that has been told to read the state again, which it does when
+/// nobody holds the lock any more. It is told before something changes: who is
+/// killed right after the change must not leave a follower that does not know.
+struct Told(io::Result<Option<Question>>);
+
+fn tell_follower() -> Told {
+    Told(control::send(Request::Changed))
+}
+
+impl Told {
+    /// Waits until it answers, which it may only do without the lock.
+    fn wait(self) {
+        let answer = self
+            .0
+            .and_then(|asked| asked.map_or(Ok(()), Question::wait));
+        if let Err(error) = answer {
+            log::warn!("the process that follows interfaces does not answer: {error}");
+        }
     }
 }
 
@@ -435,7 +454,7 @@ pub fn stop_follower(by_force: bool) {
 pub fn start_follower() -> anyhow::Result<()> {
     if let Ok(Some(pid)) = control::pid() {
         if is_this_program(pid) {
-            tell_follower();
+            tell_follower().wait();
             return Ok(());
         }
         stop_follower(true);

@@ -9,7 +9,7 @@ use crate::{cargo, process};
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
 
-const TEST_TOOLS: [Tool; 20] = [
+const TEST_TOOLS: [Tool; 21] = [
     ("bpftool", "bpftool"),
     ("capsh", "libcap2-bin"),
     ("chrt", "util-linux"),
@@ -23,6 +23,7 @@ const TEST_TOOLS: [Tool; 20] = [
     ("ping", "iputils-ping"),
     ("python3", "python3"),
     ("setpriv", "util-linux"),
+    ("strace", "strace"),
     ("sysctl", "procps"),
     ("systemd-analyze", "systemd"),
     ("taskset", "util-linux"),

@@ -86,7 +86,6 @@ fn dummy(cell: &Cell) {
     add_addrs(&lab.host, "d0", (5, 1));
     lab.client.ip("route add default via 10.9.1.1\n\
          route add default via fd09:0:0:1::1");
-    let server = Echo::start(&lab.host, 8080);
     let addrs = [Family::V4, Family::V6].map(|family| family.addr(5, 1));
     for addr in addrs {
         wait_for_way(&lab.client, SocketAddr::new(addr, 80));
@@ -96,6 +95,8 @@ fn dummy(cell: &Cell) {
     let args = ["--iface", iface, "--engine", cell.engine, "80:8080/both"];
     let redirector = Redirector::start(&lab.host, &args);
     for addr in addrs {
+        // That it answers datagrams from this address is the server's affair.
+        let server = Echo::at(&lab.host, addr, 8080);
         for proto in PROTOS {
             for at in [&lab.client, &lab.host] {
                 let message = format!("{proto:?} to {addr} from {}", at.name);

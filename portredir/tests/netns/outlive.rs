@@ -29,6 +29,7 @@ pub fn add(tests: &mut Tests) {
     for part in 0..KILL_PARTS {
         tests.add(format!("kill/{part}"), &[], move || kill(part));
     }
+    tests.add("kill_at_calls".to_owned(), &["strace"], kill_at_calls);
     for engine in ["tc", "xdp"] {
         tests.add(
             format!("{engine}/change_under_load"),
@@ -1127,6 +1128,52 @@ fn kill(part: u64) {
         "{killed} killed, {was_old} old, {was_new} new"
     );
     drop(kept);
+    host.down();
+}
+
+/// Kills commands at the system calls around the switch: the one who follows
+/// tells of the rules that are valid.
+fn kill_at_calls() {
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(240))));
+    // How many of each, counted from the end of the command.
+    const LAST: [(&str, usize); 4] = [("connect", 2), ("sendto", 3), ("bpf", 12), ("write", 2)];
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    host.up(&["80:8080"]);
+    let trace = lab.dir.0.join("trace");
+    let run = |args: &[&str], what: &str| {
+        let trace = trace.to_str().expect("text");
+        let strace = ["strace", "-f", "-qq", "-o", trace, "-e", what, PROGRAM];
+        lab.host.start(&[&strace[..], args].concat()).wait();
+        fs::read_to_string(trace).expect("what strace wrote")
+    };
+    let pinned = || {
+        let rules = host.run(&["down", "--dry-run"]);
+        let rules = rules.lines().filter_map(|line| line.strip_prefix("- "));
+        rules.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let (mut killed, mut was_new) = (0, 0);
+    let mut port = 1000;
+    for command in [&["add"][..], &["up", "--iface", "h0", "80:8080"]] {
+        for (call, last) in LAST {
+            let mut next = |what: &str| {
+                port += 1;
+                let rule = format!("{port}:8080");
+                run(&[command, &[&rule]].concat(), what)
+            };
+            let count = next(&format!("trace={call}")).lines().count();
+            for number in (1..=count).rev().take(last) {
+                let before = pinned();
+                let trace = next(&format!("inject={call}:signal=SIGKILL:when={number}"));
+                killed += u32::from(trace.contains("killed by SIGKILL"));
+                let (follower, pinned) = (host.rules().into_iter().collect(), pinned());
+                was_new += u32::from(pinned != before);
+                assert_eq!(pinned, follower, "killed at {call} {number} of {command:?}");
+            }
+        }
+    }
+    note(&format!("{killed} killed, {was_new} new"));
+    assert!(killed > 25 && was_new > 5, "{killed} killed, {was_new} new");
     host.down();
 }
 

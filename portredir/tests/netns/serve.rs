@@ -1,7 +1,7 @@
 //! Servers: real ones, and an echo that remembers who said what.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -97,9 +97,14 @@ struct Heard {
 impl Echo {
     /// Listens on all addresses.
     pub fn start(namespace: &Namespace, port: u16) -> Self {
-        let any = (std::net::Ipv6Addr::UNSPECIFIED, port);
-        let tcp = namespace.enter(|| TcpListener::bind(any)).expect("listen");
-        let udp = namespace.enter(|| UdpSocket::bind(any)).expect("bind");
+        Self::at(namespace, Ipv6Addr::UNSPECIFIED.into(), port)
+    }
+
+    /// Listens on one address, and so also answers datagrams from it.
+    pub fn at(namespace: &Namespace, addr: IpAddr, port: u16) -> Self {
+        let at = (addr, port);
+        let tcp = namespace.enter(|| TcpListener::bind(at)).expect("listen");
+        let udp = namespace.enter(|| UdpSocket::bind(at)).expect("bind");
         tcp.set_nonblocking(true).expect("nonblocking");
         udp.set_nonblocking(true).expect("nonblocking");
         let heard = Arc::new(Mutex::new(Vec::new()));

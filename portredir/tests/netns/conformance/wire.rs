@@ -15,6 +15,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::frame::{Ip, Sum};
 use crate::namespace::Namespace;
+use crate::process::wait_for;
 
 // Each frame has a `virtio_net_hdr` before it (packet(7)): with it the sender
 // leaves a checksum to the hardware, and the receiver sees that it did.
@@ -110,8 +111,15 @@ impl Wire {
             header[8..10].copy_from_slice(&offset.to_ne_bytes());
         }
         let parts = [IoSlice::new(&header), IoSlice::new(frame)];
-        let none: Option<&LinkAddr> = None;
-        sendmsg(self.fd.as_raw_fd(), &parts, &[], MsgFlags::empty(), none).expect("send a frame");
+        let send = || {
+            let none: Option<&LinkAddr> = None;
+            match sendmsg(self.fd.as_raw_fd(), &parts, &[], MsgFlags::empty(), none) {
+                // The far side is behind, as in a flood, and the frame is dropped.
+                Err(Errno::ENOBUFS) => None,
+                sent => Some(sent.expect("send a frame")),
+            }
+        };
+        wait_for("a frame to be sent", send);
     }
 
     /// Throws away what arrived so far.
