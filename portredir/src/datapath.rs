@@ -10,8 +10,7 @@ mod program;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -24,7 +23,7 @@ use nix::time::{ClockId, clock_gettime};
 use portredir_common::abi::{
     Addr, Epoch, FlowKey, OWN_PLACES, PortEntry, Protocol, local, own_place,
 };
-use portredir_common::bucket::{Entry, Seed, Shares};
+use portredir_common::bucket::{Seed, Shares};
 use portredir_common::flow::{Table as FlowTable, UDP_IDLE};
 
 use self::error::map_error;
@@ -32,7 +31,7 @@ use self::hook::{Attached, Lookup, Watch};
 use self::program::Load;
 use crate::ethtool;
 use crate::flows::{self, Flows};
-use crate::memory::Mapped;
+use crate::memory::{self, Mapped, Shared};
 use crate::pins::PinDir;
 use crate::sockets::TcpSocket;
 use crate::state::{Record, State, Store};
@@ -107,19 +106,61 @@ const MAPS: [&str; 24] = [
     "STATE",
 ];
 
+/// What programs know from their beginning.
+#[derive(Clone, Copy, Debug)]
+struct Globals {
+    netns_cookie: u64,
+    shares: Shares,
+    seed: Seed,
+}
+
+impl Globals {
+    /// Parses the object, and creates those of its maps that are not pinned.
+    fn load(&self, options: &Options, pins: Option<&PinDir>) -> Result<Ebpf, DatapathError> {
+        let Self {
+            netns_cookie,
+            shares,
+            seed,
+        } = self;
+        let loopback_target = u8::from(options.allow_loopback_target);
+        let flow_shares = [shares.tcp, shares.udp, shares.syn];
+        // It parses the types of the whole kernel, which we do not need.
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = pins {
+            for name in MAPS {
+                loader.map_pin_path(name, pins.path(name));
+            }
+        }
+        let object = loader
+            .override_global(aya_log::LEVEL, &options.log_level, true)
+            .override_global("NETNS_COOKIE", netns_cookie, true)
+            .override_global("LOOPBACK_TARGET", &loopback_target, true)
+            .override_global("FLOW_SHARES", &flow_shares[..], true)
+            .override_global("FLOW_SEED", &seed.0[..], true)
+            .map_max_entries("FLOWS", shares.total())
+            .load(OBJECT)?;
+        drop(loader);
+        memory::give_back();
+        Ok(object)
+    }
+}
+
 /// The datapath of this network namespace.
 #[derive(Debug)]
 pub struct Datapath {
-    ebpf: Ebpf,
+    maps: HashMap<&'static str, Map>,
+    /// What programs are made from; where maps were pinned already, not before
+    /// one is needed.
+    object: Option<Ebpf>,
     loaded: BTreeSet<&'static str>,
     options: Options,
+    globals: Globals,
     attached: BTreeMap<u32, Attached>,
     lookup: Option<Lookup>,
     watch: Option<Watch>,
     local: HashMap<[u8; 16], u8>,
     /// Where what is attached outlives the process.
     pins: Option<PinDir>,
-    flows: Flows,
     /// `PORTS`: both generations of each entry.
     ports: Mapped<[AtomicU64; 2]>,
     /// `OWN`: two addresses of two words in each place.
@@ -133,85 +174,84 @@ impl Datapath {
     ///
     /// [`DatapathError::Load`], [`DatapathError::Map`].
     pub fn load(options: Options, pins: Option<&PinDir>) -> Result<Self, DatapathError> {
-        let netns_cookie = netns_cookie()?;
         let Sizes {
             tcp_flows,
             udp_flows,
         } = options.sizes;
-        let shares = Shares::new(tcp_flows, udp_flows);
-        let seed = match pins.and_then(left_seed) {
-            Some(seed) => seed,
-            None => flows::new_seed()?,
+        let globals = Globals {
+            netns_cookie: netns_cookie()?,
+            shares: Shares::new(tcp_flows, udp_flows),
+            seed: match pins.and_then(left_seed) {
+                Some(seed) => seed,
+                None => flows::new_seed()?,
+            },
         };
-        let mut loader = EbpfLoader::new();
-        if let Some(pins) = pins {
-            for name in MAPS {
-                loader.map_pin_path(name, pins.path(name));
+        let (maps, object) = match pins.and_then(left_maps) {
+            Some(maps) => (maps, None),
+            None => {
+                let mut object = globals.load(&options, pins)?;
+                let maps = MAPS.map(|name| {
+                    let map = object.take_map(name).expect("the object has the map");
+                    (name, map)
+                });
+                (HashMap::from(maps), Some(object))
             }
-        }
-        let mut ebpf = loader
-            .override_global(aya_log::LEVEL, &options.log_level, true)
-            .override_global("NETNS_COOKIE", &netns_cookie, true)
-            .override_global(
-                "LOOPBACK_TARGET",
-                &u8::from(options.allow_loopback_target),
-                true,
-            )
-            .override_global(
-                "FLOW_SHARES",
-                &[shares.tcp, shares.udp, shares.syn][..],
-                true,
-            )
-            .override_global("FLOW_SEED", &seed.0[..], true)
-            .map_max_entries("FLOWS", shares.total())
-            .load(OBJECT)?;
-        let name = "SEED";
-        let map = ebpf.map_mut(name).expect("the object has the map");
-        Array::<_, Seed>::try_from(map)
-            .and_then(|mut map| map.set(0, seed, 0))
-            .map_err(map_error(name))?;
-        let name = "LOCAL";
-        let map = ebpf.map(name).expect("the object has the map");
-        let local = BpfHashMap::<_, Addr, u8>::try_from(map).map_err(map_error(name))?;
-        let local = local.iter().filter_map(Result::ok);
-        let local = local.map(|(addr, reach)| (addr.octets(), reach)).collect();
-        let flows = map_fd(&ebpf, "FLOWS", |fd| Flows::new(fd, shares, seed))?;
-        let ports = map_fd(&ebpf, "PORTS", |fd| Mapped::new(fd, PortEntry::COUNT))?;
-        let own = map_fd(&ebpf, "OWN", |fd| Mapped::new(fd, OWN_PLACES))?;
-        let datapath = Self {
-            ebpf,
+        };
+        let ports = map_memory(&maps, "PORTS", PortEntry::COUNT)?;
+        let own = map_memory(&maps, "OWN", OWN_PLACES)?;
+        let mut datapath = Self {
+            maps,
+            object,
             loaded: BTreeSet::new(),
             options,
+            globals,
             attached: BTreeMap::new(),
             lookup: None,
             watch: None,
-            // What somebody else may have left there.
-            local,
+            local: HashMap::new(),
             pins: pins.cloned(),
-            flows,
             ports,
             own,
         };
+        let name = "SEED";
+        Array::<_, Seed>::try_from(datapath.map_mut(name))
+            .and_then(|mut map| map.set(0, globals.seed, 0))
+            .map_err(map_error(name))?;
+        // What somebody else may have left there.
+        let name = "LOCAL";
+        let local =
+            BpfHashMap::<_, Addr, u8>::try_from(datapath.map(name)).map_err(map_error(name))?;
+        let local = local.iter().filter_map(Result::ok);
+        datapath.local = local.map(|(addr, reach)| (addr.octets(), reach)).collect();
         Ok(datapath)
     }
 
     /// How many of the connections need their packets rewritten.
-    #[must_use]
-    pub fn count_redirected(&self, table: &Table, connections: &[TcpSocket]) -> usize {
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Memory`].
+    pub fn count_redirected(
+        &self,
+        table: &Table,
+        connections: &[TcpSocket],
+    ) -> Result<usize, DatapathError> {
         if !self.is_rewriting() {
-            return 0;
+            return Ok(0);
         }
+        let flows = self.flows()?;
         let is_redirected = |key: &FlowKey| {
-            self.tcp_entry(key)
+            flows
+                .connection(key)
                 .is_some_and(|entry| entry.dialled_port() != key.local_port)
         };
-        connections
+        Ok(connections
             .iter()
             .map(|socket| &socket.key)
             .filter(|key| {
                 table.is_target(Protocol::Tcp, key.local_port.get()) && is_redirected(key)
             })
-            .count()
+            .count())
     }
 
     /// Whether packets are rewritten on some interface.
@@ -220,22 +260,29 @@ impl Datapath {
         self.attached.values().any(is_wire)
     }
 
-    /// The entry of a TCP flow.
-    fn tcp_entry(&self, key: &FlowKey) -> Option<Entry> {
-        [FlowTable::Tcp, FlowTable::Syn]
-            .into_iter()
-            .find_map(|table| self.flows.entry(table, key))
-    }
-
     /// The flow tables.
-    #[must_use]
-    pub const fn flows(&self) -> &Flows {
-        &self.flows
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Memory`].
+    pub fn flows(&self) -> Result<Flows, DatapathError> {
+        let Globals { shares, seed, .. } = self.globals;
+        let buckets = map_memory(&self.maps, "FLOWS", shares.total())?;
+        Ok(Flows::new(buckets, shares, seed))
     }
 
-    /// For the log reader, which has to be set up before the first attach.
-    pub fn ebpf(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    /// The programs, and the maps that are not pinned. The log reader has to be
+    /// set up before the first attach.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Load`].
+    pub fn object(&mut self) -> Result<&mut Ebpf, DatapathError> {
+        let object = match self.object.take() {
+            Some(object) => object,
+            None => self.globals.load(&self.options, self.pins.as_ref())?,
+        };
+        Ok(self.object.insert(object))
     }
 
     /// Loads and returns a program, for running it on a packet.
@@ -249,8 +296,9 @@ impl Datapath {
         &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
     {
         let is_new = !self.loaded.contains(name);
-        let program: &mut P = self
-            .ebpf
+        self.object()?;
+        let object = self.object.as_mut().expect("it has just been loaded");
+        let program: &mut P = object
             .program_mut(name)
             .expect("the object has the program")
             .try_into()
@@ -267,7 +315,8 @@ impl Datapath {
     /// Loads a program of any kind.
     fn program_fd(&mut self, name: &'static str) -> Result<OwnedFd, DatapathError> {
         use aya::programs::Program;
-        let program = self.ebpf.program(name).expect("the object has the program");
+        let program = self.object()?.program(name);
+        let program = program.expect("the object has the program");
         let fd = match program {
             Program::Xdp(_) => self.program::<Xdp>(name)?.fd(),
             Program::SchedClassifier(_) => self.program::<SchedClassifier>(name)?.fd(),
@@ -283,8 +332,23 @@ impl Datapath {
         .map_err(|source| DatapathError::Program { name, source })
     }
 
-    fn map(&mut self, name: &str) -> &mut aya::maps::Map {
-        self.ebpf.map_mut(name).expect("the object has the map")
+    /// One of the maps that may be pinned.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such map.
+    #[must_use]
+    pub fn map(&self, name: &str) -> &Map {
+        &self.maps[name]
+    }
+
+    /// As [`Self::map`], to write.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such map.
+    pub fn map_mut(&mut self, name: &str) -> &mut Map {
+        self.maps.get_mut(name).expect("one of the maps")
     }
 
     /// The interfaces that are attached, by index, and whether only for what
@@ -309,7 +373,7 @@ impl Datapath {
         // What fails is tried again with the next change.
         let mut local = self.local.clone();
         let mut map =
-            BpfHashMap::<_, Addr, u8>::try_from(self.map(name)).map_err(map_error(name))?;
+            BpfHashMap::<_, Addr, u8>::try_from(self.map_mut(name)).map_err(map_error(name))?;
         let mut result = Ok(());
         for (addr, reach) in addrs {
             if local.get(addr) != Some(reach) {
@@ -359,7 +423,7 @@ impl Datapath {
 
     fn store(&mut self) -> Result<Store<&mut MapData>, DatapathError> {
         let name = "STATE";
-        Store::of_mut(self.map(name)).map_err(map_error(name))
+        Store::of_mut(self.map_mut(name)).map_err(map_error(name))
     }
 
     /// Writes the state of a generation that is not live.
@@ -392,11 +456,18 @@ impl Datapath {
 
     /// The flows there are, by protocol, dialled port and target: of TCP those of
     /// `connections`, of UDP those that are not idle.
-    #[must_use]
-    pub fn live(&self, connections: &[TcpSocket]) -> BTreeSet<(Protocol, u16, u16)> {
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Memory`].
+    pub fn live(
+        &self,
+        connections: &[TcpSocket],
+    ) -> Result<BTreeSet<(Protocol, u16, u16)>, DatapathError> {
+        let flows = self.flows()?;
         let mut live = BTreeSet::new();
         for TcpSocket { key, .. } in connections {
-            if let Some(entry) = self.tcp_entry(key) {
+            if let Some(entry) = flows.connection(key) {
                 let dialled = entry.dialled_port().get();
                 live.insert((Protocol::Tcp, dialled, key.local_port.get()));
             }
@@ -405,12 +476,12 @@ impl Datapath {
             u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
         });
         let now = Epoch::at(now);
-        for (table, target, entry) in self.flows.entries() {
+        for (table, target, entry) in flows.entries() {
             if table == FlowTable::Udp && now.since(entry.seen()) < UDP_IDLE {
                 live.insert((Protocol::Udp, entry.dialled_port().get(), target.get()));
             }
         }
-        live
+        Ok(live)
     }
 }
 
@@ -421,16 +492,25 @@ fn left_seed(pins: &PinDir) -> Option<Seed> {
     seed.is_set().then_some(seed)
 }
 
-/// Opens an array map as memory.
-fn map_fd<T>(
-    ebpf: &Ebpf,
-    name: &'static str,
-    open: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
-) -> Result<T, DatapathError> {
-    let Some(Map::Array(map)) = ebpf.map(name) else {
-        unreachable!("the object has the map {name}");
+/// The maps that another process has left, if none is missing.
+fn left_maps(pins: &PinDir) -> Option<HashMap<&'static str, Map>> {
+    let open = |name| {
+        let map = MapData::from_pin(pins.path(name));
+        Some((name, map.and_then(Map::from_map_data).ok()?))
     };
-    open(map.fd().as_fd()).map_err(|source| DatapathError::Memory { name, source })
+    MAPS.into_iter().map(open).collect()
+}
+
+/// Opens an array map as memory.
+fn map_memory<T: Shared>(
+    maps: &HashMap<&'static str, Map>,
+    name: &'static str,
+    len: u32,
+) -> Result<Mapped<T>, DatapathError> {
+    let Map::Array(map) = &maps[name] else {
+        unreachable!("{name} is an array");
+    };
+    Mapped::new(map.fd().as_fd(), len).map_err(|source| DatapathError::Memory { name, source })
 }
 
 /// The offloads of an interface that generic XDP will switch off.

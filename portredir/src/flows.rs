@@ -1,7 +1,5 @@
 //! The flow tables, as user space sees them.
 
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicU64;
 
 use portredir_common::abi::{FlowKey, Port};
@@ -10,7 +8,8 @@ use portredir_common::flow::Table;
 
 use crate::memory::Mapped;
 
-/// All flow tables.
+/// All flow tables. They are mapped for as long as this lives: what is mapped
+/// counts as memory of the process.
 #[derive(Debug)]
 pub struct Flows {
     buckets: Mapped<Bucket<AtomicU64>>,
@@ -19,17 +18,14 @@ pub struct Flows {
 }
 
 impl Flows {
-    /// The tables in the map `FLOWS`.
-    ///
-    /// # Errors
-    ///
-    /// When the map is smaller than it should be.
-    pub fn new(map: BorrowedFd<'_>, shares: Shares, seed: Seed) -> io::Result<Self> {
-        Ok(Self {
-            buckets: Mapped::new(map, shares.total())?,
+    /// The tables in the memory of the map `FLOWS`.
+    #[must_use]
+    pub const fn new(buckets: Mapped<Bucket<AtomicU64>>, shares: Shares, seed: Seed) -> Self {
+        Self {
+            buckets,
             shares,
             seed,
-        })
+        }
     }
 
     /// Where a translated flow is, if it is anywhere.
@@ -45,6 +41,14 @@ impl Flows {
     pub fn entry(&self, table: Table, key: &FlowKey) -> Option<Entry> {
         let (bucket, hash) = self.bucket(table, key);
         bucket.find(hash, key.local_port).map(|found| found.entry)
+    }
+
+    /// The entry of a TCP flow.
+    #[must_use]
+    pub fn connection(&self, key: &FlowKey) -> Option<Entry> {
+        [Table::Tcp, Table::Syn]
+            .into_iter()
+            .find_map(|table| self.entry(table, key))
     }
 
     /// Every entry, with its table and its target.

@@ -16,6 +16,7 @@ use crate::ethtool;
 use crate::facts::{Facts, Loaded};
 use crate::interface::{Netlink, Snapshot};
 use crate::lifecycle::LifecycleError;
+use crate::memory;
 use crate::pins::PinDir;
 use crate::plan::{Engine, EngineChoice, Plan, Planned};
 use crate::settings::Settings;
@@ -76,7 +77,7 @@ impl Host {
         let mut datapath = Datapath::load(options, pins.as_ref())?;
         if is_logging {
             tokio::spawn(forward_log(EbpfLogger::init_with_logger(
-                datapath.ebpf(),
+                datapath.object()?,
                 DecisionLog,
             )?));
         }
@@ -212,6 +213,7 @@ impl Host {
             return Err(error);
         }
         self.state = state;
+        memory::give_back();
         if self.needs_listeners() {
             // Those that began to listen before the switch.
             self.register()?;
@@ -242,7 +244,12 @@ impl Host {
     ///
     /// When the connections of this host cannot be listed.
     pub fn next(&self, settings: Settings) -> anyhow::Result<State> {
-        let live = self.datapath.live(&sockets::list(Kind::Connected)?);
+        // To ask for all flows takes its time.
+        let live = if self.state.history.is_empty() {
+            BTreeSet::new()
+        } else {
+            self.datapath.live(&sockets::list(Kind::Connected)?)?
+        };
         let history = self.state.history.after(
             &self.state.settings.rules,
             &settings.rules,
@@ -265,6 +272,7 @@ impl Host {
         };
         self.table = compile(&state)?;
         self.state = *state;
+        memory::give_back();
         self.adopt();
         Ok(())
     }
@@ -313,7 +321,7 @@ impl Host {
         let mut is_said = false;
         loop {
             let connections = sockets::list(Kind::Connected)?;
-            let count = self.datapath.count_redirected(&self.table, &connections);
+            let count = self.datapath.count_redirected(&self.table, &connections)?;
             if count == 0 {
                 return Ok(());
             }

@@ -1,5 +1,5 @@
-//! Array maps as memory: what is large, or changes in many places at once, is
-//! read and written without a call per element.
+//! Memory: array maps as memory, so that what is large, or changes in many places
+//! at once, is read and written without a call per element; and what is given back.
 
 use std::fmt;
 use std::io;
@@ -11,6 +11,17 @@ use std::sync::atomic::AtomicU64;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use portredir_common::bucket::Bucket;
+
+/// Has the allocator give back to the kernel what nobody uses any more, after
+/// much was needed for a moment. Not every C library keeps it.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "a function of the C library")]
+    // SAFETY: it may be called at any time (malloc_trim(3)).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
 
 /// Elements that programs and user space may access at the same time, and of
 /// which any bytes are one.

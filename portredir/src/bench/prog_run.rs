@@ -250,7 +250,8 @@ fn remember(
         Protocol::Udp => FlowTable::Udp,
     };
     let key = kind.key(local_port);
-    let (bucket, hash) = datapath.flows().bucket(table, &key);
+    let flows = datapath.flows()?;
+    let (bucket, hash) = flows.bucket(table, &key);
     bucket.put(hash, key.local_port, Entry::new(hash, &flow, false));
     Ok(())
 }

@@ -169,7 +169,7 @@ impl Datapath {
     /// The listeners no longer have the connections of an interface.
     fn leave_scope(&mut self, index: u32) {
         // It is not there when the interface was not told.
-        let _ = BpfHashMap::<_, u32, u8>::try_from(self.map("SCOPE"))
+        let _ = BpfHashMap::<_, u32, u8>::try_from(self.map_mut("SCOPE"))
             .and_then(|mut scope| scope.remove(&index));
     }
 

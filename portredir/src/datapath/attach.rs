@@ -157,7 +157,7 @@ impl Datapath {
         }
         let mode = self.lookup.as_ref().map(|lookup| lookup.mode.clone());
         let name = "SCOPE";
-        BpfHashMap::<_, u32, u8>::try_from(self.map(name))
+        BpfHashMap::<_, u32, u8>::try_from(self.map_mut(name))
             .and_then(|mut scope| scope.insert(ifindex, 1, 0))
             .map_err(map_error(name))?;
         Ok((Attached::Lookup, mode.unwrap_or_default()))

@@ -18,7 +18,7 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn counters(&self) -> Result<Vec<(CounterKey, Counter)>, DatapathError> {
         let name = "COUNTERS";
-        let map = self.ebpf.map(name).expect("the object has the map");
+        let map = self.map(name);
         let map = PerCpuHashMap::<&MapData, CounterKey, Counter>::try_from(map)
             .map_err(map_error(name))?;
         let mut counters = HashMap::<CounterKey, Counter>::new();
@@ -28,7 +28,7 @@ impl Datapath {
             per_cpu.iter().for_each(|cpu| sum.add(cpu));
         }
         let name = "HITS";
-        let map = self.ebpf.map(name).expect("the object has the map");
+        let map = self.map(name);
         let map = PerCpuArray::<&MapData, Hits>::try_from(map).map_err(map_error(name))?;
         for per_cpu in map.iter() {
             let per_cpu = per_cpu.map_err(map_error(name))?;
@@ -46,7 +46,8 @@ impl Datapath {
         is_meant: impl Fn(&CounterKey) -> bool,
     ) -> Result<Vec<(CounterKey, Counter)>, DatapathError> {
         let name = "HITS";
-        let mut map = PerCpuArray::<_, Hits>::try_from(self.map(name)).map_err(map_error(name))?;
+        let mut map =
+            PerCpuArray::<_, Hits>::try_from(self.map_mut(name)).map_err(map_error(name))?;
         let mut taken = Vec::new();
         for place in 0..Hits::PLACES {
             let mut per_cpu = map.get(&place, 0).map_err(map_error(name))?.to_vec();
@@ -80,7 +81,7 @@ impl Datapath {
             sums.entry(key.rule).or_default().add(&counter);
         }
         let name = "COUNTERS";
-        let map = self.map(name);
+        let map = self.map_mut(name);
         let mut map =
             PerCpuHashMap::<_, CounterKey, Counter>::try_from(map).map_err(map_error(name))?;
         for (rule, sum) in sums {
@@ -124,7 +125,7 @@ impl Datapath {
     ) -> Result<Vec<(CounterKey, Counter)>, DatapathError> {
         let mut taken = self.take_hits(&is_meant)?;
         let name = "COUNTERS";
-        let map = self.map(name);
+        let map = self.map_mut(name);
         let mut map =
             PerCpuHashMap::<_, CounterKey, Counter>::try_from(map).map_err(map_error(name))?;
         let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
@@ -144,7 +145,7 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn reasons(&self) -> Result<Vec<u64>, DatapathError> {
         let name = "REASONS";
-        let map = self.ebpf.map(name).expect("the object has the map");
+        let map = self.map(name);
         let map = PerCpuArray::<&MapData, u64>::try_from(map).map_err(map_error(name))?;
         map.iter()
             .map(|per_cpu| Ok(per_cpu?.iter().sum()))

@@ -40,7 +40,7 @@ impl Datapath {
     ) -> Result<Vec<Unregistered>, DatapathError> {
         let name = "LISTENERS";
         let mut registered = HashMap::<(Addr, Port), u8>::new();
-        let map = self.ebpf.map(name).expect("the object has the map");
+        let map = self.map(name);
         let map = SockHash::<_, ListenerKey>::try_from(map).map_err(map_error(name))?;
         for key in map.keys() {
             // One that closes meanwhile ends the walk; the next call sees the rest.

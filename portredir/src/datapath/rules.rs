@@ -19,7 +19,7 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn generation(&self) -> Result<u32, DatapathError> {
         let name = "GENERATION";
-        let map = self.ebpf.map(name).expect("the object has the map");
+        let map = self.map(name);
         Array::<_, u32>::try_from(map)
             .and_then(|map| map.get(&0, 0))
             .map_err(map_error(name))
@@ -32,7 +32,7 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn switch_to(&mut self, generation: u32) -> Result<(), DatapathError> {
         let name = "GENERATION";
-        Array::<_, u32>::try_from(self.map(name))
+        Array::<_, u32>::try_from(self.map_mut(name))
             .and_then(|mut map| map.set(0, generation, 0))
             .map_err(map_error(name))
     }
@@ -57,13 +57,13 @@ impl Datapath {
         let bit = generation << 31;
         self.fill_ports(generation, &table.ports);
         let is_old = |key: &u32| Old::generation(*key) == generation;
-        fill_hash(self.map("OLD"), is_old, {
+        fill_hash(self.map_mut("OLD"), is_old, {
             let key = |index: &u32| Old::key(generation, *index);
             table.old.iter().map(move |(index, old)| (key(index), *old))
         })
         .map_err(map_error("OLD"))?;
         fill_hash(
-            self.map("ADDRS"),
+            self.map_mut("ADDRS"),
             |key: &AddrKey| key.set >> 31 == generation,
             {
                 table.addrs.iter().map(|(key, group)| {
@@ -74,7 +74,7 @@ impl Datapath {
         )
         .map_err(map_error("ADDRS"))?;
         let name = "SOURCES";
-        let mut map = LpmTrie::<_, SourceKey, Candidates>::try_from(self.map(name))
+        let mut map = LpmTrie::<_, SourceKey, Candidates>::try_from(self.map_mut(name))
             .map_err(map_error(name))?;
         let keys: Vec<_> = map.keys().filter_map(Result::ok).collect();
         for key in keys
@@ -124,7 +124,7 @@ impl Datapath {
             };
             (key, mask)
         });
-        fill_hash(self.map("IFACES"), is_gone, masks).map_err(map_error("IFACES"))
+        fill_hash(self.map_mut("IFACES"), is_gone, masks).map_err(map_error("IFACES"))
     }
 }
 

@@ -65,7 +65,7 @@ fn datapath() -> Datapath {
 
 /// How many sockets are registered, by their address.
 fn registered(datapath: &mut Datapath) -> BTreeMap<[u8; 16], usize> {
-    let map = datapath.ebpf().map("LISTENERS").expect("the map");
+    let map = datapath.map("LISTENERS");
     let map = SockHash::<_, ListenerKey>::try_from(map).expect("of sockets");
     let mut count = BTreeMap::new();
     for key in map.keys() {

@@ -70,7 +70,8 @@ pub fn programs(_: &mut Rigs) {
         };
         let mut datapath = Datapath::load(options, None).expect("load the object");
         let names: BTreeSet<_> = datapath
-            .ebpf()
+            .object()
+            .expect("it is loaded")
             .programs()
             .map(|(name, _)| name.to_owned())
             .collect();

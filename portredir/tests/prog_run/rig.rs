@@ -9,6 +9,7 @@ use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Test
 use aya::util::nr_cpus;
 use nix::time::{ClockId, clock_gettime};
 use portredir::datapath::{Datapath, Sizes};
+use portredir::flows::Flows;
 use portredir_common::abi::{
     Counter, CounterKey, Epoch, FlowKey, Hits, LOOPBACK_IFINDEX, Port, Protocol, remapped_place,
 };
@@ -117,6 +118,7 @@ impl fmt::Debug for Outcome {
 /// The programs with one list of rules.
 pub struct Rig {
     datapath: Datapath,
+    flows: Flows,
     reasons: Vec<u64>,
     /// What the flow maps contain.
     tables: Tables,
@@ -129,8 +131,10 @@ impl Rig {
         let mut datapath = Datapath::load(sizes.into(), None).expect("load the object");
         datapath.set_local(&local_addrs()).expect("fill LOCAL");
         let reasons = datapath.reasons().expect("read REASONS");
+        let flows = datapath.flows().expect("map FLOWS");
         let mut rig = Self {
             datapath,
+            flows,
             reasons,
             tables: Tables::default(),
             targets: Vec::new(),
@@ -169,7 +173,7 @@ impl Rig {
     /// Replaces all flow state.
     pub fn set_tables(&mut self, tables: &Tables) {
         self.tables = tables.clone();
-        self.datapath.flows().clear();
+        self.flows.clear();
         for name in ["GIVEN", "GIVEN_TCP", "REMAP", "REMAP_TCP"] {
             let keys: Result<Vec<_>, _> = self.ports(name).keys().collect();
             for key in keys.expect("read the keys") {
@@ -189,7 +193,7 @@ impl Rig {
                         .insert(*key, flow.client_port.bytes(), 0)
                         .expect("insert a port");
                 }
-                let (bucket, hash) = self.datapath.flows().bucket(table, key);
+                let (bucket, hash) = self.flows.bucket(table, key);
                 bucket.put(hash, key.local_port, Entry::new(hash, flow, is_remapped));
             }
         }
@@ -202,7 +206,7 @@ impl Rig {
 
     fn note_remapped(&mut self, original: &FlowKey, value: u8) {
         let (element, byte) = remapped_place(original.client, original.client_port);
-        let map = self.datapath.ebpf().map_mut("REMAPPED").expect("the map");
+        let map = self.datapath.map_mut("REMAPPED");
         let mut map: Array<_, [u8; 64]> = map.try_into().expect("of bytes");
         let mut bytes = map.get(&element, 0).expect("read an element");
         bytes[byte] = value;
@@ -243,7 +247,7 @@ impl Rig {
             .chain(remapped)
             .flat_map(to_targets)
             .collect();
-        let flows = self.datapath.flows();
+        let flows = &self.flows;
         for table in FLOWS {
             let found = tables.get_mut(table);
             let protocol = match table {
@@ -270,11 +274,7 @@ impl Rig {
     }
 
     fn ports(&mut self, name: &str) -> BpfHashMap<&mut MapData, FlowKey, [u8; 2]> {
-        let map = self
-            .datapath
-            .ebpf()
-            .map_mut(name)
-            .expect("the object has the map");
+        let map = self.datapath.map_mut(name);
         map.try_into().expect("a hash map of ports")
     }
 
@@ -282,8 +282,7 @@ impl Rig {
     /// CPUs: reading all places takes longer than a run.
     fn counters(&mut self) -> Vec<(CounterKey, Counter)> {
         const RULES: u32 = 20;
-        let ebpf = self.datapath.ebpf();
-        let map = ebpf.map("HITS").expect("the object has the map");
+        let map = self.datapath.map("HITS");
         let map = PerCpuArray::<_, Hits>::try_from(map).expect("of hits");
         let mut counters = Vec::new();
         let keys = [LOOPBACK_IFINDEX, OTHER_IFINDEX]
@@ -305,11 +304,7 @@ impl Rig {
     /// Forgets what was counted for rules.
     pub fn clear_counters(&mut self) {
         let keys = self.counters();
-        let map = self
-            .datapath
-            .ebpf()
-            .map_mut("HITS")
-            .expect("the object has the map");
+        let map = self.datapath.map_mut("HITS");
         let mut map = PerCpuArray::<_, Hits>::try_from(map).expect("of hits");
         for (key, _) in keys {
             let none = vec![Hits::default(); nr_cpus().expect("the CPUs")];
