@@ -27,7 +27,6 @@ use super::variant::{self, CONNTRACK, Subject, Variant};
 use super::{conntrack, server};
 use crate::ethtool;
 use crate::facts::Facts;
-use crate::plan::EngineChoice;
 
 /// Where new flows come from; the lower half of the address varies.
 pub const FLOWS: [u8; 4] = [198, 19, 0, 0];
@@ -50,8 +49,8 @@ const FIRST_IFINDEX: u32 = 1000;
 
 /// A cgroup that is deleted when dropped, after its processes.
 ///
-/// The engine `socket` hears of servers by a program on a cgroup. On the root every
-/// other variant would pay for it too.
+/// Ours hears of servers and connections by programs on a cgroup. On the root
+/// every other variant would pay for them too.
 #[derive(Debug)]
 struct Cgroup(PathBuf);
 
@@ -84,6 +83,7 @@ pub struct Site {
     /// Who redirects, where that is a program.
     pub redirector: Option<Process>,
     server: Process,
+    _cgroup: Option<Cgroup>,
     namespace: Namespace,
     number: u8,
 }
@@ -128,7 +128,6 @@ pub struct Lab {
     pub members: Vec<Member>,
     /// Where clients are.
     pub client: Namespace,
-    cgroup: Option<Cgroup>,
 }
 
 impl Lab {
@@ -159,7 +158,6 @@ impl Lab {
         let mut lab = Self {
             members: Vec::new(),
             client,
-            cgroup: Cgroup::new(name),
         };
         let mut versions = HashMap::new();
         for (number, variant) in (1..=u8::MAX).zip(variants) {
@@ -209,14 +207,15 @@ impl Lab {
             let mut nft = Command::new("nft");
             namespace.run(nft.args(["-f", "-"]), CONNTRACK)?;
         }
+        let cgroup = match variant.subject {
+            Subject::Ours(_) => Cgroup::new(&namespace.name),
+            _ => None,
+        };
         let dir = dir.inner(&number.to_string())?;
-        let is_socket = variant.subject == Subject::Ours(EngineChoice::Socket);
-        let cgroup = self.cgroup.as_ref().map(|cgroup| cgroup.0.as_path());
-        let cgroup = cgroup.filter(|_| is_socket);
         let launch = Launch {
             namespace: Some(&namespace),
             scheduling: Some(scheduling),
-            cgroup,
+            cgroup: cgroup.as_ref().map(|cgroup| cgroup.0.as_path()),
             dir: &dir,
             is_piped: false,
         };
@@ -227,6 +226,7 @@ impl Lab {
         Ok(Site {
             redirector,
             server,
+            _cgroup: cgroup,
             namespace,
             number,
         })

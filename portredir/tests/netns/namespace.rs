@@ -108,6 +108,16 @@ impl Namespace {
         let path = Path::new("/proc/thread-self/net").join(name);
         self.enter(|| fs::read_to_string(path)).expect(name)
     }
+
+    /// A counter of the kernel's TCP (RFC 4022).
+    pub fn tcp_counter(&self, name: &str) -> u64 {
+        let snmp = self.proc_net("snmp");
+        let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+        let mut both = names.split(' ').zip(values.split(' '));
+        let (_, value) = both.find(|(found, _)| *found == name).expect(name);
+        value.parse().expect("a number")
+    }
 }
 
 impl Drop for Namespace {

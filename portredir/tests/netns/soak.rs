@@ -72,7 +72,7 @@ fn soak(engine: &'static str) {
     assert!(drops.values().all(|count| *count == 0), "drops: {drops:?}");
     assert_eq!(self::resets(&lab), resets, "connections reset");
     // One for what is repeated after the end says nothing.
-    let sent = [&lab.client, &lab.host].map(|namespace| tcp_counter(namespace, "OutRsts"));
+    let sent = [&lab.client, &lab.host].map(|namespace| namespace.tcp_counter("OutRsts"));
     note(&format!("RST that client and host sent: {sent:?}"));
     lab.check_checksums();
     host.down();
@@ -245,17 +245,7 @@ fn come_and_go(lab: &Lab) {
 
 /// Connections that were reset, on both hosts.
 fn resets(lab: &Lab) -> [u64; 2] {
-    [&lab.client, &lab.host].map(|namespace| tcp_counter(namespace, "EstabResets"))
-}
-
-/// A counter of the kernel (RFC 4022).
-fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
-    let snmp = namespace.proc_net("snmp");
-    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let mut both = names.split(' ').zip(values.split(' '));
-    let (_, value) = both.find(|(found, _)| *found == name).expect(name);
-    value.parse().expect("a number")
+    [&lab.client, &lab.host].map(|namespace| namespace.tcp_counter("EstabResets"))
 }
 
 /// Says back what it hears, as long as it is said.
