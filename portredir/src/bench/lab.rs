@@ -50,7 +50,8 @@ const FIRST_IFINDEX: u32 = 1000;
 /// A cgroup that is deleted when dropped, after its processes.
 ///
 /// Ours hears of servers and connections by programs on a cgroup. On the root
-/// every other variant would pay for them too.
+/// every other variant would pay for them too. Each variant has one, as to be in
+/// a cgroup has its own cost.
 #[derive(Debug)]
 struct Cgroup(PathBuf);
 
@@ -207,10 +208,7 @@ impl Lab {
             let mut nft = Command::new("nft");
             namespace.run(nft.args(["-f", "-"]), CONNTRACK)?;
         }
-        let cgroup = match variant.subject {
-            Subject::Ours(_) => Cgroup::new(&namespace.name),
-            _ => None,
-        };
+        let cgroup = Cgroup::new(&namespace.name);
         let dir = dir.inner(&number.to_string())?;
         let launch = Launch {
             namespace: Some(&namespace),
