@@ -38,7 +38,8 @@ impl Datapath {
     }
 
     fn attach_wire(&mut self, planned: &Planned) -> Result<(Attached, Mode), DatapathError> {
-        if self.watch.is_none() {
+        // What is refused once is not tried again for the next interface.
+        if self.watch.is_none() && !self.is_rewriting() {
             self.watch = self.attach_watch();
         }
         let wire = self.attach_device(planned);

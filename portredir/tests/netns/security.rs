@@ -12,6 +12,7 @@ use std::time::Duration;
 use aya::maps::MapData;
 
 use crate::ask::{Answerer, Asker};
+use crate::cgroup::Cgroup;
 use crate::extent::allow;
 use crate::forge::{self, Error, Forger, Segment, add_nowhere, nowhere, tcp, udp};
 use crate::lab::{Family, Lab};
@@ -37,6 +38,11 @@ pub fn add(tests: &mut Tests) {
         let cell = Cell { engine, ..CELL };
         let name = format!("security/forged_ack_to_silent_connection/{engine}");
         tests.add(name, &[], move || forged_ack_to_silent_connection(&cell));
+    }
+    for engine in ["xdp", "tc"] {
+        let cell = Cell { engine, ..CELL };
+        let name = format!("security/unwatched/{engine}");
+        tests.add(name, &[], move || unwatched(&cell));
     }
     tests.add("security/memory_of_tables", &[], memory_of_tables);
     tests.add("security/other_users_see_nothing", &[], see_nothing);
@@ -66,6 +72,37 @@ struct Damage {
     is_udp_answered: bool,
     /// What the host knows of the way to the client.
     route: Option<String>,
+}
+
+/// Where the kernel does not tell what servers accept, connections are known by
+/// their packets: servers are outside of the cgroup, or another program is there
+/// that suffers none beside it.
+fn unwatched(cell: &Cell) {
+    for is_refused in [false, true] {
+        let lab = Lab::new(cell);
+        let cgroup = Cgroup::new(&lab.host.name);
+        if is_refused {
+            cgroup.occupy(&lab.host);
+        }
+        let acceptor = Acceptor::start(&lab.host, 8080);
+        let by = |port| cell.family.host(port);
+        let mut pairs = vec![Pair::new(&lab.client, &acceptor, 41_000, by(8080))];
+        // Loopback has no native XDP.
+        let iface = if cell.engine == "xdp" { "h0" } else { "h0,lo" };
+        let args = ["--iface", iface, "--engine", cell.engine];
+        let rules = ["--cgroup", cgroup.path(), "80:8080"];
+        let redirector = Redirector::start(&lab.host, &[args.as_slice(), &rules].concat());
+        for (from, port) in [(41_001, 8080), (41_002, 80), (41_003, 80)] {
+            pairs.push(Pair::new(&lab.client, &acceptor, from, by(port)));
+        }
+        for when in ["at first", "later"] {
+            pairs.iter_mut().for_each(|pair| pair.talk(50_000, when));
+        }
+        let warning = "connections are known by their packets alone";
+        let warnings = redirector.process.err().matches(warning).count();
+        assert_eq!(warnings, usize::from(is_refused));
+        redirector.finish(&lab);
+    }
 }
 
 /// Errors and segments that nobody has sent, about connections to a port: with us
