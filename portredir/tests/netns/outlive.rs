@@ -15,7 +15,7 @@ use crate::process::{DEADLINE, Process, note, slow, wait_for};
 use crate::redirector::{PROGRAM, attached, copy_for_everybody};
 use crate::serve::Echo;
 use crate::talk::{Conn, PROTOS, Proto, is_refused};
-use crate::{Cell, ENGINES, Tests};
+use crate::{Cell, ENGINES, Tests, skip};
 
 pub fn add(tests: &mut Tests) {
     tests.add_for(&ENGINES, "up_and_down", &[], up_and_down);
@@ -1138,6 +1138,9 @@ fn kill_at_calls() {
     // How many of each, counted from the end of the command.
     const LAST: [(&str, usize); 4] = [("connect", 2), ("sendto", 3), ("bpf", 12), ("write", 2)];
     let lab = Lab::new(&CELL);
+    if !lab.host.succeeds(&["strace", "-o", "/dev/null", "true"]) {
+        skip("needs ptrace(2)");
+    }
     let host = Host::of(&lab);
     host.up(&["80:8080"]);
     let trace = lab.dir.0.join("trace");

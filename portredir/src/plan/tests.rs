@@ -1,0 +1,510 @@
+use clap::Parser as _;
+use portredir_common::wire::Link;
+
+use super::*;
+use crate::cli::Cli;
+use crate::netdev::XdpFeatures;
+
+fn interface(index: u32, name: &str) -> Interface {
+    Interface {
+        index,
+        name: name.into(),
+        is_up: true,
+        link: Link::Ethernet,
+        kind: None,
+        driver: None,
+        master: None,
+        is_tracked_bridge: false,
+        lower: None,
+        xdp: None,
+        mtu: 1500,
+        xdp_features: None,
+    }
+}
+
+fn kind(index: u32, name: &str, kind: &str) -> Interface {
+    Interface {
+        kind: Some(kind.into()),
+        ..interface(index, name)
+    }
+}
+
+fn driver(index: u32, name: &str, driver: &str) -> Interface {
+    Interface {
+        driver: Some(driver.into()),
+        ..interface(index, name)
+    }
+}
+
+fn port(interface: Interface, master: u32) -> Interface {
+    Interface {
+        master: Some(master),
+        ..interface
+    }
+}
+
+fn on(interface: Interface, lower: u32) -> Interface {
+    Interface {
+        lower: Some(lower),
+        ..interface
+    }
+}
+
+fn snapshot(interfaces: impl IntoIterator<Item = Interface>) -> Snapshot {
+    Snapshot {
+        interfaces: interfaces.into_iter().map(|i| (i.index, i)).collect(),
+        ..Snapshot::default()
+    }
+}
+
+fn facts() -> Facts {
+    Facts {
+        cgroup: Some("/sys/fs/cgroup".into()),
+        tcx: Some(true),
+        page_bytes: 4096,
+    }
+}
+
+struct Others;
+
+impl Programs for Others {
+    fn name(&self, id: u32) -> String {
+        format!("probe (id {id})")
+    }
+
+    fn tcx(&self, interface: &str) -> Vec<String> {
+        let has_some = interface == "cilium0";
+        has_some
+            .then(|| "cil_from_netdev (id 9)".into())
+            .into_iter()
+            .collect()
+    }
+}
+
+/// From a command line without the rule.
+fn settings(text: &str) -> Settings {
+    let words = ["portredir"].into_iter().chain(text.split_whitespace());
+    Cli::parse_from(words.chain(["80:8080"]))
+        .run
+        .options
+        .settings()
+        .expect("settings")
+}
+
+fn plan(snapshot: &Snapshot, text: &str) -> Plan {
+    snapshot.plan(&settings(text), &facts(), &BTreeMap::new(), &Others)
+}
+
+/// The plan when these are attached already.
+fn next_plan(snapshot: &Snapshot, text: &str, attached: &[(u32, SelectedBy)]) -> Plan {
+    let attached = attached.iter().copied().collect();
+    snapshot.plan(&settings(text), &facts(), &attached, &Others)
+}
+
+fn engines(plan: &Plan) -> Vec<(&str, &str, &str)> {
+    plan.attach
+        .values()
+        .map(|p| (p.interface.name.as_str(), p.engine.name(), p.hook))
+        .collect()
+}
+
+fn names(plan: &Plan) -> Vec<&str> {
+    engines(plan).into_iter().map(|(name, ..)| name).collect()
+}
+
+fn skipped(plan: &Plan) -> Vec<(&str, &str)> {
+    plan.skip
+        .iter()
+        .map(|s| (s.name.as_str(), s.why.as_str()))
+        .collect()
+}
+
+#[test]
+fn auto_uses_native_xdp_on_real_nics_alone() {
+    let snapshot = snapshot([
+        interface(1, "lo"),
+        driver(2, "eth0", "i40e"),
+        driver(3, "eth1", "virtio_net"),
+        kind(4, "veth0", "veth"),
+        Interface {
+            link: Link::Ip,
+            ..kind(5, "wg0", "wireguard")
+        },
+        driver(6, "wlan0", "iwlwifi"),
+    ]);
+    let plan = plan(&snapshot, "");
+    let expected = [
+        ("lo", "socket", "cgroup"),
+        ("eth0", "xdp", "native"),
+        ("eth1", "tc", "tcx"),
+        ("veth0", "tc", "tcx"),
+        ("wg0", "tc", "tcx"),
+        ("wlan0", "tc", "tcx"),
+    ];
+    assert_eq!(engines(&plan), expected);
+    assert!(plan.attach.values().all(|p| !p.why.is_empty()));
+    let veth = &plan.attach[&4];
+    assert_eq!(
+        veth.rejected,
+        [Rejected {
+            engine: "xdp",
+            why: "native XDP on veth would cost the peer its TSO".into()
+        }]
+    );
+}
+
+#[test]
+fn what_the_driver_says_of_its_xdp_counts() {
+    let with = |features, mtu| {
+        snapshot([Interface {
+            xdp_features: Some(XdpFeatures(features)),
+            mtu,
+            ..driver(2, "eth0", "ena")
+        }])
+    };
+    let basic = XdpFeatures::BASIC;
+    assert_eq!(engines(&plan(&with(basic, 3498), ""))[0].1, "xdp");
+    assert_eq!(
+        engines(&plan(&with(basic | XdpFeatures::RX_SG, 9001), ""))[0].1,
+        "xdp"
+    );
+    let jumbo = with(basic, 9001);
+    let auto = plan(&jumbo, "");
+    assert_eq!(engines(&auto)[0].1, "tc");
+    let why = &auto.attach[&2].why;
+    assert!(
+        why.contains("MTU 9001") && why.contains("at most 3498"),
+        "{why}"
+    );
+    // The kernel may know better, and says why if it does not.
+    assert_eq!(engines(&plan(&jumbo, "--engine xdp"))[0].1, "xdp");
+
+    let none = with(0, 1500);
+    let auto = plan(&none, "");
+    assert_eq!(auto.attach[&2].why, "driver ena has no native XDP here");
+    let forced = plan(&none, "--engine xdp");
+    assert_eq!(
+        forced.refuse[0].to_string(),
+        "eth0: --engine xdp is impossible: driver ena has no native XDP here; \
+             use --engine tc or auto"
+    );
+    assert_eq!(
+        engines(&plan(&none, "--engine xdp-generic"))[0].2,
+        "generic"
+    );
+}
+
+#[test]
+fn packets_are_not_rewritten_on_loopback_unless_they_must() {
+    let snapshot = snapshot([interface(1, "lo")]);
+    let with = |text: &str, cgroup| {
+        let facts = Facts { cgroup, ..facts() };
+        let mut plan = snapshot.plan(&settings(text), &facts, &BTreeMap::new(), &Others);
+        plan.attach.remove(&1).expect("planned")
+    };
+    for engine in ["auto", "xdp", "xdp-generic"] {
+        let text = format!("--engine {engine} --iface lo");
+        let planned = with(&text, facts().cgroup);
+        assert_eq!(planned.engine, Engine::Cgroup, "{engine}");
+        assert!(planned.notes.is_empty());
+        let planned = with(&text, None);
+        assert_eq!(planned.engine, Engine::Tc, "{engine}");
+        assert!(planned.notes[0].contains("ct state invalid drop"));
+    }
+    for (engine, hook) in [("tc", "tcx"), ("tc-clsact", "clsact")] {
+        let planned = with(&format!("--engine {engine}"), facts().cgroup);
+        assert_eq!(planned.hook, hook);
+        assert!(planned.notes[0].contains("ct state invalid drop"));
+    }
+    let none = plan(&snapshot, "--no-local");
+    assert!(none.attach.is_empty());
+    assert_eq!(none.skip[0].name, "lo");
+}
+
+#[test]
+fn a_packet_crosses_one_hook() {
+    let snapshot = snapshot([
+        kind(3, "br0", "bridge"),
+        port(kind(4, "veth0", "veth"), 3),
+        on(kind(5, "br0.10", "vlan"), 3),
+        on(kind(6, "veth0.20", "vlan"), 4),
+        Interface {
+            is_up: false,
+            ..interface(7, "eth9")
+        },
+        on(kind(8, "vxlan0", "vxlan"), 3),
+    ]);
+    let all = plan(&snapshot, "--engine tc");
+    // The port is left to the bridge, so a VLAN on the port is on its own.
+    assert_eq!(names(&all), ["br0", "veth0.20", "vxlan0"]);
+    assert_eq!(
+        skipped(&all),
+        [
+            ("eth9", "down; used when it comes up"),
+            ("veth0", "port of bridge br0, which is used instead"),
+            ("br0.10", "vlan on br0, which sees its packets first"),
+        ]
+    );
+    assert_eq!(names(&plan(&snapshot, "--iface veth0")), ["veth0"]);
+    assert_eq!(names(&plan(&snapshot, "--iface veth0,br0")), ["br0"]);
+    // Who leaves the bridge out does not mean its ports.
+    let without = plan(&snapshot, "--iface !br0");
+    assert_eq!(names(&without), ["br0.10", "veth0.20", "vxlan0"]);
+    assert!(skipped(&without).contains(&("veth0", "port of bridge br0, which is left out")));
+}
+
+#[test]
+fn a_socket_look_up_sees_the_device_that_delivers() {
+    let snapshot = snapshot([
+        interface(1, "lo"),
+        kind(3, "br0", "bridge"),
+        port(kind(4, "veth0", "veth"), 3),
+        on(kind(5, "br0.10", "vlan"), 3),
+        kind(6, "red", "vrf"),
+        port(interface(7, "eth1"), 6),
+    ]);
+    let plan = plan(&snapshot, "--engine socket");
+    assert_eq!(names(&plan), ["lo", "br0", "br0.10", "red"]);
+    assert!(plan.attach.values().all(|p| p.engine == Engine::Lookup));
+    assert_eq!(
+        skipped(&plan),
+        [
+            (
+                "veth0",
+                "port of bridge br0; its packets reach sockets as br0's"
+            ),
+            (
+                "eth1",
+                "port of vrf red; its packets reach sockets as red's"
+            ),
+        ]
+    );
+}
+
+#[test]
+fn foreign_xdp_is_named_and_left_alone() {
+    let snapshot = snapshot([Interface {
+        xdp: Some(7),
+        ..driver(2, "eth0", "ice")
+    }]);
+    let auto = plan(&snapshot, "");
+    assert_eq!(engines(&auto), [("eth0", "tc", "tcx")]);
+    assert!(auto.attach[&2].why.contains("probe (id 7)"));
+    for engine in ["xdp", "xdp-generic"] {
+        let forced = plan(&snapshot, &format!("--engine {engine}"));
+        assert!(forced.attach.is_empty());
+        let error = forced.refuse[0].to_string();
+        assert!(error.contains("XDP is taken by probe (id 7)"), "{error}");
+    }
+    let ours = next_plan(&snapshot, "--engine xdp", &[(2, SelectedBy::Pattern)]);
+    assert_eq!(engines(&ours), [("eth0", "xdp", "native")]);
+}
+
+#[test]
+fn xdp_on_a_device_above_allows_none_below() {
+    let with_xdp = |interface| Interface {
+        xdp: Some(7),
+        ..interface
+    };
+    for upper in [on(kind(3, "eth0.10", "vlan"), 2), kind(3, "bond0", "bond")] {
+        let is_master = upper.lower.is_none();
+        let lower = driver(2, "eth0", "ice");
+        let lower = if is_master { port(lower, 3) } else { lower };
+        let snapshot = snapshot([lower, with_xdp(upper)]);
+        let auto = plan(&snapshot, "--iface eth0");
+        let why = &auto.attach[&2].why;
+        assert_eq!(auto.attach[&2].engine, Engine::Tc);
+        assert!(why.contains("above has XDP program probe (id 7)"), "{why}");
+        assert_eq!(plan(&snapshot, "--iface eth0 --engine xdp").refuse.len(), 1);
+    }
+    // Ours gives way to the device below when that comes up.
+    let macvlan = with_xdp(on(kind(3, "mv0", "macvlan"), 2));
+    let below = snapshot([driver(2, "eth0", "ice"), macvlan]);
+    let ours = next_plan(&below, "--engine xdp", &[(3, SelectedBy::Pattern)]);
+    assert_eq!(
+        engines(&ours),
+        [("eth0", "xdp", "native"), ("mv0", "tc", "tcx")]
+    );
+    assert!(ours.attach[&3].is_egress_only);
+    // A tunnel is above by name alone.
+    let tunnel = with_xdp(on(kind(3, "gre0", "gre"), 2));
+    let snapshot = snapshot([driver(2, "eth0", "ice"), tunnel]);
+    assert_eq!(engines(&plan(&snapshot, "--iface eth0"))[0].1, "xdp");
+}
+
+#[test]
+fn a_macvlan_is_hooked_for_replies() {
+    let snapshot = snapshot([driver(2, "eth0", "ice"), on(kind(3, "mv0", "macvlan"), 2)]);
+    let both = plan(&snapshot, "");
+    assert_eq!(
+        engines(&both),
+        [("eth0", "tc", "tcx"), ("mv0", "tc", "tcx")]
+    );
+    assert!(both.attach[&3].is_egress_only && !both.attach[&2].is_egress_only);
+    let why = &both.attach[&2].why;
+    assert!(why.contains("macvlan mv0"), "{why}");
+    let alone = plan(&snapshot, "--iface mv0");
+    assert!(!alone.attach[&3].is_egress_only);
+}
+
+#[test]
+fn foreign_tcx_is_named() {
+    let snapshot = snapshot([driver(2, "cilium0", "ena")]);
+    let notes = &plan(&snapshot, "").attach[&2].notes;
+    assert!(notes[0].contains("cil_from_netdev (id 9)"), "{notes:?}");
+    assert!(
+        plan(&snapshot, "--engine socket").attach[&2]
+            .notes
+            .is_empty()
+    );
+    let ours = next_plan(&snapshot, "", &[(2, SelectedBy::Pattern)]);
+    assert!(ours.attach[&2].notes.is_empty());
+}
+
+#[test]
+fn what_is_not_known_is_said_once() {
+    let snapshot = snapshot([interface(2, "eth0"), interface(3, "eth1")]);
+    let facts = Facts {
+        tcx: None,
+        ..facts()
+    };
+    let settings = settings("--iface eth*,wg*");
+    let plan = snapshot.plan(&settings, &facts, &BTreeMap::new(), &Others);
+    assert_eq!(plan.attach[&2].hook, "tcx or clsact");
+    assert_eq!(plan.notes.len(), 2);
+    assert!(plan.notes[0].starts_with("`wg*` matches no interface yet"));
+    assert!(plan.notes[1].contains("tcx or clsact"));
+}
+
+#[test]
+fn what_is_typed_wrong_is_refused() {
+    let snapshot = snapshot([interface(1, "lo"), interface(2, "eth0")]);
+    let check = |text: &str| {
+        let words = ["portredir"].into_iter().chain(text.split_whitespace());
+        let result = snapshot.check(
+            &Cli::parse_from(words)
+                .run
+                .options
+                .settings()
+                .expect("settings"),
+        );
+        result.map_err(|error| error.to_string())
+    };
+    assert_eq!(check("--iface eth*,wg* 80:8080"), Ok(()));
+    assert_eq!(
+        check("--engine socket --allow-loopback-target 80:8080"),
+        Ok(())
+    );
+    for (text, expected) in [
+        (
+            "--iface eth0,eth1 80:8080",
+            "no interface `eth1`; there are: lo, eth0",
+        ),
+        (
+            "--engine socket 80:8080/both",
+            "rule `80:8080/both` has UDP, and the socket engine redirects TCP only",
+        ),
+        (
+            "--allow-loopback-target 80:8080",
+            "--allow-loopback-target is for --engine socket",
+        ),
+        (
+            "80:8080 on eth0,wg*,eth7",
+            "no interface `eth7`; there are: lo, eth0",
+        ),
+    ] {
+        let error = check(text).expect_err(text);
+        assert!(error.starts_with(expected), "{text}: {error}");
+    }
+}
+
+#[test]
+fn the_firewall_has_to_let_in_what_it_sees() {
+    let snapshot = snapshot([interface(2, "eth0")]);
+    let open = |text| plan(&snapshot, text).firewall.open;
+    assert_eq!(
+        open("81:8080 53:5353/both"),
+        ["5353/tcp", "5353/udp", "8080/tcp"]
+    );
+    assert_eq!(open("--engine socket 443:8080"), ["80/tcp", "443/tcp"]);
+}
+
+#[test]
+fn attached_interfaces_are_kept_when_renamed() {
+    let renamed = snapshot([interface(2, "lan0")]);
+    let by_name = next_plan(&renamed, "--iface eth0", &[(2, SelectedBy::Name)]);
+    assert_eq!(names(&by_name), ["lan0"]);
+    assert_eq!(by_name.attach[&2].selected, SelectedBy::Name);
+    // Who gave a pattern meant what is called so.
+    let by_glob = next_plan(&renamed, "--iface eth*", &[(2, SelectedBy::Pattern)]);
+    assert!(by_glob.attach.is_empty());
+    let excluded = next_plan(&renamed, "--iface !lan0", &[(2, SelectedBy::Pattern)]);
+    assert!(excluded.attach.is_empty());
+    assert_eq!(names(&plan(&renamed, "--iface lan?")), ["lan0"]);
+    // What went down and was named itself stays as well.
+    let down = snapshot([Interface {
+        is_up: false,
+        ..interface(2, "eth0")
+    }]);
+    assert_eq!(names(&plan(&down, "--iface eth0")), ["eth0"]);
+}
+
+#[test]
+fn a_table_for_people_and_an_object_for_programs() {
+    let snapshot = snapshot([
+        kind(3, "br0", "bridge"),
+        port(kind(4, "veth0", "veth"), 3),
+        Interface {
+            link: Link::Ip,
+            ..kind(5, "tun0", "tun")
+        },
+    ]);
+    let plan = plan(&snapshot, "--engine xdp");
+    assert_eq!(
+        plan.to_string(),
+        "\
+INTERFACE  ENGINE  HOOK        WHY
+br0        xdp     native      asked for by --engine
+veth0      -       -           port of bridge br0, which is used instead
+tun0       xdp     impossible  tun has no Ethernet header
+firewall: let in 8080/tcp (it sees the target ports)
+"
+    );
+    let json = serde_json::to_value(plan.report()).expect("JSON");
+    assert_eq!(json["schema"], 1);
+    assert_eq!(json["engine"], "xdp");
+    assert_eq!(json["rules"][0], "80:8080");
+    let actions = [0, 1, 2].map(|i| json["interfaces"][i]["action"].as_str());
+    assert_eq!(actions, [Some("attach"), Some("skip"), Some("refuse")]);
+    assert_eq!(json["interfaces"][0]["hook"], "native");
+    assert!(json["interfaces"][1]["engine"].is_null());
+    assert_eq!(json["firewall"]["open"][0], "8080/tcp");
+}
+
+#[test]
+fn ports_of_a_tracked_bridge_are_hooked_instead() {
+    let bridge = Interface {
+        is_tracked_bridge: true,
+        ..kind(3, "br0", "bridge")
+    };
+    let snapshot = snapshot([
+        driver(2, "eth0", "ice"),
+        bridge,
+        port(kind(4, "veth0", "veth"), 3),
+        port(kind(5, "veth1", "veth"), 3),
+        on(kind(6, "br0.7", "vlan"), 3),
+    ]);
+    for (iface, hooked) in [
+        ("all", vec!["eth0", "veth0", "veth1"]),
+        ("br0", vec!["veth0", "veth1"]),
+        ("br0,!veth1", vec!["veth0"]),
+        // Better there, where it is rewritten late, than nowhere.
+        ("br0,!veth*", vec!["br0"]),
+        ("veth1", vec!["veth1"]),
+        ("!br0", vec!["eth0", "br0.7"]),
+    ] {
+        let plan = plan(&snapshot, &format!("--iface {iface}"));
+        let names: Vec<_> = plan.attach.values().map(|p| &p.interface.name).collect();
+        assert_eq!(names, hooked, "{iface}");
+    }
+}
