@@ -101,6 +101,8 @@ fn unwatched(cell: &Cell) {
         let warning = "connections are known by their packets alone";
         let warnings = redirector.process.err().matches(warning).count();
         assert_eq!(warnings, usize::from(is_refused));
+        // It would wait for their end.
+        drop(pairs);
         redirector.finish(&lab);
     }
 }
