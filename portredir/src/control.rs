@@ -129,7 +129,10 @@ fn exchange(request: Request) -> io::Result<Option<Reply>> {
 /// What was asked, and is not answered yet.
 #[derive(Debug)]
 #[must_use = "what is not answered may not be done"]
-pub struct Question(UnixStream);
+pub struct Question {
+    request: Request,
+    stream: UnixStream,
+}
 
 /// Asks the process of this network namespace for something, and does not wait;
 /// `None` when there is no such process. It is done also if the one who asks
@@ -144,7 +147,7 @@ pub fn send(request: Request) -> io::Result<Option<Question>> {
     };
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(&line(&request))?;
-    Ok(Some(Question(stream)))
+    Ok(Some(Question { request, stream }))
 }
 
 impl Question {
@@ -159,8 +162,8 @@ impl Question {
 
     fn reply(mut self) -> io::Result<Option<Reply>> {
         let mut text = String::new();
-        self.0.read_to_string(&mut text)?;
-        if text.is_empty() {
+        self.stream.read_to_string(&mut text)?;
+        if self.request == Request::Stop && text.is_empty() {
             // It was faster to end than to answer.
             return Ok(None);
         }

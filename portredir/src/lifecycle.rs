@@ -298,10 +298,7 @@ pub async fn change(
         let (mut host, snapshot, lock) = session.host(&before, state)?;
         let mut state = host.next(after.clone())?;
         state.pending = pending(Some(&before), care);
-        let told = tell_follower();
-        host.commit(&snapshot, state)?;
-        drop(lock);
-        told.wait();
+        commit(&mut host, &snapshot, state, lock)?;
     }
     print_diff(Some(&before), &after)?;
     if care.confirm.is_some() && !care.dry_run {
@@ -325,11 +322,17 @@ pub async fn confirm() -> anyhow::Result<()> {
         pending: None,
         ..host.state.clone()
     };
+    commit(&mut host, &snapshot, state, lock)?;
+    eprintln!("confirmed");
+    Ok(())
+}
+
+/// Makes a state valid, and waits until the one who follows reads it.
+fn commit(host: &mut Host, snapshot: &Snapshot, state: State, lock: Lock) -> anyhow::Result<()> {
     let told = tell_follower();
-    host.commit(&snapshot, state)?;
+    host.commit(snapshot, state)?;
     drop(lock);
     told.wait();
-    eprintln!("confirmed");
     Ok(())
 }
 

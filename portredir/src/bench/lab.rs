@@ -56,8 +56,8 @@ const FIRST_IFINDEX: u32 = 1000;
 struct Cgroup(PathBuf);
 
 impl Cgroup {
-    fn new(name: &str) -> Option<Self> {
-        let path = Facts::read(None).cgroup?.join(name);
+    fn new(root: &Path, name: &str) -> Option<Self> {
+        let path = root.join(name);
         fs::create_dir(&path).ok()?;
         Some(Self(path))
     }
@@ -129,6 +129,8 @@ pub struct Lab {
     pub members: Vec<Member>,
     /// Where clients are.
     pub client: Namespace,
+    /// Where cgroups are made, if anywhere.
+    cgroups: Option<PathBuf>,
 }
 
 impl Lab {
@@ -159,6 +161,7 @@ impl Lab {
         let mut lab = Self {
             members: Vec::new(),
             client,
+            cgroups: Facts::read(None).cgroup,
         };
         let mut versions = HashMap::new();
         for (number, variant) in (1..=u8::MAX).zip(variants) {
@@ -208,7 +211,8 @@ impl Lab {
             let mut nft = Command::new("nft");
             namespace.run(nft.args(["-f", "-"]), CONNTRACK)?;
         }
-        let cgroup = Cgroup::new(&namespace.name);
+        let root = self.cgroups.as_deref();
+        let cgroup = root.and_then(|root| Cgroup::new(root, &namespace.name));
         let dir = dir.inner(&number.to_string())?;
         let launch = Launch {
             namespace: Some(&namespace),

@@ -4,10 +4,21 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::foreign;
 use crate::namespace::{Namespace, stale};
 use crate::process::Process;
 use crate::serve::python;
 use crate::skip;
+
+/// Attaches a program to the sockets of a cgroup, alone.
+const OCCUPY: &str = r#"
+program = insn(0xb7, imm=1) + insn(0x95) # return 1
+code = ctypes.create_string_buffer(program, len(program))
+licence = ctypes.create_string_buffer(b"GPL")
+# BPF_PROG_TYPE_SOCK_OPS, BPF_CGROUP_SOCK_OPS
+program = bpf(5, "IIQQ", 13, len(program) // 8, pointer(code), pointer(licence))
+bpf(8, "IIII", os.open(sys.argv[1], os.O_RDONLY), program, 3, 0)
+"#;
 
 /// Deleted when dropped; what runs in it has to be gone by then.
 pub struct Cgroup(PathBuf);
@@ -39,30 +50,11 @@ impl Cgroup {
         all.extend(args);
         namespace.start(&all)
     }
-}
 
-/// Attaches a program to sockets of the cgroup that suffers no other beside it.
-const OCCUPY: &str = r#"
-import ctypes, os, struct, sys
-libc = ctypes.CDLL(None, use_errno=True)
-def bpf(command, layout, *values):
-    attr = ctypes.create_string_buffer(struct.pack(layout, *values), 128)
-    fd = libc.syscall(321, command, attr, 128)
-    if fd < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"bpf({command}): {os.strerror(error)}")
-    return fd
-# r0 = 1; exit
-code = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xb7, 0, 0, 1, 0x95, 0, 0, 0), 16)
-licence = ctypes.create_string_buffer(b"GPL")
-program = bpf(5, "IIQQ", 13, 2, ctypes.addressof(code), ctypes.addressof(licence))
-bpf(8, "IIII", os.open(sys.argv[1], os.O_RDONLY), program, 3, 0)
-"#;
-
-impl Cgroup {
-    /// Has somebody else be there who suffers no other.
+    /// Has a program of somebody else be there that suffers no other beside it.
     pub fn occupy(&self, namespace: &Namespace) {
-        namespace.run(&[python(), "-c", OCCUPY, self.path()]);
+        let script = [foreign::BPF, OCCUPY].concat();
+        namespace.run(&[python(), "-c", &script, self.path()]);
     }
 }
 

@@ -11,11 +11,9 @@ use crate::namespace::Namespace;
 use crate::process::{Process, wait_for};
 use crate::serve;
 
-/// Attaches a program and prints what it counts:
-/// `HOOK POSITION INTERFACE NAME VERDICT`.
-const ATTACH: &str = r#"
-import ctypes, json, os, socket, struct, sys, time
-hook, position, interface, name, verdict = sys.argv[1:6]
+/// The system call bpf(2), and its instructions. Scripts begin with it.
+pub const BPF: &str = r#"
+import ctypes, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
 def bpf(command, layout, *values):
     attr = ctypes.create_string_buffer(struct.pack(layout, *values), 128)
@@ -28,6 +26,13 @@ def pointer(buffer):
     return ctypes.addressof(buffer)
 def insn(op, dst=0, src=0, off=0, imm=0):
     return struct.pack("<BBhi", op, dst | src << 4, off, imm)
+"#;
+
+/// Attaches a program and prints what it counts:
+/// `HOOK POSITION INTERFACE NAME VERDICT`.
+const ATTACH: &str = r#"
+import json, socket, time
+hook, position, interface, name, verdict = sys.argv[1:6]
 PORTS = 65536
 counts = bpf(0, "IIII", 2, 4, 8, PORTS) # an array of u64, by port
 # The port to r4, in host order, or on to the end.
@@ -142,8 +147,8 @@ impl Foreign {
         verdict: i8,
     ) -> Self {
         let verdict = verdict.to_string();
-        let python = serve::python();
-        let mut args = vec![python, "-c", ATTACH, hook, position];
+        let (python, script) = (serve::python(), [BPF, ATTACH].concat());
+        let mut args = vec![python, "-c", &script, hook, position];
         args.extend([interface, name, &verdict]);
         args.extend(PORTS);
         let mut process = namespace.start(&args);
@@ -154,9 +159,9 @@ impl Foreign {
     /// Whether the kernel refuses it.
     pub fn is_refused(namespace: &Namespace, at: (&str, &str), interface: &str) -> bool {
         let pass = PASS.to_string();
-        let python = serve::python();
+        let (python, script) = (serve::python(), [BPF, ATTACH].concat());
         let args = [
-            python, "-c", ATTACH, at.0, at.1, interface, "refused", &pass,
+            python, "-c", &script, at.0, at.1, interface, "refused", &pass,
         ];
         !namespace.succeeds(&args)
     }
