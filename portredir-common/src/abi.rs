@@ -43,8 +43,12 @@ impl Port {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the halves")]
     pub const fn pair(word: u32) -> (Self, Self) {
-        let word = u32::from_be(word);
-        (Self::new((word >> 16) as u16), Self::new(word as u16))
+        let (low, high) = (Self(word as u16), Self((word >> 16) as u16));
+        if cfg!(target_endian = "little") {
+            (low, high)
+        } else {
+            (high, low)
+        }
     }
 
     /// Its bytes.
@@ -270,6 +274,13 @@ impl PortEntry {
     #[must_use]
     pub const fn is_old(self) -> bool {
         self.has(Self::OLD)
+    }
+
+    /// Whether packets to this port are any rule's concern.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_dialled_or_target(self) -> bool {
+        self.flags & (Self::MATCH | Self::TARGET | Self::OLD) != 0
     }
 
     /// Whether its packets go where [`Self::target`] says, or to itself, without
@@ -532,6 +543,22 @@ impl Epoch {
     }
 }
 
+/// What is read for every packet, as one element of one map: to find an element
+/// takes longer than to read it. Filled by user space, as memory; all words of it
+/// are read and written whole.
+#[repr(C)]
+pub struct Hot<W> {
+    /// The entries of ports of both generations, by [`PortEntry::index`].
+    pub ports: [[W; 2]; PortEntry::COUNT as usize],
+    /// Two addresses of two words each in a place, by [`own_place`]: addresses of
+    /// this host that are reached from anywhere, as far as there is room; unused
+    /// ones are all zero.
+    pub own: [[W; 4]; OWN_PLACES as usize],
+    /// Which of two generations of rules is live, 0 or 1; switching it is all that
+    /// a change of rules does to traffic.
+    pub generation: W,
+}
+
 /// The index of `lo`, in every network namespace (`LOOPBACK_IFINDEX` in
 /// `include/net/flow.h`).
 pub const LOOPBACK_IFINDEX: u32 = 1;
@@ -618,7 +645,7 @@ pub const fn own_place(addr: Addr) -> u32 {
     (mixed >> (64 - 12)) as u32
 }
 
-/// How many places `OWN` has.
+/// How many places [`Hot::own`] has.
 pub const OWN_PLACES: u32 = 1 << 12;
 
 /// Where clients are noted in `REMAPPED` that were given another port: the

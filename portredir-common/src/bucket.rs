@@ -264,6 +264,20 @@ impl Entry {
         Self(self.0 | Self::MET_AGAIN)
     }
 
+    /// As one number, which is not 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// The entry that [`Self::to_word`] made.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Option<Self> {
+        if word == 0 { None } else { Some(Self(word)) }
+    }
+
     /// Whether the client has another port than the server sees.
     #[inline(always)]
     #[must_use]
@@ -285,6 +299,14 @@ impl Entry {
     #[must_use]
     pub const fn dialled_port(self) -> Port {
         Port::new((self.0 >> Self::DIALLED) as u16)
+    }
+
+    /// Whether this port was dialled, by a client that has its own port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_translated_from(self, dialled_port: Port) -> bool {
+        const WHAT: u64 = 0xffff << Entry::DIALLED | Entry::REMAPPED;
+        self.0 & WHAT == (dialled_port.get() as u64) << Self::DIALLED
     }
 
     /// The flow, whose client has this port.
@@ -324,14 +346,19 @@ impl Entry {
     }
 }
 
-/// Eight places for entries.
-///
-/// **Shape**: a cache line of first words, a cache line of second words.
+/// Eight places for entries, on two cache lines; most flows find theirs on the first.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Bucket<W> {
-    tags: [W; PLACES],
-    entries: [W; PLACES],
+    places: [Place<W>; PLACES],
+}
+
+/// The two words of an entry.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Place<W> {
+    tag: W,
+    entry: W,
 }
 
 /// Where an entry was found.
@@ -358,8 +385,9 @@ impl<W: Word> Bucket<W> {
     #[inline(always)]
     pub fn find(&self, hash: Hash, target: Port) -> Option<Found<'_, W>> {
         let tag = hash.tag(target);
-        for (first, word) in self.tags.iter().zip(&self.entries) {
-            if first.load() == tag {
+        for place in &self.places {
+            if place.tag.load() == tag {
+                let word = &place.entry;
                 let entry = Entry(word.load());
                 if entry.is_of(hash) {
                     return Some(Found { entry, word });
@@ -375,15 +403,16 @@ impl<W: Word> Bucket<W> {
     pub fn add(&self, hash: Hash, target: Port, entry: Entry) {
         let now = entry.seen();
         let mut best = 0;
-        for (i, word) in (0..).zip(&self.entries) {
-            let waste = Entry(word.load()).waste::<W>(now) << 3 | i;
+        // Of equal ones the first, where the next look begins.
+        for (i, place) in (0..PLACES as u64).rev().zip(&self.places) {
+            let waste = Entry(place.entry.load()).waste::<W>(now) << 3 | i;
             best = W::larger(best, waste);
         }
-        let place = (best & 7) as usize;
+        let place = &self.places[PLACES - 1 - (best & 7) as usize];
         // Nobody must take one flow's second word for another's.
-        self.entries[place].store(0);
-        self.tags[place].store(hash.tag(target));
-        self.entries[place].store(entry.0);
+        place.entry.store(0);
+        place.tag.store(hash.tag(target));
+        place.entry.store(entry.0);
     }
 
     /// Adds an entry, or replaces the one that the flow has.
@@ -415,19 +444,19 @@ impl<W: Word> Bucket<W> {
 
     /// All entries, with the target of each.
     pub fn entries(&self) -> impl Iterator<Item = (Port, Entry)> {
-        let pairs = self.tags.iter().zip(&self.entries);
-        pairs.filter_map(|(tag, word)| {
-            let entry = Entry(word.load());
+        self.places.iter().filter_map(|place| {
+            let entry = Entry(place.entry.load());
             #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
-            let target = Port::new(tag.load() as u16);
+            let target = Port::new(place.tag.load() as u16);
             (entry.0 != 0).then_some((target, entry))
         })
     }
 
     /// Forgets everything.
     pub fn clear(&self) {
-        for word in self.entries.iter().chain(&self.tags) {
-            word.store(0);
+        for place in &self.places {
+            place.entry.store(0);
+            place.tag.store(0);
         }
     }
 }

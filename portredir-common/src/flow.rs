@@ -12,6 +12,7 @@
 //! so a forged packet to a dialled port cannot claim one.
 
 use crate::abi::{Epoch, Flow, FlowKey, Port, PortEntry, Protocol};
+use crate::bucket::Hash;
 use crate::verdict::Reason;
 
 /// A flow table.
@@ -33,6 +34,8 @@ pub enum Met {
     Known,
     /// It has one now.
     New,
+    /// It has one as a connection that no server has accepted yet.
+    Begun,
     /// Neither is sure; nothing was changed.
     Unclear,
 }
@@ -41,6 +44,16 @@ pub enum Met {
 pub trait FlowTables {
     /// The entry of a translated flow.
     fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow>;
+
+    /// The same in all tables of a protocol, and in which it is.
+    #[inline(always)]
+    fn find(&self, protocol: Protocol, key: &FlowKey) -> Option<(Table, Flow)> {
+        let look = |table| self.flow(table, key).map(|flow| (table, flow));
+        match protocol {
+            Protocol::Tcp => look(Table::Tcp).or_else(|| look(Table::Syn)),
+            Protocol::Udp => look(Table::Udp),
+        }
+    }
 
     /// Adds or replaces the entry of a translated flow.
     ///
@@ -65,28 +78,43 @@ pub trait FlowTables {
     /// Whether [`Self::remap`] may know a flow of this end of a client; quick.
     fn may_be_remapped(&self, key: &FlowKey) -> bool;
 
+    /// Where [`Self::meet`] looks for a flow; computed apart, so that no more of the
+    /// key has to be kept.
+    #[inline(always)]
+    fn hash(&self, _key: &FlowKey) -> Hash {
+        Hash(0)
+    }
+
     /// Refreshes the entry of a flow whose client has the port in its key; adds
-    /// it where there is none, if the flow `may_begin`.
+    /// it where there is none, if the flow may begin: then it is told `again` what
+    /// its key is, so that nothing has to be kept for that until then.
     #[inline(always)]
     fn meet(
         &self,
         table: Table,
-        key: &FlowKey,
+        (key, _hash): (&FlowKey, Hash),
         original: Original,
         now: Epoch,
-        may_begin: bool,
+        again: impl FnOnce() -> Option<FlowKey>,
     ) -> Met {
         match self.flow(table, key) {
             Some(flow) if original.is(&flow) => {
                 refresh(self, table, key, flow, now);
                 Met::Known
             }
-            None if may_begin && !self.may_be_remapped(key) => {
-                match self.set_flow(table, key, &original.flow(now)) {
-                    Ok(()) => Met::New,
-                    Err(_) => Met::Unclear,
+            None if table == Table::Tcp => match self.flow(Table::Syn, key) {
+                Some(flow) if original.is(&flow) => Met::Begun,
+                _ => Met::Unclear,
+            },
+            None => match again() {
+                Some(key) if !self.may_be_remapped(&key) => {
+                    match self.set_flow(table, &key, &original.flow(now)) {
+                        Ok(()) => Met::New,
+                        Err(_) => Met::Unclear,
+                    }
                 }
-            }
+                _ => Met::Unclear,
+            },
             _ => Met::Unclear,
         }
     }
@@ -164,7 +192,7 @@ impl Flags {
 
     /// Whether it has data, or the end of some.
     #[inline(always)]
-    const fn is_push(self) -> bool {
+    pub(crate) const fn is_push(self) -> bool {
         self.0 & Self::PSH != 0
     }
 }
@@ -279,7 +307,11 @@ pub fn redirect_tcp<H: Host>(
     flags: Flags,
 ) -> Result<Admitted, Reason> {
     let now = host.now();
-    let confirmed = host.flow(Table::Tcp, key);
+    let found = host.find(Protocol::Tcp, key);
+    let confirmed = match found {
+        Some((Table::Tcp, flow)) => Some(flow),
+        _ => None,
+    };
     if let Some(flow) = confirmed
         && original.is(&flow)
     {
@@ -288,7 +320,11 @@ pub fn redirect_tcp<H: Host>(
         let is_new = flags.is_syn() && host.socket(key) != Socket::Connection;
         return Ok(Admitted::begun(original.client_port, is_new));
     }
-    let begun = host.flow(Table::Syn, key);
+    let begun = match found {
+        Some((Table::Syn, flow)) => Some(flow),
+        Some(_) => host.flow(Table::Syn, key),
+        None => None,
+    };
     if let Some(begun) = begun
         && original.is(&begun)
     {
@@ -349,7 +385,10 @@ pub fn direct_tcp<H: Host>(
     if let Some(client_port) = remapped_tcp(host, key, original, flags)? {
         return Ok(Admitted::known(client_port));
     }
-    if flags.is_syn() && find(host, Protocol::Tcp, key).is_some_and(|flow| !original.is(&flow)) {
+    if flags.is_syn()
+        && let Some((_, flow)) = host.find(Protocol::Tcp, key)
+        && !original.is(&flow)
+    {
         if host.socket(key) == Socket::Connection {
             return remap(host, Table::Syn, key, &original.flow(host.now()));
         }
@@ -374,14 +413,13 @@ fn remapped_tcp<H: Host>(
         return Ok(None);
     };
     key.client_port = client_port;
-    if let Some(flow) = host.flow(Table::Tcp, key) {
+    if let Some((table, flow)) = host.find(Protocol::Tcp, key) {
         if original.is(&flow) {
-            refresh(host, Table::Tcp, key, flow, host.now());
-            return Ok(Some(client_port));
-        }
-    } else if let Some(flow) = host.flow(Table::Syn, key) {
-        if original.is(&flow) {
-            confirm(host, key, flow, flags);
+            if table == Table::Tcp {
+                refresh(host, table, key, flow, host.now());
+            } else {
+                confirm(host, key, flow, flags);
+            }
             return Ok(Some(client_port));
         }
     } else {
@@ -416,8 +454,8 @@ fn confirm<H: Host>(host: &H, key: &FlowKey, begun: Flow, flags: Flags) {
 /// there, also in a flood.
 #[inline(always)]
 pub fn accept<T: FlowTables>(tables: &T, key: &FlowKey, now: Epoch) -> Flow {
-    let flow = match find(tables, Protocol::Tcp, key) {
-        Some(flow) => Flow { seen: now, ..flow },
+    let flow = match tables.find(Protocol::Tcp, key) {
+        Some((_, flow)) => Flow { seen: now, ..flow },
         None => direct(key, now),
     };
     // Where there is no room for it, it is kept at the socket alone.
@@ -491,7 +529,7 @@ pub fn reply<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flo
     match protocol {
         // A server that goes on talking keeps the flow.
         Protocol::Udp => host.recall(Table::Udp, key, host.now()),
-        Protocol::Tcp => find(host, protocol, key),
+        Protocol::Tcp => host.find(protocol, key).map(|(_, flow)| flow),
     }
 }
 
@@ -534,8 +572,8 @@ fn has_begun_as<H: Host>(
 ) -> u32 {
     let mut rule = u32::from(original.rule);
     let mut is_known = false;
-    let found = find(host, protocol, key);
-    if let Some(flow) = found
+    let found = host.find(protocol, key);
+    if let Some((_, flow)) = found
         && original.is(&flow)
     {
         is_known = protocol == Protocol::Tcp || !is_idle(&flow, host.now());
@@ -570,14 +608,16 @@ pub fn earlier_client_port<H: Host>(
     key: &mut FlowKey,
     original: Original,
 ) -> Option<Port> {
-    if let Some(flow) = find(host, protocol, key)
+    if let Some((_, flow)) = host.find(protocol, key)
         && original.is(&flow)
     {
         return Some(original.client_port);
     }
     let client_port = original.remapped(host, key)?;
     key.client_port = client_port;
-    let is_its = find(host, protocol, key).is_some_and(|flow| original.is(&flow));
+    let is_its = host
+        .find(protocol, key)
+        .is_some_and(|(_, flow)| original.is(&flow));
     key.client_port = original.client_port;
     is_its.then_some(client_port)
 }
@@ -591,19 +631,9 @@ pub fn translated_client_port<H: Host>(
     key: &mut FlowKey,
     original: Original,
 ) -> Option<Port> {
-    match find(host, protocol, key) {
-        Some(flow) if original.is(&flow) => Some(original.client_port),
+    match host.find(protocol, key) {
+        Some((_, flow)) if original.is(&flow) => Some(original.client_port),
         _ => original.remapped(host, key),
-    }
-}
-
-#[inline(always)]
-fn find<T: FlowTables>(tables: &T, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
-    match protocol {
-        Protocol::Tcp => tables
-            .flow(Table::Tcp, key)
-            .or_else(|| tables.flow(Table::Syn, key)),
-        Protocol::Udp => tables.flow(Table::Udp, key),
     }
 }
 
@@ -656,7 +686,7 @@ fn free_client_port<H: Host>(host: &H, table: Table, key: &mut FlowKey) -> Resul
         let is_free = match table {
             Table::Udp => host.flow(table, key).is_none(),
             Table::Tcp | Table::Syn => {
-                find(host, Protocol::Tcp, key).is_none() && host.socket(key) == Socket::None
+                host.find(Protocol::Tcp, key).is_none() && host.socket(key) == Socket::None
             }
         };
         if is_free {

@@ -5,13 +5,16 @@
 use crate::abi::{Addr, Epoch, Flow, FlowKey, Old, Port, PortEntry, Protocol};
 use crate::flow::{self, Admitted, Flags, Host, Met, Original, Socket, Table};
 use crate::icmp;
-use crate::verdict::Reason;
-use crate::wire::{self, Check, End, Frame, Link, Packet, Payload, Version};
+use crate::verdict::{self, Reason};
+use crate::wire::{self, Check, End, Frame, Link, Packet, Version};
 
 /// What the datapath asks of its surroundings beyond flow state.
 pub trait Tables: Host {
     /// Whether a packet to this unicast address is delivered to this host.
     fn is_local(&self, addr: &Addr) -> bool;
+
+    /// Whether it is for sure, and for packets from anywhere; quick.
+    fn is_own(&self, addr: &Addr) -> bool;
 
     /// Whether the packet is of this host itself.
     fn is_from_here(&self) -> bool;
@@ -82,11 +85,23 @@ pub(crate) fn choose<T: Tables>(
     }
 }
 
+/// What is kept at a TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// Its flow.
+    Flow(Flow),
+    /// Nothing yet.
+    Nothing,
+    /// There is no socket to keep it at: none that sends, or one that is not yet
+    /// or no longer a connection.
+    NoSocket,
+}
+
 /// The flow that was found for a TCP socket, kept at the socket itself, so
 /// that a full flow table cannot cut a live connection.
 pub trait SocketCache {
     /// What is kept at the sending socket, if it is the one of `key`.
-    fn cached(&self, key: &FlowKey) -> Option<Flow>;
+    fn cached(&self, key: &FlowKey) -> Cached;
 
     /// Keeps `flow` at the sending socket, if it is the one of `key`.
     fn cache(&self, key: &FlowKey, flow: &Flow);
@@ -95,66 +110,170 @@ pub trait SocketCache {
 /// Handles a packet that came in.
 #[inline(always)]
 pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Reason {
-    let word = wire::find(frame, link);
-    match look_up(frame, tables, word, Direction::In) {
-        Ok(Some(entry)) => redirect(frame, tables, word, entry.to_word()),
-        Ok(None) => icmp::ingress(frame, tables, word),
-        Err(reason) => reason,
+    let word = wire::find_apart(frame, link);
+    if Packet::is_icmp(word) {
+        icmp::ingress(frame, tables, word)
+    } else {
+        redirect(frame, tables, word)
+    }
+}
+
+/// Handles a packet of a shape that most have, if it is of a flow that has begun,
+/// or begins a UDP flow. All others are left as they are, for [`ingress`].
+#[inline(always)]
+pub fn quick_ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Option<Reason> {
+    use Protocol::{Tcp, Udp};
+    use Version::{V4, V6};
+    // The code four times, as what the compiler knows halves what runs of it.
+    match Packet::plain(frame, link)? {
+        (V4, Tcp) => quick(frame, tables, &Packet::of_plain(link, V4, Tcp), Tcp),
+        (V4, Udp) => quick(frame, tables, &Packet::of_plain(link, V4, Udp), Udp),
+        (V6, Tcp) => quick(frame, tables, &Packet::of_plain(link, V6, Tcp), Tcp),
+        (V6, Udp) => quick(frame, tables, &Packet::of_plain(link, V6, Udp), Udp),
+    }
+}
+
+#[inline(always)]
+fn quick<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet,
+    protocol: Protocol,
+) -> Option<Reason> {
+    let (client_port, dialled_port) = packet.ports(frame).ok()?;
+    let entry = tables.port(protocol, dialled_port);
+    if !entry.is_dialled_or_target() {
+        return Some(Reason::NoRule);
+    }
+    if !entry.is_plain() {
+        return None;
+    }
+    let now_ns = tables.now_ns();
+    let now = Epoch::at(now_ns);
+    let bytes = frame.head_len();
+    let check = packet.plain_check(frame, bytes, protocol)?;
+    let flags = match protocol {
+        Protocol::Udp => Flags::SYN,
+        Protocol::Tcp => tcp_flags(frame, packet).ok()?,
+    };
+    if protocol == Protocol::Tcp && flags.is_syn() {
+        return None;
+    }
+    let route = Route::of(entry, dialled_port);
+    let target = Port::new(route.target);
+    let read_key = |frame: &F| {
+        let mut key = packet.key(frame, End::Dst, protocol).ok()?;
+        (key.client_port, key.local_port) = (client_port, target);
+        Some(key)
+    };
+    let key = read_key(frame)?;
+    let hash = tables.hash(&key);
+    if !may_be_here(&key) || !tables.is_own(&key.local) {
+        return None;
+    }
+    let original = Original {
+        dialled_port,
+        client_port,
+        rule: route.rule,
+    };
+    let met = match protocol {
+        Protocol::Udp => tables.meet(Table::Udp, (&key, hash), original, now, || read_key(frame)),
+        Protocol::Tcp if route.is_match => {
+            tables.meet(Table::Tcp, (&key, hash), original, now, || None)
+        }
+        // Of a direct flow nothing is kept but another client port.
+        Protocol::Tcp if tables.may_be_remapped(&key) => Met::Unclear,
+        Protocol::Tcp => Met::Known,
+    };
+    let is_new = match met {
+        Met::New => true,
+        Met::Known => false,
+        // Data may confirm it.
+        Met::Begun if !flags.is_push() => false,
+        Met::Begun | Met::Unclear => return None,
+    };
+    if !route.is_match {
+        return Some(Reason::Direct);
+    }
+    if dialled_port != target
+        && let Err(reason) = frame.set_port(packet.transport + 2, dialled_port, target, check)
+    {
+        return Some(reason);
+    }
+    tables.hit(route.rule, frame.segments(), bytes, is_new, now_ns);
+    Some(Reason::Redirected)
+}
+
+/// The same for a packet that goes out; of TCP, unless its flow has to be kept at
+/// its socket.
+#[inline(always)]
+pub fn quick_egress<F: Frame, T: Tables + SocketCache>(
+    frame: &mut F,
+    tables: &T,
+    link: Link,
+) -> Option<Reason> {
+    use Protocol::{Tcp, Udp};
+    use Version::{V4, V6};
+    match Packet::plain(frame, link)? {
+        (V4, Tcp) => quick_restore(frame, tables, &Packet::of_plain(link, V4, Tcp), Tcp),
+        (V4, Udp) => quick_restore(frame, tables, &Packet::of_plain(link, V4, Udp), Udp),
+        (V6, Tcp) => quick_restore(frame, tables, &Packet::of_plain(link, V6, Tcp), Tcp),
+        (V6, Udp) => quick_restore(frame, tables, &Packet::of_plain(link, V6, Udp), Udp),
+    }
+}
+
+#[inline(always)]
+fn quick_restore<F: Frame, T: Tables + SocketCache>(
+    frame: &mut F,
+    tables: &T,
+    packet: &Packet,
+    protocol: Protocol,
+) -> Option<Reason> {
+    let ports = packet.ports(frame).ok()?;
+    let (local_port, client_port) = ports;
+    if !tables.port(protocol, local_port).is_target() {
+        return Some(Reason::NoRule);
+    }
+    let key = packet.key(frame, End::Src, protocol).ok()?;
+    let key = FlowKey {
+        client_port,
+        local_port,
+        ..key
+    };
+    let flow = match protocol {
+        Protocol::Tcp => match tables.cached(&key) {
+            Cached::Flow(flow) => Some(flow),
+            Cached::Nothing => return None,
+            Cached::NoSocket => flow::reply(tables, protocol, &key),
+        },
+        Protocol::Udp => flow::reply(tables, protocol, &key),
+    };
+    let Some(flow) = flow else {
+        return Some(Reason::Direct);
+    };
+    let check = packet.plain_check(frame, frame.len(), protocol)?;
+    match set_original_ports(frame, packet.transport, check, ports, &flow) {
+        Ok(reason) | Err(reason) => Some(reason),
     }
 }
 
 /// Handles a packet that goes out.
 #[inline(always)]
 pub fn egress<F: Frame, T: Tables + SocketCache>(frame: &mut F, tables: &T, link: Link) -> Reason {
-    let word = wire::find(frame, link);
-    match look_up(frame, tables, word, Direction::Out) {
-        Ok(Some(_)) => restore(frame, tables, word),
-        Ok(None) => icmp::egress(frame, tables, word),
-        Err(reason) => reason,
+    let word = wire::find_apart(frame, link);
+    if Packet::is_icmp(word) {
+        icmp::egress(frame, tables, word)
+    } else {
+        restore(frame, tables, word)
     }
 }
 
-/// Which of a packet's ports is the one of this host.
-#[derive(Clone, Copy)]
-enum Direction {
-    In,
-    Out,
-}
-
-/// All that most traffic of the host costs: the entry of its port, if some rule is
-/// about that; `None` for ICMP.
-#[inline(always)]
-fn look_up<F: Frame, T: Tables>(
-    frame: &F,
-    tables: &T,
-    word: u64,
-    direction: Direction,
-) -> Result<Option<PortEntry>, Reason> {
-    let packet = Packet::from_word(word)?;
-    let Payload::Ports(protocol) = packet.payload else {
-        return Ok(None);
-    };
-    let (src_port, dst_port) = packet.ports(frame)?;
-    let (port, is_wanted) = match direction {
-        Direction::In => (
-            dst_port,
-            PortEntry::MATCH | PortEntry::TARGET | PortEntry::OLD,
-        ),
-        Direction::Out => (src_port, PortEntry::TARGET),
-    };
-    let entry = tables.port(protocol, port);
-    if entry.flags & is_wanted == 0 {
-        return Err(Reason::NoRule);
-    }
-    Ok(Some(entry))
-}
-
-// What follows runs for packets of rules alone. It is not inlined, to have BPF
-// stack frames of its own; the packet and the entry come as one number each.
+// What follows runs for few packets. It is not inlined, to have BPF stack frames of
+// its own; the packet comes as one number.
 
 #[inline(never)]
-fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: u64, entry: u64) -> Reason {
-    match try_redirect(frame, tables, packet, PortEntry::from_word(entry)) {
+fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: u64) -> Reason {
+    match try_redirect(frame, tables, packet) {
         Ok(reason) | Err(reason) => reason,
     }
 }
@@ -163,14 +282,16 @@ fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: u64, entry: 
 fn try_redirect<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    packet: u64,
-    entry: PortEntry,
+    word: u64,
 ) -> Result<Reason, Reason> {
-    let packet = Packet::from_word(packet)?;
+    let packet = Packet::from_word(word)?;
     let protocol = packet.protocol()?;
     let (client_port, dialled_port) = packet.ports(frame)?;
-    let mut key = packet.key(frame, End::Dst, protocol)?;
-    key.client_port = client_port;
+    let entry = tables.port(protocol, dialled_port);
+    if !entry.is_dialled_or_target() {
+        return Err(Reason::NoRule);
+    }
+    let mut key = wire::key_apart(frame, word, End::Dst);
     if !is_here(tables, &key) {
         return Err(if entry.is_match() || entry.is_old() {
             Reason::NotLocal
@@ -178,7 +299,7 @@ fn try_redirect<F: Frame, T: Tables>(
             Reason::NoRule
         });
     }
-    let check = match packet.check(frame, protocol) {
+    let check = match wire::check_apart(frame, word) {
         // Traffic that no rule is for is not ours to drop.
         Err(Reason::FragmentTooShort) if choose(tables, entry, &key, dialled_port).is_none() => {
             return Err(Reason::Direct);
@@ -192,35 +313,13 @@ fn try_redirect<F: Frame, T: Tables>(
     let route = if entry.is_plain() {
         Route::of(entry, dialled_port)
     } else {
-        key.local_port = dialled_port;
         Route::from_word(tables.find_route(&mut key, entry.to_word(), flags))?
     };
     let target = Port::new(route.target);
     key.local_port = target;
-    let original = Original {
-        dialled_port,
-        client_port,
-        rule: route.rule,
-    };
-    let now_ns = tables.now_ns();
-    let now = Epoch::at(now_ns);
-    let met = match protocol {
-        Protocol::Udp => tables.meet(Table::Udp, &key, original, now, true),
-        Protocol::Tcp if flags.is_syn() => Met::Unclear,
-        Protocol::Tcp if route.is_match => tables.meet(Table::Tcp, &key, original, now, false),
-        // Of a direct flow nothing is kept but another client port.
-        Protocol::Tcp if tables.may_be_remapped(&key) => Met::Unclear,
-        Protocol::Tcp => Met::Known,
-    };
-    let admitted = match met {
-        Met::Known | Met::New => Admitted::begun(client_port, met == Met::New),
-        Met::Unclear => Admitted::from_word(checked(tables.admit(
-            &mut key,
-            dialled_port,
-            route.to_word(),
-            flags,
-        ))?),
-    };
+    let route_word = route.to_word();
+    let admitted = tables.admit(&mut key, dialled_port, route_word, flags);
+    let admitted = Admitted::from_word(verdict::from_word(admitted)?);
     set_ports(
         frame,
         packet.transport,
@@ -230,6 +329,7 @@ fn try_redirect<F: Frame, T: Tables>(
     )?;
     if route.is_match {
         let (segments, bytes) = (frame.segments(), frame.len());
+        let now_ns = tables.now_ns();
         tables.hit(route.rule, segments, bytes, admitted.is_new(), now_ns);
         Ok(Reason::Redirected)
     } else if admitted.client_port() == client_port {
@@ -240,13 +340,16 @@ fn try_redirect<F: Frame, T: Tables>(
 }
 
 /// Whether a packet to the local end of `key` is delivered to this host.
-///
+#[inline(always)]
+pub(crate) fn is_here<T: Tables>(tables: &T, key: &FlowKey) -> bool {
+    may_be_here(key) && tables.is_local(&key.local)
+}
+
 /// IPv4 addresses are written as IPv6 ones here; in an IPv6 header they are
 /// nobody's (RFC 4291, 2.5.5.2).
 #[inline(always)]
-pub(crate) fn is_here<T: Tables>(tables: &T, key: &FlowKey) -> bool {
-    let is_v4 = key.version == Version::V4 as u8;
-    (is_v4 || !key.local.is_v4()) && tables.is_local(&key.local)
+const fn may_be_here(key: &FlowKey) -> bool {
+    key.version == Version::V4 as u8 || !key.local.is_v4()
 }
 
 /// Where a packet goes.
@@ -287,7 +390,7 @@ impl Route {
     #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
     #[inline(always)]
     fn from_word(word: u64) -> Result<Self, Reason> {
-        let word = checked(word)?;
+        let word = verdict::from_word(word)?;
         Ok(Self {
             target: word as u16,
             rule: (word >> 16) as u16,
@@ -296,32 +399,12 @@ impl Route {
     }
 }
 
-/// Set in a number that stands for a [`Reason`].
-const FAILED: u64 = 1 << 63;
-
-#[inline(always)]
-const fn failed(reason: Reason) -> u64 {
-    FAILED | reason as u64
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "reasons are few")]
-#[inline(always)]
-const fn checked(word: u64) -> Result<u64, Reason> {
-    if word & FAILED == 0 {
-        Ok(word)
-    } else {
-        Err(Reason::from_number(word as u32))
-    }
-}
-
 /// Where a packet goes whose rules have conditions or changed, or the reason why
 /// it does not, as one number; `key` is the flow as the client knows it.
 #[inline(always)]
 pub fn find_route<T: Tables>(tables: &T, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
-    match try_find_route(tables, key, PortEntry::from_word(entry), flags) {
-        Ok(route) => route.to_word(),
-        Err(reason) => failed(reason),
-    }
+    let route = try_find_route(tables, key, PortEntry::from_word(entry), flags);
+    verdict::to_word(route.map(Route::to_word))
 }
 
 #[inline(always)]
@@ -417,10 +500,7 @@ pub fn admit<T: Tables>(
             Protocol::Tcp => flow::direct_tcp(tables, key, original, flags),
         }
     });
-    match admitted {
-        Ok(admitted) => admitted.to_word(),
-        Err(reason) => failed(reason),
-    }
+    verdict::to_word(admitted.map(Admitted::to_word))
 }
 
 #[inline(never)]
@@ -434,19 +514,21 @@ fn restore<F: Frame, T: Tables + SocketCache>(frame: &mut F, tables: &T, packet:
 fn try_restore<F: Frame, T: Tables + SocketCache>(
     frame: &mut F,
     tables: &T,
-    packet: u64,
+    word: u64,
 ) -> Result<Reason, Reason> {
-    let packet = Packet::from_word(packet)?;
+    let packet = Packet::from_word(word)?;
     let protocol = packet.protocol()?;
-    let (src_port, dst_port) = packet.ports(frame)?;
-    let mut key = packet.key(frame, End::Src, protocol)?;
-    key.local_port = src_port;
-    key.client_port = dst_port;
+    let ports = packet.ports(frame)?;
+    if !tables.port(protocol, ports.0).is_target() {
+        return Err(Reason::NoRule);
+    }
+    let key = wire::key_apart(frame, word, End::Src);
     let flow = match protocol {
         Protocol::Udp => flow::reply(tables, protocol, &key),
         Protocol::Tcp => match tables.cached(&key) {
-            Some(flow) => Some(flow),
-            None => {
+            Cached::Flow(flow) => Some(flow),
+            Cached::NoSocket => flow::reply(tables, protocol, &key),
+            Cached::Nothing => {
                 let flow = flow::reply(tables, protocol, &key);
                 // Of connections that are older than we are: direct ones too, so
                 // that a forged packet cannot rename their replies later.
@@ -458,17 +540,25 @@ fn try_restore<F: Frame, T: Tables + SocketCache>(
     let Some(flow) = flow else {
         return Err(Reason::Direct);
     };
+    let check = wire::check_apart(frame, word)?;
+    set_original_ports(frame, packet.transport, check, ports, &flow)
+}
+
+/// Gives a reply the ports that its client knows.
+#[inline(always)]
+fn set_original_ports(
+    frame: &mut impl Frame,
+    offset: usize,
+    check: Check,
+    (src_port, dst_port): (Port, Port),
+    flow: &Flow,
+) -> Result<Reason, Reason> {
     if flow.dialled_port == src_port && flow.client_port == dst_port {
         return Err(Reason::Direct);
     }
-    let check = packet.check(frame, protocol)?;
-    set_ports(
-        frame,
-        packet.transport,
-        check,
-        (src_port, flow.dialled_port),
-        (dst_port, flow.client_port),
-    )?;
+    let src = (src_port, flow.dialled_port);
+    let dst = (dst_port, flow.client_port);
+    set_ports(frame, offset, check, src, dst)?;
     Ok(Reason::Restored)
 }
 

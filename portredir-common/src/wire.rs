@@ -6,7 +6,7 @@
 
 use crate::abi::{Addr, FlowKey, Port, Protocol};
 use crate::csum;
-use crate::verdict::Reason;
+use crate::verdict::{self, Reason};
 
 /// Bytes of one packet, and the one way to change them.
 #[expect(clippy::len_without_is_empty, reason = "no frame is empty")]
@@ -14,6 +14,11 @@ pub trait Frame {
     /// Bytes from the first to the last of the frame, also those that
     /// [`Self::words`] cannot reach.
     fn len(&self) -> usize;
+
+    /// The same without those that take a call to count: not more than [`Self::len`].
+    fn head_len(&self) -> usize {
+        self.len()
+    }
 
     /// How many packets of the wire this frame stands for (GRO).
     fn segments(&self) -> u32 {
@@ -73,6 +78,16 @@ pub enum Link {
     Ethernet,
     /// The IP header: tun, WireGuard, PPP, IP tunnels.
     Ip,
+}
+
+impl Link {
+    /// Bytes before the IP header, without VLAN tags.
+    const fn len(self) -> usize {
+        match self {
+            Self::Ethernet => 14,
+            Self::Ip => 0,
+        }
+    }
 }
 
 /// IP version.
@@ -161,6 +176,89 @@ impl Packet {
         Self::from_word(find_apart(frame, link))
     }
 
+    /// The headers of a frame of the shape that most have: no VLAN tag, no IP options
+    /// or extension headers, TCP or UDP, whole.
+    #[inline(always)]
+    pub(crate) fn plain<F: Frame>(frame: &F, link: Link) -> Option<(Version, Protocol)> {
+        let network = link.len();
+        let version = match link {
+            Link::Ethernet => ethernet_version(frame.half(12)?)?,
+            Link::Ip => ip_version(frame.half(0)?)?,
+        };
+        let protocol = match version {
+            Version::V4 => {
+                let header: [u32; 3] = frame.words(network)?;
+                let is_whole = u32::from_be(header[1]) & 0x3fff == 0;
+                if u32::from_be(header[0]) >> 24 != 0x45 || !is_whole {
+                    return None;
+                }
+                u32::from_be(header[2]) >> 16
+            }
+            Version::V6 => {
+                let header: [u32; 2] = frame.words(network)?;
+                if u32::from_be(header[0]) >> 28 != 6 {
+                    return None;
+                }
+                u32::from_be(header[1]) >> 8
+            }
+        };
+        match protocol & 0xff {
+            6 => Some((version, Protocol::Tcp)),
+            17 => Some((version, Protocol::Udp)),
+            _ => None,
+        }
+    }
+
+    /// What [`Self::plain`] found.
+    #[inline(always)]
+    pub(crate) const fn of_plain(link: Link, version: Version, protocol: Protocol) -> Self {
+        let network = link.len();
+        let header = match version {
+            Version::V4 => 20,
+            Version::V6 => 40,
+        };
+        Self {
+            version,
+            network,
+            transport: network + header,
+            payload: Payload::Ports(protocol),
+            is_fragment: false,
+        }
+    }
+
+    /// [`Self::check`] of such a packet; `None` also when its length is zero, as of a
+    /// packet that has no room for it.
+    #[inline(always)]
+    pub(crate) fn plain_check(
+        &self,
+        frame: &impl Frame,
+        len: usize,
+        protocol: Protocol,
+    ) -> Option<Check> {
+        let field = |offset| {
+            let field = frame.half(offset)?;
+            Some(usize::from(u16::from_be(field)))
+        };
+        let end = match self.version {
+            Version::V4 => self.network + field(self.network + 2)?,
+            Version::V6 => self.transport + field(self.network + 4)?,
+        };
+        // The header, or the datagram, and the least that it can be.
+        let (claimed, least, offset, kind) = match protocol {
+            Protocol::Tcp => {
+                let header = field(self.transport + 12)? >> 12 << 2;
+                (header, 20, 16, csum::Kind::Plain)
+            }
+            Protocol::Udp => (field(self.transport + 4)?, 8, 6, csum::Kind::Udp),
+        };
+        frame.half(self.transport + offset)?;
+        let is_sound = claimed >= least && self.transport + claimed <= end && end <= len;
+        is_sound.then_some(Check {
+            offset: self.transport + offset,
+            kind,
+        })
+    }
+
     /// Finds the headers of the packet whose IP header is at `network`.
     ///
     /// # Errors
@@ -206,6 +304,11 @@ impl Packet {
         };
         let (network, transport) = (self.network as u64, self.transport as u64);
         network | transport << Self::TRANSPORT | kind << Self::KIND | v6 | fragment
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_icmp(word: u64) -> bool {
+        word >> Self::KIND & 0xf == 3
     }
 
     #[inline(always)]
@@ -295,15 +398,20 @@ impl Packet {
     }
 
     /// The checksum that covers the ports, once the lengths in the headers
-    /// were found to agree with each other and with the frame.
+    /// were found to agree with each other and with the one of the frame.
     ///
     /// # Errors
     ///
     /// [`Reason::Malformed`], or [`Reason::FragmentTooShort`] for a first
     /// fragment that ends before the TCP checksum.
     #[inline(always)]
-    pub fn check(&self, frame: &impl Frame, protocol: Protocol) -> Result<Check, Reason> {
-        let len = self.transport_len(frame)?;
+    pub fn check(
+        &self,
+        frame: &impl Frame,
+        len: usize,
+        protocol: Protocol,
+    ) -> Result<Check, Reason> {
+        let len = self.transport_len(frame, len)?;
         match protocol {
             Protocol::Tcp => {
                 if self.is_fragment && len < 18 {
@@ -345,11 +453,8 @@ impl Packet {
     /// Bytes from the transport header to the end of the IP packet, which may
     /// be less than the frame has (Ethernet padding).
     #[inline(always)]
-    pub(crate) fn transport_len(&self, frame: &impl Frame) -> Result<usize, Reason> {
-        let available = frame
-            .len()
-            .checked_sub(self.network)
-            .ok_or(Reason::Malformed)?;
+    pub(crate) fn transport_len(&self, frame: &impl Frame, len: usize) -> Result<usize, Reason> {
+        let available = len.checked_sub(self.network).ok_or(Reason::Malformed)?;
         let (field, fixed) = match self.version {
             Version::V4 => (self.network + 2, 0),
             Version::V6 => (self.network + 4, 40),
@@ -374,10 +479,9 @@ impl Packet {
 // The verifier does not walk what comes behind these once for each shape of
 // headers: they forget it. What is not inlined is so for the BPF stack.
 
-/// The headers of a frame, as one number; inlined, as it is all that most packets
-/// need.
-#[inline(always)]
-pub(crate) fn find<F: Frame>(frame: &mut F, link: Link) -> u64 {
+/// The headers of a frame, as one number.
+#[inline(never)]
+pub(crate) fn find_apart<F: Frame>(frame: &mut F, link: Link) -> u64 {
     let start = match link {
         Link::Ethernet => ethernet(frame),
         Link::Ip => version(frame, 0).map(|version| (0, version)),
@@ -387,14 +491,55 @@ pub(crate) fn find<F: Frame>(frame: &mut F, link: Link) -> u64 {
 }
 
 #[inline(never)]
-fn find_apart<F: Frame>(frame: &mut F, link: Link) -> u64 {
-    find(frame, link)
-}
-
-#[inline(never)]
 fn find_at<F: Frame>(frame: &mut F, network: usize, version: Version) -> u64 {
     let packet = ip(frame, network, version);
     frame.forget(Packet::result_to_word(packet))
+}
+
+/// [`Packet::key`], with its ports. Of a packet that was not found to have them it is
+/// one of nobody's.
+#[inline(never)]
+pub(crate) fn key_apart<F: Frame>(frame: &F, packet: u64, local: End) -> FlowKey {
+    let read = || {
+        let packet = Packet::from_word(packet)?;
+        let (src, dst) = packet.ports(frame)?;
+        let mut key = packet.key(frame, local, packet.protocol()?)?;
+        (key.client_port, key.local_port) = match local {
+            End::Dst => (src, dst),
+            End::Src => (dst, src),
+        };
+        Ok::<_, Reason>(key)
+    };
+    read().unwrap_or(FlowKey {
+        client: Addr::V4_ANY,
+        local: Addr::V4_ANY,
+        client_port: Port::default(),
+        local_port: Port::default(),
+        protocol: 0,
+        version: 0,
+        pad: [0; 2],
+    })
+}
+
+/// [`Packet::check`].
+#[inline(always)]
+pub(crate) fn check_apart<F: Frame>(frame: &F, packet: u64) -> Result<Check, Reason> {
+    #[inline(never)]
+    fn offset<F: Frame>(frame: &F, packet: u64) -> u64 {
+        let check = || {
+            let packet = Packet::from_word(packet)?;
+            packet.check(frame, frame.len(), packet.protocol()?)
+        };
+        verdict::to_word(check().map(|check| check.offset as u64))
+    }
+    let protocol = Packet::from_word(packet)?.protocol()?;
+    #[expect(clippy::cast_possible_truncation, reason = "not above MAX_OFFSET")]
+    let offset = verdict::from_word(offset(frame, packet))? as usize & MAX_OFFSET;
+    let kind = match protocol {
+        Protocol::Tcp => csum::Kind::Plain,
+        Protocol::Udp => csum::Kind::Udp,
+    };
+    Ok(Check { offset, kind })
 }
 
 /// As much of a TCP, UDP or ICMP header as is read.
@@ -428,10 +573,26 @@ fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reason> {
         // Masked, as older kernels lose a bound that is compared with later.
         offset = behind;
     }
+    let version = ethernet_version(ethertype).ok_or(Reason::NoRule)?;
+    Ok((offset, version))
+}
+
+#[inline(always)]
+const fn ethernet_version(ethertype: u16) -> Option<Version> {
     match ethertype {
-        ETHERTYPE_IPV4 => Ok((offset, Version::V4)),
-        ETHERTYPE_IPV6 => Ok((offset, Version::V6)),
-        _ => Err(Reason::NoRule),
+        ETHERTYPE_IPV4 => Some(Version::V4),
+        ETHERTYPE_IPV6 => Some(Version::V6),
+        _ => None,
+    }
+}
+
+/// By the first two bytes of an IP header.
+#[inline(always)]
+const fn ip_version(first: u16) -> Option<Version> {
+    match u16::from_be(first) >> 12 {
+        4 => Some(Version::V4),
+        6 => Some(Version::V6),
+        _ => None,
     }
 }
 
@@ -439,11 +600,7 @@ fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reason> {
 fn version<F: Frame>(frame: &mut F, network: usize) -> Result<Version, Reason> {
     frame.reach(network + 2);
     let first = frame.half(network).ok_or(Reason::NoRule)?;
-    match u16::from_be(first) >> 12 {
-        4 => Ok(Version::V4),
-        6 => Ok(Version::V6),
-        _ => Err(Reason::NoRule),
-    }
+    ip_version(first).ok_or(Reason::NoRule)
 }
 
 #[inline(always)]

@@ -38,19 +38,23 @@ pub trait Context: Copy {
     /// [`redirect::find_route`].
     #[inline(always)]
     fn find_route(self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
-        redirect::find_route(&Kernel(self), key, entry, flags)
+        Kernel::new(self).map_or(0, |tables| redirect::find_route(&tables, key, entry, flags))
     }
 
     /// [`flow::has_begun`].
     #[inline(always)]
     fn has_begun(self, key: &mut FlowKey, original: Original, flags: Flags) -> u32 {
-        flow::has_begun(&Kernel(self), key, original, flags)
+        Kernel::new(self).map_or(flow::NOT_BEGUN, |tables| {
+            flow::has_begun(&tables, key, original, flags)
+        })
     }
 
     /// [`redirect::admit`].
     #[inline(always)]
     fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64 {
-        redirect::admit(&Kernel(self), key, dialled_port, route, flags)
+        Kernel::new(self).map_or(0, |tables| {
+            redirect::admit(&tables, key, dialled_port, route, flags)
+        })
     }
 }
 
@@ -103,9 +107,11 @@ macro_rules! packet_context {
             flags: u32,
         ) -> u64 {
             // SAFETY: null or a key of the caller's own.
-            match unsafe { key.as_mut() } {
-                Some(key) => redirect::find_route(&Kernel(ctx), key, entry, Flags(flags as u16)),
-                None => 0,
+            match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
+                (Some(key), Some(tables)) => {
+                    redirect::find_route(&tables, key, entry, Flags(flags as u16))
+                }
+                _ => 0,
             }
         }
 
@@ -119,7 +125,7 @@ macro_rules! packet_context {
             flags: u32,
         ) -> u32 {
             // SAFETY: null or a key of the caller's own.
-            let Some(key) = (unsafe { key.as_mut() }) else {
+            let (Some(key), Some(tables)) = (unsafe { key.as_mut() }, Kernel::new(ctx)) else {
                 return flow::NOT_BEGUN;
             };
             let original = Original {
@@ -127,7 +133,7 @@ macro_rules! packet_context {
                 client_port: key.client_port,
                 rule: rule as u16,
             };
-            flow::has_begun(&Kernel(ctx), key, original, Flags(flags as u16))
+            flow::has_begun(&tables, key, original, Flags(flags as u16))
         }
 
         #[inline(never)]
@@ -142,9 +148,11 @@ macro_rules! packet_context {
             let dialled_port = Port::new(dialled_port as u16);
             let flags = Flags(flags as u16);
             // SAFETY: null or a key of the caller's own.
-            match unsafe { key.as_mut() } {
-                Some(key) => redirect::admit(&Kernel(ctx), key, dialled_port, route, flags),
-                None => 0,
+            match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
+                (Some(key), Some(tables)) => {
+                    redirect::admit(&tables, key, dialled_port, route, flags)
+                }
+                _ => 0,
             }
         }
 

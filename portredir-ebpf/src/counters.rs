@@ -5,8 +5,10 @@ use aya_ebpf::btf_maps::{PerCpuArray, PerCpuHashMap};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{Counter, CounterKey, Hits};
+use portredir_common::bucket::Word as _;
 use portredir_common::verdict::Reason;
 
+use crate::flows::Volatile;
 use crate::maps::NO_PREALLOC;
 
 /// Grows with the pairs of rule and interface that see traffic and have no place
@@ -21,15 +23,15 @@ static HITS: PerCpuArray<Hits, { Hits::PLACES as usize }> = PerCpuArray::new();
 #[btf_map]
 static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
 
-/// The time, and the tick at which it was read.
-#[repr(C)]
-struct Clock {
-    tick: u64,
-    now_ns: u64,
-}
+/// What [`now_ns`] told last, and the tick at which it was read: one word, so that
+/// processors may share it. Each writes it once a tick at most.
+#[unsafe(no_mangle)]
+static CLOCK: Volatile = Volatile::new(0);
 
-#[btf_map]
-static CLOCK: PerCpuArray<Clock, 1> = PerCpuArray::new();
+/// Of [`CLOCK`], the lowest bits are those of the tick, and these of the time are
+/// left out: 4 ms, as coarse as the clock itself may be.
+const TICK_BITS: u32 = 26;
+const TIME_BITS: u32 = 22;
 
 /// Counts a reason.
 #[inline(always)]
@@ -40,32 +42,24 @@ pub fn count(reason: Reason) {
     }
 }
 
-/// `CLOCK_MONOTONIC`, read at most once a tick: the coarse clock moves no
-/// faster, and the kernel puts the number of the tick in place as a load.
+/// `CLOCK_MONOTONIC` to some milliseconds, read at most once a tick: the kernel
+/// puts the number of the tick in place as a load.
+///
+/// Where nothing was asked for 2^26 ticks, 18 hours or more, it may tell the time
+/// of then for one tick.
 #[inline(always)]
 pub fn now_ns() -> u64 {
+    const TICKS: u64 = (1 << TICK_BITS) - 1;
     // SAFETY: no arguments.
-    let tick = unsafe { bpf_jiffies64() };
-    let Some(clock) = CLOCK.get_ptr_mut(0) else {
-        return coarse_ns();
-    };
-    // SAFETY: per-CPU, and the pointer was checked. Who interrupts between the
-    // two stores finds another tick and reads the time himself.
-    unsafe {
-        if (&raw const (*clock).tick).read_volatile() == tick {
-            return (&raw const (*clock).now_ns).read_volatile();
-        }
-        let now_ns = coarse_ns();
-        (&raw mut (*clock).now_ns).write_volatile(now_ns);
-        (&raw mut (*clock).tick).write_volatile(tick);
-        now_ns
+    let tick = unsafe { bpf_jiffies64() } & TICKS;
+    let clock = CLOCK.load();
+    if clock & TICKS == tick {
+        return clock >> TICK_BITS << TIME_BITS;
     }
-}
-
-#[inline(always)]
-fn coarse_ns() -> u64 {
     // SAFETY: no arguments.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() } >> TIME_BITS;
+    CLOCK.store(now_ns << TICK_BITS | tick);
+    now_ns << TIME_BITS
 }
 
 /// Adds to a counter.
@@ -91,10 +85,9 @@ pub fn hit_by_packet(key: CounterKey, segments: u32, bytes: usize, is_new: bool,
     if let Some(hits) = HITS.get_ptr_mut(key.place()) {
         // SAFETY: per-CPU, and the pointer was checked.
         unsafe {
-            if (*hits).counter.last_hit_ns == 0 {
+            let is_mine = (*hits).key == key;
+            if is_mine || (*hits).counter.last_hit_ns == 0 {
                 (*hits).key = key;
-            }
-            if (*hits).key == key {
                 add(&raw mut (*hits).counter, segments, bytes, is_new, now_ns);
                 return;
             }

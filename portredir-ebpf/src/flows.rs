@@ -9,7 +9,7 @@ use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{
     Epoch, Flow, FlowKey, Port, Protocol, REMAPPED_PLACES, remapped_place,
 };
-use portredir_common::bucket::{Bucket, Entry, Hash, Seed, Shares, Word};
+use portredir_common::bucket::{Bucket, Entry, Found, Hash, Seed, Shares, Word};
 use portredir_common::flow::{FlowTables, Met, Original, Table};
 use portredir_common::verdict::Reason;
 
@@ -19,6 +19,12 @@ use crate::maps::{Kernel, MMAPABLE};
 /// A word of a map.
 #[repr(transparent)]
 pub struct Volatile(UnsafeCell<u64>);
+
+impl Volatile {
+    pub const fn new(value: u64) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+}
 
 // SAFETY: every access is one load or store of a word.
 unsafe impl Sync for Volatile {}
@@ -122,6 +128,12 @@ fn bucket(table: Table, hash: Hash) -> Option<&'static Bucket<Volatile>> {
     FLOWS.get(shares.index(table, hash))
 }
 
+/// The entry of a flow to `target`.
+#[inline(always)]
+fn find(table: Table, hash: Hash, target: Port) -> Option<Found<'static, Volatile>> {
+    bucket(table, hash)?.find(hash, target)
+}
+
 #[inline(always)]
 const fn table(number: u32) -> Table {
     const TCP: u32 = Table::Tcp as u32;
@@ -136,28 +148,31 @@ const fn table(number: u32) -> Table {
 // These are global to the verifier, which walks them once and not once per call.
 // It has them look at pointers, and wants them to return a number.
 
-/// The flow of a key in a table, or 0.
+/// The [`Entry`] of a flow in a table, or 0.
 #[unsafe(no_mangle)]
 extern "C" fn flow_look(number: u32, key: *const FlowKey) -> u64 {
     // SAFETY: null or a key.
     let Some(key) = (unsafe { key.as_ref() }) else {
         return 0;
     };
+    find(table(number), hash(key), key.local_port).map_or(0, |found| found.entry.to_word())
+}
+
+/// Set in an [`Entry`] of [`Table::Syn`], in place of a bit of the hash.
+const BEGUN: u64 = 1 << 48;
+
+/// The [`Entry`] of a connection, or 0.
+#[unsafe(no_mangle)]
+extern "C" fn flow_find_tcp(key: *const FlowKey) -> u64 {
+    // SAFETY: null or a key.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
     let hash = hash(key);
-    let Some(bucket) = bucket(table(number), hash) else {
-        return 0;
-    };
-    let Some(found) = bucket.find(hash, key.local_port) else {
-        return 0;
-    };
-    let mut client_port = key.client_port;
-    if found.entry.is_remapped() {
-        match given(table(number), key) {
-            Some(own) => client_port = own,
-            None => return 0,
-        }
+    if let Some(found) = find(Table::Tcp, hash, key.local_port) {
+        return found.entry.to_word() & !BEGUN;
     }
-    found.entry.flow(client_port).to_word()
+    find(Table::Syn, hash, key.local_port).map_or(0, |found| found.entry.to_word() | BEGUN)
 }
 
 /// Adds or replaces the entry of a flow.
@@ -217,7 +232,7 @@ const THERE: u32 = 1 << 16;
 /// The client's own port, by the flow with the one it was given.
 #[inline(never)]
 fn given_look(number: u32, key: &FlowKey) -> u32 {
-    let key = *key;
+    let key = &{ *key };
     let port = match table(number) {
         Table::Tcp => GIVEN_TCP.get_ptr(key),
         Table::Syn | Table::Udp => GIVEN.get_ptr(key),
@@ -229,7 +244,7 @@ fn given_look(number: u32, key: &FlowKey) -> u32 {
 /// Keeps it, and for a connection the way back; whether there was room.
 #[inline(never)]
 fn given_put(number: u32, key: &FlowKey, flow: u64) -> bool {
-    let mut key = *key;
+    let key = &{ *key };
     let flow = Flow::from_word(flow);
     let (own, given) = (flow.client_port, key.client_port);
     if !matches!(table(number), Table::Tcp) {
@@ -238,15 +253,20 @@ fn given_put(number: u32, key: &FlowKey, flow: u64) -> bool {
     if GIVEN_TCP.insert(key, own, u64::from(BPF_ANY)).is_err() {
         return false;
     }
-    key.client_port = own;
-    key.local_port = flow.dialled_port;
-    REMAP_TCP.insert(key, given, u64::from(BPF_ANY)).is_ok()
+    let original = &FlowKey {
+        client_port: own,
+        local_port: flow.dialled_port,
+        ..*key
+    };
+    REMAP_TCP
+        .insert(original, given, u64::from(BPF_ANY))
+        .is_ok()
 }
 
 /// The client port that was given, by the original flow.
 #[inline(never)]
 fn remap_look(key: &FlowKey) -> u32 {
-    let key = *key;
+    let key = &{ *key };
     if key.protocol == Protocol::Tcp as u8
         && let Some(port) = REMAP_TCP.get_ptr(key)
     {
@@ -262,7 +282,7 @@ fn remap_look(key: &FlowKey) -> u32 {
 /// Keeps it in place of an earlier one; whether there was room.
 #[inline(never)]
 fn remap_put(key: &FlowKey, port: u32) -> bool {
-    let key = *key;
+    let key = &{ *key };
     let port = Port::new(port as u16);
     let _ = REMAP_TCP.remove(key);
     REMAP.insert(key, port, u64::from(BPF_ANY)).is_ok()
@@ -273,16 +293,36 @@ fn some_port(port: u32) -> Option<Port> {
     (port != 0).then_some(Port::new(port as u16))
 }
 
+/// The client's own port.
 #[inline(always)]
-fn given(table: Table, key: &FlowKey) -> Option<Port> {
-    some_port(given_look(table as u32, key))
+fn own_port(table: Table, key: &FlowKey, entry: Entry) -> Option<Port> {
+    if entry.is_remapped() {
+        some_port(given_look(table as u32, key))
+    } else {
+        Some(key.client_port)
+    }
 }
 
 impl<C: Context> FlowTables for Kernel<C> {
     #[inline(always)]
     fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow> {
-        let word = flow_look(table as u32, key);
-        (word != 0).then_some(Flow::from_word(word))
+        let entry = Entry::from_word(flow_look(table as u32, key))?;
+        own_port(table, key, entry).map(|own| entry.flow(own))
+    }
+
+    #[inline(always)]
+    fn find(&self, protocol: Protocol, key: &FlowKey) -> Option<(Table, Flow)> {
+        if protocol == Protocol::Udp {
+            return self.flow(Table::Udp, key).map(|flow| (Table::Udp, flow));
+        }
+        let word = flow_find_tcp(key);
+        let entry = Entry::from_word(word)?;
+        let table = if word & BEGUN == 0 {
+            Table::Tcp
+        } else {
+            Table::Syn
+        };
+        own_port(table, key, entry).map(|own| (table, entry.flow(own)))
     }
 
     #[inline(always)]
@@ -332,45 +372,50 @@ impl<C: Context> FlowTables for Kernel<C> {
     }
 
     #[inline(always)]
+    fn hash(&self, key: &FlowKey) -> Hash {
+        hash(key)
+    }
+
+    #[inline(always)]
     fn meet(
         &self,
         table: Table,
-        key: &FlowKey,
+        (key, hash): (&FlowKey, Hash),
         original: Original,
         now: Epoch,
-        may_begin: bool,
+        again: impl FnOnce() -> Option<FlowKey>,
     ) -> Met {
-        let hash = hash(key);
         let Some(bucket) = bucket(table, hash) else {
             return Met::Unclear;
         };
         match bucket.find(hash, key.local_port) {
             Some(found) => {
-                let is_its = found.entry.dialled_port() == original.dialled_port
-                    && !found.entry.is_remapped();
-                if !is_its {
+                if !found.entry.is_translated_from(original.dialled_port) {
                     return Met::Unclear;
                 }
                 found.refresh(now);
                 Met::Known
             }
-            None if may_begin && !self.may_be_remapped(key) => {
-                let target = key.local_port.get().into();
-                flow_add(bucket, hash.0, target, original.flow(now).to_word());
-                Met::New
-            }
-            None => Met::Unclear,
+            None if table == Table::Tcp => match find(Table::Syn, hash, key.local_port) {
+                Some(found) if found.entry.is_translated_from(original.dialled_port) => Met::Begun,
+                _ => Met::Unclear,
+            },
+            None => match again() {
+                Some(key) if !self.may_be_remapped(&key) => {
+                    let target = key.local_port.get().into();
+                    flow_add(bucket, hash.0, target, original.flow(now).to_word());
+                    Met::New
+                }
+                _ => Met::Unclear,
+            },
         }
     }
 
     #[inline(always)]
     fn recall(&self, table: Table, key: &FlowKey, now: Epoch) -> Option<Flow> {
         let hash = hash(key);
-        let found = bucket(table, hash)?.find(hash, key.local_port)?;
+        let found = find(table, hash, key.local_port)?;
         found.refresh(now);
-        if found.entry.is_remapped() {
-            return given(table, key).map(|own| found.entry.flow(own));
-        }
-        Some(found.entry.flow(key.client_port))
+        own_port(table, key, found.entry).map(|own| found.entry.flow(own))
     }
 }

@@ -167,6 +167,11 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
             // SAFETY: the context is valid.
             return unsafe { bpf_xdp_get_buff_len(self.ctx) } as usize;
         }
+        self.head_len()
+    }
+
+    #[inline(always)]
+    fn head_len(&self) -> usize {
         let (data, data_end) = self.ends();
         data_end - data
     }
@@ -199,9 +204,9 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
         let sum = self.window(check.offset, 2).ok_or(Reason::WriteFailed)?;
         // SAFETY: both windows were compared with the end of the packet.
         unsafe {
-            let old = load_half(sum.cast()).to_ne_bytes();
-            let new = check.kind.update(old, from.bytes(), to.bytes());
-            store_half(sum.cast(), u16::from_ne_bytes(new));
+            let old = load_half(sum.cast());
+            let new = check.kind.update(old, from.half(), to.half());
+            store_half(sum.cast(), new);
             store_half(port.cast(), to.half());
         }
         Ok(())

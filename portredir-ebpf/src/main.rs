@@ -30,6 +30,7 @@ use portredir_common::socket::{self as by_socket, Dial};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::{End, Frame, Link, Packet};
 
+use crate::context::Context;
 use crate::frame::{Skb, Xdp};
 use crate::maps::Kernel;
 use crate::socket::{Lookup, SockAddr};
@@ -75,9 +76,22 @@ fn log(ctx: &impl EbpfContext, frame: &mut impl Frame, link: Link, reason: Reaso
 }
 
 #[inline(always)]
+fn ingress<C: Context>(frame: &mut impl Frame, ctx: C, link: Link) -> Reason {
+    let quick = Kernel::new(ctx).and_then(|tables| redirect::quick_ingress(frame, &tables, link));
+    if let Some(reason) = quick {
+        return reason;
+    }
+    // Anew, so that nothing has to be kept until now.
+    match Kernel::new(ctx) {
+        Some(tables) => redirect::ingress(frame, &tables, link),
+        None => Reason::NoRule,
+    }
+}
+
+#[inline(always)]
 fn xdp_ingress<const FRAGS: bool>(ctx: &XdpContext, link: Link) -> u32 {
     let mut frame = Xdp::<FRAGS>::new(ctx.ctx);
-    let reason = redirect::ingress(&mut frame, &Kernel(ctx.ctx), link);
+    let reason = ingress(&mut frame, ctx.ctx, link);
     match conclude(ctx, &mut frame, link, reason) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
@@ -97,7 +111,7 @@ const fn tc_action(verdict: Verdict) -> i32 {
 fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
     let mut frame = Skb::new(skb);
-    let reason = redirect::ingress(&mut frame, &Kernel(skb), link);
+    let reason = ingress(&mut frame, skb, link);
     tc_action(conclude(ctx, &mut frame, link, reason))
 }
 
@@ -105,7 +119,13 @@ fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
 fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
     let mut frame = Skb::new(skb);
-    let reason = redirect::egress(&mut frame, &Kernel(skb), link);
+    let quick =
+        Kernel::new(skb).and_then(|tables| redirect::quick_egress(&mut frame, &tables, link));
+    let reason = match (quick, Kernel::new(skb)) {
+        (Some(reason), _) => reason,
+        (None, Some(tables)) => redirect::egress(&mut frame, &tables, link),
+        (None, None) => Reason::NoRule,
+    };
     tc_action(conclude(ctx, &mut frame, link, reason))
 }
 
@@ -157,7 +177,10 @@ fn look_up<const SCOPED: bool>(ctx: &SkLookupContext) -> u32 {
     }
     let key = lookup.key();
     let is_loopback_allowed = socket::is_loopback_target_allowed();
-    let reason = by_socket::look_up(&Kernel(lookup), &key, is_loopback_allowed);
+    let Some(tables) = Kernel::new(lookup) else {
+        return SK_PASS;
+    };
+    let reason = by_socket::look_up(&tables, &key, is_loopback_allowed);
     conclude_for_socket(ctx, key.local, key.local_port, reason);
     match reason.verdict() {
         Verdict::Pass => SK_PASS,
@@ -173,7 +196,9 @@ fn dial(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, dial: Dial) -> i3
     const ALLOW: i32 = 1;
     let mut client = SockAddr::new(ctx);
     let port = client.port();
-    let tables = Kernel(client);
+    let Some(tables) = Kernel::new(client) else {
+        return ALLOW;
+    };
     let mut target = port;
     let reason = by_socket::dial(&tables, &mut client, protocol, addr, &mut target, dial);
     if reason == Reason::Redirected {
@@ -211,7 +236,9 @@ fn answer(ctx: &SockAddrContext, addr: Addr) -> i32 {
     };
     let mut client = SockAddr::new(ctx);
     let port = client.port();
-    let tables = Kernel(client);
+    let Some(tables) = Kernel::new(client) else {
+        return 1;
+    };
     let reason = match by_socket::answered(&tables, &mut client, protocol, (addr, port)) {
         Ok(dialled) => {
             client.set_port(dialled);
@@ -273,7 +300,7 @@ fn portredir_lkall(ctx: SkLookupContext) -> u32 {
 fn portredir_reg(ctx: SockOpsContext) -> u32 {
     const LISTEN: u32 = aya_ebpf::bindings::BPF_SOCK_OPS_TCP_LISTEN_CB;
     if ctx.op() == LISTEN {
-        socket::register(ctx.ops, is_target);
+        socket::register(ctx.ops);
     }
     1
 }
@@ -282,7 +309,7 @@ fn portredir_reg(ctx: SockOpsContext) -> u32 {
 fn portredir_acc(ctx: SockOpsContext) -> u32 {
     const ACCEPTED: u32 = aya_ebpf::bindings::BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
     if ctx.op() == ACCEPTED {
-        socket::accept(ctx.ops, is_target);
+        socket::accept(ctx.ops);
     }
     1
 }
@@ -298,10 +325,6 @@ fn portredir_scan(ctx: TcContext) -> i32 {
     // SAFETY: any bytes are a key.
     let key: FlowKey = unsafe { core::mem::transmute(words) };
     socket::register_listener(skb, &key)
-}
-
-fn is_target(port: Port) -> bool {
-    maps::port(Protocol::Tcp, port).is_target()
 }
 
 #[cgroup_sock_addr(connect4)]

@@ -1,5 +1,6 @@
 //! Every map, and the datapath's [`Tables`] over them.
 
+use core::arch::asm;
 use core::ffi::c_void;
 use core::mem::offset_of;
 
@@ -14,27 +15,23 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{
-    Addr, AddrKey, Candidates, CounterKey, Dialled, Flow, FlowKey, IfaceKey, LOOPBACK_IFINDEX,
-    ListenerKey, OWN_PLACES, Old, Port, PortEntry, Protocol, SourceKey, StateKey, local, own_place,
+    Addr, AddrKey, Candidates, CounterKey, Dialled, Flow, FlowKey, Hot, IfaceKey, LOOPBACK_IFINDEX,
+    ListenerKey, Old, Port, PortEntry, Protocol, SourceKey, StateKey, local, own_place,
 };
+use portredir_common::bucket::Word as _;
 use portredir_common::flow::{Flags, Host, Original, Socket};
-use portredir_common::redirect::{Choice, SocketCache, Tables};
+use portredir_common::redirect::{Cached, Choice, SocketCache, Tables};
 use portredir_common::wire::Version;
 
 use crate::context::Context;
 use crate::counters;
+use crate::flows::Volatile;
 
 pub const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-/// Which of two generations of rules is live; switching it is all that a change
-/// of rules does to traffic.
 #[btf_map]
-static GENERATION: Array<u32, 1> = Array::new();
-
-/// Filled by user space, as memory; read for every packet.
-#[btf_map]
-static PORTS: Array<[PortEntry; 2], { PortEntry::COUNT as usize }, MMAPABLE> = Array::new();
+static HOT: Array<Hot<Volatile>, 1, MMAPABLE> = Array::new();
 
 /// Earlier targets of ports, by [`Old::key`].
 #[btf_map]
@@ -57,11 +54,6 @@ static STATE: HashMap<StateKey, [u8; 1024], 32768, NO_PREALLOC> = HashMap::new()
 #[btf_map]
 static LOCAL: HashMap<Addr, u8, 16384> = HashMap::new();
 
-/// Those of [`LOCAL`] that are reached from anywhere, by [`own_place`], as far as
-/// there is room; unused ones are all zero.
-#[btf_map]
-static OWN: Array<[Addr; 2], { OWN_PLACES as usize }, MMAPABLE> = Array::new();
-
 /// The flows of servers' sockets, direct ones too.
 #[btf_map]
 pub static SOCKETS: SkStorage<Flow> = SkStorage::new();
@@ -82,25 +74,6 @@ pub static SCOPE: HashMap<u32, u8, 4096> = HashMap::new();
 /// Of clients on this host.
 #[btf_map]
 pub static DIALLED: SkStorage<Dialled> = SkStorage::new();
-
-/// What the rules say about a port.
-#[inline(always)]
-pub fn port(protocol: Protocol, port: Port) -> PortEntry {
-    let Some(both) = PORTS.get_ptr(PortEntry::index(protocol, port)) else {
-        return PortEntry::default();
-    };
-    // SAFETY: not null, two words. User space writes one of them at a time, and
-    // not the one of the generation that is live.
-    let [first, second] = unsafe {
-        let words = both.cast::<u64>();
-        [words.read_volatile(), words.add(1).read_volatile()]
-    };
-    if first | second == 0 {
-        return PortEntry::default();
-    }
-    let generation = GENERATION.get(0).copied().unwrap_or_default();
-    PortEntry::from_word(if generation & 1 == 0 { first } else { second })
-}
 
 /// The rule and target of a packet to a port whose rules have conditions, as
 /// one number; 0 when there is none. Global, as what is in [`crate::context`].
@@ -145,19 +118,67 @@ extern "C" fn candidate(entry: u64, key: *const FlowKey, port: u32, ifindex: u32
     0
 }
 
+/// The index of an entry of ports as a number of which the verifier knows the
+/// largest: Linux 6.1 forgets it when bytes are swapped, and the compiler does not.
+#[inline(always)]
+fn bounded(index: u32) -> usize {
+    const MASK: u32 = PortEntry::COUNT - 1;
+    const { assert!(PortEntry::COUNT.is_power_of_two()) };
+    let mut index = u64::from(index);
+    // SAFETY: plain arithmetic on a register.
+    unsafe {
+        asm!(
+            "{0} &= {mask}",
+            inout(reg) index,
+            mask = const MASK,
+            options(pure, nomem, nostack),
+        );
+    }
+    index as usize & MASK as usize
+}
+
 /// The maps and helpers, as one context may use them.
 #[derive(Clone, Copy)]
-pub struct Kernel<C>(pub C);
+pub struct Kernel<C> {
+    pub ctx: C,
+    hot: &'static Hot<Volatile>,
+}
+
+impl<C> Kernel<C> {
+    /// `None` cannot be, but the verifier does not know.
+    #[inline(always)]
+    pub fn new(ctx: C) -> Option<Self> {
+        Some(Self {
+            ctx,
+            hot: HOT.get(0)?,
+        })
+    }
+
+    /// What the rules say about a port.
+    #[inline(always)]
+    pub fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
+        // User space writes one of them at a time, and not the one of the
+        // generation that is live.
+        let index = bounded(PortEntry::index(protocol, port));
+        let [first, second] = &self.hot.ports[index];
+        let (first, second) = (first.load(), second.load());
+        if first | second == 0 {
+            return PortEntry::default();
+        }
+        let is_first = self.hot.generation.load() & 1 == 0;
+        PortEntry::from_word(if is_first { first } else { second })
+    }
+}
 
 impl<C: Context> Host for Kernel<C> {
     #[inline(always)]
     fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
-        self::port(protocol, port)
+        self.port(protocol, port)
     }
 
     #[inline(always)]
     fn socket(&self, key: &FlowKey) -> Socket {
-        match self.0.tcp_state(key) {
+        match self.ctx.tcp_state(key) {
             0 | tcp_state::LISTEN => Socket::None,
             tcp_state::TIME_WAIT => Socket::TimeWait,
             _ => Socket::Connection,
@@ -167,9 +188,9 @@ impl<C: Context> Host for Kernel<C> {
     #[inline(always)]
     fn is_served(&self, key: &FlowKey) -> bool {
         if key.protocol == Protocol::Udp as u8 {
-            self.0.has_udp(key)
+            self.ctx.has_udp(key)
         } else {
-            !matches!(self.0.tcp_state(key), 0 | tcp_state::TIME_WAIT)
+            !matches!(self.ctx.tcp_state(key), 0 | tcp_state::TIME_WAIT)
         }
     }
 
@@ -188,23 +209,22 @@ impl<C: Context> Host for Kernel<C> {
 impl<C: Context> Tables for Kernel<C> {
     #[inline(always)]
     fn is_local(&self, addr: &Addr) -> bool {
-        if let Some([first, second]) = OWN.get(own_place(*addr))
-            && (first.is(*addr) || second.is(*addr))
-        {
-            // A place that is not used looks like this address.
-            return !addr.is(Addr::V6_ANY);
-        }
-        is_in_local(addr, self.0.ifindex())
+        is_local(addr, self.ctx.ifindex())
+    }
+
+    #[inline(always)]
+    fn is_own(&self, addr: &Addr) -> bool {
+        is_own(self.hot, *addr)
     }
 
     #[inline(always)]
     fn is_from_here(&self) -> bool {
-        self.0.ifindex() == LOOPBACK_IFINDEX
+        self.ctx.ifindex() == LOOPBACK_IFINDEX
     }
 
     #[inline(always)]
     fn choose(&self, entry: PortEntry, key: &FlowKey, port: Port) -> Option<Choice> {
-        let found = candidate(entry.to_word(), key, port.get().into(), self.0.ifindex());
+        let found = candidate(entry.to_word(), key, port.get().into(), self.ctx.ifindex());
         let choice = Choice {
             target: found as u16,
             rule: (found >> 16) as u16,
@@ -221,23 +241,23 @@ impl<C: Context> Tables for Kernel<C> {
 
     #[inline(always)]
     fn find_route(&self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
-        self.0.find_route(key, entry, flags)
+        self.ctx.find_route(key, entry, flags)
     }
 
     #[inline(always)]
     fn has_begun(&self, key: &mut FlowKey, original: Original, flags: Flags) -> u32 {
-        self.0.has_begun(key, original, flags)
+        self.ctx.has_begun(key, original, flags)
     }
 
     #[inline(always)]
     fn admit(&self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64 {
-        self.0.admit(key, dialled_port, route, flags)
+        self.ctx.admit(key, dialled_port, route, flags)
     }
 
     #[inline(always)]
     fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool, now_ns: u64) {
         let key = CounterKey {
-            ifindex: self.0.ifindex(),
+            ifindex: self.ctx.ifindex(),
             rule: rule.into(),
         };
         if C::IS_PACKET {
@@ -250,21 +270,28 @@ impl<C: Context> Tables for Kernel<C> {
 
 impl SocketCache for Kernel<*mut __sk_buff> {
     #[inline(always)]
-    fn cached(&self, key: &FlowKey) -> Option<Flow> {
-        let flow = stored(self.0, key, core::ptr::null_mut(), 0);
-        copy((!flow.is_null()).then_some(flow.cast_const()))
+    fn cached(&self, key: &FlowKey) -> Cached {
+        let Some(socket) = sender(self.ctx, key) else {
+            return Cached::NoSocket;
+        };
+        let flow = stored(socket, core::ptr::null_mut(), 0);
+        match copy((!flow.is_null()).then_some(flow.cast_const())) {
+            Some(flow) => Cached::Flow(flow),
+            None => Cached::Nothing,
+        }
     }
 
     #[inline(always)]
     fn cache(&self, key: &FlowKey, flow: &Flow) {
         let mut flow = *flow;
-        // Without memory for it the flow tables are asked again.
-        stored(
-            self.0,
-            key,
-            &raw mut flow,
-            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-        );
+        if let Some(socket) = sender(self.ctx, key) {
+            // Without memory for it the flow tables are asked again.
+            stored(
+                socket,
+                &raw mut flow,
+                u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+            );
+        }
     }
 }
 
@@ -315,10 +342,24 @@ pub fn look_up(ctx: impl Context, key: &FlowKey, look_up: LookUp) -> *mut bpf_so
     }
 }
 
-/// Whether an address is in [`LOCAL`] for an interface. Not inlined: it is rarely
-/// asked.
+/// [`Tables::is_own`].
+#[inline(always)]
+fn is_own(hot: &Hot<Volatile>, addr: Addr) -> bool {
+    let [low, high] = addr.long_words();
+    let [a, b, c, d] = &hot.own[own_place(addr) as usize];
+    // A place that is not used looks like this address.
+    if low | high == 0 {
+        return false;
+    }
+    (a.load() ^ low) | (b.load() ^ high) == 0 || (c.load() ^ low) | (d.load() ^ high) == 0
+}
+
+/// [`Tables::is_local`]. Not inlined: who is quick asks [`is_own`].
 #[inline(never)]
-fn is_in_local(addr: &Addr, ifindex: u32) -> bool {
+fn is_local(addr: &Addr, ifindex: u32) -> bool {
+    if HOT.get(0).is_some_and(|hot| is_own(hot, *addr)) {
+        return true;
+    }
     // SAFETY: one byte.
     match unsafe { LOCAL.get(addr) } {
         Some(&local::ANYWHERE) => true,
@@ -344,35 +385,32 @@ fn copy(flow: Option<*const Flow>) -> Option<Flow> {
     (copy.dialled_port != Port::new(0)).then_some(copy)
 }
 
-/// The storage of the socket that sends a packet, if it is the connection of
-/// `key`: neither a listener, nor a request, nor the kernel's own socket for
-/// resets. Null when there is none.
+/// The socket that sends a packet, if it is the connection of `key`: neither a
+/// listener, nor a request, nor the kernel's own socket for resets.
 #[inline(always)]
-fn stored(ctx: *mut __sk_buff, key: &FlowKey, initial: *mut Flow, flags: u64) -> *mut Flow {
-    let none = core::ptr::null_mut();
+fn sender(ctx: *mut __sk_buff, key: &FlowKey) -> Option<*mut bpf_sock> {
     // SAFETY: the kernel passes a valid context for the time of the run.
     let socket: *mut bpf_sock = unsafe { (*ctx).__bindgen_anon_2.sk };
     if socket.is_null() {
-        return none;
+        return None;
     }
     // SAFETY: not null.
     let socket = unsafe { bpf_sk_fullsock(socket) };
     if socket.is_null() {
-        return none;
+        return None;
     }
     // SAFETY: not null. `src_port` is in host, `dst_port` in network order.
     let (src_port, dst_port) = unsafe { ((*socket).src_port, (*socket).dst_port) };
-    if src_port != u32::from(key.local_port.get()) || Port::from_half(dst_port) != key.client_port {
-        return none;
-    }
-    // SAFETY: a full socket; `initial` is null or a flow.
-    unsafe {
-        bpf_sk_storage_get(
-            (&raw const SOCKETS).cast_mut().cast(),
-            socket.cast(),
-            initial.cast(),
-            flags,
-        )
-    }
-    .cast()
+    let is_its =
+        src_port == u32::from(key.local_port.get()) && Port::from_half(dst_port) == key.client_port;
+    is_its.then_some(socket)
+}
+
+/// The flow that is kept at a full socket; null when there is none. What is
+/// `initial`, null or a flow, is kept if the flags say so.
+#[inline(always)]
+pub fn stored(socket: *mut bpf_sock, initial: *mut Flow, flags: u64) -> *mut Flow {
+    let map = (&raw const SOCKETS).cast_mut().cast();
+    // SAFETY: by the arguments.
+    unsafe { bpf_sk_storage_get(map, socket.cast(), initial.cast(), flags) }.cast()
 }

@@ -22,7 +22,7 @@ use portredir_common::wire::Version;
 
 use crate::context::Context;
 use crate::counters;
-use crate::maps::{DIALLED, Kernel, LISTENERS, NEXT_SLOT, SCOPE, SOCKETS, tcp_socket, tcp_state};
+use crate::maps::{DIALLED, Kernel, LISTENERS, NEXT_SLOT, SCOPE, stored, tcp_socket, tcp_state};
 
 // include/linux/socket.h
 const AF_INET: u32 = 2;
@@ -170,8 +170,8 @@ impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
     #[inline(always)]
     fn is_in_scope(&self) -> bool {
         // SAFETY: one byte.
-        let is_chosen = || !SCOPED || unsafe { SCOPE.get(self.0.ifindex()) }.is_some();
-        !self.0.is_scan() && is_chosen()
+        let is_chosen = || !SCOPED || unsafe { SCOPE.get(self.ctx.ifindex()) }.is_some();
+        !self.ctx.is_scan() && is_chosen()
     }
 
     #[inline(always)]
@@ -186,11 +186,11 @@ impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
         // SAFETY: not null, and ours until it is released.
         let device = unsafe { (*socket).bound_dev_if };
         // The kernel does not look at what the socket is bound to again.
-        let is_for_us = device == 0 || device == self.0.ifindex();
+        let is_for_us = device == 0 || device == self.ctx.ifindex();
         // SAFETY: as above. It fails when the socket is of the wrong family, or
         // when another program has chosen already.
         let is_assigned =
-            is_for_us && unsafe { bpf_sk_assign(self.0.as_ptr(), socket.cast(), 0) } == 0;
+            is_for_us && unsafe { bpf_sk_assign(self.ctx.as_ptr(), socket.cast(), 0) } == 0;
         // SAFETY: the reference from the look-up, given back once.
         unsafe { bpf_sk_release(socket.cast()) };
         is_assigned
@@ -210,6 +210,10 @@ impl Context for *mut bpf_sock_ops {
     }
 }
 
+fn is_target(tables: &Kernel<*mut bpf_sock_ops>, port: Port) -> bool {
+    tables.port(Protocol::Tcp, port).is_target()
+}
+
 /// Whether a socket is of the network namespace that the rules are for.
 #[inline(always)]
 fn is_here(ops: *mut bpf_sock_ops) -> bool {
@@ -219,14 +223,17 @@ fn is_here(ops: *mut bpf_sock_ops) -> bool {
 
 /// Notes a connection that a server on a target accepts: see [`flow::accept`].
 #[inline(always)]
-pub fn accept(ops: *mut bpf_sock_ops, is_target: impl Fn(Port) -> bool) {
+pub fn accept(ops: *mut bpf_sock_ops) {
     // SAFETY: the kernel passes a valid context for the time of the run.
     let (port, remote_port, socket) = unsafe {
         let socket: *mut bpf_sock = (*ops).__bindgen_anon_2.sk;
         ((*ops).local_port as u16, (*ops).remote_port, socket)
     };
     let port = Port::new(port);
-    if !is_target(port) || socket.is_null() || !is_here(ops) {
+    let Some(tables) = Kernel::new(ops) else {
+        return;
+    };
+    if !is_target(&tables, port) || socket.is_null() || !is_here(ops) {
         return;
     }
     // Two bytes in network order, shifted to where they would be the port of a
@@ -257,25 +264,23 @@ pub fn accept(ops: *mut bpf_sock_ops, is_target: impl Fn(Port) -> bool) {
             key.version = Version::V6 as u8;
         }
     }
-    let mut flow = flow::accept(&Kernel(ops), &key, Epoch::at(counters::now_ns()));
-    // SAFETY: a map of flows and a full socket, as it is one of a connection.
-    // Without memory for it the flow tables are asked.
-    unsafe {
-        bpf_sk_storage_get(
-            (&raw const SOCKETS).cast_mut().cast(),
-            socket.cast(),
-            (&raw mut flow).cast(),
-            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-        );
-    }
+    let mut flow = flow::accept(&tables, &key, Epoch::at(counters::now_ns()));
+    // A full socket, as it is one of a connection. Without memory for it the flow
+    // tables are asked.
+    stored(
+        socket,
+        &raw mut flow,
+        u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+    );
 }
 
 /// Registers a socket that begins to listen.
 #[inline(always)]
-pub fn register(ops: *mut bpf_sock_ops, is_target: impl Fn(Port) -> bool) {
+pub fn register(ops: *mut bpf_sock_ops) {
     // SAFETY: the kernel passes a valid context for the time of the run.
     let port = Port::new(unsafe { (*ops).local_port } as u16);
-    if !is_target(port) || !is_here(ops) {
+    let is_meant = Kernel::new(ops).is_some_and(|tables| is_target(&tables, port));
+    if !is_meant || !is_here(ops) {
         return;
     }
     // SAFETY: as above.

@@ -20,9 +20,7 @@ use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData};
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::time::{ClockId, clock_gettime};
-use portredir_common::abi::{
-    Addr, Epoch, FlowKey, OWN_PLACES, PortEntry, Protocol, local, own_place,
-};
+use portredir_common::abi::{Addr, Epoch, FlowKey, Hot, OWN_PLACES, Protocol, local, own_place};
 use portredir_common::bucket::{Seed, Shares};
 use portredir_common::flow::{Table as FlowTable, UDP_IDLE};
 
@@ -40,6 +38,7 @@ use crate::table::Table;
 pub use self::error::DatapathError;
 pub use self::hook::{Mode, Place};
 pub use self::listeners::Unregistered;
+pub use self::rules::live_generation;
 
 /// The compiled programs. `cargo xtask build-ebpf` makes them anew.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../ebpf/portredir.bpf.o");
@@ -79,22 +78,20 @@ impl From<Sizes> for Options {
 }
 
 /// The maps that outlive a process.
-const MAPS: [&str; 24] = [
+const MAPS: [&str; 22] = [
     "ADDRS",
     "COUNTERS",
     "DIALLED",
     "FLOWS",
-    "GENERATION",
     "GIVEN",
     "GIVEN_TCP",
     "HITS",
+    "HOT",
     "IFACES",
     "LISTENERS",
     "LOCAL",
     "NEXT_SLOT",
     "OLD",
-    "OWN",
-    "PORTS",
     "REASONS",
     "REMAP",
     "REMAPPED",
@@ -161,10 +158,7 @@ pub struct Datapath {
     local: HashMap<[u8; 16], u8>,
     /// Where what is attached outlives the process.
     pins: Option<PinDir>,
-    /// `PORTS`: both generations of each entry.
-    ports: Mapped<[AtomicU64; 2]>,
-    /// `OWN`: two addresses of two words in each place.
-    own: Mapped<[AtomicU64; 4]>,
+    hot: Mapped<Hot<AtomicU64>>,
 }
 
 impl Datapath {
@@ -197,8 +191,7 @@ impl Datapath {
                 (HashMap::from(maps), Some(object))
             }
         };
-        let ports = map_memory(&maps, "PORTS", PortEntry::COUNT)?;
-        let own = map_memory(&maps, "OWN", OWN_PLACES)?;
+        let hot = map_memory(&maps, "HOT", 1)?;
         let mut datapath = Self {
             maps,
             object,
@@ -210,8 +203,7 @@ impl Datapath {
             watch: None,
             local: HashMap::new(),
             pins: pins.cloned(),
-            ports,
-            own,
+            hot,
         };
         let name = "SEED";
         Array::<_, Seed>::try_from(datapath.map_mut(name))
@@ -393,9 +385,9 @@ impl Datapath {
         result.map_err(map_error(name))
     }
 
-    /// Gives those of `LOCAL` that are reached from anywhere a place in `OWN`.
+    /// Gives those of `LOCAL` that are reached from anywhere a place in [`Hot::own`].
     fn set_own(&self) {
-        let mut own = vec![[Addr::default(); 2]; self.own.len()];
+        let mut own = vec![[Addr::default(); 2]; OWN_PLACES as usize];
         let mut anywhere: Vec<_> = self.local.iter().collect();
         // The same ones, where there is no room for all.
         anywhere.sort_unstable();
@@ -408,7 +400,7 @@ impl Datapath {
                 *unused = Addr::new(*addr);
             }
         }
-        for (words, addrs) in self.own.iter().zip(own) {
+        for (words, addrs) in self.hot[0].own.iter().zip(own) {
             for (words, addr) in words.chunks_exact(2).zip(addrs) {
                 let [first, second] = addr.long_words();
                 if words[0].load(Relaxed) != first || words[1].load(Relaxed) != second {

@@ -234,7 +234,7 @@ impl Host {
         if self.pins.is_some() {
             self.datapath.set_state(generation, state)?;
         }
-        self.datapath.switch_to(generation)?;
+        self.datapath.switch_to(generation);
         Ok(())
     }
 
@@ -435,7 +435,7 @@ impl Host {
         let snapshot = self.netlink.snapshot().await?;
         self.clear_unfinished(&snapshot).await;
         self.datapath.set_local(&snapshot.addrs)?;
-        let generation = self.datapath.generation()?;
+        let generation = self.datapath.generation();
         self.datapath
             .set_on(generation, &on_masks(&self.table, &snapshot))?;
         self.rename(&snapshot)?;

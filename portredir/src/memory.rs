@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use portredir_common::abi::Hot;
 use portredir_common::bucket::Bucket;
 
 /// Has the allocator give back to the kernel what nobody uses any more, after
@@ -28,7 +29,7 @@ pub fn give_back() {
 pub trait Shared: Send + Sync + 'static {}
 
 impl Shared for Bucket<AtomicU64> {}
-impl<const N: usize> Shared for [AtomicU64; N] {}
+impl Shared for Hot<AtomicU64> {}
 
 /// The elements of an array map that was made with `BPF_F_MMAPABLE`; their size
 /// is a multiple of eight.

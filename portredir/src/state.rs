@@ -6,16 +6,18 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, Map, MapData, MapError};
 use nix::time::{ClockId, clock_gettime};
 use portredir_common::abi::StateKey;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::counters::InterfaceReport;
-use crate::datapath::Mode;
+use crate::datapath::{Mode, live_generation};
+use crate::memory::Mapped;
 use crate::pins::{PinDir, PinError};
 use crate::plan::Engine;
 use crate::rule::Rule;
@@ -25,7 +27,7 @@ use crate::table::History;
 
 /// Raised when maps or state change so that an older or newer program cannot
 /// work with them.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// What one generation is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,14 +135,13 @@ pub fn find(pins: &PinDir) -> Result<Found, StateError> {
         }
         Err(error) => return Err(error.into()),
     }
-    let (Some(state), Some(generation)) = (open(pins, "STATE")?, open(pins, "GENERATION")?) else {
+    let (Some(state), Some(hot)) = (open(pins, "STATE")?, open(pins, "HOT")?) else {
         return Ok(Found::Unfinished);
     };
-    let (state, generation) = (Map::HashMap(state), Map::Array(generation));
+    let state = Map::HashMap(state);
     let read = |error| StateError::Read(pins.dir().display().to_string(), error);
-    let generation = Array::<_, u32>::try_from(&generation)
-        .and_then(|map| map.get(&0, 0))
-        .map_err(read)?;
+    let hot = Mapped::new(hot.fd().as_fd(), 1).map_err(|error| read(MapError::IoError(error)))?;
+    let generation = live_generation(&hot);
     let Some(text) = Store::of(&state).map_err(read)?.read(generation) else {
         return Ok(Found::Unfinished);
     };

@@ -218,7 +218,7 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
         false,
         false,
     )?)?;
-    let generation = datapath.generation()?;
+    let generation = datapath.generation();
     datapath.set_on(generation, &BTreeMap::new())?;
     let hosts = [true, false].map(|is_ipv4| (addr(is_ipv4, HOST).octets(), local::ANYWHERE));
     datapath.set_local(&HashMap::from(hosts))?;

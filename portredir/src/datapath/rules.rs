@@ -1,40 +1,34 @@
 //! Two generations of rules, and the switch between them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapError};
-use portredir_common::abi::{AddrKey, Candidates, IfaceKey, Old, PortEntry, SourceKey};
+use aya::maps::{HashMap as BpfHashMap, Map, MapError};
+use portredir_common::abi::{AddrKey, Candidates, Hot, IfaceKey, Old, PortEntry, SourceKey};
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
+use crate::memory::Mapped;
 use crate::table::Table;
+
+/// Which generation of rules is live: 0 or 1.
+#[must_use]
+pub fn live_generation(hot: &Mapped<Hot<AtomicU64>>) -> u32 {
+    u32::from(hot[0].generation.load(Acquire) & 1 != 0)
+}
 
 impl Datapath {
     /// Which generation of rules is live: 0 or 1.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`].
-    pub fn generation(&self) -> Result<u32, DatapathError> {
-        let name = "GENERATION";
-        let map = self.map(name);
-        Array::<_, u32>::try_from(map)
-            .and_then(|map| map.get(&0, 0))
-            .map_err(map_error(name))
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        live_generation(&self.hot)
     }
 
     /// Makes a generation the live one: between two packets.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`].
-    pub fn switch_to(&mut self, generation: u32) -> Result<(), DatapathError> {
-        let name = "GENERATION";
-        Array::<_, u32>::try_from(self.map_mut(name))
-            .and_then(|mut map| map.set(0, generation, 0))
-            .map_err(map_error(name))
+    pub fn switch_to(&self, generation: u32) {
+        self.hot[0].generation.store(generation.into(), Release);
     }
 
     /// Fills the generation that is not live, and makes it the live one.
@@ -44,7 +38,8 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn commit(&mut self, table: &Table) -> Result<(), DatapathError> {
         let generation = self.fill(table)?;
-        self.switch_to(generation)
+        self.switch_to(generation);
+        Ok(())
     }
 
     /// Fills the generation that is not live, and returns it.
@@ -53,7 +48,7 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub fn fill(&mut self, table: &Table) -> Result<u32, DatapathError> {
-        let generation = 1 - self.generation()?;
+        let generation = 1 - self.generation();
         let bit = generation << 31;
         self.fill_ports(generation, &table.ports);
         let is_old = |key: &u32| Old::generation(*key) == generation;
@@ -93,7 +88,7 @@ impl Datapath {
 
     /// Writes what differs from what is there.
     fn fill_ports(&self, generation: u32, entries: &[PortEntry]) {
-        for (both, entry) in self.ports.iter().zip(entries) {
+        for (both, entry) in self.hot[0].ports.iter().zip(entries) {
             let mut entry = *entry;
             if entry != PortEntry::default() && generation == 1 {
                 entry.flags |= PortEntry::GENERATION;

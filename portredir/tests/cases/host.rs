@@ -11,7 +11,7 @@ use portredir_common::abi::{
     Addr, Flow, FlowKey, ListenerKey, Old, Port, PortEntry, Protocol, local,
 };
 use portredir_common::flow::{FlowTables, Host, Socket, Table};
-use portredir_common::redirect::{self, Choice, SocketCache};
+use portredir_common::redirect::{self, Cached, Choice, SocketCache};
 use portredir_common::socket::Listeners;
 use portredir_common::verdict::Reason;
 use portredir_common::wire::{Check, Frame, Link};
@@ -53,10 +53,8 @@ impl Frame for Bytes<'_> {
         let port = self.half(offset).ok_or(Reason::WriteFailed)?;
         let sum = self.half(check.offset).ok_or(Reason::WriteFailed)?;
         assert_eq!(port, from.half(), "the datapath read another port");
-        let sum = check
-            .kind
-            .update(sum.to_ne_bytes(), from.bytes(), to.bytes());
-        self.0[check.offset..check.offset + 2].copy_from_slice(&sum);
+        let sum = check.kind.update(sum, from.half(), to.half());
+        self.0[check.offset..check.offset + 2].copy_from_slice(&sum.to_ne_bytes());
         self.0[offset..offset + 2].copy_from_slice(&to.bytes());
         Ok(())
     }
@@ -292,14 +290,44 @@ impl Mock {
     }
 
     /// Runs the datapath on a packet and returns it as it goes on.
+    ///
+    /// # Panics
+    ///
+    /// When the quick way through it does something else than the slow one.
     pub fn run(&self, hook: Hook, link: Link, packet: &[u8]) -> (Reason, Vec<u8>) {
+        let quick = self.clone();
+        let mut quickly = packet.to_vec();
+        let mut frame = Bytes(&mut quickly);
+        let met = match hook {
+            Hook::Ingress => redirect::quick_ingress(&mut frame, &quick, link),
+            Hook::Egress => redirect::quick_egress(&mut frame, &quick, link),
+        };
+        let before = packet;
         let mut packet = packet.to_vec();
         let mut frame = Bytes(&mut packet);
         let reason = match hook {
             Hook::Ingress => redirect::ingress(&mut frame, self, link),
             Hook::Egress => redirect::egress(&mut frame, self, link),
         };
+        let is_same = match met {
+            Some(met) => (met, &quickly) == (reason, &packet) && quick.state() == self.state(),
+            None => quickly == before,
+        };
+        assert!(
+            is_same,
+            "{hook:?} of {:?}: slowly {reason:?}, {:?}\n{self:?}\nquickly {met:?}, {:?}\n{quick:?}",
+            Hex(before),
+            Hex(&packet),
+            Hex(&quickly),
+        );
         (reason, packet)
+    }
+
+    /// What packets change.
+    fn state(&self) -> impl PartialEq {
+        let cache = self.cache.as_ref().map(|cache| cache.borrow().clone());
+        let (tables, hits) = (self.tables.borrow().clone(), self.hits.borrow().clone());
+        (tables, hits, cache, self.random.get())
     }
 
     /// [`Self::run`] for an Ethernet frame that comes in.
@@ -396,6 +424,10 @@ impl redirect::Tables for Mock {
         }
     }
 
+    fn is_own(&self, addr: &Addr) -> bool {
+        self.local.get(&addr.octets()) == Some(&local::ANYWHERE)
+    }
+
     fn is_from_here(&self) -> bool {
         self.iface == Iface::Lo
     }
@@ -454,8 +486,14 @@ impl Listeners for Mock {
 }
 
 impl SocketCache for Mock {
-    fn cached(&self, key: &FlowKey) -> Option<Flow> {
-        self.cache.as_ref()?.borrow().get(key).copied()
+    fn cached(&self, key: &FlowKey) -> Cached {
+        match &self.cache {
+            None => Cached::NoSocket,
+            Some(cache) => match cache.borrow().get(key) {
+                Some(flow) => Cached::Flow(*flow),
+                None => Cached::Nothing,
+            },
+        }
     }
 
     fn cache(&self, key: &FlowKey, flow: &Flow) {

@@ -177,6 +177,17 @@ fn remapped(kind: Kind) -> Vec<Case> {
             .redirected(&to_server)
             .leaves(redirected.clone()),
         Case::ingress(
+            name("the entries of it and of the flow beside it were lost"),
+            &kind.packet(80),
+        )
+        .remap(kind.key(80), REMAPPED)
+        .redirected(&to_server)
+        .leaves(
+            Tables::default()
+                .flow(Table::Udp, remapped, seen(80, 0))
+                .remap(kind.key(80), REMAPPED),
+        ),
+        Case::ingress(
             name("the entry of a direct flow was lost"),
             &kind.packet(8080),
         )

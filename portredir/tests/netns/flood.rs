@@ -289,7 +289,7 @@ fn every_port_is_taken(cell: &Cell) {
     lab.client.ip("addr add 10.9.1.3/24 dev c0");
     let _answerer = Answerer::start(&lab.host, 8080);
     let acceptor = Acceptor::start(&lab.host, 8080);
-    let redirector = start(cell, &lab, &["--max-udp-flows", "131072"]);
+    let redirector = start(cell, &lab, &["--max-udp-flows", "262144"]);
     let [first, second] = [[10, 9, 1, 2], [10, 9, 1, 3]].map(IpAddr::from);
     let to = |port| Family::V4.host(port);
     let forger = Forger::new(&lab.client);

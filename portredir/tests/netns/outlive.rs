@@ -442,7 +442,7 @@ fn damaged() {
     host.run(&["down", "--force"]);
     assert_eq!(super::outlive::state(&lab), host.before);
     host.up(&["80:8080"]);
-    for name in ["PORTS", "GENERATION", "if2-egress"] {
+    for name in ["HOT", "LOCAL", "if2-egress"] {
         let _ = fs::remove_file(host.pins().join(name));
     }
     host.run(&["down", "--force"]);
