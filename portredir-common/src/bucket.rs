@@ -239,6 +239,8 @@ impl Entry {
     const DIALLED: u32 = 32;
     const CHECK: u32 = 48;
     const CHECK_MAX: u64 = (1 << 14) - 1;
+    /// A bit of the hash: of no use any more in an entry that was found.
+    pub const SPARE: u64 = 1 << Self::CHECK;
     const REMAPPED: u64 = 1 << 62;
     const MET_AGAIN: u64 = 1 << 63;
 

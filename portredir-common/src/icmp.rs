@@ -47,7 +47,7 @@ impl Quote {
         };
         let (src_port, dst_port) = packet.ports(frame)?;
         // The frame may go on behind the message.
-        if packet.transport + 4 > outer.transport + outer.transport_len(frame, frame.len())? {
+        if packet.transport + 4 > outer.transport + outer.transport_len(frame)? {
             return Err(Reason::Malformed);
         }
         let check = Check {

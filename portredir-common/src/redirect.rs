@@ -118,19 +118,27 @@ pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Re
     }
 }
 
+/// Runs a function on a packet of a shape that most have, with constants in place of
+/// what it is: the code four times, and half of it to run. A macro, as the compiler
+/// would not inline a closure so often.
+macro_rules! plainly {
+    ($function:ident, $frame:ident, $tables:ident, $link:ident) => {{
+        use Protocol::{Tcp, Udp};
+        use Version::{V4, V6};
+        match Packet::plain($frame, $link)? {
+            (V4, Tcp) => $function($frame, $tables, &Packet::of_plain($link, V4, Tcp), Tcp),
+            (V4, Udp) => $function($frame, $tables, &Packet::of_plain($link, V4, Udp), Udp),
+            (V6, Tcp) => $function($frame, $tables, &Packet::of_plain($link, V6, Tcp), Tcp),
+            (V6, Udp) => $function($frame, $tables, &Packet::of_plain($link, V6, Udp), Udp),
+        }
+    }};
+}
+
 /// Handles a packet of a shape that most have, if it is of a flow that has begun,
 /// or begins a UDP flow. All others are left as they are, for [`ingress`].
 #[inline(always)]
 pub fn quick_ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Option<Reason> {
-    use Protocol::{Tcp, Udp};
-    use Version::{V4, V6};
-    // The code four times, as what the compiler knows halves what runs of it.
-    match Packet::plain(frame, link)? {
-        (V4, Tcp) => quick(frame, tables, &Packet::of_plain(link, V4, Tcp), Tcp),
-        (V4, Udp) => quick(frame, tables, &Packet::of_plain(link, V4, Udp), Udp),
-        (V6, Tcp) => quick(frame, tables, &Packet::of_plain(link, V6, Tcp), Tcp),
-        (V6, Udp) => quick(frame, tables, &Packet::of_plain(link, V6, Udp), Udp),
-    }
+    plainly!(quick, frame, tables, link)
 }
 
 #[inline(always)]
@@ -212,14 +220,7 @@ pub fn quick_egress<F: Frame, T: Tables + SocketCache>(
     tables: &T,
     link: Link,
 ) -> Option<Reason> {
-    use Protocol::{Tcp, Udp};
-    use Version::{V4, V6};
-    match Packet::plain(frame, link)? {
-        (V4, Tcp) => quick_restore(frame, tables, &Packet::of_plain(link, V4, Tcp), Tcp),
-        (V4, Udp) => quick_restore(frame, tables, &Packet::of_plain(link, V4, Udp), Udp),
-        (V6, Tcp) => quick_restore(frame, tables, &Packet::of_plain(link, V6, Tcp), Tcp),
-        (V6, Udp) => quick_restore(frame, tables, &Packet::of_plain(link, V6, Udp), Udp),
-    }
+    plainly!(quick_restore, frame, tables, link)
 }
 
 #[inline(always)]

@@ -398,20 +398,15 @@ impl Packet {
     }
 
     /// The checksum that covers the ports, once the lengths in the headers
-    /// were found to agree with each other and with the one of the frame.
+    /// were found to agree with each other and with the frame.
     ///
     /// # Errors
     ///
     /// [`Reason::Malformed`], or [`Reason::FragmentTooShort`] for a first
     /// fragment that ends before the TCP checksum.
     #[inline(always)]
-    pub fn check(
-        &self,
-        frame: &impl Frame,
-        len: usize,
-        protocol: Protocol,
-    ) -> Result<Check, Reason> {
-        let len = self.transport_len(frame, len)?;
+    pub fn check(&self, frame: &impl Frame, protocol: Protocol) -> Result<Check, Reason> {
+        let len = self.transport_len(frame)?;
         match protocol {
             Protocol::Tcp => {
                 if self.is_fragment && len < 18 {
@@ -453,8 +448,11 @@ impl Packet {
     /// Bytes from the transport header to the end of the IP packet, which may
     /// be less than the frame has (Ethernet padding).
     #[inline(always)]
-    pub(crate) fn transport_len(&self, frame: &impl Frame, len: usize) -> Result<usize, Reason> {
-        let available = len.checked_sub(self.network).ok_or(Reason::Malformed)?;
+    pub(crate) fn transport_len(&self, frame: &impl Frame) -> Result<usize, Reason> {
+        let available = frame
+            .len()
+            .checked_sub(self.network)
+            .ok_or(Reason::Malformed)?;
         let (field, fixed) = match self.version {
             Version::V4 => (self.network + 2, 0),
             Version::V6 => (self.network + 4, 40),
@@ -528,7 +526,7 @@ pub(crate) fn check_apart<F: Frame>(frame: &F, packet: u64) -> Result<Check, Rea
     fn offset<F: Frame>(frame: &F, packet: u64) -> u64 {
         let check = || {
             let packet = Packet::from_word(packet)?;
-            packet.check(frame, frame.len(), packet.protocol()?)
+            packet.check(frame, packet.protocol()?)
         };
         verdict::to_word(check().map(|check| check.offset as u64))
     }

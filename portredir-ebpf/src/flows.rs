@@ -158,8 +158,8 @@ extern "C" fn flow_look(number: u32, key: *const FlowKey) -> u64 {
     find(table(number), hash(key), key.local_port).map_or(0, |found| found.entry.to_word())
 }
 
-/// Set in an [`Entry`] of [`Table::Syn`], in place of a bit of the hash.
-const BEGUN: u64 = 1 << 48;
+/// Set in an [`Entry`] of [`Table::Syn`].
+const BEGUN: u64 = Entry::SPARE;
 
 /// The [`Entry`] of a connection, or 0.
 #[unsafe(no_mangle)]

@@ -30,7 +30,6 @@ use portredir_common::socket::{self as by_socket, Dial};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::{End, Frame, Link, Packet};
 
-use crate::context::Context;
 use crate::frame::{Skb, Xdp};
 use crate::maps::Kernel;
 use crate::socket::{Lookup, SockAddr};
@@ -75,23 +74,26 @@ fn log(ctx: &impl EbpfContext, frame: &mut impl Frame, link: Link, reason: Reaso
     );
 }
 
-#[inline(always)]
-fn ingress<C: Context>(frame: &mut impl Frame, ctx: C, link: Link) -> Reason {
-    let quick = Kernel::new(ctx).and_then(|tables| redirect::quick_ingress(frame, &tables, link));
-    if let Some(reason) = quick {
-        return reason;
-    }
-    // Anew, so that nothing has to be kept until now.
-    match Kernel::new(ctx) {
-        Some(tables) => redirect::ingress(frame, &tables, link),
-        None => Reason::NoRule,
-    }
+/// Goes the quick way, and where that does not lead on the slow one. A macro, as the
+/// compiler makes calls of closures here.
+macro_rules! handle {
+    ($quick:ident, $slow:ident, $frame:expr, $ctx:expr, $link:ident) => {{
+        let quick = Kernel::new($ctx).and_then(|tables| redirect::$quick($frame, &tables, $link));
+        match quick {
+            Some(reason) => reason,
+            // Anew, so that nothing has to be kept until now.
+            None => match Kernel::new($ctx) {
+                Some(tables) => redirect::$slow($frame, &tables, $link),
+                None => Reason::NoRule,
+            },
+        }
+    }};
 }
 
 #[inline(always)]
 fn xdp_ingress<const FRAGS: bool>(ctx: &XdpContext, link: Link) -> u32 {
     let mut frame = Xdp::<FRAGS>::new(ctx.ctx);
-    let reason = ingress(&mut frame, ctx.ctx, link);
+    let reason = handle!(quick_ingress, ingress, &mut frame, ctx.ctx, link);
     match conclude(ctx, &mut frame, link, reason) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
@@ -111,7 +113,7 @@ const fn tc_action(verdict: Verdict) -> i32 {
 fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
     let mut frame = Skb::new(skb);
-    let reason = ingress(&mut frame, skb, link);
+    let reason = handle!(quick_ingress, ingress, &mut frame, skb, link);
     tc_action(conclude(ctx, &mut frame, link, reason))
 }
 
@@ -119,13 +121,7 @@ fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
 fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
     let mut frame = Skb::new(skb);
-    let quick =
-        Kernel::new(skb).and_then(|tables| redirect::quick_egress(&mut frame, &tables, link));
-    let reason = match (quick, Kernel::new(skb)) {
-        (Some(reason), _) => reason,
-        (None, Some(tables)) => redirect::egress(&mut frame, &tables, link),
-        (None, None) => Reason::NoRule,
-    };
+    let reason = handle!(quick_egress, egress, &mut frame, skb, link);
     tc_action(conclude(ctx, &mut frame, link, reason))
 }
 

@@ -30,6 +30,7 @@ use crate::flows::Volatile;
 pub const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
+/// See [`Hot`].
 #[btf_map]
 static HOT: Array<Hot<Volatile>, 1, MMAPABLE> = Array::new();
 
@@ -153,10 +154,11 @@ impl<C> Kernel<C> {
             hot: HOT.get(0)?,
         })
     }
+}
 
-    /// What the rules say about a port.
+impl<C: Context> Host for Kernel<C> {
     #[inline(always)]
-    pub fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
+    fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
         // User space writes one of them at a time, and not the one of the
         // generation that is live.
         let index = bounded(PortEntry::index(protocol, port));
@@ -167,13 +169,6 @@ impl<C> Kernel<C> {
         }
         let is_first = self.hot.generation.load() & 1 == 0;
         PortEntry::from_word(if is_first { first } else { second })
-    }
-}
-
-impl<C: Context> Host for Kernel<C> {
-    #[inline(always)]
-    fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
-        self.port(protocol, port)
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ use aya_ebpf::programs::{SkLookupContext, SockAddrContext};
 use portredir_common::abi::{
     Addr, Dialled, Epoch, FlowKey, LOOPBACK_IFINDEX, ListenerKey, Port, Protocol,
 };
-use portredir_common::flow;
+use portredir_common::flow::{self, Host as _};
 use portredir_common::socket::{Client, Listeners};
 use portredir_common::wire::Version;
 
@@ -210,6 +210,7 @@ impl Context for *mut bpf_sock_ops {
     }
 }
 
+#[inline(always)]
 fn is_target(tables: &Kernel<*mut bpf_sock_ops>, port: Port) -> bool {
     tables.port(Protocol::Tcp, port).is_target()
 }
