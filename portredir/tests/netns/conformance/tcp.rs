@@ -1,7 +1,8 @@
 //! TCP: from a SYN to the end of a connection.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send};
@@ -344,7 +345,18 @@ fn client_resets(site: &Site, family: Family) -> Observation {
     let port = site.port();
     let mut all = Observation::default();
     for name in ["first", "second", "third"] {
-        let begun = Meeting::begin(&site.lab.client, Proto::Tcp, port, family.host(80));
+        let begin = || Meeting::begin(&site.lab.client, Proto::Tcp, port, family.host(80));
+        let mut begun = begin();
+        // The own port can be held for some ms, with and without a redirector: perhaps by
+        // a process that another thread starts, which has the socket until it runs.
+        for _ in 0..100 {
+            let is_held = |error: &io::Error| error.kind() == io::ErrorKind::AddrNotAvailable;
+            if !begun.as_ref().is_err_and(is_held) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+            begun = begin();
+        }
         all = match begun {
             Ok(mut meeting) => {
                 let facts = meeting.facts();
