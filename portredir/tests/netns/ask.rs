@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::namespace::Namespace;
-use crate::talk::{Conn, Proto};
+use crate::talk::{Conn, Proto, uninterrupted};
 
 /// Shorter datagrams get no answer.
 const LEAST: usize = 8;
@@ -119,13 +119,9 @@ impl Asker {
     fn has_answer(&self) -> io::Result<bool> {
         let mut buffer = [0; 2048];
         loop {
-            let len = match self.socket.recv(&mut buffer) {
-                Ok(len) => len,
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return Ok(false),
-                    io::ErrorKind::Interrupted => continue,
-                    _ => return Err(error),
-                },
+            let len = match uninterrupted(|| self.socket.recv(&mut buffer)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                received => received?,
             };
             // An answer may be late.
             let got = &buffer[..len];

@@ -144,6 +144,9 @@ fn syn(cell: &Cell) {
                 pair.set_patience(Duration::from_secs(2));
                 let talk = pair.try_push(300).and_then(|()| pair.try_pull(300));
                 well += usize::from(talk.is_ok());
+                // What the server did not hear of must not end it: by a cookie that
+                // would begin another.
+                pair.hang_up(End::Reset);
             }
             rounds += 1;
         }

@@ -13,7 +13,7 @@ use crate::namespace::Namespace;
 use crate::redirector::Redirector;
 use crate::serve::{self, Echo};
 use crate::socket::{talk, talk_server};
-use crate::talk::{Conn, PROTOS, Proto, is_refused};
+use crate::talk::{Conn, PROTOS, Proto, is_refused, uninterrupted};
 
 pub fn add(tests: &mut Tests) {
     type Test = (&'static str, &'static [&'static str], fn(&Lab));
@@ -113,7 +113,7 @@ fn any_like(addr: IpAddr) -> IpAddr {
 fn ask(socket: &UdpSocket, message: &str, to: SocketAddr) -> SocketAddr {
     socket.send_to(message.as_bytes(), to).expect("send");
     let mut answer = [0; 100];
-    let (len, from) = socket.recv_from(&mut answer).expect("an answer");
+    let (len, from) = uninterrupted(|| socket.recv_from(&mut answer)).expect("an answer");
     assert_eq!(&answer[..len], message.as_bytes());
     from
 }
@@ -188,7 +188,7 @@ fn one_of_127(lab: &Lab) {
     let echo = std::thread::spawn(move || {
         let mut heard = [0; 100];
         loop {
-            let (len, from) = server.recv_from(&mut heard).expect("a message");
+            let (len, from) = uninterrupted(|| server.recv_from(&mut heard)).expect("a message");
             server.send_to(&heard[..len], from).expect("send");
             if &heard[..len] == b"the end" {
                 return;
@@ -256,7 +256,8 @@ fn many_ports_by_one_socket(lab: &Lab) {
             let mut heard: Vec<_> = (0..4)
                 .map(|_| {
                     let mut answer = [0; 100];
-                    let (len, from) = socket.recv_from(&mut answer).expect("an answer");
+                    let (len, from) =
+                        uninterrupted(|| socket.recv_from(&mut answer)).expect("an answer");
                     (answer[..len].to_vec(), from)
                 })
                 .collect();
@@ -289,7 +290,8 @@ fn connects_again(lab: &Lab) {
             for message in [&b"one"[..], b"two"] {
                 let mut answer = [0; 100];
                 assert_eq!(socket.send(message).ok(), Some(3));
-                let (len, from) = socket.recv_from(&mut answer).expect("an answer");
+                let (len, from) =
+                    uninterrupted(|| socket.recv_from(&mut answer)).expect("an answer");
                 assert_eq!((&answer[..len], from), (message, to));
             }
             assert_eq!(socket.peer_addr().expect("a peer"), to);
@@ -519,7 +521,7 @@ fn older_sockets_name_their_peer(lab: &Lab) {
             let message = format!("{words} without {to}");
             socket.send(message.as_bytes()).expect("send");
             let mut answer = [0; 100];
-            let len = socket.recv(&mut answer).expect("an answer");
+            let len = uninterrupted(|| socket.recv(&mut answer)).expect("an answer");
             assert_eq!(&answer[..len], message.as_bytes());
             dialled.peer(Proto::Udp, message.as_bytes());
         }

@@ -97,13 +97,8 @@ impl Conn {
         let mut answer = vec![0; len.max(65_536)];
         let len = match self {
             Self::Tcp(stream) => stream.read_exact(&mut answer[..len]).map(|()| len)?,
-            Self::Udp(socket) => loop {
-                // `read_exact` goes on after an interruption by itself.
-                match socket.recv(&mut answer) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    received => break received?,
-                }
-            },
+            // `read_exact` goes on after an interruption by itself.
+            Self::Udp(socket) => uninterrupted(|| socket.recv(&mut answer))?,
         };
         answer.truncate(len);
         Ok(answer)
@@ -141,7 +136,7 @@ impl Conn {
     }
 }
 
-fn open(limit: Duration, proto: Proto, from: u16, to: SocketAddr) -> nix::Result<OwnedFd> {
+fn open(limit: Duration, proto: Proto, from: u16, to: SocketAddr) -> io::Result<OwnedFd> {
     let (family, any) = match to {
         SocketAddr::V4(_) => (AddressFamily::Inet, "0.0.0.0"),
         SocketAddr::V6(_) => (AddressFamily::Inet6, "::"),
@@ -160,8 +155,20 @@ fn open(limit: Duration, proto: Proto, from: u16, to: SocketAddr) -> nix::Result
         let from = SocketAddr::new(any.parse().expect("an address"), from);
         bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
     }
-    connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
+    // The second call waits for what the first has begun.
+    uninterrupted(|| Ok(connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?))?;
     Ok(fd)
+}
+
+/// Goes on after an interruption: with a time limit a call ends when the process is
+/// stopped and continued, say by a machine that is frozen for a moment (signal(7)).
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// Whether the other host says that nobody listens there.

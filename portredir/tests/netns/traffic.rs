@@ -13,7 +13,7 @@ use crate::lab::{Family, Far, Lab};
 use crate::namespace::Namespace;
 use crate::redirector::{Redirector, packets};
 use crate::serve::{self, Echo};
-use crate::talk::{Conn, PROTOS, Proto, is_refused};
+use crate::talk::{Conn, PROTOS, Proto, is_refused, uninterrupted};
 use crate::web::{get, noise, put};
 use crate::{Cell, Tests};
 
@@ -283,7 +283,7 @@ fn broadcast(cell: &Cell) {
         let mut heard = [0; 64];
         let timeout = Some(Duration::from_secs(5));
         dialled.set_read_timeout(timeout).expect("set a timeout");
-        let len = dialled.recv(&mut heard).expect(&message);
+        let len = uninterrupted(|| dialled.recv(&mut heard)).expect(&message);
         assert_eq!(&heard[..len], message.as_bytes());
         assert_eq!(target.find(Proto::Udp, message.as_bytes()), None);
     }

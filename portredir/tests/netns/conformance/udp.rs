@@ -15,7 +15,7 @@ use super::site::Site;
 use super::tcp::noise;
 use crate::lab::Family;
 use crate::namespace::Namespace;
-use crate::talk::{Conn, Proto};
+use crate::talk::{Conn, Proto, uninterrupted};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
@@ -156,7 +156,7 @@ pub fn socket(at: &Namespace, family: Family) -> UdpSocket {
 /// Receives one datagram: who sent it, and who that says it is.
 fn heard(socket: &UdpSocket) -> Result<(SocketAddr, String), &'static str> {
     let mut buffer = vec![0; 65_536];
-    match socket.recv_from(&mut buffer) {
+    match uninterrupted(|| socket.recv_from(&mut buffer)) {
         Ok((len, from)) => {
             let name = greeting(&buffer[..len]).map_or("nobody".to_owned(), |g| g.0);
             Ok((from, name))
@@ -221,7 +221,7 @@ fn longest(site: &Site, family: Family) -> Observation {
     socket.connect(family.host(80)).expect("connect");
     socket.send(&noise(65_507)).expect("send");
     let mut buffer = vec![0; 65_536];
-    Observation::of(match socket.recv(&mut buffer) {
+    Observation::of(match uninterrupted(|| socket.recv(&mut buffer)) {
         // The server's own words come first, what is too long is left out.
         Ok(len) => {
             let at = buffer.iter().position(|byte| *byte == b'\n').unwrap_or(0) + 1;
@@ -254,7 +254,7 @@ fn burst(site: &Site, family: Family) -> Observation {
     let mut buffer = vec![0; 1000];
     let mut numbers = Vec::new();
     for _ in 0..100 {
-        match socket.recv(&mut buffer) {
+        match uninterrupted(|| socket.recv(&mut buffer)) {
             Ok(len) => numbers.push(buffer[len - 1]),
             Err(error) => return Observation::of(failure(&error)),
         }
