@@ -451,7 +451,7 @@ fn confirm<H: Host>(host: &H, key: &FlowKey, begun: Flow, flags: Flags) {
 /// how its client knows it.
 ///
 /// The packet that completed it has come in just before, so what it began is
-/// there, also in a flood.
+/// there, unless a flood has filled its bucket in between.
 #[inline(always)]
 pub fn accept<T: FlowTables>(tables: &T, key: &FlowKey, now: Epoch) -> Flow {
     let flow = match tables.find(Protocol::Tcp, key) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::control::{Control, Request, Role};
 use crate::datapath::netns_cookie;
@@ -20,6 +21,10 @@ use crate::pins::PinDir;
 use crate::preflight::{self, Lock};
 use crate::run::{LISTENERS, every, is_logging, reply};
 use crate::state::{self, Found};
+
+/// How long after a change the rules are read again, unless somebody asks for them:
+/// one change after the other need not wait for us.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// `portredir follow`: for a datapath that is there.
 ///
@@ -67,6 +72,8 @@ pub async fn follow_with(
     let alive = sd_notify::watchdog_enabled().map(|period| period / 3);
     let mut alive = every(alive.unwrap_or(Duration::from_secs(3600)));
     let mut watch = every(LISTENERS);
+    // When the rules that somebody changed are read again.
+    let mut reread = None;
     loop {
         let deadline = host.state.confirm_within();
         tokio::select! {
@@ -79,13 +86,21 @@ pub async fn follow_with(
             _ = terminate.recv() => return Ok(()),
             call = control.next() => {
                 let request = call.request;
+                if request == Request::Status && reread.take().is_some() {
+                    step(&mut host).await;
+                }
                 call.answer(reply(&host, Role::Follower, request));
                 match request {
-                    // Who asks after this is answered after it.
-                    Request::Changed => step(&mut host).await,
+                    Request::Changed => {
+                        reread.get_or_insert_with(|| Instant::now() + SETTLE);
+                    }
                     Request::Stop => return Ok(()),
                     Request::Who | Request::Status => {}
                 }
+            }
+            () = sleep_until(reread.unwrap_or_else(Instant::now)), if reread.is_some() => {
+                reread = None;
+                step(&mut host).await;
             }
             () = host.netlink.changed() => step(&mut host).await,
             _ = watch.tick(), if host.needs_listeners() => {
@@ -93,7 +108,7 @@ pub async fn follow_with(
                     log::warn!("{error:#}");
                 }
             }
-            () = tokio::time::sleep(deadline.unwrap_or_default()),
+            () = sleep(deadline.unwrap_or_default()),
                 if deadline.is_some() =>
             {
                 if roll_back(&mut host).await? {

@@ -46,7 +46,9 @@ pub struct Host {
 }
 
 impl Host {
-    /// Creates the maps, or opens those that are pinned; attaches nothing.
+    /// Creates the maps, or opens those that are pinned; attaches nothing. Of rules
+    /// it knows none until [`Self::reread`] or [`Self::commit`]: to compile them
+    /// takes its time.
     ///
     /// # Errors
     ///
@@ -82,7 +84,7 @@ impl Host {
             )?));
         }
         let mut host = Self {
-            table: compile(&state)?,
+            table: Table::default(),
             state,
             facts,
             netlink,

@@ -250,6 +250,10 @@ async fn bring_up(
         anyhow::bail!("no interface left to attach to");
     }
     host.upgrade().await;
+    if before.is_some() {
+        // What is attached anew redirects by the old rules until the switch.
+        host.reread()?;
+    }
     host.start(snapshot, &plan).await?;
     let mut state = host.next(settings.clone())?;
     state.pending = pending(before, care);

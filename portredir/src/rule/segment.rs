@@ -10,7 +10,6 @@ use portredir_common::abi::Protocol;
 use super::{Ports, Rule};
 
 /// Ports for which the same rules are.
-#[derive(Default)]
 pub struct Segment {
     /// The ports; behind the last that any rule is about there are none.
     pub ports: Option<Ports>,
@@ -25,34 +24,38 @@ pub fn segments<'a>(
     rules: impl IntoIterator<Item = (usize, &'a Rule)>,
     protocol: Protocol,
 ) -> Vec<Segment> {
-    // At 65 536 the last ones end.
-    let mut cuts = BTreeMap::<u32, Segment>::new();
+    // Ports, rules, and whether they begin there. At 65 536 the last ones end.
+    let mut ends = Vec::<(u32, usize, bool)>::new();
     for (i, rule) in rules {
         if !rule.protocols.each().contains(&protocol) {
             continue;
         }
         for Ports { first, last } in rule.stretches() {
-            cuts.entry(first.into()).or_default().begun.push(i);
-            cuts.entry(u32::from(last) + 1).or_default().ended.push(i);
+            ends.push((first.into(), i, true));
+            ends.push((u32::from(last) + 1, i, false));
         }
     }
-    let ends: Vec<_> = cuts.keys().skip(1).copied().collect();
-    let ends = ends.into_iter().map(Some).chain([None]);
-    cuts.into_iter()
-        .zip(ends)
-        .map(|((first, segment), end)| {
-            let port = |port| u16::try_from(port).ok();
-            let ports = || {
-                let first = port(first)?;
-                let last = port(end? - 1)?;
-                Some(Ports { first, last })
-            };
-            Segment {
-                ports: ports(),
-                ..segment
-            }
-        })
-        .collect()
+    ends.sort_unstable();
+    let mut cuts = ends.chunk_by(|a, b| a.0 == b.0).peekable();
+    let mut segments = Vec::new();
+    while let Some(cut) = cuts.next() {
+        let rules = |begin| {
+            let those = cut.iter().filter(|&&(_, _, begins)| begins == begin);
+            those.map(|&(_, i, _)| i).collect()
+        };
+        let ports = cuts.peek().and_then(|next| {
+            Some(Ports {
+                first: u16::try_from(cut[0].0).ok()?,
+                last: u16::try_from(next[0].0 - 1).ok()?,
+            })
+        });
+        segments.push(Segment {
+            ports,
+            ended: rules(false),
+            begun: rules(true),
+        });
+    }
+    segments
 }
 
 /// The rules of a segment, by what makes them equal: of equals the first holds.

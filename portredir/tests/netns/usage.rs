@@ -10,8 +10,8 @@ use crate::process::note;
 pub struct Usage {
     /// Open files of all kinds.
     pub files: usize,
-    /// Memory of its own, in KiB.
-    pub resident_kib: u64,
+    /// Memory of its own, in KiB; the flow tables are mapped while they are read.
+    pub anonymous_kib: u64,
     /// Memory of its maps, by their IDs. Those that grow with their entries tell how
     /// many there are (Linux 6.4).
     pub map_bytes: BTreeMap<u64, u64>,
@@ -35,13 +35,13 @@ impl Usage {
             }
         }
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-        let resident = status
+        let anonymous = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .find_map(|line| line.strip_prefix("RssAnon:"))
             .and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse().ok());
         Self {
             files: infos.len(),
-            resident_kib: resident.expect("VmRSS"),
+            anonymous_kib: anonymous.expect("RssAnon"),
             map_bytes: maps,
         }
     }
@@ -49,11 +49,11 @@ impl Usage {
     fn text(&self) -> String {
         let Self {
             files,
-            resident_kib,
+            anonymous_kib,
             map_bytes,
         } = self;
         let (count, sum) = (map_bytes.len(), map_bytes.values().sum::<u64>());
-        format!("{files} files, {resident_kib} KiB, {count} maps of {sum} bytes")
+        format!("{files} files, {anonymous_kib} KiB, {count} maps of {sum} bytes")
     }
 
     /// Looks that nothing has grown since, but for what a program keeps to use
@@ -75,7 +75,7 @@ impl Usage {
             );
         }
         assert!(
-            self.resident_kib <= before.resident_kib + SLACK_KIB,
+            self.anonymous_kib <= before.anonymous_kib + SLACK_KIB,
             "memory after {what}"
         );
     }
