@@ -249,11 +249,11 @@ async fn bring_up(
     if plan.attach.is_empty() && !settings.iface.is_open() {
         anyhow::bail!("no interface left to attach to");
     }
-    host.upgrade().await;
     if before.is_some() {
         // What is attached anew redirects by the old rules until the switch.
         host.reread()?;
     }
+    host.upgrade().await;
     host.start(snapshot, &plan).await?;
     let mut state = host.next(settings.clone())?;
     state.pending = pending(before, care);
