@@ -218,6 +218,15 @@ pub trait Word {
     fn larger(a: u64, b: u64) -> u64 {
         a.max(b)
     }
+
+    /// A number modulo [`PLACES`]; where it matters, so that the verifier sees that
+    /// it is.
+    #[expect(clippy::cast_possible_truncation, reason = "below 8")]
+    #[inline(always)]
+    #[must_use]
+    fn place(value: u64) -> usize {
+        (value % PLACES as u64) as usize
+    }
 }
 
 impl Word for AtomicU64 {
@@ -230,7 +239,8 @@ impl Word for AtomicU64 {
     }
 }
 
-const PLACES: usize = 8;
+/// Places of a bucket.
+pub const PLACES: usize = 8;
 
 /// The second word of an entry; all zero where there is none.
 ///
@@ -426,7 +436,7 @@ impl<W: Word> Bucket<W> {
             let waste = Entry(place.entry.load()).waste::<W>(now);
             most = W::larger(most, waste << 3 | (i ^ any));
         }
-        &self.places[((most ^ any) & 7) as usize]
+        &self.places[W::place(most ^ any)]
     }
 
     /// Adds an entry, or replaces the one that the flow has.

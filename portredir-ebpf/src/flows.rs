@@ -9,7 +9,7 @@ use aya_ebpf::macros::btf_map;
 use portredir_common::abi::{
     Epoch, Flow, FlowKey, Port, Protocol, REMAPPED_PLACES, remapped_place,
 };
-use portredir_common::bucket::{Bucket, Entry, Found, Hash, Seed, Shares, Word};
+use portredir_common::bucket::{Bucket, Entry, Found, Hash, PLACES, Seed, Shares, Word};
 use portredir_common::flow::{FlowTables, Met, Original, Table};
 use portredir_common::verdict::Reason;
 
@@ -68,6 +68,23 @@ impl Word for Volatile {
             );
         }
         a
+    }
+
+    /// By the verifier of Linux 6.1 nothing is known of a number behind an
+    /// exclusive or, and the compiler moves a plain mask before it.
+    #[inline(always)]
+    fn place(mut value: u64) -> usize {
+        const MASK: u64 = PLACES as u64 - 1;
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "{0} &= {mask}",
+                inout(reg) value,
+                mask = const MASK,
+                options(pure, nomem, nostack),
+            );
+        }
+        value as usize & MASK as usize
     }
 }
 
