@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
-use portredir::config;
+use portredir::config::file;
+use portredir::config::settings::Settings;
 use portredir::rule::{self, Rule};
-use portredir::settings::Settings;
+use portredir::ruleset::compile::{History, Table};
+use portredir::ruleset::shadow;
 use portredir::state::{Record, State};
-use portredir::table::{History, Table};
 
 /// A text is a rule whose own text is the same rule, or an error that points
 /// into it.
@@ -29,22 +30,22 @@ pub fn rule(input: &[u8]) {
     let words: Vec<_> = text.split('\n').map(str::to_owned).collect();
     if let Ok(rules) = rule::from_words(&words) {
         // Refused or not.
-        let _ = rule::check(&rules);
+        let _ = shadow::check(&rules);
     }
 }
 
 /// A file is refused, or what is saved of it loads the same.
 pub fn config(input: &[u8]) {
     let path = Path::new("rules.toml");
-    let Ok(config) = config::parse(path, input.to_vec()) else {
+    let Ok(config) = file::parse(path, input.to_vec()) else {
         return;
     };
     let settings = config.over(&Settings::default());
-    let saved = config::to_toml(&settings);
-    let again = config::parse(path, saved.clone().into_bytes())
+    let saved = file::to_toml(&settings);
+    let again = file::parse(path, saved.clone().into_bytes())
         .unwrap_or_else(|error| panic!("{error}\n{saved}"));
     assert_eq!(again.over(&Settings::default()), settings, "{saved}");
-    let _ = rule::check(&config.rules);
+    let _ = shadow::check(&config.rules);
     compile(
         &(0..=u16::MAX).zip(settings.rules).collect::<Vec<_>>(),
         &History::default(),

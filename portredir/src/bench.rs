@@ -56,7 +56,7 @@ use self::remote::Remote;
 use self::report::{Report, Status, VariantReport};
 use self::runner::Runner;
 use crate::cli::{BenchArgs, BenchRole};
-use crate::preflight;
+use crate::host::preflight;
 
 /// Somebody wants it to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

@@ -8,13 +8,14 @@ use std::time::Duration;
 pub use bench::{BenchArgs, BenchRole};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Partial};
-use crate::facts::is_cgroup2;
-use crate::lifecycle::Care;
+use crate::config::file::{self, Partial};
+use crate::config::selection::Selection;
+use crate::config::settings::{self, Settings};
+use crate::controller::transaction::Care;
+use crate::host::features::is_cgroup2;
 use crate::plan::EngineChoice;
 use crate::rule;
-use crate::selection::Selection;
-use crate::settings::{self, Settings};
+use crate::ruleset::shadow;
 
 /// Redirects ports in the kernel.
 ///
@@ -397,13 +398,13 @@ impl Options {
             drain_timeout: self.drain_timeout,
         };
         let base = match &self.config {
-            Some(path) => config::load(path)?.over(&Settings::default()),
+            Some(path) => file::load(path)?.over(&Settings::default()),
             None if self.rules.is_empty() => {
-                config::load(Path::new(config::DIR))?.over(&Settings::default())
+                file::load(Path::new(file::DIR))?.over(&Settings::default())
             }
             None => {
                 let rules = rule::from_words(&self.rules)?;
-                rule::check(&rules)?;
+                shadow::check(&rules)?;
                 Settings {
                     rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
                     ..Settings::default()

@@ -6,19 +6,22 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use portredir::bench;
 use portredir::cli::{ChangeArgs, Cli, Command, PlanArgs, SaveArgs, UpArgs};
-use portredir::config::{self, ConfigError};
-use portredir::control::{Answer, Role};
-use portredir::facts::{Facts, Loaded};
-use portredir::interface::Netlink;
-use portredir::lifecycle::{self, LifecycleError};
+use portredir::command::run;
+use portredir::config::file::{self, ConfigError};
+use portredir::config::settings::Settings;
+use portredir::controller::transaction::{self, LifecycleError};
+use portredir::controller::{self, event_loop};
+use portredir::host::features::{Facts, Loaded};
+use portredir::host::netlink::Netlink;
+use portredir::host::preflight::PreflightError;
+use portredir::ipc::client::{Answer, Role};
 use portredir::plan::UsageError;
-use portredir::preflight::PreflightError;
-use portredir::rule::{self, ConflictError, Rule, Sourced, SourcedError};
-use portredir::settings::Settings;
+use portredir::rule::{self, Rule, Sourced, SourcedError};
+use portredir::ruleset::compile::History;
+use portredir::ruleset::shadow::{self, ConflictError};
 use portredir::state::{State, StateError};
-use portredir::table::History;
-use portredir::{bench, follow, host, run};
 
 /// Exit codes; 0 is done.
 #[derive(Clone, Copy, Debug)]
@@ -80,30 +83,33 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         None => run::run(&cli.run, cli.run.options.settings()?).await,
         Some(Command::Plan(args)) => plan(args).await,
         Some(Command::Up(args)) => up(args).await,
-        Some(Command::Down(args)) if args.force => lifecycle::down_by_force().await,
-        Some(Command::Down(args)) => lifecycle::down(args.drain_timeout, args.dry_run).await,
+        Some(Command::Down(args)) if args.force => transaction::down_by_force().await,
+        Some(Command::Down(args)) => transaction::down(args.drain_timeout, args.dry_run).await,
         Some(Command::Add(args)) => add(args).await,
         Some(Command::Rm(args)) => rm(args).await,
         Some(Command::Apply(args)) => {
-            lifecycle::change(args.care.into(), |now| {
-                Ok(config::load(&args.file)?.over(now))
-            })
+            transaction::change(
+                args.care.into(),
+                |now| Ok(file::load(&args.file)?.over(now)),
+            )
             .await
         }
-        Some(Command::Confirm) => lifecycle::confirm().await,
+        Some(Command::Confirm) => transaction::confirm().await,
         Some(Command::Save(args)) => save(args).await,
         Some(Command::Check(args)) => {
-            let settings = config::load(&args.path)?.over(&Settings::default());
+            let settings = file::load(&args.path)?.over(&Settings::default());
             let rules = settings.rules.len();
             // There can be more of them than the maps hold.
-            host::compile(&State::empty(Settings::default()).next(settings, History::default()))?;
+            controller::compile(
+                &State::empty(Settings::default()).next(settings, History::default()),
+            )?;
             println!("{rules} rules are right");
             Ok(())
         }
-        Some(Command::Rules(args)) => rules(&lifecycle::read().await?, args.json),
-        Some(Command::Status(args)) => status(&lifecycle::read().await?, args.json),
+        Some(Command::Rules(args)) => rules(&transaction::read().await?, args.json),
+        Some(Command::Status(args)) => status(&transaction::read().await?, args.json),
         Some(Command::Bench(args)) => bench::run(args).await,
-        Some(Command::Follow) => follow::follow().await,
+        Some(Command::Follow) => event_loop::follow().await,
     }
 }
 
@@ -126,7 +132,7 @@ async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
 async fn up(args: &UpArgs) -> anyhow::Result<()> {
     let settings = args.options.settings()?;
     let rules = settings.rules.len();
-    let Some(host) = lifecycle::up(settings, args.care.into()).await? else {
+    let Some(host) = transaction::up(settings, args.care.into()).await? else {
         return Ok(());
     };
     eprintln!("redirecting by {rules} rules; `portredir down` ends it");
@@ -135,16 +141,16 @@ async fn up(args: &UpArgs) -> anyhow::Result<()> {
     }
     if !args.follow {
         drop(host);
-        return lifecycle::start_follower();
+        return transaction::start_follower();
     }
-    lifecycle::stop_follower(true);
+    transaction::stop_follower(true);
     let check = || args.options.settings().map(drop);
-    follow::follow_with(host, check).await
+    event_loop::follow_with(host, check).await
 }
 
 async fn add(args: &ChangeArgs) -> anyhow::Result<()> {
     let new = rule::from_words(&args.rules)?;
-    lifecycle::change(args.care.into(), |now| {
+    transaction::change(args.care.into(), |now| {
         let mut rules: Vec<_> = now.rules.iter().cloned().map(Sourced::running).collect();
         for sourced in new {
             if now.rules.contains(&sourced.rule) {
@@ -153,7 +159,7 @@ async fn add(args: &ChangeArgs) -> anyhow::Result<()> {
                 rules.push(sourced);
             }
         }
-        rule::check(&rules)?;
+        shadow::check(&rules)?;
         Ok(Settings {
             rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
             ..now.clone()
@@ -164,7 +170,7 @@ async fn add(args: &ChangeArgs) -> anyhow::Result<()> {
 
 async fn rm(args: &ChangeArgs) -> anyhow::Result<()> {
     let old = rule::from_words(&args.rules)?;
-    lifecycle::change(args.care.into(), |now| {
+    transaction::change(args.care.into(), |now| {
         let mut settings = now.clone();
         for Sourced { rule, .. } in old {
             if settings.rules.contains(&rule) {
@@ -182,11 +188,11 @@ async fn rm(args: &ChangeArgs) -> anyhow::Result<()> {
 }
 
 async fn save(args: &SaveArgs) -> anyhow::Result<()> {
-    let settings = lifecycle::read().await?.settings;
+    let settings = transaction::read().await?.settings;
     if args.dry_run {
-        return print(&config::to_toml(&settings));
+        return print(&file::to_toml(&settings));
     }
-    config::save(&args.file, &settings)?;
+    file::save(&args.file, &settings)?;
     eprintln!(
         "{} rules are in {}",
         settings.rules.len(),

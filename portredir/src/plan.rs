@@ -2,6 +2,7 @@
 //! and facts go in, nothing is touched.
 
 mod engine;
+pub mod lockout;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -14,11 +15,11 @@ use thiserror::Error;
 
 pub use self::engine::{Engine, EngineChoice, Refused, Rejected};
 pub use self::report::{Action, InterfacePlan, PlanReport};
-use crate::facts::{Facts, Programs};
-use crate::interface::{Interface, Snapshot};
+use crate::config::selection::SelectedBy;
+use crate::config::settings::Settings;
+use crate::host::features::{Facts, Programs};
+use crate::host::netlink::{Interface, Snapshot};
 use crate::rule::{Ports, Protocols, Rule};
-use crate::selection::SelectedBy;
-use crate::settings::Settings;
 
 /// What will be done with one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

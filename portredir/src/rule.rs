@@ -3,11 +3,9 @@
 //! The text is the same on the command line, in files and in what is printed:
 //! `[ADDR:]PORT[-PORT]:PORT[-PORT][/tcp|/udp|/both] [from CIDR] [on IFACE,…]`.
 
-mod conflict;
 mod error;
 mod list;
-mod parse;
-pub(crate) mod segment;
+pub(crate) mod parse;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -18,7 +16,6 @@ use ipnet::IpNet;
 use portredir_common::abi::Protocol;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-pub use self::conflict::{ConflictError, MAX_ON, MAX_RULES, check};
 pub use self::error::RuleError;
 pub use self::list::{Origin, Sourced, SourcedError, from_words};
 

@@ -15,15 +15,15 @@ use portredir_common::abi::StateKey;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::counters::InterfaceReport;
-use crate::datapath::{Mode, live_generation};
-use crate::memory::Mapped;
-use crate::pins::{PinDir, PinError};
+use crate::config::selection::SelectedBy;
+use crate::config::settings::Settings;
+use crate::loader::{Mode, live_generation};
+use crate::observe::report::InterfaceReport;
 use crate::plan::Engine;
 use crate::rule::Rule;
-use crate::selection::SelectedBy;
-use crate::settings::Settings;
-use crate::table::History;
+use crate::ruleset::compile::History;
+use crate::sys::bpffs::{PinDir, PinError};
+use crate::sys::mmap::Mapped;
 
 /// Raised when maps or state change so that an older or newer program cannot
 /// work with them.

@@ -25,8 +25,8 @@ use super::process::{Launch, OURSELVES, Process, Scheduling};
 use super::redirector::{self, INTERFACE};
 use super::variant::{self, CONNTRACK, Subject, Variant};
 use super::{conntrack, server};
-use crate::ethtool;
-use crate::facts::Facts;
+use crate::host::features::Facts;
+use crate::sys::ethtool;
 
 /// Where new flows come from; the lower half of the address varies.
 pub const FLOWS: [u8; 4] = [198, 19, 0, 0];

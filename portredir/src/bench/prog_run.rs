@@ -27,10 +27,10 @@ use serde::{Deserialize, Serialize};
 use self::packet::{CLIENT_PORT, DIALLED, HOST, KINDS, Kind, OTHER, TARGET, addr};
 use super::report::{Line, Table};
 use super::statistics::median;
-use crate::datapath::{Datapath, Sizes};
+use crate::config::settings::Settings;
+use crate::loader::{Datapath, Sizes};
 use crate::rule::{self, Rule};
-use crate::settings::Settings;
-use crate::table::{self, History};
+use crate::ruleset::compile::{self, History};
 
 /// Packets of a turn.
 const REPEATS: u32 = 100_000;
@@ -212,7 +212,7 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
         .into_iter()
         .map(|sourced| sourced.rule);
     let rules: Vec<(u16, Rule)> = (0..).zip(rules).collect();
-    datapath.commit(&table::Table::compile(
+    datapath.commit(&compile::Table::compile(
         &rules,
         &History::default(),
         false,

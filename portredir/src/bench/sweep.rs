@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::namespace::{self, Namespace};
-use crate::facts::Facts;
+use crate::host::features::Facts;
 
 /// Removes what a run left behind that was killed, and says so.
 pub fn sweep() {

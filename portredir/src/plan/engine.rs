@@ -7,9 +7,9 @@ use portredir_common::wire::Link;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::facts::{Facts, Programs};
-use crate::interface::{Interface, Snapshot};
-use crate::selection::SelectedBy;
+use crate::config::selection::SelectedBy;
+use crate::host::features::{Facts, Programs};
+use crate::host::netlink::{Interface, Snapshot};
 
 /// What the user asked for with `--engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]

@@ -3,7 +3,7 @@ use portredir_common::wire::Link;
 
 use super::*;
 use crate::cli::Cli;
-use crate::netdev::XdpFeatures;
+use crate::sys::netdev::XdpFeatures;
 
 fn interface(index: u32, name: &str) -> Interface {
     Interface {

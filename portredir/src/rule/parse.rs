@@ -6,7 +6,7 @@ mod firewalld;
 
 use std::str::FromStr;
 
-pub(super) use self::condition::is_glob;
+pub(crate) use self::condition::is_glob;
 use super::error::{EXAMPLE, right, spelled};
 use super::{Ports, Protocols, Rule, RuleError};
 

@@ -212,7 +212,7 @@ pub struct Hit {
 #[derive(Clone)]
 pub struct Mock {
     pub setup: Setup,
-    pub table: Arc<portredir::table::Table>,
+    pub table: Arc<portredir::ruleset::compile::Table>,
     pub local: HashMap<[u8; 16], u8>,
     pub iface: Iface,
     pub tables: RefCell<Tables>,

@@ -29,7 +29,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use portredir::rule::Rule;
-use portredir::table::History;
+use portredir::ruleset::compile::History;
 use portredir_common::abi::{Addr, Epoch, Flow, FlowKey, Port, Protocol, local};
 use portredir_common::flow::{Socket, Table};
 use portredir_common::verdict::Reason;
@@ -118,14 +118,14 @@ impl Setup {
     }
 
     /// What the programs get; compiled once.
-    pub fn table(self) -> Arc<portredir::table::Table> {
-        static TABLES: Mutex<BTreeMap<Setup, Arc<portredir::table::Table>>> =
+    pub fn table(self) -> Arc<portredir::ruleset::compile::Table> {
+        static TABLES: Mutex<BTreeMap<Setup, Arc<portredir::ruleset::compile::Table>>> =
             Mutex::new(BTreeMap::new());
         let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
         tables.entry(self).or_insert_with(|| self.compile()).clone()
     }
 
-    fn compile(self) -> Arc<portredir::table::Table> {
+    fn compile(self) -> Arc<portredir::ruleset::compile::Table> {
         let rules = self.parsed();
         let history = History::default().after(&parse(self.earlier), &rules, |_, _, _| false);
         let rules: Vec<_> = (0..).zip(rules).collect();
@@ -134,7 +134,8 @@ impl Setup {
             if_listening,
             ..
         } = self;
-        let table = portredir::table::Table::compile(&rules, &history, is_hiding, if_listening);
+        let table =
+            portredir::ruleset::compile::Table::compile(&rules, &history, is_hiding, if_listening);
         Arc::new(table.expect("a table"))
     }
 }

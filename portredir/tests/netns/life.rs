@@ -3,7 +3,7 @@
 
 use aya::programs::{Xdp, XdpMode};
 use nix::sys::signal::Signal;
-use portredir::datapath::{Datapath, Sizes};
+use portredir::loader::{Datapath, Sizes};
 
 use crate::lab::{Family, Lab};
 use crate::process::{Process, wait_for};

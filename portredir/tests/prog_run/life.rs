@@ -190,7 +190,7 @@ pub fn collision(rigs: &mut Rigs) {
 /// All client ports are taken.
 pub fn no_free_port(_: &mut Rigs) {
     namespace::enter();
-    let sizes = portredir::datapath::Sizes {
+    let sizes = portredir::loader::Sizes {
         udp_flows: 1 << 19,
         ..SIZES
     };

@@ -10,8 +10,8 @@ use nix::sys::socket::sockopt::{BindToDevice, Ipv6V6Only, ReuseAddr, ReusePort};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
 };
-use portredir::datapath::Datapath;
-use portredir::sockets::TcpSocket;
+use portredir::loader::Datapath;
+use portredir::sys::sock_diag::TcpSocket;
 use portredir_common::abi::{ListenerKey, Protocol};
 
 use crate::cases::Setup;
@@ -51,7 +51,7 @@ fn serve(ip: IpAddr, port: u16, device: Option<(&str, u32)>) -> (TcpListener, Tc
     (fd.into(), socket)
 }
 
-fn table() -> std::sync::Arc<portredir::table::Table> {
+fn table() -> std::sync::Arc<portredir::ruleset::compile::Table> {
     Setup::of(RULES).table()
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use aya::programs::{
     CgroupSockAddr, ProgramError, ProgramInfo, SchedClassifier, SkLookup, SockOps, Xdp,
 };
-use portredir::datapath::{Datapath, DatapathError, Options};
+use portredir::loader::{Datapath, DatapathError, Options};
 
 use crate::rig::{PROGRAMS, SIZES};
 use crate::table::Rigs;

@@ -8,8 +8,8 @@ use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
 use aya::util::nr_cpus;
 use nix::time::{ClockId, clock_gettime};
-use portredir::datapath::{Datapath, Sizes};
-use portredir::flows::Flows;
+use portredir::loader::flows::Flows;
+use portredir::loader::{Datapath, Sizes};
 use portredir_common::abi::{
     Counter, CounterKey, Epoch, FlowKey, Hits, LOOPBACK_IFINDEX, Port, Protocol, remapped_place,
 };

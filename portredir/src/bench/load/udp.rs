@@ -22,7 +22,7 @@ use super::{Link, Request, Source, Target};
 use crate::bench::lab::FLOWS;
 use crate::bench::schedule::{Load, WARM_UP};
 use crate::bench::traffic::Traffic;
-use crate::datapath::OBJECT;
+use crate::loader::OBJECT;
 
 /// Frames that are sent before the receiver has a turn; its ring has 256 places.
 const BATCH: u32 = 64;

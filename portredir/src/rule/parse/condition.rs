@@ -266,7 +266,7 @@ fn right_from(net: &str) -> String {
 }
 
 /// Whether it stands for more names than itself.
-pub(in crate::rule) fn is_glob(name: &str) -> bool {
+pub(crate) fn is_glob(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 

@@ -11,8 +11,9 @@ use proptest::prelude::*;
 
 use super::arbitrary::{chosen, near_rule, probes};
 use super::rule;
-use crate::rule::{ConflictError, Origin, Ports, Protocols, Rule, Sourced, check};
-use crate::table::{History, Table};
+use crate::rule::{Origin, Ports, Protocols, Rule, Sourced};
+use crate::ruleset::compile::{History, Table};
+use crate::ruleset::shadow::{ConflictError, check};
 
 /// Lists in which a rule never matches.
 const REFUSED: &[&[&str]] = &[

@@ -14,7 +14,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use thiserror::Error;
 
-use crate::control::Owner;
+use crate::ipc::client::Owner;
 
 /// What redirecting needs, as long as it follows interfaces.
 const NEEDED: [Capability; 3] = [

@@ -6,7 +6,7 @@ use portredir_common::abi::{FlowKey, Port};
 use portredir_common::bucket::{Bucket, Entry, Hash, Seed, Shares};
 use portredir_common::flow::Table;
 
-use crate::memory::Mapped;
+use crate::sys::mmap::Mapped;
 
 /// All flow tables. They are mapped for as long as this lives: what is mapped
 /// counts as memory of the process.

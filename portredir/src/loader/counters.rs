@@ -8,7 +8,7 @@ use portredir_common::abi::{Counter, CounterKey, Hits};
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
-use crate::counters::ELSEWHERE;
+use crate::observe::report::ELSEWHERE;
 
 impl Datapath {
     /// The counters of all rules on all interfaces, summed over the CPUs.

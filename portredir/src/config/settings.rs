@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::selection::Selection;
 use crate::plan::EngineChoice;
 use crate::rule::Rule;
-use crate::selection::Selection;
 
 /// How many flows a table can have. The kernel's LRU maps evict early when they
 /// are small: they hand out entries in batches of 128 per CPU.

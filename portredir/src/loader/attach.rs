@@ -13,9 +13,9 @@ use aya::sys::SyscallError;
 use portredir_common::wire::Link as FrameLink;
 
 use super::error::{DatapathError, attach_reason, chain, hook_error, link_error, map_error};
-use super::hook::{Attached, Hook, Link, Lookup, Mode, Place, Watch, pin};
+use super::link::{Attached, Hook, Link, Lookup, Mode, Place, Watch, pin};
 use super::{Datapath, program};
-use crate::interface::Interface;
+use crate::host::netlink::Interface;
 use crate::plan::{Engine, Planned};
 
 /// A link takes no flag; it always runs beside the programs of others.

@@ -12,15 +12,15 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::control::{Control, Request, Role};
-use crate::datapath::netns_cookie;
-use crate::host::Host;
-use crate::interface::Netlink;
-use crate::lifecycle::{LifecycleError, wipe};
-use crate::pins::PinDir;
-use crate::preflight::{self, Lock};
-use crate::run::{LISTENERS, every, is_logging, reply};
+use crate::command::run::{LISTENERS, every, is_logging, reply};
+use crate::controller::Host;
+use crate::controller::transaction::{LifecycleError, wipe};
+use crate::host::netlink::Netlink;
+use crate::host::preflight::{self, Lock};
+use crate::ipc::client::{Control, Request, Role};
+use crate::loader::netns_cookie;
 use crate::state::{self, Found};
+use crate::sys::bpffs::PinDir;
 
 /// How long after a change the rules are read again, unless somebody asks for them:
 /// one change after the other need not wait for us.

@@ -18,8 +18,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::counters::Report;
-use crate::settings::Settings;
+use crate::config::settings::Settings;
+use crate::observe::report::Report;
 
 /// An abstract name: it belongs to the network namespace, and nothing of it is
 /// left when the process ends.

@@ -17,9 +17,10 @@ use portredir_common::abi::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::interface::to_bytes;
-use crate::rule::segment::{self, Holders, segments};
-use crate::rule::{MAX_ON, Ports, Rule};
+use super::interval::{self, Holders, segments};
+use super::shadow::MAX_ON;
+use crate::host::netlink::to_bytes;
+use crate::rule::{Ports, Rule};
 
 /// More than the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -193,7 +194,7 @@ impl Table {
         if_listening: bool,
     ) -> Result<Self, TableError> {
         let mut table = Self::default();
-        let (conditions, lists) = segment::conditions(rules.iter().map(|(_, rule)| rule));
+        let (conditions, lists) = interval::conditions(rules.iter().map(|(_, rule)| rule));
         if lists.len() > MAX_ON {
             return Err(TableError::On(lists.len()));
         }
@@ -445,7 +446,7 @@ struct Condition {
 
 impl Condition {
     /// What makes rules for the same packets.
-    const fn key(&self) -> segment::Condition {
+    const fn key(&self) -> interval::Condition {
         (self.addr, self.from, self.candidate.on as usize)
     }
 

@@ -4,7 +4,8 @@ mod adopt;
 mod attach;
 mod counters;
 mod error;
-mod hook;
+pub mod flows;
+mod link;
 mod listeners;
 mod program;
 mod rules;
@@ -25,18 +26,18 @@ use portredir_common::bucket::{Seed, Shares};
 use portredir_common::flow::{Table as FlowTable, UDP_IDLE};
 
 use self::error::map_error;
-use self::hook::{Attached, Lookup, Watch};
+use self::flows::Flows;
+use self::link::{Attached, Lookup, Watch};
 use self::program::Load;
-use crate::ethtool;
-use crate::flows::{self, Flows};
-use crate::memory::{self, Mapped, Shared};
-use crate::pins::PinDir;
-use crate::sockets::TcpSocket;
+use crate::ruleset::compile::Table;
 use crate::state::{Record, State, Store};
-use crate::table::Table;
+use crate::sys::bpffs::PinDir;
+use crate::sys::ethtool;
+use crate::sys::mmap::{self, Mapped, Shared};
+use crate::sys::sock_diag::TcpSocket;
 
 pub use self::error::DatapathError;
-pub use self::hook::{Mode, Place};
+pub use self::link::{Mode, Place};
 pub use self::listeners::Unregistered;
 pub use self::rules::live_generation;
 
@@ -137,7 +138,7 @@ impl Globals {
             .map_max_entries("FLOWS", shares.total())
             .load(OBJECT)?;
         drop(loader);
-        memory::give_back();
+        mmap::give_back();
         Ok(object)
     }
 }

@@ -16,9 +16,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portredir_common::abi::Protocol;
 use thiserror::Error;
 
-use super::Sourced;
-use super::parse::is_glob;
-use super::segment::{Condition, Holders, Segment, conditions, segments};
+use super::interval::{Condition, Holders, Segment, conditions, segments};
+use crate::rule::Sourced;
+use crate::rule::parse::is_glob;
 
 /// As many as the programs can tell apart: they have 16 bits for a rule.
 pub const MAX_RULES: usize = 1 << 16;
@@ -44,7 +44,7 @@ pub enum ConflictError {
     #[error("rule `{}` is there twice: {first}, {again}; leave one of them out", .again.rule, first = .first, again = .again.origin)]
     Twice {
         /// Where it is first.
-        first: super::Origin,
+        first: crate::rule::Origin,
         /// The same rule.
         again: Box<Sourced>,
     },

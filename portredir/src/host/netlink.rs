@@ -18,7 +18,7 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use tokio::time::Instant;
 
-use crate::netdev::{self, XdpFeatures};
+use crate::sys::netdev::{self, XdpFeatures};
 
 /// What the planner needs to know of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -322,6 +322,6 @@ fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> I
     if is_lower_elsewhere || interface.kind.as_deref() == Some("veth") {
         interface.lower = None;
     }
-    interface.driver = crate::ethtool::driver(&interface.name);
+    interface.driver = crate::sys::ethtool::driver(&interface.name);
     interface
 }

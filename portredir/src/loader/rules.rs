@@ -10,8 +10,8 @@ use portredir_common::abi::{AddrKey, Candidates, Hot, IfaceKey, Old, PortEntry, 
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
-use crate::memory::Mapped;
-use crate::table::Table;
+use crate::ruleset::compile::Table;
+use crate::sys::mmap::Mapped;
 
 /// Which generation of rules is live: 0 or 1.
 #[must_use]

@@ -8,8 +8,8 @@ use portredir_common::abi::{Addr, FlowKey, ListenerKey, Port, Protocol};
 
 use super::error::{DatapathError, map_error};
 use super::{Datapath, program};
-use crate::sockets::TcpSocket;
-use crate::table::Table;
+use crate::ruleset::compile::Table;
+use crate::sys::sock_diag::TcpSocket;
 
 /// A server that could not be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

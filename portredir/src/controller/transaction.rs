@@ -12,17 +12,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use thiserror::Error;
 
-use crate::control::{self, Answer, Question, Request, Role, Who};
-use crate::datapath::{Datapath, netns_cookie};
-use crate::guard;
-use crate::host::{self, Host};
-use crate::interface::{Netlink, Snapshot};
-use crate::pins::PinDir;
-use crate::preflight::{self, Lock};
+use crate::command::run::{answer, is_logging};
+use crate::config::settings::Settings;
+use crate::controller::{self, Host};
+use crate::host::netlink::{Netlink, Snapshot};
+use crate::host::preflight::{self, Lock};
+use crate::ipc::client::{self, Answer, Question, Request, Role, Who};
+use crate::loader::{Datapath, netns_cookie};
+use crate::plan::lockout;
 use crate::rule::Rule;
-use crate::run::{answer, is_logging};
-use crate::settings::Settings;
 use crate::state::{self, Found, Pending, Record, State};
+use crate::sys::bpffs::PinDir;
 
 /// Why a command cannot do its work.
 #[derive(Debug, Error)]
@@ -153,7 +153,7 @@ pub async fn wipe(pins: &PinDir, netlink: &Netlink, snapshot: &Snapshot) -> anyh
         }
     }
     for record in &records {
-        host::put_back(netlink, record).await;
+        controller::put_back(netlink, record).await;
     }
     Ok(pins.remove()?)
 }
@@ -161,7 +161,7 @@ pub async fn wipe(pins: &PinDir, netlink: &Netlink, snapshot: &Snapshot) -> anyh
 /// The process that redirects in the foreground. One that does not answer is
 /// found by its lock.
 fn foreground() -> Option<Who> {
-    let who = control::ask(Request::Who).ok()??;
+    let who = client::ask(Request::Who).ok()??;
     (who.role == Role::Foreground).then_some(who)
 }
 
@@ -171,10 +171,10 @@ fn refuse_foreground() -> Result<(), LifecycleError> {
 
 fn refuse_lock_out(rules: &[Rule], settings: &Settings, care: Care) -> anyhow::Result<()> {
     if !care.force {
-        guard::check(
+        lockout::check(
             rules,
             settings.hide_target,
-            guard::ssh_connection().as_ref(),
+            lockout::ssh_connection().as_ref(),
         )?;
     }
     Ok(())
@@ -205,12 +205,12 @@ pub async fn up(settings: Settings, care: Care) -> anyhow::Result<Option<Host>> 
         refuse_pending(state)?;
     }
     if care.dry_run {
-        let facts = crate::facts::Facts::read(settings.cgroup.as_deref());
+        let facts = crate::host::features::Facts::read(settings.cgroup.as_deref());
         let plan = session.snapshot.plan(
             &settings,
             &facts,
             &std::collections::BTreeMap::new(),
-            &crate::facts::Loaded,
+            &crate::host::features::Loaded,
         );
         eprint!("{plan}");
         plan.check()?;
@@ -346,7 +346,7 @@ fn commit(host: &mut Host, snapshot: &Snapshot, state: State, lock: Lock) -> any
 struct Told(io::Result<Option<Question>>);
 
 fn tell_follower() -> Told {
-    Told(control::send(Request::Changed))
+    Told(client::send(Request::Changed))
 }
 
 impl Told {
@@ -420,9 +420,9 @@ pub async fn down_by_force() -> anyhow::Result<()> {
 
 fn end_foreground(pid: u32) -> anyhow::Result<()> {
     let drain_timeout =
-        control::status()?.map_or(Duration::ZERO, |answer| answer.settings.drain_timeout);
-    control::ask(Request::Stop)?;
-    if !control::is_there_within(false, drain_timeout + LONGEST) {
+        client::status()?.map_or(Duration::ZERO, |answer| answer.settings.drain_timeout);
+    client::ask(Request::Stop)?;
+    if !client::is_there_within(false, drain_timeout + LONGEST) {
         anyhow::bail!("process {pid} has not ended; use --force");
     }
     eprintln!("process {pid} has ended");
@@ -435,20 +435,20 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// Ends the process that answers commands; with force also one that no longer
 /// does.
 pub fn stop_follower(by_force: bool) {
-    let Ok(Some(pid)) = control::pid() else {
+    let Ok(Some(pid)) = client::pid() else {
         return;
     };
-    let asked = control::ask(Request::Stop);
+    let asked = client::ask(Request::Stop);
     if let Err(error) = &asked {
         log::warn!("process {pid} does not answer: {error}");
     }
-    if !control::is_there_within(false, LONGEST) && by_force {
+    if !client::is_there_within(false, LONGEST) && by_force {
         eprintln!("process {pid} is killed");
         let pid = nix::unistd::Pid::from_raw(pid);
         if let Err(errno) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
             log::warn!("kill {pid}: {errno}");
         }
-        let _ = control::is_there_within(false, LONGEST);
+        let _ = client::is_there_within(false, LONGEST);
     }
 }
 
@@ -459,7 +459,7 @@ pub fn stop_follower(by_force: bool) {
 ///
 /// When it cannot be started.
 pub fn start_follower() -> anyhow::Result<()> {
-    if let Ok(Some(pid)) = control::pid() {
+    if let Ok(Some(pid)) = client::pid() {
         if is_this_program(pid) {
             tell_follower().wait();
             return Ok(());
@@ -478,7 +478,7 @@ pub fn start_follower() -> anyhow::Result<()> {
         .process_group(0)
         .spawn()
         .context("start the process that follows interfaces")?;
-    if !control::is_there_within(true, LONGEST) {
+    if !client::is_there_within(true, LONGEST) {
         eprintln!("the process that follows interfaces is slow to start; see: portredir status");
     }
     Ok(())
@@ -501,7 +501,7 @@ fn is_this_program(pid: i32) -> bool {
 ///
 /// [`LifecycleError::NotRunning`]; or this user may not know.
 pub async fn read() -> anyhow::Result<Answer> {
-    match control::status() {
+    match client::status() {
         Ok(Some(answer)) => return Ok(answer),
         Ok(None) => {}
         // Root can still look for himself.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portredir_common::abi::Protocol;
 
-use super::{Ports, Rule};
+use crate::rule::{Ports, Rule};
 
 /// Ports for which the same rules are.
 pub struct Segment {

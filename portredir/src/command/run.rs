@@ -8,16 +8,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::cli::Run;
-use crate::control::{Answer, Control, Reply, Request, Role, Who};
-use crate::counters::Report;
-use crate::datapath::netns_cookie;
-use crate::host::Host;
-use crate::interface::Netlink;
-use crate::lifecycle::LifecycleError;
-use crate::pins::PinDir;
-use crate::preflight::{self, Lock};
-use crate::settings::Settings;
+use crate::config::settings::Settings;
+use crate::controller::Host;
+use crate::controller::transaction::LifecycleError;
+use crate::host::netlink::Netlink;
+use crate::host::preflight::{self, Lock};
+use crate::ipc::client::{Answer, Control, Reply, Request, Role, Who};
+use crate::loader::netns_cookie;
+use crate::observe::report::Report;
 use crate::state::{self, Found, State};
+use crate::sys::bpffs::PinDir;
 
 /// How often to look for servers that did not register by themselves: those
 /// outside of the cgroup.

@@ -12,7 +12,7 @@ use aya::sys::SyscallError;
 use nix::errno::Errno;
 use thiserror::Error;
 
-use crate::netdev;
+use crate::sys::netdev;
 
 /// What went wrong with the kernel.
 #[derive(Debug, Error)]

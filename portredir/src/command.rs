@@ -1,0 +1,3 @@
+//! The commands: what they print and how they end.
+
+pub mod run;

@@ -1,0 +1,3 @@
+//! What the running redirect can tell about itself.
+
+pub mod report;

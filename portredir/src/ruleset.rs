@@ -1,0 +1,5 @@
+//! A list of rules as a whole: which rules can match, and the maps they become.
+
+pub mod compile;
+pub mod interval;
+pub mod shadow;
