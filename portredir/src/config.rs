@@ -2,5 +2,6 @@
 //! environment and files, merged into [`settings::Settings`].
 
 pub mod file;
+pub mod safety;
 pub mod selection;
 pub mod settings;

@@ -14,6 +14,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use thiserror::Error;
 
+use crate::exit::ExitCode;
 use crate::ipc::client::Owner;
 
 /// What redirecting needs, as long as it follows interfaces.
@@ -54,6 +55,17 @@ pub enum PreflightError {
     /// The lock could not be taken.
     #[error("take the lock of this network namespace")]
     Lock(#[source] io::Error),
+}
+
+impl PreflightError {
+    /// How the program ends by this error.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Capabilities(_) => ExitCode::NotPermitted,
+            _ => ExitCode::Failed,
+        }
+    }
 }
 
 /// Checks that this process may load and attach programs.
