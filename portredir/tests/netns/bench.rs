@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::Tests;
 use crate::lab::Dir;
-use crate::process::{Process, wait_for, wait_within};
-use crate::redirector::PROGRAM;
+use crate::lab::process::{Process, wait_for, wait_within};
+use crate::lab::program::PROGRAM;
 
 /// What the names of everything it makes begin with; its pid comes next.
 const PREFIX: &str = "portredir-bench-";
@@ -297,7 +297,7 @@ fn remote() {
     let mut server = lab.host.start(&[PROGRAM, "bench", "serve"]);
     server.wait_for_words("listening on 8080");
     let redirector = ["--iface", "h0", "--no-local", "80:8080"];
-    let _redirector = crate::redirector::Redirector::start(&lab.host, &redirector);
+    let _redirector = crate::lab::program::Redirector::start(&lab.host, &redirector);
     let json = lab.dir.0.join("remote.json").display().to_string();
     let host = crate::lab::Family::V4.host(0).ip().to_string();
     let dial = "portredir=80,nothing=81";

@@ -149,7 +149,7 @@ fn differences() {
                 let case = cases().find(|case| case.name == name);
                 let case = case.expect("a known case");
                 if !case.subjects().any(|subject| subject.name() == engine) {
-                    crate::process::note(&format!("{name} is not tried by {engine}"));
+                    crate::lab::process::note(&format!("{name} is not tried by {engine}"));
                     is_wrong = true;
                 }
             }

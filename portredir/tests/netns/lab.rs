@@ -5,16 +5,27 @@
 //!   far f0 ---- c1 client c0 ---- h0 host     Far::BehindClient, a narrow link
 //! ```
 
+pub mod capture;
+pub mod cgroup;
+pub mod checksum;
+pub mod committed;
+pub mod extent;
+pub mod foreign;
+pub mod namespace;
+pub mod process;
+pub mod program;
+pub mod unprivileged;
+pub mod usage;
+
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use self::namespace::{Namespace, PREFIX};
+use self::process::wait_for;
 use crate::Cell;
-use crate::checksum;
-use crate::namespace::{Namespace, PREFIX};
-use crate::process::wait_for;
-use crate::talk;
+use crate::peer::conn;
 
 /// IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +201,6 @@ pub fn add_addrs(namespace: &Namespace, name: &str, (net, host): (u8, u8)) {
 /// Waits until a host refuses what nobody there listens for.
 pub fn wait_for_way(from: &Namespace, to: SocketAddr) {
     wait_for(&format!("a way to {to}"), || {
-        talk::is_refused(from, talk::Proto::Udp, to).then_some(())
+        conn::is_refused(from, conn::Proto::Udp, to).then_some(())
     });
 }

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 
 use nix::sys::signal::Signal;
 
+use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::{Family, Far, Lab};
-use crate::redirector::{PROGRAM, Redirector};
-use crate::serve::Echo;
-use crate::talk::{Conn, Proto};
+use crate::peer::conn::{Conn, Proto};
+use crate::peer::echo::Echo;
 use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {

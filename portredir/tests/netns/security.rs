@@ -11,17 +11,17 @@ use std::time::Duration;
 
 use aya::maps::MapData;
 
-use crate::ask::{Answerer, Asker};
-use crate::cgroup::Cgroup;
-use crate::extent::allow;
-use crate::forge::{self, Error, Forger, Segment, add_nowhere, nowhere, tcp, udp};
+use crate::lab::cgroup::Cgroup;
+use crate::lab::extent::allow;
+use crate::lab::process::{note, wait_for};
+use crate::lab::program::{PROGRAM, Redirector};
+use crate::lab::unprivileged::as_nobody;
+use crate::lab::usage::Usage;
 use crate::lab::{Family, Lab};
-use crate::nobody::as_nobody;
-use crate::outlive::Host;
-use crate::pair::{Acceptor, Pair};
-use crate::process::{note, wait_for};
-use crate::redirector::{PROGRAM, Redirector};
-use crate::usage::Usage;
+use crate::lifecycle::outlive::Host;
+use crate::peer::pair::{Acceptor, Pair};
+use crate::peer::raw::{self, Error, Forger, Segment, add_nowhere, nowhere, tcp, udp};
+use crate::peer::udp::{Answerer, Asker};
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -163,7 +163,7 @@ fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) 
     let udp_victim = SocketAddr::new(victims[0].ip(), 42_000);
     let quote = udp(to, udp_victim, b"an answer");
     for error in [Error::PortUnreachable, Error::TimeExceeded, TOO_BIG] {
-        packets.push(forge::error(victims[0].ip(), to.ip(), error, &quote));
+        packets.push(raw::error(victims[0].ip(), to.ip(), error, &quote));
     }
     let count = packets.len();
     for packet in packets {
@@ -229,7 +229,7 @@ fn errors(family: Family, server: SocketAddr, client: SocketAddr) -> Vec<Vec<u8>
     for quote in &quotes {
         for from in from_anywhere {
             for error in [Error::PortUnreachable, Error::TimeExceeded, TOO_BIG] {
-                errors.push(forge::error(from, server.ip(), error, quote));
+                errors.push(raw::error(from, server.ip(), error, quote));
             }
         }
     }
@@ -442,7 +442,8 @@ fn stop_nothing() {
     let acceptor = Acceptor::start(&lab.host, 8080);
     let new = SocketAddr::new(IpAddr::from([10, 9, 1, 77]), 80);
     wait_for("the new address", || {
-        let refused = crate::talk::is_refused(&lab.client, crate::talk::Proto::Tcp, new);
+        let refused =
+            crate::peer::conn::is_refused(&lab.client, crate::peer::conn::Proto::Tcp, new);
         (!refused).then_some(())
     });
     drop(acceptor);

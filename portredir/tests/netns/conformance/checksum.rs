@@ -12,8 +12,8 @@ use super::observe::{Observation, check, failure};
 use super::site::{Site, Subject};
 use super::tcp::{echo_all, noise};
 use crate::lab::Family;
-use crate::redirector::PROGRAM;
-use crate::talk::{Conn, Proto};
+use crate::lab::program::PROGRAM;
+use crate::peer::conn::{Conn, Proto};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::observe::{Observation, failure};
-use crate::namespace::Namespace;
-use crate::talk::{Conn, Proto};
+use crate::lab::namespace::Namespace;
+use crate::peer::conn::{Conn, Proto};
 
 /// How long a client waits for an answer. Long enough for a busy machine: what
 /// is refused is refused at once, and few cases wait in vain.

@@ -10,10 +10,10 @@ use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
 use super::server::{Manner, Server};
 use super::site::{Site, Subject};
-use crate::foreign::{Foreign, NEXT, PASS};
 use crate::lab::Family;
-use crate::redirector::attached;
-use crate::talk::Proto;
+use crate::lab::foreign::{Foreign, NEXT, PASS};
+use crate::lab::program::attached;
+use crate::peer::conn::Proto;
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[

@@ -9,10 +9,12 @@ use super::observe::{Observation, check};
 use super::rules;
 use super::server::{Manner, Server};
 use super::site::{Site, Subject};
+use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::{Family, Lab, add_addrs, link};
-use crate::redirector::{PROGRAM, Redirector};
-use crate::talk::Proto;
-use crate::{path, serve, skip};
+use crate::path::link::TUNNEL;
+use crate::peer::conn::Proto;
+use crate::peer::echo;
+use crate::skip;
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
@@ -91,7 +93,7 @@ fn tun(subject: Subject, proto: Proto) -> Observation {
     let names = [lab.host.name.as_str(), lab.client.name.as_str()];
     let mut tunnel = lab
         .host
-        .start(&[serve::python(), "-c", path::TUNNEL, names[0], names[1]]);
+        .start(&[echo::python(), "-c", TUNNEL, names[0], names[1]]);
     tunnel.wait_for_words("ready");
     add_addrs(&lab.host, "h0", (1, 1));
     add_addrs(&lab.client, "c0", (1, 2));

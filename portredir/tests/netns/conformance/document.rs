@@ -8,7 +8,7 @@ use super::differences::{self, Difference};
 use super::results::{Cell, cell};
 use super::site::Subject;
 use super::{FAILED, TOPICS, cases, oracle};
-use crate::committed::{Document, wrap};
+use crate::lab::committed::{Document, wrap};
 
 const DOCUMENT: Document = Document {
     name: "docs/CONFORMANCE.md",

@@ -9,7 +9,7 @@ use super::site::Site;
 use super::tcp::noise;
 use super::udp::{send_all, whole};
 use crate::lab::Family;
-use crate::talk::Proto;
+use crate::peer::conn::Proto;
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[

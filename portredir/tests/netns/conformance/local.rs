@@ -12,8 +12,8 @@ use super::ghost::Ghost;
 use super::observe::{Observation, failure};
 use super::site::Site;
 use crate::lab::Family;
-use crate::namespace::Namespace;
-use crate::talk::Proto;
+use crate::lab::namespace::Namespace;
+use crate::peer::conn::Proto;
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[

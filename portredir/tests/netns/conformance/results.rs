@@ -10,9 +10,9 @@ use super::case::{Case, Run};
 use super::observe::Observation;
 use super::site::{SUBJECTS, Site, Subject};
 use super::{DOCUMENT_TEST, FAILED, cases, test_name};
-use crate::checksum;
 use crate::lab::Family;
-use crate::process::{DEADLINE, NOTES, PATIENCE, note};
+use crate::lab::checksum;
+use crate::lab::process::{DEADLINE, NOTES, PATIENCE, note};
 
 /// A case that takes longer has failed. They run beside each other, and maybe
 /// beside much else.

@@ -21,8 +21,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use crate::namespace::Namespace;
-use crate::process::wait_for;
+use crate::lab::namespace::Namespace;
+use crate::lab::process::wait_for;
 
 /// How a server behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

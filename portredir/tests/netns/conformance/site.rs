@@ -16,13 +16,13 @@ use nix::sys::signal::Signal;
 use super::rules;
 use super::server::{Manner, Server};
 use super::wire::{Wire, mac};
+use crate::lab::namespace::Namespace;
+use crate::lab::process::{Process, wait_for};
+use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::{Family, Lab, add_addrs, link, wait_for_way};
-use crate::namespace::Namespace;
-use crate::paths::has_br_netfilter;
-use crate::process::{Process, wait_for};
-use crate::redirector::{PROGRAM, Redirector};
+use crate::path::paths::has_br_netfilter;
+use crate::peer::conn::{Proto, is_refused};
 use crate::skip;
-use crate::talk::{Proto, is_refused};
 
 /// What redirects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::observe::{Observation, check, failure};
 use super::server::{Manner, Server};
 use super::site::{GHOSTS, STRAY, Site, Subject};
 use crate::lab::Family;
-use crate::talk::{Conn, Proto};
+use crate::peer::conn::{Conn, Proto};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[

@@ -16,7 +16,7 @@ use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
 use super::site::Site;
 use crate::lab::Family;
-use crate::talk::{Conn, Proto};
+use crate::peer::conn::{Conn, Proto};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[

@@ -14,8 +14,8 @@ use super::observe::{Observation, check, failure};
 use super::site::Site;
 use super::tcp::noise;
 use crate::lab::Family;
-use crate::namespace::Namespace;
-use crate::talk::{Conn, Proto, uninterrupted};
+use crate::lab::namespace::Namespace;
+use crate::peer::conn::{Conn, Proto, uninterrupted};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[

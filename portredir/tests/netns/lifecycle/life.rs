@@ -1,0 +1,297 @@
+//! Start and end: what is attached, what is left, who may do it, and what
+//! others have attached.
+
+use aya::programs::{Xdp, XdpMode};
+use nix::sys::signal::Signal;
+use portredir::datapath::{Datapath, Sizes};
+
+use crate::lab::process::{Process, wait_for};
+use crate::lab::program::{PROGRAM, Redirector, attached, copy_for_everybody, packets};
+use crate::lab::{Family, Lab};
+use crate::peer::conn::{Conn, PROTOS};
+use crate::peer::echo::Echo;
+use crate::{Cell, ENGINES, Tests};
+
+pub fn add(tests: &mut Tests) {
+    tests.add_for(&ENGINES, "ctrl_c", &[], |cell| {
+        ends_by(cell, Signal::SIGINT)
+    });
+    tests.add_for(&ENGINES, "sigterm", &[], |cell| {
+        ends_by(cell, Signal::SIGTERM)
+    });
+    tests.add_for(&ENGINES, "kill_9", &[], kill_9);
+    for engine in ["tc", "tc-clsact"] {
+        for (pref, mask) in [
+            ("1", "0xffffffff"),
+            ("10", "0xffffffff"),
+            ("1", "0"),
+            ("10", "0"),
+        ] {
+            let what = if mask == "0" {
+                "final_filter"
+            } else {
+                "filter"
+            };
+            tests.add(
+                format!("{engine}/foreign_{what}_at_{pref}"),
+                &[],
+                move || {
+                    foreign_filter(engine, pref, mask);
+                },
+            );
+        }
+    }
+    for (name, mode) in [("native", XdpMode::Driver), ("generic", XdpMode::Skb)] {
+        tests.add(format!("foreign_xdp_{name}"), &[], move || {
+            foreign_xdp(mode)
+        });
+    }
+    tests.add(
+        "xdp_where_it_is_impossible",
+        &[],
+        xdp_where_it_is_impossible,
+    );
+    tests.add("second_instance", &[], second_instance);
+    tests.add_for(&ENGINES, "unprivileged", &[], unprivileged);
+    tests.add_for(&ENGINES, "three_capabilities", &[], three_capabilities);
+}
+
+const CELL: Cell = Cell {
+    engine: "auto",
+    is_offloaded: true,
+    family: Family::V4,
+};
+
+/// All that attaching may change, on both ends of the link.
+fn state(lab: &Lab) -> Vec<String> {
+    let mut state = attached(&lab.host);
+    for (at, interface) in [(&lab.host, "h0"), (&lab.client, "c0")] {
+        state.push(at.run(&["ip", "-details", "link", "show", interface]));
+        state.push(at.run(&["ethtool", "-k", interface]));
+        state.push(at.run(&["tc", "qdisc", "show", "dev", interface]));
+    }
+    state
+}
+
+/// What an engine attaches to h0.
+fn expected(engine: &str, lab: &Lab) -> Vec<String> {
+    // Kernels before 6.6 have no TCX.
+    let has_tcx = lab.host.enter(|| {
+        let ingress = aya::programs::TcAttachType::Ingress;
+        aya::programs::SchedClassifier::query_tcx("lo", ingress).is_ok()
+    });
+    let is_xdp = engine.starts_with("xdp");
+    let is_tcx = has_tcx && engine != "tc-clsact";
+    let tc = if is_tcx { "tcx" } else { "tc" };
+    let ingress = match is_xdp {
+        true => "h0 xdp portredir_frags".into(),
+        false => format!("h0 {tc}-ingress portredir_in"),
+    };
+    let mut all = vec![ingress, format!("h0 {tc}-egress portredir_out")];
+    all.extend((!is_tcx).then(|| "h0 clsact".into()));
+    all
+}
+
+/// Waits for a program that has to fail with this exit code; what it said.
+fn failure(mut process: Process, code: i32) -> String {
+    let status = process.wait();
+    let error = process.err();
+    assert_eq!(status.code(), Some(code), "{error}");
+    error
+}
+
+/// One conversation by the dialled port, one by the target port.
+fn works(lab: &Lab, server: &Echo) {
+    for proto in PROTOS {
+        for port in [80, 8080] {
+            let message = format!("{proto:?} by {port}");
+            let mut conn = Conn::to(&lab.client, proto, 0, Family::V4.host(port));
+            conn.echo(message.as_bytes());
+            server.peer(proto, message.as_bytes());
+        }
+    }
+}
+
+fn ends_by(cell: &Cell, signal: Signal) {
+    let lab = Lab::new(&Cell {
+        is_offloaded: true,
+        ..*cell
+    });
+    let server = Echo::start(&lab.host, 8080);
+    let before = state(&lab);
+    let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
+    assert_eq!(attached(&lab.host), expected(cell.engine, &lab));
+    works(&lab, &server);
+    let report = redirector.stop_by(signal);
+    assert!(packets(&report, 0) > 0, "final counters: {report}");
+    assert_eq!(state(&lab), before);
+}
+
+fn kill_9(cell: &Cell) {
+    let lab = Lab::new(&Cell {
+        is_offloaded: true,
+        ..*cell
+    });
+    let server = Echo::start(&lab.host, 8080);
+    let before = state(&lab);
+    let start = || Redirector::beside(cell, &lab, &["80:8080/both"]);
+    let mut redirector = start();
+    works(&lab, &server);
+    redirector.process.kill();
+    if !expected(cell.engine, &lab).contains(&"h0 clsact".to_owned()) {
+        // The kernel detaches when it frees the links, soon after.
+        wait_for("the kernel to detach", || {
+            (state(&lab) == before).then_some(())
+        });
+        return;
+    }
+    // Filters outlive who added them. The next run takes their place.
+    assert_ne!(state(&lab), before);
+    let redirector = start();
+    assert_eq!(attached(&lab.host), expected(cell.engine, &lab));
+    works(&lab, &server);
+    redirector.stop();
+    assert_eq!(state(&lab), before);
+}
+
+/// A filter of somebody else, and the qdisc it needs, stay. With a mask of zero
+/// it matches all packets, and the kernel asks no filter behind it.
+fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
+    let cell = Cell { engine, ..CELL };
+    let lab = Lab::new(&cell);
+    let server = Echo::start(&lab.host, 8080);
+    lab.host.run(&["tc", "qdisc", "add", "dev", "h0", "clsact"]);
+    for hook in ["ingress", "egress"] {
+        let mut add = vec!["tc", "filter", "add", "dev", "h0", hook];
+        add.extend(["protocol", "all", "pref", pref, "u32"]);
+        add.extend(["match", "u32", "0", mask, "classid", "1:1"]);
+        lab.host.run(&add);
+    }
+    let before = state(&lab);
+    let redirector = Redirector::of(&cell, &lab, &["80:8080/both"]);
+    if (engine, pref, mask) == ("tc-clsact", "1", "0") {
+        // Nothing can come before it. That has to be said.
+        let said = redirector.process.err();
+        assert!(said.contains("comes before ours"), "{said}");
+    } else {
+        works(&lab, &server);
+    }
+    redirector.finish(&lab);
+    assert_eq!(state(&lab), before);
+}
+
+/// An XDP program of somebody else is never replaced.
+fn foreign_xdp(mode: XdpMode) {
+    let lab = Lab::new(&CELL);
+    let server = Echo::start(&lab.host, 8080);
+    // Any program will do: one of ours, without rules, that we attach.
+    let sizes = Sizes {
+        tcp_flows: 1024,
+        udp_flows: 1024,
+    };
+    let mut foreign = Datapath::load(sizes.into(), None).expect("load");
+    // The kernel gives up, with EAGAIN, when the thread is to be interrupted.
+    let _ = (0..5).any(|_| foreign.program::<Xdp>("portredir_xdp").is_ok());
+    let program: &mut Xdp = foreign.program("portredir_xdp").expect("the program");
+    let attach = || program.attach("h0", mode).map(|_| ());
+    lab.host.enter(attach).expect("attach");
+    let before = state(&lab);
+    assert_eq!(attached(&lab.host), ["h0 xdp portredir_xdp"]);
+
+    for engine in ["xdp", "xdp-generic"] {
+        let args = [PROGRAM, "--iface", "h0", "--engine", engine, "80:8080"];
+        let error = failure(lab.host.start(&args), 1);
+        assert!(error.contains("portredir_xdp (id "), "{error}");
+        assert_eq!(state(&lab), before);
+    }
+
+    let redirector = Redirector::of(&CELL, &lab, &["80:8080/both"]);
+    let plan = redirector.process.err();
+    assert!(plan.contains("portredir_xdp (id "), "{plan}");
+    let mut both = expected("tc", &lab);
+    both.insert(0, "h0 xdp portredir_xdp".into());
+    assert_eq!(attached(&lab.host), both);
+    works(&lab, &server);
+    redirector.finish(&lab);
+    assert_eq!(state(&lab), before);
+}
+
+/// Loopback has no native XDP. Who asks for it gets nothing, also not elsewhere.
+fn xdp_where_it_is_impossible() {
+    let lab = Lab::new(&CELL);
+    lab.host
+        .run(&["ip", "tuntap", "add", "dev", "tun0", "mode", "tun"]);
+    let before = state(&lab);
+    for iface in ["tun0", "h0,tun0"] {
+        let args = [PROGRAM, "--iface", iface, "--engine", "xdp", "80:8080"];
+        let error = failure(lab.host.start(&args), 1);
+        let words = "tun0: --engine xdp is impossible: tun has no Ethernet header";
+        assert!(error.contains(words), "{error}");
+        assert_eq!(state(&lab), before);
+    }
+}
+
+/// One in each network namespace.
+fn second_instance() {
+    let lab = Lab::new(&CELL);
+    let server = Echo::start(&lab.host, 8080);
+    let first = Redirector::of(&CELL, &lab, &["80:8080/both"]);
+    let programs = attached(&lab.host);
+    let error = failure(lab.host.start(&[PROGRAM, "81:8080"]), 1);
+    assert!(
+        error.contains("another portredir runs in this network namespace"),
+        "{error}"
+    );
+    assert_eq!(attached(&lab.host), programs);
+    works(&lab, &server);
+    let elsewhere = Redirector::start(&lab.client, &["81:8080"]);
+    works(&lab, &server);
+    elsewhere.stop();
+    first.stop();
+}
+
+/// Starts a copy of the program as a user without any rights, but for `caps`.
+pub fn start_as_nobody(cell: &Cell, lab: &Lab, caps: &str, rule: &str) -> Process {
+    let program = copy_for_everybody(&lab.dir.0);
+    let inherited = format!("--inh-caps={caps}");
+    let ambient = format!("--ambient-caps={caps}");
+    let user = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let program = [
+        &program,
+        "--json",
+        "--iface",
+        "h0",
+        "--engine",
+        cell.engine,
+        rule,
+    ];
+    let mut args = user.to_vec();
+    args.extend([inherited.as_str(), ambient.as_str(), "--"]);
+    args.extend(program);
+    lab.host.start(&args)
+}
+
+fn unprivileged(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let error = failure(start_as_nobody(cell, &lab, "-all", "80:8080"), 4);
+    for name in ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"] {
+        assert!(error.contains(name), "{error}");
+    }
+}
+
+fn three_capabilities(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let server = Echo::start(&lab.host, 8080);
+    let before = state(&lab);
+    let caps = "-all,+bpf,+perfmon,+net_admin";
+    let redirector =
+        Redirector::wait_until_redirecting(start_as_nobody(cell, &lab, caps, "80:8080/both"));
+    works(&lab, &server);
+    redirector.finish(&lab);
+    assert_eq!(state(&lab), before);
+}

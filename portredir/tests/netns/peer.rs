@@ -1,0 +1,12 @@
+//! Peers: servers and clients that talk through the program under test, and
+//! senders of single packets.
+
+pub mod conn;
+pub mod echo;
+pub mod http;
+pub mod listener;
+pub mod many;
+pub mod pair;
+pub mod raw;
+pub mod udp;
+pub mod whoami;

@@ -1,0 +1,4 @@
+//! Floods, limits and long runs.
+
+pub mod flood;
+pub mod soak;
