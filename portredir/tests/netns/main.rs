@@ -227,7 +227,7 @@ fn main() -> ExitCode {
     engine::socket::add(&mut tests);
     engine::local::add(&mut tests);
     lifecycle::drain::add(&mut tests);
-    lifecycle::outlive::add(&mut tests);
+    lifecycle::add(&mut tests);
     bench::add(&mut tests);
     let arguments = Arguments::from_args();
     conformance::add(&mut tests, arguments.filter.as_deref());

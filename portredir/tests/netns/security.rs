@@ -18,7 +18,7 @@ use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::unprivileged::as_nobody;
 use crate::lab::usage::Usage;
 use crate::lab::{Family, Lab};
-use crate::lifecycle::outlive::Host;
+use crate::lifecycle::host::Host;
 use crate::peer::pair::{Acceptor, Pair};
 use crate::peer::raw::{self, Error, Forger, Segment, add_nowhere, nowhere, tcp, udp};
 use crate::peer::udp::{Answerer, Asker};

@@ -152,6 +152,17 @@ pub fn attached(namespace: &Namespace) -> Vec<String> {
     })
 }
 
+/// Everything that attaching may change, on both ends of the link.
+pub fn link_state(lab: &Lab) -> Vec<String> {
+    let mut state = attached(&lab.host);
+    for (at, interface) in [(&lab.host, "h0"), (&lab.client, "c0")] {
+        state.push(at.run(&["ip", "-details", "link", "show", interface]));
+        state.push(at.run(&["ethtool", "-k", interface]));
+        state.push(at.run(&["tc", "qdisc", "show", "dev", interface]));
+    }
+    state
+}
+
 fn xdp(interface: &str) -> Option<String> {
     let links = text("ip", &["-json", "-details", "link", "show", interface]);
     let links: Value = serde_json::from_str(&links).expect("JSON");

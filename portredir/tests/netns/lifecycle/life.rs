@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use portredir::datapath::{Datapath, Sizes};
 
 use crate::lab::process::{Process, wait_for};
-use crate::lab::program::{PROGRAM, Redirector, attached, copy_for_everybody, packets};
+use crate::lab::program::{PROGRAM, Redirector, attached, copy_for_everybody, link_state, packets};
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS};
 use crate::peer::echo::Echo;
@@ -62,17 +62,6 @@ const CELL: Cell = Cell {
     family: Family::V4,
 };
 
-/// All that attaching may change, on both ends of the link.
-fn state(lab: &Lab) -> Vec<String> {
-    let mut state = attached(&lab.host);
-    for (at, interface) in [(&lab.host, "h0"), (&lab.client, "c0")] {
-        state.push(at.run(&["ip", "-details", "link", "show", interface]));
-        state.push(at.run(&["ethtool", "-k", interface]));
-        state.push(at.run(&["tc", "qdisc", "show", "dev", interface]));
-    }
-    state
-}
-
 /// What an engine attaches to h0.
 fn expected(engine: &str, lab: &Lab) -> Vec<String> {
     // Kernels before 6.6 have no TCX.
@@ -118,13 +107,13 @@ fn ends_by(cell: &Cell, signal: Signal) {
         ..*cell
     });
     let server = Echo::start(&lab.host, 8080);
-    let before = state(&lab);
+    let before = link_state(&lab);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     assert_eq!(attached(&lab.host), expected(cell.engine, &lab));
     works(&lab, &server);
     let report = redirector.stop_by(signal);
     assert!(packets(&report, 0) > 0, "final counters: {report}");
-    assert_eq!(state(&lab), before);
+    assert_eq!(link_state(&lab), before);
 }
 
 fn kill_9(cell: &Cell) {
@@ -133,7 +122,7 @@ fn kill_9(cell: &Cell) {
         ..*cell
     });
     let server = Echo::start(&lab.host, 8080);
-    let before = state(&lab);
+    let before = link_state(&lab);
     let start = || Redirector::beside(cell, &lab, &["80:8080/both"]);
     let mut redirector = start();
     works(&lab, &server);
@@ -141,17 +130,17 @@ fn kill_9(cell: &Cell) {
     if !expected(cell.engine, &lab).contains(&"h0 clsact".to_owned()) {
         // The kernel detaches when it frees the links, soon after.
         wait_for("the kernel to detach", || {
-            (state(&lab) == before).then_some(())
+            (link_state(&lab) == before).then_some(())
         });
         return;
     }
     // Filters outlive who added them. The next run takes their place.
-    assert_ne!(state(&lab), before);
+    assert_ne!(link_state(&lab), before);
     let redirector = start();
     assert_eq!(attached(&lab.host), expected(cell.engine, &lab));
     works(&lab, &server);
     redirector.stop();
-    assert_eq!(state(&lab), before);
+    assert_eq!(link_state(&lab), before);
 }
 
 /// A filter of somebody else, and the qdisc it needs, stay. With a mask of zero
@@ -167,7 +156,7 @@ fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
         add.extend(["match", "u32", "0", mask, "classid", "1:1"]);
         lab.host.run(&add);
     }
-    let before = state(&lab);
+    let before = link_state(&lab);
     let redirector = Redirector::of(&cell, &lab, &["80:8080/both"]);
     if (engine, pref, mask) == ("tc-clsact", "1", "0") {
         // Nothing can come before it. That has to be said.
@@ -177,7 +166,7 @@ fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
         works(&lab, &server);
     }
     redirector.finish(&lab);
-    assert_eq!(state(&lab), before);
+    assert_eq!(link_state(&lab), before);
 }
 
 /// An XDP program of somebody else is never replaced.
@@ -195,14 +184,14 @@ fn foreign_xdp(mode: XdpMode) {
     let program: &mut Xdp = foreign.program("portredir_xdp").expect("the program");
     let attach = || program.attach("h0", mode).map(|_| ());
     lab.host.enter(attach).expect("attach");
-    let before = state(&lab);
+    let before = link_state(&lab);
     assert_eq!(attached(&lab.host), ["h0 xdp portredir_xdp"]);
 
     for engine in ["xdp", "xdp-generic"] {
         let args = [PROGRAM, "--iface", "h0", "--engine", engine, "80:8080"];
         let error = failure(lab.host.start(&args), 1);
         assert!(error.contains("portredir_xdp (id "), "{error}");
-        assert_eq!(state(&lab), before);
+        assert_eq!(link_state(&lab), before);
     }
 
     let redirector = Redirector::of(&CELL, &lab, &["80:8080/both"]);
@@ -213,7 +202,7 @@ fn foreign_xdp(mode: XdpMode) {
     assert_eq!(attached(&lab.host), both);
     works(&lab, &server);
     redirector.finish(&lab);
-    assert_eq!(state(&lab), before);
+    assert_eq!(link_state(&lab), before);
 }
 
 /// Loopback has no native XDP. Who asks for it gets nothing, also not elsewhere.
@@ -221,13 +210,13 @@ fn xdp_where_it_is_impossible() {
     let lab = Lab::new(&CELL);
     lab.host
         .run(&["ip", "tuntap", "add", "dev", "tun0", "mode", "tun"]);
-    let before = state(&lab);
+    let before = link_state(&lab);
     for iface in ["tun0", "h0,tun0"] {
         let args = [PROGRAM, "--iface", iface, "--engine", "xdp", "80:8080"];
         let error = failure(lab.host.start(&args), 1);
         let words = "tun0: --engine xdp is impossible: tun has no Ethernet header";
         assert!(error.contains(words), "{error}");
-        assert_eq!(state(&lab), before);
+        assert_eq!(link_state(&lab), before);
     }
 }
 
@@ -287,11 +276,11 @@ fn unprivileged(cell: &Cell) {
 fn three_capabilities(cell: &Cell) {
     let lab = Lab::new(cell);
     let server = Echo::start(&lab.host, 8080);
-    let before = state(&lab);
+    let before = link_state(&lab);
     let caps = "-all,+bpf,+perfmon,+net_admin";
     let redirector =
         Redirector::wait_until_redirecting(start_as_nobody(cell, &lab, caps, "80:8080/both"));
     works(&lab, &server);
     redirector.finish(&lab);
-    assert_eq!(state(&lab), before);
+    assert_eq!(link_state(&lab), before);
 }

@@ -15,7 +15,7 @@ use crate::lab::process::{note, wait_for, wait_within};
 use crate::lab::program::attached;
 use crate::lab::usage::Usage;
 use crate::lab::{Family, Lab, add_addrs};
-use crate::lifecycle::outlive::Host;
+use crate::lifecycle::host::Host;
 use crate::peer::conn::{Conn, Proto};
 use crate::peer::echo;
 use crate::peer::udp::{Answerer, Asker};

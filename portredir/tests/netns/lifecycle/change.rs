@@ -1,0 +1,193 @@
+//! `add`, `rm` and `apply`: the running rules change, open connections go on.
+
+use crate::lab::process::{DEADLINE, note, slow, wait_for};
+use crate::lab::program::{PROGRAM, copy_for_everybody};
+use crate::lab::{Family, Lab};
+use crate::lifecycle::host::{CELL, Host, answers};
+use crate::peer::conn::{Conn, PROTOS, Proto};
+use crate::peer::echo::Echo;
+use crate::peer::many::{Many, serve_http};
+use crate::{Cell, Tests};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+pub fn add(tests: &mut Tests) {
+    tests.add("outlive/changes_keep_flows", &[], changes_keep_flows);
+    tests.add("outlive/two_writers", &[], two_writers);
+    for engine in ["tc", "xdp"] {
+        tests.add(
+            format!("{engine}/change_under_load"),
+            &["curl", "python3", "iperf3"],
+            move || change_under_load(engine),
+        );
+    }
+}
+
+fn changes_keep_flows() {
+    let lab = Lab::new(&CELL);
+    let [first, second, third] = [8080, 9090, 7070].map(|port| Echo::start(&lab.host, port));
+    let host = Host::of(&lab);
+    host.up(&["80:8080/both", "90:8080/both"]);
+    let dial = |port| PROTOS.map(|proto| Conn::to(&lab.client, proto, 0, Family::V4.host(port)));
+    let talk = |conns: &mut [Conn], server: &Echo, when: &str| {
+        for (conn, proto) in conns.iter_mut().zip(PROTOS) {
+            let message = format!("{proto:?} {when}");
+            conn.echo(message.as_bytes());
+            server.peer(proto, message.as_bytes());
+        }
+    };
+    let mut of_first = dial(80);
+    talk(&mut of_first, &first, "at first");
+    let file = lab.dir.0.join("rules.toml");
+    let apply = |text: &str, args: &[&str]| {
+        fs::write(&file, text).expect("write a file");
+        let mut all = vec!["apply", "-f", file.to_str().expect("text")];
+        all.extend(args);
+        host.run(&all)
+    };
+    let changed = "rules = ['80:9090/both', '90:8080/both']";
+    let diff = "- 80:8080/both\n+ 80:9090/both\n";
+    assert_eq!(apply(changed, &["--dry-run"]), diff);
+    talk(&mut dial(80), &first, "before the change");
+    assert_eq!(apply(changed, &[]), diff);
+    let mut of_second = dial(80);
+    for round in 0..3 {
+        talk(&mut of_first, &first, &format!("after a change, {round}"));
+        talk(&mut of_second, &second, &format!("new, {round}"));
+    }
+    apply("rules = ['80:7070/both', '90:8080/both']", &[]);
+    let mut of_third = dial(80);
+    talk(&mut of_first, &first, "after two changes");
+    talk(&mut of_second, &second, "after one change");
+    talk(&mut of_third, &third, "new");
+    apply("rules = ['90:8080/both']", &[]);
+    for (conns, server) in [
+        (&mut of_first, &first),
+        (&mut of_second, &second),
+        (&mut of_third, &third),
+    ] {
+        talk(conns, server, "without a rule");
+    }
+    assert!(!answers(&lab, Proto::Tcp, 80));
+    // Options that need more than this are not changed by the way.
+    fs::write(&file, "iface = 'lo'\nrules = []").expect("write a file");
+    let error = host.fails(1, &["apply", "-f", file.to_str().expect("text")]);
+    assert!(error.contains("`iface` cannot be changed"), "{error}");
+    // A server that is gone keeps no datagrams.
+    drop(third);
+    let mut udp = Conn::to(
+        &lab.client,
+        Proto::Udp,
+        of_third[1].local().port() + 1,
+        Family::V4.host(90),
+    );
+    udp.echo(b"by another rule");
+    host.down();
+}
+
+/// Nothing of what anybody was told is lost.
+fn two_writers() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    host.up(&["80:8080"]);
+    let mut expected: BTreeSet<_> = ["80:8080".to_owned()].into();
+    let mut writers = Vec::new();
+    for number in 0..12 {
+        let rule = format!("{}:8080", 1000 + number);
+        writers.push((host.start(&["add", &rule]), rule));
+    }
+    for (mut writer, rule) in writers {
+        let status = writer.wait();
+        if status.success() {
+            expected.insert(rule);
+        } else {
+            let error = writer.err();
+            assert!(
+                error.contains("another portredir command is at work"),
+                "{error}"
+            );
+        }
+    }
+    let rules: BTreeSet<_> = host.rules().into_iter().collect();
+    assert_eq!(rules, expected);
+    assert!(rules.len() > 6, "{rules:?}");
+    host.down();
+}
+
+/// Bytes of an answer.
+const BODY: usize = 20_000;
+
+/// Requests by many connections, and a stream, while programs and rules are
+/// replaced again and again.
+fn change_under_load(engine: &'static str) {
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(240))));
+    let cell = Cell {
+        engine,
+        is_offloaded: true,
+        family: Family::V4,
+    };
+    let lab = Lab::new(&cell);
+    let _servers = [80, 8080, 9090].map(|port| serve_http(&lab.host, port, BODY));
+    let mut iperf = lab
+        .host
+        .start(&["iperf3", "--server", "--port", "5301", "--forceflush"]);
+    iperf.wait_for_words("listening");
+    let host = Host::of(&lab);
+    let other = copy_for_everybody(&lab.dir.0);
+    host.up(&["--engine", engine, "80:8080", "5201:5301"]);
+    let mut stream = lab.client.start(&[
+        "iperf3",
+        "--client",
+        "10.9.1.1",
+        "--port",
+        "5201",
+        "--time",
+        "200",
+        "--bitrate",
+        "200M",
+        "--json",
+    ]);
+    let clients = Many::start(&lab, 200, Family::V4.host(80), BODY);
+    wait_for("answers", || (clients.answers() > 400).then_some(()));
+    let file = lab.dir.0.join("rules.toml");
+    for round in 0..12 {
+        let target = [8080, 9090][round % 2];
+        let rules = format!(
+            "rules = ['5201:5301', '80:{target}', '{}:8080']",
+            1000 + round
+        );
+        fs::write(&file, rules).expect("write a file");
+        host.run(&["apply", "-f", file.to_str().expect("text")]);
+        let program = [PROGRAM, &other][round % 2];
+        let rule = format!("80:{target}");
+        let args = [
+            program,
+            "up",
+            "--iface",
+            "h0",
+            "--engine",
+            engine,
+            &rule,
+            "5201:5301",
+        ];
+        lab.host.run(&args);
+    }
+    let answers = clients.end();
+    note(&format!("{answers} answers"));
+    assert!(stream.try_wait().is_none(), "{}", stream.out());
+    stream.signal(Signal::SIGINT);
+    stream.wait();
+    let report: Value = serde_json::from_str(&stream.out()).expect("iperf3's report");
+    let seconds = report["intervals"].as_array().expect("intervals");
+    let silent = seconds
+        .iter()
+        .filter(|second| second["sum"]["bytes"] == 0)
+        .count();
+    assert_eq!(silent, 0, "seconds without a byte");
+    drop(iperf);
+    host.down();
+    lab.check_checksums();
+}

@@ -1,0 +1,269 @@
+//! Commands that are killed at any moment, and state that is damaged.
+
+use crate::lab::process::{DEADLINE, note, slow, wait_for};
+use crate::lab::program::{PROGRAM, attached, link_state};
+use crate::lab::{Family, Lab};
+use crate::lifecycle::host::{CELL, Host, answers, random};
+use crate::peer::conn::{Conn, Proto};
+use crate::peer::echo::Echo;
+use crate::{Cell, Tests, skip};
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+pub fn add(tests: &mut Tests) {
+    tests.add_for(
+        &["tc", "tc-clsact", "xdp"],
+        "follower_killed",
+        &[],
+        follower_killed,
+    );
+    for part in 0..KILL_PARTS {
+        tests.add(format!("kill/{part}"), &[], move || kill(part));
+    }
+    tests.add("kill_at_calls".to_owned(), &["strace"], kill_at_calls);
+    tests.add("outlive/damaged", &[], damaged);
+}
+
+/// Killed while interfaces come and go: whoever follows next finds every one of
+/// them attached as a whole or not at all.
+fn follower_killed(cell: &Cell) {
+    const ROUNDS: u64 = 20;
+    let lab = Lab::new(cell);
+    let host = Host::of(&lab);
+    host.run(&["up", "--iface", "h*", "--engine", cell.engine, "80:8080"]);
+    let of_one = attached(&lab.host);
+    host.kill_follower();
+    let mut random = random(1);
+    let mut there = Vec::new();
+    for round in 0..ROUNDS {
+        let mut follower = host.start(&["follow"]);
+        wait_for("somebody to follow", || {
+            (!host.status()["role"].is_null()).then_some(())
+        });
+        let (name, peer) = (format!("h{}", round + 10), format!("p{}", round + 10));
+        lab.host
+            .ip(&format!("link add {name} type veth peer name {peer}"));
+        lab.host.ip(&format!("link set {peer} up"));
+        lab.host.ip(&format!("link set {name} up"));
+        there.push(name);
+        if random(2) == 0 {
+            let name = there.remove(usize::try_from(random(there.len() as u64)).expect("few"));
+            lab.host.ip(&format!("link del {name}"));
+        }
+        std::thread::sleep(Duration::from_micros(random(80_000)));
+        follower.kill();
+    }
+    let mut follower = host.start(&["follow"]);
+    // What each has is what the first one has.
+    let expected: BTreeSet<_> = there
+        .iter()
+        .map(String::as_str)
+        .chain(["h0"])
+        .flat_map(|name| {
+            let of_h0 = of_one.iter().filter_map(|line| line.strip_prefix("h0 "));
+            of_h0.map(move |hook| format!("{name} {hook}"))
+        })
+        .collect();
+    wait_for("every interface to be attached", || {
+        let mut found = attached(&lab.host);
+        found.sort();
+        // A list: nothing may be there twice.
+        (found.iter().eq(&expected)).then_some(())
+    });
+    for name in there {
+        lab.host.ip(&format!("link del {name}"));
+    }
+    host.down();
+    assert!(follower.wait().success(), "{}", follower.err());
+}
+
+/// How often a command is killed, in all.
+const KILLS: u64 = 500;
+
+const KILL_PARTS: u64 = 10;
+
+/// Kills commands at random moments: what there is afterwards is what there was
+/// before, or what was asked for, and who is not concerned does not notice.
+fn kill(part: u64) {
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(240))));
+    let mut random = random(part);
+    let lab = Lab::new(&CELL);
+    let server = Echo::start(&lab.host, 8080);
+    let host = Host::of(&lab);
+    let file = lab.dir.0.join("rules.toml");
+    let file_name = file.to_str().expect("text");
+    // By a rule that nobody takes away, and past all rules.
+    let mut direct = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(8080));
+    let mut kept: Option<Conn> = None;
+    let mut now: Option<BTreeSet<String>> = None;
+    let set = |rules: &[&str]| {
+        rules
+            .iter()
+            .map(|rule| (*rule).to_owned())
+            .collect::<BTreeSet<_>>()
+    };
+    // How long a command takes here.
+    let start = Instant::now();
+    host.up(&["80:8080"]);
+    let longest = u64::try_from(start.elapsed().as_micros()).expect("soon");
+    host.run(&["down", "--drain-timeout", "0"]);
+    let (mut killed, mut was_old, mut was_new) = (0, 0, 0);
+    for number in 0..KILLS / KILL_PARTS {
+        let rule = format!("{}:8080", 1000 + number);
+        let many = [
+            "80:8080",
+            "2000-4000:3000-5000/both",
+            "81:8080 from 10.9.0.0/16",
+            &rule,
+        ];
+        let (args, then) = match (&now, random(4)) {
+            (None, _) => (
+                vec!["up", "--iface", "h0", "80:8080"],
+                Some(set(&["80:8080"])),
+            ),
+            (Some(_), 0) => (vec!["down", "--drain-timeout", "0"], None),
+            (Some(_), 1) => {
+                let text = format!("rules = {many:?}");
+                fs::write(&file, text).expect("write a file");
+                (vec!["apply", "-f", file_name], Some(set(&many)))
+            }
+            (Some(rules), 2) => {
+                let mut rules = rules.clone();
+                rules.insert(rule.clone());
+                (vec!["add", &rule], Some(rules))
+            }
+            (Some(_), _) => (
+                vec!["up", "--iface", "h0", "80:8080"],
+                Some(set(&["80:8080"])),
+            ),
+        };
+        let mut command = host.start(&args);
+        // To begin takes longer than to change.
+        let limit = if now.is_none() {
+            longest * 3 / 2
+        } else {
+            longest * 2 / 3
+        };
+        std::thread::sleep(Duration::from_micros(random(limit)));
+        killed += u32::from(command.try_wait().is_none());
+        command.kill_if_running();
+        // Whoever comes next clears up.
+        let mut read = host.start(&["rules"]);
+        let status = read.wait();
+        let found = match status.code() {
+            Some(0) => Some(
+                read.out()
+                    .lines()
+                    .map(str::to_owned)
+                    .collect::<BTreeSet<_>>(),
+            ),
+            Some(3) => None,
+            _ => panic!("{args:?}: {}", read.err()),
+        };
+        assert!(
+            found == now || found == then,
+            "{args:?} in round {number}: {found:?}, not {now:?} or {then:?}"
+        );
+        if now != then {
+            *(if found == then {
+                &mut was_new
+            } else {
+                &mut was_old
+            }) += 1;
+        }
+        direct.echo(format!("directly, round {number}").as_bytes());
+        let is_redirecting = answers(&lab, Proto::Tcp, 80);
+        assert_eq!(
+            is_redirecting,
+            found.is_some(),
+            "{args:?} in round {number}: {found:?}"
+        );
+        if found.is_some() {
+            let conn = kept
+                .get_or_insert_with(|| Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80)));
+            let message = format!("by port 80, round {number}");
+            conn.echo(message.as_bytes());
+            server.peer(Proto::Tcp, message.as_bytes());
+        } else {
+            kept = None;
+        }
+        now = found;
+    }
+    note(&format!("{killed} killed, {was_old} old, {was_new} new"));
+    assert!(
+        killed > 10 && was_old > 5 && was_new > 5,
+        "{killed} killed, {was_old} old, {was_new} new"
+    );
+    drop(kept);
+    host.down();
+}
+
+/// Kills commands at the system calls around the switch: the one who follows
+/// tells of the rules that are valid.
+fn kill_at_calls() {
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(240))));
+    // How many of each, counted from the end of the command.
+    const LAST: [(&str, usize); 4] = [("connect", 2), ("sendto", 3), ("bpf", 12), ("write", 2)];
+    let lab = Lab::new(&CELL);
+    if !lab.host.succeeds(&["strace", "-o", "/dev/null", "true"]) {
+        skip("needs ptrace(2)");
+    }
+    let host = Host::of(&lab);
+    host.up(&["80:8080"]);
+    let trace = lab.dir.0.join("trace");
+    let run = |args: &[&str], what: &str| {
+        let trace = trace.to_str().expect("text");
+        let strace = ["strace", "-f", "-qq", "-o", trace, "-e", what, PROGRAM];
+        lab.host.start(&[&strace[..], args].concat()).wait();
+        fs::read_to_string(trace).expect("what strace wrote")
+    };
+    let pinned = || {
+        let rules = host.run(&["down", "--dry-run"]);
+        let rules = rules.lines().filter_map(|line| line.strip_prefix("- "));
+        rules.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let (mut killed, mut was_new) = (0, 0);
+    let mut port = 1000;
+    for command in [&["add"][..], &["up", "--iface", "h0", "80:8080"]] {
+        for (call, last) in LAST {
+            let mut next = |what: &str| {
+                port += 1;
+                let rule = format!("{port}:8080");
+                run(&[command, &[&rule]].concat(), what)
+            };
+            let count = next(&format!("trace={call}")).lines().count();
+            for number in (1..=count).rev().take(last) {
+                let before = pinned();
+                let trace = next(&format!("inject={call}:signal=SIGKILL:when={number}"));
+                killed += u32::from(trace.contains("killed by SIGKILL"));
+                let (follower, pinned) = (host.rules().into_iter().collect(), pinned());
+                was_new += u32::from(pinned != before);
+                assert_eq!(pinned, follower, "killed at {call} {number} of {command:?}");
+            }
+        }
+    }
+    note(&format!("{killed} killed, {was_new} new"));
+    assert!(killed > 25 && was_new > 5, "{killed} killed, {was_new} new");
+    host.down();
+}
+
+fn damaged() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    host.up(&["--engine", "tc-clsact", "80:8080"]);
+    host.kill_follower();
+    let state = host.pins().join("STATE");
+    fs::remove_file(&state).expect("remove a pin");
+    // As if it had never been finished.
+    host.fails(3, &["rules"]);
+    host.run(&["down", "--force"]);
+    assert_eq!(link_state(&lab), host.before);
+    host.up(&["80:8080"]);
+    for name in ["HOT", "LOCAL", "if2-egress"] {
+        let _ = fs::remove_file(host.pins().join(name));
+    }
+    host.run(&["down", "--force"]);
+    host.run(&["down", "--force"]);
+    host.down();
+}
