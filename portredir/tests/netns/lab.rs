@@ -35,6 +35,9 @@ pub enum Family {
 }
 
 impl Family {
+    /// Both versions.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
     /// An address of the lab: host 1 and client 2 in net 1, and so on.
     pub fn addr(self, net: u8, host: u8) -> IpAddr {
         match self {

@@ -132,7 +132,7 @@ impl Tests {
     pub fn add_matrix(&mut self, name: &str, tools: &'static [&'static str], test: fn(&Cell)) {
         for engine in ENGINES {
             for is_offloaded in [true, false] {
-                for family in [Family::V4, Family::V6] {
+                for family in Family::BOTH {
                     let tx = if is_offloaded { "tx-on" } else { "tx-off" };
                     let name = format!("{engine}/{tx}/{family:?}/{name}");
                     let cell = Cell {
@@ -217,16 +217,12 @@ fn main() -> ExitCode {
     path::link::add(&mut tests);
     path::paths::add(&mut tests);
     path::device::add(&mut tests);
-    lifecycle::life::add(&mut tests);
-    lifecycle::follow::add(&mut tests);
     report::add(&mut tests);
     engine::coexist::add(&mut tests);
     engine::corner::add(&mut tests);
-    lifecycle::hotplug::add(&mut tests);
     peer::many::add(&mut tests);
     engine::socket::add(&mut tests);
     engine::local::add(&mut tests);
-    lifecycle::drain::add(&mut tests);
     lifecycle::add(&mut tests);
     bench::add(&mut tests);
     let arguments = Arguments::from_args();

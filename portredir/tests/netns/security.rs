@@ -26,7 +26,7 @@ use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
     for engine in ["xdp", "tc", "socket"] {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             let cell = Cell {
                 engine,
                 is_offloaded: true,

@@ -128,7 +128,7 @@ impl Site {
         host.sysctl("ipv4/ip_forward", "1");
         host.sysctl("ipv6/conf/all/forwarding", "1");
         for (at, net) in [(&lab.client, 1), (&far, 2), (&a, 3), (&b, 3)] {
-            let [v4, v6] = [Family::V4, Family::V6].map(|family| family.addr(net, 1));
+            let [v4, v6] = Family::BOTH.map(|family| family.addr(net, 1));
             at.ip(&format!(
                 "route add default via {v4}\nroute add default via {v6}"
             ));
@@ -142,7 +142,7 @@ impl Site {
         );
         let stray = neighbours([STRAY], &far, "f0", "h1");
         host.ip(&(ghosts + &stray));
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             let stray = family.addr(1, STRAY);
             host.ip(&format!("route add {stray} dev h1"));
             for at in [&lab.client, &far, &a, &b] {
@@ -320,7 +320,7 @@ fn neighbours(
         .join(":");
     let mut commands = String::new();
     for number in numbers {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             let addr = family.addr(1, number);
             commands += &format!("neigh add {addr} lladdr {mac} dev {by} nud permanent\n");
         }

@@ -90,7 +90,7 @@ fn pair(site: &Site, listener: &TcpListener, family: Family) -> Pair {
 fn evicted(subject: Subject) -> Observation {
     let mut site = small(subject);
     let listener = quiet(&site);
-    let mut pairs = [Family::V4, Family::V6].map(|family| pair(&site, &listener, family));
+    let mut pairs = Family::BOTH.map(|family| pair(&site, &listener, family));
     let spoken = pairs.iter_mut().all(|pair| is_heard(pair, b"welcome"));
     assert!(spoken, "a connection");
     for _ in 0..2500 {
@@ -117,10 +117,10 @@ fn syn_flood(subject: Subject) -> Observation {
     let mut site = small(subject);
     let listener = quiet(&site);
     let mut pairs: Vec<_> = (0..100)
-        .map(|i| pair(&site, &listener, [Family::V4, Family::V6][i % 2]))
+        .map(|i| pair(&site, &listener, Family::BOTH[i % 2]))
         .collect();
     for number in GHOSTS.filter(|number| *number != STRAY).take(20) {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             let mut ghost = Ghost::at(&site, family, number);
             for port in 1024..1524 {
                 ghost.move_to(port);
@@ -205,7 +205,7 @@ fn older_connection(subject: Subject) -> Observation {
     let _old = Server::start(&site.lab.host, "80", 80, Manner::Echo);
     let mut all = Observation::default();
     let mut meetings = Vec::new();
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         let begun = Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
         meetings.push(begun.expect("the server"));
     }
@@ -216,7 +216,7 @@ fn older_connection(subject: Subject) -> Observation {
             Err(error) => failure(&error).to_owned(),
         });
     }
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         let new = dial(&site.lab.client, Proto::Tcp, family.host(80));
         all = all.with("new", &new);
     }
@@ -229,7 +229,7 @@ fn end_with_connections(subject: Subject) -> Observation {
     let mut site = Site::idle(subject, false);
     site.start_with(&["--drain-timeout", "10"]);
     let mut meetings = Vec::new();
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         let begun = Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
         meetings.push(begun.expect("the server"));
     }

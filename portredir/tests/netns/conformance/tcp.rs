@@ -2,11 +2,11 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send};
-use std::os::fd::AsRawFd as _;
 
 use super::case::{Case, tcp};
 use super::client::{Meeting, dial};

@@ -45,7 +45,7 @@ use crate::lab::capture::Capture;
 use crate::lab::foreign::{Foreign, NEXT, OK, PASS};
 use crate::lab::namespace::Namespace;
 use crate::lab::process::wait_for;
-use crate::lab::program::{Redirector, attached, packets};
+use crate::lab::program::{Redirector, attached, has_tcx, packets};
 use crate::lab::{Family, Lab, add_addrs, link};
 use crate::peer::conn::{Conn, PROTOS, Proto, answers, is_refused};
 use crate::peer::echo::{self, Echo};
@@ -117,7 +117,7 @@ const AUTO: Cell = Cell {
 
 /// Conversations by the dialled and by the target port, IPv4 and IPv6.
 fn works(lab: &Lab, server: &Echo) {
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         for proto in PROTOS {
             for port in [80, 8080] {
                 let message = format!("{family:?} {proto:?} by {port}");
@@ -228,11 +228,6 @@ fn foreign_tcx(engine: &'static str, position: &str, is_later: bool) {
     let seen = ingress.packets(8080);
     Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(8080)).echo(b"directly");
     assert!(ingress.packets(8080) > seen, "it still runs");
-}
-
-fn has_tcx() -> bool {
-    let ingress = aya::programs::TcAttachType::Ingress;
-    aya::programs::SchedClassifier::query_tcx("lo", ingress).is_ok()
 }
 
 /// Filters of others, which may end the chain, run behind ours.
@@ -359,7 +354,7 @@ fn local_invalid_drop() {
     let echo = Echo::start(&lab.host, 8080);
     let redirector = Redirector::start(&lab.host, &["--iface", "all", "80:8080/both"]);
     nft(&lab.host, STATEFUL);
-    let own = [Family::V4, Family::V6].map(|family| family.host(80));
+    let own = Family::BOTH.map(|family| family.host(80));
     let loopback = ["127.0.0.1:80", "[::1]:80"].map(|addr| addr.parse().expect("an address"));
     for proto in PROTOS {
         for to in own.into_iter().chain(loopback) {

@@ -82,7 +82,7 @@ fn asymmetric_route(cell: &Cell) {
             }
         }
     }
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         // The echo answers UDP from the address that the route says.
         let [client, via, host] = [(1, 2), (4, 2), (1, 1)].map(|(net, at)| family.addr(net, at));
         lab.host
@@ -91,7 +91,7 @@ fn asymmetric_route(cell: &Cell) {
     let server = Echo::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     let answers = Capture::start(&lab.client, "c1", "src port 80");
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         for proto in PROTOS {
             let message = format!("{family:?} {proto:?} around");
             // By the address of c0: from c1 it would be no detour.
@@ -165,7 +165,7 @@ fn from_target_port(cell: &Cell) {
     let lab = Lab::new(cell);
     let server = Echo::start(&lab.client, 9000);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         for proto in PROTOS {
             for from in [8080, 80] {
                 // A packet that comes in for port 80 is redirected, unless a
@@ -224,7 +224,7 @@ fn reuseport_group(cell: &Cell) {
     let listeners = [(); 4].map(|()| listen_on(&lab.host, 8080, false));
     let redirector = Redirector::of(cell, &lab, &["80:8080"]);
     let mut conns = Vec::new();
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         conns.extend((0..60).map(|_| Conn::to(&lab.client, Proto::Tcp, 0, family.host(80))));
     }
     let mut accepted = [0; 4];

@@ -370,7 +370,7 @@ fn other_host(lab: &Lab) {
     let _ours = Echo::start(&lab.host, 8080);
     let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.client, port));
     let redirector = start(lab, &["80:8080/both"]);
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         for (port, server) in [(80, &dialled), (8080, &target)] {
             let to = SocketAddr::new(family.addr(1, 2), port);
             for proto in PROTOS {
@@ -393,7 +393,7 @@ fn other_host(lab: &Lab) {
 fn mptcp_client(lab: &Lab) {
     let _server = Listen::on(Ipv6Addr::UNSPECIFIED, 8080).start(&lab.host, "server");
     let redirector = start(lab, &["80:8080"]);
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         let said = talk(&lab.host, "mptcp", family.host(80));
         let (peer, rest) = said.split_once('\n').expect("two lines");
         println!("{family:?}: an MPTCP client is told `{peer}`");
@@ -438,7 +438,7 @@ fn loopback_server(lab: &Lab) {
         let served = who(&lab.host, SocketAddr::new(addr, 80));
         assert_eq!(served.as_deref(), Some("server"));
     }
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         assert_eq!(who(&lab.host, family.host(80)), None);
         assert_eq!(who(&lab.client, family.host(80)), None);
     }

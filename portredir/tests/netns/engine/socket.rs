@@ -51,7 +51,7 @@ pub fn add(tests: &mut Tests) {
         ("chained_rules", &[], chained_rules),
     ];
     for (name, tools, test) in TESTS {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             let cell = Cell {
                 engine: "socket",
                 is_offloaded: true,
@@ -202,7 +202,7 @@ fn group_of_eight(cell: &Cell) {
 fn families(cell: &Cell) {
     let lab = Lab::new(cell);
     let check = |v4: Option<&str>, v6: Option<&str>| {
-        let served = [Family::V4, Family::V6].map(|family| who(&lab.client, family.host(80)));
+        let served = Family::BOTH.map(|family| who(&lab.client, family.host(80)));
         assert_eq!([served[0].as_deref(), served[1].as_deref()], [v4, v6]);
     };
     let v4 = || Listen::on(Ipv4Addr::UNSPECIFIED, 8080).start(&lab.host, "v4");

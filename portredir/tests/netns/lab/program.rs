@@ -163,6 +163,11 @@ pub fn link_state(lab: &Lab) -> Vec<String> {
     state
 }
 
+/// Whether this kernel has TCX, which Linux 6.6 brought.
+pub fn has_tcx() -> bool {
+    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
+}
+
 fn xdp(interface: &str) -> Option<String> {
     let links = text("ip", &["-json", "-details", "link", "show", interface]);
     let links: Value = serde_json::from_str(&links).expect("JSON");

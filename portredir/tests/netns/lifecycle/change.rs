@@ -1,5 +1,12 @@
 //! `add`, `rm` and `apply`: the running rules change, open connections go on.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
 use crate::lab::process::{DEADLINE, note, slow, wait_for};
 use crate::lab::program::{PROGRAM, copy_for_everybody};
 use crate::lab::{Family, Lab};
@@ -8,11 +15,6 @@ use crate::peer::conn::{Conn, PROTOS, Proto};
 use crate::peer::echo::Echo;
 use crate::peer::many::{Many, serve_http};
 use crate::{Cell, Tests};
-use nix::sys::signal::Signal;
-use serde_json::Value;
-use std::collections::BTreeSet;
-use std::fs;
-use std::time::{Duration, Instant};
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/changes_keep_flows", &[], changes_keep_flows);

@@ -1,5 +1,7 @@
 //! `--confirm`: a change that nobody confirms is rolled back.
 
+use std::time::Duration;
+
 use crate::Tests;
 use crate::lab::Lab;
 use crate::lab::process::wait_for;
@@ -7,7 +9,6 @@ use crate::lab::program::link_state;
 use crate::lifecycle::host::{CELL, Host, answers};
 use crate::peer::conn::Proto;
 use crate::peer::echo::Echo;
-use std::time::Duration;
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/confirm", &[], confirm);

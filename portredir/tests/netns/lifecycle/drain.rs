@@ -27,7 +27,7 @@ pub fn add(tests: &mut Tests) {
     ];
     for (name, test) in TESTS {
         for engine in ENGINES {
-            for family in [Family::V4, Family::V6] {
+            for family in Family::BOTH {
                 let cell = Cell {
                     engine,
                     is_offloaded: false,

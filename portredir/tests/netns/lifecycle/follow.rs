@@ -51,7 +51,7 @@ fn comes_and_goes(cell: &Cell) {
             .any(|line| line.starts_with("h2"))
     };
     wait_within(SOON, "h2", || is_there().then_some(()));
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         let to = SocketAddr::new(family.addr(3, 1), 7777);
         let is_answered = || answers(&lab.client, Proto::Udp, to);
         wait_for("an answer by h2", || is_answered().then_some(()));

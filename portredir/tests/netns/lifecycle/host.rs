@@ -1,14 +1,16 @@
 //! The commands of the program on the host of a lab, one after the other, and
 //! the checks that every test of a command needs.
 
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
 use crate::Cell;
 use crate::lab::process::{Process, note, wait_for};
 use crate::lab::program::{PROGRAM, link_state};
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused};
 use crate::peer::echo::Echo;
-use serde_json::Value;
-use std::path::{Path, PathBuf};
 
 pub const CELL: Cell = Cell {
     engine: "auto",

@@ -1,5 +1,9 @@
 //! Commands that are killed at any moment, and state that is damaged.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
 use crate::lab::process::{DEADLINE, note, slow, wait_for};
 use crate::lab::program::{PROGRAM, attached, link_state};
 use crate::lab::{Family, Lab};
@@ -7,9 +11,6 @@ use crate::lifecycle::host::{CELL, Host, answers, random};
 use crate::peer::conn::{Conn, Proto};
 use crate::peer::echo::Echo;
 use crate::{Cell, Tests, skip};
-use std::collections::BTreeSet;
-use std::fs;
-use std::time::{Duration, Instant};
 
 pub fn add(tests: &mut Tests) {
     tests.add_for(

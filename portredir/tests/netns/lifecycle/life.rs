@@ -6,7 +6,9 @@ use nix::sys::signal::Signal;
 use portredir::datapath::{Datapath, Sizes};
 
 use crate::lab::process::{Process, wait_for};
-use crate::lab::program::{PROGRAM, Redirector, attached, copy_for_everybody, link_state, packets};
+use crate::lab::program::{
+    PROGRAM, Redirector, attached, copy_for_everybody, has_tcx, link_state, packets,
+};
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS};
 use crate::peer::echo::Echo;
@@ -64,11 +66,7 @@ const CELL: Cell = Cell {
 
 /// What an engine attaches to h0.
 fn expected(engine: &str, lab: &Lab) -> Vec<String> {
-    // Kernels before 6.6 have no TCX.
-    let has_tcx = lab.host.enter(|| {
-        let ingress = aya::programs::TcAttachType::Ingress;
-        aya::programs::SchedClassifier::query_tcx("lo", ingress).is_ok()
-    });
+    let has_tcx = lab.host.enter(has_tcx);
     let is_xdp = engine.starts_with("xdp");
     let is_tcx = has_tcx && engine != "tc-clsact";
     let tc = if is_tcx { "tcx" } else { "tc" };

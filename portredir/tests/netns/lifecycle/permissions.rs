@@ -1,12 +1,14 @@
 //! Who may read and change the running rules, and what is refused without `--force`.
 
+use std::fs;
+
+use nix::sys::signal::Signal;
+
 use crate::Tests;
 use crate::lab::Lab;
 use crate::lab::program::{PROGRAM, copy_for_everybody};
 use crate::lifecycle::host::{CELL, Host, reaches};
 use crate::peer::echo::Echo;
-use nix::sys::signal::Signal;
-use std::fs;
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/foreground_is_visible", &[], foreground_is_visible);

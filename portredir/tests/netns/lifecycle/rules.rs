@@ -1,13 +1,14 @@
 //! Rules that `up` gets: every condition of a rule, and as many rules as fit.
 
+use std::fs;
+use std::time::Instant;
+
 use crate::Tests;
 use crate::lab::process::{note, wait_for};
 use crate::lab::{Family, Lab, add_addrs};
 use crate::lifecycle::host::{CELL, Host, answers, reaches};
 use crate::peer::conn::{Conn, Proto, is_refused};
 use crate::peer::echo::Echo;
-use std::fs;
-use std::time::Instant;
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/conditions", &[], conditions);

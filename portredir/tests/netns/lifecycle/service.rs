@@ -1,5 +1,9 @@
 //! What the systemd unit starts, reloads and stops.
 
+use std::fs;
+
+use nix::sys::signal::Signal;
+
 use crate::Tests;
 use crate::lab::process::wait_for;
 use crate::lab::program::{PROGRAM, link_state};
@@ -7,8 +11,6 @@ use crate::lab::{Family, Lab};
 use crate::lifecycle::host::{CELL, Host, reaches};
 use crate::peer::conn::{Conn, Proto};
 use crate::peer::echo::Echo;
-use nix::sys::signal::Signal;
-use std::fs;
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/service", &[], service);

@@ -1,5 +1,10 @@
 //! `up`, `down` and the process that stays between them; and the options of `up`.
 
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
 use crate::lab::process::{note, wait_for};
 use crate::lab::program::PROGRAM;
 use crate::lab::{Family, Lab};
@@ -7,9 +12,6 @@ use crate::lifecycle::host::{CELL, Host, answers, reaches};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused};
 use crate::peer::echo::Echo;
 use crate::{Cell, ENGINES, Tests};
-use nix::sys::signal::Signal;
-use std::fs;
-use std::time::{Duration, Instant};
 
 pub fn add(tests: &mut Tests) {
     tests.add_for(&ENGINES, "up_and_down", &[], up_and_down);

@@ -86,7 +86,7 @@ fn dummy(cell: &Cell) {
     add_addrs(&lab.host, "d0", (5, 1));
     lab.client.ip("route add default via 10.9.1.1\n\
          route add default via fd09:0:0:1::1");
-    let addrs = [Family::V4, Family::V6].map(|family| family.addr(5, 1));
+    let addrs = Family::BOTH.map(|family| family.addr(5, 1));
     for addr in addrs {
         wait_for_way(&lab.client, SocketAddr::new(addr, 80));
     }

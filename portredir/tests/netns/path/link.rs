@@ -132,7 +132,7 @@ fn on_bridge(cell: &Cell, is_tracked: bool) {
         "port of bridge br0, which is used instead"
     };
     assert!(plan.contains(words), "{plan}");
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         for proto in PROTOS {
             for (number, port, server) in [
                 (1, 80, &host),
@@ -167,7 +167,7 @@ fn macvlan_neighbours(cell: &Cell) {
     add_addrs(far, "mv1", (7, 2));
     lab.wait_for_link();
     let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         let to = SocketAddr::new(family.addr(7, 1), 80);
         for proto in PROTOS {
             Conn::to(far, proto, 0, to).echo(b"before");
@@ -176,7 +176,7 @@ fn macvlan_neighbours(cell: &Cell) {
     }
     let args = ["--iface", "all", "--engine", cell.engine, "80:8080/both"];
     let redirector = Redirector::start(&lab.host, &args);
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         for net in [1, 7] {
             let at = if net == 1 { &lab.client } else { far };
             let to = SocketAddr::new(family.addr(net, 1), 80);
@@ -253,7 +253,7 @@ pub fn redirects_all(cell: &Cell, lab: &Lab) {
     let rules = ["80:8080", "7777:7778/both", "9:10/udp"];
     let redirector = Redirector::of(cell, lab, &rules);
     let (file, noise) = noise(&lab.dir, 1_000_000);
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         put(&lab.client, &file, family.host(80));
         let answer = get(&lab.client, &lab.dir, family.host(80));
         assert!(answer == noise, "{} bytes came back", answer.len());
@@ -286,7 +286,7 @@ fn tagged(cell: &Cell, tags: u8) {
     let redirector = Redirector::of(cell, &lab, &["7777:7778/udp"]);
     let [at_host, at_client] = [(&lab.host, "h0"), (&lab.client, "c0")]
         .map(|(at, interface)| Capture::start(at, interface, ""));
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         let [host, client] = [1, 2].map(|number| family.addr(1, number));
         let frame = |src, dst| frame(tags, src, dst);
         send(&lab.client, "c0", &frame((client, 40_001), (host, 7777)));

@@ -10,6 +10,7 @@ use std::fmt::{self, Debug, Formatter};
 use std::sync::OnceLock;
 
 use self::path::{PATHS, Path};
+
 pub use self::site::has_br_netfilter;
 use self::site::{Place, Site};
 use crate::lab::Family;

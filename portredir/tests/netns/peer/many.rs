@@ -154,7 +154,7 @@ fn attach_and_detach(engine: &'static str, times: usize, is_resting: bool) {
     let [stop, rest] = ["stop", "rest"].map(|name| lab.dir.0.join(name));
     let clients: Vec<_> = ["", "", "slow", "slow"]
         .into_iter()
-        .zip([Family::V4, Family::V6].into_iter().cycle())
+        .zip(Family::BOTH.into_iter().cycle())
         .map(|(path, family)| {
             let url = format!("http://{}/{path}", family.host(80));
             lab.client.start(&["sh", "-c", CLIENT, "sh", dir, &url])

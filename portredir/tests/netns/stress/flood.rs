@@ -50,8 +50,6 @@ const SMALLEST: [&str; 4] = ["--max-tcp-flows", "1024", "--max-udp-flows", "1024
 /// How long all of many conversations may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
 fn start(cell: &Cell, lab: &Lab, args: &[&str]) -> Redirector {
     // Engine `socket` has no UDP.
     let rules: &[&str] = match cell.engine {
@@ -74,14 +72,14 @@ fn drops(report: &Value) -> String {
 fn open(lab: &Lab, acceptor: &Acceptor, first: u16, count: usize) -> impl Iterator<Item = Pair> {
     (first..).take(count).map(move |from| {
         let port = [80, 80, 80, 81, 8080][usize::from(from) / 2 % 5];
-        let to = FAMILIES[usize::from(from) % 2].host(port);
+        let to = Family::BOTH[usize::from(from) % 2].host(port);
         Pair::new(&lab.client, acceptor, from, to)
     })
 }
 
 /// A segment of nobody, to a dialled port or to the target.
 fn stray(number: u32) -> (IpAddr, Vec<u8>) {
-    let family = FAMILIES[number as usize % 2];
+    let family = Family::BOTH[number as usize % 2];
     let random = number.wrapping_mul(0x9e37_79b9);
     let port = 1024 + u16::try_from(number / 2 % 60_000).expect("a port");
     let from = SocketAddr::new(nowhere(family, number / 2 % 0x1_ffff), port);
@@ -101,7 +99,7 @@ fn stray(number: u32) -> (IpAddr, Vec<u8>) {
 /// The same, as two SYN of one client port, to the target and to a dialled port.
 fn colliding(number: u32) -> (IpAddr, Vec<u8>) {
     let (client, turn) = (number / 3, number % 3);
-    let family = FAMILIES[client as usize % 2];
+    let family = Family::BOTH[client as usize % 2];
     let port = 1024 + u16::try_from(client / 2 % 60_000).expect("a port");
     let from = SocketAddr::new(nowhere(family, client / 2 % 0x1_ffff), port);
     let (segment, to) = match turn {
@@ -138,7 +136,7 @@ fn syn(cell: &Cell) {
             for pair in &mut busy {
                 pair.talk(700, "in the flood");
             }
-            let to = FAMILIES[rounds % 2].host([80, 8080][rounds / 2 % 2]);
+            let to = Family::BOTH[rounds % 2].host([80, 8080][rounds / 2 % 2]);
             if let Ok(mut pair) = Pair::open(&lab.client, &acceptor, 0, to) {
                 accepted += 1;
                 pair.set_patience(Duration::from_secs(2));
@@ -184,7 +182,7 @@ fn spray(cell: &Cell) {
     let mut pairs: Vec<_> = open(&lab, &acceptor, 10_000, 100).collect();
     let mut askers: Vec<_> = (0..40)
         .map(|number| {
-            let to = FAMILIES[number % 2].host([80, 81, 8080][number % 3]);
+            let to = Family::BOTH[number % 2].host([80, 81, 8080][number % 3]);
             Asker::new(&lab.client, 0, to, &format!("asker {number}"))
         })
         .collect();
@@ -200,7 +198,7 @@ fn spray(cell: &Cell) {
     pairs.iter_mut().for_each(|pair| pair.talk(100, "at first"));
     let before = Usage::of(redirector.process.id());
     let flood = Flood::start(&lab.client, Duration::from_micros(500), |number| {
-        let family = FAMILIES[number as usize % 2];
+        let family = Family::BOTH[number as usize % 2];
         let port = u16::try_from(number / 2 % 65_535).expect("a port") + 1;
         let from = SocketAddr::new(nowhere(family, number / 2 % 0x1_ffff), port);
         // The same sender at two ports of one target is a collision.
@@ -271,7 +269,7 @@ fn more_udp_flows(cell: &Cell) {
     let redirector = start(cell, &lab, &SMALLEST);
     let mut askers: Vec<_> = (0..2 * LEAST)
         .map(|number| {
-            let to = FAMILIES[number % 2].host([80, 81, 8080][number % 3]);
+            let to = Family::BOTH[number % 2].host([80, 81, 8080][number % 3]);
             Asker::new(&lab.client, 0, to, &format!("asker {number}"))
         })
         .collect();
@@ -333,7 +331,7 @@ fn collided_connections(cell: &Cell) {
     let redirector = start(cell, &lab, &[]);
     let mut pairs = Vec::new();
     for number in 0..20 {
-        let family = FAMILIES[usize::from(number) % 2];
+        let family = Family::BOTH[usize::from(number) % 2];
         for port in [8080, 80] {
             let to = family.host(port);
             let mut pair = Pair::new(&lab.client, &acceptor, 41_000 + number, to);
@@ -371,7 +369,7 @@ fn port_reuse(cell: &Cell) {
     let acceptor = Acceptor::start(&lab.host, 8080);
     let redirector = start(cell, &lab, &SMALLEST);
     let mut from = 42_000;
-    for family in FAMILIES {
+    for family in Family::BOTH {
         for end in [End::Server, End::Reset, End::Client] {
             for first in PORTS {
                 for second in PORTS {
@@ -410,7 +408,7 @@ fn flows(cell: &Cell) {
     let run = |count: usize| {
         let mut redirected = 0;
         for number in 0..count {
-            let family = FAMILIES[number / 2 % 2];
+            let family = Family::BOTH[number / 2 % 2];
             let port = [80, 81, 80, 81, 8080][number / 4 % 5];
             let to = family.host(port);
             if has_udp && number % 2 == 1 {

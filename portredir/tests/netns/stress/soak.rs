@@ -30,8 +30,6 @@ pub fn add(tests: &mut Tests) {
     tests.add("soak/one_client_port", &[], one_client_port);
 }
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
 /// The rules that stay. By port 90 now one server is reached, now the other.
 const RULES: [&str; 3] = ["80:8080/both", "82:8000", "90:8080/both"];
 
@@ -99,7 +97,7 @@ fn rules_and_interfaces() {
         let rule = format!("{port}:8080/both");
         host.run(&["add", &rule]);
         // By TCP alone: a UDP flow would be kept for some time after its rule.
-        for to in FAMILIES.map(|family| family.host(port)) {
+        for to in Family::BOTH.map(|family| family.host(port)) {
             Conn::to(&lab.client, Proto::Tcp, 0, to).echo(b"by a new rule");
         }
         if round % 2 == 0 {
@@ -382,7 +380,7 @@ fn keep_alive(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
     let body = bytes(0, 20_000);
     let mut turn = 0;
     while !is_over(stop) {
-        let to = FAMILIES[turn % 2].host(82);
+        let to = Family::BOTH[turn % 2].host(82);
         turn += 1;
         let mut stream = BufReader::new(tcp(lab, 0, to));
         for request in 0..50 {
@@ -431,7 +429,7 @@ fn request_once(stream: &mut BufReader<TcpStream>, head: &str, body: &[u8]) -> i
 }
 
 fn short(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
-    let ways = [80, 90, 8080, 80, 90].map(|port| FAMILIES.map(|family| family.host(port)));
+    let ways = [80, 90, 8080, 80, 90].map(|port| Family::BOTH.map(|family| family.host(port)));
     for to in ways.as_flattened().iter().cycle() {
         if is_over(stop) {
             break;
@@ -453,7 +451,7 @@ fn short(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
 
 /// The ways to ask, by old and by new sockets.
 fn askers(lab: &Lab) -> Vec<Asker> {
-    let ways = [80, 90, 8080].map(|port| FAMILIES.map(|family| family.host(port)));
+    let ways = [80, 90, 8080].map(|port| Family::BOTH.map(|family| family.host(port)));
     let asker = |to: &SocketAddr| Asker::new(&lab.client, 0, *to, &format!("asks {to}"));
     ways.as_flattened().iter().map(asker).collect()
 }
@@ -510,7 +508,7 @@ fn bulk(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
 
 /// Connections that say little, and are there all the time.
 fn rarely(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
-    let ways = [80, 90, 8080].map(|port| FAMILIES.map(|family| family.host(port)));
+    let ways = [80, 90, 8080].map(|port| Family::BOTH.map(|family| family.host(port)));
     let ends = (10_000..).zip(ways.as_flattened());
     let mut streams: Vec<_> = ends.map(|(from, to)| tcp(lab, from, *to)).collect();
     while !is_over(stop) {

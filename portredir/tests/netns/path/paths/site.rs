@@ -91,14 +91,14 @@ impl Site {
         host.sysctl("ipv4/ip_forward", "1");
         host.sysctl("ipv6/conf/all/forwarding", "1");
         for (at, net) in [(&lab.client, 1), (&client2, 2), (&a, 3), (&b, 3)] {
-            let gateways = [Family::V4, Family::V6].map(|family| family.addr(net, 1));
+            let gateways = Family::BOTH.map(|family| family.addr(net, 1));
             let [v4, v6] = gateways;
             at.ip(&format!(
                 "route add default via {v4}\nroute add default via {v6}"
             ));
         }
         lab.wait_for_link();
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             wait_for_way(&client2, family.host(1));
         }
         let servers = [
@@ -121,7 +121,7 @@ impl Site {
     /// Sets the bridge up, and waits until the containers are reached.
     pub fn raise_bridge(&self) {
         add_addrs(&self.lab.host, "br0", (3, 1));
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             for container in [&self.a, &self.b] {
                 wait_for_way(container, family.host(1));
             }

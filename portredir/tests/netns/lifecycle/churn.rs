@@ -1,0 +1,143 @@
+//! Interfaces and addresses that come, go and change, at random and many times:
+//! within a second exactly the right ones carry our programs, and in the end
+//! nothing has piled up.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::lab::process::{DEADLINE, note, slow, wait_for, wait_within};
+use crate::lab::program::{Redirector, attached};
+use crate::lab::{Family, Lab};
+use crate::lifecycle::follow::{SOON, wait_for_loss};
+use crate::lifecycle::oracle::{ALL, Selection, carriers, set_tracked, wait_for_carriers};
+use crate::lifecycle::world::World;
+use crate::peer::conn::answers;
+use crate::peer::echo::Echo;
+use crate::{Cell, Tests};
+
+pub fn add(tests: &mut Tests) {
+    for selection in SELECTIONS {
+        let name = format!("tc/churn_{}", selection.name);
+        let changes = if selection.name == "all" { 200 } else { 60 };
+        tests.add(name, &[], move || churn("tc", selection, changes));
+    }
+    for engine in ["tc-clsact", "xdp-generic"] {
+        let name = format!("{engine}/churn_all");
+        tests.add(name, &[], move || churn(engine, ALL, 60));
+    }
+}
+
+/// Seeds the changes; by the clock when it is not set.
+const SEED: &str = "PORTREDIR_TEST_SEED";
+
+/// For runs of [`churn`] by TC.
+const SELECTIONS: [Selection; 3] = [
+    ALL,
+    Selection {
+        name: "glob",
+        arg: "h*,br*,mv*",
+        is_all: false,
+        has: |name| {
+            ["h", "br", "mv"]
+                .iter()
+                .any(|start| name.starts_with(start))
+        },
+    },
+    Selection {
+        name: "all_but",
+        arg: "!ren*",
+        is_all: true,
+        has: |name| !name.starts_with("ren"),
+    },
+];
+
+fn churn(engine: &'static str, selection: Selection, changes: usize) {
+    // As long as this many changes may take.
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(180))));
+    let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now();
+        let since = now.duration_since(std::time::UNIX_EPOCH).expect("a clock");
+        u64::from(since.subsec_nanos())
+    });
+    note(&format!("the same again: {SEED}={seed}"));
+    let cell = Cell {
+        engine,
+        is_offloaded: true,
+        family: Family::V4,
+    };
+    let mut lab = Lab::new(&cell);
+    lab.far = Some(lab.third());
+    set_tracked(&lab.host, seed % 2 == 1);
+    let _server = Echo::start(&lab.host, 7778);
+    let args = ["--iface", selection.arg, "--engine", engine];
+    let args = [&args[..], &["7777:7778/both"]].concat();
+    let redirector = Redirector::start(&lab.host, &args);
+    wait_for_carriers(&lab, engine, selection);
+    let before = attached(&lab.host);
+    let mut world = World::new(&lab, seed);
+    // Programs for interfaces without an Ethernet header are loaded when needed.
+    if world.tun_comes_or_goes(0) {
+        wait_for_carriers(&lab, engine, selection);
+        world.tun_comes_or_goes(0);
+        wait_for_carriers(&lab, engine, selection);
+    }
+    // Not while it looks at what has changed.
+    redirector.fresh_report();
+    let open_files = redirector.open_files();
+    let mut memory = 0;
+    for number in 0..changes {
+        if number == changes / 5 {
+            memory = redirector.memory_kib();
+        }
+        note(&format!("change {number}"));
+        for _ in 0..=world.random.below(6) / 4 {
+            world.change();
+        }
+        let start = Instant::now();
+        wait_for_carriers(&lab, engine, selection);
+        if let Some((wire, lost)) = world.lost.take()
+            && world.is_used(wire, selection)
+        {
+            wait_for_loss(&lab, &redirector, lost);
+            continue;
+        }
+        let reachable = world.reachable(selection);
+        let (addr, proto) = reachable[world.random.below(reachable.len())];
+        let to = SocketAddr::new(addr, 7777);
+        let rest = SOON.saturating_sub(start.elapsed());
+        wait_within(rest, &format!("a redirect of {to} by {proto:?}"), || {
+            answers(&lab.client, proto, to).then_some(())
+        });
+    }
+    world.clear();
+    wait_for_carriers(&lab, engine, selection);
+    assert_eq!(attached(&lab.host), before);
+    let start = Instant::now();
+    while start.elapsed() < SOON && redirector.open_files() != open_files {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(redirector.open_files(), open_files);
+    let grown = redirector.memory_kib().saturating_sub(memory);
+    assert!(
+        grown < 4096,
+        "memory grew by {grown} KiB since {memory} KiB"
+    );
+    let report = redirector.fresh_report();
+    let shown = report["interfaces"].as_array().expect("interfaces");
+    let mut shown: BTreeSet<_> = shown
+        .iter()
+        .map(|one| one["name"].as_str().expect("a name").to_owned())
+        .collect();
+    let carriers = carriers(&lab.host, engine);
+    shown.retain(|name| name != "lo" || carriers.contains("lo"));
+    assert_eq!(shown, carriers);
+    let objects = redirector.kernel_objects();
+    assert!(!objects.is_empty());
+    redirector.finish(&lab);
+    assert_eq!(attached(&lab.host), [""; 0]);
+    wait_for("the kernel to free programs, maps and links", || {
+        objects.iter().all(|object| !object.exists()).then_some(())
+    });
+}
