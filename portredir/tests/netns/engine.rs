@@ -1,7 +1,18 @@
 //! Tests of single engines: sockets, local clients, and programs of others
 //! that are attached beside ours.
 
-pub mod coexist;
-pub mod corner;
-pub mod local;
-pub mod socket;
+mod coexist;
+mod corner;
+mod foreign_programs;
+mod local;
+mod socket;
+
+use crate::Tests;
+
+pub fn add(tests: &mut Tests) {
+    coexist::add(tests);
+    foreign_programs::add(tests);
+    corner::add(tests);
+    socket::add(tests);
+    local::add(tests);
+}

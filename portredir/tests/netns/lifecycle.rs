@@ -1,6 +1,7 @@
 //! Start, change and end: what each command does to the running program and
 //! to connections that are open meanwhile.
 
+pub mod attach;
 pub mod bridge;
 pub mod change;
 pub mod churn;
@@ -37,4 +38,5 @@ pub fn add(tests: &mut Tests) {
     hotplug::add(tests);
     churn::add(tests);
     bridge::add(tests);
+    attach::add(tests);
 }

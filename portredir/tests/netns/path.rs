@@ -4,3 +4,12 @@ pub mod device;
 pub mod link;
 pub mod paths;
 pub mod wire;
+
+use crate::Tests;
+
+pub fn add(tests: &mut Tests) {
+    wire::add(tests);
+    link::add(tests);
+    paths::add(tests);
+    device::add(tests);
+}

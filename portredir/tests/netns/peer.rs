@@ -8,5 +8,6 @@ pub mod listener;
 pub mod many;
 pub mod pair;
 pub mod raw;
+pub mod tcp_variant;
 pub mod udp;
 pub mod whoami;

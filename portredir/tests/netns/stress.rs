@@ -1,4 +1,12 @@
 //! Floods, limits and long runs.
 
-pub mod flood;
-pub mod soak;
+mod flood;
+mod soak;
+mod workers;
+
+use crate::Tests;
+
+pub fn add(tests: &mut Tests) {
+    flood::add(tests);
+    soak::add(tests);
+}
