@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::lab::process::{DEADLINE, note, slow, wait_for};
@@ -81,11 +82,84 @@ fn follower_killed(cell: &Cell) {
 
 /// How often a command is killed, in all.
 const KILLS: u64 = 500;
-
 const KILL_PARTS: u64 = 10;
 
-/// Kills commands at random moments: what there is afterwards is what there was
-/// before, or what was asked for, and who is not concerned does not notice.
+/// The rules that run, or `None` where nothing does.
+type Running = Option<BTreeSet<String>>;
+
+/// A command that is about to be killed, and what runs if it is not.
+struct Command {
+    args: Vec<String>,
+    then: Running,
+}
+
+impl Command {
+    fn new(args: &[&str], then: Running) -> Self {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Self { args, then }
+    }
+
+    /// `up` with one rule.
+    fn up() -> Self {
+        let rules = BTreeSet::from(["80:8080".to_owned()]);
+        Self::new(&["up", "--iface", "h0", "80:8080"], Some(rules))
+    }
+
+    /// Chooses a command that fits what runs now; `file` is for rules.
+    fn choose(now: &Running, number: u64, kind: u64, file: &Path) -> Self {
+        let Some(rules) = now else {
+            return Self::up();
+        };
+        let rule = format!("{}:8080", 1000 + number);
+        match kind {
+            0 => Self::new(&["down", "--drain-timeout", "0"], None),
+            1 => {
+                let many = [
+                    "80:8080",
+                    "2000-4000:3000-5000/both",
+                    "81:8080 from 10.9.0.0/16",
+                    &rule,
+                ];
+                fs::write(file, format!("rules = {many:?}")).expect("write a file");
+                let then = many.map(str::to_owned).into();
+                let args = ["apply", "-f", file.to_str().expect("text")];
+                Self::new(&args, Some(then))
+            }
+            2 => {
+                let mut then = rules.clone();
+                then.insert(rule.clone());
+                Self::new(&["add", &rule], Some(then))
+            }
+            _ => Self::up(),
+        }
+    }
+}
+
+/// How many commands were killed before their end, and what ran after those that
+/// had something to change.
+#[derive(Default)]
+struct Tally {
+    killed: u32,
+    was_old: u32,
+    was_new: u32,
+}
+
+impl Tally {
+    /// Checks that commands were killed at early and at late moments.
+    fn check(&self) {
+        let Self {
+            killed,
+            was_old,
+            was_new,
+        } = *self;
+        let text = format!("{killed} killed, {was_old} old, {was_new} new");
+        note(&text);
+        assert!(killed > 10 && was_old > 5 && was_new > 5, "{text}");
+    }
+}
+
+/// Kills commands at random moments: afterwards the rules run that ran before, or
+/// those that were asked for, and other connections do not notice.
 fn kill(part: u64) {
     DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(240))));
     let mut random = random(part);
@@ -93,111 +167,107 @@ fn kill(part: u64) {
     let server = Echo::start(&lab.host, 8080);
     let host = Host::of(&lab);
     let file = lab.dir.0.join("rules.toml");
-    let file_name = file.to_str().expect("text");
-    // By a rule that nobody takes away, and past all rules.
-    let mut direct = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(8080));
-    let mut kept: Option<Conn> = None;
-    let mut now: Option<BTreeSet<String>> = None;
-    let set = |rules: &[&str]| {
-        rules
-            .iter()
-            .map(|rule| (*rule).to_owned())
-            .collect::<BTreeSet<_>>()
-    };
-    // How long a command takes here.
-    let start = Instant::now();
-    host.up(&["80:8080"]);
-    let longest = u64::try_from(start.elapsed().as_micros()).expect("soon");
-    host.run(&["down", "--drain-timeout", "0"]);
-    let (mut killed, mut was_old, mut was_new) = (0, 0, 0);
+    let mut connections = Connections::new(&lab, &server);
+    let mut now: Running = None;
+    let longest = time_of_up(&host);
+    let mut tally = Tally::default();
     for number in 0..KILLS / KILL_PARTS {
-        let rule = format!("{}:8080", 1000 + number);
-        let many = [
-            "80:8080",
-            "2000-4000:3000-5000/both",
-            "81:8080 from 10.9.0.0/16",
-            &rule,
-        ];
-        let (args, then) = match (&now, random(4)) {
-            (None, _) => (
-                vec!["up", "--iface", "h0", "80:8080"],
-                Some(set(&["80:8080"])),
-            ),
-            (Some(_), 0) => (vec!["down", "--drain-timeout", "0"], None),
-            (Some(_), 1) => {
-                let text = format!("rules = {many:?}");
-                fs::write(&file, text).expect("write a file");
-                (vec!["apply", "-f", file_name], Some(set(&many)))
-            }
-            (Some(rules), 2) => {
-                let mut rules = rules.clone();
-                rules.insert(rule.clone());
-                (vec!["add", &rule], Some(rules))
-            }
-            (Some(_), _) => (
-                vec!["up", "--iface", "h0", "80:8080"],
-                Some(set(&["80:8080"])),
-            ),
-        };
-        let mut command = host.start(&args);
+        let command = Command::choose(&now, number, random(4), &file);
         // To begin takes longer than to change.
         let limit = if now.is_none() {
             longest * 3 / 2
         } else {
             longest * 2 / 3
         };
-        std::thread::sleep(Duration::from_micros(random(limit)));
-        killed += u32::from(command.try_wait().is_none());
-        command.kill_if_running();
-        // Whoever comes next clears up.
-        let mut read = host.start(&["rules"]);
-        let status = read.wait();
-        let found = match status.code() {
-            Some(0) => Some(
-                read.out()
-                    .lines()
-                    .map(str::to_owned)
-                    .collect::<BTreeSet<_>>(),
-            ),
-            Some(3) => None,
-            _ => panic!("{args:?}: {}", read.err()),
-        };
+        let delay = Duration::from_micros(random(limit));
+        tally.killed += u32::from(start_and_kill(&host, &command.args, delay));
+        let found = running(&host, &command);
+        let Command { args, then } = command;
         assert!(
             found == now || found == then,
             "{args:?} in round {number}: {found:?}, not {now:?} or {then:?}"
         );
         if now != then {
-            *(if found == then {
-                &mut was_new
-            } else {
-                &mut was_old
-            }) += 1;
+            tally.was_new += u32::from(found == then);
+            tally.was_old += u32::from(found != then);
         }
-        direct.echo(format!("directly, round {number}").as_bytes());
-        let is_redirecting = answers(&lab, Proto::Tcp, 80);
-        assert_eq!(
-            is_redirecting,
-            found.is_some(),
-            "{args:?} in round {number}: {found:?}"
-        );
-        if found.is_some() {
-            let conn = kept
-                .get_or_insert_with(|| Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80)));
-            let message = format!("by port 80, round {number}");
-            conn.echo(message.as_bytes());
-            server.peer(Proto::Tcp, message.as_bytes());
-        } else {
-            kept = None;
-        }
+        connections.check(number, &found, &format!("{args:?}: {found:?}"));
         now = found;
     }
-    note(&format!("{killed} killed, {was_old} old, {was_new} new"));
-    assert!(
-        killed > 10 && was_old > 5 && was_new > 5,
-        "{killed} killed, {was_old} old, {was_new} new"
-    );
-    drop(kept);
+    tally.check();
+    drop(connections);
     host.down();
+}
+
+/// Connections that outlive the commands: one past all rules, and one by a rule
+/// that no command but `down` removes.
+struct Connections<'a> {
+    lab: &'a Lab,
+    server: &'a Echo,
+    direct: Conn,
+    kept: Option<Conn>,
+}
+
+impl<'a> Connections<'a> {
+    fn new(lab: &'a Lab, server: &'a Echo) -> Self {
+        Self {
+            lab,
+            server,
+            direct: Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(8080)),
+            kept: None,
+        }
+    }
+
+    /// Checks that both go on, and that port 80 answers exactly when it is
+    /// redirected.
+    fn check(&mut self, round: u64, found: &Running, what: &str) {
+        let is_redirected = found.is_some();
+        self.direct
+            .echo(format!("directly, round {round}").as_bytes());
+        let is_redirecting = answers(self.lab, Proto::Tcp, 80);
+        assert_eq!(is_redirecting, is_redirected, "{what} in round {round}");
+        if !is_redirected {
+            self.kept = None;
+            return;
+        }
+        let to = Family::V4.host(80);
+        let new = || Conn::to(&self.lab.client, Proto::Tcp, 0, to);
+        let conn = self.kept.get_or_insert_with(new);
+        let message = format!("by port 80, round {round}");
+        conn.echo(message.as_bytes());
+        self.server.peer(Proto::Tcp, message.as_bytes());
+    }
+}
+
+/// How many microseconds `up` takes on this machine.
+fn time_of_up(host: &Host<'_>) -> u64 {
+    let start = Instant::now();
+    host.up(&["80:8080"]);
+    let longest = u64::try_from(start.elapsed().as_micros()).expect("soon");
+    host.run(&["down", "--drain-timeout", "0"]);
+    longest
+}
+
+/// Starts a command and kills it after some time; whether it was still running.
+fn start_and_kill(host: &Host<'_>, args: &[String], delay: Duration) -> bool {
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let mut command = host.start(&args);
+    std::thread::sleep(delay);
+    let is_running = command.try_wait().is_none();
+    command.kill_if_running();
+    is_running
+}
+
+/// Reads what runs after a command was killed; the next command, which is this
+/// one, clears up.
+fn running(host: &Host<'_>, killed: &Command) -> Running {
+    let mut read = host.start(&["rules"]);
+    let status = read.wait();
+    match status.code() {
+        Some(0) => Some(read.out().lines().map(str::to_owned).collect()),
+        Some(3) => None,
+        _ => panic!("{:?}: {}", killed.args, read.err()),
+    }
 }
 
 /// Kills commands at the system calls around the switch: the one who follows
