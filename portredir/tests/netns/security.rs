@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aya::maps::MapData;
@@ -154,17 +155,7 @@ fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) 
 
     let forger = Forger::new(&lab.client);
     let victims: Vec<_> = pairs.iter().map(|pair| pair.local).collect();
-    let mut packets = Vec::new();
-    for victim in &victims[..2] {
-        packets.extend(errors(cell.family, to, *victim));
-        packets.extend(segments(cell.family, to, *victim));
-    }
-    // About UDP an error needs no more than addresses and ports.
-    let udp_victim = SocketAddr::new(victims[0].ip(), 42_000);
-    let quote = udp(to, udp_victim, b"an answer");
-    for error in [Error::PortUnreachable, Error::TimeExceeded, TOO_BIG] {
-        packets.push(raw::error(victims[0].ip(), to.ip(), error, &quote));
-    }
+    let packets = forged(cell.family, to, &victims[..2]);
     let count = packets.len();
     for packet in packets {
         forger.send(to.ip(), &[packet]);
@@ -191,6 +182,23 @@ fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) 
         is_udp_answered,
         route,
     }
+}
+
+/// Packets that pretend to belong to the connections of two victims, and to a UDP
+/// flow of the first.
+fn forged(family: Family, to: SocketAddr, victims: &[SocketAddr]) -> Vec<Vec<u8>> {
+    let mut packets = Vec::new();
+    for victim in victims {
+        packets.extend(errors(family, to, *victim));
+        packets.extend(segments(family, to, *victim));
+    }
+    // About UDP an error needs no more than addresses and ports.
+    let udp_victim = SocketAddr::new(victims[0].ip(), 42_000);
+    let quote = udp(to, udp_victim, b"an answer");
+    for error in [Error::PortUnreachable, Error::TimeExceeded, TOO_BIG] {
+        packets.push(raw::error(victims[0].ip(), to.ip(), error, &quote));
+    }
+    packets
 }
 
 const TOO_BIG: Error = Error::TooBig(1280);
@@ -329,6 +337,52 @@ fn memory_of_tables() {
     assert!(per_flow(tcp) <= MOST_PER_FLOW && per_flow(udp) <= 2 * MOST_PER_FLOW);
 }
 
+/// Asserts that an operation was refused for lack of permission.
+fn check_denied(result: io::Result<()>, what: &str) {
+    let kind = result.err().map(|error| error.kind());
+    assert_eq!(kind, Some(ErrorKind::PermissionDenied), "{what}");
+}
+
+/// An unprivileged user neither lists, opens nor removes pins.
+fn find_no_pins(dir: &Path, names: &[PathBuf]) {
+    check_denied(fs::read_dir(dir).map(drop), "the directory of pins");
+    for name in names {
+        let text = name.display().to_string();
+        check_denied(fs::File::open(name).map(drop), &text);
+        check_denied(fs::remove_file(name), &text);
+        assert!(MapData::from_pin(name).is_err(), "{text}");
+    }
+}
+
+/// An unprivileged user reads nothing of the process.
+fn find_no_process(pid: u64) {
+    for file in ["environ", "fd", "fdinfo", "maps", "mem", "exe"] {
+        let path = format!("/proc/{pid}/{file}");
+        let result = match file {
+            "fd" | "fdinfo" => fs::read_dir(&path).map(drop),
+            "exe" => fs::read_link(&path).map(drop),
+            _ => fs::File::open(&path).map(drop),
+        };
+        check_denied(result, &path);
+    }
+}
+
+/// Sends every request there is, and some that are none, to the control socket.
+fn ask_everything() -> [String; 8] {
+    let long = vec![b'"'; 1 << 20];
+    let requests: [&[u8]; 8] = [
+        b"\"who\"\n",
+        b"\"status\"\n",
+        b"\"changed\"\n",
+        b"\"stop\"\n",
+        b"nonsense\n",
+        b"\n",
+        b"\xff\x00\xff\n",
+        &long,
+    ];
+    requests.map(|request| ask(request).unwrap_or_default())
+}
+
 /// Another user of the host, who asks in every way there is.
 fn see_nothing() {
     let lab = Lab::new(&CELL);
@@ -345,42 +399,12 @@ fn see_nothing() {
     assert!(names.len() > 10, "{names:?}");
     let told = lab.host.enter(|| {
         as_nobody(|| {
-            let denied = |result: io::Result<()>, what: &str| {
-                let kind = result.err().map(|error| error.kind());
-                assert_eq!(kind, Some(ErrorKind::PermissionDenied), "{what}");
-            };
-            denied(fs::read_dir(&pins).map(drop), "the directory of pins");
-            for name in &names {
-                let text = name.display().to_string();
-                denied(fs::File::open(name).map(drop), &text);
-                denied(fs::remove_file(name), &text);
-                assert!(MapData::from_pin(name).is_err(), "{text}");
-            }
-            let secret = ["environ", "fd", "fdinfo", "maps", "mem", "exe"];
-            for file in secret {
-                let path = format!("/proc/{follower}/{file}");
-                let result = match file {
-                    "fd" | "fdinfo" => fs::read_dir(&path).map(drop),
-                    "exe" => fs::read_link(&path).map(drop),
-                    _ => fs::File::open(&path).map(drop),
-                };
-                denied(result, &path);
-            }
+            find_no_pins(&pins, &names);
+            find_no_process(follower);
             assert!(aya::maps::loaded_maps().all(|map| map.is_err()));
             assert!(aya::programs::loaded_programs().all(|program| program.is_err()));
             assert!(aya::programs::loaded_links().all(|link| link.is_err()));
-            let long = vec![b'"'; 1 << 20];
-            let requests: [&[u8]; 8] = [
-                b"\"who\"\n",
-                b"\"status\"\n",
-                b"\"changed\"\n",
-                b"\"stop\"\n",
-                b"nonsense\n",
-                b"\n",
-                b"\xff\x00\xff\n",
-                &long,
-            ];
-            requests.map(|request| ask(request).unwrap_or_default())
+            ask_everything()
         })
     });
     for told in told {

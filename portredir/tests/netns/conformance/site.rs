@@ -93,63 +93,20 @@ impl Site {
         let mut lab = Lab::unlinked();
         let far = lab.third();
         let (a, b) = (lab.another("a"), lab.another("b"));
-        let host = &lab.host;
-        link(host, "h0", (1, 1), &lab.client, "c0", (1, 2));
-        link(host, "h1", (2, 1), &far, "f0", (2, 2));
-        host.ip("addr add 10.9.1.11/24 dev h0\n\
-             addr add fd09:0:0:1::b/64 dev h0 nodad\n\
-             addr add fe80::1/64 dev h0 nodad\n\
-             link add br0 type bridge");
-        for (port, at, name, number) in [("port-a", &a, "a0", 2), ("port-b", &b, "b0", 3)] {
-            link(host, port, (8, number), at, name, (3, number));
-            host.ip(&format!(
-                "addr flush dev {port}\nlink set {port} master br0"
-            ));
-        }
+        let hosts = Hosts {
+            lab: &lab,
+            far: &far,
+            a: &a,
+            b: &b,
+        };
+        hosts.add_links();
         if !is_offloaded {
-            for (at, interface) in [
-                (&lab.client, "c0"),
-                (host, "h0"),
-                (host, "h1"),
-                (&far, "f0"),
-            ] {
-                at.run(&["ethtool", "-K", interface, "tx", "off"]);
-            }
+            hosts.switch_offload_off();
         }
-        // The engine `xdp` needs the ports of a bridge, which it gets where packets
-        // cross netfilter there.
-        for file in ["iptables", "ip6tables"] {
-            if has_br_netfilter() {
-                host.sysctl(&format!("bridge/bridge-nf-call-{file}"), "1");
-            } else if matches!(subject, Subject::Engine("xdp")) {
-                skip("needs br_netfilter");
-            }
-        }
-        host.sysctl("ipv4/ip_forward", "1");
-        host.sysctl("ipv6/conf/all/forwarding", "1");
-        for (at, net) in [(&lab.client, 1), (&far, 2), (&a, 3), (&b, 3)] {
-            let [v4, v6] = Family::BOTH.map(|family| family.addr(net, 1));
-            at.ip(&format!(
-                "route add default via {v4}\nroute add default via {v6}"
-            ));
-        }
-        add_addrs(host, "br0", (3, 1));
-        let ghosts = neighbours(
-            GHOSTS.filter(|ghost| *ghost != STRAY),
-            &lab.client,
-            "c0",
-            "h0",
-        );
-        let stray = neighbours([STRAY], &far, "f0", "h1");
-        host.ip(&(ghosts + &stray));
-        for family in Family::BOTH {
-            let stray = family.addr(1, STRAY);
-            host.ip(&format!("route add {stray} dev h1"));
-            for at in [&lab.client, &far, &a, &b] {
-                wait_for_way(at, family.host(1));
-            }
-            wait_for_way(&a, SocketAddr::new(family.addr(3, 3), 1));
-        }
+        hosts.track_bridge(subject);
+        hosts.add_routes();
+        hosts.add_ghosts();
+        hosts.wait_for_ways();
         let servers = serve(&lab, &far, &b);
         let wires = [Wire::open(&lab.client, "c0"), Wire::open(&far, "f0")];
         lab.far = Some(far);
@@ -264,6 +221,95 @@ impl Site {
             host,
             key,
             before: before.trim().to_owned(),
+        }
+    }
+}
+
+/// The hosts while they are made, and linked as at the top of this file.
+struct Hosts<'a> {
+    lab: &'a Lab,
+    far: &'a Namespace,
+    a: &'a Namespace,
+    b: &'a Namespace,
+}
+
+impl Hosts<'_> {
+    fn add_links(&self) {
+        let host = &self.lab.host;
+        link(host, "h0", (1, 1), &self.lab.client, "c0", (1, 2));
+        link(host, "h1", (2, 1), self.far, "f0", (2, 2));
+        host.ip("addr add 10.9.1.11/24 dev h0\n\
+             addr add fd09:0:0:1::b/64 dev h0 nodad\n\
+             addr add fe80::1/64 dev h0 nodad\n\
+             link add br0 type bridge");
+        for (port, at, name, number) in [("port-a", self.a, "a0", 2), ("port-b", self.b, "b0", 3)] {
+            link(host, port, (8, number), at, name, (3, number));
+            host.ip(&format!(
+                "addr flush dev {port}\nlink set {port} master br0"
+            ));
+        }
+    }
+
+    fn switch_offload_off(&self) {
+        for (at, interface) in [
+            (&self.lab.client, "c0"),
+            (&self.lab.host, "h0"),
+            (&self.lab.host, "h1"),
+            (self.far, "f0"),
+        ] {
+            at.run(&["ethtool", "-K", interface, "tx", "off"]);
+        }
+    }
+
+    /// The engine `xdp` needs the ports of a bridge, which portredir uses where
+    /// packets cross netfilter there.
+    fn track_bridge(&self, subject: Subject) {
+        for file in ["iptables", "ip6tables"] {
+            if has_br_netfilter() {
+                let key = format!("bridge/bridge-nf-call-{file}");
+                self.lab.host.sysctl(&key, "1");
+            } else if matches!(subject, Subject::Engine("xdp")) {
+                skip("needs br_netfilter");
+            }
+        }
+    }
+
+    fn add_routes(&self) {
+        let host = &self.lab.host;
+        host.sysctl("ipv4/ip_forward", "1");
+        host.sysctl("ipv6/conf/all/forwarding", "1");
+        for (at, net) in [
+            (&self.lab.client, 1),
+            (self.far, 2),
+            (self.a, 3),
+            (self.b, 3),
+        ] {
+            let [v4, v6] = Family::BOTH.map(|family| family.addr(net, 1));
+            at.ip(&format!(
+                "route add default via {v4}\nroute add default via {v6}"
+            ));
+        }
+        add_addrs(host, "br0", (3, 1));
+    }
+
+    fn add_ghosts(&self) {
+        let host = &self.lab.host;
+        let ghosts = GHOSTS.filter(|ghost| *ghost != STRAY);
+        let ghosts = neighbours(ghosts, &self.lab.client, "c0", "h0");
+        let stray = neighbours([STRAY], self.far, "f0", "h1");
+        host.ip(&(ghosts + &stray));
+        for family in Family::BOTH {
+            let stray = family.addr(1, STRAY);
+            host.ip(&format!("route add {stray} dev h1"));
+        }
+    }
+
+    fn wait_for_ways(&self) {
+        for family in Family::BOTH {
+            for at in [&self.lab.client, self.far, self.a, self.b] {
+                wait_for_way(at, family.host(1));
+            }
+            wait_for_way(self.a, SocketAddr::new(family.addr(3, 3), 1));
         }
     }
 }

@@ -204,6 +204,26 @@ fn input_firewall(cell: &Cell) {
     redirector.finish(&lab);
 }
 
+/// What Docker has nftables do for a container that publishes port 80 as 8080.
+const DOCKER: &str = "table ip nat {
+        chain prerouting {
+            type nat hook prerouting priority dstnat;
+            fib daddr type local jump docker
+        }
+        chain output {
+            type nat hook output priority -100;
+            ip daddr != 127.0.0.0/8 fib daddr type local jump docker
+        }
+        chain postrouting {
+            type nat hook postrouting priority srcnat;
+            ip saddr 10.9.3.0/24 oifname != docker0 masquerade
+        }
+        chain docker {
+            iifname docker0 return
+            tcp dport 8080 dnat to 10.9.3.2:80
+        }
+    }";
+
 /// Docker with `-p 8080:80`: the port is published by DNAT to a container
 /// behind a bridge; what the container sends is masqueraded.
 fn published_container(cell: &Cell) {
@@ -221,27 +241,7 @@ fn published_container(cell: &Cell) {
         container.run(&["ethtool", "-K", "eth0", "tx", "off"]);
         lab.host.run(&["ethtool", "-K", "veth7", "tx", "off"]);
     }
-    nft(
-        &lab.host,
-        "table ip nat {
-            chain prerouting {
-                type nat hook prerouting priority dstnat;
-                fib daddr type local jump docker
-            }
-            chain output {
-                type nat hook output priority -100;
-                ip daddr != 127.0.0.0/8 fib daddr type local jump docker
-            }
-            chain postrouting {
-                type nat hook postrouting priority srcnat;
-                ip saddr 10.9.3.0/24 oifname != docker0 masquerade
-            }
-            chain docker {
-                iifname docker0 return
-                tcp dport 8080 dnat to 10.9.3.2:80
-            }
-        }",
-    );
+    nft(&lab.host, DOCKER);
     let _server = echo::http(container, 80);
     let neighbour = Echo::start(&lab.client, 9000);
     wait_for("the published port", || {
