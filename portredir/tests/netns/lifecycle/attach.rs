@@ -18,11 +18,11 @@ pub fn add(tests: &mut Tests) {
     for (engine, times) in [("tc", 100), ("xdp", 30)] {
         let name = format!("{engine}/attach_and_detach");
         tests.add(name, &["curl", "python3"], move || {
-            attach_and_detach(engine, times, false);
+            attach_and_detach(engine, times, Clients::Busy);
         });
         let name = format!("{engine}/attach_under_load");
         tests.add(name, &["curl", "python3"], move || {
-            attach_and_detach(engine, 20, true);
+            attach_and_detach(engine, 20, Clients::Resting);
         });
     }
 }
@@ -42,8 +42,35 @@ while [ ! -e "$1/stop" ]; do
 done
 "#;
 
-/// With `is_resting`, nobody has a connection when we detach.
-fn attach_and_detach(engine: &'static str, times: usize, is_resting: bool) {
+/// What the clients do while the program detaches.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clients {
+    /// They send requests.
+    Busy,
+    /// They rest: none has a connection.
+    Resting,
+}
+
+/// Starts clients of both IP versions, with short and with long answers, and
+/// waits for the first answer of each.
+fn start_clients(lab: &Lab) -> Vec<Process> {
+    let dir = lab.dir.0.to_str().expect("text");
+    let clients: Vec<_> = ["", "", "slow", "slow"]
+        .into_iter()
+        .zip(Family::BOTH.into_iter().cycle())
+        .map(|(path, family)| {
+            let url = format!("http://{}/{path}", family.host(80));
+            lab.client.start(&["sh", "-c", CLIENT, "sh", dir, &url])
+        })
+        .collect();
+    wait_for("the first answers", || {
+        let has_answer = |client: &Process| !client.out().is_empty();
+        clients.iter().all(has_answer).then_some(())
+    });
+    clients
+}
+
+fn attach_and_detach(engine: &'static str, times: usize, at_detach: Clients) {
     DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(480))));
     let cell = Cell {
         engine,
@@ -58,26 +85,14 @@ fn attach_and_detach(engine: &'static str, times: usize, is_resting: bool) {
     let monitor = lab
         .host
         .start(&["ip", "-oneline", "monitor", "link", "dev", "h0"]);
-    let dir = lab.dir.0.to_str().expect("text");
     let [stop, rest] = ["stop", "rest"].map(|name| lab.dir.0.join(name));
-    let clients: Vec<_> = ["", "", "slow", "slow"]
-        .into_iter()
-        .zip(Family::BOTH.into_iter().cycle())
-        .map(|(path, family)| {
-            let url = format!("http://{}/{path}", family.host(80));
-            lab.client.start(&["sh", "-c", CLIENT, "sh", dir, &url])
-        })
-        .collect();
-    wait_for("the first answers", || {
-        let has_answer = |client: &Process| !client.out().is_empty();
-        clients.iter().all(has_answer).then_some(())
-    });
+    let clients = start_clients(&lab);
     let mut redirected = 0;
     for number in 0..times {
         let redirector = Redirector::beside(&cell, &lab, &["80:8080"]);
         // At all moments in the life of a request.
         std::thread::sleep(Duration::from_millis((number * 7 % 40) as u64));
-        if is_resting {
+        if at_detach == Clients::Resting {
             fs::write(&rest, "").expect("write a file");
             wait_for("the clients to rest", || {
                 let rests = |client: &Process| client.out().ends_with("resting\n");
@@ -85,7 +100,7 @@ fn attach_and_detach(engine: &'static str, times: usize, is_resting: bool) {
             });
         }
         let report = redirector.stop_by(Signal::SIGTERM);
-        if is_resting {
+        if at_detach == Clients::Resting {
             fs::remove_file(&rest).expect("remove a file");
         }
         redirected += report["rules"][0]["flows"].as_u64().expect("a number");

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::lab::process::{DEADLINE, note, slow, wait_for};
+use crate::lab::process::{DEADLINE, Process, note, slow, wait_for};
 use crate::lab::program::{PROGRAM, copy_for_everybody};
 use crate::lab::{Family, Lab};
 use crate::lifecycle::host::{CELL, Host, answers};
@@ -74,10 +75,7 @@ fn changes_keep_flows() {
         talk(conns, server, "without a rule");
     }
     assert!(!answers(&lab, Proto::Tcp, 80));
-    // Options that need more than this are not changed by the way.
-    fs::write(&file, "iface = 'lo'\nrules = []").expect("write a file");
-    let error = host.fails(1, &["apply", "-f", file.to_str().expect("text")]);
-    assert!(error.contains("`iface` cannot be changed"), "{error}");
+    refuses_to_change_interfaces(&host, &file);
     // A server that is gone keeps no datagrams.
     drop(third);
     let mut udp = Conn::to(
@@ -88,6 +86,13 @@ fn changes_keep_flows() {
     );
     udp.echo(b"by another rule");
     host.down();
+}
+
+/// `apply` changes rules alone: a file with another option is refused.
+fn refuses_to_change_interfaces(host: &Host<'_>, file: &Path) {
+    fs::write(file, "iface = 'lo'\nrules = []").expect("write a file");
+    let error = host.fails(1, &["apply", "-f", file.to_str().expect("text")]);
+    assert!(error.contains("`iface` cannot be changed"), "{error}");
 }
 
 /// Nothing of what anybody was told is lost.
@@ -138,50 +143,59 @@ fn change_under_load(engine: &'static str) {
         .start(&["iperf3", "--server", "--port", "5301", "--forceflush"]);
     iperf.wait_for_words("listening");
     let host = Host::of(&lab);
-    let other = copy_for_everybody(&lab.dir.0);
+    copy_for_everybody(&lab.dir.0);
     host.up(&["--engine", engine, "80:8080", "5201:5301"]);
-    let mut stream = lab.client.start(&[
-        "iperf3",
-        "--client",
-        "10.9.1.1",
-        "--port",
-        "5201",
-        "--time",
-        "200",
-        "--bitrate",
-        "200M",
-        "--json",
-    ]);
+    let mut stream = lab.client.start(&STREAM);
     let clients = Many::start(&lab, 200, Family::V4.host(80), BODY);
     wait_for("answers", || (clients.answers() > 400).then_some(()));
-    let file = lab.dir.0.join("rules.toml");
     for round in 0..12 {
-        let target = [8080, 9090][round % 2];
-        let rules = format!(
-            "rules = ['5201:5301', '80:{target}', '{}:8080']",
-            1000 + round
-        );
-        fs::write(&file, rules).expect("write a file");
-        host.run(&["apply", "-f", file.to_str().expect("text")]);
-        let program = [PROGRAM, &other][round % 2];
-        let rule = format!("80:{target}");
-        let args = [
-            program,
-            "up",
-            "--iface",
-            "h0",
-            "--engine",
-            engine,
-            &rule,
-            "5201:5301",
-        ];
-        lab.host.run(&args);
+        replace_rules_and_program(&lab, &host, engine, round);
     }
     let answers = clients.end();
     note(&format!("{answers} answers"));
     assert!(stream.try_wait().is_none(), "{}", stream.out());
     stream.signal(Signal::SIGINT);
     stream.wait();
+    check_stream(&stream);
+    drop(iperf);
+    host.down();
+    lab.check_checksums();
+}
+
+/// A client of iperf3 whose stream lasts longer than the test.
+const STREAM: [&str; 10] = [
+    "iperf3",
+    "--client",
+    "10.9.1.1",
+    "--port",
+    "5201",
+    "--time",
+    "200",
+    "--bitrate",
+    "200M",
+    "--json",
+];
+
+/// Applies other rules, then runs `up` of this program and its copy by turns.
+fn replace_rules_and_program(lab: &Lab, host: &Host<'_>, engine: &str, round: usize) {
+    let file = lab.dir.0.join("rules.toml");
+    let target = [8080, 9090][round % 2];
+    let rules = format!(
+        "rules = ['5201:5301', '80:{target}', '{}:8080']",
+        1000 + round
+    );
+    fs::write(&file, rules).expect("write a file");
+    host.run(&["apply", "-f", file.to_str().expect("text")]);
+    let copy = lab.dir.0.join("portredir");
+    let program = [PROGRAM, copy.to_str().expect("text")][round % 2];
+    let rule = format!("80:{target}");
+    let mut args = vec![program, "up", "--iface", "h0", "--engine", engine];
+    args.extend([rule.as_str(), "5201:5301"]);
+    lab.host.run(&args);
+}
+
+/// Checks that bytes came in every second of the stream.
+fn check_stream(stream: &Process) {
     let report: Value = serde_json::from_str(&stream.out()).expect("iperf3's report");
     let seconds = report["intervals"].as_array().expect("intervals");
     let silent = seconds
@@ -189,7 +203,4 @@ fn change_under_load(engine: &'static str) {
         .filter(|second| second["sum"]["bytes"] == 0)
         .count();
     assert_eq!(silent, 0, "seconds without a byte");
-    drop(iperf);
-    host.down();
-    lab.check_checksums();
 }

@@ -2,7 +2,7 @@
 //! within a second exactly the right ones carry our programs, and in the end
 //! nothing has piled up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -52,9 +52,8 @@ const SELECTIONS: [Selection; 3] = [
     },
 ];
 
-fn churn(engine: &'static str, selection: Selection, changes: usize) {
-    // As long as this many changes may take.
-    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(180))));
+/// The seed of the changes, which a failed test names so that it can be repeated.
+fn seed() -> u64 {
     let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| {
         let now = std::time::SystemTime::now();
@@ -62,6 +61,13 @@ fn churn(engine: &'static str, selection: Selection, changes: usize) {
         u64::from(since.subsec_nanos())
     });
     note(&format!("the same again: {SEED}={seed}"));
+    seed
+}
+
+fn churn(engine: &'static str, selection: Selection, changes: usize) {
+    // As long as this many changes may take.
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(180))));
+    let seed = seed();
     let cell = Cell {
         engine,
         is_offloaded: true,
@@ -97,42 +103,13 @@ fn churn(engine: &'static str, selection: Selection, changes: usize) {
         }
         let start = Instant::now();
         wait_for_carriers(&lab, engine, selection);
-        if let Some((wire, lost)) = world.lost.take()
-            && world.is_used(wire, selection)
-        {
-            wait_for_loss(&lab, &redirector, lost);
-            continue;
-        }
-        let reachable = world.reachable(selection);
-        let (addr, proto) = reachable[world.random.below(reachable.len())];
-        let to = SocketAddr::new(addr, 7777);
-        let rest = SOON.saturating_sub(start.elapsed());
-        wait_within(rest, &format!("a redirect of {to} by {proto:?}"), || {
-            answers(&lab.client, proto, to).then_some(())
-        });
+        check_redirect(&mut world, &redirector, selection, start);
     }
     world.clear();
     wait_for_carriers(&lab, engine, selection);
     assert_eq!(attached(&lab.host), before);
-    let start = Instant::now();
-    while start.elapsed() < SOON && redirector.open_files() != open_files {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    assert_eq!(redirector.open_files(), open_files);
-    let grown = redirector.memory_kib().saturating_sub(memory);
-    assert!(
-        grown < 4096,
-        "memory grew by {grown} KiB since {memory} KiB"
-    );
-    let report = redirector.fresh_report();
-    let shown = report["interfaces"].as_array().expect("interfaces");
-    let mut shown: BTreeSet<_> = shown
-        .iter()
-        .map(|one| one["name"].as_str().expect("a name").to_owned())
-        .collect();
-    let carriers = carriers(&lab.host, engine);
-    shown.retain(|name| name != "lo" || carriers.contains("lo"));
-    assert_eq!(shown, carriers);
+    check_usage(&redirector, &open_files, memory);
+    check_report(&redirector, &carriers(&lab.host, engine));
     let objects = redirector.kernel_objects();
     assert!(!objects.is_empty());
     redirector.finish(&lab);
@@ -140,4 +117,54 @@ fn churn(engine: &'static str, selection: Selection, changes: usize) {
     wait_for("the kernel to free programs, maps and links", || {
         objects.iter().all(|object| !object.exists()).then_some(())
     });
+}
+
+/// Checks that a lost address is no longer redirected, or else that one of those
+/// that are there is redirected soon after the changes of `start`.
+fn check_redirect(
+    world: &mut World<'_>,
+    redirector: &Redirector,
+    selection: Selection,
+    start: Instant,
+) {
+    let lab = world.lab;
+    if let Some((wire, lost)) = world.lost.take()
+        && world.is_used(wire, selection)
+    {
+        wait_for_loss(lab, redirector, lost);
+        return;
+    }
+    let reachable = world.reachable(selection);
+    let (addr, proto) = reachable[world.random.below(reachable.len())];
+    let to = SocketAddr::new(addr, 7777);
+    let rest = SOON.saturating_sub(start.elapsed());
+    wait_within(rest, &format!("a redirect of {to} by {proto:?}"), || {
+        answers(&lab.client, proto, to).then_some(())
+    });
+}
+
+/// Checks that as many files are open as before, and that memory has not grown.
+fn check_usage(redirector: &Redirector, open_files: &BTreeMap<String, usize>, memory: u64) {
+    let start = Instant::now();
+    while start.elapsed() < SOON && redirector.open_files() != *open_files {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(redirector.open_files(), *open_files);
+    let grown = redirector.memory_kib().saturating_sub(memory);
+    assert!(
+        grown < 4096,
+        "memory grew by {grown} KiB since {memory} KiB"
+    );
+}
+
+/// Checks that the report names the interfaces that carry our programs.
+fn check_report(redirector: &Redirector, carriers: &BTreeSet<String>) {
+    let report = redirector.fresh_report();
+    let shown = report["interfaces"].as_array().expect("interfaces");
+    let mut shown: BTreeSet<_> = shown
+        .iter()
+        .map(|one| one["name"].as_str().expect("a name").to_owned())
+        .collect();
+    shown.retain(|name| name != "lo" || carriers.contains("lo"));
+    assert_eq!(shown, *carriers);
 }

@@ -49,7 +49,7 @@ struct Bridge {
 
 /// What there is to change, and how it is at the moment.
 pub struct World<'a> {
-    lab: &'a Lab,
+    pub lab: &'a Lab,
     pub random: Random,
     wires: [Wire; 5],
     bridges: [Bridge; 2],
