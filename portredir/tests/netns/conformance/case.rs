@@ -64,7 +64,7 @@ impl Case {
         }
     }
 
-    /// Over IPv6 alone.
+    /// Over IPv6 only.
     pub const fn v6(self) -> Self {
         Self {
             families: &[Family::V6],

@@ -17,18 +17,18 @@ use crate::peer::conn::{Conn, Proto};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
-    tcp(26, "full_checksum", "data with its whole checksum in the packet", full_checksum),
-    udp(27, "published_datagram", "a datagram to 85, whose target is published from another host by somebody's DNAT", published_datagram),
+    tcp(26, "full_checksum", "data with a complete checksum in the packet", full_checksum),
+    udp(27, "published_datagram", "a datagram to 85, whose target port a DNAT rule publishes from another host", published_datagram),
     tcp(28, "bad_tcp_checksum", "SYN with a wrong checksum", bad_tcp_checksum),
     tcp(29, "download", "300 KB down", download),
     tcp(30, "every_segment", "1 MB down: every packet on the wire", every_segment),
-    tcp(31, "other_host", "a rule that leads to another host", other_host).v4().demands("refused: other hosts are not supported; exit code 2"),
+    tcp(31, "other_host", "a rule with a target on another host", other_host).v4().demands("refused: other hosts are not supported; exit code 2"),
     tcp(32, "jumbo_frames", "MTU 9000: 1 MB each way", jumbo_frames),
     udp(33, "checksum_behind_extensions", "a datagram behind hop-by-hop and destination options", behind_extensions).v6(),
     udp(105, "jumbo_datagrams", "MTU 9000: datagrams of 8000 bytes", jumbo_datagrams),
     tcp(106, "bad_data_checksum", "data with a wrong checksum, then again with the right one", bad_data_checksum),
-    udp(107, "partial_datagram", "a datagram whose checksum is left to the hardware, whatever the setting", partial_datagram),
-    tcp(108, "partial_syn", "SYN whose checksum is left to the hardware, whatever the setting", partial_syn),
+    udp(107, "partial_datagram", "a datagram with checksum offload, whatever the setting of the device", partial_datagram),
+    tcp(108, "partial_syn", "SYN with checksum offload, whatever the setting of the device", partial_syn),
 ];
 
 fn full_checksum(site: &Site, family: Family) -> Observation {
@@ -40,10 +40,7 @@ fn full_checksum(site: &Site, family: Family) -> Observation {
     ip.sum = Sum::Right;
     ghost.send(&ip);
     connection.advance(0x18, 9);
-    Observation::of(check(
-        connection.is_said_back(b"summed up"),
-        "it is said back",
-    ))
+    Observation::of(check(connection.is_said_back(b"summed up"), "echoed"))
 }
 
 /// What somebody has published: packets for a port of the host go to another.
@@ -155,7 +152,7 @@ fn jumbo_datagrams(site: &Site, family: Family) -> Observation {
     with_mtu(site, || {
         match Meeting::begin(&site.lab.client, Proto::Udp, 0, family.host(80)) {
             Ok(mut meeting) => Observation::of(match meeting.echoes(&noise(8000)) {
-                Ok(is_same) => check(is_same, "every byte came back"),
+                Ok(is_same) => check(is_same, "every byte arrived"),
                 Err(error) => failure(&error).to_owned(),
             }),
             Err(error) => Observation::of(failure(&error)),
@@ -181,7 +178,7 @@ fn bad_data_checksum(site: &Site, family: Family) -> Observation {
     ip.sum = Sum::Right;
     ghost.send(&ip);
     connection.advance(0x18, 10);
-    let second = check(connection.is_said_back(b"said twice"), "it is said back");
+    let second = check(connection.is_said_back(b"said twice"), "echoed");
     Observation::default()
         .with("wrong", &first)
         .with("right", &Observation::of(second))

@@ -90,10 +90,10 @@ impl Meeting {
     /// The address that the server saw as its own.
     pub fn addr_fact(&self) -> String {
         if self.local.ip() == self.to.ip().to_canonical() {
-            "dialled address kept".to_owned()
+            "destination address kept".to_owned()
         } else {
             // By which is a matter of the order in which the host got them.
-            "dialled address replaced".to_owned()
+            "destination address replaced".to_owned()
         }
     }
 }

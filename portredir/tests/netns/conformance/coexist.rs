@@ -19,28 +19,28 @@ use crate::peer::conn::Proto;
 pub const CASES: &[Case] = &[
     own(76, "foreign_xdp", "another XDP program on the interface", foreign_xdp).demands("it still runs; 8080 reached"),
     own(77, "foreign_tc", "other TC programs on the interface, on the way in and out", foreign_tc).demands("8080 reached; they still run"),
-    tcp(78, "firewall_on_target", "a firewall on INPUT that lets in 95 and not 8095", firewall_on_target),
-    tcp(79, "published", "a connection to 85, whose target is published from another host by somebody's DNAT", published),
+    tcp(78, "firewall_on_target", "a firewall on INPUT that allows 95 and not 8095", firewall_on_target),
+    tcp(79, "published", "a connection to 85, whose target port a DNAT rule publishes from another host", published),
     own(80, "kill_9", "`kill -9`", kill_9).demands("refused; nothing is left attached"),
-    own(81, "second_instance", "the program is started twice", second_instance).demands("exit code 1; the first goes on: 8080 reached"),
+    own(81, "second_instance", "the program is started twice", second_instance).demands("exit code 1; the first continues: 8080 reached"),
     tcp(82, "server_restart", "the server comes, goes and comes again", server_restart),
-    tcp(83, "loopback_target", "a target that is bound to loopback, dialled from outside", |site, family| dial(&site.lab.client, Proto::Tcp, family.host(83))),
-    tcp(84, "listeners", "four servers that share a port; one for IPv6 alone; one for both by one socket", listeners),
-    tcp(150, "firewall_on_dialled", "a firewall on INPUT that lets in 8095 and not 95", firewall_on_dialled),
-    tcp(151, "original_destination", "what `SO_ORIGINAL_DST` tells the server", original_destination),
+    tcp(83, "loopback_target", "a target server bound to loopback, and a client from outside", |site, family| dial(&site.lab.client, Proto::Tcp, family.host(83))),
+    tcp(84, "listeners", "four servers that share a port; one for IPv6 only; one dual-stack socket", listeners),
+    tcp(150, "firewall_on_dialled", "a firewall on INPUT that allows 8095 and not 95", firewall_on_dialled),
+    tcp(151, "original_destination", "what `SO_ORIGINAL_DST` returns to the server", original_destination),
     tcp(152, "invalid_drop", "`ct state invalid drop` on PREROUTING and OUTPUT", |site, family| invalid_drop(site, family, Proto::Tcp)),
     udp(153, "invalid_drop_datagram", "the same for datagrams", |site, family| invalid_drop(site, family, Proto::Udp)),
-    tcp(154, "server_on_both", "93, where a server listens on the dialled port too", |site, family| dial(&site.lab.client, Proto::Tcp, family.host(93))),
+    tcp(154, "server_on_both", "93, where a server listens on the destination port too", |site, family| dial(&site.lab.client, Proto::Tcp, family.host(93))),
     udp(155, "server_on_both_datagram", "the same for datagrams", |site, family| dial(&site.lab.client, Proto::Udp, family.host(93))),
-    tcp(156, "range", "9003 and 9000 of a range of ports, each to its own", |site, family| both(site, Proto::Tcp, family.host(9003), family.host(9000))),
+    tcp(156, "range", "9003 and 9000 of a range of ports, each to a target port of its own", |site, family| both(site, Proto::Tcp, family.host(9003), family.host(9000))),
     udp(157, "range_datagram", "the same for datagrams", |site, family| both(site, Proto::Udp, family.host(9003), family.host(9000))),
-    tcp(158, "range_to_one", "86 and 88 of a range that leads to one port", |site, family| both(site, Proto::Tcp, family.host(86), family.host(88))),
-    tcp(159, "no_chain", "90, which leads to 9090; 9090, which leads to 9191", |site, family| both(site, Proto::Tcp, family.host(90), family.host(9090))),
+    tcp(158, "range_to_one", "86 and 88 of a range with one target port", |site, family| both(site, Proto::Tcp, family.host(86), family.host(88))),
+    tcp(159, "no_chain", "90, redirected to 9090; 9090, redirected to 9191", |site, family| both(site, Proto::Tcp, family.host(90), family.host(9090))),
     udp(160, "no_chain_datagram", "the same for datagrams", |site, family| both(site, Proto::Udp, family.host(90), family.host(9090))),
-    tcp(161, "from_condition", "98, for the lower half of the network: a client of it; one of the other half", from_condition),
-    tcp(162, "address_condition", "99, at the second address: that; the first", |site, family| both(site, Proto::Tcp, SocketAddr::new(family.addr(1, 11), 99), family.host(99))),
+    tcp(161, "from_condition", "98, a rule for the lower half of the network: a client there; a client of the other half", from_condition),
+    tcp(162, "address_condition", "99, a rule for the second address: to that one; to the first", |site, family| both(site, Proto::Tcp, SocketAddr::new(family.addr(1, 11), 99), family.host(99))),
     udp(163, "address_condition_datagram", "the same for datagrams", |site, family| both(site, Proto::Udp, SocketAddr::new(family.addr(1, 11), 99), family.host(99))),
-    tcp(164, "interface_condition", "100, by the second interface: by that; by the first", interface_condition),
+    tcp(164, "interface_condition", "100, a rule for the second interface: in by that one; in by the first", interface_condition),
 ];
 
 /// Two addresses, one after the other.
@@ -67,7 +67,7 @@ fn foreign_xdp(subject: Subject) -> Observation {
                 "refused with exit code {}",
                 status.code().unwrap_or(-1)
             ))
-            .and(check(says, "the program is named"));
+            .and(check(says, "the error names the program"));
     }
     site.start();
     let seen = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
@@ -140,7 +140,7 @@ fn second_instance(subject: Subject) -> Observation {
     let seen = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     site.finish();
     Observation::of(format!("exit code {}", status.code().unwrap_or(-1)))
-        .with("the first goes on", &seen)
+        .with("the first continues", &seen)
 }
 
 fn server_restart(site: &Site, family: Family) -> Observation {
@@ -175,7 +175,7 @@ fn listeners(site: &Site, family: Family) -> Observation {
     drop(server);
     Observation::default()
         .with("shared", &Observation::of(all))
-        .with("IPv6 alone", &v6_only)
+        .with("IPv6 only", &v6_only)
         .with("both", &dual)
 }
 

@@ -260,7 +260,7 @@ impl<'a> Ghost<'a> {
             }
         }
         if facts.is_empty() {
-            facts.push("silence".to_owned());
+            facts.push("no reply".to_owned());
         }
         facts.into_iter().collect()
     }

@@ -13,9 +13,9 @@ use crate::lab::Family;
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
     tcp(44, "too_big", "fragmentation needed, or packet too big: a router has an MTU of 1300", too_big),
-    tcp(45, "too_big_for_direct", "the same about a connection to 8080 itself, beside one to 80", too_big_beside),
+    tcp(45, "too_big_for_direct", "the same error about a connection to 8080 itself, beside one to 80", too_big_beside),
     tcp(46, "unreachable_for_syn_ack", "host unreachable, time exceeded, for our SYN-ACK; then the ACK", unreachable_for_syn_ack),
-    udp(47, "port_unreachable", "a datagram to 81, where nobody listens on the target: what the error quotes", port_unreachable),
+    udp(47, "port_unreachable", "a datagram to 81, where nothing listens on the target port: what the error quotes", port_unreachable),
     tcp(48, "short_quotes", "too big with a quote of 8 bytes of TCP; with IPv4 options in it", short_quotes),
     tcp(49, "direct_quote", "too big about a connection to 8080 itself", direct_quote),
     tcp(50, "echo_and_redirect", "echo request; redirect", echo_and_redirect),
@@ -59,7 +59,7 @@ fn learns(
     ghost.send(&error);
     // When this is said back, the error has been dealt with.
     let goes_on = connection.echoes(b"and it goes on");
-    Observation::of(learned(site, ghost.addr)).and(check(goes_on, "the connection goes on"))
+    Observation::of(learned(site, ghost.addr)).and(check(goes_on, "the connection continues"))
 }
 
 fn too_big(site: &Site, family: Family) -> Observation {
@@ -78,7 +78,7 @@ fn too_big_beside(site: &Site, family: Family) -> Observation {
     });
     seen.and(check(
         beside.echoes(b"me too"),
-        "and so does the direct one",
+        "the direct connection continues",
     ))
     .with("its address", &Observation::of(learned(site, direct.addr)))
 }
@@ -235,7 +235,7 @@ fn client_is_gone(site: &Site, family: Family) -> Observation {
     let is_v4 = family == Family::V4;
     ghost.send(&ghost.ip(icmp(is_v4, kind, code, [0; 4], &reply.whole())));
     let told = match server.recv(&mut buffer) {
-        Ok(_) => "not told".to_owned(),
+        Ok(_) => "not notified".to_owned(),
         Err(error) => failure(&error).to_owned(),
     };
     seen.with("the server's socket", &Observation::of(told))

@@ -17,27 +17,27 @@ use crate::peer::conn::Proto;
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
-    tcp(63, "own_addresses", "the host dials itself: loopback, its own address, link-local", |site, family| own_addresses(site, family, Proto::Tcp)),
+    tcp(63, "own_addresses", "the host connects to itself: by loopback, by its own address, by link-local", |site, family| own_addresses(site, family, Proto::Tcp)),
     tcp(64, "own_invalid_drop", "the same with `ct state invalid drop` on OUTPUT", own_invalid_drop),
     udp(65, "own_datagrams", "the host sends datagrams to itself", |site, family| own_addresses(site, family, Proto::Udp)),
-    tcp(66, "container_to_host", "a container dials the host: its gateway, its outer address", |site, family| container_to_host(site, family, Proto::Tcp)),
-    tcp(67, "container_to_container", "a container dials port 80 of another on the same bridge", |site, family| dial(&site.a, Proto::Tcp, at(family, 3, 3, 80))),
-    tcp(68, "forwarded", "the client dials port 80 of the far host, through the host", |site, family| dial(&site.lab.client, Proto::Tcp, at(family, 2, 2, 80))),
-    tcp(69, "other_namespace", "the client dials itself", other_namespace),
-    tcp(70, "from_target_port", "the host dials the far host from port 8081, a target", from_target_port),
+    tcp(66, "container_to_host", "a container connects to the host: by its gateway, by its outer address", |site, family| container_to_host(site, family, Proto::Tcp)),
+    tcp(67, "container_to_container", "a container connects to port 80 of another one on the same bridge", |site, family| dial(&site.a, Proto::Tcp, at(family, 3, 3, 80))),
+    tcp(68, "forwarded", "the client connects to port 80 of the far host, through the host", |site, family| dial(&site.lab.client, Proto::Tcp, at(family, 2, 2, 80))),
+    tcp(69, "other_namespace", "the client connects to itself", other_namespace),
+    tcp(70, "from_target_port", "the host connects to the far host from port 8081, a target port", from_target_port),
     udp(137, "container_datagrams", "a container sends datagrams to the host", |site, family| container_to_host(site, family, Proto::Udp)),
     udp(138, "container_to_container_datagram", "a datagram from a container to another", |site, family| dial(&site.a, Proto::Udp, at(family, 3, 3, 80))),
     udp(139, "forwarded_datagram", "a datagram to the far host's port 80", |site, family| dial(&site.lab.client, Proto::Udp, at(family, 2, 2, 80))),
-    tcp(140, "forwarded_target", "the client dials port 8080 of the far host", |site, family| dial(&site.lab.client, Proto::Tcp, at(family, 2, 2, 8080))),
-    tcp(141, "host_dials_out", "the host dials port 80 of the far host", |site, family| dial(&site.lab.host, Proto::Tcp, at(family, 2, 2, 80))),
-    tcp(142, "own_refused", "the host dials itself at 81, where nobody listens on the target", |site, family| dial(&site.lab.host, Proto::Tcp, SocketAddr::new(loopback(family), 81))),
-    tcp(143, "own_direct", "the host dials 8080 itself", |site, family| dial(&site.lab.host, Proto::Tcp, SocketAddr::new(loopback(family), 8080))),
-    tcp(144, "mapped", "the host dials `::ffff:127.0.0.1`", mapped).v6(),
-    tcp(145, "unspecified", "the host dials `0.0.0.0`, `::`", unspecified),
-    tcp(146, "link_local", "the client dials the host's link-local address", link_local).v6(),
+    tcp(140, "forwarded_target", "the client connects to port 8080 of the far host", |site, family| dial(&site.lab.client, Proto::Tcp, at(family, 2, 2, 8080))),
+    tcp(141, "host_dials_out", "the host connects to port 80 of the far host", |site, family| dial(&site.lab.host, Proto::Tcp, at(family, 2, 2, 80))),
+    tcp(142, "own_refused", "the host connects to its own port 81, where nothing listens on the target port", |site, family| dial(&site.lab.host, Proto::Tcp, SocketAddr::new(loopback(family), 81))),
+    tcp(143, "own_direct", "the host connects to its own port 8080", |site, family| dial(&site.lab.host, Proto::Tcp, SocketAddr::new(loopback(family), 8080))),
+    tcp(144, "mapped", "the host connects to `::ffff:127.0.0.1`", mapped).v6(),
+    tcp(145, "unspecified", "the host connects to `0.0.0.0`, `::`", unspecified),
+    tcp(146, "link_local", "the client connects to the host's link-local address", link_local).v6(),
     tcp(147, "martian", "SYN from the wire to a loopback address", |site, family| misaddressed(site, family, true)),
-    tcp(148, "own_source", "SYN from the wire that says it is from the host itself", |site, family| misaddressed(site, family, false)),
-    udp(149, "own_refused_datagram", "the host sends a datagram to itself at 81", |site, family| dial(&site.lab.host, Proto::Udp, SocketAddr::new(loopback(family), 81))),
+    tcp(148, "own_source", "SYN from the wire with the host's own address as its source", |site, family| misaddressed(site, family, false)),
+    udp(149, "own_refused_datagram", "the host sends a datagram to its own port 81", |site, family| dial(&site.lab.host, Proto::Udp, SocketAddr::new(loopback(family), 81))),
 ];
 
 fn at(family: Family, net: u8, host: u8, port: u16) -> SocketAddr {
@@ -113,7 +113,7 @@ fn from_target_port(site: &Site, family: Family) -> Observation {
         Ok(mut meeting) => {
             let seen = meeting
                 .facts()
-                .and(format!("seen from {}", meeting.peer.port()));
+                .and(format!("source port {}", meeting.peer.port()));
             // Or the port would stay in use.
             meeting.conn.reset();
             seen

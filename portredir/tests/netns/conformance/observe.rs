@@ -49,7 +49,7 @@ pub fn failure(error: &io::Error) -> &'static str {
         io::ErrorKind::ConnectionRefused => "refused",
         io::ErrorKind::ConnectionReset => "reset",
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer",
-        io::ErrorKind::UnexpectedEof => "hung up",
+        io::ErrorKind::UnexpectedEof => "connection closed",
         io::ErrorKind::HostUnreachable => "host unreachable",
         io::ErrorKind::InvalidInput => "invalid argument",
         _ => "another error",

@@ -6,7 +6,7 @@
 //! | 81 | 8081 | nobody listens |
 //! | 82 | 8082 | four servers share the port |
 //! | 83 | 8083 | TCP bound to a loopback address, UDP to none |
-//! | 84 | 8084 | IPv6 alone |
+//! | 84 | 8084 | IPv6 only |
 //! | 85 | 8085 | another host, by somebody else's DNAT |
 //! | 86 to 88 | 8086 | an echo |
 //! | 90 | 9090 | an echo; 9090 itself goes to 9191, another one |

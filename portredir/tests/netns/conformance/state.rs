@@ -18,19 +18,19 @@ use crate::peer::conn::{Conn, Proto};
 pub const CASES: &[Case] = &[
     tcp(51, "one_port_redirected_first", "one client port to 80, then to 8080", |site, family| twice(site, family, Proto::Tcp, (80, 8080))),
     tcp(52, "one_port_direct_first", "one client port to 8080, then to 80", |site, family| twice(site, family, Proto::Tcp, (8080, 80))),
-    own(53, "evicted", "a server speaks again, after thousands of other connections with the smallest tables", evicted).demands("heard"),
-    own(54, "syn_flood", "20 000 spoofed SYNs with the smallest tables, while 100 connections are idle; then the server speaks", syn_flood),
-    tcp(55, "late_fin", "the server hangs up; the client's FIN comes twice", late_fin),
+    own(53, "evicted", "a server sends again, after thousands of other connections with the smallest tables", evicted).demands("received"),
+    own(54, "syn_flood", "20 000 spoofed SYNs with the smallest tables, while 100 connections are idle; then the server sends", syn_flood),
+    tcp(55, "late_fin", "the server closes the connection; the client's FIN comes twice", late_fin),
     tcp(56, "port_again", "the same client port while the server is in TIME_WAIT", port_again),
     tcp(57, "blind_rst", "RST with a sequence number out of the window", blind_rst),
     own(58, "older_connection", "a connection to a server on 80, older than the redirect", older_connection),
     own(59, "end_with_connections", "the redirect ends while a connection is open", end_with_connections),
-    own(60, "upgrade", "`portredir up` again, while a connection is open", upgrade).demands("before: 8080 reached; the connection goes on; new: 8080 reached"),
+    own(60, "upgrade", "`portredir up` again, while a connection is open", upgrade).demands("before: 8080 reached; the connection continues; new: 8080 reached"),
     tcp(61, "syn_cookies", "SYN cookies for every connection", syn_cookies),
     tcp(62, "asymmetric", "SYN that comes in by one interface and is answered by the other", asymmetric),
     udp(129, "datagrams_one_port", "one client port to 80, then to 8080, by UDP", |site, family| twice(site, family, Proto::Udp, (80, 8080))),
     udp(130, "datagrams_one_port_direct_first", "one client port to 8080, then to 80, by UDP", |site, family| twice(site, family, Proto::Udp, (8080, 80))),
-    tcp(131, "one_port_one_target", "one client port to 86 and to 87, which lead to one port", |site, family| twice(site, family, Proto::Tcp, (86, 87))),
+    tcp(131, "one_port_one_target", "one client port to 86 and to 87, which have one target port", |site, family| twice(site, family, Proto::Tcp, (86, 87))),
     udp(132, "datagrams_one_target", "one client port to 86 and to 87, by UDP", |site, family| twice(site, family, Proto::Udp, (86, 87))),
     tcp(133, "right_rst", "RST in the window, then data", right_rst),
     tcp(134, "after_the_end", "data after the connection has ended", after_the_end),
@@ -61,7 +61,7 @@ fn twice(site: &Site, family: Family, proto: Proto, (first, second): (u16, u16))
             meeting.conn.reset();
         }
     }
-    all.and(format!("{count} go on"))
+    all.and(format!("{count} continue"))
 }
 
 /// Hosts whose redirector has the smallest tables.
@@ -99,7 +99,7 @@ fn evicted(subject: Subject) -> Observation {
     }
     let is_heard = pairs.iter_mut().all(|pair| is_heard(pair, b"surprise"));
     site.finish();
-    Observation::of(if is_heard { "heard" } else { "reset" })
+    Observation::of(if is_heard { "received" } else { "reset" })
 }
 
 /// The client's end of a connection, and the server's.
@@ -130,7 +130,7 @@ fn syn_flood(subject: Subject) -> Observation {
     }
     let is_heard = |pair: &mut Pair| is_heard(pair, b"surprise");
     let count = pairs.iter_mut().map(is_heard).filter(|is| *is).count();
-    let seen = Observation::of(format!("{count} of 100 hear it"));
+    let seen = Observation::of(format!("{count} of 100 receive it"));
     let new = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     site.finish();
     seen.with("new", &new)
@@ -196,7 +196,7 @@ fn blind_rst(site: &Site, family: Family) -> Observation {
     let seen = ghost.ask(&ghost.ip(reset));
     seen.and(check(
         connection.echoes(b"still there?"),
-        "the connection goes on",
+        "the connection continues",
     ))
 }
 
@@ -212,7 +212,7 @@ fn older_connection(subject: Subject) -> Observation {
     site.start();
     for meeting in &mut meetings {
         all = all.and(match meeting.echoes(b"after") {
-            Ok(is_same) => check(is_same, "the connection goes on"),
+            Ok(is_same) => check(is_same, "the connection continues"),
             Err(error) => failure(&error).to_owned(),
         });
     }
@@ -237,7 +237,7 @@ fn end_with_connections(subject: Subject) -> Observation {
     let mut all = Observation::default();
     for meeting in &mut meetings {
         all = all.and(match meeting.echoes(b"after") {
-            Ok(is_same) => check(is_same, "the connection goes on"),
+            Ok(is_same) => check(is_same, "the connection continues"),
             Err(error) => failure(&error).to_owned(),
         });
     }
@@ -267,7 +267,7 @@ fn upgrade(subject: Subject) -> Observation {
     let new = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     Observation::default()
         .with("before", &before)
-        .and(check(goes_on, "the connection goes on"))
+        .and(check(goes_on, "the connection continues"))
         .with("new", &new)
 }
 
@@ -277,7 +277,7 @@ fn syn_cookies(site: &Site, family: Family) -> Observation {
     let by_hand = ghost.connect(80).is_some();
     (0..3)
         .map(|_| dial(&site.lab.client, Proto::Tcp, family.host(80)).to_string())
-        .chain([check(by_hand, "by hand too")])
+        .chain([check(by_hand, "raw packets too")])
         .collect()
 }
 
@@ -332,6 +332,9 @@ fn forged_segment(site: &Site, family: Family) -> Observation {
         return Observation::of("no connection");
     };
     let forged = ghost.ask(&ghost.tcp(80, ACK));
-    let goes_on = check(connection.echoes(b"still there?"), "the direct one goes on");
+    let goes_on = check(
+        connection.echoes(b"still there?"),
+        "the direct connection continues",
+    );
     Observation::default().with("forged", &forged).and(goes_on)
 }

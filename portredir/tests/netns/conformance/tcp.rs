@@ -21,9 +21,9 @@ use crate::peer::conn::{Conn, Proto};
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
     tcp(1, "syn", "SYN to 80", |site, family| flags(site, family, SYN)),
-    tcp(2, "connection", "a whole connection to 80, and what the server sees of its ends", connection),
+    tcp(2, "connection", "a whole connection to 80, and the addresses and ports that the server sees", connection),
     tcp(3, "other_addresses", "the host's second address, and that of its other interface", other_addresses),
-    tcp(4, "direct", "8080 dialled directly, while 80 is redirected to it", direct),
+    tcp(4, "direct", "8080 itself, while 80 is redirected to it", direct),
     tcp(5, "bulk", "megabytes up and down at the same time", bulk),
     tcp(6, "stray_ack", "ACK to 80 without a connection", |site, family| flags(site, family, ACK)),
     tcp(7, "stray_rst", "RST to 80 without a connection", |site, family| flags(site, family, RST)),
@@ -31,18 +31,18 @@ pub const CASES: &[Case] = &[
     tcp(9, "ecn", "SYN that asks for ECN", |site, family| flags(site, family, SYN | ECE | CWR)),
     tcp(10, "ttl_1", "SYN with TTL or hop limit 1", ttl_1),
     tcp(11, "from_rule_ports", "SYN to 80 from the client's port 80, and from 8080", from_rule_ports),
-    tcp(12, "no_listener", "SYN to 81, where nobody listens on the target", no_listener),
+    tcp(12, "no_listener", "SYN to 81, where nothing listens on the target port", no_listener),
     tcp(13, "options", "SYN with 40 bytes of options: MSS, SACK, timestamps, window scale, Fast Open, MPTCP", options),
     tcp(14, "keepalive", "keepalive probe; zero window; urgent data", keepalive),
     tcp(85, "stray_fin", "FIN to 80 without a connection; FIN and ACK", stray_fin),
     tcp(86, "syn_fin", "SYN and FIN at once", |site, family| flags(site, family, SYN | FIN)),
-    tcp(87, "stray_syn_ack", "SYN-ACK to 80 that nobody asked for", |site, family| flags(site, family, SYN | ACK)),
+    tcp(87, "stray_syn_ack", "unsolicited SYN-ACK to 80", |site, family| flags(site, family, SYN | ACK)),
     tcp(88, "syn_with_data", "SYN with data and without Fast Open", syn_with_data),
     tcp(89, "syn_again", "the same SYN twice", syn_again),
     tcp(90, "odd_lengths", "segments of 1, 2, 3, 255 and 1111 bytes", odd_lengths),
-    tcp(91, "half_close", "the client ends its direction, the server goes on", half_close),
+    tcp(91, "half_close", "the client closes its direction, the server continues", half_close),
     tcp(92, "server_hangs_up", "the server ends the connection first", server_hangs_up),
-    tcp(93, "client_resets", "the client resets, and comes back by the same port", client_resets),
+    tcp(93, "client_resets", "the client resets, and connects again from the same port", client_resets),
     tcp(94, "many_connections", "200 connections of one client at once", many_connections),
 ];
 
@@ -59,7 +59,7 @@ fn connection(site: &Site, family: Family) -> Observation {
             let port = meeting.local.port();
             facts
                 .and(meeting.addr_fact())
-                .and(format!("server's own port is {port}"))
+                .and(format!("server's local port is {port}"))
         }
         Err(error) => Observation::of(failure(&error)),
     }
@@ -115,7 +115,7 @@ pub fn echo_all(meeting: &Meeting, bytes: &[u8], pause: Duration) -> String {
         read.and(sent).map(|()| answer)
     });
     match answer {
-        Ok(answer) => check(answer == bytes, "every byte came back"),
+        Ok(answer) => check(answer == bytes, "every byte arrived"),
         Err(error) => failure(&error).to_owned(),
     }
 }
@@ -177,7 +177,7 @@ fn no_listener(site: &Site, family: Family) -> Observation {
         .all(|arrival| matches!(arrival.body, Body::Tcp { ack, .. } if ack == 0x1000_0001));
     ghost
         .describe(&answers)
-        .and(check(is_right, "it acknowledges the SYN"))
+        .and(check(is_right, "SYN acknowledged"))
         .with(
             "socket",
             &dial(&site.lab.client, Proto::Tcp, family.host(81)),
@@ -214,7 +214,10 @@ fn options(site: &Site, family: Family) -> Observation {
             let echoed = has(&[1, 2, 3, 4]);
             let all = has(&[2, 4]) && has(&[4, 2, 8, 10]) && has(&[3, 3]);
             seen = seen
-                .and(check(all, "MSS, SACK, timestamps and window scale agreed"))
+                .and(check(
+                    all,
+                    "MSS, SACK, timestamps and window scale negotiated",
+                ))
                 .and(check(echoed, "our timestamp echoed"));
         }
     }
@@ -233,7 +236,7 @@ fn keepalive(site: &Site, family: Family) -> Observation {
     let probe = ghost.seen();
     let goes_on = check(
         connection.echoes(b"and it goes on"),
-        "the connection goes on",
+        "the connection continues",
     );
     drop(connection);
     let meeting = Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
@@ -320,7 +323,7 @@ fn odd_lengths(site: &Site, family: Family) -> Observation {
     let is_right = [1, 2, 3, 255, 1111]
         .into_iter()
         .all(|len| connection.echoes(&noise[..len]));
-    Observation::of(check(is_right, "every byte came back"))
+    Observation::of(check(is_right, "every byte arrived"))
 }
 
 fn half_close(site: &Site, family: Family) -> Observation {
@@ -379,5 +382,5 @@ fn many_connections(site: &Site, family: Family) -> Observation {
             good += u32::from(is_said_back.unwrap_or(false));
         }
     }
-    Observation::of(format!("{good} of 200 talk"))
+    Observation::of(format!("{good} of 200 exchange data"))
 }

@@ -17,8 +17,9 @@ const DOCUMENT: Document = Document {
 const INTRO: &str = "\
 # Paths
 
-Who reaches what, under each engine, with the rule `80:8080/both`. The test `paths` of the tier `netns` makes this file:
-it builds the hosts below, dials port 80 on every path, and writes down what client, server and conntrack saw.
+This document shows which server a client reaches on each path to a host, under each engine, with the rule
+`80:8080/both`. The test `paths` of the tier `netns` writes it: the test builds the hosts below, connects to port 80 on
+every path, and records what the client, the server and conntrack saw.
 
 ```
 client 1 ──── interface 1   host   interface 2 ──── client 2
@@ -26,23 +27,23 @@ client 1 ──── interface 1   host   interface 2 ──── client 2
 container A ────────────────┘  └─────────────── container B
 ```
 
-The host's server listens on 8080 and nobody on 80. Client 2 and container B have servers of their own on 80, which must
-be reached as if there were no portredir. All clients and servers are in one cgroup, as on one machine.
+The host's server listens on 8080, and nothing listens on 80. Client 2 and container B have servers of their own on 80,
+which clients must reach as if portredir did not run. All clients and servers are in one cgroup, as on one machine.
 
-| cell | means |
+| cell | meaning |
 |---|---|
-| `8080 ✓` | right: the server on 8080 was reached, and all that is said below holds |
-| `untouched` | right: the same for the other host's own server, on 80 |
-| else | what happened instead; `refused` is what happens without portredir |
-| `-` | there is no such address |
+| `8080 ✓` | correct: the client reached the server on 8080, and every condition below holds |
+| `untouched` | correct: the client reached the other host's own server on 80, and every condition below holds |
+| other | the outcome that differs; `refused` is the outcome without portredir |
+| `-` | this path has no such address |
 
-Right means: The server's own end has the address that was dialled and the port of the cell. The other end has the
-client's own address and port. The client is answered from the address and the port that it dialled. Conntrack of the
-host, before routing and on output, found no packet INVALID. UDP is tried by a connected socket and by one that is not;
-the server answers from the address that was asked.
+A cell is correct if all of these hold: the server's local address is the address that the client connected to, and its
+local port is the port of the cell; the server sees the client's own address and port; the reply comes from the address
+and port that the client connected to; conntrack on the host found no INVALID packet, before routing and on output. UDP is
+tested with a connected and with an unconnected socket; the server replies from the destination address of the request.
 
-Under `auto` all of it has to be right: the test fails otherwise. What is not right under another engine is listed below
-its table, with the reason. `PORTREDIR_BLESS=1 cargo test -p portredir --test netns -- paths/` renews this file.
+Under `auto` every cell has to be correct, or the test fails. The cells that differ under another engine are listed below
+its table, with the reason. `PORTREDIR_BLESS=1 cargo test -p portredir --test netns -- paths/` writes this document again.
 ";
 
 /// Why cells differ from what is right.
@@ -59,8 +60,8 @@ const EXPLANATIONS: &[Explanation] = &[
                 && cell.proto == Proto::Tcp
                 && cell.cell == "8080, INVALID > 0"
         },
-        text: "What the host says to itself is rewritten on `lo`, where conntrack sees only half of it: a firewall that \
-               drops INVALID on OUTPUT breaks these connections.",
+        text: "This engine rewrites local traffic on `lo`, where conntrack sees only one half of the rewrite. A firewall \
+               that drops INVALID packets on OUTPUT breaks these connections.",
     },
     Explanation {
         covers: |cell| {
@@ -69,12 +70,11 @@ const EXPLANATIONS: &[Explanation] = &[
                 && cell.path.server == Place::Host
                 && cell.cell == "refused"
         },
-        text: "`--engine socket` redirects TCP only and refuses rules for UDP (exit code 2); the rule here is `80:8080`.",
+        text: "`--engine socket` redirects TCP only and refuses rules for UDP (exit code 2); this table uses the rule `80:8080`.",
     },
     Explanation {
         covers: |cell| cell.engine == "socket" && cell.proto == Proto::Tcp && cell.cell == "80 ✓",
-        text: "No packet is rewritten, so the server's own end of the connection has the dialled port; so has what a \
-               firewall sees.",
+        text: "No packet is rewritten, so the server's local port is the destination port; a firewall sees that port too.",
     },
 ];
 
@@ -111,7 +111,7 @@ fn render(tables: &[&Table]) -> String {
 fn section(table: &Table) -> String {
     let mut text = format!(
         "## `--engine {}`\n\n\
-         | | from | dials | TCP v4 | TCP v6 | UDP v4 | UDP v6 |\n\
+         | | from | to | TCP v4 | TCP v6 | UDP v4 | UDP v6 |\n\
          |---|---|---|---|---|---|---|\n",
         table.engine
     );
@@ -133,13 +133,13 @@ fn explain(table: &Table) -> String {
     }
     let mut text = "\n".to_owned();
     if table.engine == "auto" {
-        return text + &wrap(&format!("* To be mended: {}.", which(&rest)));
+        return text + &wrap(&format!("* To be fixed: {}.", which(&rest)));
     }
     for Explanation { covers, text: why } in EXPLANATIONS {
         let (these, others) = rest.into_iter().partition::<Vec<_>, _>(covers);
         rest = others;
         if let Some(first) = these.first() {
-            let line = format!("* `{}` in {}: {why}", first.cell, which(&these));
+            let line = format!("* `{}` ({}): {why}", first.cell, which(&these));
             text += &wrap(&line);
         }
     }
@@ -159,8 +159,8 @@ fn which(cells: &[Difference]) -> String {
     match PROTOS.map(of) {
         [Some(tcp), Some(udp)] if tcp == udp => tcp,
         [tcp, udp] => {
-            let tcp = tcp.map(|rows| format!("TCP of {rows}"));
-            let udp = udp.map(|rows| format!("UDP of {rows}"));
+            let tcp = tcp.map(|rows| format!("TCP in {rows}"));
+            let udp = udp.map(|rows| format!("UDP in {rows}"));
             tcp.into_iter().chain(udp).collect::<Vec<_>>().join(" and ")
         }
     }

@@ -56,24 +56,24 @@ const fn br_netfilter(
 pub const PATHS: [Path; 19] = {
     use Place::{A, B, Client1, Client2, Host};
     [
-        path(Client1, "the host, by interface 1", Some("10.9.1.1"), Some("fd09:0:0:1::1"), Host),
-        path(Client2, "the host, by interface 2", Some("10.9.2.1"), Some("fd09:0:0:2::1"), Host),
-        path(Client1, "its second address there", Some("10.9.1.11"), Some("fd09:0:0:1::11"), Host),
-        path(Client1, "its address at interface 2", Some("10.9.2.1"), Some("fd09:0:0:2::1"), Host),
-        path(Client1, "its link-local address", None, Some("fe80::1%c0"), Host),
+        path(Client1, "the host, on interface 1", Some("10.9.1.1"), Some("fd09:0:0:1::1"), Host),
+        path(Client2, "the host, on interface 2", Some("10.9.2.1"), Some("fd09:0:0:2::1"), Host),
+        path(Client1, "the host's second address there", Some("10.9.1.11"), Some("fd09:0:0:1::11"), Host),
+        path(Client1, "the host's address on interface 2", Some("10.9.2.1"), Some("fd09:0:0:2::1"), Host),
+        path(Client1, "the host's link-local address", None, Some("fe80::1%c0"), Host),
         path(Host, "its own address", Some("10.9.1.1"), Some("fd09:0:0:1::1"), Host),
         path(Host, "`127.0.0.1`, `::1`", Some("127.0.0.1"), Some("::1"), Host),
         path(Host, "`127.5.5.5`", Some("127.5.5.5"), None, Host),
-        path(Host, "`0.0.0.0`, `::`, which mean itself", Some("0.0.0.0"), Some("::"), Host),
+        path(Host, "`0.0.0.0`, `::` (itself)", Some("0.0.0.0"), Some("::"), Host),
         path(Host, "`::ffff:127.0.0.1`", None, Some("::ffff:127.0.0.1"), Host),
         path(Host, "its own link-local address", None, Some("fe80::1%h0"), Host),
-        path(A, "the host's bridge, its gateway", Some("10.9.3.1"), Some("fd09:0:0:3::1"), Host),
+        path(A, "the host's bridge address, its gateway", Some("10.9.3.1"), Some("fd09:0:0:3::1"), Host),
         path(A, "the host's outer address", Some("10.9.1.1"), Some("fd09:0:0:1::1"), Host),
         path(A, "container B", Some("10.9.3.3"), Some("fd09:0:0:3::3"), B),
-        br_netfilter(A, "the host's bridge, `br_netfilter` on", Some("10.9.3.1"), Some("fd09:0:0:3::1"), Host),
+        br_netfilter(A, "the host's bridge address, `br_netfilter` on", Some("10.9.3.1"), Some("fd09:0:0:3::1"), Host),
         br_netfilter(A, "container B, `br_netfilter` on", Some("10.9.3.3"), Some("fd09:0:0:3::3"), B),
-        path(B, "itself, by `127.0.0.1`, `::1`", Some("127.0.0.1"), Some("::1"), B),
-        path(Client1, "client 2, routed by the host", Some("10.9.2.2"), Some("fd09:0:0:2::2"), Client2),
+        path(B, "itself, at `127.0.0.1`, `::1`", Some("127.0.0.1"), Some("::1"), B),
+        path(Client1, "client 2, routed through the host", Some("10.9.2.2"), Some("fd09:0:0:2::2"), Client2),
         path(Host, "client 2", Some("10.9.2.2"), Some("fd09:0:0:2::2"), Client2),
     ]
 };
@@ -144,7 +144,7 @@ impl Path {
         if answer.peer().ip() != answer.client().ip() {
             faults.push(format!("client seen as {}", answer.peer().ip()));
         } else if answer.peer() != answer.client() {
-            faults.push("client's port replaced".into());
+            faults.push("client port replaced".into());
         }
         faults
     }
