@@ -14,6 +14,7 @@ pub mod foreign;
 pub mod namespace;
 pub mod process;
 pub mod program;
+pub mod python;
 pub mod unprivileged;
 pub mod usage;
 
@@ -129,7 +130,7 @@ impl Lab {
             far_ns.run(&["ethtool", "-K", "f0", "tx", "off"]);
         }
         for family in [Family::V4, Family::V6] {
-            wait_for_way(&far_ns, family.host(1));
+            wait_for_route(&far_ns, family.host(1));
         }
         lab.far = Some(far_ns);
         lab
@@ -158,7 +159,7 @@ impl Lab {
     /// Waits until client and host reach each other.
     pub fn wait_for_link(&self) {
         for family in [Family::V4, Family::V6] {
-            wait_for_way(&self.client, family.host(1));
+            wait_for_route(&self.client, family.host(1));
         }
     }
 
@@ -202,7 +203,7 @@ pub fn add_addrs(namespace: &Namespace, name: &str, (net, host): (u8, u8)) {
 }
 
 /// Waits until a host refuses what nobody there listens for.
-pub fn wait_for_way(from: &Namespace, to: SocketAddr) {
+pub fn wait_for_route(from: &Namespace, to: SocketAddr) {
     wait_for(&format!("a way to {to}"), || {
         conn::is_refused(from, conn::Proto::Udp, to).then_some(())
     });

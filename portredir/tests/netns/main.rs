@@ -186,7 +186,7 @@ fn run(tools: &[&str], test: impl FnOnce()) -> Result<Completion, Failed> {
     DEADLINE.set(Some(Instant::now() + slow(LIMIT)));
     let result = catch_unwind(AssertUnwindSafe(test));
     let notes = NOTES.take();
-    if result.is_ok() && lab::extent::tells_all() && !notes.is_empty() {
+    if result.is_ok() && lab::extent::prints_all_notes() && !notes.is_empty() {
         eprint!("{notes}");
     }
     match result {

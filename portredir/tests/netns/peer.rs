@@ -2,6 +2,7 @@
 //! senders of single packets.
 
 pub mod conn;
+pub mod dns;
 pub mod echo;
 pub mod http;
 pub mod listener;

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::{Family, Far, Lab};
 use crate::peer::conn::{Conn, Proto};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -18,7 +18,7 @@ pub fn add(tests: &mut Tests) {
 /// Every packet is counted, once, where it came in.
 fn counters(cell: &Cell) {
     let lab = Lab::with_far(cell, Far::BehindHost);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = Redirector::of(cell, &lab, &["7777:7778/udp", "80:8080"]);
     let message = [7; 100];
     for (at, net, flows, packets) in [(&lab.client, 1, 3, 40), (lab.far(), 2, 2, 25)] {
@@ -50,7 +50,7 @@ fn counters(cell: &Cell) {
 /// A line for each change, nothing in between, a summary at the end.
 fn counters_as_text(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let args = [
         "--iface",
         "h0",

@@ -16,13 +16,15 @@ use crate::lab::cgroup::Cgroup;
 use crate::lab::extent::allow;
 use crate::lab::process::{note, wait_for};
 use crate::lab::program::{PROGRAM, Redirector};
-use crate::lab::unprivileged::as_nobody;
+use crate::lab::unprivileged::as_unprivileged_user;
 use crate::lab::usage::Usage;
 use crate::lab::{Family, Lab};
 use crate::lifecycle::host::Host;
-use crate::peer::pair::{Acceptor, Pair};
-use crate::peer::raw::{self, Error, Forger, Segment, add_nowhere, nowhere, tcp, udp};
-use crate::peer::udp::{Answerer, Asker};
+use crate::peer::pair::{Acceptor, TcpPair};
+use crate::peer::raw::{
+    self, Error, RawSender, Segment, add_spoofed_networks, spoofed_addr, tcp, udp,
+};
+use crate::peer::udp::{UdpClient, UdpServer};
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -87,14 +89,14 @@ fn unwatched(cell: &Cell) {
         }
         let acceptor = Acceptor::start(&lab.host, 8080);
         let by = |port| cell.family.host(port);
-        let mut pairs = vec![Pair::new(&lab.client, &acceptor, 41_000, by(8080))];
+        let mut pairs = vec![TcpPair::new(&lab.client, &acceptor, 41_000, by(8080))];
         // Loopback has no native XDP.
         let iface = if cell.engine == "xdp" { "h0" } else { "h0,lo" };
         let args = ["--iface", iface, "--engine", cell.engine];
         let rules = ["--cgroup", cgroup.path(), "80:8080"];
         let redirector = Redirector::start(&lab.host, &[args.as_slice(), &rules].concat());
         for (from, port) in [(41_001, 8080), (41_002, 80), (41_003, 80)] {
-            pairs.push(Pair::new(&lab.client, &acceptor, from, by(port)));
+            pairs.push(TcpPair::new(&lab.client, &acceptor, from, by(port)));
         }
         for when in ["at first", "later"] {
             pairs.iter_mut().for_each(|pair| pair.talk(50_000, when));
@@ -133,38 +135,38 @@ fn forged_packets(cell: &Cell) {
 
 fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) -> Damage {
     let lab = Lab::new(cell);
-    add_nowhere(&lab.host);
+    add_spoofed_networks(&lab.host);
     let acceptor = Acceptor::start(&lab.host, 8080);
-    let _answerer = Answerer::start(&lab.host, 8080);
+    let _udp_server = UdpServer::start(&lab.host, 8080);
     let redirector = start.map(|start| start(cell, &lab));
     let has_udp = redirector.is_none() || cell.engine != "socket" || port == 8080;
     let to = cell.family.host(port);
     let mut pairs: Vec<_> = (41_000..41_004)
-        .map(|from| Pair::new(&lab.client, &acceptor, from, to))
+        .map(|from| TcpPair::new(&lab.client, &acceptor, from, to))
         .collect();
     pairs.iter_mut().for_each(|pair| pair.talk(500, "at first"));
-    let mut asker = has_udp.then(|| Asker::new(&lab.client, 42_000, to, "a victim"));
+    let mut udp_client = has_udp.then(|| UdpClient::new(&lab.client, 42_000, to, "a victim"));
     let mut is_answered = || {
-        asker.as_mut().is_none_or(|asker| {
+        udp_client.as_mut().is_none_or(|udp_client| {
             // An error that is about it is heard once.
-            let mut ask = || asker.ask(3, Duration::from_secs(2));
+            let mut ask = || udp_client.ask(3, Duration::from_secs(2));
             ask().or_else(|_| ask()).is_ok()
         })
     };
     assert!(is_answered(), "before anything is forged");
 
-    let forger = Forger::new(&lab.client);
+    let sender = RawSender::new(&lab.client);
     let victims: Vec<_> = pairs.iter().map(|pair| pair.local).collect();
     let packets = forged(cell.family, to, &victims[..2]);
     let count = packets.len();
     for packet in packets {
-        forger.send(to.ip(), &[packet]);
+        sender.send(to.ip(), &[packet]);
     }
 
-    let misunderstood = Pair::misunderstood(&mut pairs, Duration::from_secs(10));
+    let broken = TcpPair::broken(&mut pairs, Duration::from_secs(10));
     let is_udp_answered = is_answered();
     // Neither is anybody else in the way of new ones.
-    Pair::new(&lab.client, &acceptor, 0, to).talk(500, "new");
+    TcpPair::new(&lab.client, &acceptor, 0, to).talk(500, "new");
     let client = victims[0].ip().to_string();
     let route = lab.host.run(&["ip", "route", "get", &client]);
     let mut words = route.split_whitespace();
@@ -178,7 +180,7 @@ fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) 
         ));
     }
     Damage {
-        connections: misunderstood.len(),
+        connections: broken.len(),
         is_udp_answered,
         route,
     }
@@ -232,7 +234,7 @@ fn errors(family: Family, server: SocketAddr, client: SocketAddr) -> Vec<Vec<u8>
         quote
     });
     quotes.extend(damaged);
-    let from_anywhere = [client.ip(), nowhere(family, 77), family.addr(1, 98)];
+    let from_anywhere = [client.ip(), spoofed_addr(family, 77), family.addr(1, 98)];
     let mut errors = Vec::new();
     for quote in &quotes {
         for from in from_anywhere {
@@ -250,7 +252,10 @@ fn segments(family: Family, server: SocketAddr, client: SocketAddr) -> Vec<Vec<u
     let mut segments = Vec::new();
     for port in [server.port(), 80, 81, 8080] {
         let to = SocketAddr::new(server.ip(), port);
-        for from in [client, SocketAddr::new(nowhere(family, 78), client.port())] {
+        for from in [
+            client,
+            SocketAddr::new(spoofed_addr(family, 78), client.port()),
+        ] {
             for segment in [
                 Segment::Rst,
                 Segment::RstAck,
@@ -277,14 +282,14 @@ fn forged_ack_to_silent_connection(cell: &Cell) {
     let redirector = start(cell, &lab);
     let to = |port| Family::V4.host(port);
     let mut pairs: Vec<_> = (43_000..43_010)
-        .map(|from| Pair::new(&lab.client, &acceptor, from, to(8080)))
+        .map(|from| TcpPair::new(&lab.client, &acceptor, from, to(8080)))
         .collect();
-    let forger = Forger::new(&lab.client);
+    let sender = RawSender::new(&lab.client);
     for pair in &pairs {
         let forged = tcp(pair.local, to(80), Segment::Ack, (1, 1));
-        forger.send(to(80).ip(), &[forged]);
+        sender.send(to(80).ip(), &[forged]);
     }
-    let broken = Pair::misunderstood(&mut pairs, Duration::from_secs(5)).len();
+    let broken = TcpPair::broken(&mut pairs, Duration::from_secs(5)).len();
     redirector.stop();
     assert_eq!(broken, 0, "of 10 connections");
 }
@@ -295,7 +300,7 @@ fn memory_of_tables() {
     // Of each TCP flow one entry, of UDP two: help of `--max-udp-flows`.
     const MOST_PER_FLOW: u64 = 256;
     let lab = Lab::new(&CELL);
-    add_nowhere(&lab.host);
+    add_spoofed_networks(&lab.host);
     let bytes = |sizes: [u64; 2]| {
         let sizes = sizes.map(|size| size.to_string());
         let sizes = ["--max-tcp-flows", &sizes[0], "--max-udp-flows", &sizes[1]];
@@ -305,19 +310,19 @@ fn memory_of_tables() {
             usage.map_bytes.values().sum::<u64>()
         };
         let empty = bytes();
-        let forger = Forger::new(&lab.client);
+        let sender = RawSender::new(&lab.client);
         let to = Family::V4.host(80);
         for number in 0..200 {
             let packets: Vec<_> = (0..64)
                 .map(|i| {
-                    let from = SocketAddr::new(nowhere(Family::V4, number * 64 + i), 5000);
+                    let from = SocketAddr::new(spoofed_addr(Family::V4, number * 64 + i), 5000);
                     match i % 2 {
                         0 => udp(from, to, b"x"),
                         _ => tcp(from, to, Segment::Syn, (number, 0)),
                     }
                 })
                 .collect();
-            forger.send(to.ip(), &packets);
+            sender.send(to.ip(), &packets);
         }
         let full = bytes();
         redirector.stop();
@@ -398,7 +403,7 @@ fn see_nothing() {
     let names: Vec<_> = names.map(|name| name.expect("a pin").path()).collect();
     assert!(names.len() > 10, "{names:?}");
     let told = lab.host.enter(|| {
-        as_nobody(|| {
+        as_unprivileged_user(|| {
             find_no_pins(&pins, &names);
             find_no_process(follower);
             assert!(aya::maps::loaded_maps().all(|map| map.is_err()));
@@ -447,7 +452,7 @@ fn stop_nothing() {
     let files = || Usage::of(run.id()).files;
     let before = files();
     let held = lab.host.enter(|| {
-        as_nobody(|| {
+        as_unprivileged_user(|| {
             let connect = |_| connect().expect("somebody listens");
             (0..500).map(connect).collect::<Vec<_>>()
         })

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::time::Duration;
 
 use super::case::{Case, tcp, udp};
-use super::client::{Meeting, dial};
+use super::client::{Conversation, converse};
 use super::decode::{Arrival, Body};
 use super::frame::{SYN, Sum, options_header};
 use super::ghost::Ghost;
@@ -53,7 +53,7 @@ pub const PUBLISH: &str = "
 
 fn published_datagram(site: &Site, family: Family) -> Observation {
     let _filter = site.filter(PUBLISH);
-    dial(&site.lab.client, Proto::Udp, family.host(85))
+    converse(&site.lab.client, Proto::Udp, family.host(85))
 }
 
 fn bad_tcp_checksum(site: &Site, family: Family) -> Observation {
@@ -65,26 +65,29 @@ fn bad_tcp_checksum(site: &Site, family: Family) -> Observation {
 
 /// Has an echo send this much.
 fn download(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => Observation::of(echo_all(&meeting, &noise(300_000), Duration::ZERO)),
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+        Ok(conversation) => {
+            Observation::of(echo_all(&conversation, &noise(300_000), Duration::ZERO))
+        }
         Err(error) => Observation::of(failure(&error)),
     }
 }
 
 fn every_segment(site: &Site, family: Family) -> Observation {
     let wire = &site.wires[0];
-    let mut meeting = match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => meeting,
-        Err(error) => return Observation::of(failure(&error)),
-    };
-    let port = meeting.conn.local().port();
+    let mut conversation =
+        match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+            Ok(conversation) => conversation,
+            Err(error) => return Observation::of(failure(&error)),
+        };
+    let port = conversation.conn.local().port();
     wire.forget();
     let mut ports = Vec::new();
     // In parts that the observer's buffer takes.
     let noise = noise(50_000);
     for _ in 0..20 {
-        meeting.conn.send(&noise).expect("send");
-        let Conn::Tcp(stream) = &mut meeting.conn else {
+        conversation.conn.send(&noise).expect("send");
+        let Conn::Tcp(stream) = &mut conversation.conn else {
             unreachable!("a TCP connection")
         };
         let mut answer = vec![0; noise.len()];
@@ -141,8 +144,10 @@ fn with_mtu(site: &Site, run: impl FnOnce() -> Observation) -> Observation {
 
 fn jumbo_frames(site: &Site, family: Family) -> Observation {
     with_mtu(site, || {
-        match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-            Ok(meeting) => Observation::of(echo_all(&meeting, &noise(1_000_000), Duration::ZERO)),
+        match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+            Ok(conversation) => {
+                Observation::of(echo_all(&conversation, &noise(1_000_000), Duration::ZERO))
+            }
             Err(error) => Observation::of(failure(&error)),
         }
     })
@@ -150,8 +155,8 @@ fn jumbo_frames(site: &Site, family: Family) -> Observation {
 
 fn jumbo_datagrams(site: &Site, family: Family) -> Observation {
     with_mtu(site, || {
-        match Meeting::begin(&site.lab.client, Proto::Udp, 0, family.host(80)) {
-            Ok(mut meeting) => Observation::of(match meeting.echoes(&noise(8000)) {
+        match Conversation::begin(&site.lab.client, Proto::Udp, 0, family.host(80)) {
+            Ok(mut conversation) => Observation::of(match conversation.echoes(&noise(8000)) {
                 Ok(is_same) => check(is_same, "every byte arrived"),
                 Err(error) => failure(&error).to_owned(),
             }),

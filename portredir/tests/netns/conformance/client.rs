@@ -13,7 +13,7 @@ use crate::peer::conn::{Conn, Proto};
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A conversation that has begun.
-pub struct Meeting {
+pub struct Conversation {
     pub conn: Conn,
     /// What was dialled.
     to: SocketAddr,
@@ -27,10 +27,10 @@ pub struct Meeting {
     pub original: u16,
 }
 
-impl Meeting {
+impl Conversation {
     /// Dials, and hears who is there; `port` is the client's, or zero.
     pub fn begin(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> io::Result<Self> {
-        let mut conn = Conn::dial_within(PATIENCE, at, proto, port, to)?;
+        let mut conn = Conn::connect_within(PATIENCE, at, proto, port, to)?;
         let line = match &mut conn {
             Conn::Tcp(stream) => {
                 let mut line = Vec::new();
@@ -115,14 +115,14 @@ pub fn greeting(line: &[u8]) -> Option<(String, SocketAddr, SocketAddr, u16)> {
 }
 
 /// Dials once, talks, and tells who was reached.
-pub fn dial(at: &Namespace, proto: Proto, to: SocketAddr) -> Observation {
-    dial_from(at, proto, 0, to)
+pub fn converse(at: &Namespace, proto: Proto, to: SocketAddr) -> Observation {
+    converse_from(at, proto, 0, to)
 }
 
-/// As [`dial`], from this port.
-pub fn dial_from(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> Observation {
-    match Meeting::begin(at, proto, port, to) {
-        Ok(mut meeting) => meeting.facts(),
+/// As [`converse`], from this port.
+pub fn converse_from(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> Observation {
+    match Conversation::begin(at, proto, port, to) {
+        Ok(mut conversation) => conversation.facts(),
         Err(error) => Observation::of(failure(&error)),
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::case::{Case, own, tcp, udp};
 use super::checksum::PUBLISH;
-use super::client::{Meeting, dial};
+use super::client::{Conversation, converse};
 use super::frame::SYN;
 use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
@@ -24,14 +24,14 @@ pub const CASES: &[Case] = &[
     own(80, "kill_9", "`kill -9`", kill_9).demands("refused; nothing is left attached"),
     own(81, "second_instance", "the program is started twice", second_instance).demands("exit code 1; the first continues: 8080 reached"),
     tcp(82, "server_restart", "the server comes, goes and comes again", server_restart),
-    tcp(83, "loopback_target", "a target server bound to loopback, and a client from outside", |site, family| dial(&site.lab.client, Proto::Tcp, family.host(83))),
+    tcp(83, "loopback_target", "a target server bound to loopback, and a client from outside", |site, family| converse(&site.lab.client, Proto::Tcp, family.host(83))),
     tcp(84, "listeners", "four servers that share a port; one for IPv6 only; one dual-stack socket", listeners),
     tcp(150, "firewall_on_dialled", "a firewall on INPUT that allows 8095 and not 95", firewall_on_dialled),
     tcp(151, "original_destination", "what `SO_ORIGINAL_DST` returns to the server", original_destination),
     tcp(152, "invalid_drop", "`ct state invalid drop` on PREROUTING and OUTPUT", |site, family| invalid_drop(site, family, Proto::Tcp)),
     udp(153, "invalid_drop_datagram", "the same for datagrams", |site, family| invalid_drop(site, family, Proto::Udp)),
-    tcp(154, "server_on_both", "93, where a server listens on the destination port too", |site, family| dial(&site.lab.client, Proto::Tcp, family.host(93))),
-    udp(155, "server_on_both_datagram", "the same for datagrams", |site, family| dial(&site.lab.client, Proto::Udp, family.host(93))),
+    tcp(154, "server_on_both", "93, where a server listens on the destination port too", |site, family| converse(&site.lab.client, Proto::Tcp, family.host(93))),
+    udp(155, "server_on_both_datagram", "the same for datagrams", |site, family| converse(&site.lab.client, Proto::Udp, family.host(93))),
     tcp(156, "range", "9003 and 9000 of a range of ports, each to a target port of its own", |site, family| both(site, Proto::Tcp, family.host(9003), family.host(9000))),
     udp(157, "range_datagram", "the same for datagrams", |site, family| both(site, Proto::Udp, family.host(9003), family.host(9000))),
     tcp(158, "range_to_one", "86 and 88 of a range with one target port", |site, family| both(site, Proto::Tcp, family.host(86), family.host(88))),
@@ -45,10 +45,10 @@ pub const CASES: &[Case] = &[
 
 /// Two addresses, one after the other.
 fn both(site: &Site, proto: Proto, first: SocketAddr, second: SocketAddr) -> Observation {
-    let dial = |to| dial(&site.lab.client, proto, to);
+    let converse = |to| converse(&site.lab.client, proto, to);
     Observation::default()
-        .with("first", &dial(first))
-        .with("second", &dial(second))
+        .with("first", &converse(first))
+        .with("second", &converse(second))
 }
 
 fn foreign_xdp(subject: Subject) -> Observation {
@@ -70,7 +70,7 @@ fn foreign_xdp(subject: Subject) -> Observation {
             .and(check(says, "the error names the program"));
     }
     site.start();
-    let seen = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let seen = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     let runs = check(still_runs(&site, &foreign), "it still runs");
     site.finish();
     Observation::of(runs).and(seen.to_string())
@@ -79,7 +79,7 @@ fn foreign_xdp(subject: Subject) -> Observation {
 /// Whether a program sees what nobody redirects.
 fn still_runs(site: &Site, foreign: &Foreign) -> bool {
     let before = foreign.packets(8080);
-    dial(&site.lab.client, Proto::Tcp, Family::V4.host(8080));
+    converse(&site.lab.client, Proto::Tcp, Family::V4.host(8080));
     foreign.packets(8080) > before
 }
 
@@ -90,7 +90,7 @@ fn foreign_tc(subject: Subject) -> Observation {
     let foreign = ["ingress", "egress"]
         .map(|hook| Foreign::attach(&site.lab.host, (hook, "10"), "h0", "foreign", NEXT));
     site.start();
-    let seen = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let seen = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     let run = foreign.iter().all(|foreign| still_runs(&site, foreign));
     site.finish();
     seen.and(check(run, "they still run"))
@@ -106,7 +106,7 @@ fn behind_firewall(site: &Site, family: Family, shut: u16, open: u16) -> Observa
             tcp dport {shut} reject with tcp reset
         }}"
     ));
-    dial(&site.lab.client, Proto::Tcp, family.host(95))
+    converse(&site.lab.client, Proto::Tcp, family.host(95))
 }
 
 fn firewall_on_target(site: &Site, family: Family) -> Observation {
@@ -119,13 +119,13 @@ fn firewall_on_dialled(site: &Site, family: Family) -> Observation {
 
 fn published(site: &Site, family: Family) -> Observation {
     let _filter = site.filter(PUBLISH);
-    dial(&site.lab.client, Proto::Tcp, family.host(85))
+    converse(&site.lab.client, Proto::Tcp, family.host(85))
 }
 
 fn kill_9(subject: Subject) -> Observation {
     let mut site = Site::new(subject, false);
     site.kill();
-    let seen = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let seen = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     let left = attached(&site.lab.host);
     seen.and(check(left.is_empty(), "nothing is left attached"))
 }
@@ -137,7 +137,7 @@ fn second_instance(subject: Subject) -> Observation {
     };
     let mut second = site.command(&["--iface", "h0", "--engine", engine, "80:9090"]);
     let status = second.wait();
-    let seen = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let seen = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     site.finish();
     Observation::of(format!("exit code {}", status.code().unwrap_or(-1)))
         .with("the first continues", &seen)
@@ -145,14 +145,14 @@ fn second_instance(subject: Subject) -> Observation {
 
 fn server_restart(site: &Site, family: Family) -> Observation {
     let to = family.host(96);
-    let dial = || dial(&site.lab.client, Proto::Tcp, to);
-    let before = dial();
+    let converse = || converse(&site.lab.client, Proto::Tcp, to);
+    let before = converse();
     let server = Server::start(&site.lab.host, "8096", 8096, Manner::Echo);
-    let first = dial();
+    let first = converse();
     drop(server);
-    let between = dial();
+    let between = converse();
     let server = Server::start(&site.lab.host, "8096", 8096, Manner::Echo);
-    let second = dial();
+    let second = converse();
     drop(server);
     [before, first, between, second]
         .iter()
@@ -163,15 +163,15 @@ fn server_restart(site: &Site, family: Family) -> Observation {
 fn listeners(site: &Site, family: Family) -> Observation {
     let mut names = std::collections::BTreeSet::new();
     for _ in 0..80 {
-        match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(82)) {
-            Ok(meeting) => names.insert(meeting.name),
+        match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(82)) {
+            Ok(conversation) => names.insert(conversation.name),
             Err(error) => names.insert(failure(&error).to_owned()),
         };
     }
     let all = names.into_iter().collect::<Vec<_>>().join(", ");
-    let v6_only = dial(&site.lab.client, Proto::Tcp, family.host(84));
+    let v6_only = converse(&site.lab.client, Proto::Tcp, family.host(84));
     let server = Server::dual_stack(&site.lab.host, "8097", 8097);
-    let dual = dial(&site.lab.client, Proto::Tcp, family.host(97));
+    let dual = converse(&site.lab.client, Proto::Tcp, family.host(97));
     drop(server);
     Observation::default()
         .with("shared", &Observation::of(all))
@@ -180,9 +180,9 @@ fn listeners(site: &Site, family: Family) -> Observation {
 }
 
 fn original_destination(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) if meeting.original == 0 => Observation::of("nothing"),
-        Ok(meeting) => Observation::of(format!("port {}", meeting.original)),
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+        Ok(conversation) if conversation.original == 0 => Observation::of("nothing"),
+        Ok(conversation) => Observation::of(format!("port {}", conversation.original)),
         Err(error) => Observation::of(failure(&error)),
     }
 }
@@ -199,7 +199,7 @@ const INVALID_DROP: &str = "
 
 fn invalid_drop(site: &Site, family: Family, proto: Proto) -> Observation {
     let _filter = site.filter(INVALID_DROP);
-    dial(&site.lab.client, proto, family.host(80))
+    converse(&site.lab.client, proto, family.host(80))
 }
 
 fn from_condition(site: &Site, family: Family) -> Observation {
@@ -208,7 +208,7 @@ fn from_condition(site: &Site, family: Family) -> Observation {
     Observation::default()
         .with(
             "lower",
-            &dial(&site.lab.client, Proto::Tcp, family.host(98)),
+            &converse(&site.lab.client, Proto::Tcp, family.host(98)),
         )
         .with("upper", &upper)
 }
@@ -216,6 +216,6 @@ fn from_condition(site: &Site, family: Family) -> Observation {
 fn interface_condition(site: &Site, family: Family) -> Observation {
     let to = SocketAddr::new(family.addr(2, 1), 100);
     Observation::default()
-        .with("second", &dial(site.lab.far(), Proto::Tcp, to))
-        .with("first", &dial(&site.lab.client, Proto::Tcp, to))
+        .with("second", &converse(site.lab.far(), Proto::Tcp, to))
+        .with("first", &converse(&site.lab.client, Proto::Tcp, to))
 }

@@ -4,16 +4,16 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::case::{Case, own, tcp};
-use super::client::dial;
+use super::client::converse;
 use super::observe::{Observation, check};
 use super::rules;
 use super::server::{Manner, Server};
 use super::site::{Site, Subject};
 use crate::lab::program::{PROGRAM, Redirector};
+use crate::lab::python::python;
 use crate::lab::{Family, Lab, add_addrs, link};
 use crate::path::link::TUNNEL;
 use crate::peer::conn::Proto;
-use crate::peer::echo;
 use crate::skip;
 
 #[rustfmt::skip]
@@ -22,7 +22,7 @@ pub const CASES: &[Case] = &[
     own(72, "vlan_device", "the client is in a VLAN for which the host has a device, with the tags in the packet", |subject| vlan_device(subject, Proto::Tcp)).known("IPv4: 8080 reached; IPv6: 8080 reached"),
     own(165, "tun_datagram", "a datagram by a tun device", |subject| tun(subject, Proto::Udp)).udp(),
     own(166, "vlan_datagram", "a datagram by a VLAN device", |subject| vlan_device(subject, Proto::Udp)).udp().known("IPv4: 8080 reached; IPv6: 8080 reached"),
-    tcp(73, "bridge_and_port", "a container connects to 90, redirected to 9090, which is redirected to 9191", |site, family| dial(&site.a, Proto::Tcp, SocketAddr::new(family.addr(3, 1), 90))),
+    tcp(73, "bridge_and_port", "a container connects to 90, redirected to 9090, which is redirected to 9191", |site, family| converse(&site.a, Proto::Tcp, SocketAddr::new(family.addr(3, 1), 90))),
     tcp(74, "new_interface", "an interface that appears while the redirect runs", new_interface),
     tcp(75, "new_address", "an address that appears while the redirect runs", new_address),
 ];
@@ -77,7 +77,7 @@ fn redirect(subject: Subject, lab: &Lab, proto: Proto) -> Observation {
     };
     let mut all = Observation::default();
     for (name, family) in [("IPv4", Family::V4), ("IPv6", Family::V6)] {
-        all = all.with(name, &dial(&lab.client, proto, family.host(80)));
+        all = all.with(name, &converse(&lab.client, proto, family.host(80)));
     }
     if let Some(redirector) = redirector {
         redirector.stop();
@@ -93,7 +93,7 @@ fn tun(subject: Subject, proto: Proto) -> Observation {
     let names = [lab.host.name.as_str(), lab.client.name.as_str()];
     let mut tunnel = lab
         .host
-        .start(&[echo::python(), "-c", TUNNEL, names[0], names[1]]);
+        .start(&[python(), "-c", TUNNEL, names[0], names[1]]);
     tunnel.wait_for_words("ready");
     add_addrs(&lab.host, "h0", (1, 1));
     add_addrs(&lab.client, "c0", (1, 2));
@@ -128,7 +128,7 @@ fn new_interface(site: &Site, family: Family) -> Observation {
     link(&site.lab.host, name, (net, 1), far, peer, (net, 2));
     let to = SocketAddr::new(family.addr(net, 1), 80);
     let is_there = |seen: &Observation| *seen == Observation::of("8080 reached");
-    let seen = until(is_there, || dial(far, Proto::Tcp, to));
+    let seen = until(is_there, || converse(far, Proto::Tcp, to));
     site.lab.host.ip(&format!("link del {name}"));
     seen
 }
@@ -143,7 +143,7 @@ fn new_address(site: &Site, family: Family) -> Observation {
     host.ip(&format!("addr add {addr}/{len} dev h0{nodad}"));
     let to = SocketAddr::new(addr, 80);
     let is_there = |seen: &Observation| *seen == Observation::of("8080 reached");
-    let seen = until(is_there, || dial(&site.lab.client, Proto::Tcp, to));
+    let seen = until(is_there, || converse(&site.lab.client, Proto::Tcp, to));
     host.ip(&format!("addr del {addr}/{len} dev h0"));
     seen
 }

@@ -1,7 +1,7 @@
 //! Fragments, options, extension headers, and packets that are none.
 
 use super::case::{Case, tcp, udp};
-use super::client::{Meeting, dial};
+use super::client::{Conversation, converse};
 use super::frame::{ETHERNET, SYN, Sum, options_header};
 use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
@@ -40,8 +40,8 @@ pub const CASES: &[Case] = &[
 fn fragmented(site: &Site, family: Family) -> Observation {
     let mut all = Observation::default();
     for len in [4000, 20_000] {
-        let begun = Meeting::begin(&site.lab.client, Proto::Udp, 0, family.host(80));
-        let fact = match begun.and_then(|mut meeting| meeting.echoes(&noise(len))) {
+        let begun = Conversation::begin(&site.lab.client, Proto::Udp, 0, family.host(80));
+        let fact = match begun.and_then(|mut conversation| conversation.echoes(&noise(len))) {
             Ok(is_same) => check(is_same, "every byte arrived"),
             Err(error) => failure(&error).to_owned(),
         };
@@ -302,7 +302,7 @@ fn tagged_frame(site: &Site, family: Family) -> Observation {
     // And it does no harm.
     Observation::default().with("tagged", &seen).with(
         "later",
-        &dial(&site.lab.client, Proto::Udp, family.host(80)),
+        &converse(&site.lab.client, Proto::Udp, family.host(80)),
     )
 }
 

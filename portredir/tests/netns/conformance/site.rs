@@ -19,7 +19,7 @@ use super::wire::{Wire, mac};
 use crate::lab::namespace::Namespace;
 use crate::lab::process::{Process, wait_for};
 use crate::lab::program::{PROGRAM, Redirector};
-use crate::lab::{Family, Lab, add_addrs, link, wait_for_way};
+use crate::lab::{Family, Lab, add_addrs, link, wait_for_route};
 use crate::path::paths::has_br_netfilter;
 use crate::peer::conn::{Proto, is_refused};
 use crate::skip;
@@ -307,9 +307,9 @@ impl Hosts<'_> {
     fn wait_for_ways(&self) {
         for family in Family::BOTH {
             for at in [&self.lab.client, self.far, self.a, self.b] {
-                wait_for_way(at, family.host(1));
+                wait_for_route(at, family.host(1));
             }
-            wait_for_way(self.a, SocketAddr::new(family.addr(3, 3), 1));
+            wait_for_route(self.a, SocketAddr::new(family.addr(3, 3), 1));
         }
     }
 }

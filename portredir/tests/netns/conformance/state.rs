@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 
 use super::case::{Case, own, tcp, udp};
-use super::client::{Meeting, dial};
+use super::client::{Conversation, converse};
 use super::decode::Body;
 use super::frame::{ACK, FIN, RST, SYN, Tcp};
 use super::ghost::{Connection, Ghost};
@@ -41,24 +41,25 @@ pub const CASES: &[Case] = &[
 /// Two conversations at once from one port of the client.
 fn twice(site: &Site, family: Family, proto: Proto, (first, second): (u16, u16)) -> Observation {
     let port = site.port();
-    let begin = |to| Meeting::begin(&site.lab.client, proto, port, family.host(to));
+    let begin = |to| Conversation::begin(&site.lab.client, proto, port, family.host(to));
     let mut all = Observation::default();
     let mut meetings = Vec::new();
     for to in [first, second] {
         match begin(to) {
-            Ok(mut meeting) => {
-                all = all.with(&to.to_string(), &meeting.facts());
-                meetings.push(meeting);
+            Ok(mut conversation) => {
+                all = all.with(&to.to_string(), &conversation.facts());
+                meetings.push(conversation);
             }
             Err(error) => all = all.with(&to.to_string(), &Observation::of(failure(&error))),
         }
     }
-    let is_alive = |meeting: &mut Meeting| meeting.echoes(b"still there?").unwrap_or(false);
+    let is_alive =
+        |conversation: &mut Conversation| conversation.echoes(b"still there?").unwrap_or(false);
     let count = meetings.iter_mut().map(is_alive).filter(|is| *is).count();
-    for meeting in meetings {
+    for conversation in meetings {
         if proto == Proto::Tcp {
             // Or the next conversation from this port would have to wait.
-            meeting.conn.reset();
+            conversation.conn.reset();
         }
     }
     all.and(format!("{count} continue"))
@@ -81,7 +82,7 @@ fn quiet(site: &Site) -> TcpListener {
 }
 
 /// Connects to a quiet server: both ends.
-fn pair(site: &Site, listener: &TcpListener, family: Family) -> Pair {
+fn pair(site: &Site, listener: &TcpListener, family: Family) -> TcpPair {
     let conn = Conn::to(&site.lab.client, Proto::Tcp, 0, family.host(95));
     let (stream, _) = listener.accept().expect("accept");
     (conn, stream)
@@ -103,10 +104,10 @@ fn evicted(subject: Subject) -> Observation {
 }
 
 /// The client's end of a connection, and the server's.
-type Pair = (Conn, TcpStream);
+type TcpPair = (Conn, TcpStream);
 
 /// Whether the client hears what the server says.
-fn is_heard((conn, stream): &mut Pair, message: &[u8]) -> bool {
+fn is_heard((conn, stream): &mut TcpPair, message: &[u8]) -> bool {
     stream.write_all(message).is_ok()
         && conn
             .receive(message.len())
@@ -128,10 +129,10 @@ fn syn_flood(subject: Subject) -> Observation {
             }
         }
     }
-    let is_heard = |pair: &mut Pair| is_heard(pair, b"surprise");
+    let is_heard = |pair: &mut TcpPair| is_heard(pair, b"surprise");
     let count = pairs.iter_mut().map(is_heard).filter(|is| *is).count();
     let seen = Observation::of(format!("{count} of 100 receive it"));
-    let new = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let new = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     site.finish();
     seen.with("new", &new)
 }
@@ -206,18 +207,18 @@ fn older_connection(subject: Subject) -> Observation {
     let mut all = Observation::default();
     let mut meetings = Vec::new();
     for family in Family::BOTH {
-        let begun = Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
+        let begun = Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
         meetings.push(begun.expect("the server"));
     }
     site.start();
-    for meeting in &mut meetings {
-        all = all.and(match meeting.echoes(b"after") {
+    for conversation in &mut meetings {
+        all = all.and(match conversation.echoes(b"after") {
             Ok(is_same) => check(is_same, "the connection continues"),
             Err(error) => failure(&error).to_owned(),
         });
     }
     for family in Family::BOTH {
-        let new = dial(&site.lab.client, Proto::Tcp, family.host(80));
+        let new = converse(&site.lab.client, Proto::Tcp, family.host(80));
         all = all.with("new", &new);
     }
     drop(meetings);
@@ -230,18 +231,18 @@ fn end_with_connections(subject: Subject) -> Observation {
     site.start_with(&["--drain-timeout", "10"]);
     let mut meetings = Vec::new();
     for family in Family::BOTH {
-        let begun = Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
+        let begun = Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
         meetings.push(begun.expect("the server"));
     }
     site.begin_to_end();
     let mut all = Observation::default();
-    for meeting in &mut meetings {
-        all = all.and(match meeting.echoes(b"after") {
+    for conversation in &mut meetings {
+        all = all.and(match conversation.echoes(b"after") {
             Ok(is_same) => check(is_same, "the connection continues"),
             Err(error) => failure(&error).to_owned(),
         });
     }
-    let new = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let new = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     drop(meetings);
     site.finish();
     all.with("new", &new)
@@ -256,15 +257,16 @@ fn upgrade(subject: Subject) -> Observation {
     let mut up = site.command(&args);
     assert!(up.wait().success(), "{}", up.err());
     let _down = site.down_later();
-    let mut meeting = match Meeting::begin(&site.lab.client, Proto::Tcp, 0, Family::V4.host(80)) {
-        Ok(meeting) => meeting,
-        Err(error) => return Observation::of(failure(&error)),
-    };
-    let before = meeting.facts();
+    let mut conversation =
+        match Conversation::begin(&site.lab.client, Proto::Tcp, 0, Family::V4.host(80)) {
+            Ok(conversation) => conversation,
+            Err(error) => return Observation::of(failure(&error)),
+        };
+    let before = conversation.facts();
     let mut again = site.command(&args);
     assert!(again.wait().success(), "{}", again.err());
-    let goes_on = meeting.echoes(b"after").unwrap_or(false);
-    let new = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let goes_on = conversation.echoes(b"after").unwrap_or(false);
+    let new = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     Observation::default()
         .with("before", &before)
         .and(check(goes_on, "the connection continues"))
@@ -276,7 +278,7 @@ fn syn_cookies(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::new(site, family);
     let by_hand = ghost.connect(80).is_some();
     (0..3)
-        .map(|_| dial(&site.lab.client, Proto::Tcp, family.host(80)).to_string())
+        .map(|_| converse(&site.lab.client, Proto::Tcp, family.host(80)).to_string())
         .chain([check(by_hand, "raw packets too")])
         .collect()
 }

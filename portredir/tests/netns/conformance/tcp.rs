@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::socket::{MsgFlags, send};
 
 use super::case::{Case, tcp};
-use super::client::{Meeting, dial};
+use super::client::{Conversation, converse};
 use super::decode::Body;
 use super::frame::{ACK, CWR, ECE, FIN, PSH, RST, SYN, Tcp, URG};
 use super::ghost::Ghost;
@@ -53,12 +53,12 @@ fn flags(site: &Site, family: Family, flags: u8) -> Observation {
 }
 
 fn connection(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(mut meeting) => {
-            let facts = meeting.facts();
-            let port = meeting.local.port();
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+        Ok(mut conversation) => {
+            let facts = conversation.facts();
+            let port = conversation.local.port();
             facts
-                .and(meeting.addr_fact())
+                .and(conversation.addr_fact())
                 .and(format!("server's local port is {port}"))
         }
         Err(error) => Observation::of(failure(&error)),
@@ -69,8 +69,8 @@ fn other_addresses(site: &Site, family: Family) -> Observation {
     let mut all = Observation::default();
     for (name, net, number) in [("second", 1, 11), ("other interface", 2, 1)] {
         let to = SocketAddr::new(family.addr(net, number), 80);
-        let seen = match Meeting::begin(&site.lab.client, Proto::Tcp, 0, to) {
-            Ok(mut meeting) => meeting.facts().and(meeting.addr_fact()),
+        let seen = match Conversation::begin(&site.lab.client, Proto::Tcp, 0, to) {
+            Ok(mut conversation) => conversation.facts().and(conversation.addr_fact()),
             Err(error) => Observation::of(failure(&error)),
         };
         all = all.with(name, &seen);
@@ -81,7 +81,7 @@ fn other_addresses(site: &Site, family: Family) -> Observation {
 fn direct(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::new(site, family);
     let raw = ghost.ask(&ghost.tcp(8080, SYN));
-    dial(&site.lab.client, Proto::Tcp, family.host(8080)).with("SYN", &raw)
+    converse(&site.lab.client, Proto::Tcp, family.host(8080)).with("SYN", &raw)
 }
 
 /// Bytes of this length without a pattern.
@@ -92,8 +92,8 @@ pub fn noise(len: usize) -> Vec<u8> {
 
 /// Sends all of it to an echo and compares what comes back; `pause` is how
 /// long nothing is read.
-pub fn echo_all(meeting: &Meeting, bytes: &[u8], pause: Duration) -> String {
-    let Conn::Tcp(stream) = &meeting.conn else {
+pub fn echo_all(conversation: &Conversation, bytes: &[u8], pause: Duration) -> String {
+    let Conn::Tcp(stream) = &conversation.conn else {
         unreachable!("a TCP connection")
     };
     let (mut up, mut down): (TcpStream, TcpStream) = (
@@ -126,8 +126,8 @@ fn bulk(site: &Site, family: Family) -> Observation {
     } else {
         2_000_000
     };
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => Observation::of(echo_all(&meeting, &noise(len), Duration::ZERO)),
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+        Ok(conversation) => Observation::of(echo_all(&conversation, &noise(len), Duration::ZERO)),
         Err(error) => Observation::of(failure(&error)),
     }
 }
@@ -180,7 +180,7 @@ fn no_listener(site: &Site, family: Family) -> Observation {
         .and(check(is_right, "SYN acknowledged"))
         .with(
             "socket",
-            &dial(&site.lab.client, Proto::Tcp, family.host(81)),
+            &converse(&site.lab.client, Proto::Tcp, family.host(81)),
         )
 }
 
@@ -239,9 +239,9 @@ fn keepalive(site: &Site, family: Family) -> Observation {
         "the connection continues",
     );
     drop(connection);
-    let meeting = Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
-    let window = match &meeting {
-        Ok(meeting) => echo_all(meeting, &noise(4_000_000), Duration::from_millis(250)),
+    let conversation = Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
+    let window = match &conversation {
+        Ok(conversation) => echo_all(conversation, &noise(4_000_000), Duration::from_millis(250)),
         Err(error) => failure(error).to_owned(),
     };
     Observation::default()
@@ -252,16 +252,17 @@ fn keepalive(site: &Site, family: Family) -> Observation {
 
 /// The urgent byte is no part of the stream.
 fn urgent(site: &Site, family: Family) -> Observation {
-    let mut meeting = match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => meeting,
-        Err(error) => return Observation::of(failure(&error)),
-    };
-    let Conn::Tcp(stream) = &meeting.conn else {
+    let mut conversation =
+        match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+            Ok(conversation) => conversation,
+            Err(error) => return Observation::of(failure(&error)),
+        };
+    let Conn::Tcp(stream) = &conversation.conn else {
         unreachable!("a TCP connection")
     };
     send(stream.as_raw_fd(), b"abU", MsgFlags::MSG_OOB).expect("send");
     send(stream.as_raw_fd(), b"cd", MsgFlags::empty()).expect("send");
-    let heard = meeting.conn.receive(4);
+    let heard = conversation.conn.receive(4);
     Observation::of(match heard {
         Ok(heard) => check(heard == b"abcd", "left out of the stream"),
         Err(error) => failure(&error).to_owned(),
@@ -327,17 +328,19 @@ fn odd_lengths(site: &Site, family: Family) -> Observation {
 }
 
 fn half_close(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => Observation::of(echo_all(&meeting, b"the last words", Duration::ZERO)),
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+        Ok(conversation) => {
+            Observation::of(echo_all(&conversation, b"the last words", Duration::ZERO))
+        }
         Err(error) => Observation::of(failure(&error)),
     }
 }
 
 fn server_hangs_up(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(94)) {
-        Ok(mut meeting) => {
-            let name = meeting.name.clone();
-            let end = meeting.conn.receive(1).expect_err("it hangs up");
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(94)) {
+        Ok(mut conversation) => {
+            let name = conversation.name.clone();
+            let end = conversation.conn.receive(1).expect_err("it hangs up");
             Observation::of(format!("{name} reached")).and(failure(&end))
         }
         Err(error) => Observation::of(failure(&error)),
@@ -348,7 +351,7 @@ fn client_resets(site: &Site, family: Family) -> Observation {
     let port = site.port();
     let mut all = Observation::default();
     for name in ["first", "second", "third"] {
-        let begin = || Meeting::begin(&site.lab.client, Proto::Tcp, port, family.host(80));
+        let begin = || Conversation::begin(&site.lab.client, Proto::Tcp, port, family.host(80));
         let mut begun = begin();
         // The own port can be held for some ms, with and without a redirector: perhaps by
         // a process that another thread starts, which has the socket until it runs.
@@ -361,9 +364,9 @@ fn client_resets(site: &Site, family: Family) -> Observation {
             begun = begin();
         }
         all = match begun {
-            Ok(mut meeting) => {
-                let facts = meeting.facts();
-                meeting.conn.reset();
+            Ok(mut conversation) => {
+                let facts = conversation.facts();
+                conversation.conn.reset();
                 all.with(name, &facts)
             }
             Err(error) => all.with(name, &Observation::of(failure(&error))),
@@ -373,12 +376,12 @@ fn client_resets(site: &Site, family: Family) -> Observation {
 }
 
 fn many_connections(site: &Site, family: Family) -> Observation {
-    let begin = |_| Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
+    let begin = |_| Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
     let mut meetings: Vec<_> = (0..200).map(begin).collect();
     let mut good = 0;
-    for (i, meeting) in meetings.iter_mut().enumerate() {
-        if let Ok(meeting) = meeting {
-            let is_said_back = meeting.echoes(format!("I am number {i}").as_bytes());
+    for (i, conversation) in meetings.iter_mut().enumerate() {
+        if let Ok(conversation) = conversation {
+            let is_said_back = conversation.echoes(format!("I am number {i}").as_bytes());
             good += u32::from(is_said_back.unwrap_or(false));
         }
     }

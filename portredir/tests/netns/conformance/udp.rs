@@ -6,7 +6,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
 
 use super::case::{Case, udp};
-use super::client::{Meeting, PATIENCE, dial, dial_from, greeting};
+use super::client::{Conversation, PATIENCE, converse, converse_from, greeting};
 use super::decode::Body;
 use super::frame::{Ip, Sum, fold, pseudo, udp as datagram, words};
 use super::ghost::Ghost;
@@ -45,7 +45,7 @@ pub const CASES: &[Case] = &[
 fn datagram_to_80(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::new(site, family);
     let raw = ghost.ask(&ghost.udp(80, b"hello"));
-    dial(&site.lab.client, Proto::Udp, family.host(80)).with("raw packet", &raw)
+    converse(&site.lab.client, Proto::Udp, family.host(80)).with("raw packet", &raw)
 }
 
 fn no_checksum(site: &Site, family: Family) -> Observation {
@@ -137,7 +137,7 @@ fn broadcast(site: &Site, family: Family) -> Observation {
 }
 
 fn refused(site: &Site, family: Family) -> Observation {
-    dial(&site.lab.client, Proto::Udp, family.host(81))
+    converse(&site.lab.client, Proto::Udp, family.host(81))
 }
 
 /// A socket that is not connected.
@@ -178,7 +178,7 @@ fn segments(site: &Site, family: Family) -> Observation {
 fn client_moves(site: &Site, family: Family) -> Observation {
     let at = &site.lab.client;
     (0..3)
-        .map(|_| dial_from(at, Proto::Udp, site.port(), family.host(80)).to_string())
+        .map(|_| converse_from(at, Proto::Udp, site.port(), family.host(80)).to_string())
         .collect()
 }
 
@@ -280,7 +280,7 @@ fn any_address(site: &Site, family: Family) -> Observation {
 }
 
 fn direct(site: &Site, family: Family) -> Observation {
-    dial(&site.lab.client, Proto::Udp, family.host(8080))
+    converse(&site.lab.client, Proto::Udp, family.host(8080))
 }
 
 fn source_port_0(site: &Site, family: Family) -> Observation {
@@ -290,15 +290,16 @@ fn source_port_0(site: &Site, family: Family) -> Observation {
 }
 
 fn lowest_checksums(site: &Site, family: Family) -> Observation {
-    let mut meeting = match Meeting::begin(&site.lab.client, Proto::Udp, 0, family.host(80)) {
-        Ok(meeting) => meeting,
-        Err(error) => return Observation::of(failure(&error)),
-    };
-    assert!(matches!(meeting.conn, Conn::Udp(_)));
+    let mut conversation =
+        match Conversation::begin(&site.lab.client, Proto::Udp, 0, family.host(80)) {
+            Ok(conversation) => conversation,
+            Err(error) => return Observation::of(failure(&error)),
+        };
+    assert!(matches!(conversation.conn, Conn::Udp(_)));
     let noise = noise(1200);
     let mut good = 0;
     for len in 0..1000 {
-        match meeting.echoes(&noise[len % 200..][..len]) {
+        match conversation.echoes(&noise[len % 200..][..len]) {
             Ok(is_same) => good += u32::from(is_same),
             Err(error) => return Observation::of(failure(&error)),
         }

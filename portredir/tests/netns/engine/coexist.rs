@@ -34,7 +34,7 @@
 //! | 81 | two instances | `second_instance` |
 //! | 82 | server that starts again | `server_restart`; engine `socket`: not here |
 //! | 83 | target bound to 127.0.0.1 | `target_on_loopback`; engine `socket`: not here |
-//! | 84 | kinds of listeners | `reuseport_group`, `ipv6_only`; dual-stack: [`Echo`], all tests |
+//! | 84 | kinds of listeners | `reuseport_group`, `ipv6_only`; dual-stack: [`EchoServer`], all tests |
 
 use std::time::Duration;
 
@@ -45,7 +45,8 @@ use crate::lab::process::wait_for;
 use crate::lab::program::{Redirector, packets};
 use crate::lab::{Family, Lab, add_addrs, link};
 use crate::peer::conn::{Conn, PROTOS, Proto, answers, is_refused};
-use crate::peer::echo::{self, Echo};
+use crate::peer::echo::EchoServer;
+use crate::peer::http::http_server;
 use crate::peer::http::{get, noise, put};
 use crate::{Cell, ENGINES, Tests};
 
@@ -84,7 +85,7 @@ pub const AUTO: Cell = Cell {
 };
 
 /// Conversations by the dialled and by the target port, IPv4 and IPv6.
-pub fn works(lab: &Lab, server: &Echo) {
+pub fn works(lab: &Lab, server: &EchoServer) {
     for family in Family::BOTH {
         for proto in PROTOS {
             for port in [80, 8080] {
@@ -138,7 +139,7 @@ const STATEFUL: &str = "
 /// Conntrack sees a plain connection to the target port, both ways.
 fn invalid_drop(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     nft(&lab.host, STATEFUL);
     works(&lab, &server);
@@ -155,7 +156,7 @@ fn invalid_drop(cell: &Cell) {
 /// The same where the host talks to itself.
 fn local_invalid_drop() {
     let lab = Lab::new(&AUTO);
-    let echo = Echo::start(&lab.host, 8080);
+    let echo = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::start(&lab.host, &["--iface", "all", "80:8080/both"]);
     nft(&lab.host, STATEFUL);
     let own = Family::BOTH.map(|family| family.host(80));
@@ -174,7 +175,7 @@ fn local_invalid_drop() {
 /// The firewall of the host sees the target port: that one has to be open.
 fn input_firewall(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 8080);
+    let _server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     let allow_only = |port| {
         nft(
@@ -242,8 +243,8 @@ fn published_container(cell: &Cell) {
         lab.host.run(&["ethtool", "-K", "veth7", "tx", "off"]);
     }
     nft(&lab.host, DOCKER);
-    let _server = echo::http(container, 80);
-    let neighbour = Echo::start(&lab.client, 9000);
+    let _server = http_server(container, 80);
+    let neighbour = EchoServer::start(&lab.client, 9000);
     wait_for("the published port", || {
         answers_http(&lab, 8080).then_some(())
     });

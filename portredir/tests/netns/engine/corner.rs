@@ -19,7 +19,7 @@ use crate::lab::process::wait_for;
 use crate::lab::program::{Redirector, attached};
 use crate::lab::{Family, Lab, link};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -40,7 +40,7 @@ pub fn add(tests: &mut Tests) {
 /// redirected, old ones go on until they end, and then so does the program.
 fn stop_with_live_connection(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let mut redirector = Redirector::of(cell, &lab, &["80:8080"]);
     let dial = |port| Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(port));
     let mut conns = [dial(80), dial(80)];
@@ -88,7 +88,7 @@ fn asymmetric_route(cell: &Cell) {
         lab.host
             .ip(&format!("route add {client} via {via} dev h1 src {host}"));
     }
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     let answers = Capture::start(&lab.client, "c1", "src port 80");
     for family in Family::BOTH {
@@ -114,7 +114,7 @@ fn asymmetric_route(cell: &Cell) {
 /// An address without a network of its own, from outside and from the host.
 fn link_local(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let args = ["--iface", "all", "--engine", cell.engine, "80:8080/both"];
     let redirector = Redirector::start(&lab.host, &args);
     let shown = lab
@@ -143,15 +143,15 @@ fn other_namespace(_: &Cell) {
         is_offloaded: true,
         family: Family::V4,
     });
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.client, port));
-    let here = Echo::start(&lab.host, 8080);
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.client, port));
+    let here = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::start(&lab.host, &["--iface", "all", "80:8080/both"]);
     for proto in PROTOS {
         for to in ["127.0.0.1", "::1", "10.9.1.2", "fd09:0:0:1::2"] {
             let message = format!("{proto:?} {to}");
             let to = SocketAddr::new(to.parse().expect("an address"), 80);
             Conn::to(&lab.client, proto, 0, to).echo(message.as_bytes());
-            dialled.peer(proto, message.as_bytes());
+            dst_server.peer(proto, message.as_bytes());
             for other in [&target, &here] {
                 assert_eq!(other.find(proto, message.as_bytes()), None);
             }
@@ -163,7 +163,7 @@ fn other_namespace(_: &Cell) {
 /// The host dials out from the ports of a rule.
 fn from_target_port(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.client, 9000);
+    let server = EchoServer::start(&lab.client, 9000);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     for family in Family::BOTH {
         for proto in PROTOS {
@@ -193,7 +193,7 @@ fn server_restart(cell: &Cell) {
         for proto in PROTOS {
             assert!(is_refused(&lab.client, proto, Family::V4.host(80)));
         }
-        let server = Echo::start(&lab.host, 8080);
+        let server = EchoServer::start(&lab.host, 8080);
         for proto in PROTOS {
             let message = format!("{proto:?} in round {round}");
             Conn::to(&lab.client, proto, 0, Family::V4.host(80)).echo(message.as_bytes());

@@ -8,7 +8,7 @@ use crate::lab::foreign::{Foreign, NEXT, OK, PASS};
 use crate::lab::program::{Redirector, attached, has_tcx};
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests, skip};
 
 pub fn add(tests: &mut Tests) {
@@ -47,7 +47,7 @@ pub fn add(tests: &mut Tests) {
 /// runs others, and however it was attached.
 fn foreign_xdp(position: &'static str) {
     let lab = Lab::new(&AUTO);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let name = "xdp_dispatcher";
     let foreign = Foreign::attach(&lab.host, ("xdp", position), "h0", name, PASS);
     let before = attached(&lab.host);
@@ -74,7 +74,7 @@ fn foreign_xdp(position: &'static str) {
 /// Nobody takes our place unasked.
 fn foreign_xdp_comes_later(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     let programs = attached(&lab.host);
     for position in ["native", "generic", "native-netlink", "generic-netlink"] {
@@ -100,7 +100,7 @@ fn foreign_tcx(engine: &'static str, position: &str, is_later: bool) {
     if !lab.host.enter(has_tcx) {
         skip("needs TCX, Linux 6.6");
     }
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let attach = |position, verdict| {
         ["ingress", "egress"]
             .map(|hook| Foreign::attach(&lab.host, (hook, position), "h0", "foreign", verdict))
@@ -143,7 +143,7 @@ fn foreign_tcx(engine: &'static str, position: &str, is_later: bool) {
 fn foreign_clsact(engine: &'static str, pref: &str, verdict: i8) {
     let cell = Cell { engine, ..AUTO };
     let lab = Lab::new(&cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     lab.host.run(&["tc", "qdisc", "add", "dev", "h0", "clsact"]);
     let [ingress, egress] = ["ingress", "egress"]
         .map(|hook| Foreign::attach(&lab.host, (hook, pref), "h0", "foreign", verdict));
@@ -165,7 +165,7 @@ fn foreign_clsact(engine: &'static str, pref: &str, verdict: i8) {
 /// in, as XDP comes before it.
 fn sniffer(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 8080);
+    let _server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     let inside = Capture::start(&lab.host, "h0", "tcp or udp");
     let outside = Capture::start(&lab.client, "c0", "tcp or udp");

@@ -13,8 +13,8 @@ use crate::lab::namespace::Namespace;
 use crate::lab::program::Redirector;
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused, uninterrupted};
-use crate::peer::echo::Echo;
-use crate::peer::listener::{Listen, meet, who};
+use crate::peer::echo::EchoServer;
+use crate::peer::listener::{Listen, connect_and_greet, who};
 use crate::peer::tcp_variant;
 
 pub fn add(tests: &mut Tests) {
@@ -126,7 +126,7 @@ fn ask(socket: &UdpSocket, message: &str, to: SocketAddr) -> SocketAddr {
 
 /// Whatever address the host is dialled by.
 fn connected(lab: &Lab) {
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     for (addr, _) in addrs() {
         for proto in PROTOS {
             assert!(is_refused(&lab.host, proto, SocketAddr::new(addr, 80)));
@@ -166,7 +166,7 @@ fn connected(lab: &Lab) {
 
 /// `80:8080 8080:9090`: each redirects once.
 fn chained_rules(lab: &Lab) {
-    let servers = [8080, 9090].map(|port| Echo::start(&lab.host, port));
+    let servers = [8080, 9090].map(|port| EchoServer::start(&lab.host, port));
     let redirector = start(lab, &["80:8080/both", "8080:9090/both"]);
     for (addr, told) in addrs() {
         for (port, server) in [80, 8080].into_iter().zip(&servers) {
@@ -203,12 +203,12 @@ fn refused(lab: &Lab) {
 
 /// What it calls 127.0.0.1 is not ours, though it is in the same cgroup.
 fn other_namespace(lab: &Lab) {
-    let _ours = Echo::start(&lab.host, 8080);
+    let _ours = EchoServer::start(&lab.host, 8080);
     let other = lab.third();
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&other, port));
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&other, port));
     let redirector = start(lab, &["80:8080/both"]);
     for addr in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
-        for (port, server) in [(80, &dialled), (8080, &target)] {
+        for (port, server) in [(80, &dst_server), (8080, &target)] {
             let to = SocketAddr::new(addr, port);
             for proto in PROTOS {
                 let message = format!("to {to}");
@@ -231,11 +231,11 @@ fn other_namespace(lab: &Lab) {
 
 /// A server on the dialled port of another host.
 fn other_host(lab: &Lab) {
-    let _ours = Echo::start(&lab.host, 8080);
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.client, port));
+    let _ours = EchoServer::start(&lab.host, 8080);
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.client, port));
     let redirector = start(lab, &["80:8080/both"]);
     for family in Family::BOTH {
-        for (port, server) in [(80, &dialled), (8080, &target)] {
+        for (port, server) in [(80, &dst_server), (8080, &target)] {
             let to = SocketAddr::new(family.addr(1, 2), port);
             for proto in PROTOS {
                 let message = format!("to {to}");
@@ -284,7 +284,8 @@ fn forking_server(lab: &Lab) {
     let on = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 8080);
     let _server = tcp_variant::start_server(&lab.host, "forking-server", on);
     for _ in 0..3 {
-        let (_, greeting) = meet(&lab.host, 0, SocketAddr::new(on.ip(), 80)).expect("the server");
+        let (_, greeting) =
+            connect_and_greet(&lab.host, 0, SocketAddr::new(on.ip(), 80)).expect("the server");
         assert_eq!(greeting.name, "forking-server");
     }
     redirector.finish(lab);
@@ -311,10 +312,10 @@ fn loopback_server(lab: &Lab) {
 
 /// One with a server on the dialled port when we come, and ours when we go.
 fn connections_survive(lab: &Lab) {
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = [Ipv4Addr::LOCALHOST.into(), Family::V6.addr(1, 1)].map(|a| SocketAddr::new(a, 80));
     let dial = |to| PROTOS.map(|proto| Conn::to(&lab.host, proto, 0, to));
-    let say = |conns: &mut [[Conn; 2]; 2], words: &str, server: &Echo| {
+    let say = |conns: &mut [[Conn; 2]; 2], words: &str, server: &EchoServer| {
         for (i, conn) in conns.iter_mut().flatten().enumerate() {
             let message = format!("{words} {i}");
             conn.echo(message.as_bytes());
@@ -322,27 +323,27 @@ fn connections_survive(lab: &Lab) {
         }
     };
     let mut old = to.map(dial);
-    say(&mut old, "old, before", &dialled);
+    say(&mut old, "old, before", &dst_server);
     let redirector = start(lab, &["80:8080/both"]);
-    say(&mut old, "old, while we are there", &dialled);
+    say(&mut old, "old, while we are there", &dst_server);
     let mut new = to.map(dial);
     say(&mut new, "new, while we are there", &target);
     redirector.finish(lab);
-    say(&mut old, "old, after", &dialled);
+    say(&mut old, "old, after", &dst_server);
     say(&mut new, "new, after", &target);
     let mut newer = to.map(dial);
-    say(&mut newer, "newer", &dialled);
+    say(&mut newer, "newer", &dst_server);
 }
 
 fn no_local(lab: &Lab) {
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let redirector = start(lab, &["--no-local", "80:8080/both"]);
     for proto in PROTOS {
         for (addr, told) in addrs() {
             let mut conn = Conn::to(&lab.host, proto, 0, SocketAddr::new(addr, 80));
             let message = format!("{proto:?} to {addr}");
             conn.echo(message.as_bytes());
-            dialled.peer(proto, message.as_bytes());
+            dst_server.peer(proto, message.as_bytes());
             assert_eq!(peer(&conn), SocketAddr::new(told, 80));
         }
         Conn::to(&lab.client, proto, 0, Family::V6.host(80)).echo(b"from outside");
@@ -356,7 +357,7 @@ fn no_local(lab: &Lab) {
 /// While a connection from outside is waited for, new ones go to the dialled
 /// port, and known peers are known.
 fn drain(lab: &Lab) {
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let mut redirector = start(lab, &["--drain-timeout", "60", "80:8080/both"]);
     let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 80);
     let mut outside = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80));
@@ -373,14 +374,14 @@ fn drain(lab: &Lab) {
         assert_eq!(peer(conn), to);
         let mut conn = Conn::to(&lab.host, proto, 0, to);
         conn.echo(b"new at the end");
-        dialled.peer(proto, b"new at the end");
+        dst_server.peer(proto, b"new at the end");
         assert_eq!(peer(&conn), to);
     }
     assert_eq!(ask(&socket, "at the end", to), to);
     target.peer(Proto::Udp, b"at the end");
     let new = bind(&lab.host, Ipv4Addr::UNSPECIFIED.into());
     assert_eq!(ask(&new, "new, without a connection", to), to);
-    dialled.peer(Proto::Udp, b"new, without a connection");
+    dst_server.peer(Proto::Udp, b"new, without a connection");
     drop(outside);
     assert_eq!(redirector.process.wait().code(), Some(0));
     old.iter_mut().for_each(|conn| conn.echo(b"after"));
@@ -398,7 +399,7 @@ fn stateful_firewall(lab: &Lab) {
     if !lab.host.succeeds(&["nft", "-f", path]) {
         crate::skip("needs conntrack");
     }
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let redirector = start(lab, &["80:8080/both"]);
     let other = IpAddr::from([127, 5, 5, 5]);
     for (addr, told) in addrs().into_iter().chain([(other, other)]) {

@@ -12,9 +12,9 @@ use serde_json::Value;
 use crate::lab::process::wait_for;
 use crate::lab::program::{PROGRAM, Redirector, attached, links};
 use crate::lab::{Family, Lab, link};
-use crate::lifecycle::life::start_as_nobody;
+use crate::lifecycle::life::start_unprivileged;
 use crate::peer::conn::{Proto, is_refused};
-use crate::peer::listener::{Listen, meet, who};
+use crate::peer::listener::{Listen, connect_and_greet, who};
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -98,16 +98,16 @@ fn served_by(cell: &Cell, lab: &Lab, port: u16) -> Option<String> {
 /// One with a server on the dialled port when we come, and ours when we go.
 fn connections_survive(cell: &Cell) {
     let lab = Lab::new(cell);
-    let dialled = Listen::on(ANY, 80).start(&lab.host, "dialled");
+    let dst_server = Listen::on(ANY, 80).start(&lab.host, "dialled");
     let _target = Listen::on(ANY, 8080).start(&lab.host, "target");
     let to = cell.family.host(80);
-    let (mut old, greeting) = meet(&lab.client, 0, to).expect("the server");
+    let (mut old, greeting) = connect_and_greet(&lab.client, 0, to).expect("the server");
     assert_eq!(greeting.name, "dialled");
     let mut new = Vec::new();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let redirector = start(&lab, "h0");
         old.echo(b"while we are there");
-        let (mut conn, greeting) = meet(&lab.client, 0, to).expect("the server");
+        let (mut conn, greeting) = connect_and_greet(&lab.client, 0, to).expect("the server");
         assert_eq!(greeting.name, "target");
         conn.echo(b"while we are there");
         new.push(conn);
@@ -116,7 +116,7 @@ fn connections_survive(cell: &Cell) {
         old.echo(b"when we are gone");
         new.iter_mut().for_each(|conn| conn.echo(&[7; 50_000]));
     }
-    drop(dialled);
+    drop(dst_server);
     assert_eq!(served_by(cell, &lab, 80), None);
     new.iter_mut().for_each(|conn| conn.echo(b"at the end"));
 }
@@ -238,7 +238,7 @@ fn three_capabilities(cell: &Cell) {
     let before = Listen::on(ANY, 8080).start(&lab.host, "before");
     let caps = "-all,+bpf,+perfmon,+net_admin";
     let redirector =
-        Redirector::wait_until_redirecting(start_as_nobody(cell, &lab, caps, "80:8080"));
+        Redirector::wait_until_redirecting(start_unprivileged(cell, &lab, caps, "80:8080"));
     assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("before"));
     drop(before);
     assert_eq!(served_by(cell, &lab, 80), None);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::lab::foreign;
 use crate::lab::namespace::{Namespace, stale};
 use crate::lab::process::Process;
-use crate::peer::echo::python;
+use crate::lab::python::python;
 use crate::skip;
 
 /// Attaches a program to the sockets of a cgroup, alone.

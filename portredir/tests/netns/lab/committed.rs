@@ -15,14 +15,14 @@ pub struct Document {
 }
 
 /// Whether documents are to be written.
-pub fn is_blessed() -> bool {
+pub fn is_regenerating() -> bool {
     std::env::var_os(BLESS).is_some_and(|value| value == "1")
 }
 
 impl Document {
     /// Compares the whole document, or writes it.
     pub fn check(&self, now: &str) {
-        if is_blessed() {
+        if is_regenerating() {
             std::fs::write(self.file, now).expect("write the document");
         } else {
             self.compare(&self.committed(), now);

@@ -18,7 +18,7 @@ pub fn soak() -> Duration {
 
 /// Whether tests tell what they saw also when it was right:
 /// `PORTREDIR_TEST_NOTES`.
-pub fn tells_all() -> bool {
+pub fn prints_all_notes() -> bool {
     std::env::var_os("PORTREDIR_TEST_NOTES").is_some()
 }
 

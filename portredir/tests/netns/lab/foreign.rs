@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::lab::namespace::Namespace;
 use crate::lab::process::{Process, wait_for};
-use crate::peer::echo;
+use crate::lab::python::python;
 
 /// The system call bpf(2), and its instructions. Scripts begin with it.
 pub const BPF: &str = r#"
@@ -147,7 +147,7 @@ impl Foreign {
         verdict: i8,
     ) -> Self {
         let verdict = verdict.to_string();
-        let (python, script) = (echo::python(), [BPF, ATTACH].concat());
+        let (python, script) = (python(), [BPF, ATTACH].concat());
         let mut args = vec![python, "-c", &script, hook, position];
         args.extend([interface, name, &verdict]);
         args.extend(PORTS);
@@ -159,7 +159,7 @@ impl Foreign {
     /// Whether the kernel refuses it.
     pub fn is_refused(namespace: &Namespace, at: (&str, &str), interface: &str) -> bool {
         let pass = PASS.to_string();
-        let (python, script) = (echo::python(), [BPF, ATTACH].concat());
+        let (python, script) = (python(), [BPF, ATTACH].concat());
         let args = [
             python, "-c", &script, at.0, at.1, interface, "refused", &pass,
         ];

@@ -41,8 +41,8 @@ impl Redirector {
     /// to other hosts. Without it nobody answers at the dialled ports.
     pub fn of(cell: &Cell, lab: &Lab, rules: &[&str]) -> Self {
         for rule in rules {
-            let dialled = rule.split(':').next().expect("a port");
-            let to = cell.family.host(dialled.parse().expect("a port"));
+            let dst_server = rule.split(':').next().expect("a port");
+            let to = cell.family.host(dst_server.parse().expect("a port"));
             for proto in PROTOS {
                 assert!(
                     is_refused(&lab.client, proto, to),
@@ -194,7 +194,7 @@ pub fn links() -> BTreeSet<u32> {
 }
 
 /// Copies the program to where everybody may run it.
-pub fn copy_for_everybody(dir: &Path) -> String {
+pub fn copy_world_executable(dir: &Path) -> String {
     use std::os::unix::fs::PermissionsExt as _;
     let everybody = || std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(dir, everybody()).expect("open the directory");

@@ -2,7 +2,7 @@
 //! threads.
 
 /// Runs something as nobody, in the network namespace of this thread.
-pub fn as_nobody<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+pub fn as_unprivileged_user<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             give_up_rights();

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::lab::process::{DEADLINE, Process, note, slow, wait_for};
 use crate::lab::program::{Redirector, attached};
 use crate::lab::{Family, Lab};
-use crate::peer::many::serve_http;
+use crate::peer::many::sized_http_server;
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -79,7 +79,7 @@ fn attach_and_detach(engine: &'static str, times: usize, at_detach: Clients) {
     };
     let lab = Lab::new(&cell);
     // Whoever answers, it is the same.
-    let _servers = [80, 8080].map(|port| serve_http(&lab.host, port, BODY));
+    let _servers = [80, 8080].map(|port| sized_http_server(&lab.host, port, BODY));
     let before = attached(&lab.host);
     let carrier = carrier_changes(&lab);
     let monitor = lab

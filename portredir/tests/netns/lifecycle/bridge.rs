@@ -10,7 +10,7 @@ use crate::lab::{Family, Lab, add_addrs};
 use crate::lifecycle::follow::SOON;
 use crate::lifecycle::oracle::{ALL, Selection, set_tracked, wait_for_carriers};
 use crate::peer::conn::{Conn, PROTOS, Proto, answers};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{ANYWHERE, Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -40,11 +40,11 @@ pub fn add(tests: &mut Tests) {
 const CHAINED: [&str; 2] = ["80:8080/both", "8080:9090/both"];
 
 /// The servers of [`CHAINED`].
-struct Chain([Echo; 2]);
+struct Chain([EchoServer; 2]);
 
 impl Chain {
     fn new(lab: &Lab) -> Self {
-        Self([8080, 9090].map(|port| Echo::start(&lab.host, port)))
+        Self([8080, 9090].map(|port| EchoServer::start(&lab.host, port)))
     }
 
     /// Waits until all is attached, and looks where packets for an address go.
@@ -130,7 +130,7 @@ fn bridge_comes_and_goes(cell: &Cell, is_tracked: bool) {
     lab.host.ip("link set br0 down");
     let redirector = chained(cell, &lab, ALL);
     for _ in 0..2 {
-        add_addrs_again(&lab);
+        raise_bridge_with_addrs(&lab);
         chain.check(&lab, cell.engine, ALL, (1, 1));
         lab.host.ip("link set br0 down");
         wait_for_carriers(&lab, cell.engine, ALL);
@@ -139,7 +139,7 @@ fn bridge_comes_and_goes(cell: &Cell, is_tracked: bool) {
 }
 
 /// IPv6 addresses go when the interface goes down.
-fn add_addrs_again(lab: &Lab) {
+fn raise_bridge_with_addrs(lab: &Lab) {
     let addr = Family::V6.addr(1, 1);
     lab.host.ip(&format!(
         "link set br0 up\naddr replace {addr}/64 dev br0 nodad"

@@ -9,12 +9,12 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::lab::process::{DEADLINE, Process, note, slow, wait_for};
-use crate::lab::program::{PROGRAM, copy_for_everybody};
+use crate::lab::program::{PROGRAM, copy_world_executable};
 use crate::lab::{Family, Lab};
 use crate::lifecycle::host::{CELL, Host, answers};
 use crate::peer::conn::{Conn, PROTOS, Proto};
-use crate::peer::echo::Echo;
-use crate::peer::many::{Many, serve_http};
+use crate::peer::echo::EchoServer;
+use crate::peer::many::{HttpClients, sized_http_server};
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -31,11 +31,11 @@ pub fn add(tests: &mut Tests) {
 
 fn changes_keep_flows() {
     let lab = Lab::new(&CELL);
-    let [first, second, third] = [8080, 9090, 7070].map(|port| Echo::start(&lab.host, port));
+    let [first, second, third] = [8080, 9090, 7070].map(|port| EchoServer::start(&lab.host, port));
     let host = Host::of(&lab);
     host.up(&["80:8080/both", "90:8080/both"]);
     let dial = |port| PROTOS.map(|proto| Conn::to(&lab.client, proto, 0, Family::V4.host(port)));
-    let talk = |conns: &mut [Conn], server: &Echo, when: &str| {
+    let talk = |conns: &mut [Conn], server: &EchoServer, when: &str| {
         for (conn, proto) in conns.iter_mut().zip(PROTOS) {
             let message = format!("{proto:?} {when}");
             conn.echo(message.as_bytes());
@@ -137,16 +137,16 @@ fn change_under_load(engine: &'static str) {
         family: Family::V4,
     };
     let lab = Lab::new(&cell);
-    let _servers = [80, 8080, 9090].map(|port| serve_http(&lab.host, port, BODY));
+    let _servers = [80, 8080, 9090].map(|port| sized_http_server(&lab.host, port, BODY));
     let mut iperf = lab
         .host
         .start(&["iperf3", "--server", "--port", "5301", "--forceflush"]);
     iperf.wait_for_words("listening");
     let host = Host::of(&lab);
-    copy_for_everybody(&lab.dir.0);
+    copy_world_executable(&lab.dir.0);
     host.up(&["--engine", engine, "80:8080", "5201:5301"]);
     let mut stream = lab.client.start(&STREAM);
-    let clients = Many::start(&lab, 200, Family::V4.host(80), BODY);
+    let clients = HttpClients::start(&lab, 200, Family::V4.host(80), BODY);
     wait_for("answers", || (clients.answers() > 400).then_some(()));
     for round in 0..12 {
         replace_rules_and_program(&lab, &host, engine, round);

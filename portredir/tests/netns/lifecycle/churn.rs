@@ -13,7 +13,7 @@ use crate::lifecycle::follow::{SOON, wait_for_loss};
 use crate::lifecycle::oracle::{ALL, Selection, carriers, set_tracked, wait_for_carriers};
 use crate::lifecycle::world::World;
 use crate::peer::conn::answers;
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -76,7 +76,7 @@ fn churn(engine: &'static str, selection: Selection, changes: usize) {
     let mut lab = Lab::new(&cell);
     lab.far = Some(lab.third());
     set_tracked(&lab.host, seed % 2 == 1);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let args = ["--iface", selection.arg, "--engine", engine];
     let args = [&args[..], &["7777:7778/both"]].concat();
     let redirector = Redirector::start(&lab.host, &args);

@@ -8,7 +8,7 @@ use crate::lab::process::wait_for;
 use crate::lab::program::link_state;
 use crate::lifecycle::host::{CELL, Host, answers};
 use crate::peer::conn::Proto;
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/confirm", &[], confirm);
@@ -16,7 +16,7 @@ pub fn add(tests: &mut Tests) {
 
 fn confirm() {
     let lab = Lab::new(&CELL);
-    let _server = Echo::start(&lab.host, 8080);
+    let _server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     // Taken back to nothing.
     host.up(&["--confirm", "1s", "80:8080"]);
@@ -35,7 +35,7 @@ fn confirm() {
     assert_eq!(host.rules(), ["80:8080", "81:8080"]);
     // Taken back, also when who has to do it is not the first.
     host.run(&["rm", "--confirm", "2s", "80:8080"]);
-    host.kill_follower();
+    host.kill_watcher();
     let mut follower = host.start(&["follow"]);
     wait_for("the old rules", || {
         (host.rules() == ["80:8080", "81:8080"]).then_some(())

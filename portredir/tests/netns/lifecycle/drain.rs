@@ -10,7 +10,7 @@ use crate::lab::process::{wait_for, wait_within};
 use crate::lab::program::{Redirector, attached};
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -66,7 +66,7 @@ fn dial(lab: &Lab, proto: Proto, to: SocketAddr) -> Conn {
 
 fn drain(cell: &Cell) {
     let lab = Lab::new(cell);
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = cell.family.host(80);
     let mut redirector = start(cell, &lab, "60");
     let mut old = PROTOS.map(|proto| dial(&lab, proto, to));
@@ -88,7 +88,7 @@ fn drain(cell: &Cell) {
         for (conn, proto) in new.iter_mut().zip(PROTOS) {
             let message = format!("new {proto:?} in round {round}");
             conn.echo(message.as_bytes());
-            dialled.peer(proto, message.as_bytes());
+            dst_server.peer(proto, message.as_bytes());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -107,7 +107,7 @@ fn drain(cell: &Cell) {
 /// Then who is new is refused, as before we came.
 fn without_server(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _target = Echo::start(&lab.host, 8080);
+    let _target = EchoServer::start(&lab.host, 8080);
     let mut redirector = start(cell, &lab, "60");
     let mut old = dial(&lab, Proto::Tcp, cell.family.host(80));
     old.echo(b"before");
@@ -123,7 +123,7 @@ fn without_server(cell: &Cell) {
 /// A flow that has another client port behind the redirect.
 fn with_collision(cell: &Cell) {
     let lab = Lab::new(cell);
-    let target = Echo::start(&lab.host, 8080);
+    let target = EchoServer::start(&lab.host, 8080);
     let mut redirector = start(cell, &lab, "60");
     let mut conns = Vec::new();
     for proto in PROTOS {
@@ -147,7 +147,7 @@ fn with_collision(cell: &Cell) {
 /// A client dials again from a port that it had before.
 fn used_port(cell: &Cell) {
     let lab = Lab::new(cell);
-    let [dialled, _target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [dst_server, _target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = cell.family.host(80);
     let mut redirector = start(cell, &lab, "60");
     let mut old = dial(&lab, Proto::Tcp, to);
@@ -163,7 +163,7 @@ fn used_port(cell: &Cell) {
         let mut conn = Conn::to(&lab.client, Proto::Tcp, port, to);
         let message = format!("again from {port}");
         conn.echo(message.as_bytes());
-        dialled.peer(Proto::Tcp, message.as_bytes());
+        dst_server.peer(Proto::Tcp, message.as_bytes());
     }
     drop(old);
     end(redirector, SOON);
@@ -173,7 +173,7 @@ fn used_port(cell: &Cell) {
 fn syn_cookies(cell: &Cell) {
     let lab = Lab::new(cell);
     lab.host.sysctl("ipv4/tcp_syncookies", "2");
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = cell.family.host(80);
     let mut redirector = start(cell, &lab, "60");
     let mut old = dial(&lab, Proto::Tcp, to);
@@ -183,7 +183,7 @@ fn syn_cookies(cell: &Cell) {
     for number in 0..5 {
         let message = format!("new {number}");
         dial(&lab, Proto::Tcp, to).echo(message.as_bytes());
-        dialled.peer(Proto::Tcp, message.as_bytes());
+        dst_server.peer(Proto::Tcp, message.as_bytes());
     }
     old.echo(b"at the end");
     drop(old);
@@ -192,7 +192,7 @@ fn syn_cookies(cell: &Cell) {
 
 fn second_signal(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _target = Echo::start(&lab.host, 8080);
+    let _target = EchoServer::start(&lab.host, 8080);
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut redirector = start(cell, &lab, "60");
         let mut old = dial(&lab, Proto::Tcp, cell.family.host(80));
@@ -206,7 +206,7 @@ fn second_signal(cell: &Cell) {
 
 fn timeout(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _target = Echo::start(&lab.host, 8080);
+    let _target = EchoServer::start(&lab.host, 8080);
     for (seconds, least) in [("0", 0), ("0.5", 500)] {
         let redirector = start(cell, &lab, seconds);
         let mut old = dial(&lab, Proto::Tcp, cell.family.host(80));
@@ -229,7 +229,7 @@ fn timeout(cell: &Cell) {
 /// Connections that are over, or were never ours, are not waited for.
 fn nothing(cell: &Cell) {
     let lab = Lab::new(cell);
-    let [_dialled, _target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [_dialled, _target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = cell.family.host(80);
     let mut older = dial(&lab, Proto::Tcp, to);
     older.echo(b"before");

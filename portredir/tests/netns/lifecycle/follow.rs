@@ -9,7 +9,7 @@ use crate::lab::process::{wait_for, wait_within};
 use crate::lab::program::{Redirector, attached, packets};
 use crate::lab::{Family, Lab, link};
 use crate::peer::conn::{Proto, answers};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -41,7 +41,7 @@ fn on(report: &Value, interface: &str) -> u64 {
 
 fn comes_and_goes(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = redirect_all(cell, &lab);
     let before = attached(&lab.host);
     link(&lab.host, "h2", (3, 1), &lab.client, "c2", (3, 2));
@@ -72,7 +72,7 @@ fn comes_and_goes(cell: &Cell) {
 
 fn is_renamed(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = redirect_all(cell, &lab);
     let to = Family::V4.host(7777);
     assert!(answers(&lab.client, Proto::Udp, to));
@@ -94,7 +94,7 @@ fn is_renamed(cell: &Cell) {
 
 fn down_and_up(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = redirect_all(cell, &lab);
     let to = Family::V4.host(7777);
     assert!(answers(&lab.client, Proto::Udp, to));
@@ -108,7 +108,7 @@ fn down_and_up(cell: &Cell) {
 
 fn address_comes_and_goes(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = Redirector::of(cell, &lab, &["7777:7778/both"]);
     for addr in [Family::V4.addr(1, 9), Family::V6.addr(1, 9)] {
         let bits = if addr.is_ipv4() { 24 } else { 64 };
@@ -124,7 +124,7 @@ fn address_comes_and_goes(cell: &Cell) {
 /// Whatever else portredir is doing at the moment.
 fn many_addresses(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = Redirector::of(cell, &lab, &["7777:7778/tcp"]);
     for number in 10..50 {
         let addr = Family::V4.addr(1, number);

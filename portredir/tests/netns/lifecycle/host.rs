@@ -10,7 +10,7 @@ use crate::lab::process::{Process, note, wait_for};
 use crate::lab::program::{PROGRAM, link_state};
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 
 pub const CELL: Cell = Cell {
     engine: "auto",
@@ -79,7 +79,7 @@ impl<'a> Host<'a> {
         self.fails(3, &["status"]);
     }
 
-    pub fn kill_follower(&self) {
+    pub fn kill_watcher(&self) {
         let pid = self.status()["pid"].as_u64().expect("a pid").to_string();
         self.lab.host.run(&["kill", "-9", &pid]);
         wait_for("nobody to follow", || {
@@ -114,7 +114,7 @@ pub fn answers(lab: &Lab, proto: Proto, port: u16) -> bool {
 }
 
 /// Talks by a port, and looks who was talked to.
-pub fn reaches(lab: &Lab, port: u16, server: &Echo) {
+pub fn reaches(lab: &Lab, port: u16, server: &EchoServer) {
     for proto in PROTOS {
         let message = format!("{proto:?} by {port}");
         let mut conn = Conn::to(&lab.client, proto, 0, Family::V4.host(port));

@@ -10,7 +10,7 @@ use crate::lab::{Family, Lab, add_addrs, link};
 use crate::lifecycle::follow::{SOON, redirect_all};
 use crate::lifecycle::oracle::{ALL, wait_for_carriers};
 use crate::peer::conn::{Proto, answers};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{ANYWHERE, Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -28,7 +28,7 @@ pub fn add(tests: &mut Tests) {
 fn there_and_back(cell: &Cell) {
     let mut lab = Lab::new(cell);
     lab.far = Some(lab.third());
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = redirect_all(cell, &lab);
     wait_for_carriers(&lab, cell.engine, ALL);
     for _ in 0..3 {
@@ -48,7 +48,7 @@ fn there_and_back(cell: &Cell) {
 /// Gone, and another one there with its index, before anybody can have looked.
 fn same_index(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = redirect_all(cell, &lab);
     wait_for_carriers(&lab, cell.engine, ALL);
     for name in ["h0", "h0", "other0"] {
@@ -67,7 +67,7 @@ fn same_index(cell: &Cell) {
 /// More news than the kernel keeps for us.
 fn messages_lost(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = redirect_all(cell, &lab);
     wait_for_carriers(&lab, cell.engine, ALL);
     redirector.process.signal(Signal::SIGSTOP);

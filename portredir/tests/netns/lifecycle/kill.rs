@@ -10,7 +10,7 @@ use crate::lab::program::{PROGRAM, attached, link_state};
 use crate::lab::{Family, Lab};
 use crate::lifecycle::host::{CELL, Host, answers, random};
 use crate::peer::conn::{Conn, Proto};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, Tests, skip};
 
 pub fn add(tests: &mut Tests) {
@@ -35,7 +35,7 @@ fn follower_killed(cell: &Cell) {
     let host = Host::of(&lab);
     host.run(&["up", "--iface", "h*", "--engine", cell.engine, "80:8080"]);
     let of_one = attached(&lab.host);
-    host.kill_follower();
+    host.kill_watcher();
     let mut random = random(1);
     let mut there = Vec::new();
     for round in 0..ROUNDS {
@@ -164,7 +164,7 @@ fn kill(part: u64) {
     DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(240))));
     let mut random = random(part);
     let lab = Lab::new(&CELL);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     let file = lab.dir.0.join("rules.toml");
     let mut connections = Connections::new(&lab, &server);
@@ -203,13 +203,13 @@ fn kill(part: u64) {
 /// that no command but `down` removes.
 struct Connections<'a> {
     lab: &'a Lab,
-    server: &'a Echo,
+    server: &'a EchoServer,
     direct: Conn,
     kept: Option<Conn>,
 }
 
 impl<'a> Connections<'a> {
-    fn new(lab: &'a Lab, server: &'a Echo) -> Self {
+    fn new(lab: &'a Lab, server: &'a EchoServer) -> Self {
         Self {
             lab,
             server,
@@ -323,7 +323,7 @@ fn damaged() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);
     host.up(&["--engine", "tc-clsact", "80:8080"]);
-    host.kill_follower();
+    host.kill_watcher();
     let state = host.pins().join("STATE");
     fs::remove_file(&state).expect("remove a pin");
     // As if it had never been finished.

@@ -7,11 +7,11 @@ use portredir::datapath::{Datapath, Sizes};
 
 use crate::lab::process::{Process, wait_for};
 use crate::lab::program::{
-    PROGRAM, Redirector, attached, copy_for_everybody, has_tcx, link_state, packets,
+    PROGRAM, Redirector, attached, copy_world_executable, has_tcx, link_state, packets,
 };
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -88,7 +88,7 @@ fn failure(mut process: Process, code: i32) -> String {
 }
 
 /// One conversation by the dialled port, one by the target port.
-fn works(lab: &Lab, server: &Echo) {
+fn works(lab: &Lab, server: &EchoServer) {
     for proto in PROTOS {
         for port in [80, 8080] {
             let message = format!("{proto:?} by {port}");
@@ -104,7 +104,7 @@ fn ends_by(cell: &Cell, signal: Signal) {
         is_offloaded: true,
         ..*cell
     });
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let before = link_state(&lab);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     assert_eq!(attached(&lab.host), expected(cell.engine, &lab));
@@ -119,7 +119,7 @@ fn kill_9(cell: &Cell) {
         is_offloaded: true,
         ..*cell
     });
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let before = link_state(&lab);
     let start = || Redirector::beside(cell, &lab, &["80:8080/both"]);
     let mut redirector = start();
@@ -146,7 +146,7 @@ fn kill_9(cell: &Cell) {
 fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
     let cell = Cell { engine, ..CELL };
     let lab = Lab::new(&cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     lab.host.run(&["tc", "qdisc", "add", "dev", "h0", "clsact"]);
     for hook in ["ingress", "egress"] {
         let mut add = vec!["tc", "filter", "add", "dev", "h0", hook];
@@ -170,7 +170,7 @@ fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
 /// An XDP program of somebody else is never replaced.
 fn foreign_xdp(mode: XdpMode) {
     let lab = Lab::new(&CELL);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     // Any program will do: one of ours, without rules, that we attach.
     let sizes = Sizes {
         tcp_flows: 1024,
@@ -221,7 +221,7 @@ fn xdp_where_it_is_impossible() {
 /// One in each network namespace.
 fn second_instance() {
     let lab = Lab::new(&CELL);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let first = Redirector::of(&CELL, &lab, &["80:8080/both"]);
     let programs = attached(&lab.host);
     let error = failure(lab.host.start(&[PROGRAM, "81:8080"]), 1);
@@ -238,8 +238,8 @@ fn second_instance() {
 }
 
 /// Starts a copy of the program as a user without any rights, but for `caps`.
-pub fn start_as_nobody(cell: &Cell, lab: &Lab, caps: &str, rule: &str) -> Process {
-    let program = copy_for_everybody(&lab.dir.0);
+pub fn start_unprivileged(cell: &Cell, lab: &Lab, caps: &str, rule: &str) -> Process {
+    let program = copy_world_executable(&lab.dir.0);
     let inherited = format!("--inh-caps={caps}");
     let ambient = format!("--ambient-caps={caps}");
     let user = [
@@ -265,7 +265,7 @@ pub fn start_as_nobody(cell: &Cell, lab: &Lab, caps: &str, rule: &str) -> Proces
 
 fn unprivileged(cell: &Cell) {
     let lab = Lab::new(cell);
-    let error = failure(start_as_nobody(cell, &lab, "-all", "80:8080"), 4);
+    let error = failure(start_unprivileged(cell, &lab, "-all", "80:8080"), 4);
     for name in ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"] {
         assert!(error.contains(name), "{error}");
     }
@@ -273,11 +273,11 @@ fn unprivileged(cell: &Cell) {
 
 fn three_capabilities(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let before = link_state(&lab);
     let caps = "-all,+bpf,+perfmon,+net_admin";
     let redirector =
-        Redirector::wait_until_redirecting(start_as_nobody(cell, &lab, caps, "80:8080/both"));
+        Redirector::wait_until_redirecting(start_unprivileged(cell, &lab, caps, "80:8080/both"));
     works(&lab, &server);
     redirector.finish(&lab);
     assert_eq!(link_state(&lab), before);

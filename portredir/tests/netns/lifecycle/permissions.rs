@@ -6,9 +6,9 @@ use nix::sys::signal::Signal;
 
 use crate::Tests;
 use crate::lab::Lab;
-use crate::lab::program::{PROGRAM, copy_for_everybody};
+use crate::lab::program::{PROGRAM, copy_world_executable};
 use crate::lifecycle::host::{CELL, Host, reaches};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/foreground_is_visible", &[], foreground_is_visible);
@@ -36,7 +36,7 @@ fn foreground_is_visible() {
         "--regid=65534",
         "--clear-groups",
         "--",
-        &copy_for_everybody(&lab.dir.0),
+        &copy_world_executable(&lab.dir.0),
         "status",
     ]);
     let mut nobody = nobody;
@@ -71,7 +71,7 @@ fn lock_out() {
 /// Root with no more rights than are needed; they are enough for all commands.
 fn fewest_capabilities() {
     let lab = Lab::new(&CELL);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     let run = |args: &[&str]| {
         let mut all = vec![
@@ -140,7 +140,7 @@ fn group() {
         "80:8080",
     ]);
     run.wait_for_words("redirecting");
-    let program = copy_for_everybody(&lab.dir.0);
+    let program = copy_world_executable(&lab.dir.0);
     let ask = |uid: &str, command: &str| {
         let (uid, gid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
         let args = [
@@ -176,7 +176,7 @@ fn forged_control() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);
     host.up(&["80:8080"]);
-    host.kill_follower();
+    host.kill_watcher();
     let script = "import os, socket, time\n\
                   os.setgid(65534); os.setuid(65534)\n\
                   names = [b'\\0portredir.control', b'\\0portredir']\n\
@@ -184,14 +184,14 @@ fn forged_control() {
                   for one, name in zip(kept, names): one.bind(name); one.listen()\n\
                   print('ready', flush=True)\n\
                   while True: time.sleep(1)";
-    let mut forger = lab.host.start(&["python3", "-c", script]);
-    forger.wait_for_words("ready");
-    let said = format!("process {} of user 65534", forger.id());
+    let mut sender = lab.host.start(&["python3", "-c", script]);
+    sender.wait_for_words("ready");
+    let said = format!("process {} of user 65534", sender.id());
     // What is pinned can be read all the same.
     assert_eq!(host.rules(), ["80:8080"]);
     let error = host.fails(1, &["add", "81:8080"]);
     assert!(error.contains(&said), "{error}");
     host.run(&["down", "--force"]);
-    forger.kill();
+    sender.kill();
     host.down();
 }

@@ -8,7 +8,7 @@ use crate::lab::process::{note, wait_for};
 use crate::lab::{Family, Lab, add_addrs};
 use crate::lifecycle::host::{CELL, Host, answers, reaches};
 use crate::peer::conn::{Conn, Proto, is_refused};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/conditions", &[], conditions);
@@ -18,7 +18,7 @@ pub fn add(tests: &mut Tests) {
 /// Each condition of a rule, on real interfaces.
 fn conditions() {
     let lab = Lab::new(&CELL);
-    let servers = [8080, 8081, 8082, 8083].map(|port| Echo::start(&lab.host, port));
+    let servers = [8080, 8081, 8082, 8083].map(|port| EchoServer::start(&lab.host, port));
     lab.host.ip("addr add 10.9.1.7/24 dev h0");
     lab.client.ip("addr add 10.9.1.9/24 dev c0");
     let host = Host::of(&lab);
@@ -76,7 +76,7 @@ fn conditions() {
 /// As many rules as are promised, of all kinds, and ranges of every port.
 fn many_rules() {
     let lab = Lab::new(&CELL);
-    let servers = [8080, 8081].map(|port| Echo::start(&lab.host, port));
+    let servers = [8080, 8081].map(|port| EchoServer::start(&lab.host, port));
     let host = Host::of(&lab);
     let file = lab.dir.0.join("rules.toml");
     let mut rules: Vec<String> = (0..10_000)

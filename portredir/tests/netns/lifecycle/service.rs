@@ -12,7 +12,7 @@ use crate::lab::program::{PROGRAM, link_state};
 use crate::lab::{Family, Lab};
 use crate::lifecycle::host::{CELL, Host, reaches};
 use crate::peer::conn::{Conn, Proto};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/service", &[], service);
@@ -80,7 +80,7 @@ impl<'a> Unit<'a> {
 /// crash and a restart of the machine.
 fn service() {
     let lab = Lab::new(&CELL);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     let unit = Unit::new(&lab);
     unit.write("iface = 'h0'\nrules = ['80:8080/both']\n");

@@ -10,7 +10,7 @@ use crate::lab::program::PROGRAM;
 use crate::lab::{Family, Lab};
 use crate::lifecycle::host::{CELL, Host, answers, reaches};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -24,7 +24,7 @@ pub fn add(tests: &mut Tests) {
 
 fn up_and_down(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     host.fails(3, &["rules"]);
     assert!(host.run(&["down"]).is_empty());
@@ -54,7 +54,7 @@ fn up_and_down(cell: &Cell) {
 /// What follows interfaces may die; the rest goes on, and another can follow.
 fn follower() {
     let lab = Lab::new(&CELL);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     host.run(&["up", "80:8080/both"]);
     let pid = || host.status()["pid"].as_u64().expect("a pid").to_string();
@@ -112,7 +112,7 @@ fn bpffs_is_mounted() {
 fn if_listening() {
     for engine in ["tc", "xdp", "socket"] {
         let lab = Lab::new(&CELL);
-        let own = Echo::start(&lab.host, 80);
+        let own = EchoServer::start(&lab.host, 80);
         let host = Host::of(&lab);
         let protocols: &[Proto] = if engine == "socket" {
             &[Proto::Tcp]
@@ -124,7 +124,7 @@ fn if_listening() {
         } else {
             "80:8080/both"
         };
-        let reaches = |server: &Echo, from: &crate::lab::namespace::Namespace, when: &str| {
+        let reaches = |server: &EchoServer, from: &crate::lab::namespace::Namespace, when: &str| {
             for &proto in protocols {
                 let message = format!("{engine} {proto:?} {when}");
                 let mut conn = Conn::to(from, proto, 0, Family::V4.host(80));
@@ -143,7 +143,7 @@ fn if_listening() {
         ]);
         reaches(&own, &lab.client, "without a server");
         reaches(&own, &lab.host, "without a server");
-        let target = Echo::start(&lab.host, 8080);
+        let target = EchoServer::start(&lab.host, 8080);
         wait_for("the server to be known", || {
             let mut conn = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80));
             conn.echo(b"who is there?");
@@ -160,7 +160,7 @@ fn if_listening() {
 
 fn hide_target() {
     let lab = Lab::new(&CELL);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     let mut older = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(8080));
     older.echo(b"before");
@@ -168,7 +168,7 @@ fn hide_target() {
     reaches(&lab, 80, &server);
     older.echo(b"after");
     let start = Instant::now();
-    let direct = |proto| Conn::dial(&lab.client, proto, 0, Family::V4.host(8080));
+    let direct = |proto| Conn::connect(&lab.client, proto, 0, Family::V4.host(8080));
     let mut udp = direct(Proto::Udp).expect("a socket");
     udp.send(b"directly").expect("send");
     assert!(!udp.hears_within(Duration::from_millis(300)));

@@ -1,10 +1,10 @@
 //! `up` where `up` was run before, by this version of the program and by another.
 
-use crate::lab::program::{attached, copy_for_everybody};
+use crate::lab::program::{attached, copy_world_executable};
 use crate::lab::{Family, Lab};
 use crate::lifecycle::host::{Host, reaches};
 use crate::peer::conn::{Conn, Proto};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -14,7 +14,7 @@ pub fn add(tests: &mut Tests) {
 /// The same, and another version, on what is there.
 fn up_again(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     host.up(&["--engine", cell.engine, "80:8080/both"]);
     let first = attached(&lab.host);
@@ -28,7 +28,7 @@ fn up_again(cell: &Cell) {
     assert_eq!(host.status()["pid"], follower);
     conn.echo(b"after the same program");
     // Another file is another version: it follows from now on.
-    let other = copy_for_everybody(&lab.dir.0);
+    let other = copy_world_executable(&lab.dir.0);
     let args = [
         &other,
         "up",

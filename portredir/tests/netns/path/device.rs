@@ -8,10 +8,10 @@ use nix::sys::utsname::uname;
 use serde_json::Value;
 
 use crate::lab::program::{PROGRAM, Redirector, attached};
-use crate::lab::{Family, Lab, add_addrs, link, wait_for_way};
+use crate::lab::{Family, Lab, add_addrs, link, wait_for_route};
 use crate::path::link::redirects_all;
 use crate::peer::conn::{Conn, PROTOS};
-use crate::peer::echo::Echo;
+use crate::peer::echo::EchoServer;
 use crate::{ANYWHERE, Cell, ENGINES, Tests, skip};
 
 pub fn add(tests: &mut Tests) {
@@ -88,7 +88,7 @@ fn dummy(cell: &Cell) {
          route add default via fd09:0:0:1::1");
     let addrs = Family::BOTH.map(|family| family.addr(5, 1));
     for addr in addrs {
-        wait_for_way(&lab.client, SocketAddr::new(addr, 80));
+        wait_for_route(&lab.client, SocketAddr::new(addr, 80));
     }
     // Dummies have no native XDP, so they are not named with `--engine xdp`.
     let iface = if cell.engine == "xdp" { "h0,lo" } else { "all" };
@@ -96,7 +96,7 @@ fn dummy(cell: &Cell) {
     let redirector = Redirector::start(&lab.host, &args);
     for addr in addrs {
         // That it answers datagrams from this address is the server's affair.
-        let server = Echo::at(&lab.host, addr, 8080);
+        let server = EchoServer::at(&lab.host, addr, 8080);
         for proto in PROTOS {
             for at in [&lab.client, &lab.host] {
                 let message = format!("{proto:?} to {addr} from {}", at.name);
@@ -225,7 +225,7 @@ fn virtio_jumbo() {
     lab.client.ip("link set c0 mtu 9000");
     lab.wait_for_link();
     if is_kernel(6, 3) {
-        let server = Echo::start(&lab.host, 7778);
+        let server = EchoServer::start(&lab.host, 7778);
         let redirector = Redirector::of(&cell, &lab, &["7777:7778/udp"]);
         let programs = attached(&lab.host);
         assert!(programs.contains(&WITH_FRAGS.to_owned()), "{programs:?}");

@@ -9,9 +9,11 @@ use etherparse::{PacketBuilder, VlanId};
 use crate::lab::capture::Capture;
 use crate::lab::namespace::Namespace;
 use crate::lab::program::{Redirector, attached, packets};
+use crate::lab::python::python;
 use crate::lab::{Family, Lab, add_addrs, link};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused};
-use crate::peer::echo::{self, Echo};
+use crate::peer::echo::EchoServer;
+use crate::peer::http::http_server;
 use crate::peer::http::{get, noise, put};
 use crate::{ANYWHERE, Cell, ENGINES, Tests, skip};
 
@@ -35,8 +37,8 @@ pub fn add(tests: &mut Tests) {
 /// The host talks to itself.
 fn own_addresses(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = echo::http(&lab.host, 8080);
-    let echo = Echo::start(&lab.host, 7778);
+    let _server = http_server(&lab.host, 8080);
+    let echo = EchoServer::start(&lab.host, 7778);
     let addrs = [
         Family::V4.addr(1, 1),
         Family::V6.addr(1, 1),
@@ -117,8 +119,8 @@ fn on_bridge(cell: &Cell, is_tracked: bool) {
          link set port-b master br0");
     add_addrs(&lab.host, "br0", (1, 1));
     lab.wait_for_link();
-    let [host, neighbour] = [&lab.host, lab.far()].map(|at| Echo::start(at, 8080));
-    let dialled = Echo::start(lab.far(), 80);
+    let [host, neighbour] = [&lab.host, lab.far()].map(|at| EchoServer::start(at, 8080));
+    let dst_server = EchoServer::start(lab.far(), 80);
     let args = ["--iface", "all", "--engine", cell.engine, "80:8080/both"];
     let redirector = Redirector::start(&lab.host, &args);
     let programs = attached(&lab.host);
@@ -137,7 +139,7 @@ fn on_bridge(cell: &Cell, is_tracked: bool) {
             for (number, port, server) in [
                 (1, 80, &host),
                 (1, 8080, &host),
-                (3, 80, &dialled),
+                (3, 80, &dst_server),
                 (3, 8080, &neighbour),
             ] {
                 let to = SocketAddr::new(family.addr(1, number), port);
@@ -166,12 +168,12 @@ fn macvlan_neighbours(cell: &Cell) {
     add_addrs(&lab.host, "mv0", (7, 1));
     add_addrs(far, "mv1", (7, 2));
     lab.wait_for_link();
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     for family in Family::BOTH {
         let to = SocketAddr::new(family.addr(7, 1), 80);
         for proto in PROTOS {
             Conn::to(far, proto, 0, to).echo(b"before");
-            dialled.peer(proto, b"before");
+            dst_server.peer(proto, b"before");
         }
     }
     let args = ["--iface", "all", "--engine", cell.engine, "80:8080/both"];
@@ -220,7 +222,7 @@ fn tun(cell: &Cell) {
     let names = [lab.host.name.as_str(), lab.client.name.as_str()];
     let mut tunnel = lab
         .host
-        .start(&[echo::python(), "-c", TUNNEL, names[0], names[1]]);
+        .start(&[python(), "-c", TUNNEL, names[0], names[1]]);
     tunnel.wait_for_words("ready");
     add_addrs(&lab.host, "h0", (1, 1));
     add_addrs(&lab.client, "c0", (1, 2));
@@ -248,8 +250,8 @@ fn vlan_device(cell: &Cell) {
 /// All of it, over whatever links client and host.
 pub fn redirects_all(cell: &Cell, lab: &Lab) {
     lab.wait_for_link();
-    let _server = echo::http(&lab.host, 8080);
-    let echo = Echo::start(&lab.host, 7778);
+    let _server = http_server(&lab.host, 8080);
+    let echo = EchoServer::start(&lab.host, 7778);
     let rules = ["80:8080", "7777:7778/both", "9:10/udp"];
     let redirector = Redirector::of(cell, lab, &rules);
     let (file, noise) = noise(&lab.dir, 1_000_000);
@@ -335,5 +337,5 @@ fn send(from: &Namespace, interface: &str, frame: &[u8]) {
         s.bind((sys.argv[1], 0))\n\
         s.send(bytes.fromhex(sys.argv[2]))";
     let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-    from.run(&[echo::python(), "-c", SEND, interface, &hex]);
+    from.run(&[python(), "-c", SEND, interface, &hex]);
 }

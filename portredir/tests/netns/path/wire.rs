@@ -13,7 +13,9 @@ use crate::lab::namespace::Namespace;
 use crate::lab::program::{Redirector, packets};
 use crate::lab::{Family, Far, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused, uninterrupted};
-use crate::peer::echo::{self, Echo};
+use crate::peer::dns::dns_server;
+use crate::peer::echo::EchoServer;
+use crate::peer::http::http_server;
 use crate::peer::http::{get, noise, put};
 use crate::{Cell, Tests};
 
@@ -35,7 +37,7 @@ fn http(cell: &Cell) {
     let lab = Lab::new(cell);
     let is_long = cell.is_offloaded && cell.family == Family::V4;
     let (file, noise) = noise(&lab.dir, if is_long { 30_000_000 } else { 5_000_000 });
-    let _server = echo::http(&lab.host, 8080);
+    let _server = http_server(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080"]);
     let watch = ChecksumWatch::start(cell, &lab.client, "c0");
     put(&lab.client, &file, cell.family.host(80));
@@ -50,7 +52,7 @@ fn http(cell: &Cell) {
 
 fn udp_echo(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 7778);
+    let server = EchoServer::start(&lab.host, 7778);
     let redirector = Redirector::of(cell, &lab, &["7777:7778/udp"]);
     let watch = ChecksumWatch::start(cell, &lab.client, "c0");
     let mut conn = Conn::to(&lab.client, Proto::Udp, 0, cell.family.host(7777));
@@ -67,7 +69,7 @@ fn udp_echo(cell: &Cell) {
 
 fn dns(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = echo::dns(&lab, 5353);
+    let _server = dns_server(&lab, 5353);
     let redirector = Redirector::of(cell, &lab, &["53:5353/both"]);
     let at = format!("@{}", cell.family.addr(1, 1));
     for transport in ["+notcp", "+tcp"] {
@@ -94,7 +96,7 @@ fn dns(cell: &Cell) {
 
 fn direct_beside_redirected(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     for proto in PROTOS {
         let dial = |port| Conn::to(&lab.client, proto, 0, cell.family.host(port));
@@ -113,7 +115,7 @@ fn direct_beside_redirected(cell: &Cell) {
 
 fn two_ports_one_target(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both", "81:8080/both"]);
     for proto in PROTOS {
         two_at_once(cell, &lab, &server, proto, (0, 0), (80, 81));
@@ -125,7 +127,7 @@ fn two_ports_one_target(cell: &Cell) {
 /// One client port, to the dialled and to the target port.
 fn one_client_port(cell: &Cell) {
     let lab = Lab::new(cell);
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     for proto in PROTOS {
         two_at_once(cell, &lab, &server, proto, (40_001, 40_001), (80, 8080));
@@ -138,7 +140,7 @@ fn one_client_port(cell: &Cell) {
 fn two_at_once(
     cell: &Cell,
     lab: &Lab,
-    server: &Echo,
+    server: &EchoServer,
     proto: Proto,
     from: (u16, u16),
     to: (u16, u16),
@@ -186,7 +188,7 @@ fn refused(cell: &Cell) {
 
 fn path_mtu(cell: &Cell) {
     let lab = Lab::with_far(cell, Far::BehindClient(1300));
-    let _server = echo::http(&lab.host, 8080);
+    let _server = http_server(&lab.host, 8080);
     let (file, noise) = noise(&lab.dir, 300_000);
     put(&lab.host, &file, cell.family.host(8080));
     let redirector = Redirector::of(cell, &lab, &["80:8080"]);
@@ -205,7 +207,7 @@ fn path_mtu(cell: &Cell) {
 /// What goes to another host is none of our business.
 fn routed(cell: &Cell) {
     let lab = Lab::with_far(cell, Far::BehindHost);
-    let servers = [80, 8080].map(|port| Echo::start(lab.far(), port));
+    let servers = [80, 8080].map(|port| EchoServer::start(lab.far(), port));
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     let addr = cell.family.addr(2, 2);
     let [sent, arrived] = [(&lab.client, "c0"), (lab.far(), "f0")]
@@ -258,8 +260,8 @@ fn broadcast(cell: &Cell) {
         let addr = SocketAddr::new(any.ip(), port);
         at.enter(|| UdpSocket::bind(addr)).expect("bind")
     };
-    let dialled = bind(&lab.host, 7777);
-    let target = Echo::start(&lab.host, 7778);
+    let dst_server = bind(&lab.host, 7777);
+    let target = EchoServer::start(&lab.host, 7778);
     let redirector = Redirector::beside(cell, &lab, &["7777:7778/udp"]);
     let client = bind(&lab.client, 0);
     client.set_broadcast(true).expect("allow broadcast");
@@ -282,8 +284,8 @@ fn broadcast(cell: &Cell) {
         send(*group, &message);
         let mut heard = [0; 64];
         let timeout = Some(Duration::from_secs(5));
-        dialled.set_read_timeout(timeout).expect("set a timeout");
-        let len = uninterrupted(|| dialled.recv(&mut heard)).expect(&message);
+        dst_server.set_read_timeout(timeout).expect("set a timeout");
+        let len = uninterrupted(|| dst_server.recv(&mut heard)).expect(&message);
         assert_eq!(&heard[..len], message.as_bytes());
         assert_eq!(target.find(Proto::Udp, message.as_bytes()), None);
     }
@@ -294,18 +296,18 @@ fn broadcast(cell: &Cell) {
 /// A connection to a real server on the dialled port, older than we are.
 fn older_connection(cell: &Cell) {
     let lab = Lab::new(cell);
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let dial = || Conn::to(&lab.client, Proto::Tcp, 0, cell.family.host(80));
     let mut old = dial();
     old.echo(b"before");
-    dialled.peer(Proto::Tcp, b"before");
+    dst_server.peer(Proto::Tcp, b"before");
     let redirector = Redirector::beside(cell, &lab, &["80:8080"]);
     old.echo(b"after");
-    dialled.peer(Proto::Tcp, b"after");
+    dst_server.peer(Proto::Tcp, b"after");
     dial().echo(b"new");
     target.peer(Proto::Tcp, b"new");
     old.echo(b"at the end");
-    dialled.peer(Proto::Tcp, b"at the end");
+    dst_server.peer(Proto::Tcp, b"at the end");
     let report = redirector.finish(&lab);
     assert_eq!(report["rules"][0]["flows"], 1);
 }

@@ -36,17 +36,17 @@ pub enum Conn {
 
 impl Conn {
     /// Dials `to`, from the port `from` unless that is zero.
-    pub fn dial(
+    pub fn connect(
         namespace: &Namespace,
         proto: Proto,
         from: u16,
         to: SocketAddr,
     ) -> io::Result<Self> {
-        Self::dial_within(TIMEOUT, namespace, proto, from, to)
+        Self::connect_within(TIMEOUT, namespace, proto, from, to)
     }
 
-    /// As [`Self::dial`], for who waits no longer than `limit` for anything.
-    pub fn dial_within(
+    /// As [`Self::connect`], for who waits no longer than `limit` for anything.
+    pub fn connect_within(
         limit: Duration,
         namespace: &Namespace,
         proto: Proto,
@@ -62,9 +62,9 @@ impl Conn {
         Ok(conn)
     }
 
-    /// As [`Self::dial`], which has to succeed.
+    /// As [`Self::connect`], which has to succeed.
     pub fn to(namespace: &Namespace, proto: Proto, from: u16, to: SocketAddr) -> Self {
-        Self::dial(namespace, proto, from, to)
+        Self::connect(namespace, proto, from, to)
             .unwrap_or_else(|error| panic!("{proto:?} from {from} to {to}: {error}"))
     }
 
@@ -182,7 +182,7 @@ pub fn answers(namespace: &Namespace, proto: Proto, to: SocketAddr) -> bool {
 }
 
 fn ask(namespace: &Namespace, proto: Proto, to: SocketAddr) -> io::Result<()> {
-    let mut conn = Conn::dial(namespace, proto, 0, to)?;
+    let mut conn = Conn::connect(namespace, proto, 0, to)?;
     conn.set_timeout(slow(Duration::from_millis(100)))?;
     conn.send(b"anybody there?")?;
     conn.receive(14).map(|_| ())

@@ -1,4 +1,4 @@
-//! Servers: real ones, and an echo that remembers who said what.
+//! An echo server that remembers which client sent what.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -7,80 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::lab::Lab;
 use crate::lab::namespace::Namespace;
-use crate::lab::process::{Process, wait_for};
+use crate::lab::process::wait_for;
 use crate::peer::conn::Proto;
 
-/// Keeps what is PUT, and gives it back, for IPv4 and IPv6.
-const HTTP: &str = r#"
-import http.server, socket, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    kept = b""
-    def answer(self, body):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def do_PUT(self):
-        Handler.kept = self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(b"")
-    def do_GET(self):
-        self.answer(Handler.kept)
-    def log_message(self, *args):
-        pass
-class Server(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-    def server_bind(self):
-        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        self.socket.bind(self.server_address)
-        self.server_name, self.server_port = "lab", self.server_address[1]
-server = Server(("::", int(sys.argv[1])), Handler)
-print("ready", flush=True)
-server.serve_forever()
-"#;
-
-/// An HTTP server.
-pub fn http(namespace: &Namespace, port: u16) -> Process {
-    let mut server = namespace.start(&[python(), "-c", HTTP, &port.to_string()]);
-    server.wait_for_words("ready");
-    server
-}
-
-/// The interpreter itself: `python3` may be the wrapper of a version manager,
-/// which takes its time.
-pub fn python() -> &'static str {
-    static PYTHON: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    PYTHON.get_or_init(|| {
-        let output = std::process::Command::new("python3")
-            .args(["-c", "import sys; print(sys.executable)"])
-            .output()
-            .expect("run python3");
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    })
-}
-
-/// A name server for `name.test`.
-pub fn dns(lab: &Lab, port: u16) -> Process {
-    let mut server = lab.host.start(&[
-        "dnsmasq",
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--log-facility=-",
-        "--no-resolv",
-        "--no-hosts",
-        "--pid-file",
-        "--user=root",
-        "--host-record=name.test,192.0.2.7,2001:db8::7",
-        &format!("--port={port}"),
-    ]);
-    server.wait_for_words("started");
-    server
-}
-
 /// Says back what it hears, on TCP and UDP, IPv4 and IPv6.
-pub struct Echo {
+pub struct EchoServer {
     port: u16,
     heard: Arc<Mutex<Vec<Heard>>>,
     stop: Arc<AtomicBool>,
@@ -94,7 +26,7 @@ struct Heard {
     message: Vec<u8>,
 }
 
-impl Echo {
+impl EchoServer {
     /// Listens on all addresses.
     pub fn start(namespace: &Namespace, port: u16) -> Self {
         Self::at(namespace, Ipv6Addr::UNSPECIFIED.into(), port)
@@ -149,7 +81,7 @@ impl Echo {
     }
 }
 
-impl Drop for Echo {
+impl Drop for EchoServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {

@@ -158,8 +158,12 @@ pub struct Greeting {
 }
 
 /// Dials `to`, and returns the connection and who is there.
-pub fn meet(from: &Namespace, port: u16, to: SocketAddr) -> io::Result<(Conn, Greeting)> {
-    let conn = Conn::dial(from, Proto::Tcp, port, to)?;
+pub fn connect_and_greet(
+    from: &Namespace,
+    port: u16,
+    to: SocketAddr,
+) -> io::Result<(Conn, Greeting)> {
+    let conn = Conn::connect(from, Proto::Tcp, port, to)?;
     let Conn::Tcp(stream) = &conn else {
         unreachable!("a TCP connection")
     };
@@ -184,7 +188,7 @@ pub fn meet(from: &Namespace, port: u16, to: SocketAddr) -> io::Result<(Conn, Gr
 
 /// The name of who is there.
 pub fn who(from: &Namespace, to: SocketAddr) -> Option<String> {
-    match meet(from, 0, to) {
+    match connect_and_greet(from, 0, to) {
         Ok((_, greeting)) => Some(greeting.name),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => None,
         Err(error) => panic!("{to}: {error}"),

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::lab::Lab;
 use crate::lab::namespace::Namespace;
 use crate::lab::process::Process;
-use crate::peer::echo;
+use crate::lab::python::python;
 
 /// Answers every request with as many bytes; `/slow` in parts, over some time.
 const SERVER: &str = r#"
@@ -38,9 +38,9 @@ server.serve_forever()
 "#;
 
 /// An HTTP server that answers with so many bytes, one connection each.
-pub fn serve_http(host: &Namespace, port: u16, body: usize) -> Process {
+pub fn sized_http_server(host: &Namespace, port: u16, body: usize) -> Process {
     let (port, body) = (port.to_string(), body.to_string());
-    let mut server = host.start(&[echo::python(), "-c", SERVER, &port, &body]);
+    let mut server = host.start(&[python(), "-c", SERVER, &port, &body]);
     server.wait_for_words("ready");
     server
 }
@@ -56,13 +56,13 @@ done
 "#;
 
 /// Many clients of a server.
-pub struct Many<'a> {
+pub struct HttpClients<'a> {
     lab: &'a Lab,
     process: Process,
     body: usize,
 }
 
-impl<'a> Many<'a> {
+impl<'a> HttpClients<'a> {
     /// Starts them.
     pub fn start(lab: &'a Lab, connections: usize, to: SocketAddr, body: usize) -> Self {
         let dir = lab.dir.0.to_str().expect("text");

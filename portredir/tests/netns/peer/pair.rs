@@ -52,7 +52,7 @@ impl Acceptor {
 }
 
 /// Both ends of a connection.
-pub struct Pair {
+pub struct TcpPair {
     client: TcpStream,
     server: TcpStream,
     /// The client, as the server sees it.
@@ -64,7 +64,7 @@ pub struct Pair {
     counts: [usize; 2],
 }
 
-impl Pair {
+impl TcpPair {
     /// Dials; whoever is accepted next is the other end, as nobody else connects.
     pub fn open(
         client: &Namespace,
@@ -72,7 +72,7 @@ impl Pair {
         from: u16,
         to: SocketAddr,
     ) -> io::Result<Self> {
-        let Conn::Tcp(stream) = Conn::dial(client, Proto::Tcp, from, to)? else {
+        let Conn::Tcp(stream) = Conn::connect(client, Proto::Tcp, from, to)? else {
             panic!("TCP was asked for")
         };
         stream.set_read_timeout(Some(TIMEOUT))?;
@@ -128,9 +128,9 @@ impl Pair {
 
     /// The servers of all of them speak, then the clients; those who do not
     /// understand each other within some time.
-    pub fn misunderstood(pairs: &mut [Self], patience: Duration) -> Vec<SocketAddr> {
+    pub fn broken(pairs: &mut [Self], patience: Duration) -> Vec<SocketAddr> {
         const LEN: usize = 300;
-        let mut misunderstood = Vec::new();
+        let mut broken = Vec::new();
         let end = Instant::now() + patience;
         // What is sent is on its way while another is waited for.
         let speak = |pair: &mut Self| {
@@ -144,15 +144,15 @@ impl Pair {
             let heard = spoken.and_then(|()| receive(&mut pair.client, pair.counts[0], LEN));
             pair.counts[0] += LEN;
             if heard.and_then(|()| pair.try_pull(LEN)).is_err() {
-                misunderstood.push(pair.to);
+                broken.push(pair.to);
             }
             pair.set_patience(TIMEOUT);
         }
-        misunderstood
+        broken
     }
 
     /// Ends it.
-    pub fn hang_up(self, who: End) {
+    pub fn close(self, who: End) {
         match who {
             End::Client => {
                 drop(self.client);

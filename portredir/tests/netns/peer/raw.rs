@@ -21,12 +21,12 @@ use crate::lab::namespace::Namespace;
 const BATCH: usize = 64;
 
 /// Sends packets from the IP header on, as they are.
-pub struct Forger {
+pub struct RawSender {
     v4: OwnedFd,
     v6: OwnedFd,
 }
 
-impl Forger {
+impl RawSender {
     /// In a namespace, whose routes the packets take.
     pub fn new(namespace: &Namespace) -> Self {
         let open = |family| {
@@ -69,7 +69,7 @@ impl Flood {
         pause: Duration,
         make: impl Fn(u32) -> (IpAddr, Vec<u8>) + Send + 'static,
     ) -> Self {
-        let forger = Forger::new(namespace);
+        let sender = RawSender::new(namespace);
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicUsize::new(0));
         let thread = {
@@ -88,7 +88,7 @@ impl Flood {
                     }
                     for (to, packets) in to.into_iter().zip([v4, v6]) {
                         if let Some(to) = to {
-                            forger.send(to, &packets);
+                            sender.send(to, &packets);
                         }
                     }
                     sent.fetch_add(BATCH, Ordering::Relaxed);
@@ -128,7 +128,7 @@ impl Drop for Flood {
 
 /// Networks of no host: what comes from there is forged. The host has a way back,
 /// so that its answers go out.
-pub fn add_nowhere(host: &Namespace) {
+pub fn add_spoofed_networks(host: &Namespace) {
     host.sysctl("ipv4/conf/all/rp_filter", "0");
     host.sysctl("ipv4/conf/default/rp_filter", "0");
     host.ip(&format!(
@@ -139,7 +139,7 @@ pub fn add_nowhere(host: &Namespace) {
 }
 
 /// An address of nowhere, another one for each number below 2^17.
-pub fn nowhere(family: Family, number: u32) -> IpAddr {
+pub fn spoofed_addr(family: Family, number: u32) -> IpAddr {
     let [_, a, b, c] = number.to_be_bytes();
     match family {
         Family::V4 => IpAddr::from([198, 18 | a & 1, b, c]),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use crate::lab::namespace::Namespace;
 use crate::lab::process::Process;
-use crate::peer::echo::{self};
+use crate::lab::python::python;
 
 /// Clients and servers that Rust's library does not know of.
 const SCRIPT: &str = r#"
@@ -82,7 +82,7 @@ elif what == "options":
 pub fn command(what: &str, to: SocketAddr) -> Vec<String> {
     let family = if to.is_ipv4() { "V4" } else { "V6" };
     let (host, port) = (to.ip().to_string(), to.port().to_string());
-    [echo::python(), "-c", SCRIPT, what, family, &host, &port]
+    [python(), "-c", SCRIPT, what, family, &host, &port]
         .map(str::to_owned)
         .to_vec()
 }

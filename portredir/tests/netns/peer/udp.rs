@@ -15,12 +15,12 @@ use crate::peer::conn::{Conn, Proto, uninterrupted};
 const LEAST: usize = 8;
 
 /// Answers on all addresses.
-pub struct Answerer {
+pub struct UdpServer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Answerer {
+impl UdpServer {
     pub fn start(namespace: &Namespace, port: u16) -> Self {
         let any = (Ipv6Addr::UNSPECIFIED, port);
         let socket = namespace.enter(|| UdpSocket::bind(any)).expect("bind");
@@ -48,7 +48,7 @@ impl Answerer {
     }
 }
 
-impl Drop for Answerer {
+impl Drop for UdpServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -65,13 +65,13 @@ fn answer(question: &[u8]) -> Vec<u8> {
 }
 
 /// Asks by a socket of its own.
-pub struct Asker {
+pub struct UdpClient {
     socket: UdpSocket,
     number: u64,
     name: Vec<u8>,
 }
 
-impl Asker {
+impl UdpClient {
     /// `name` tells the askers of a test apart.
     pub fn new(namespace: &Namespace, from: u16, to: SocketAddr, name: &str) -> Self {
         let Conn::Udp(socket) = Conn::to(namespace, Proto::Udp, from, to) else {

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use crate::lab::cgroup::Cgroup;
 use crate::lab::namespace::Namespace;
 use crate::lab::process::Process;
+use crate::lab::python::python;
 use crate::peer::conn::Proto;
-use crate::peer::echo::python;
 
 /// UDP is answered from the address that was asked, as servers have to on hosts
 /// with more than one; without `IP_PKTINFO` the kernel would take another.

@@ -11,9 +11,9 @@ use crate::lab::process::note;
 use crate::lab::program::Redirector;
 use crate::lab::usage::Usage;
 use crate::lab::{Family, Lab};
-use crate::peer::pair::{Acceptor, End, Pair};
-use crate::peer::raw::{Flood, Forger, Segment, add_nowhere, nowhere, tcp, udp};
-use crate::peer::udp::{Answerer, Asker};
+use crate::peer::pair::{Acceptor, End, TcpPair};
+use crate::peer::raw::{Flood, RawSender, Segment, add_spoofed_networks, spoofed_addr, tcp, udp};
+use crate::peer::udp::{UdpClient, UdpServer};
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -69,11 +69,11 @@ fn drops(report: &Value) -> String {
 
 /// A number of connections, a fifth of them direct, half of each family. Each has
 /// a client port of its own, from `first` on.
-fn open(lab: &Lab, acceptor: &Acceptor, first: u16, count: usize) -> impl Iterator<Item = Pair> {
+fn open(lab: &Lab, acceptor: &Acceptor, first: u16, count: usize) -> impl Iterator<Item = TcpPair> {
     (first..).take(count).map(move |from| {
         let port = [80, 80, 80, 81, 8080][usize::from(from) / 2 % 5];
         let to = Family::BOTH[usize::from(from) % 2].host(port);
-        Pair::new(&lab.client, acceptor, from, to)
+        TcpPair::new(&lab.client, acceptor, from, to)
     })
 }
 
@@ -82,7 +82,7 @@ fn stray(number: u32) -> (IpAddr, Vec<u8>) {
     let family = Family::BOTH[number as usize % 2];
     let random = number.wrapping_mul(0x9e37_79b9);
     let port = 1024 + u16::try_from(number / 2 % 60_000).expect("a port");
-    let from = SocketAddr::new(nowhere(family, number / 2 % 0x1_ffff), port);
+    let from = SocketAddr::new(spoofed_addr(family, number / 2 % 0x1_ffff), port);
     // A pair of SYN, first to the target, is a collision once the target has an
     // open request.
     let (segment, to) = match number / 2 % 8 {
@@ -101,7 +101,7 @@ fn colliding(number: u32) -> (IpAddr, Vec<u8>) {
     let (client, turn) = (number / 3, number % 3);
     let family = Family::BOTH[client as usize % 2];
     let port = 1024 + u16::try_from(client / 2 % 60_000).expect("a port");
-    let from = SocketAddr::new(nowhere(family, client / 2 % 0x1_ffff), port);
+    let from = SocketAddr::new(spoofed_addr(family, client / 2 % 0x1_ffff), port);
     let (segment, to) = match turn {
         0 => (Segment::Syn, 8080),
         1 => (Segment::Syn, 80),
@@ -119,7 +119,7 @@ fn colliding(number: u32) -> (IpAddr, Vec<u8>) {
 fn syn(cell: &Cell) {
     allow(Duration::from_secs(120));
     let lab = Lab::new(cell);
-    add_nowhere(&lab.host);
+    add_spoofed_networks(&lab.host);
     let acceptor = Acceptor::start(&lab.host, 8080);
     let redirector = start(cell, &lab, &SMALLEST);
     let mut busy: Vec<_> = open(&lab, &acceptor, 11_000, 100).collect();
@@ -137,14 +137,14 @@ fn syn(cell: &Cell) {
                 pair.talk(700, "in the flood");
             }
             let to = Family::BOTH[rounds % 2].host([80, 8080][rounds / 2 % 2]);
-            if let Ok(mut pair) = Pair::open(&lab.client, &acceptor, 0, to) {
+            if let Ok(mut pair) = TcpPair::open(&lab.client, &acceptor, 0, to) {
                 accepted += 1;
                 pair.set_patience(Duration::from_secs(2));
                 let talk = pair.try_push(300).and_then(|()| pair.try_pull(300));
                 well += usize::from(talk.is_ok());
                 // What the server did not hear of must not end it: by a cookie that
                 // would begin another.
-                pair.hang_up(End::Reset);
+                pair.close(End::Reset);
             }
             rounds += 1;
         }
@@ -175,39 +175,39 @@ fn syn(cell: &Cell) {
 fn spray(cell: &Cell) {
     allow(Duration::from_secs(120));
     let lab = Lab::new(cell);
-    add_nowhere(&lab.host);
+    add_spoofed_networks(&lab.host);
     let acceptor = Acceptor::start(&lab.host, 8080);
-    let _answerer = Answerer::start(&lab.host, 8080);
+    let _udp_server = UdpServer::start(&lab.host, 8080);
     let redirector = start(cell, &lab, &SMALLEST);
     let mut pairs: Vec<_> = open(&lab, &acceptor, 10_000, 100).collect();
-    let mut askers: Vec<_> = (0..40)
+    let mut udp_clients: Vec<_> = (0..40)
         .map(|number| {
             let to = Family::BOTH[number % 2].host([80, 81, 8080][number % 3]);
-            Asker::new(&lab.client, 0, to, &format!("asker {number}"))
+            UdpClient::new(&lab.client, 0, to, &format!("asker {number}"))
         })
         .collect();
     let patience = Duration::from_millis(250);
-    let ask = |askers: &mut [Asker]| {
-        let tries = askers.iter_mut().map(|asker| {
-            let tries = asker.ask(40, patience);
-            tries.unwrap_or_else(|error| panic!("{}: {error}", asker.local()))
+    let ask = |udp_clients: &mut [UdpClient]| {
+        let tries = udp_clients.iter_mut().map(|udp_client| {
+            let tries = udp_client.ask(40, patience);
+            tries.unwrap_or_else(|error| panic!("{}: {error}", udp_client.local()))
         });
         tries.map(|tries| tries - 1).sum::<usize>()
     };
-    ask(&mut askers);
+    ask(&mut udp_clients);
     pairs.iter_mut().for_each(|pair| pair.talk(100, "at first"));
     let before = Usage::of(redirector.process.id());
     let flood = Flood::start(&lab.client, Duration::from_micros(500), |number| {
         let family = Family::BOTH[number as usize % 2];
         let port = u16::try_from(number / 2 % 65_535).expect("a port") + 1;
-        let from = SocketAddr::new(nowhere(family, number / 2 % 0x1_ffff), port);
+        let from = SocketAddr::new(spoofed_addr(family, number / 2 % 0x1_ffff), port);
         // The same sender at two ports of one target is a collision.
         let to = family.host([80, 81, 8080][number as usize / 2 % 3]);
         (to.ip(), udp(from, to, b"x"))
     });
     let (mut rounds, mut repeated) = (0, 0);
     while flood.sent() < 10 * LEAST || rounds < 3 {
-        repeated += ask(&mut askers);
+        repeated += ask(&mut udp_clients);
         for pair in &mut pairs {
             pair.talk(700, "in the flood");
         }
@@ -217,7 +217,11 @@ fn spray(cell: &Cell) {
     note(&format!(
         "{sent} datagrams; 40 askers in {rounds} rounds, {repeated} questions repeated"
     ));
-    assert_eq!(ask(&mut askers), 0, "questions repeated after the flood");
+    assert_eq!(
+        ask(&mut udp_clients),
+        0,
+        "questions repeated after the flood"
+    );
     Usage::of(redirector.process.id()).check_against(&before, "the flood");
     note(&drops(&redirector.stop()));
     lab.check_checksums();
@@ -240,8 +244,8 @@ fn more_connections(cell: &Cell) {
         begun.unwrap_or_else(|error| panic!("{}: {error}", pair.local));
         pairs.push(pair);
     }
-    let misunderstood = Pair::misunderstood(&mut pairs, PATIENCE);
-    assert!(misunderstood.is_empty(), "{misunderstood:?}");
+    let broken = TcpPair::broken(&mut pairs, PATIENCE);
+    assert!(broken.is_empty(), "{broken:?}");
     for pair in pairs.iter_mut().rev() {
         let pulled = pair.try_pull(64);
         pulled.unwrap_or_else(|error| panic!("{}: the client begins: {error}", pair.local));
@@ -257,27 +261,27 @@ fn silent_connections(cell: &Cell) {
     let acceptor = Acceptor::start(&lab.host, 8080);
     let redirector = start(cell, &lab, &SMALLEST);
     let mut pairs: Vec<_> = open(&lab, &acceptor, 10_000, 2 * LEAST).collect();
-    let misunderstood = Pair::misunderstood(&mut pairs, PATIENCE);
+    let broken = TcpPair::broken(&mut pairs, PATIENCE);
     redirector.finish(&lab);
-    assert!(misunderstood.is_empty(), "{misunderstood:?}");
+    assert!(broken.is_empty(), "{broken:?}");
 }
 
 /// The same of UDP: each datagram of a client is answered.
 fn more_udp_flows(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _answerer = Answerer::start(&lab.host, 8080);
+    let _udp_server = UdpServer::start(&lab.host, 8080);
     let redirector = start(cell, &lab, &SMALLEST);
-    let mut askers: Vec<_> = (0..2 * LEAST)
+    let mut udp_clients: Vec<_> = (0..2 * LEAST)
         .map(|number| {
             let to = Family::BOTH[number % 2].host([80, 81, 8080][number % 3]);
-            Asker::new(&lab.client, 0, to, &format!("asker {number}"))
+            UdpClient::new(&lab.client, 0, to, &format!("asker {number}"))
         })
         .collect();
     for round in 0..3 {
-        for asker in &mut askers {
+        for udp_client in &mut udp_clients {
             // Not lost, but perhaps late on a busy machine.
-            let asked = asker.ask(1, Duration::from_secs(8));
-            asked.unwrap_or_else(|error| panic!("{}, round {round}: {error}", asker.local()));
+            let asked = udp_client.ask(1, Duration::from_secs(8));
+            asked.unwrap_or_else(|error| panic!("{}, round {round}: {error}", udp_client.local()));
         }
     }
     redirector.finish(&lab);
@@ -288,12 +292,12 @@ fn more_udp_flows(cell: &Cell) {
 fn every_port_is_taken(cell: &Cell) {
     let lab = Lab::new(cell);
     lab.client.ip("addr add 10.9.1.3/24 dev c0");
-    let _answerer = Answerer::start(&lab.host, 8080);
+    let _udp_server = UdpServer::start(&lab.host, 8080);
     let acceptor = Acceptor::start(&lab.host, 8080);
     let redirector = start(cell, &lab, &["--max-udp-flows", "262144"]);
     let [first, second] = [[10, 9, 1, 2], [10, 9, 1, 3]].map(IpAddr::from);
     let to = |port| Family::V4.host(port);
-    let forger = Forger::new(&lab.client);
+    let sender = RawSender::new(&lab.client);
     let ports: Vec<_> = (1..=u16::MAX).collect();
     // Twice, should one be lost, and with time to receive them.
     for some in ports.chunks(64).chain(ports.chunks(64)) {
@@ -301,21 +305,21 @@ fn every_port_is_taken(cell: &Cell) {
             .iter()
             .map(|&port| udp(SocketAddr::new(first, port), to(8080), b"x"));
         let packets: Vec<_> = packets.collect();
-        forger.send(to(8080).ip(), &packets);
+        sender.send(to(8080).ip(), &packets);
         std::thread::sleep(Duration::from_micros(200));
     }
     const PORT: u16 = 30_000;
     let second_needs = Duration::from_secs(8);
-    let mut direct = Asker::new(&lab.client, PORT, to(8080), "direct");
+    let mut direct = UdpClient::new(&lab.client, PORT, to(8080), "direct");
     direct.ask(1, second_needs).expect("an answer");
-    let mut refused = Asker::new(&lab.client, PORT, to(80), "refused");
+    let mut refused = UdpClient::new(&lab.client, PORT, to(80), "refused");
     let asked = refused.ask(3, Duration::from_millis(100));
     assert!(asked.is_err(), "a port was free");
     direct.ask(1, second_needs).expect("an answer");
     // By another address, or by TCP, the same port is another.
-    let mut other = Asker::at(&lab.client, SocketAddr::new(second, PORT), to(80), "other");
+    let mut other = UdpClient::at(&lab.client, SocketAddr::new(second, PORT), to(80), "other");
     other.ask(1, second_needs).expect("an answer");
-    Pair::new(&lab.client, &acceptor, PORT, to(80)).talk(100, "by TCP");
+    TcpPair::new(&lab.client, &acceptor, PORT, to(80)).talk(100, "by TCP");
     let report = redirector.stop();
     assert_eq!(report["drops"]["no_free_port"], 3, "{report}");
     lab.check_checksums();
@@ -326,7 +330,7 @@ fn every_port_is_taken(cell: &Cell) {
 fn collided_connections(cell: &Cell) {
     allow(Duration::from_secs(120));
     let lab = Lab::new(cell);
-    add_nowhere(&lab.host);
+    add_spoofed_networks(&lab.host);
     let acceptor = Acceptor::start(&lab.host, 8080);
     let redirector = start(cell, &lab, &[]);
     let mut pairs = Vec::new();
@@ -334,7 +338,7 @@ fn collided_connections(cell: &Cell) {
         let family = Family::BOTH[usize::from(number) % 2];
         for port in [8080, 80] {
             let to = family.host(port);
-            let mut pair = Pair::new(&lab.client, &acceptor, 41_000 + number, to);
+            let mut pair = TcpPair::new(&lab.client, &acceptor, 41_000 + number, to);
             pair.talk(100, "at first");
             let is_changed = pair.peer.port() != pair.local.port();
             // By the socket engine they are two anyway.
@@ -345,7 +349,7 @@ fn collided_connections(cell: &Cell) {
     // More than there are places for such ports, and each is used again.
     let flood = Flood::start(&lab.client, Duration::from_micros(100), |number| {
         let client = number / 3 % 60_000;
-        let from = SocketAddr::new(nowhere(Family::V4, client), 5000);
+        let from = SocketAddr::new(spoofed_addr(Family::V4, client), 5000);
         let to = Family::V4.host([8080, 80, 80][number as usize % 3]);
         (to.ip(), udp(from, to, b"x"))
     });
@@ -353,11 +357,11 @@ fn collided_connections(cell: &Cell) {
         std::thread::sleep(Duration::from_millis(5));
     }
     note(&format!("{} datagrams", flood.end()));
-    let misunderstood = Pair::misunderstood(&mut pairs, PATIENCE);
+    let broken = TcpPair::broken(&mut pairs, PATIENCE);
     let report = redirector.stop();
     note(&format!("{} {}", drops(&report), report["passes"]));
     lab.check_checksums();
-    assert!(misunderstood.is_empty(), "{misunderstood:?}");
+    assert!(broken.is_empty(), "{broken:?}");
 }
 
 /// One client port after the other, each used again at once: whatever the one
@@ -382,10 +386,11 @@ fn port_reuse(cell: &Cell) {
                         if end == End::Client && turn >= 2 {
                             break;
                         }
-                        let mut pair = Pair::new(&lab.client, &acceptor, from, family.host(port));
+                        let mut pair =
+                            TcpPair::new(&lab.client, &acceptor, from, family.host(port));
                         let when = format!("turn {turn} of {first} and {second} ended by {end:?}");
                         pair.talk(100, &when);
-                        pair.hang_up(end);
+                        pair.close(end);
                         // A timestamp tells the next from the one before.
                         std::thread::sleep(Duration::from_millis(2));
                     }
@@ -402,7 +407,7 @@ fn flows(cell: &Cell) {
     allow(Duration::from_secs(60) + Duration::from_millis(3) * u32::try_from(count).expect("few"));
     let lab = Lab::new(cell);
     let acceptor = Acceptor::start(&lab.host, 8080);
-    let _answerer = Answerer::start(&lab.host, 8080);
+    let _udp_server = UdpServer::start(&lab.host, 8080);
     let redirector = start(cell, &lab, &SMALLEST);
     let has_udp = cell.engine != "socket";
     let run = |count: usize| {
@@ -412,15 +417,15 @@ fn flows(cell: &Cell) {
             let port = [80, 81, 80, 81, 8080][number / 4 % 5];
             let to = family.host(port);
             if has_udp && number % 2 == 1 {
-                let mut asker = Asker::new(&lab.client, 0, to, "one question");
-                let asked = asker.ask(1, Duration::from_secs(8));
-                asked.unwrap_or_else(|error| panic!("{number}: {}: {error}", asker.local()));
+                let mut udp_client = UdpClient::new(&lab.client, 0, to, "one question");
+                let asked = udp_client.ask(1, Duration::from_secs(8));
+                asked.unwrap_or_else(|error| panic!("{number}: {}: {error}", udp_client.local()));
             } else {
                 redirected += u64::from(port == 80);
-                let mut pair = Pair::new(&lab.client, &acceptor, 0, to);
+                let mut pair = TcpPair::new(&lab.client, &acceptor, 0, to);
                 pair.talk(40, "once");
                 let end = [End::Server, End::Reset][number / 2 % 2];
-                pair.hang_up(end);
+                pair.close(end);
             }
         }
         redirected

@@ -17,8 +17,8 @@ use crate::lab::usage::Usage;
 use crate::lab::{Family, Lab, add_addrs};
 use crate::lifecycle::host::Host;
 use crate::peer::conn::{Conn, Proto};
-use crate::peer::echo;
-use crate::peer::udp::{Answerer, Asker};
+use crate::peer::http::http_server;
+use crate::peer::udp::{UdpClient, UdpServer};
 use crate::stress::workers::Workers;
 use crate::{Cell, Tests};
 
@@ -45,9 +45,9 @@ fn soak(engine: &'static str) {
         is_offloaded: true,
         family: Family::V4,
     });
-    let _web = echo::http(&lab.host, 8000);
-    let _echoes = [8080, 9090].map(|port| Echo::start(&lab.host, port));
-    let _answerers = [8080, 9090].map(|port| Answerer::start(&lab.host, port));
+    let _web = http_server(&lab.host, 8000);
+    let _echoes = [8080, 9090].map(|port| EchoServer::start(&lab.host, port));
+    let _udp_servers = [8080, 9090].map(|port| UdpServer::start(&lab.host, port));
     let host = Host::of(&lab);
     let mut up = vec!["up", "--iface", "h*", "--engine", engine];
     up.extend(RULES);
@@ -85,8 +85,8 @@ fn rules_and_interfaces() {
         is_offloaded: true,
         family: Family::V4,
     });
-    let _echo = Echo::start(&lab.host, 8080);
-    let _answerer = Answerer::start(&lab.host, 8080);
+    let _echo = EchoServer::start(&lab.host, 8080);
+    let _udp_server = UdpServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     host.run(&["up", "--iface", "h*", "80:8080/both"]);
     // It stays the same.
@@ -124,10 +124,10 @@ fn one_client_port() {
         is_offloaded: true,
         family: Family::V4,
     });
-    let _echoes = [8080, 9090].map(|port| Echo::start(&lab.host, port));
+    let _echoes = [8080, 9090].map(|port| EchoServer::start(&lab.host, port));
     let host = Host::of(&lab);
     host.up(&["80:8080", "90:8080"]);
-    let dial = |port| Conn::dial(&lab.client, Proto::Tcp, 41_000, Family::V4.host(port));
+    let dial = |port| Conn::connect(&lab.client, Proto::Tcp, 41_000, Family::V4.host(port));
     // For it the earlier target is remembered.
     let mut older = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(90));
     older.echo(b"before the change");
@@ -233,12 +233,12 @@ fn come_and_go(lab: &Lab) {
         // Refused until it is followed. Long, as others may keep these processors busy.
         let way = format!("a way to {to}");
         let mut conn = wait_within(Duration::from_secs(60), &way, || {
-            Conn::dial(&lab.client, Proto::Tcp, 0, to).ok()
+            Conn::connect(&lab.client, Proto::Tcp, 0, to).ok()
         });
         conn.echo(&[7; 3000]);
     }
-    let mut asker = Asker::new(&lab.client, 0, fresh[0], "by a new way");
-    asker.ask(1, PATIENCE).expect("an answer");
+    let mut udp_client = UdpClient::new(&lab.client, 0, fresh[0], "by a new way");
+    udp_client.ask(1, PATIENCE).expect("an answer");
     lab.host.ip("addr del 10.9.1.77/24 dev h0\nlink del h7");
 }
 
@@ -248,12 +248,12 @@ fn resets(lab: &Lab) -> [u64; 2] {
 }
 
 /// Says back what it hears, as long as it is said.
-struct Echo {
+struct EchoServer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Echo {
+impl EchoServer {
     fn start(namespace: &Namespace, port: u16) -> Self {
         let any = (Ipv6Addr::UNSPECIFIED, port);
         let listener = namespace.enter(|| TcpListener::bind(any)).expect("listen");
@@ -280,7 +280,7 @@ impl Echo {
     }
 }
 
-impl Drop for Echo {
+impl Drop for EchoServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {

@@ -12,7 +12,7 @@ use crate::lab::process::note;
 use crate::lab::{Family, Lab};
 use crate::message;
 use crate::peer::conn::{Conn, Proto};
-use crate::peer::udp::Asker;
+use crate::peer::udp::UdpClient;
 use crate::stress::soak::PATIENCE;
 
 /// What is done again and again, and how often it was done.
@@ -177,32 +177,32 @@ fn short(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
 }
 
 /// The ways to ask, by old and by new sockets.
-fn askers(lab: &Lab) -> Vec<Asker> {
+fn udp_clients(lab: &Lab) -> Vec<UdpClient> {
     let ways = [80, 90, 8080].map(|port| Family::BOTH.map(|family| family.host(port)));
-    let asker = |to: &SocketAddr| Asker::new(&lab.client, 0, *to, &format!("asks {to}"));
-    ways.as_flattened().iter().map(asker).collect()
+    let udp_client = |to: &SocketAddr| UdpClient::new(&lab.client, 0, *to, &format!("asks {to}"));
+    ways.as_flattened().iter().map(udp_client).collect()
 }
 
-fn ask_all(askers: &mut [Asker], count: &AtomicU64) {
-    for asker in askers {
-        if let Err(error) = asker.ask(1, PATIENCE) {
-            panic!("a question of {}: {error}", asker.local());
+fn ask_all(udp_clients: &mut [UdpClient], count: &AtomicU64) {
+    for udp_client in udp_clients {
+        if let Err(error) = udp_client.ask(1, PATIENCE) {
+            panic!("a question of {}: {error}", udp_client.local());
         }
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 fn ask(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
-    let mut askers = askers(lab);
+    let mut udp_clients = udp_clients(lab);
     while !is_over(stop) {
-        ask_all(&mut askers, count);
+        ask_all(&mut udp_clients, count);
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 fn ask_anew(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
     while !is_over(stop) {
-        ask_all(&mut askers(lab), count);
+        ask_all(&mut udp_clients(lab), count);
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -4,14 +4,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use super::{addrs, any_like, ask, bind, mapped, start};
+use crate::lab::python::python;
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto, uninterrupted};
-use crate::peer::echo::{self, Echo};
-use crate::peer::listener::{Listen, meet, who};
+use crate::peer::echo::EchoServer;
+use crate::peer::listener::{Listen, connect_and_greet, who};
 
 /// One socket talks to the dialled port, then to the target itself, and back.
 pub fn unconnected(lab: &Lab) {
-    let server = Echo::start(&lab.host, 8080);
+    let server = EchoServer::start(&lab.host, 8080);
     let redirector = start(lab, &["80:8080/both"]);
     let mut count = 0;
     for (addr, told) in addrs() {
@@ -50,7 +51,7 @@ pub fn one_of_127(lab: &Lab) {
     let redirector = start(lab, &["80:8080/both"]);
     let to = SocketAddr::new(addr, 80);
     assert_eq!(who(&lab.host, to).as_deref(), Some("server"));
-    let (_, greeting) = meet(&lab.host, 0, to).expect("the server");
+    let (_, greeting) = connect_and_greet(&lab.host, 0, to).expect("the server");
     assert_eq!(greeting.local, SocketAddr::new(addr, 8080));
     let mut conn = Conn::to(&lab.host, Proto::Udp, 0, to);
     conn.echo(b"connected");
@@ -62,7 +63,7 @@ pub fn one_of_127(lab: &Lab) {
 
 /// With an address of its own, a client that dials address zero gets that one.
 pub fn bound_to_an_address(lab: &Lab) {
-    let _server = Echo::start(&lab.host, 8080);
+    let _server = EchoServer::start(&lab.host, 8080);
     let own = Family::V4.addr(1, 1);
     let zero = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
     let before = ask(&bind(&lab.host, own), "before", zero(8080));
@@ -83,9 +84,9 @@ pub fn many_ports_by_one_socket(lab: &Lab) {
     let ports = [(80, 8080), (81, 8181), (82, 8282), (83, 8383), (84, 8080)];
     let servers = ports[..4]
         .iter()
-        .map(|(_, target)| Echo::start(&lab.host, *target));
+        .map(|(_, target)| EchoServer::start(&lab.host, *target));
     let servers: Vec<_> = servers.collect();
-    let rules = ports.map(|(dialled, target)| format!("{dialled}:{target}/udp"));
+    let rules = ports.map(|(dst_server, target)| format!("{dst_server}:{target}/udp"));
     let rules: Vec<_> = rules.iter().map(String::as_str).collect();
     let redirector = start(lab, &rules);
     for addr in [
@@ -126,7 +127,7 @@ pub fn many_ports_by_one_socket(lab: &Lab) {
 
 /// A UDP socket may be connected to another peer, and to none.
 pub fn connects_again(lab: &Lab) {
-    let _server = Echo::start(&lab.host, 8080);
+    let _server = EchoServer::start(&lab.host, 8080);
     let redirector = start(lab, &["80:8080/udp"]);
     for addr in [
         Family::V4.addr(1, 1),
@@ -173,7 +174,7 @@ for _ in range(2):
         assert client.recvfrom(10) == (b"hello", server.getsockname())
 "#;
     let redirector = start(lab, &["80:8080/both"]);
-    let said = lab.host.run(&[echo::python(), "-c", ECHO]);
+    let said = lab.host.run(&[python(), "-c", ECHO]);
     redirector.finish(lab);
     if said.starts_with("none") {
         crate::skip("needs UDP-Lite");
@@ -183,7 +184,7 @@ for _ in range(2):
 /// With the address, or without on an IPv6 socket with an IPv4 peer, for which
 /// the kernel names it.
 pub fn older_sockets_name_their_peer(lab: &Lab) {
-    let [dialled, target] = [80, 8080].map(|port| Echo::start(&lab.host, port));
+    let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let sockets = [
         Ipv4Addr::LOCALHOST.into(),
         mapped(Ipv4Addr::LOCALHOST.into()),
@@ -198,13 +199,13 @@ pub fn older_sockets_name_their_peer(lab: &Lab) {
         for (socket, to) in &sockets {
             let message = format!("{words} to {to}");
             assert_eq!(ask(socket, &message, *to), *to);
-            dialled.peer(Proto::Udp, message.as_bytes());
+            dst_server.peer(Proto::Udp, message.as_bytes());
             let message = format!("{words} without {to}");
             socket.send(message.as_bytes()).expect("send");
             let mut answer = [0; 100];
             let len = uninterrupted(|| socket.recv(&mut answer)).expect("an answer");
             assert_eq!(&answer[..len], message.as_bytes());
-            dialled.peer(Proto::Udp, message.as_bytes());
+            dst_server.peer(Proto::Udp, message.as_bytes());
         }
     };
     say("before");

@@ -12,7 +12,7 @@ use crate::lab::cgroup::Cgroup;
 use crate::lab::process::wait_within;
 use crate::lab::program::Redirector;
 use crate::lab::{Family, Lab, link};
-use crate::peer::listener::{Listen, Server, meet, who};
+use crate::peer::listener::{Listen, Server, connect_and_greet, who};
 use crate::peer::tcp_variant;
 
 /// Nobody has to tell of a server: one that was there before, one that takes its
@@ -24,7 +24,7 @@ pub fn comes_and_goes(cell: &Cell) {
         let redirector = start(&lab, "h0");
         if let Some(first) = first {
             let (mut conn, greeting) =
-                meet(&lab.client, 0, cell.family.host(80)).expect("the server");
+                connect_and_greet(&lab.client, 0, cell.family.host(80)).expect("the server");
             assert_eq!(greeting.name, "first");
             assert_eq!(greeting.local, cell.family.host(80), "what was dialled");
             assert_eq!(greeting.peer, conn.local(), "nobody was in the way");
@@ -203,7 +203,8 @@ pub fn loopback_target(cell: &Cell) {
             Some("loopback")
         );
     }
-    let (mut conn, greeting) = meet(&lab.client, 0, cell.family.host(80)).expect("the server");
+    let (mut conn, greeting) =
+        connect_and_greet(&lab.client, 0, cell.family.host(80)).expect("the server");
     assert_eq!(greeting.local, cell.family.host(80), "what was dialled");
     conn.echo(&[7; 50_000]);
     // One on the address itself comes first.

@@ -10,10 +10,11 @@ use crate::Cell;
 use crate::lab::capture::Capture;
 use crate::lab::namespace::Namespace;
 use crate::lab::process::wait_for;
+use crate::lab::python::python;
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, Proto};
-use crate::peer::echo::{self, Echo};
-use crate::peer::listener::{Listen, meet};
+use crate::peer::echo::EchoServer;
+use crate::peer::listener::{Listen, connect_and_greet};
 use crate::peer::tcp_variant;
 
 /// A counter of the kernel, from `/proc/net/netstat`.
@@ -36,7 +37,7 @@ pub fn syn_cookies(cell: &Cell) {
     let redirector = start(&lab, "h0");
     for port in [80, 8080].repeat(5) {
         let (mut conn, greeting) =
-            meet(&lab.client, 0, cell.family.host(port)).expect("the server");
+            connect_and_greet(&lab.client, 0, cell.family.host(port)).expect("the server");
         assert_eq!(greeting.local.port(), port);
         conn.echo(b"by a cookie");
     }
@@ -74,7 +75,7 @@ pub fn mptcp_server(cell: &Cell) {
     let _server = tcp_variant::start_server(&lab.host, "mptcp-server", on);
     let redirector = start(&lab, "h0");
     let is_refused_by_map = redirector.process.err().contains("MPTCP");
-    let served = meet(&lab.client, 0, cell.family.host(80));
+    let served = connect_and_greet(&lab.client, 0, cell.family.host(80));
     if is_refused_by_map {
         println!("{:?}: MPTCP servers are kept out of maps", cell.family);
         assert!(served.is_err());
@@ -110,9 +111,11 @@ pub fn time_wait(cell: &Cell) {
     for _ in 0..5 {
         // The client's end may take a moment to go.
         let is_ours = |error: &io::Error| error.kind() == io::ErrorKind::AddrNotAvailable;
-        let met = wait_for("the port", || match meet(&lab.client, 40_001, to) {
-            Err(error) if is_ours(&error) => None,
-            met => Some(met),
+        let met = wait_for("the port", || {
+            match connect_and_greet(&lab.client, 40_001, to) {
+                Err(error) if is_ours(&error) => None,
+                met => Some(met),
+            }
         });
         let (mut conn, greeting) = met.expect("the server");
         assert!(conn.receive(1).is_err(), "it hangs up");
@@ -156,13 +159,13 @@ for at in range(0, len(tcp), 8):
     s.sendto(struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(part), 77, more | at // 8, 64, 6, 0, src, dst) + part, (sys.argv[2], 0))
 "#;
     let lab = Lab::new(&cell);
-    let _server = Echo::start(&lab.host, 8080);
+    let _server = EchoServer::start(&lab.host, 8080);
     let redirector = start(&lab, "h0");
     let filter = "tcp[13] == 0x12 or tcp[13] == 0x14";
     let capture = Capture::start(&lab.client, "c0", filter);
     let [host, client] = [1, 2].map(|n| cell.family.addr(1, n).to_string());
     lab.client
-        .run(&[echo::python(), "-c", SEND, &client, &host, "80"]);
+        .run(&[python(), "-c", SEND, &client, &host, "80"]);
     let (flags, port) = capture.wait_for("an answer", |frame| {
         let port = frame.get(34..36)?.try_into().ok()?;
         Some((frame.get(47).copied()?, u16::from_be_bytes(port)))

@@ -128,14 +128,14 @@ impl Path {
         if answer.server != self.server.name() {
             faults.push(format!("reached {}", answer.server));
         }
-        let dialled = dialled(addr);
-        if answer.reply() != dialled {
-            faults.push(match answer.reply().ip() == dialled.ip() {
+        let destination = destination(addr);
+        if answer.reply() != destination {
+            faults.push(match answer.reply().ip() == destination.ip() {
                 true => format!("reply from {}", answer.reply().port()),
                 false => format!("reply from {}", answer.reply()),
             });
         }
-        if answer.local().ip() != dialled.ip() {
+        if answer.local().ip() != destination.ip() {
             faults.push(format!("server saw {}", answer.local().ip()));
         }
         if self.server != Place::Host && answer.local().port() != 80 {
@@ -151,7 +151,7 @@ impl Path {
 }
 
 /// Where a reply has to come from.
-fn dialled(addr: &str) -> SocketAddr {
+fn destination(addr: &str) -> SocketAddr {
     let addr = addr.split('%').next().expect("an address");
     let addr: IpAddr = addr.parse().expect("an address");
     let addr = match addr {

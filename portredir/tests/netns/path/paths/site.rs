@@ -13,7 +13,7 @@ use crate::lab::cgroup::Cgroup;
 use crate::lab::namespace::Namespace;
 use crate::lab::process::Process;
 use crate::lab::program::PROGRAM;
-use crate::lab::{Family, Lab, add_addrs, link, wait_for_way};
+use crate::lab::{Family, Lab, add_addrs, link, wait_for_route};
 use crate::peer::whoami::serve;
 
 /// Whether netfilter's hooks for IP can run for what crosses a bridge.
@@ -99,7 +99,7 @@ impl Site {
         }
         lab.wait_for_link();
         for family in Family::BOTH {
-            wait_for_way(&client2, family.host(1));
+            wait_for_route(&client2, family.host(1));
         }
         let servers = [
             (host, Place::Host, 8080),
@@ -123,9 +123,9 @@ impl Site {
         add_addrs(&self.lab.host, "br0", (3, 1));
         for family in Family::BOTH {
             for container in [&self.a, &self.b] {
-                wait_for_way(container, family.host(1));
+                wait_for_route(container, family.host(1));
             }
-            wait_for_way(&self.a, SocketAddr::new(family.addr(3, 3), 1));
+            wait_for_route(&self.a, SocketAddr::new(family.addr(3, 3), 1));
         }
     }
 
