@@ -98,7 +98,7 @@ impl Lab {
     /// Client and host, linked as the cell says.
     pub fn new(cell: &Cell) -> Self {
         let lab = Self::unlinked();
-        link(&lab.host, "h0", (1, 1), &lab.client, "c0", (1, 2));
+        link((&lab.host, "h0", (1, 1)), (&lab.client, "c0", (1, 2)));
         if !cell.is_offloaded {
             lab.client.run(&["ethtool", "-K", "c0", "tx", "off"]);
             lab.host.run(&["ethtool", "-K", "h0", "tx", "off"]);
@@ -115,7 +115,7 @@ impl Lab {
             Far::BehindHost => (&lab.host, "h1", &lab.client, 1),
             Far::BehindClient(_) => (&lab.client, "c1", &lab.host, 2),
         };
-        link(gateway, port, (2, 1), &far_ns, "f0", (2, 2));
+        link((gateway, port, (2, 1)), (&far_ns, "f0", (2, 2)));
         gateway.sysctl("ipv4/ip_forward", "1");
         gateway.sysctl("ipv6/conf/all/forwarding", "1");
         far_ns.ip("route add default via 10.9.2.1\nroute add default via fd09:0:0:2::1");
@@ -172,15 +172,11 @@ impl Lab {
     }
 }
 
-/// Adds a veth pair between two hosts; `(net, host)` make the addresses.
-pub fn link(
-    a: &Namespace,
-    a_name: &str,
-    a_addr: (u8, u8),
-    b: &Namespace,
-    b_name: &str,
-    b_addr: (u8, u8),
-) {
+/// One end of a veth pair: its host, its name, and `(net, host)` of its addresses.
+pub type LinkEnd<'a> = (&'a Namespace, &'a str, (u8, u8));
+
+/// Adds a veth pair between two hosts.
+pub fn link((a, a_name, a_addr): LinkEnd<'_>, (b, b_name, b_addr): LinkEnd<'_>) {
     let b_netns = &b.name;
     // With one index on both sides the kernel would take its time to notice
     // that the link is up (`linkwatch_urgent_event` in net/core/link_watch.c).

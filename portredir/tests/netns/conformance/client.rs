@@ -30,7 +30,7 @@ pub struct Conversation {
 impl Conversation {
     /// Dials, and hears who is there; `port` is the client's, or zero.
     pub fn begin(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> io::Result<Self> {
-        let mut conn = Conn::connect_within(PATIENCE, at, proto, port, to)?;
+        let mut conn = Conn::connect_within(PATIENCE, at, proto, (port, to))?;
         let line = match &mut conn {
             Conn::Tcp(stream) => {
                 let mut line = Vec::new();

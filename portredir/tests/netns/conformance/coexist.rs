@@ -9,7 +9,7 @@ use super::frame::SYN;
 use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
 use super::server::{Manner, Server};
-use super::site::{Site, Subject};
+use super::site::{Offload, Site, Subject};
 use crate::lab::Family;
 use crate::lab::foreign::{Foreign, NEXT, PASS};
 use crate::lab::program::attached;
@@ -52,8 +52,8 @@ fn both(site: &Site, proto: Proto, first: SocketAddr, second: SocketAddr) -> Obs
 }
 
 fn foreign_xdp(subject: Subject) -> Observation {
-    let mut site = Site::idle(subject, false);
-    let foreign = Foreign::attach(&site.lab.host, ("xdp", "native"), "h0", "foreign", PASS);
+    let mut site = Site::idle(subject, Offload::Off);
+    let foreign = Foreign::attach(&site.lab.host, ("xdp", "native"), "h0", ("foreign", PASS));
     let Subject::Engine(engine) = subject else {
         unreachable!("nft is not asked")
     };
@@ -84,11 +84,11 @@ fn still_runs(site: &Site, foreign: &Foreign) -> bool {
 }
 
 fn foreign_tc(subject: Subject) -> Observation {
-    let mut site = Site::idle(subject, false);
+    let mut site = Site::idle(subject, Offload::Off);
     let host = &site.lab.host;
     host.run(&["tc", "qdisc", "add", "dev", "h0", "clsact"]);
     let foreign = ["ingress", "egress"]
-        .map(|hook| Foreign::attach(&site.lab.host, (hook, "10"), "h0", "foreign", NEXT));
+        .map(|hook| Foreign::attach(&site.lab.host, (hook, "10"), "h0", ("foreign", NEXT)));
     site.start();
     let seen = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     let run = foreign.iter().all(|foreign| still_runs(&site, foreign));
@@ -123,7 +123,7 @@ fn published(site: &Site, family: Family) -> Observation {
 }
 
 fn kill_9(subject: Subject) -> Observation {
-    let mut site = Site::new(subject, false);
+    let mut site = Site::new(subject, Offload::Off);
     site.kill();
     let seen = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     let left = attached(&site.lab.host);
@@ -131,7 +131,7 @@ fn kill_9(subject: Subject) -> Observation {
 }
 
 fn second_instance(subject: Subject) -> Observation {
-    let mut site = Site::new(subject, false);
+    let mut site = Site::new(subject, Offload::Off);
     let Subject::Engine(engine) = subject else {
         unreachable!("nft is not asked")
     };

@@ -103,7 +103,7 @@ fn tun(subject: Subject, proto: Proto) -> Observation {
 
 fn vlan_device(subject: Subject, proto: Proto) -> Observation {
     let lab = Lab::unlinked();
-    link(&lab.host, "h0", (3, 1), &lab.client, "c0", (3, 2));
+    link((&lab.host, "h0", (3, 1)), (&lab.client, "c0", (3, 2)));
     for (at, name, number) in [(&lab.host, "h0", 1), (&lab.client, "c0", 2)] {
         let device = format!("{name}.10");
         let add = [
@@ -125,7 +125,7 @@ fn new_interface(site: &Site, family: Family) -> Observation {
         Family::V6 => (12, "h6", "f6"),
     };
     let far = site.lab.far();
-    link(&site.lab.host, name, (net, 1), far, peer, (net, 2));
+    link((&site.lab.host, name, (net, 1)), (far, peer, (net, 2)));
     let to = SocketAddr::new(family.addr(net, 1), 80);
     let is_there = |seen: &Observation| *seen == Observation::of("8080 reached");
     let seen = until(is_there, || converse(far, Proto::Tcp, to));

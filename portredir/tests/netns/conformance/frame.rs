@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::lab::Family;
+
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
@@ -75,10 +77,13 @@ pub fn udp(src: u16, dst: u16, payload: &[u8]) -> Segment {
 }
 
 /// An ICMP message, or an ICMPv6 one.
-pub fn icmp(is_v4: bool, kind: u8, code: u8, rest: [u8; 4], payload: &[u8]) -> Segment {
+pub fn icmp(family: Family, (kind, code): (u8, u8), rest: [u8; 4], payload: &[u8]) -> Segment {
     let bytes = [&[kind, code, 0, 0][..], &rest, payload].concat();
     Segment {
-        protocol: if is_v4 { 1 } else { 58 },
+        protocol: match family {
+            Family::V4 => 1,
+            Family::V6 => 58,
+        },
         bytes,
         check: 2,
     }

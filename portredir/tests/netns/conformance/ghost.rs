@@ -9,7 +9,7 @@ use super::client::greeting;
 use super::decode::{Arrival, Body, quoted_ports};
 use super::frame::{ACK, Ip, RST, SYN, Segment, Sum, Tcp, icmp, udp};
 use super::observe::Observation;
-use super::site::{GHOST, STRAY, Site};
+use super::site::{GHOST, Offload, STRAY, Site};
 use super::wire::{Received, Wire, ethernet, mac};
 use crate::lab::Family;
 
@@ -76,7 +76,7 @@ impl<'a> Ghost<'a> {
         let mut ip = Ip::new(self.addr, self.host(), segment);
         // What is left of one packet's fragments must not meet another's.
         ip.id = self.port;
-        if self.site.is_offloaded && ip.segment.check != 2 {
+        if self.site.offload == Offload::On && ip.segment.check != 2 {
             ip.sum = Sum::Partial;
         }
         ip
@@ -112,8 +112,7 @@ impl<'a> Ghost<'a> {
             Family::V4 => (3, 4),
             Family::V6 => (2, 0),
         };
-        let is_v4 = self.family == Family::V4;
-        self.ip(icmp(is_v4, kind, code, [0, 0, high, low], quote))
+        self.ip(icmp(self.family, (kind, code), [0, 0, high, low], quote))
     }
 
     pub fn send(&self, ip: &Ip) {

@@ -47,8 +47,7 @@ fn learned(site: &Site, addr: IpAddr) -> String {
 fn learns(
     site: &Site,
     family: Family,
-    number: u8,
-    dst: u16,
+    (number, dst): (u8, u16),
     error: impl Fn(&Ghost, &Connection) -> Ip,
 ) -> Observation {
     let ghost = Ghost::at(site, family, number);
@@ -63,7 +62,7 @@ fn learns(
 }
 
 fn too_big(site: &Site, family: Family) -> Observation {
-    learns(site, family, 201, 80, |ghost, connection| {
+    learns(site, family, (201, 80), |ghost, connection| {
         ghost.too_big(1300, &connection.quote(500))
     })
 }
@@ -73,7 +72,7 @@ fn too_big_beside(site: &Site, family: Family) -> Observation {
     let Some(mut beside) = direct.connect(8080) else {
         return Observation::of("no connection");
     };
-    let seen = learns(site, family, 203, 80, |ghost, connection| {
+    let seen = learns(site, family, (203, 80), |ghost, connection| {
         ghost.too_big(1300, &connection.quote(500))
     });
     seen.and(check(
@@ -84,7 +83,6 @@ fn too_big_beside(site: &Site, family: Family) -> Observation {
 }
 
 fn unreachable_for_syn_ack(site: &Site, family: Family) -> Observation {
-    let is_v4 = family == Family::V4;
     let kinds = match family {
         Family::V4 => [("host unreachable", 3, 1), ("time exceeded", 11, 0)],
         Family::V6 => [("host unreachable", 1, 3), ("time exceeded", 3, 0)],
@@ -100,7 +98,7 @@ fn unreachable_for_syn_ack(site: &Site, family: Family) -> Observation {
             return all.with(name, &Observation::of("no SYN-ACK"));
         };
         let quote = connection_of(&ghost, theirs).quote_from(theirs, 40);
-        ghost.send(&ghost.ip(icmp(is_v4, kind, code, [0; 4], &quote)));
+        ghost.send(&ghost.ip(icmp(family, (kind, code), [0; 4], &quote)));
         let mut ip = ghost.tcp(80, ACK);
         ip.segment = connection_of(&ghost, theirs.wrapping_add(1)).segment(ACK, b"");
         ip.sum = Sum::Right;
@@ -120,12 +118,12 @@ fn port_unreachable(site: &Site, family: Family) -> Observation {
 }
 
 fn short_quotes(site: &Site, family: Family) -> Observation {
-    let short = learns(site, family, 204, 80, |ghost, connection| {
+    let short = learns(site, family, (204, 80), |ghost, connection| {
         ghost.too_big(1300, &connection.quote(8))
     });
     let mut all = Observation::default().with("8 bytes", &short);
     if family == Family::V4 {
-        let options = learns(site, family, 205, 80, |ghost, connection| {
+        let options = learns(site, family, (205, 80), |ghost, connection| {
             let quote = connection.quote(100);
             // No operation, four times.
             let mut longer = [&quote[..20], &[1; 4], &quote[20..]].concat();
@@ -138,7 +136,7 @@ fn short_quotes(site: &Site, family: Family) -> Observation {
 }
 
 fn direct_quote(site: &Site, family: Family) -> Observation {
-    learns(site, family, 206, 8080, |ghost, connection| {
+    learns(site, family, (206, 8080), |ghost, connection| {
         ghost.too_big(1300, &connection.quote(500))
     })
 }
@@ -147,9 +145,9 @@ fn echo_and_redirect(site: &Site, family: Family) -> Observation {
     let is_v4 = family == Family::V4;
     let ghost = Ghost::new(site, family);
     let (request, redirect) = if is_v4 { (8, 5) } else { (128, 137) };
-    let echo = ghost.ask(&ghost.ip(icmp(is_v4, request, 0, [0, 80, 0, 1], b"hello")));
+    let echo = ghost.ask(&ghost.ip(icmp(family, (request, 0), [0, 80, 0, 1], b"hello")));
     let quote = connection_of(&ghost, 1).quote(100);
-    let redirect = ghost.ask(&ghost.ip(icmp(is_v4, redirect, 1, [10, 9, 1, 9], &quote)));
+    let redirect = ghost.ask(&ghost.ip(icmp(family, (redirect, 1), [10, 9, 1, 9], &quote)));
     Observation::default()
         .with("echo", &echo)
         .with("redirect", &redirect)
@@ -178,7 +176,7 @@ fn unknown_flow(site: &Site, family: Family) -> Observation {
 }
 
 fn bad_icmp_checksum(site: &Site, family: Family) -> Observation {
-    learns(site, family, 209, 80, |ghost, connection| {
+    learns(site, family, (209, 80), |ghost, connection| {
         let mut ip = ghost.too_big(1300, &connection.quote(500));
         ip.sum = Sum::Wrong;
         ip
@@ -186,7 +184,7 @@ fn bad_icmp_checksum(site: &Site, family: Family) -> Observation {
 }
 
 fn later_fragment(site: &Site, family: Family) -> Observation {
-    learns(site, family, 211, 80, |ghost, connection| {
+    learns(site, family, (211, 80), |ghost, connection| {
         let mut quote = connection.quote(500);
         quote[7] = 10;
         ghost.too_big(1300, &quote)
@@ -196,8 +194,8 @@ fn later_fragment(site: &Site, family: Family) -> Observation {
 fn soft_error(site: &Site, family: Family) -> Observation {
     let is_v4 = family == Family::V4;
     let (kind, code) = if is_v4 { (3, 1) } else { (1, 3) };
-    learns(site, family, 212, 80, |ghost, connection| {
-        ghost.ip(icmp(is_v4, kind, code, [0; 4], &connection.quote(100)))
+    learns(site, family, (212, 80), |ghost, connection| {
+        ghost.ip(icmp(family, (kind, code), [0; 4], &connection.quote(100)))
     })
 }
 
@@ -232,8 +230,7 @@ fn client_is_gone(site: &Site, family: Family) -> Observation {
         Family::V4 => (3, 3),
         Family::V6 => (1, 4),
     };
-    let is_v4 = family == Family::V4;
-    ghost.send(&ghost.ip(icmp(is_v4, kind, code, [0; 4], &reply.whole())));
+    ghost.send(&ghost.ip(icmp(family, (kind, code), [0; 4], &reply.whole())));
     let told = match server.recv(&mut buffer) {
         Ok(_) => "not notified".to_owned(),
         Err(error) => failure(&error).to_owned(),

@@ -35,8 +35,8 @@ pub const CASES: &[Case] = &[
     tcp(144, "mapped", "the host connects to `::ffff:127.0.0.1`", mapped).v6(),
     tcp(145, "unspecified", "the host connects to `0.0.0.0`, `::`", unspecified),
     tcp(146, "link_local", "the client connects to the host's link-local address", link_local).v6(),
-    tcp(147, "martian", "SYN from the wire to a loopback address", |site, family| misaddressed(site, family, true)),
-    tcp(148, "own_source", "SYN from the wire with the host's own address as its source", |site, family| misaddressed(site, family, false)),
+    tcp(147, "martian", "SYN from the wire to a loopback address", |site, family| misaddressed(site, family, Wrong::Destination)),
+    tcp(148, "own_source", "SYN from the wire with the host's own address as its source", |site, family| misaddressed(site, family, Wrong::Source)),
     udp(149, "own_refused_datagram", "the host sends a datagram to its own port 81", |site, family| converse(&site.lab.host, Proto::Udp, SocketAddr::new(loopback(family), 81))),
 ];
 
@@ -140,15 +140,21 @@ fn link_local(site: &Site, _: Family) -> Observation {
     converse_from(&site.lab.client, Proto::Tcp, 0, to)
 }
 
-/// A SYN that no honest host sends.
-fn misaddressed(site: &Site, family: Family, is_dst: bool) -> Observation {
+/// The address of a SYN that no honest host sends.
+#[derive(Clone, Copy)]
+enum Wrong {
+    Destination,
+    Source,
+}
+
+/// Sends a SYN that no honest host sends.
+fn misaddressed(site: &Site, family: Family, wrong: Wrong) -> Observation {
     let ghost = Ghost::new(site, family);
     let mut ip = ghost.tcp(80, SYN);
     ip.sum = super::frame::Sum::Right;
-    if is_dst {
-        ip.dst = loopback(family);
-    } else {
-        ip.src = ghost.host();
+    match wrong {
+        Wrong::Destination => ip.dst = loopback(family),
+        Wrong::Source => ip.src = ghost.host(),
     }
     ghost.ask(&ip)
 }

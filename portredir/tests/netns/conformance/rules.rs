@@ -88,31 +88,26 @@ pub fn portredir(engine: &str) -> Vec<String> {
 
 /// As a ruleset: what a user of nftables would write for the same.
 pub fn nft() -> String {
-    let lines = |is_output: bool| {
-        let rules = RULES.iter().filter(|rule| {
-            // A chain that sees what leaves knows no interface by which it came.
-            !(is_output && rule.nft.starts_with("iifname"))
-        });
-        let lines = rules.map(|rule| {
-            format!(
-                "fib daddr type local meta l4proto {{ tcp, udp }} {}\n",
-                rule.nft
-            )
-        });
-        lines.collect::<String>()
+    let line = |rule: &Rule| {
+        format!(
+            "fib daddr type local meta l4proto {{ tcp, udp }} {}\n",
+            rule.nft
+        )
     };
+    let prerouting: String = RULES.iter().map(line).collect();
+    // Local traffic has no interface on which it came in.
+    let has_no_iifname = |rule: &&Rule| !rule.nft.starts_with("iifname");
+    let output: String = RULES.iter().filter(has_no_iifname).map(line).collect();
     format!(
         "table inet redirects {{
             chain prerouting {{
                 type nat hook prerouting priority dstnat
-                {}
+                {prerouting}
             }}
             chain output {{
                 type nat hook output priority -100
-                {}
+                {output}
             }}
-        }}",
-        lines(false),
-        lines(true)
+        }}"
     )
 }

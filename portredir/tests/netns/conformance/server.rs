@@ -71,7 +71,7 @@ impl Server {
         let mut server = Self::new();
         let any = (Ipv6Addr::UNSPECIFIED, port).into();
         let fd = at
-            .enter(|| open(SockType::Stream, any, false, Manner::Echo))
+            .enter(|| open(SockType::Stream, any, Stack::Dual, Manner::Echo))
             .unwrap_or_else(|error| panic!("listen on {port}: {error}"));
         server.serve_tcp(fd, name, Manner::Echo);
         server
@@ -86,7 +86,7 @@ impl Server {
 
     fn add_tcp(&mut self, at: &Namespace, name: &str, addr: SocketAddr, manner: Manner) {
         let fd = at
-            .enter(|| open(SockType::Stream, addr, true, manner))
+            .enter(|| open(SockType::Stream, addr, Stack::Single, manner))
             .unwrap_or_else(|error| panic!("listen on {addr}: {error}"));
         self.serve_tcp(fd, name, manner);
     }
@@ -104,7 +104,7 @@ impl Server {
                 let (name, stop) = (name.clone(), Arc::clone(&stop));
                 std::thread::spawn(move || {
                     // An error is the client's end too.
-                    let _ = serve(&name, stream, peer, manner, &stop);
+                    let _ = serve(&name, (stream, peer), manner, &stop);
                 });
             }
             // A program that is about to start may have a copy for a while.
@@ -114,7 +114,7 @@ impl Server {
 
     fn add_udp(&mut self, at: &Namespace, name: &str, addr: SocketAddr, manner: Manner) {
         let fd = at
-            .enter(|| open(SockType::Datagram, addr, true, manner))
+            .enter(|| open(SockType::Datagram, addr, Stack::Single, manner))
             .unwrap_or_else(|error| panic!("bind {addr}: {error}"));
         if manner != Manner::AnyAddress {
             match addr {
@@ -144,7 +144,14 @@ impl Drop for Server {
     }
 }
 
-fn open(kind: SockType, addr: SocketAddr, is_alone: bool, manner: Manner) -> io::Result<OwnedFd> {
+/// The IP versions that an IPv6 socket serves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stack {
+    Single,
+    Dual,
+}
+
+fn open(kind: SockType, addr: SocketAddr, stack: Stack, manner: Manner) -> io::Result<OwnedFd> {
     let family = match addr {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
@@ -153,7 +160,7 @@ fn open(kind: SockType, addr: SocketAddr, is_alone: bool, manner: Manner) -> io:
     setsockopt(&fd, ReceiveTimeout, &TimeVal::milliseconds(TICK))?;
     setsockopt(&fd, ReuseAddr, &(kind == SockType::Stream))?;
     if addr.is_ipv6() {
-        setsockopt(&fd, Ipv6V6Only, &is_alone)?;
+        setsockopt(&fd, Ipv6V6Only, &(stack == Stack::Single))?;
     }
     if manner == Manner::Shared {
         setsockopt(&fd, ReusePort, &true)?;
@@ -170,8 +177,7 @@ fn open(kind: SockType, addr: SocketAddr, is_alone: bool, manner: Manner) -> io:
 
 fn serve(
     name: &str,
-    mut stream: TcpStream,
-    peer: SocketAddr,
+    (mut stream, peer): (TcpStream, SocketAddr),
     manner: Manner,
     stop: &AtomicBool,
 ) -> io::Result<()> {

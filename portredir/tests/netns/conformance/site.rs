@@ -24,6 +24,13 @@ use crate::path::paths::has_br_netfilter;
 use crate::peer::conn::{Proto, is_refused};
 use crate::skip;
 
+/// Whether the devices compute checksums, and segment what is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    On,
+    Off,
+}
+
 /// What redirects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
@@ -55,7 +62,7 @@ impl Subject {
 /// The hosts, their servers and what redirects.
 pub struct Site {
     pub subject: Subject,
-    pub is_offloaded: bool,
+    pub offload: Offload,
     pub lab: Lab,
     pub a: Namespace,
     /// It goes when this is dropped.
@@ -82,14 +89,14 @@ pub const GHOSTS: std::ops::RangeInclusive<u8> = GHOST..=250;
 
 impl Site {
     /// All of it, redirecting.
-    pub fn new(subject: Subject, is_offloaded: bool) -> Self {
-        let mut site = Self::idle(subject, is_offloaded);
+    pub fn new(subject: Subject, offload: Offload) -> Self {
+        let mut site = Self::idle(subject, offload);
         site.start();
         site
     }
 
     /// Without what redirects.
-    pub fn idle(subject: Subject, is_offloaded: bool) -> Self {
+    pub fn idle(subject: Subject, offload: Offload) -> Self {
         let mut lab = Lab::unlinked();
         let far = lab.third();
         let (a, b) = (lab.another("a"), lab.another("b"));
@@ -100,7 +107,7 @@ impl Site {
             b: &b,
         };
         hosts.add_links();
-        if !is_offloaded {
+        if offload == Offload::Off {
             hosts.switch_offload_off();
         }
         hosts.track_bridge(subject);
@@ -112,7 +119,7 @@ impl Site {
         lab.far = Some(far);
         Self {
             subject,
-            is_offloaded,
+            offload,
             lab,
             a,
             _b: b,
@@ -236,14 +243,14 @@ struct Hosts<'a> {
 impl Hosts<'_> {
     fn add_links(&self) {
         let host = &self.lab.host;
-        link(host, "h0", (1, 1), &self.lab.client, "c0", (1, 2));
-        link(host, "h1", (2, 1), self.far, "f0", (2, 2));
+        link((host, "h0", (1, 1)), (&self.lab.client, "c0", (1, 2)));
+        link((host, "h1", (2, 1)), (self.far, "f0", (2, 2)));
         host.ip("addr add 10.9.1.11/24 dev h0\n\
              addr add fd09:0:0:1::b/64 dev h0 nodad\n\
              addr add fe80::1/64 dev h0 nodad\n\
              link add br0 type bridge");
         for (port, at, name, number) in [("port-a", self.a, "a0", 2), ("port-b", self.b, "b0", 3)] {
-            link(host, port, (8, number), at, name, (3, number));
+            link((host, port, (8, number)), (at, name, (3, number)));
             host.ip(&format!(
                 "addr flush dev {port}\nlink set {port} master br0"
             ));

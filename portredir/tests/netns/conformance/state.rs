@@ -10,7 +10,7 @@ use super::frame::{ACK, FIN, RST, SYN, Tcp};
 use super::ghost::{Connection, Ghost};
 use super::observe::{Observation, check, failure};
 use super::server::{Manner, Server};
-use super::site::{GHOSTS, STRAY, Site, Subject};
+use super::site::{GHOSTS, Offload, STRAY, Site, Subject};
 use crate::lab::Family;
 use crate::peer::conn::{Conn, Proto};
 
@@ -67,7 +67,7 @@ fn twice(site: &Site, family: Family, proto: Proto, (first, second): (u16, u16))
 
 /// Hosts whose redirector has the smallest tables.
 fn small(subject: Subject) -> Site {
-    let mut site = Site::idle(subject, false);
+    let mut site = Site::idle(subject, Offload::Off);
     site.start_with(&["--max-tcp-flows", "1024", "--max-udp-flows", "1024"]);
     site
 }
@@ -202,7 +202,7 @@ fn blind_rst(site: &Site, family: Family) -> Observation {
 }
 
 fn older_connection(subject: Subject) -> Observation {
-    let mut site = Site::idle(subject, false);
+    let mut site = Site::idle(subject, Offload::Off);
     let _old = Server::start(&site.lab.host, "80", 80, Manner::Echo);
     let mut all = Observation::default();
     let mut meetings = Vec::new();
@@ -227,7 +227,7 @@ fn older_connection(subject: Subject) -> Observation {
 }
 
 fn end_with_connections(subject: Subject) -> Observation {
-    let mut site = Site::idle(subject, false);
+    let mut site = Site::idle(subject, Offload::Off);
     site.start_with(&["--drain-timeout", "10"]);
     let mut meetings = Vec::new();
     for family in Family::BOTH {
@@ -249,7 +249,7 @@ fn end_with_connections(subject: Subject) -> Observation {
 }
 
 fn upgrade(subject: Subject) -> Observation {
-    let site = Site::idle(subject, false);
+    let site = Site::idle(subject, Offload::Off);
     let Subject::Engine(engine) = subject else {
         unreachable!("nft is not asked")
     };

@@ -14,7 +14,7 @@ use super::decode::Body;
 use super::frame::{ACK, CWR, ECE, FIN, PSH, RST, SYN, Tcp, URG};
 use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
-use super::site::Site;
+use super::site::{Offload, Site};
 use crate::lab::Family;
 use crate::peer::conn::{Conn, Proto};
 
@@ -121,7 +121,7 @@ pub fn echo_all(conversation: &Conversation, bytes: &[u8], pause: Duration) -> S
 }
 
 fn bulk(site: &Site, family: Family) -> Observation {
-    let len = if site.is_offloaded {
+    let len = if site.offload == Offload::On {
         8_000_000
     } else {
         2_000_000

@@ -231,7 +231,7 @@ fn published_container(cell: &Cell) {
     let mut lab = Lab::new(cell);
     lab.far = Some(lab.third());
     let container = lab.far();
-    link(&lab.host, "veth7", (3, 7), container, "eth0", (3, 2));
+    link((&lab.host, "veth7", (3, 7)), (container, "eth0", (3, 2)));
     lab.host.ip("addr flush dev veth7\n\
          link add docker0 type bridge\n\
          link set veth7 master docker0");

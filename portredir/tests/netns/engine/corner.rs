@@ -70,7 +70,7 @@ fn stop_with_live_connection(cell: &Cell) {
 /// What comes in by one interface is answered by another.
 fn asymmetric_route(cell: &Cell) {
     let lab = Lab::new(cell);
-    link(&lab.host, "h1", (4, 1), &lab.client, "c1", (4, 2));
+    link((&lab.host, "h1", (4, 1)), (&lab.client, "c1", (4, 2)));
     for (at, interface) in [(&lab.host, "h1"), (&lab.client, "c1")] {
         at.run(&["ethtool", "-K", interface, "tx", "off"]);
     }
@@ -221,7 +221,7 @@ fn target_on_loopback(cell: &Cell) {
 /// Connections are spread over all that share the target port.
 fn reuseport_group(cell: &Cell) {
     let lab = Lab::new(cell);
-    let listeners = [(); 4].map(|()| listen_on(&lab.host, 8080, false));
+    let listeners = [(); 4].map(|()| listen_on(&lab.host, 8080, Stack::Dual));
     let redirector = Redirector::of(cell, &lab, &["80:8080"]);
     let mut conns = Vec::new();
     for family in Family::BOTH {
@@ -244,7 +244,7 @@ fn reuseport_group(cell: &Cell) {
 /// IPv4 is refused, as it is by the target itself.
 fn ipv6_only(cell: &Cell) {
     let lab = Lab::new(cell);
-    let listener = listen_on(&lab.host, 8080, true);
+    let listener = listen_on(&lab.host, 8080, Stack::V6Only);
     let redirector = Redirector::of(cell, &lab, &["80:8080"]);
     assert!(is_refused(&lab.client, Proto::Tcp, Family::V4.host(80)));
     let conn = Conn::to(&lab.client, Proto::Tcp, 0, Family::V6.host(80));
@@ -253,13 +253,20 @@ fn ipv6_only(cell: &Cell) {
     redirector.finish(&lab);
 }
 
+/// The IP versions that an IPv6 socket serves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stack {
+    Dual,
+    V6Only,
+}
+
 /// Listens on all addresses, of IPv6 alone or of both, with others.
-fn listen_on(namespace: &Namespace, port: u16, is_v6_only: bool) -> TcpListener {
+fn listen_on(namespace: &Namespace, port: u16, stack: Stack) -> TcpListener {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let open = || socket(AddressFamily::Inet6, SockType::Stream, flags, None);
     let fd = namespace.enter(open).expect("a socket");
     setsockopt(&fd, ReusePort, &true).expect("share the port");
-    setsockopt(&fd, Ipv6V6Only, &is_v6_only).expect("choose the IP version");
+    setsockopt(&fd, Ipv6V6Only, &(stack == Stack::V6Only)).expect("choose the IP version");
     let addr = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     bind(fd.as_raw_fd(), &SockaddrStorage::from(addr)).expect("bind");
     listen(&fd, Backlog::new(128).expect("a backlog")).expect("listen");

@@ -49,7 +49,7 @@ fn foreign_xdp(position: &'static str) {
     let lab = Lab::new(&AUTO);
     let server = EchoServer::start(&lab.host, 8080);
     let name = "xdp_dispatcher";
-    let foreign = Foreign::attach(&lab.host, ("xdp", position), "h0", name, PASS);
+    let foreign = Foreign::attach(&lab.host, ("xdp", position), "h0", (name, PASS));
     let before = attached(&lab.host);
     assert_eq!(before, ["h0 xdp xdp_dispatcher"]);
     let redirector = Redirector::of(&AUTO, &lab, &["80:8080/both"]);
@@ -103,7 +103,7 @@ fn foreign_tcx(engine: &'static str, position: &str, is_later: bool) {
     let server = EchoServer::start(&lab.host, 8080);
     let attach = |position, verdict| {
         ["ingress", "egress"]
-            .map(|hook| Foreign::attach(&lab.host, (hook, position), "h0", "foreign", verdict))
+            .map(|hook| Foreign::attach(&lab.host, (hook, position), "h0", ("foreign", verdict)))
     };
     // Ours ask to be first, so only who comes later can be before them.
     let is_before = is_later && position == "first";
@@ -146,7 +146,7 @@ fn foreign_clsact(engine: &'static str, pref: &str, verdict: i8) {
     let server = EchoServer::start(&lab.host, 8080);
     lab.host.run(&["tc", "qdisc", "add", "dev", "h0", "clsact"]);
     let [ingress, egress] = ["ingress", "egress"]
-        .map(|hook| Foreign::attach(&lab.host, (hook, pref), "h0", "foreign", verdict));
+        .map(|hook| Foreign::attach(&lab.host, (hook, pref), "h0", ("foreign", verdict)));
     let before = attached(&lab.host);
     let redirector = Redirector::of(&cell, &lab, &["80:8080/both"]);
     works(&lab, &server);

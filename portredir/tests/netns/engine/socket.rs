@@ -139,7 +139,7 @@ fn other_namespace(cell: &Cell) {
 /// Interfaces that were not chosen are let alone.
 fn scope(cell: &Cell) {
     let lab = Lab::new(cell);
-    link(&lab.host, "h2", (3, 1), &lab.client, "c2", (3, 2));
+    link((&lab.host, "h2", (3, 1)), (&lab.client, "c2", (3, 2)));
     let _dialled = Listen::on(ANY, 80).start(&lab.host, "dialled");
     let _target = Listen::on(ANY, 8080).start(&lab.host, "target");
     let redirector = start(&lab, "h0");
@@ -161,7 +161,7 @@ fn scope(cell: &Cell) {
 
 fn counters(cell: &Cell) {
     let lab = Lab::new(cell);
-    link(&lab.host, "h2", (3, 1), &lab.client, "c2", (3, 2));
+    link((&lab.host, "h2", (3, 1)), (&lab.client, "c2", (3, 2)));
     let _server = Listen::on(ANY, 8080).start(&lab.host, "server");
     let args = ["--iface", "all", "--engine", "socket"];
     let rules = ["80:8080", "81:8080", "82:9090"];

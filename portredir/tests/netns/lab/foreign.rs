@@ -143,8 +143,7 @@ impl Foreign {
         namespace: &Namespace,
         (hook, position): (&str, &str),
         interface: &str,
-        name: &str,
-        verdict: i8,
+        (name, verdict): (&str, i8),
     ) -> Self {
         let verdict = verdict.to_string();
         let (python, script) = (python(), [BPF, ATTACH].concat());

@@ -8,27 +8,32 @@ use crate::lab::process::wait_within;
 use crate::lab::program::Redirector;
 use crate::lab::{Family, Lab, add_addrs};
 use crate::lifecycle::follow::SOON;
-use crate::lifecycle::oracle::{ALL, Selection, set_tracked, wait_for_carriers};
+use crate::lifecycle::oracle::{
+    ALL, BridgeTracking, Selection, set_bridge_tracking, wait_for_carriers,
+};
 use crate::peer::conn::{Conn, PROTOS, Proto, answers};
 use crate::peer::echo::EchoServer;
 use crate::{ANYWHERE, Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
     for (name, test) in [
-        ("port_before_start", port_before_start as fn(&Cell, bool)),
+        (
+            "port_before_start",
+            port_before_start as fn(&Cell, BridgeTracking),
+        ),
         ("port_comes_and_goes", port_comes_and_goes),
         ("bridge_comes_and_goes", bridge_comes_and_goes),
         ("port_and_bridge_named", port_and_bridge_named),
     ] {
-        for (tracked, is_tracked) in [("", false), ("_tracked", true)] {
+        for (suffix, tracking) in [("", BridgeTracking::Off), ("_tracked", BridgeTracking::On)] {
             for engine in ANYWHERE {
-                let name = format!("{engine}/one_hook_{name}{tracked}");
+                let name = format!("{engine}/one_hook_{name}{suffix}");
                 let cell = Cell {
                     engine,
                     is_offloaded: false,
                     family: Family::V4,
                 };
-                tests.add(name, &[], move || test(&cell, is_tracked));
+                tests.add(name, &[], move || test(&cell, tracking));
             }
         }
     }
@@ -94,9 +99,9 @@ fn forget_neighbours(lab: &Lab) {
     lab.client.run(&["ip", "neigh", "flush", "dev", "c0"]);
 }
 
-fn port_before_start(cell: &Cell, is_tracked: bool) {
+fn port_before_start(cell: &Cell, tracking: BridgeTracking) {
     let lab = Lab::new(cell);
-    set_tracked(&lab.host, is_tracked);
+    set_bridge_tracking(&lab.host, tracking);
     let chain = Chain::new(&lab);
     enslave(&lab);
     let redirector = chained(cell, &lab, ALL);
@@ -104,9 +109,9 @@ fn port_before_start(cell: &Cell, is_tracked: bool) {
     redirector.finish(&lab);
 }
 
-fn port_comes_and_goes(cell: &Cell, is_tracked: bool) {
+fn port_comes_and_goes(cell: &Cell, tracking: BridgeTracking) {
     let lab = Lab::new(cell);
-    set_tracked(&lab.host, is_tracked);
+    set_bridge_tracking(&lab.host, tracking);
     let chain = Chain::new(&lab);
     let redirector = chained(cell, &lab, ALL);
     chain.check(&lab, cell.engine, ALL, (1, 1));
@@ -122,9 +127,9 @@ fn port_comes_and_goes(cell: &Cell, is_tracked: bool) {
 }
 
 /// The port is there first, with programs, when its bridge comes up.
-fn bridge_comes_and_goes(cell: &Cell, is_tracked: bool) {
+fn bridge_comes_and_goes(cell: &Cell, tracking: BridgeTracking) {
     let lab = Lab::new(cell);
-    set_tracked(&lab.host, is_tracked);
+    set_bridge_tracking(&lab.host, tracking);
     let chain = Chain::new(&lab);
     enslave(&lab);
     lab.host.ip("link set br0 down");
@@ -146,9 +151,9 @@ fn raise_bridge_with_addrs(lab: &Lab) {
     ));
 }
 
-fn port_and_bridge_named(cell: &Cell, is_tracked: bool) {
+fn port_and_bridge_named(cell: &Cell, tracking: BridgeTracking) {
     let lab = Lab::new(cell);
-    set_tracked(&lab.host, is_tracked);
+    set_bridge_tracking(&lab.host, tracking);
     let chain = Chain::new(&lab);
     enslave(&lab);
     let named = Selection {
@@ -167,29 +172,25 @@ fn macvlan(cell: &Cell) {
     let lab = Lab::new(cell);
     let chain = Chain::new(&lab);
     let add = "link add link h0 name mv0 address 02:00:00:00:01:00 type macvlan mode bridge";
-    let is_there = |is_there: bool| {
-        if is_there {
-            lab.host.ip(add);
-            lab.host.sysctl("ipv4/conf/all/rp_filter", "0");
-            // No second route to the net of the client.
-            let (v4, v6) = (Family::V4.addr(1, 3), Family::V6.addr(1, 3));
-            lab.host.ip(&format!(
-                "link set mv0 up\naddr add {v4}/32 dev mv0\naddr add {v6}/128 dev mv0 nodad"
-            ));
-        } else {
-            lab.host.ip("link del mv0");
-        }
+    let add_macvlan = || {
+        lab.host.ip(add);
+        lab.host.sysctl("ipv4/conf/all/rp_filter", "0");
+        // No second route to the net of the client.
+        let (v4, v6) = (Family::V4.addr(1, 3), Family::V6.addr(1, 3));
+        lab.host.ip(&format!(
+            "link set mv0 up\naddr add {v4}/32 dev mv0\naddr add {v6}/128 dev mv0 nodad"
+        ));
     };
     let check = || {
         chain.check(&lab, cell.engine, ALL, (1, 1));
         check_tcp(&lab, &chain, (1, 3));
     };
-    is_there(true);
+    add_macvlan();
     let redirector = chained(cell, &lab, ALL);
     check();
-    is_there(false);
+    lab.host.ip("link del mv0");
     wait_for_carriers(&lab, cell.engine, ALL);
-    is_there(true);
+    add_macvlan();
     check();
     redirector.finish(&lab);
 }

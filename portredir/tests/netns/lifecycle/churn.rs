@@ -10,7 +10,9 @@ use crate::lab::process::{DEADLINE, note, slow, wait_for, wait_within};
 use crate::lab::program::{Redirector, attached};
 use crate::lab::{Family, Lab};
 use crate::lifecycle::follow::{SOON, wait_for_loss};
-use crate::lifecycle::oracle::{ALL, Selection, carriers, set_tracked, wait_for_carriers};
+use crate::lifecycle::oracle::{
+    ALL, BridgeTracking, Selection, carriers, set_bridge_tracking, wait_for_carriers,
+};
 use crate::lifecycle::world::World;
 use crate::peer::conn::answers;
 use crate::peer::echo::EchoServer;
@@ -75,7 +77,8 @@ fn churn(engine: &'static str, selection: Selection, changes: usize) {
     };
     let mut lab = Lab::new(&cell);
     lab.far = Some(lab.third());
-    set_tracked(&lab.host, seed % 2 == 1);
+    let tracking = [BridgeTracking::Off, BridgeTracking::On][usize::from(seed % 2 == 1)];
+    set_bridge_tracking(&lab.host, tracking);
     let _server = EchoServer::start(&lab.host, 7778);
     let args = ["--iface", selection.arg, "--engine", engine];
     let args = [&args[..], &["7777:7778/both"]].concat();

@@ -44,7 +44,7 @@ fn comes_and_goes(cell: &Cell) {
     let _server = EchoServer::start(&lab.host, 7778);
     let redirector = redirect_all(cell, &lab);
     let before = attached(&lab.host);
-    link(&lab.host, "h2", (3, 1), &lab.client, "c2", (3, 2));
+    link((&lab.host, "h2", (3, 1)), (&lab.client, "c2", (3, 2)));
     let is_there = || {
         attached(&lab.host)
             .iter()

@@ -54,7 +54,7 @@ fn same_index(cell: &Cell) {
     for name in ["h0", "h0", "other0"] {
         let old = if name == "other0" { "h0" } else { name };
         lab.host.ip(&format!("link del {old}"));
-        link(&lab.host, name, (1, 1), &lab.client, "c0", (1, 2));
+        link((&lab.host, name, (1, 1)), (&lab.client, "c0", (1, 2)));
         wait_for_carriers(&lab, cell.engine, ALL);
         let to = Family::V4.host(7777);
         wait_within(SOON, "a redirect", || {
@@ -79,7 +79,7 @@ fn messages_lost(cell: &Cell) {
     }
     lab.host.ip(&add);
     lab.host.ip(&del);
-    link(&lab.host, "h2", (3, 1), &lab.client, "c2", (3, 2));
+    link((&lab.host, "h2", (3, 1)), (&lab.client, "c2", (3, 2)));
     redirector.process.signal(Signal::SIGCONT);
     wait_for_carriers(&lab, cell.engine, ALL);
     for family in Family::BOTH {

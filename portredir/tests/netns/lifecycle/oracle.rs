@@ -99,10 +99,16 @@ pub fn are_bridges_tracked(namespace: &Namespace) -> bool {
     namespace.enter(|| BRIDGE_NF.into_iter().any(is_on))
 }
 
-/// Switches `br_netfilter`, where there is one; new
-/// namespaces have it on.
-pub fn set_tracked(namespace: &Namespace, is_tracked: bool) {
-    let value = u8::from(is_tracked).to_string();
+/// Whether netfilter's hooks for IP run for what crosses a bridge (`br_netfilter`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BridgeTracking {
+    Off,
+    On,
+}
+
+/// Switches `br_netfilter`, where there is one; new namespaces have it on.
+pub fn set_bridge_tracking(namespace: &Namespace, tracking: BridgeTracking) {
+    let value = u8::from(tracking == BridgeTracking::On).to_string();
     namespace.enter(|| {
         for path in BRIDGE_NF {
             let _ = fs::write(path, &value);

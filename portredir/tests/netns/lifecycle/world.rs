@@ -119,12 +119,8 @@ impl<'a> World<'a> {
             }
             note(&format!("  host: a new {name}"));
             link(
-                &self.lab.host,
-                &name,
-                (net, 1),
-                &self.lab.client,
-                &peer,
-                (net, 2),
+                (&self.lab.host, &name, (net, 1)),
+                (&self.lab.client, &peer, (net, 2)),
             );
             self.wires[wire] = Wire {
                 name: Some(name),

@@ -53,12 +53,8 @@ fn bond(cell: &Cell) {
         let (host_port, client_port) = (format!("hp{number}"), format!("cp{number}"));
         let net = 2 + number;
         link(
-            &lab.host,
-            &host_port,
-            (net, 1),
-            &lab.client,
-            &client_port,
-            (net, 2),
+            (&lab.host, &host_port, (net, 1)),
+            (&lab.client, &client_port, (net, 2)),
         );
         for (at, bond, port) in [
             (&lab.host, "h0", &host_port),
@@ -112,7 +108,7 @@ fn dummy(cell: &Cell) {
 /// Packets without an Ethernet header, out of a tunnel.
 fn wireguard(cell: &Cell) {
     let lab = Lab::unlinked();
-    link(&lab.host, "h9", (3, 1), &lab.client, "c9", (3, 2));
+    link((&lab.host, "h9", (3, 1)), (&lab.client, "c9", (3, 2)));
     let ends = [(&lab.host, "h0", 1_u8), (&lab.client, "c0", 2)];
     let keys = ends.map(|(at, name, number)| {
         if !at.succeeds(&["ip", "link", "add", name, "type", "wireguard"]) {

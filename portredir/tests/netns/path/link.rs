@@ -11,6 +11,7 @@ use crate::lab::namespace::Namespace;
 use crate::lab::program::{Redirector, attached, packets};
 use crate::lab::python::python;
 use crate::lab::{Family, Lab, add_addrs, link};
+use crate::lifecycle::oracle::BridgeTracking;
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused};
 use crate::peer::echo::EchoServer;
 use crate::peer::http::http_server;
@@ -88,15 +89,16 @@ fn own_addresses(cell: &Cell) {
 /// Two containers: what is for the host is redirected, what is for the other
 /// one is not.
 fn bridge(cell: &Cell) {
-    on_bridge(cell, false);
+    on_bridge(cell, BridgeTracking::Off);
 }
 
 /// The same with `br_netfilter`, where the ports are hooked.
 fn tracked_bridge(cell: &Cell) {
-    on_bridge(cell, true);
+    on_bridge(cell, BridgeTracking::On);
 }
 
-fn on_bridge(cell: &Cell, is_tracked: bool) {
+fn on_bridge(cell: &Cell, tracking: BridgeTracking) {
+    let is_tracked = tracking == BridgeTracking::On;
     let mut lab = Lab::unlinked();
     for family in ["", "6"] {
         let path = format!("/proc/sys/net/bridge/bridge-nf-call-ip{family}tables");
@@ -111,7 +113,7 @@ fn on_bridge(cell: &Cell, is_tracked: bool) {
         ("port-a", &lab.client, "c0", 2),
         ("port-b", lab.far(), "f0", 3),
     ] {
-        link(&lab.host, port, (8, number), at, name, (1, number));
+        link((&lab.host, port, (8, number)), (at, name, (1, number)));
         lab.host.ip(&format!("addr flush dev {port}"));
     }
     lab.host.ip("link add br0 type bridge\n\
@@ -232,7 +234,7 @@ fn tun(cell: &Cell) {
 /// Tags that the host's own VLAN device takes off, behind us.
 fn vlan_device(cell: &Cell) {
     let lab = Lab::unlinked();
-    link(&lab.host, "h0", (3, 1), &lab.client, "c0", (3, 2));
+    link((&lab.host, "h0", (3, 1)), (&lab.client, "c0", (3, 2)));
     let vlan = ["type", "vlan", "id", "10"];
     for (at, name, number) in [(&lab.host, "h0", 1), (&lab.client, "c0", 2)] {
         let device = format!("{name}.10");

@@ -16,7 +16,7 @@ use self::site::{Place, Site};
 use crate::lab::Family;
 use crate::lab::program::Redirector;
 use crate::peer::conn::Proto;
-use crate::peer::whoami::ask;
+use crate::peer::whoami::ask_server;
 use crate::{Tests, skip};
 
 /// What the tests run beyond the usual.
@@ -100,12 +100,9 @@ struct Difference {
 impl Debug for Difference {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { engine, cell, .. } = self;
-        let (from, dials) = (self.path.from.name(), self.path.dials);
+        let (from, to) = (self.path.from.name(), self.path.to);
         let (proto, family) = (self.proto, self.family);
-        write!(
-            f,
-            "{engine}: {from} to {dials}, {proto:?} {family:?}: {cell}"
-        )
+        write!(f, "{engine}: {from} to {to}, {proto:?} {family:?}: {cell}")
     }
 }
 
@@ -125,7 +122,8 @@ impl Table {
             COLUMNS.map(|(proto, family)| {
                 let addr = path.addr(family)?;
                 let before = site.invalid();
-                let answers = ask(site.at(path.from), &site.cgroup, proto, addr, 80);
+                let from = site.at(path.from);
+                let answers = ask_server(from, &site.cgroup, proto, (addr, 80));
                 Some(path.cell(addr, &answers, site.invalid() > before))
             })
         };

@@ -117,9 +117,14 @@ fn two_ports_one_target(cell: &Cell) {
     let lab = Lab::new(cell);
     let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both", "81:8080/both"]);
+    let ends = Ends {
+        cell,
+        lab: &lab,
+        server: &server,
+    };
     for proto in PROTOS {
-        two_at_once(cell, &lab, &server, proto, (0, 0), (80, 81));
-        two_at_once(cell, &lab, &server, proto, (40_001, 40_001), (80, 81));
+        two_at_once(&ends, proto, (0, 0), (80, 81));
+        two_at_once(&ends, proto, (40_001, 40_001), (80, 81));
     }
     redirector.finish(&lab);
 }
@@ -129,22 +134,28 @@ fn one_client_port(cell: &Cell) {
     let lab = Lab::new(cell);
     let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
+    let ends = Ends {
+        cell,
+        lab: &lab,
+        server: &server,
+    };
     for proto in PROTOS {
-        two_at_once(cell, &lab, &server, proto, (40_001, 40_001), (80, 8080));
-        two_at_once(cell, &lab, &server, proto, (40_002, 40_002), (8080, 80));
+        two_at_once(&ends, proto, (40_001, 40_001), (80, 8080));
+        two_at_once(&ends, proto, (40_002, 40_002), (8080, 80));
     }
     redirector.finish(&lab);
 }
 
+/// The client and the server of a conversation.
+struct Ends<'a> {
+    cell: &'a Cell,
+    lab: &'a Lab,
+    server: &'a EchoServer,
+}
+
 /// Two conversations at once, which the server sees as two.
-fn two_at_once(
-    cell: &Cell,
-    lab: &Lab,
-    server: &EchoServer,
-    proto: Proto,
-    from: (u16, u16),
-    to: (u16, u16),
-) {
+fn two_at_once(ends: &Ends<'_>, proto: Proto, from: (u16, u16), to: (u16, u16)) {
+    let Ends { cell, lab, server } = ends;
     let mut peers = Vec::new();
     let mut talk = |conn: &mut Conn, words: &str| {
         let message = format!("{words} from {from:?} to {to:?}");

@@ -42,7 +42,7 @@ impl Conn {
         from: u16,
         to: SocketAddr,
     ) -> io::Result<Self> {
-        Self::connect_within(TIMEOUT, namespace, proto, from, to)
+        Self::connect_within(TIMEOUT, namespace, proto, (from, to))
     }
 
     /// As [`Self::connect`], for who waits no longer than `limit` for anything.
@@ -50,8 +50,7 @@ impl Conn {
         limit: Duration,
         namespace: &Namespace,
         proto: Proto,
-        from: u16,
-        to: SocketAddr,
+        (from, to): (u16, SocketAddr),
     ) -> io::Result<Self> {
         let fd = namespace.enter(|| open(limit, proto, from, to))?;
         let conn = match proto {

@@ -1,5 +1,5 @@
-//! A server that tells each client what it saw of it, and a client that tells
-//! what it was told and by whom.
+//! A server that tells each client which addresses and ports it saw, and a client
+//! that reports the answer and where the answer came from.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -145,7 +145,7 @@ fn canonical((addr, port): (IpAddr, u16)) -> SocketAddr {
 }
 
 /// Serves TCP and UDP, IPv4 and IPv6, on all addresses.
-pub fn serve(namespace: &Namespace, cgroup: &Cgroup, name: &str, port: u16) -> Process {
+pub fn whoami_server(namespace: &Namespace, cgroup: &Cgroup, name: &str, port: u16) -> Process {
     let port = port.to_string();
     let args = [python(), "-SEc", SERVER, name, &port];
     let mut server = cgroup.start(namespace, &args);
@@ -154,12 +154,11 @@ pub fn serve(namespace: &Namespace, cgroup: &Cgroup, name: &str, port: u16) -> P
 }
 
 /// Asks the server at an address; one answer for each way to ask.
-pub fn ask(
+pub fn ask_server(
     namespace: &Namespace,
     cgroup: &Cgroup,
     proto: Proto,
-    addr: &str,
-    port: u16,
+    (addr, port): (&str, u16),
 ) -> Vec<Result<Answer, String>> {
     let (proto, port) = (format!("{proto:?}"), port.to_string());
     let args = [python(), "-SEc", CLIENT, &proto, addr, &port];

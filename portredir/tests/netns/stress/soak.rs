@@ -59,7 +59,7 @@ fn soak(engine: &'static str) {
         let mut workers = Workers::start(scope, &lab, &stop);
         // Also when something is wrong, or the scope would never end.
         let stop = Stop(&stop);
-        let rounds = changes(&lab, &host, engine, time, &mut workers);
+        let rounds = changes(&lab, &host, (engine, time), &mut workers);
         drop(stop);
         workers.end();
         rounds
@@ -163,8 +163,7 @@ impl Drop for Stop<'_> {
 fn changes(
     lab: &Lab,
     host: &Host<'_>,
-    engine: &str,
-    time: Duration,
+    (engine, time): (&str, Duration),
     workers: &mut Workers<'_>,
 ) -> usize {
     let pins = || -> BTreeSet<_> {

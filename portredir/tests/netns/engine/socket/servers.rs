@@ -295,7 +295,7 @@ pub fn address_before_any(cell: &Cell) {
 /// A server that is bound to a device serves what comes in there.
 pub fn device(cell: &Cell) {
     let lab = Lab::new(cell);
-    link(&lab.host, "h2", (3, 1), &lab.client, "c2", (3, 2));
+    link((&lab.host, "h2", (3, 1)), (&lab.client, "c2", (3, 2)));
     let check = |at_h0: Option<&str>, at_h2: Option<&str>| {
         for port in [80, 8080] {
             let at = |net| SocketAddr::new(cell.family.addr(net, 1), port);

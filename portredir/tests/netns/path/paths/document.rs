@@ -119,7 +119,7 @@ fn section(table: &Table) -> String {
         let cells = cells.each_ref().map(|cell| cell.as_deref().unwrap_or("-"));
         let from = path.from.name();
         let cells = cells.join(" | ");
-        writeln!(text, "| {number} | {from} | {} | {cells} |", path.dials).expect("text");
+        writeln!(text, "| {number} | {from} | {} | {cells} |", path.to).expect("text");
     }
     text + &explain(table)
 }

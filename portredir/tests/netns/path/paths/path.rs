@@ -1,4 +1,4 @@
-//! The paths, and what is right on them.
+//! The paths, and the correct outcome on each.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -6,16 +6,16 @@ use super::site::Place;
 use crate::lab::Family;
 use crate::peer::whoami::Answer;
 
-/// Somebody dials port 80 somewhere.
+/// A client at one place that connects to port 80 at another.
 #[derive(Debug)]
 pub struct Path {
     pub from: Place,
-    /// What is dialled, in words.
-    pub dials: &'static str,
-    /// The same as an address of each IP version that knows it.
-    v4: Option<&'static str>,
-    v6: Option<&'static str>,
-    /// Whose server answers: the host's listens on 8080, others on 80.
+    /// The destination, in words.
+    pub to: &'static str,
+    /// The destination as an address of IPv4 and of IPv6, where there is one.
+    addrs: [Option<&'static str>; 2],
+    /// The place of the server that answers: the host's server listens on 8080, others
+    /// on 80.
     pub server: Place,
     /// Whether netfilter's hooks for IP run for what crosses a bridge.
     pub has_br_netfilter: bool,
@@ -23,16 +23,14 @@ pub struct Path {
 
 const fn path(
     from: Place,
-    dials: &'static str,
-    v4: Option<&'static str>,
-    v6: Option<&'static str>,
+    to: &'static str,
+    addrs: [Option<&'static str>; 2],
     server: Place,
 ) -> Path {
     Path {
         from,
-        dials,
-        v4,
-        v6,
+        to,
+        addrs,
         server,
         has_br_netfilter: false,
     }
@@ -40,46 +38,45 @@ const fn path(
 
 const fn br_netfilter(
     from: Place,
-    dials: &'static str,
-    v4: Option<&'static str>,
-    v6: Option<&'static str>,
+    to: &'static str,
+    addrs: [Option<&'static str>; 2],
     server: Place,
 ) -> Path {
     Path {
         has_br_netfilter: true,
-        ..path(from, dials, v4, v6, server)
+        ..path(from, to, addrs, server)
     }
 }
 
-/// All of them, in the order of the tables.
+/// All paths, in the order of the tables.
 #[rustfmt::skip]
 pub const PATHS: [Path; 19] = {
     use Place::{A, B, Client1, Client2, Host};
     [
-        path(Client1, "the host, on interface 1", Some("10.9.1.1"), Some("fd09:0:0:1::1"), Host),
-        path(Client2, "the host, on interface 2", Some("10.9.2.1"), Some("fd09:0:0:2::1"), Host),
-        path(Client1, "the host's second address there", Some("10.9.1.11"), Some("fd09:0:0:1::11"), Host),
-        path(Client1, "the host's address on interface 2", Some("10.9.2.1"), Some("fd09:0:0:2::1"), Host),
-        path(Client1, "the host's link-local address", None, Some("fe80::1%c0"), Host),
-        path(Host, "its own address", Some("10.9.1.1"), Some("fd09:0:0:1::1"), Host),
-        path(Host, "`127.0.0.1`, `::1`", Some("127.0.0.1"), Some("::1"), Host),
-        path(Host, "`127.5.5.5`", Some("127.5.5.5"), None, Host),
-        path(Host, "`0.0.0.0`, `::` (itself)", Some("0.0.0.0"), Some("::"), Host),
-        path(Host, "`::ffff:127.0.0.1`", None, Some("::ffff:127.0.0.1"), Host),
-        path(Host, "its own link-local address", None, Some("fe80::1%h0"), Host),
-        path(A, "the host's bridge address, its gateway", Some("10.9.3.1"), Some("fd09:0:0:3::1"), Host),
-        path(A, "the host's outer address", Some("10.9.1.1"), Some("fd09:0:0:1::1"), Host),
-        path(A, "container B", Some("10.9.3.3"), Some("fd09:0:0:3::3"), B),
-        br_netfilter(A, "the host's bridge address, `br_netfilter` on", Some("10.9.3.1"), Some("fd09:0:0:3::1"), Host),
-        br_netfilter(A, "container B, `br_netfilter` on", Some("10.9.3.3"), Some("fd09:0:0:3::3"), B),
-        path(B, "itself, at `127.0.0.1`, `::1`", Some("127.0.0.1"), Some("::1"), B),
-        path(Client1, "client 2, routed through the host", Some("10.9.2.2"), Some("fd09:0:0:2::2"), Client2),
-        path(Host, "client 2", Some("10.9.2.2"), Some("fd09:0:0:2::2"), Client2),
+        path(Client1, "the host, on interface 1", [Some("10.9.1.1"), Some("fd09:0:0:1::1")], Host),
+        path(Client2, "the host, on interface 2", [Some("10.9.2.1"), Some("fd09:0:0:2::1")], Host),
+        path(Client1, "the host's second address there", [Some("10.9.1.11"), Some("fd09:0:0:1::11")], Host),
+        path(Client1, "the host's address on interface 2", [Some("10.9.2.1"), Some("fd09:0:0:2::1")], Host),
+        path(Client1, "the host's link-local address", [None, Some("fe80::1%c0")], Host),
+        path(Host, "its own address", [Some("10.9.1.1"), Some("fd09:0:0:1::1")], Host),
+        path(Host, "`127.0.0.1`, `::1`", [Some("127.0.0.1"), Some("::1")], Host),
+        path(Host, "`127.5.5.5`", [Some("127.5.5.5"), None], Host),
+        path(Host, "`0.0.0.0`, `::` (itself)", [Some("0.0.0.0"), Some("::")], Host),
+        path(Host, "`::ffff:127.0.0.1`", [None, Some("::ffff:127.0.0.1")], Host),
+        path(Host, "its own link-local address", [None, Some("fe80::1%h0")], Host),
+        path(A, "the host's bridge address, its gateway", [Some("10.9.3.1"), Some("fd09:0:0:3::1")], Host),
+        path(A, "the host's outer address", [Some("10.9.1.1"), Some("fd09:0:0:1::1")], Host),
+        path(A, "container B", [Some("10.9.3.3"), Some("fd09:0:0:3::3")], B),
+        br_netfilter(A, "the host's bridge address, `br_netfilter` on", [Some("10.9.3.1"), Some("fd09:0:0:3::1")], Host),
+        br_netfilter(A, "container B, `br_netfilter` on", [Some("10.9.3.3"), Some("fd09:0:0:3::3")], B),
+        path(B, "itself, at `127.0.0.1`, `::1`", [Some("127.0.0.1"), Some("::1")], B),
+        path(Client1, "client 2, routed through the host", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
+        path(Host, "client 2", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
     ]
 };
 
 impl Path {
-    /// What its cells have to say.
+    /// The text of a correct cell.
     pub const fn right(&self) -> &'static str {
         match self.server {
             Place::Host => "8080 ✓",
@@ -87,15 +84,15 @@ impl Path {
         }
     }
 
-    /// The address to dial, if there is one.
+    /// The destination address, if there is one.
     pub const fn addr(&self, family: Family) -> Option<&'static str> {
         match family {
-            Family::V4 => self.v4,
-            Family::V6 => self.v6,
+            Family::V4 => self.addrs[0],
+            Family::V6 => self.addrs[1],
         }
     }
 
-    /// What a cell says about what one client was answered.
+    /// The text of a cell about the answers that one client got.
     pub fn cell(&self, addr: &str, answers: &[Result<Answer, String>], is_invalid: bool) -> String {
         let mut faults = Vec::new();
         let mut ports = Vec::new();
@@ -122,7 +119,7 @@ impl Path {
         }
     }
 
-    /// What is wrong with an answer.
+    /// The ways in which an answer is not correct.
     fn faults(&self, addr: &str, answer: &Answer) -> Vec<String> {
         let mut faults = Vec::new();
         if answer.server != self.server.name() {
@@ -150,7 +147,7 @@ impl Path {
     }
 }
 
-/// Where a reply has to come from.
+/// The address and port from which a reply has to come.
 fn destination(addr: &str) -> SocketAddr {
     let addr = addr.split('%').next().expect("an address");
     let addr: IpAddr = addr.parse().expect("an address");

@@ -14,7 +14,7 @@ use crate::lab::namespace::Namespace;
 use crate::lab::process::Process;
 use crate::lab::program::PROGRAM;
 use crate::lab::{Family, Lab, add_addrs, link, wait_for_route};
-use crate::peer::whoami::serve;
+use crate::peer::whoami::whoami_server;
 
 /// Whether netfilter's hooks for IP can run for what crosses a bridge.
 pub fn has_br_netfilter() -> bool {
@@ -76,14 +76,14 @@ impl Site {
         let client2 = lab.third();
         let (a, b) = (lab.another("a"), lab.another("b"));
         let host = &lab.host;
-        link(host, "h0", (1, 1), &lab.client, "c0", (1, 2));
-        link(host, "h1", (2, 1), &client2, "c0", (2, 2));
+        link((host, "h0", (1, 1)), (&lab.client, "c0", (1, 2)));
+        link((host, "h1", (2, 1)), (&client2, "c0", (2, 2)));
         host.ip("addr add 10.9.1.11/24 dev h0\n\
              addr add fd09:0:0:1::11/64 dev h0 nodad\n\
              addr add fe80::1/64 dev h0 nodad\n\
              link add br0 type bridge");
         for (port, at, name, number) in [("port-a", &a, "a0", 2), ("port-b", &b, "b0", 3)] {
-            link(host, port, (8, number), at, name, (3, number));
+            link((host, port, (8, number)), (at, name, (3, number)));
             host.ip(&format!(
                 "addr flush dev {port}\nlink set {port} master br0"
             ));
@@ -106,7 +106,8 @@ impl Site {
             (&client2, Place::Client2, 80),
             (&b, Place::B, 80),
         ];
-        let servers = servers.map(|(at, place, port)| serve(at, &cgroup, place.name(), port));
+        let servers =
+            servers.map(|(at, place, port)| whoami_server(at, &cgroup, place.name(), port));
         host.run(&["nft", RULESET]);
         lab.far = Some(client2);
         Self {
