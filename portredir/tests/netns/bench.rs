@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use crate::Tests;
 use crate::lab::Dir;
+use crate::lab::message::{INTERRUPTED, NOT_MEASURED};
 use crate::lab::process::{Process, wait_for, wait_within};
 use crate::lab::program::PROGRAM;
 
-/// What the names of everything it makes begin with; its pid comes next.
+/// The prefix of every name that the benchmark makes; its process ID comes next.
 const PREFIX: &str = "portredir-bench-";
 
 /// Longer than a run takes on a busy machine.
@@ -147,9 +148,9 @@ const INSTRUCTIONS: [(&str, f64); 4] = [
     ("portredir_out", 3700.0),
 ];
 
-/// What can be told on a busy machine: that many rules cost no more than one, that
-/// programs have not grown, and that large transfers keep their offloads. What is
-/// timed gets a second try.
+/// The gates that hold on a busy machine: many rules cost no more than one,
+/// programs have not grown, and large transfers keep their offloads. A gate on
+/// times gets a second try.
 fn gates() {
     let report = bench_report(&["--tests", "prog-run"]);
     let figures = |report: &Value, name: &str| {
@@ -217,7 +218,7 @@ fn bench_report(args: &[&str]) -> Value {
     serde_json::from_slice(&report).expect("JSON")
 }
 
-/// As on kernels before 5.18.
+/// Kernels before 5.18 have no other way.
 fn udp_from_a_socket() {
     let dir = dir();
     let json = dir.0.join("report.json").display().to_string();
@@ -257,11 +258,7 @@ fn interrupted(words: &str) {
     bench.signal(Signal::SIGINT);
     let status = bench.wait();
     assert_eq!(status.code(), Some(1), "{}", bench.err());
-    assert!(
-        bench
-            .err()
-            .contains("interrupted; everything that was made is removed")
-    );
+    assert!(bench.err().contains(INTERRUPTED));
     assert_eq!(left(bench.id()), [] as [PathBuf; 0]);
     assert_eq!(host(), before);
 }
@@ -307,11 +304,7 @@ fn remote() {
     let status = wait_within(PATIENCE, "the benchmark", || bench.try_wait());
     // Port 81 leads nowhere, which is said and not hidden.
     assert_eq!(status.code(), Some(1), "{}", bench.err());
-    assert!(
-        bench.out().contains("FAILED  nothing, not measured"),
-        "{}",
-        bench.out()
-    );
+    assert!(bench.out().contains(NOT_MEASURED), "{}", bench.out());
     let report = fs::read(&json).expect("the report");
     let report: Value = serde_json::from_slice(&report).expect("JSON");
     for test in report["tests"].as_array().expect("a list") {

@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod committed;
 pub mod extent;
 pub mod foreign;
+pub mod message;
 pub mod namespace;
 pub mod process;
 pub mod program;
@@ -107,7 +108,7 @@ impl Lab {
         lab
     }
 
-    /// As [`Self::new`], and a third host.
+    /// Makes the hosts of [`Self::new`], and a third one.
     pub fn with_far(cell: &Cell, far: Far) -> Self {
         let mut lab = Self::new(cell);
         let far_ns = lab.third();
@@ -146,7 +147,7 @@ impl Lab {
         Namespace::new(self.prefix(), letter, &self.dir.0)
     }
 
-    /// What the names of all its namespaces begin with.
+    /// The prefix of the names of all namespaces of this lab.
     pub fn prefix(&self) -> &str {
         self.host.name.trim_end_matches("-h")
     }
@@ -198,7 +199,7 @@ pub fn add_addrs(namespace: &Namespace, name: &str, (net, host): (u8, u8)) {
     ));
 }
 
-/// Waits until a host refuses what nobody there listens for.
+/// Waits until a host refuses a datagram for a port on which nothing listens.
 pub fn wait_for_route(from: &Namespace, to: SocketAddr) {
     wait_for(&format!("a way to {to}"), || {
         conn::is_refused(from, conn::Proto::Udp, to).then_some(())

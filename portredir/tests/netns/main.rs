@@ -38,7 +38,7 @@ use crate::lab::process::{DEADLINE, NOTES, note, slow};
 /// A test that takes longer fails.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// What every test runs.
+/// The tools that every test needs.
 const TOOLS: [&str; 5] = ["ip", "tc", "ethtool", "setpriv", "tcpdump"];
 
 /// The engines, by the names the program has for them.
@@ -50,7 +50,7 @@ pub const ANYWHERE: [&str; 3] = ["xdp-generic", "tc", "tc-clsact"];
 /// One way to be redirected.
 #[derive(Clone, Copy, Debug)]
 pub struct Cell {
-    /// As `--engine` takes it.
+    /// The engine, by its name for `--engine`.
     pub engine: &'static str,
     /// Whether the devices compute checksums, and cut what is sent into
     /// packets. Without, a missing change of a checksum cannot hide.

@@ -66,14 +66,14 @@ fn start(cell: &Cell, lab: &Lab) -> Redirector {
     Redirector::beside(cell, lab, rules)
 }
 
-/// What forged packets have changed.
+/// The damage that forged packets did.
 #[derive(Debug, PartialEq, Eq)]
 struct Damage {
     /// Connections that understand each other no longer.
     connections: usize,
     /// Whether a UDP flow gets answers.
     is_udp_answered: bool,
-    /// What the host knows of the way to the client.
+    /// The MTU that the host learned for the route to the client.
     route: Option<String>,
 }
 
@@ -110,8 +110,8 @@ fn unwatched(cell: &Cell) {
     }
 }
 
-/// Errors and segments that nobody has sent, about connections to a port: with us
-/// they do what they do without us to connections that dial the server itself.
+/// Forged errors and segments about redirected connections do no more harm than
+/// forged packets about connections to the server itself do without the program.
 fn forged_packets(cell: &Cell) {
     allow(Duration::from_secs(120));
     let without = damage(cell, None, 8080);
@@ -205,7 +205,7 @@ fn forged(family: Family, to: SocketAddr, victims: &[SocketAddr]) -> Vec<Vec<u8>
 
 const TOO_BIG: Error = Error::TooBig(1280);
 
-/// Errors about what a server never sent, or sent to somebody else.
+/// ICMP errors about packets that the server never sent, or sent to another client.
 fn errors(family: Family, server: SocketAddr, client: SocketAddr) -> Vec<Vec<u8>> {
     let port = |addr: SocketAddr, port| SocketAddr::new(addr.ip(), port);
     let other = SocketAddr::new(family.addr(1, 99), client.port());
@@ -274,8 +274,8 @@ fn segments(family: Family, server: SocketAddr, client: SocketAddr) -> Vec<Vec<u
     segments
 }
 
-/// A direct connection whose server has said nothing yet: a segment of nobody to a
-/// dialled port, from the client's port, must not turn what it says later.
+/// A direct connection whose server has sent nothing yet: a forged segment to a
+/// destination port, from the client's port, must not redirect its later segments.
 fn forged_ack_to_silent_connection(cell: &Cell) {
     let lab = Lab::new(cell);
     let acceptor = Acceptor::start(&lab.host, 8080);
@@ -294,7 +294,8 @@ fn forged_ack_to_silent_connection(cell: &Cell) {
     assert_eq!(broken, 0, "of 10 connections");
 }
 
-/// What the tables take is settled when they are made, by their sizes.
+/// The memory of the flow tables depends on their sizes alone, from their creation
+/// on.
 fn memory_of_tables() {
     const MORE: u64 = 50_000;
     // Of each TCP flow one entry, of UDP two: help of `--max-udp-flows`.

@@ -12,6 +12,7 @@ use super::observe::{Observation, check, failure};
 use super::site::{Site, Subject};
 use super::tcp::{echo_all, noise};
 use crate::lab::Family;
+use crate::lab::message::NO_OTHER_HOSTS;
 use crate::lab::program::PROGRAM;
 use crate::peer::conn::{Conn, Proto};
 
@@ -43,7 +44,7 @@ fn full_checksum(site: &Site, family: Family) -> Observation {
     Observation::of(check(connection.is_said_back(b"summed up"), "echoed"))
 }
 
-/// What somebody has published: packets for a port of the host go to another.
+/// A DNAT rule that publishes a port of another host on this host.
 pub const PUBLISH: &str = "
     chain published {
         type nat hook prerouting priority dstnat + 5
@@ -117,7 +118,7 @@ fn other_host(site: &Site, _: Family) -> Observation {
     let args = [PROGRAM, "plan", "--engine", engine, rule];
     let mut program = site.lab.host.start(&args);
     let status = program.wait();
-    let says = program.err().contains("other hosts are not supported");
+    let says = program.err().contains(NO_OTHER_HOSTS);
     Observation::of(format!(
         "{}; exit code {}",
         check(says, "refused: other hosts are not supported").replace("not so: ", "no word of "),

@@ -15,9 +15,9 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// A conversation that has begun.
 pub struct Conversation {
     pub conn: Conn,
-    /// What was dialled.
+    /// The destination of the client.
     to: SocketAddr,
-    /// Who is there.
+    /// The name of the server.
     pub name: String,
     /// The server's own end, as the server saw it.
     pub local: SocketAddr,
@@ -28,7 +28,7 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Dials, and hears who is there; `port` is the client's, or zero.
+    /// Connects and reads the greeting; `port` is the client's port, or zero.
     pub fn begin(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> io::Result<Self> {
         let mut conn = Conn::connect_within(PATIENCE, at, proto, (port, to))?;
         let line = match &mut conn {
@@ -74,7 +74,7 @@ impl Conversation {
         }
     }
 
-    /// Who was reached, and whether anything of the client was hidden.
+    /// The name of the server, and whether it saw the client's own port.
     pub fn facts(&mut self) -> Observation {
         let mut facts = Observation::of(format!("{} reached", self.name));
         if self.peer.port() != self.conn.local().port() {
@@ -98,7 +98,7 @@ impl Conversation {
     }
 }
 
-/// What a server says first: its name, its end, the client's end, and the
+/// Reads the greeting of a server: its name, its end, the client's end, and the
 /// original port.
 pub fn greeting(line: &[u8]) -> Option<(String, SocketAddr, SocketAddr, u16)> {
     let end = line.iter().position(|byte| *byte == b'\n')?;
@@ -114,12 +114,12 @@ pub fn greeting(line: &[u8]) -> Option<(String, SocketAddr, SocketAddr, u16)> {
     Some((words.next()?.to_owned(), local, peer, original))
 }
 
-/// Dials once, talks, and tells who was reached.
+/// Connects once, sends a message, and observes which server answered.
 pub fn converse(at: &Namespace, proto: Proto, to: SocketAddr) -> Observation {
     converse_from(at, proto, 0, to)
 }
 
-/// As [`converse`], from this port.
+/// Observes as [`converse`] does, from this client port.
 pub fn converse_from(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> Observation {
     match Conversation::begin(at, proto, port, to) {
         Ok(mut conversation) => conversation.facts(),

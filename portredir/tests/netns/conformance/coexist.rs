@@ -76,7 +76,7 @@ fn foreign_xdp(subject: Subject) -> Observation {
     Observation::of(runs).and(seen.to_string())
 }
 
-/// Whether a program sees what nobody redirects.
+/// Whether a program sees packets that are not redirected.
 fn still_runs(site: &Site, foreign: &Foreign) -> bool {
     let before = foreign.packets(8080);
     converse(&site.lab.client, Proto::Tcp, Family::V4.host(8080));

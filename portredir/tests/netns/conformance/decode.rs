@@ -15,7 +15,7 @@ pub struct Arrival {
     pub is_intact: bool,
 }
 
-/// What it carries.
+/// The body of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     Tcp {
@@ -45,7 +45,7 @@ struct Header {
     src: IpAddr,
     dst: IpAddr,
     protocol: u8,
-    /// Its own length, and that of the whole packet.
+    /// The length of the header, and that of the whole packet.
     len: usize,
     end: usize,
     is_intact: bool,

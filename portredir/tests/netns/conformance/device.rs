@@ -9,6 +9,7 @@ use super::observe::{Observation, check};
 use super::rules;
 use super::server::{Manner, Server};
 use super::site::{Site, Subject};
+use crate::lab::message::NO_ETHERNET_HEADER;
 use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::python::python;
 use crate::lab::{Family, Lab, add_addrs, link};
@@ -31,7 +32,7 @@ pub const CASES: &[Case] = &[
 /// machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What is seen when it is something, or at the end.
+/// The first observation that `is_it` accepts, or the last one.
 fn until(is_it: impl Fn(&Observation) -> bool, see: impl Fn() -> Observation) -> Observation {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -43,7 +44,7 @@ fn until(is_it: impl Fn(&Observation) -> bool, see: impl Fn() -> Observation) ->
     }
 }
 
-/// Redirects 80 on a host with one link and a server, and dials it.
+/// Redirects 80 on a host with one link and a server, and connects to it.
 fn redirect(subject: Subject, lab: &Lab, proto: Proto) -> Observation {
     let _server = Server::start(&lab.host, "8080", 8080, Manner::Echo);
     let redirector = match subject {
@@ -69,7 +70,7 @@ fn redirect(subject: Subject, lab: &Lab, proto: Proto) -> Observation {
             let plan = [&[PROGRAM, "plan"][..], &args[..4], &args[6..]].concat();
             let mut plan = lab.host.start(&plan);
             if !plan.wait().success() {
-                let says_why = plan.err().contains("no Ethernet header");
+                let says_why = plan.err().contains(NO_ETHERNET_HEADER);
                 return Observation::of(check(says_why, "refused: no Ethernet header"));
             }
             Some(Redirector::start(&lab.host, &args))

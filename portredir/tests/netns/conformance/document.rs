@@ -128,7 +128,7 @@ fn render() -> String {
     text
 }
 
-/// What a column says of a case.
+/// The cell of a case in one column.
 fn column(
     case: &'static Case,
     engines: &[&'static str],

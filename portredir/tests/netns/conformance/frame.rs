@@ -19,7 +19,7 @@ pub const UDP: u8 = 17;
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
-/// What follows the IP headers.
+/// The part of a packet after the IP headers.
 #[derive(Clone, Debug)]
 pub struct Segment {
     /// IP protocol.
@@ -96,7 +96,7 @@ fn ports((src, dst): (u16, u16)) -> Vec<u8> {
 /// How the checksum of a segment is filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
-    /// As it has to be.
+    /// The correct checksum.
     Right,
     /// Off by one.
     Wrong,

@@ -28,7 +28,7 @@ pub struct Ghost<'a> {
     to_mac: [u8; 6],
     pub addr: IpAddr,
     pub port: u16,
-    /// Of SYN-ACKs: the host's port, and the number that comes next.
+    /// The SYN-ACKs that came: the ports, and the next sequence number.
     half_open: RefCell<Vec<(u16, u16, u32)>>,
 }
 
@@ -224,7 +224,7 @@ impl<'a> Ghost<'a> {
         }
     }
 
-    /// What was answered, in words: each once, a datagram with who sent it.
+    /// The replies, in words: each once, a datagram with the server that sent it.
     pub fn seen(&self) -> Observation {
         self.describe(&self.answers())
     }
@@ -318,7 +318,7 @@ impl Drop for Ghost<'_> {
 pub struct Connection<'a> {
     ghost: &'a Ghost<'a>,
     dst: u16,
-    /// What comes next, of either side.
+    /// The next sequence numbers of both sides.
     pub seq: u32,
     pub ack: u32,
 }
@@ -391,7 +391,7 @@ impl<'a> Connection<'a> {
         Some(heard)
     }
 
-    /// Whether the server says back what it is told.
+    /// Whether the server echoes a message.
     pub fn echoes(&mut self, message: &[u8]) -> bool {
         self.send(ACK | super::frame::PSH, message);
         self.is_said_back(message)
@@ -409,7 +409,7 @@ impl<'a> Connection<'a> {
         self.quote_from(self.ack, len)
     }
 
-    /// The same with another sequence number.
+    /// Quotes a segment with another sequence number.
     pub fn quote_from(&self, seq: u32, len: usize) -> Vec<u8> {
         let tcp = Tcp {
             ports: (self.dst, self.ghost.port),

@@ -18,18 +18,18 @@ use crate::lab::process::{DEADLINE, NOTES, PATIENCE, note};
 /// beside much else.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What was seen of a case by one subject.
+/// The outcome of a case with one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cell {
     /// In words.
     Seen(String),
     /// The kernel cannot do it.
     Skipped(String),
-    /// It makes no sense.
+    /// The case does not apply to the subject.
     NotTried,
 }
 
-/// What was seen once.
+/// The outcome of one run.
 #[derive(Clone, Debug)]
 struct Once {
     variant: Variant,
@@ -72,8 +72,7 @@ fn is_wanted(case: &Case, subject: Subject) -> bool {
         || (is_oracle && case.subjects().any(is_named))
 }
 
-/// What was seen of a case by a subject. All of it is run when the first is
-/// asked for.
+/// The outcome of a case with a subject. The first call runs all cases.
 pub fn cell(case: &'static Case, subject: Subject) -> Cell {
     static RESULTS: OnceLock<Results> = OnceLock::new();
     if case.families(subject).is_empty() {
@@ -121,8 +120,8 @@ fn summary(all: &[Once]) -> String {
     }
 }
 
-/// What is run at a time. They wait for the kernel and for each other's
-/// answers more than they work.
+/// The number of jobs that run at a time. A job waits for the kernel and for
+/// replies more than it computes.
 const WORKERS: usize = 4;
 
 /// Something to run.
@@ -266,7 +265,7 @@ fn observe(run: impl FnOnce() -> Observation) -> Outcome {
     outcome.unwrap_or_else(|outcome| outcome)
 }
 
-/// What a panic says, or a skip.
+/// Runs a function, and returns the text of its panic or the reason of its skip.
 fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Outcome> {
     let before = NOTES.take();
     let result = catch_unwind(AssertUnwindSafe(run));

@@ -71,7 +71,7 @@ const RULES: &[Rule] = &[
     ),
 ];
 
-/// As arguments; `socket` takes TCP alone.
+/// The rules as arguments of portredir; `socket` takes TCP rules alone.
 pub fn portredir(engine: &str) -> Vec<String> {
     let protocol = if engine == "socket" { "" } else { "/both" };
     let insert = |rule: &Rule| {
@@ -86,7 +86,7 @@ pub fn portredir(engine: &str) -> Vec<String> {
     RULES.iter().map(insert).collect()
 }
 
-/// As a ruleset: what a user of nftables would write for the same.
+/// The ruleset that a user of nftables would write for the same redirects.
 pub fn nft() -> String {
     let line = |rule: &Rule| {
         format!(

@@ -27,11 +27,11 @@ use crate::lab::process::wait_for;
 /// How a server behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
-    /// It says back what it hears, from the address that was asked.
+    /// The server echoes, from the destination address of the request.
     Echo,
-    /// It hangs up once it has told who it is.
+    /// The server closes the connection after its greeting.
     HangsUp,
-    /// It shares its port with others.
+    /// The server shares its port with others.
     Shared,
     /// UDP is answered from whatever address the kernel takes.
     AnyAddress,
@@ -200,7 +200,7 @@ fn serve(
     Ok(())
 }
 
-/// What `SO_ORIGINAL_DST` says; zero when it says nothing.
+/// The port that `SO_ORIGINAL_DST` returns; zero if there is none.
 fn original_port(stream: &TcpStream) -> u16 {
     let port = match stream.local_addr() {
         Ok(SocketAddr::V4(_)) => getsockopt(stream, OriginalDst).map(|addr| addr.sin_port),

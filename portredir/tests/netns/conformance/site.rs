@@ -31,10 +31,10 @@ pub enum Offload {
     Off,
 }
 
-/// What redirects.
+/// The program that redirects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// What all others are compared with.
+    /// nftables, with which all others are compared.
     Nft,
     /// portredir, by this engine.
     Engine(&'static str),
@@ -65,17 +65,17 @@ pub struct Site {
     pub offload: Offload,
     pub lab: Lab,
     pub a: Namespace,
-    /// It goes when this is dropped.
+    /// Container B, which is deleted with the site.
     _b: Namespace,
     servers: Vec<Server>,
     redirector: Option<Redirector>,
     next_port: AtomicU16,
-    /// What arrives at the client, and at the far host.
+    /// The frames that arrive at the client and at the far host.
     pub wires: [Wire; 2],
 }
 
-/// The number of an address on the client's network that no host has: what is
-/// sent from there is answered, and nobody answers back.
+/// The number of an address on the client's network that no host has: the host
+/// replies to packets from there, and no kernel answers the replies.
 pub const GHOST: u8 = 200;
 
 /// The first of the ports that are given to clients.
@@ -136,7 +136,7 @@ impl Site {
         self.start_with(&["--drain-timeout", "0"]);
     }
 
-    /// As [`Self::start`], with these options of portredir.
+    /// Starts to redirect, with these options of portredir.
     pub fn start_with(&mut self, options: &[&str]) {
         match self.subject {
             Subject::Nft => {
@@ -182,7 +182,7 @@ impl Site {
         }
     }
 
-    /// As `kill -9`.
+    /// Kills portredir by SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut redirector) = self.redirector.take() {
             redirector.process.kill();
@@ -199,7 +199,7 @@ impl Site {
         Down(self)
     }
 
-    /// A client port that nobody else uses here.
+    /// A client port that no other case uses here.
     pub fn port(&self) -> u16 {
         self.next_port.fetch_add(1, Ordering::Relaxed)
     }
@@ -348,7 +348,7 @@ impl Drop for Filter<'_> {
     }
 }
 
-/// A setting that is put back when it is dropped.
+/// A setting that is restored when it is dropped.
 pub struct Tuned<'a> {
     host: &'a Namespace,
     key: &'static str,

@@ -84,7 +84,8 @@ pub const AUTO: Cell = Cell {
     family: Family::V4,
 };
 
-/// Conversations by the dialled and by the target port, IPv4 and IPv6.
+/// Checks that clients reach the server by the destination and by the target port,
+/// over IPv4 and IPv6.
 pub fn works(lab: &Lab, server: &EchoServer) {
     for family in Family::BOTH {
         for proto in PROTOS {
@@ -98,7 +99,7 @@ pub fn works(lab: &Lab, server: &EchoServer) {
     }
 }
 
-/// One conversation by TCP with the dialled port, IPv4.
+/// Checks one redirected TCP connection over IPv4.
 pub fn redirects(lab: &Lab) {
     Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80)).echo(b"to the target");
 }
@@ -153,7 +154,7 @@ fn invalid_drop(cell: &Cell) {
     redirector.finish(&lab);
 }
 
-/// The same where the host talks to itself.
+/// Conntrack finds no INVALID packet in local traffic either.
 fn local_invalid_drop() {
     let lab = Lab::new(&AUTO);
     let echo = EchoServer::start(&lab.host, 8080);
@@ -205,7 +206,7 @@ fn input_firewall(cell: &Cell) {
     redirector.finish(&lab);
 }
 
-/// What Docker has nftables do for a container that publishes port 80 as 8080.
+/// The rules that Docker adds for a container that publishes its port 80 as 8080.
 const DOCKER: &str = "table ip nat {
         chain prerouting {
             type nat hook prerouting priority dstnat;

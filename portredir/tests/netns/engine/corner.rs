@@ -67,7 +67,7 @@ fn stop_with_live_connection(cell: &Cell) {
     assert_eq!(attached(&lab.host), [""; 0]);
 }
 
-/// What comes in by one interface is answered by another.
+/// A packet comes in on one interface, and its reply leaves by another.
 fn asymmetric_route(cell: &Cell) {
     let lab = Lab::new(cell);
     link((&lab.host, "h1", (4, 1)), (&lab.client, "c1", (4, 2)));
@@ -136,7 +136,7 @@ fn link_local(cell: &Cell) {
     redirector.finish(&lab);
 }
 
-/// What another network namespace says to itself does not concern us.
+/// Local traffic of another network namespace is left alone.
 fn other_namespace(_: &Cell) {
     let lab = Lab::new(&Cell {
         engine: "auto",
@@ -160,7 +160,7 @@ fn other_namespace(_: &Cell) {
     redirector.finish(&lab);
 }
 
-/// The host dials out from the ports of a rule.
+/// The host connects to another host from the ports of a rule.
 fn from_target_port(cell: &Cell) {
     let lab = Lab::new(cell);
     let server = EchoServer::start(&lab.client, 9000);
@@ -203,7 +203,7 @@ fn server_restart(cell: &Cell) {
     redirector.finish(&lab);
 }
 
-/// Who listens on 127.0.0.1 is not reached from outside, but from the host.
+/// A server on 127.0.0.1 is reached from the host and not from outside.
 fn target_on_loopback(cell: &Cell) {
     let lab = Lab::new(cell);
     let listener = lab.host.enter(|| TcpListener::bind("127.0.0.1:8080"));

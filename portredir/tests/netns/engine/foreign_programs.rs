@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::engine::coexist::{AUTO, redirects, works};
 use crate::lab::capture::Capture;
 use crate::lab::foreign::{Foreign, NEXT, OK, PASS};
+use crate::lab::message::TAKEN_BY_DISPATCHER;
 use crate::lab::program::{Redirector, attached, has_tcx};
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto};
@@ -54,7 +55,7 @@ fn foreign_xdp(position: &'static str) {
     assert_eq!(before, ["h0 xdp xdp_dispatcher"]);
     let redirector = Redirector::of(&AUTO, &lab, &["80:8080/both"]);
     let plan = redirector.process.err();
-    assert!(plan.contains("taken by xdp_dispatcher (id "), "{plan}");
+    assert!(plan.contains(TAKEN_BY_DISPATCHER), "{plan}");
     let both = attached(&lab.host);
     assert_eq!(both[0], before[0]);
     assert_eq!(both.len(), 3, "{both:?}");
@@ -71,7 +72,7 @@ fn foreign_xdp(position: &'static str) {
     assert!(foreign.packets(8080) > seen, "it still runs");
 }
 
-/// Nobody takes our place unasked.
+/// The kernel refuses an XDP program that would replace ours.
 fn foreign_xdp_comes_later(cell: &Cell) {
     let lab = Lab::new(cell);
     let server = EchoServer::start(&lab.host, 8080);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::Tests;
+use crate::lab::message::DRAINING;
 use crate::lab::namespace::Namespace;
 use crate::lab::program::Redirector;
 use crate::lab::{Family, Lab};
@@ -124,7 +125,7 @@ fn ask(socket: &UdpSocket, message: &str, to: SocketAddr) -> SocketAddr {
     from
 }
 
-/// Whatever address the host is dialled by.
+/// Local clients are redirected at every address of the host.
 fn connected(lab: &Lab) {
     let server = EchoServer::start(&lab.host, 8080);
     for (addr, _) in addrs() {
@@ -201,7 +202,8 @@ fn refused(lab: &Lab) {
     redirector.finish(lab);
 }
 
-/// What it calls 127.0.0.1 is not ours, though it is in the same cgroup.
+/// The loopback address of another namespace is left alone, though its processes
+/// are in the same cgroup.
 fn other_namespace(lab: &Lab) {
     let _ours = EchoServer::start(&lab.host, 8080);
     let other = lab.third();
@@ -229,7 +231,7 @@ fn other_namespace(lab: &Lab) {
     assert!(passes.values().all(|count| *count == 0), "{passes:?}");
 }
 
-/// A server on the dialled port of another host.
+/// A connection to the destination port of another host is left alone.
 fn other_host(lab: &Lab) {
     let _ours = EchoServer::start(&lab.host, 8080);
     let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.client, port));
@@ -252,8 +254,8 @@ fn other_host(lab: &Lab) {
     assert_eq!(report["rules"][0]["flows"], 0);
 }
 
-/// It is redirected, but the kernel asks us about one socket and the client about
-/// another: it may be told the target.
+/// An MPTCP client is redirected, but the cgroup hooks see another socket than the
+/// client does: getpeername(2) may return the target port.
 fn mptcp_client(lab: &Lab) {
     let _server = Listen::on(Ipv6Addr::UNSPECIFIED, 8080).start(&lab.host, "server");
     let redirector = start(lab, &["80:8080"]);
@@ -310,7 +312,8 @@ fn loopback_server(lab: &Lab) {
     redirector.finish(lab);
 }
 
-/// One with a server on the dialled port when we come, and ours when we go.
+/// A connection to a server on the destination port survives the start of the
+/// program, and a redirected one survives its end.
 fn connections_survive(lab: &Lab) {
     let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = [Ipv4Addr::LOCALHOST.into(), Family::V6.addr(1, 1)].map(|a| SocketAddr::new(a, 80));
@@ -354,8 +357,8 @@ fn no_local(lab: &Lab) {
     assert_eq!(report["interfaces"].as_array().map(Vec::len), Some(1));
 }
 
-/// While a connection from outside is waited for, new ones go to the dialled
-/// port, and known peers are known.
+/// While the program drains a connection from outside, new connections reach the
+/// destination port, and old sockets still see the peer that they connected to.
 fn drain(lab: &Lab) {
     let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let mut redirector = start(lab, &["--drain-timeout", "60", "80:8080/both"]);
@@ -367,7 +370,7 @@ fn drain(lab: &Lab) {
     let socket = bind(&lab.host, Ipv4Addr::UNSPECIFIED.into());
     assert_eq!(ask(&socket, "before, without a connection", to), to);
     redirector.process.signal(Signal::SIGTERM);
-    redirector.process.wait_for_words("waiting");
+    redirector.process.wait_for_words(DRAINING);
     for (conn, proto) in old.iter_mut().zip(PROTOS) {
         conn.echo(b"old at the end");
         target.peer(proto, b"old at the end");

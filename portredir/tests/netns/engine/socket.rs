@@ -90,12 +90,13 @@ fn flows(report: &Value) -> u64 {
     report["rules"][0]["flows"].as_u64().expect("a number")
 }
 
-/// Who serves the client of a lab at the host's first address.
+/// The name of the server that the client reaches at the host's first address.
 fn served_by(cell: &Cell, lab: &Lab, port: u16) -> Option<String> {
     who(&lab.client, cell.family.host(port))
 }
 
-/// One with a server on the dialled port when we come, and ours when we go.
+/// A connection to a server on the destination port survives the start of the
+/// program, and a redirected one survives its end.
 fn connections_survive(cell: &Cell) {
     let lab = Lab::new(cell);
     let dst_server = Listen::on(ANY, 80).start(&lab.host, "dialled");

@@ -51,7 +51,7 @@ impl Cgroup {
         namespace.start(&all)
     }
 
-    /// Has a program of somebody else be there that suffers no other beside it.
+    /// Attaches a foreign program that allows no other program beside it.
     pub fn occupy(&self, namespace: &Namespace) {
         let script = [foreign::BPF, OCCUPY].concat();
         namespace.run(&[python(), "-c", &script, self.path()]);

@@ -7,10 +7,10 @@ const BLESS: &str = "PORTREDIR_BLESS";
 
 /// One of them.
 pub struct Document {
-    /// As people call it.
+    /// The name of the document in messages.
     pub name: &'static str,
     pub file: &'static str,
-    /// What the names of the tests begin with that write it.
+    /// The prefix of the names of the tests that write the document.
     pub tests: &'static str,
 }
 
@@ -29,7 +29,7 @@ impl Document {
         }
     }
 
-    /// What is committed.
+    /// The text that is committed.
     pub fn committed(&self) -> String {
         std::fs::read_to_string(self.file).unwrap_or_default()
     }

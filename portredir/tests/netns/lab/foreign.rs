@@ -122,7 +122,7 @@ while True:
     time.sleep(0.02)
 "#;
 
-/// What our programs return where the packet goes on.
+/// The value that our programs return so that the next program runs (`TCX_NEXT`).
 pub const NEXT: i8 = -1;
 /// `TC_ACT_OK`: accepts the packet, and ends the chain.
 pub const OK: i8 = 0;

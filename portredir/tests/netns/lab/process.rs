@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// As much time on a machine that is slow, as an emulated one:
-/// `TEST_SLOWNESS` says how many times slower it is.
+/// A duration, multiplied on a slow machine such as an emulated one:
+/// `TEST_SLOWNESS` is the factor.
 pub fn slow(time: Duration) -> Duration {
     static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
         let text = std::env::var("TEST_SLOWNESS");
@@ -27,7 +27,7 @@ thread_local! {
     pub static PATIENCE: Cell<Duration> = const { Cell::new(Duration::from_secs(15)) };
     /// When this thread's test has to be done.
     pub static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
-    /// What a failed test has to say beyond its panic.
+    /// The notes that a failed test prints beside its panic.
     pub static NOTES: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
@@ -44,7 +44,7 @@ pub fn wait_for<T>(what: &str, get: impl FnMut() -> Option<T>) -> T {
     wait_within(PATIENCE.get(), what, get)
 }
 
-/// As [`wait_for`], for what must not take longer than `limit`.
+/// Polls as [`wait_for`] does, for no longer than `limit`.
 pub fn wait_within<T>(limit: Duration, what: &str, mut get: impl FnMut() -> Option<T>) -> T {
     let limit = slow(limit);
     let start = Instant::now();
@@ -100,22 +100,22 @@ impl Process {
         }
     }
 
-    /// Its process ID.
+    /// The process ID.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it has printed on stdout so far.
+    /// The standard output so far.
     pub fn out(&self) -> String {
         String::from_utf8_lossy(&self.out_bytes()).into_owned()
     }
 
-    /// As [`Self::out`], for what is no text.
+    /// The standard output so far, which need not be text.
     pub fn out_bytes(&self) -> Vec<u8> {
         fs::read(&self.out).expect("read the output")
     }
 
-    /// What it has printed on stderr so far.
+    /// The standard error so far.
     pub fn err(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.err).expect("read the output")).into_owned()
     }
@@ -166,13 +166,13 @@ impl Process {
         })
     }
 
-    /// As `kill -9`.
+    /// Kills the process by SIGKILL.
     pub fn kill(&mut self) {
         self.child.kill().expect("kill");
         self.wait();
     }
 
-    /// The same for what may have ended.
+    /// Kills the process by SIGKILL unless it has ended.
     pub fn kill_if_running(&mut self) {
         let _ = self.child.kill();
         self.wait();

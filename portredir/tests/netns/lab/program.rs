@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::Cell;
 use crate::lab::Lab;
+use crate::lab::message::REDIRECTING;
 use crate::lab::namespace::Namespace;
 use crate::lab::process::{Process, wait_for};
 use crate::peer::conn::{PROTOS, is_refused};
@@ -33,12 +34,13 @@ impl Redirector {
 
     /// For a process that was started another way.
     pub fn wait_until_redirecting(mut process: Process) -> Self {
-        process.wait_for_words("redirecting");
+        process.wait_for_words(REDIRECTING);
         Self { process }
     }
 
-    /// Starts it on the host of a lab, by the engine of the cell, on the links
-    /// to other hosts. Without it nobody answers at the dialled ports.
+    /// Starts the program on the host of a lab, with the engine of the cell, on the
+    /// links to other hosts. Checks first that the destination ports are refused
+    /// without the program.
     pub fn of(cell: &Cell, lab: &Lab, rules: &[&str]) -> Self {
         for rule in rules {
             let dst_server = rule.split(':').next().expect("a port");
@@ -53,7 +55,8 @@ impl Redirector {
         Self::beside(cell, lab, rules)
     }
 
-    /// As [`Self::of`], where somebody listens on the dialled ports.
+    /// Starts the program as [`Self::of`] does, where servers listen on the
+    /// destination ports.
     pub fn beside(cell: &Cell, lab: &Lab, rules: &[&str]) -> Self {
         let has_h1 = lab.host.enter(|| nix::net::if_::if_nametoindex("h1"));
         let iface = if has_h1.is_ok() { "h0,h1" } else { "h0" };
@@ -114,8 +117,8 @@ pub fn packets(report: &Value, rule: usize) -> u64 {
     report["rules"][rule]["packets"].as_u64().expect("a number")
 }
 
-/// What is attached in a namespace, by `interface hook program`, and the clsact
-/// qdiscs that are there.
+/// The programs that are attached in a namespace, each as `interface hook program`,
+/// and the clsact qdiscs.
 pub fn attached(namespace: &Namespace) -> Vec<String> {
     namespace.enter(|| {
         let interfaces = nix::net::if_::if_nameindex().expect("interfaces");

@@ -1,7 +1,7 @@
 //! A user without rights, inside of this process: to the kernel users belong to
 //! threads.
 
-/// Runs something as nobody, in the network namespace of this thread.
+/// Runs a function as the user `nobody`, in the network namespace of this thread.
 pub fn as_unprivileged_user<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {

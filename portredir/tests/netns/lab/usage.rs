@@ -18,7 +18,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Of a process.
+    /// Reads the usage of a process.
     pub fn of(pid: u32) -> Self {
         let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("fdinfo");
         let infos: Vec<_> = infos
@@ -62,7 +62,8 @@ impl Usage {
         self.check_within(before, 0, what);
     }
 
-    /// The same, where a map may have some bytes more at one moment than at another.
+    /// Checks as [`Self::check_against`] does, where a map may have some bytes more
+    /// at one moment than at another.
     pub fn check_within(&self, before: &Self, map_bytes: u64, what: &str) {
         const SLACK_KIB: u64 = 6 * 1024;
         note(&format!("{what}: {}, then {}", before.text(), self.text()));

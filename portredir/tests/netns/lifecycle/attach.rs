@@ -42,12 +42,12 @@ while [ ! -e "$1/stop" ]; do
 done
 "#;
 
-/// What the clients do while the program detaches.
+/// The activity of the clients while the program detaches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Clients {
-    /// They send requests.
+    /// The clients send requests.
     Busy,
-    /// They rest: none has a connection.
+    /// The clients rest: none has a connection.
     Resting,
 }
 

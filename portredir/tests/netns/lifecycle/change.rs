@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::lab::message::{ANOTHER_COMMAND, IFACE_CANNOT_CHANGE};
 use crate::lab::process::{DEADLINE, Process, note, slow, wait_for};
 use crate::lab::program::{PROGRAM, copy_world_executable};
 use crate::lab::{Family, Lab};
@@ -92,7 +93,7 @@ fn changes_keep_flows() {
 fn refuses_to_change_interfaces(host: &Host<'_>, file: &Path) {
     fs::write(file, "iface = 'lo'\nrules = []").expect("write a file");
     let error = host.fails(1, &["apply", "-f", file.to_str().expect("text")]);
-    assert!(error.contains("`iface` cannot be changed"), "{error}");
+    assert!(error.contains(IFACE_CANNOT_CHANGE), "{error}");
 }
 
 /// Nothing of what anybody was told is lost.
@@ -112,10 +113,7 @@ fn two_writers() {
             expected.insert(rule);
         } else {
             let error = writer.err();
-            assert!(
-                error.contains("another portredir command is at work"),
-                "{error}"
-            );
+            assert!(error.contains(ANOTHER_COMMAND), "{error}");
         }
     }
     let rules: BTreeSet<_> = host.rules().into_iter().collect();

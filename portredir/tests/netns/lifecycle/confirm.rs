@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::Tests;
 use crate::lab::Lab;
+use crate::lab::message::UNCONFIRMED;
 use crate::lab::process::wait_for;
 use crate::lab::program::link_state;
 use crate::lifecycle::host::{CELL, Host, answers};
@@ -29,7 +30,7 @@ fn confirm() {
     host.run(&["add", "--confirm", "2", "81:8080"]);
     assert!(host.status()["confirm_within"].as_u64() <= Some(2));
     let error = host.fails(1, &["add", "82:8080"]);
-    assert!(error.contains("waits to be confirmed"), "{error}");
+    assert!(error.contains(UNCONFIRMED), "{error}");
     host.run(&["confirm"]);
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(host.rules(), ["80:8080", "81:8080"]);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::lab::message::{DRAINING, ONE_CUT_OFF};
 use crate::lab::process::{wait_for, wait_within};
 use crate::lab::program::{Redirector, attached};
 use crate::lab::{Family, Lab};
@@ -52,7 +53,7 @@ fn start(cell: &Cell, lab: &Lab, drain_timeout: &str) -> Redirector {
 /// Asks it to end, and waits until it waits.
 fn ask_to_end(redirector: &mut Redirector) {
     redirector.process.signal(Signal::SIGTERM);
-    redirector.process.wait_for_words("waiting");
+    redirector.process.wait_for_words(DRAINING);
 }
 
 fn end(mut redirector: Redirector, limit: Duration) {
@@ -144,7 +145,7 @@ fn with_collision(cell: &Cell) {
     end(redirector, SOON);
 }
 
-/// A client dials again from a port that it had before.
+/// A client connects again from a port that it had before.
 fn used_port(cell: &Cell) {
     let lab = Lab::new(cell);
     let [dst_server, _target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
@@ -169,7 +170,7 @@ fn used_port(cell: &Cell) {
     end(redirector, SOON);
 }
 
-/// The server on the dialled port answers a SYN and keeps nothing of it.
+/// The server on the destination port answers a SYN by a cookie and keeps no state.
 fn syn_cookies(cell: &Cell) {
     let lab = Lab::new(cell);
     lab.host.sysctl("ipv4/tcp_syncookies", "2");
@@ -215,11 +216,9 @@ fn timeout(cell: &Cell) {
         redirector.process.signal(Signal::SIGTERM);
         let errors = wait_for("a warning", || {
             let errors = redirector.process.err();
-            errors
-                .contains("1 connections are cut off")
-                .then_some(errors)
+            errors.contains(ONE_CUT_OFF).then_some(errors)
         });
-        assert_eq!(errors.contains("waiting"), least > 0, "{errors}");
+        assert_eq!(errors.contains(DRAINING), least > 0, "{errors}");
         assert!(asked.elapsed() >= Duration::from_millis(least));
         end(redirector, SOON);
         assert!(attached(&lab.host).is_empty());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::lab::message::H2_IS_GONE;
 use crate::lab::process::{wait_for, wait_within};
 use crate::lab::program::{Redirector, attached, packets};
 use crate::lab::{Family, Lab, link};
@@ -60,7 +61,7 @@ fn comes_and_goes(cell: &Cell) {
     let report = redirector.wait_for_report("h2", |report| on(report, "h2") > 0);
     assert_eq!(report["interfaces"].as_array().expect("a list").len(), 3);
     lab.host.ip("link del h2");
-    let is_gone = || redirector.process.err().contains("h2 is gone");
+    let is_gone = || redirector.process.err().contains(H2_IS_GONE);
     wait_within(SOON, "the loss", || is_gone().then_some(()));
     assert_eq!(attached(&lab.host), before);
     assert!(answers(&lab.client, Proto::Udp, Family::V4.host(7777)));
@@ -135,8 +136,8 @@ fn many_addresses(cell: &Cell) {
     redirector.finish(&lab);
 }
 
-/// Lets the client know where an address is: it need not ask, and keeps on
-/// sending there when nobody has it any more.
+/// Adds a neighbour entry at the client, which then keeps on sending to the address
+/// when no host has it any more.
 fn know(lab: &Lab, addr: IpAddr) {
     let links = lab.host.run(&["ip", "-json", "link", "show", "h0"]);
     let links: Value = serde_json::from_str(&links).expect("JSON");

@@ -108,7 +108,7 @@ impl Drop for Host<'_> {
     }
 }
 
-/// Whether somebody answers at a port.
+/// Whether a server answers at a port.
 pub fn answers(lab: &Lab, proto: Proto, port: u16) -> bool {
     !is_refused(&lab.client, proto, Family::V4.host(port))
 }

@@ -27,8 +27,8 @@ pub fn add(tests: &mut Tests) {
     tests.add("outlive/damaged", &[], damaged);
 }
 
-/// Killed while interfaces come and go: whoever follows next finds every one of
-/// them attached as a whole or not at all.
+/// The watcher is killed while interfaces come and go: the next watcher finds every
+/// interface attached as a whole or not at all.
 fn follower_killed(cell: &Cell) {
     const ROUNDS: u64 = 20;
     let lab = Lab::new(cell);

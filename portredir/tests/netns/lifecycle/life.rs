@@ -5,6 +5,7 @@ use aya::programs::{Xdp, XdpMode};
 use nix::sys::signal::Signal;
 use portredir::datapath::{Datapath, Sizes};
 
+use crate::lab::message::{ANOTHER_INSTANCE, FILTER_BEFORE_OURS, TAKEN_BY_OURS, XDP_IMPOSSIBLE};
 use crate::lab::process::{Process, wait_for};
 use crate::lab::program::{
     PROGRAM, Redirector, attached, copy_world_executable, has_tcx, link_state, packets,
@@ -64,7 +65,7 @@ const CELL: Cell = Cell {
     family: Family::V4,
 };
 
-/// What an engine attaches to h0.
+/// The programs that an engine attaches to h0.
 fn expected(engine: &str, lab: &Lab) -> Vec<String> {
     let has_tcx = lab.host.enter(has_tcx);
     let is_xdp = engine.starts_with("xdp");
@@ -87,7 +88,7 @@ fn failure(mut process: Process, code: i32) -> String {
     error
 }
 
-/// One conversation by the dialled port, one by the target port.
+/// Checks that clients reach the server by the destination and by the target port.
 fn works(lab: &Lab, server: &EchoServer) {
     for proto in PROTOS {
         for port in [80, 8080] {
@@ -141,8 +142,8 @@ fn kill_9(cell: &Cell) {
     assert_eq!(link_state(&lab), before);
 }
 
-/// A filter of somebody else, and the qdisc it needs, stay. With a mask of zero
-/// it matches all packets, and the kernel asks no filter behind it.
+/// A foreign filter, and the qdisc it needs, stay. With a mask of zero it matches
+/// all packets, and the kernel runs no filter after it.
 fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
     let cell = Cell { engine, ..CELL };
     let lab = Lab::new(&cell);
@@ -159,7 +160,7 @@ fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
     if (engine, pref, mask) == ("tc-clsact", "1", "0") {
         // Nothing can come before it. That has to be said.
         let said = redirector.process.err();
-        assert!(said.contains("comes before ours"), "{said}");
+        assert!(said.contains(FILTER_BEFORE_OURS), "{said}");
     } else {
         works(&lab, &server);
     }
@@ -167,7 +168,7 @@ fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
     assert_eq!(link_state(&lab), before);
 }
 
-/// An XDP program of somebody else is never replaced.
+/// A foreign XDP program is never replaced.
 fn foreign_xdp(mode: XdpMode) {
     let lab = Lab::new(&CELL);
     let server = EchoServer::start(&lab.host, 8080);
@@ -188,13 +189,13 @@ fn foreign_xdp(mode: XdpMode) {
     for engine in ["xdp", "xdp-generic"] {
         let args = [PROGRAM, "--iface", "h0", "--engine", engine, "80:8080"];
         let error = failure(lab.host.start(&args), 1);
-        assert!(error.contains("portredir_xdp (id "), "{error}");
+        assert!(error.contains(TAKEN_BY_OURS), "{error}");
         assert_eq!(link_state(&lab), before);
     }
 
     let redirector = Redirector::of(&CELL, &lab, &["80:8080/both"]);
     let plan = redirector.process.err();
-    assert!(plan.contains("portredir_xdp (id "), "{plan}");
+    assert!(plan.contains(TAKEN_BY_OURS), "{plan}");
     let mut both = expected("tc", &lab);
     both.insert(0, "h0 xdp portredir_xdp".into());
     assert_eq!(attached(&lab.host), both);
@@ -212,7 +213,7 @@ fn xdp_where_it_is_impossible() {
     for iface in ["tun0", "h0,tun0"] {
         let args = [PROGRAM, "--iface", iface, "--engine", "xdp", "80:8080"];
         let error = failure(lab.host.start(&args), 1);
-        let words = "tun0: --engine xdp is impossible: tun has no Ethernet header";
+        let words = XDP_IMPOSSIBLE;
         assert!(error.contains(words), "{error}");
         assert_eq!(link_state(&lab), before);
     }
@@ -225,10 +226,7 @@ fn second_instance() {
     let first = Redirector::of(&CELL, &lab, &["80:8080/both"]);
     let programs = attached(&lab.host);
     let error = failure(lab.host.start(&[PROGRAM, "81:8080"]), 1);
-    assert!(
-        error.contains("another portredir runs in this network namespace"),
-        "{error}"
-    );
+    assert!(error.contains(ANOTHER_INSTANCE), "{error}");
     assert_eq!(attached(&lab.host), programs);
     works(&lab, &server);
     let elsewhere = Redirector::start(&lab.client, &["81:8080"]);

@@ -14,7 +14,7 @@ use crate::lab::namespace::Namespace;
 use crate::lab::program::{attached, has_tcx};
 use crate::lifecycle::follow::SOON;
 
-/// What `--iface` says, and what it means for an interface of this name.
+/// An argument of `--iface`, and its meaning for the name of an interface.
 #[derive(Clone, Copy)]
 pub struct Selection {
     pub name: &'static str,
@@ -147,7 +147,7 @@ pub fn carriers(namespace: &Namespace, engine: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// As [`attached`], of TCX alone, but without starting programs.
+/// The TCX programs among [`attached`], read without starting other programs.
 fn tcx() -> Vec<String> {
     let mut all = Vec::new();
     for interface in &nix::net::if_::if_nameindex().expect("interfaces") {

@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::Tests;
 use crate::lab::Lab;
+use crate::lab::message::{GROUP, REDIRECTING, SSH_PORT, SSH_SESSION};
 use crate::lab::program::{PROGRAM, copy_world_executable};
 use crate::lifecycle::host::{CELL, Host, reaches};
 use crate::peer::echo::EchoServer;
@@ -22,7 +23,7 @@ fn foreground_is_visible() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);
     let mut run = host.start(&["--iface", "h0", "80:8080", "81:8081/udp"]);
-    run.wait_for_words("redirecting");
+    run.wait_for_words(REDIRECTING);
     assert_eq!(host.rules(), ["80:8080", "81:8081/udp"]);
     assert_eq!(host.status()["role"], "foreground");
     for args in [&["add", "82:8080"][..], &["up", "82:8080"]] {
@@ -50,7 +51,7 @@ fn lock_out() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);
     let error = host.fails(1, &["up", "22:2222"]);
-    assert!(error.contains("port 22, where SSH listens"), "{error}");
+    assert!(error.contains(SSH_PORT), "{error}");
     assert!(!host.pins().exists());
     host.up(&["80:8080"]);
     let ssh = "SSH_CONNECTION=10.9.1.2 50000 10.9.1.1 2022";
@@ -58,11 +59,7 @@ fn lock_out() {
     let script = format!("env -u SSH_CONNECTION {PROGRAM} add 2022:8080; exit $?");
     let mut shell = lab.host.start(&["env", ssh, "sh", "-c", &script]);
     assert_eq!(shell.wait().code(), Some(1));
-    assert!(
-        shell.err().contains("the SSH connection"),
-        "{}",
-        shell.err()
-    );
+    assert!(shell.err().contains(SSH_SESSION), "{}", shell.err());
     host.run(&["add", "--force", "22:2222"]);
     assert_eq!(host.rules(), ["80:8080", "22:2222"]);
     host.down();
@@ -139,7 +136,7 @@ fn group() {
         "h0",
         "80:8080",
     ]);
-    run.wait_for_words("redirecting");
+    run.wait_for_words(REDIRECTING);
     let program = copy_world_executable(&lab.dir.0);
     let ask = |uid: &str, command: &str| {
         let (uid, gid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
@@ -160,7 +157,7 @@ fn group() {
     assert_eq!(ask("4001", "status").0, Some(0));
     let (code, out, err) = ask("4002", "rules");
     assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");
-    assert!(err.contains("group `portredir`"), "{err}");
+    assert!(err.contains(GROUP), "{err}");
     // Reading is all they may.
     let (code, _, err) = ask("4001", "down");
     assert_eq!(code, Some(4), "{err}");
@@ -170,8 +167,8 @@ fn group() {
     host.down();
 }
 
-/// Anybody may take the names by which commands find each other: then they say
-/// so, obey nobody, and root gets out.
+/// An unprivileged process takes the names of the control sockets: commands name
+/// that process, obey it in nothing, and `down --force` still works.
 fn forged_control() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);

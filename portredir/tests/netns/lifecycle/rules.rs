@@ -73,7 +73,8 @@ fn conditions() {
     assert!(!host.pins().exists());
 }
 
-/// As many rules as are promised, of all kinds, and ranges of every port.
+/// The program takes the promised number of rules, of all kinds, and ranges of
+/// every port.
 fn many_rules() {
     let lab = Lab::new(&CELL);
     let servers = [8080, 8081].map(|port| EchoServer::start(&lab.host, port));

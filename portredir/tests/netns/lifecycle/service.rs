@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 
 use crate::Tests;
+use crate::lab::message::NOT_RELOADED;
 use crate::lab::process::{Process, wait_for};
 use crate::lab::program::{PROGRAM, link_state};
 use crate::lab::{Family, Lab};
@@ -118,7 +119,7 @@ fn service() {
 fn reload(unit: &Unit<'_>, host: &Host<'_>, main: &mut Process) {
     unit.write("rules = ['80:']\n");
     main.signal(Signal::SIGHUP);
-    main.wait_for_words("not reloaded");
+    main.wait_for_words(NOT_RELOADED);
     assert_eq!(host.rules(), ["80:8080/both"]);
     unit.write("iface = 'h0'\nrules = ['81:8080/both']\n");
     main.signal(Signal::SIGHUP);

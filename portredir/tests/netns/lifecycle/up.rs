@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::lab::message::{OWN_MOUNT_NAMESPACE, RUN_DOWN_FIRST, TWO_RULES_ARE_VALID};
 use crate::lab::process::{note, wait_for};
 use crate::lab::program::PROGRAM;
 use crate::lab::{Family, Lab};
@@ -45,13 +46,14 @@ fn up_and_down(cell: &Cell) {
     assert!(status["rules"][0]["packets"].as_u64() > Some(0));
     assert_eq!(host.run(&["down", "--dry-run"]), "- 81:8080/both\n");
     let error = host.fails(1, &["--iface", "h0", "82:8080"]);
-    assert!(error.contains("portredir down"), "{error}");
+    assert!(error.contains(RUN_DOWN_FIRST), "{error}");
     reaches(&lab, 81, &server);
     host.down();
     assert!(!answers(&lab, Proto::Tcp, 81));
 }
 
-/// What follows interfaces may die; the rest goes on, and another can follow.
+/// The watcher process may die: traffic is still redirected, and another watcher
+/// can start.
 fn follower() {
     let lab = Lab::new(&CELL);
     let server = EchoServer::start(&lab.host, 8080);
@@ -99,7 +101,7 @@ fn bpffs_is_mounted() {
         (process.out(), process.err())
     };
     let (_, err) = run(&[]);
-    assert!(err.contains("mount namespace of its own"), "{err}");
+    assert!(err.contains(OWN_MOUNT_NAMESPACE), "{err}");
     // The first process is in the same mount namespace, as on a host.
     let (out, err) = run(&["--pid", "--fork", "--mount-proc"]);
     assert_eq!(out, "+ 80:8080\n1\n80:8080\n- 80:8080\n", "{err}");
@@ -204,7 +206,7 @@ fn files() {
     ]);
     let rules = host.rules();
     host.run(&["save", &file]);
-    assert_eq!(host.run(&["check", &dir]), "2 rules are right\n");
+    assert_eq!(host.run(&["check", &dir]), TWO_RULES_ARE_VALID);
     host.run(&["down"]);
     host.run(&["up", "--config", &dir]);
     assert_eq!(host.rules(), rules);

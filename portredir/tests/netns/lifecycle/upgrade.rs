@@ -11,7 +11,8 @@ pub fn add(tests: &mut Tests) {
     tests.add_for(&["tc", "tc-clsact", "xdp"], "up_again", &[], up_again);
 }
 
-/// The same, and another version, on what is there.
+/// `up` runs again, by this program and by another version of it, while a
+/// connection is open.
 fn up_again(cell: &Cell) {
     let lab = Lab::new(cell);
     let server = EchoServer::start(&lab.host, 8080);

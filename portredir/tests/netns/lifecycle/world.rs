@@ -28,7 +28,8 @@ impl Random {
 /// A veth pair: one end here, `cN` at the client.
 #[derive(Default)]
 struct Wire {
-    /// As its end here is called, wherever it is; without a name there is none.
+    /// The name of the end at the host, in whatever namespace it is; `None` if
+    /// there is no wire.
     name: Option<String>,
     /// In another namespace.
     is_away: bool,
@@ -47,7 +48,7 @@ struct Bridge {
     member: Option<usize>,
 }
 
-/// What there is to change, and how it is at the moment.
+/// The interfaces and addresses that can change, and their state at the moment.
 pub struct World<'a> {
     pub lab: &'a Lab,
     pub random: Random,
@@ -139,8 +140,8 @@ impl<'a> World<'a> {
         true
     }
 
-    /// The client need not ask for the second addresses, and keeps on sending
-    /// there when nobody has them any more.
+    /// Adds neighbour entries for the second addresses at the client, which then
+    /// keeps on sending to them when no host has them any more.
     fn know(&self, wire: usize) {
         let name = self.wires[wire].name.as_deref().expect("a wire");
         let links = links(&self.lab.host);

@@ -243,7 +243,8 @@ fn virtio_jumbo() {
     }
 }
 
-/// What the plan says is what is attached: TCX where there is one, else clsact.
+/// The program attaches what its plan announces: TCX where the kernel has it,
+/// clsact elsewhere.
 fn plan_is_kept(cell: &Cell) {
     let lab = Lab::new(cell);
     let args = ["--iface", "h0", "--engine", cell.engine, "80:8080"];

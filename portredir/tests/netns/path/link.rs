@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use etherparse::{PacketBuilder, VlanId};
 
 use crate::lab::capture::Capture;
+use crate::lab::message::{BRIDGE_IS_USED, PORTS_ARE_USED};
 use crate::lab::namespace::Namespace;
 use crate::lab::program::{Redirector, attached, packets};
 use crate::lab::python::python;
@@ -92,7 +93,7 @@ fn bridge(cell: &Cell) {
     on_bridge(cell, BridgeTracking::Off);
 }
 
-/// The same with `br_netfilter`, where the ports are hooked.
+/// With `br_netfilter` the ports of the bridge carry the programs.
 fn tracked_bridge(cell: &Cell) {
     on_bridge(cell, BridgeTracking::On);
 }
@@ -131,9 +132,9 @@ fn on_bridge(cell: &Cell, tracking: BridgeTracking) {
     assert_eq!(is_hooked("br0"), !is_tracked, "{programs:?}");
     let plan = redirector.process.err();
     let words = if is_tracked {
-        "its ports are used instead"
+        PORTS_ARE_USED
     } else {
-        "port of bridge br0, which is used instead"
+        BRIDGE_IS_USED
     };
     assert!(plan.contains(words), "{plan}");
     for family in Family::BOTH {
@@ -284,7 +285,8 @@ fn two_vlan_tags(cell: &Cell) {
     tagged(cell, 2);
 }
 
-/// Frames whose tags nobody takes off: what we make of them, each way.
+/// Frames with VLAN tags that the host keeps: they are rewritten in both
+/// directions.
 fn tagged(cell: &Cell, tags: u8) {
     let lab = Lab::new(cell);
     let redirector = Redirector::of(cell, &lab, &["7777:7778/udp"]);

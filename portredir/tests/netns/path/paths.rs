@@ -19,7 +19,7 @@ use crate::peer::conn::Proto;
 use crate::peer::whoami::ask_server;
 use crate::{Tests, skip};
 
-/// What the tests run beyond the usual.
+/// The tools that these tests need beyond those of all tests.
 const TOOLS: &[&str] = &["nft", "python3"];
 
 /// The engines that have a table, by the names the program has for them.
@@ -34,7 +34,8 @@ pub fn add(tests: &mut Tests) {
     tests.add("paths/document", TOOLS, document);
 }
 
-/// Without the program nobody is redirected; or the tables would prove nothing.
+/// Without the program no client is redirected; otherwise the tables would prove
+/// nothing.
 fn none() {
     let site = Site::new();
     site.raise_bridge();
@@ -45,13 +46,13 @@ fn none() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// What is promised: all of it is right.
+/// Under `auto` every cell is correct.
 fn auto() {
     let wrong = Table::of("auto").differences(Path::right);
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// As the document says.
+/// The table of a forced engine is the one in the document.
 fn forced(engine: &'static str) {
     need_br_netfilter();
     document::check_section(Table::of(engine));
@@ -78,11 +79,11 @@ const COLUMNS: [(Proto, Family); 4] = [
     (Proto::Udp, Family::V6),
 ];
 
-/// What was seen under one engine.
+/// The outcomes under one engine.
 #[derive(Debug)]
 struct Table {
     engine: &'static str,
-    /// As [`PATHS`] and [`COLUMNS`].
+    /// The cells, in the order of [`PATHS`] and [`COLUMNS`].
     rows: Vec<[Option<String>; 4]>,
 }
 

@@ -129,7 +129,7 @@ fn two_ports_one_target(cell: &Cell) {
     redirector.finish(&lab);
 }
 
-/// One client port, to the dialled and to the target port.
+/// One client port connects to the destination port and to the target port.
 fn one_client_port(cell: &Cell) {
     let lab = Lab::new(cell);
     let server = EchoServer::start(&lab.host, 8080);
@@ -215,7 +215,7 @@ fn path_mtu(cell: &Cell) {
     assert_ne!(report["passes"]["icmp_translated"], 0);
 }
 
-/// What goes to another host is none of our business.
+/// Packets that the host forwards are left alone.
 fn routed(cell: &Cell) {
     let lab = Lab::with_far(cell, Far::BehindHost);
     let servers = [80, 8080].map(|port| EchoServer::start(lab.far(), port));
@@ -304,7 +304,7 @@ fn broadcast(cell: &Cell) {
     assert_eq!(packets(&report, 0), 1);
 }
 
-/// A connection to a real server on the dialled port, older than we are.
+/// A connection to a server on the destination port is older than the program.
 fn older_connection(cell: &Cell) {
     let lab = Lab::new(cell);
     let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));

@@ -35,7 +35,7 @@ pub enum Conn {
 }
 
 impl Conn {
-    /// Dials `to`, from the port `from` unless that is zero.
+    /// Connects to `to`, from the port `from` unless that is zero.
     pub fn connect(
         namespace: &Namespace,
         proto: Proto,
@@ -45,7 +45,8 @@ impl Conn {
         Self::connect_within(TIMEOUT, namespace, proto, (from, to))
     }
 
-    /// As [`Self::connect`], for who waits no longer than `limit` for anything.
+    /// Connects as [`Self::connect`] does, and waits no longer than `limit` for
+    /// anything.
     pub fn connect_within(
         limit: Duration,
         namespace: &Namespace,
@@ -61,7 +62,7 @@ impl Conn {
         Ok(conn)
     }
 
-    /// As [`Self::connect`], which has to succeed.
+    /// Connects, which has to succeed.
     pub fn to(namespace: &Namespace, proto: Proto, from: u16, to: SocketAddr) -> Self {
         Self::connect(namespace, proto, from, to)
             .unwrap_or_else(|error| panic!("{proto:?} from {from} to {to}: {error}"))
@@ -170,12 +171,12 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T
     }
 }
 
-/// Whether the other host says that nobody listens there.
+/// Whether the other host answers that nothing listens on the port.
 pub fn is_refused(namespace: &Namespace, proto: Proto, to: SocketAddr) -> bool {
     ask(namespace, proto, to).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// Whether somebody answers there at once.
+/// Whether a server answers there at once.
 pub fn answers(namespace: &Namespace, proto: Proto, to: SocketAddr) -> bool {
     ask(namespace, proto, to).is_ok()
 }

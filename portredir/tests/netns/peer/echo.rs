@@ -11,7 +11,7 @@ use crate::lab::namespace::Namespace;
 use crate::lab::process::wait_for;
 use crate::peer::conn::Proto;
 
-/// Says back what it hears, on TCP and UDP, IPv4 and IPv6.
+/// An echo server for TCP and UDP, IPv4 and IPv6.
 pub struct EchoServer {
     port: u16,
     heard: Arc<Mutex<Vec<Heard>>>,
@@ -19,7 +19,7 @@ pub struct EchoServer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Who said what.
+/// A message and the client that sent it.
 struct Heard {
     proto: Proto,
     peer: SocketAddr,
@@ -63,7 +63,7 @@ impl EchoServer {
         wait_for(&what, || self.find(proto, message))
     }
 
-    /// Whether somebody said this.
+    /// Whether a client sent this message.
     pub fn has_heard(&self, message: &[u8]) -> bool {
         let proto = [Proto::Tcp, Proto::Udp];
         proto
@@ -71,7 +71,7 @@ impl EchoServer {
             .any(|proto| self.find(proto, message).is_some())
     }
 
-    /// The client that said this, if somebody did.
+    /// The client that sent this message, if there is one.
     pub fn find(&self, proto: Proto, message: &[u8]) -> Option<SocketAddr> {
         let heard = self.heard.lock().expect("no panic in the server");
         heard

@@ -27,7 +27,7 @@ pub struct Listen<'a> {
     /// Whether others may share address and port.
     pub is_shared: bool,
     pub device: &'a str,
-    /// Whether the server hangs up once it has told who it is.
+    /// Whether the server closes each connection after its greeting.
     pub hangs_up: bool,
 }
 
@@ -60,8 +60,8 @@ impl Listen<'_> {
         self
     }
 
-    /// Begins to listen. The server greets with its name, the address that the
-    /// client dialled and that of the client, then says back what it hears.
+    /// Starts to listen. The server greets with its name, its own address and the
+    /// client's, then echoes.
     pub fn start(self, namespace: &Namespace, name: &str) -> Server {
         let listener = namespace
             .enter(|| self.open())
@@ -100,7 +100,7 @@ impl Listen<'_> {
     }
 }
 
-/// Stops to listen and hangs up when dropped.
+/// A running server, which stops and closes its connections when dropped.
 pub struct Server {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -149,7 +149,7 @@ fn serve(name: &str, listener: TcpListener, hangs_up: bool, stop: &AtomicBool) {
     shutdown(listener.as_raw_fd(), Shutdown::Both).expect("stop to listen");
 }
 
-/// Who a client got, and how the server sees the connection.
+/// The greeting of a server: its name, and the connection as the server sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
     pub name: String,
@@ -157,7 +157,7 @@ pub struct Greeting {
     pub peer: SocketAddr,
 }
 
-/// Dials `to`, and returns the connection and who is there.
+/// Connects to `to`, and returns the connection and the greeting.
 pub fn connect_and_greet(
     from: &Namespace,
     port: u16,

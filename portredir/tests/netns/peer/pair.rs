@@ -65,7 +65,8 @@ pub struct TcpPair {
 }
 
 impl TcpPair {
-    /// Dials; whoever is accepted next is the other end, as nobody else connects.
+    /// Connects; the next accepted connection is the other end, as no other client
+    /// connects.
     pub fn open(
         client: &Namespace,
         acceptor: &Acceptor,
@@ -88,7 +89,7 @@ impl TcpPair {
         })
     }
 
-    /// As [`Self::open`], which has to succeed.
+    /// Opens a connection, which has to succeed.
     pub fn new(client: &Namespace, acceptor: &Acceptor, from: u16, to: SocketAddr) -> Self {
         Self::open(client, acceptor, from, to)
             .unwrap_or_else(|error| panic!("from {from} to {to}: {error}"))
@@ -173,7 +174,7 @@ impl TcpPair {
     }
 }
 
-/// Who ends a connection.
+/// The end that closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The client says that it is done, and so the server.

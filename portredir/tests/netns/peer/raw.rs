@@ -147,7 +147,7 @@ pub fn spoofed_addr(family: Family, number: u32) -> IpAddr {
     }
 }
 
-/// What a forged TCP segment is.
+/// The kinds of forged TCP segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Segment {
     Syn,
@@ -155,7 +155,7 @@ pub enum Segment {
     Rst,
     RstAck,
     FinAck,
-    /// Two bytes of payload, which nobody sent.
+    /// Two bytes of payload, which the client did not send.
     Data,
 }
 
@@ -206,10 +206,10 @@ fn ip(from: IpAddr, to: IpAddr) -> etherparse::PacketBuilderStep<etherparse::IpH
     PacketBuilder::ip(headers)
 }
 
-/// What an ICMP error says.
+/// The kinds of ICMP errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// Nobody listens at the port.
+    /// Nothing listens on the port.
     PortUnreachable,
     /// Packets are longer than this.
     TooBig(u16),

@@ -84,7 +84,7 @@ impl UdpClient {
         }
     }
 
-    /// As [`Self::new`], from one of several addresses.
+    /// Makes a client that sends from one of several addresses.
     pub fn at(namespace: &Namespace, from: SocketAddr, to: SocketAddr, name: &str) -> Self {
         let socket = namespace.enter(|| UdpSocket::bind(from)).expect("bind");
         socket.connect(to).expect("connect");

@@ -102,7 +102,7 @@ ways = [True] if name == "Tcp" else [True, False]
 print(json.dumps([ask(way) for way in ways]))
 "#;
 
-/// What one conversation looked like from both ends.
+/// The two ends of one conversation, as each end saw them.
 #[derive(Debug, Deserialize)]
 pub struct Answer {
     /// The name of the server.

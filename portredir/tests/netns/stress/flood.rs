@@ -43,7 +43,7 @@ pub fn add(tests: &mut Tests) {
     }
 }
 
-/// As few entries as there can be.
+/// The smallest number of entries.
 const LEAST: usize = 1024;
 const SMALLEST: [&str; 4] = ["--max-tcp-flows", "1024", "--max-udp-flows", "1024"];
 
@@ -77,7 +77,7 @@ fn open(lab: &Lab, acceptor: &Acceptor, first: u16, count: usize) -> impl Iterat
     })
 }
 
-/// A segment of nobody, to a dialled port or to the target.
+/// A forged segment, to a destination port or to the target port.
 fn stray(number: u32) -> (IpAddr, Vec<u8>) {
     let family = Family::BOTH[number as usize % 2];
     let random = number.wrapping_mul(0x9e37_79b9);
@@ -96,7 +96,7 @@ fn stray(number: u32) -> (IpAddr, Vec<u8>) {
     (to.ip(), tcp(from, to, segment, (random, !random)))
 }
 
-/// The same, as two SYN of one client port, to the target and to a dialled port.
+/// Two forged SYN of one client port, to the target port and to a destination port.
 fn colliding(number: u32) -> (IpAddr, Vec<u8>) {
     let (client, turn) = (number / 3, number % 3);
     let family = Family::BOTH[client as usize % 2];
@@ -114,8 +114,8 @@ fn colliding(number: u32) -> (IpAddr, Vec<u8>) {
     (to.ip(), tcp(from, to, segment, (seq, 0)))
 }
 
-/// SYN of nobody, ten times as many as there are places for them, and more:
-/// connections that were there go on, be they silent or not.
+/// A flood of forged SYN, at least ten times as many as the flow table has entries:
+/// established connections continue, be they idle or not.
 fn syn(cell: &Cell) {
     allow(Duration::from_secs(120));
     let lab = Lab::new(cell);
@@ -170,8 +170,8 @@ fn syn(cell: &Cell) {
     lab.check_checksums();
 }
 
-/// Datagrams from all addresses and ports: connections do not notice, and whoever
-/// asks gets an answer, to his own question.
+/// Datagrams from all addresses and ports: established connections continue, and
+/// every client gets the answer to its own request.
 fn spray(cell: &Cell) {
     allow(Duration::from_secs(120));
     let lab = Lab::new(cell);
@@ -227,8 +227,8 @@ fn spray(cell: &Cell) {
     lab.check_checksums();
 }
 
-/// Twice as many connections at a time as there are entries: whoever speaks first
-/// after the entry is gone is understood.
+/// Twice as many connections at a time as the flow table has entries: the first
+/// segment after an eviction arrives, from either end.
 fn more_connections(cell: &Cell) {
     allow(Duration::from_secs(120));
     let lab = Lab::new(cell);
@@ -254,8 +254,8 @@ fn more_connections(cell: &Cell) {
     redirector.finish(&lab);
 }
 
-/// The same, where nobody has said a word before the entry is gone, and then the
-/// server does.
+/// Idle connections lose their entries before either end has sent data; then the
+/// server sends first.
 fn silent_connections(cell: &Cell) {
     let lab = Lab::new(cell);
     let acceptor = Acceptor::start(&lab.host, 8080);
@@ -266,7 +266,7 @@ fn silent_connections(cell: &Cell) {
     assert!(broken.is_empty(), "{broken:?}");
 }
 
-/// The same of UDP: each datagram of a client is answered.
+/// Twice as many UDP flows as entries: each datagram of a client is answered.
 fn more_udp_flows(cell: &Cell) {
     let lab = Lab::new(cell);
     let _udp_server = UdpServer::start(&lab.host, 8080);

@@ -209,7 +209,7 @@ fn changes(
     round
 }
 
-/// What the process that follows interfaces holds, once it has seen them go.
+/// The usage of the watcher process, once it has seen the other interface go.
 fn settled(lab: &Lab, follower: u32) -> Usage {
     wait_for("the other interface to be forgotten", || {
         let is_other = |hook: &String| hook.starts_with("h7 ");
@@ -246,7 +246,7 @@ fn resets(lab: &Lab) -> [u64; 2] {
     [&lab.client, &lab.host].map(|namespace| namespace.tcp_counter("EstabResets"))
 }
 
-/// Says back what it hears, as long as it is said.
+/// A TCP echo server with a thread for each connection.
 struct EchoServer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,

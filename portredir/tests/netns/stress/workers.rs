@@ -15,7 +15,7 @@ use crate::peer::conn::{Conn, Proto};
 use crate::peer::udp::UdpClient;
 use crate::stress::soak::PATIENCE;
 
-/// What is done again and again, and how often it was done.
+/// One kind of traffic, and how often it was sent.
 struct Worker<'a> {
     name: &'static str,
     count: Arc<AtomicU64>,

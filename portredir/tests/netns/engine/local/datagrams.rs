@@ -10,7 +10,8 @@ use crate::peer::conn::{Conn, PROTOS, Proto, uninterrupted};
 use crate::peer::echo::EchoServer;
 use crate::peer::listener::{Listen, connect_and_greet, who};
 
-/// One socket talks to the dialled port, then to the target itself, and back.
+/// One socket sends to the destination port, then to the target port itself, and
+/// back.
 pub fn unconnected(lab: &Lab) {
     let server = EchoServer::start(&lab.host, 8080);
     let redirector = start(lab, &["80:8080/both"]);
@@ -32,7 +33,8 @@ pub fn unconnected(lab: &Lab) {
     assert_eq!(rule["packets"], 4 * count);
 }
 
-/// All of 127.0.0.0/8 is the host, and is answered from where it was dialled.
+/// Every address of 127.0.0.0/8 belongs to the host, and the reply comes from the
+/// address that the client sent to.
 pub fn one_of_127(lab: &Lab) {
     let addr = IpAddr::from([127, 5, 5, 5]);
     let server = lab.host.enter(|| UdpSocket::bind((addr, 8080)));
@@ -61,7 +63,8 @@ pub fn one_of_127(lab: &Lab) {
     redirector.finish(lab);
 }
 
-/// With an address of its own, a client that dials address zero gets that one.
+/// A client with a bound address that sends to address zero reaches its own
+/// address.
 pub fn bound_to_an_address(lab: &Lab) {
     let _server = EchoServer::start(&lab.host, 8080);
     let own = Family::V4.addr(1, 1);

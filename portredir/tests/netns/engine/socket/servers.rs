@@ -15,8 +15,8 @@ use crate::lab::{Family, Lab, link};
 use crate::peer::listener::{Listen, Server, connect_and_greet, who};
 use crate::peer::tcp_variant;
 
-/// Nobody has to tell of a server: one that was there before, one that takes its
-/// place, and one that comes when there was none.
+/// The program finds every server by itself: one that was there before, one that
+/// takes its place, and one that starts when there was none.
 pub fn comes_and_goes(cell: &Cell) {
     let lab = Lab::new(cell);
     for has_first in [true, false] {
@@ -67,7 +67,7 @@ fn members(lab: &Lab, names: impl Iterator<Item = u32>) -> Vec<Server> {
         .collect()
 }
 
-/// Who serves many connections.
+/// The names of the servers that many connections reach.
 fn all_who(cell: &Cell, lab: &Lab, count: u32) -> BTreeSet<u32> {
     let one = |_| served_by(cell, lab, 80).expect("a server");
     (0..count)
@@ -163,7 +163,7 @@ pub fn families(cell: &Cell) {
     redirector.stop();
 }
 
-/// What a server keeps to the host stays there.
+/// A server on loopback is not reached from outside.
 pub fn loopback_server(cell: &Cell) {
     let lab = Lab::new(cell);
     let local = SocketAddr::new(loopback(cell.family), 80);
@@ -329,7 +329,7 @@ pub fn device(cell: &Cell) {
     redirector.stop();
 }
 
-/// A server that is bound to a device that is gone is in nobody's way.
+/// A server that is bound to a deleted device does not hide other servers.
 pub fn device_that_is_gone(cell: &Cell) {
     let lab = Lab::new(cell);
     lab.host.ip("link add gone0 type veth peer name gone1");

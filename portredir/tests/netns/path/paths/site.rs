@@ -21,7 +21,7 @@ pub fn has_br_netfilter() -> bool {
     std::path::Path::new("/proc/sys/net/bridge").exists()
 }
 
-/// Who talks.
+/// The places of clients and servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Client1,
@@ -32,7 +32,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// As the document calls it.
+    /// The name in the document.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Client1 => "client 1",
@@ -50,7 +50,7 @@ pub struct Site {
     pub lab: Lab,
     a: Namespace,
     b: Namespace,
-    /// Of all clients and servers.
+    /// The cgroup of all clients and servers.
     pub cgroup: Cgroup,
 }
 
