@@ -1,5 +1,5 @@
-//! `portredir bench`: does it measure, and is everything gone afterwards? How fast
-//! anything is, nobody asks here.
+//! `portredir bench`: the benchmark measures, and removes everything afterwards.
+//! These tests do not ask how fast anything is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -127,7 +127,7 @@ fn measures() {
                 assert!(figure.is_finite() && figure > 0.0, "{row}");
             }
         }
-        // A verdict for each of ours.
+        // One verdict for each of our engines.
         assert_eq!(list(&test["verdicts"]).len(), if is_udp { 2 } else { 3 });
     }
     assert!(
@@ -302,7 +302,7 @@ fn remote() {
     let tests = ["--tests", "rr,crr,bulk", "--json", &json];
     let mut bench = lab.client.start(&[&args[..], &tests].concat());
     let status = wait_within(PATIENCE, "the benchmark", || bench.try_wait());
-    // Port 81 leads nowhere, which is said and not hidden.
+    // Nothing listens on port 81, and the benchmark says so.
     assert_eq!(status.code(), Some(1), "{}", bench.err());
     assert!(bench.out().contains(NOT_MEASURED), "{}", bench.out());
     let report = fs::read(&json).expect("the report");

@@ -1,14 +1,14 @@
-//! Conformance with netfilter: the same stimulus to a host that redirects by
-//! nftables and to one that redirects by portredir, and the same observation
-//! of what comes of it. What differs has to be listed, with the reason, in
-//! `conformance/differences.toml`. `docs/CONFORMANCE.md` has all of it;
+//! Conformance with netfilter: the same stimulus to a host that redirects with
+//! nftables and to one that redirects with portredir, and the same observation of
+//! the outcome. Every difference has to be listed, with the reason, in
+//! `conformance/differences.toml`. `docs/CONFORMANCE.md` has all outcomes;
 //! [`document`] writes it.
 //!
 //! A [`case`] is a stimulus and a small function. Most run one after another on
 //! hosts that they share ([`site`]) and are kept apart by their ports; some
 //! have hosts of their own. Clients have sockets ([`client`]) or make packets
-//! by hand ([`ghost`], with [`frame`] and [`wire`]; [`decode`] reads what is
-//! answered). [`server`] tells them whom they reached.
+//! of their own ([`ghost`], with [`frame`] and [`wire`]; [`decode`] reads the
+//! replies). A [`server`] sends its name to every client.
 
 mod case;
 mod checksum;

@@ -1,5 +1,5 @@
-//! Tests of single engines: sockets, local clients, and programs of others
-//! that are attached beside ours.
+//! Tests of single engines: sockets, local clients, and foreign programs that are
+//! attached beside ours.
 
 mod coexist;
 mod corner;

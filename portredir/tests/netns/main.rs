@@ -62,7 +62,7 @@ pub struct Cell {
 /// Enough tests to run every program, engine and way to attach, for machines that
 /// are slow: `TEST_SUBSET=1`.
 const SUBSET: [&str; 34] = [
-    // Every program of packets, on every hook.
+    // Every packet program, on every hook.
     "xdp/tx-off/V6/http",
     "xdp-generic/tx-on/V4/http",
     "tc/tx-on/V4/http",
@@ -85,7 +85,7 @@ const SUBSET: [&str; 34] = [
     "xdp/virtio",
     "tc/virtio",
     "virtio_jumbo",
-    // Every way to attach, to end and to be followed by another.
+    // Every way to attach, to end and to be replaced by another program.
     "xdp/plan_is_kept",
     "xdp-generic/plan_is_kept",
     "tc/plan_is_kept",
@@ -204,7 +204,7 @@ fn message(panic: &dyn Any) -> Option<&str> {
 }
 
 fn main() -> ExitCode {
-    // What a test says is printed with its failure, not among that of others.
+    // The panic of a test is printed with its failure, not among those of others.
     set_hook(Box::new(|info| {
         if let (Some(text), Some(place)) = (message(info.payload()), info.location()) {
             note(&format!("{place}: {text}"));

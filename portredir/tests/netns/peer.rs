@@ -1,5 +1,5 @@
-//! Peers: servers and clients that talk through the program under test, and
-//! senders of single packets.
+//! Servers and clients that communicate through the program under test, and senders
+//! of single packets.
 
 pub mod conn;
 pub mod dns;

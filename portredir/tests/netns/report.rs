@@ -1,4 +1,4 @@
-//! What portredir prints of the packets it redirects.
+//! The reports that portredir prints about redirected packets.
 
 use std::net::SocketAddr;
 
@@ -69,7 +69,7 @@ fn counters_as_text(cell: &Cell) {
         let line = format!("{rule:<17} {hits} (+1 packets)\n");
         redirector.process.wait_for_words(&line);
     };
-    // What the second rule does tells that time has passed for the first.
+    // The counters of the second rule show that time has passed for the first.
     (1..=2).for_each(|packets| say(9, packets));
     (1..=6).for_each(|packets| say(7777, packets));
     redirector.process.signal(Signal::SIGINT);

@@ -1,4 +1,4 @@
-//! What docs/SECURITY.md promises: who has no right to it changes nothing, learns
+//! The promises of docs/SECURITY.md: a user without rights changes nothing, learns
 //! nothing and stops nothing.
 
 use std::fs;
@@ -104,7 +104,7 @@ fn unwatched(cell: &Cell) {
         let warning = "connections are known by their packets alone";
         let warnings = redirector.process.err().matches(warning).count();
         assert_eq!(warnings, usize::from(is_refused));
-        // It would wait for their end.
+        // Without it `down` would wait for these connections to end.
         drop(pairs);
         redirector.finish(&lab);
     }
@@ -121,7 +121,7 @@ fn forged_packets(cell: &Cell) {
     for port in [80, 8080] {
         let with = damage(cell, Some(start), port);
         let expected = Damage {
-            // The engine has no UDP, so nobody is told of the way.
+            // The engine has no UDP, so no UDP packet learns the route.
             route: if cell.engine == "socket" && port == 80 {
                 None
             } else {
@@ -148,7 +148,7 @@ fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) 
     let mut udp_client = has_udp.then(|| UdpClient::new(&lab.client, 42_000, to, "a victim"));
     let mut is_answered = || {
         udp_client.as_mut().is_none_or(|udp_client| {
-            // An error that is about it is heard once.
+            // The socket reports each ICMP error once.
             let mut ask = || udp_client.ask(3, Duration::from_secs(2));
             ask().or_else(|_| ask()).is_ok()
         })
@@ -165,7 +165,7 @@ fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) 
 
     let broken = TcpPair::broken(&mut pairs, Duration::from_secs(10));
     let is_udp_answered = is_answered();
-    // Neither is anybody else in the way of new ones.
+    // New connections work as well.
     TcpPair::new(&lab.client, &acceptor, 0, to).talk(500, "new");
     let client = victims[0].ip().to_string();
     let route = lab.host.run(&["ip", "route", "get", &client]);
@@ -194,7 +194,7 @@ fn forged(family: Family, to: SocketAddr, victims: &[SocketAddr]) -> Vec<Vec<u8>
         packets.extend(errors(family, to, *victim));
         packets.extend(segments(family, to, *victim));
     }
-    // About UDP an error needs no more than addresses and ports.
+    // An error about UDP needs no more than addresses and ports.
     let udp_victim = SocketAddr::new(victims[0].ip(), 42_000);
     let quote = udp(to, udp_victim, b"an answer");
     for error in [Error::PortUnreachable, Error::TimeExceeded, TOO_BIG] {
@@ -212,7 +212,7 @@ fn errors(family: Family, server: SocketAddr, client: SocketAddr) -> Vec<Vec<u8>
     let not_here = SocketAddr::new(family.addr(9, 9), server.port());
     let ack = |from, to, seq| tcp(from, to, Segment::Ack, (seq, 1));
     let mut quotes = vec![
-        // Nobody can know the sequence number.
+        // The forger cannot know the sequence number.
         ack(server, client, 0),
         ack(server, client, 0x1234_5678),
         ack(server, client, 0xffff_fff0),
@@ -298,7 +298,7 @@ fn forged_ack_to_silent_connection(cell: &Cell) {
 /// on.
 fn memory_of_tables() {
     const MORE: u64 = 50_000;
-    // Of each TCP flow one entry, of UDP two: help of `--max-udp-flows`.
+    // A TCP flow has one entry and a UDP flow two: help of `--max-udp-flows`.
     const MOST_PER_FLOW: u64 = 256;
     let lab = Lab::new(&CELL);
     add_spoofed_networks(&lab.host);
@@ -398,7 +398,7 @@ fn see_nothing() {
     host.run(&["save", saved.to_str().expect("text")]);
     let mode = fs::metadata(&saved).expect("the file").permissions().mode();
     assert_eq!(mode & 0o022, 0, "others may write what root reads");
-    let follower = host.status()["pid"].as_u64().expect("a pid");
+    let watcher = host.status()["pid"].as_u64().expect("a pid");
     let pins = host.pins();
     let names = fs::read_dir(&pins).expect("the pins");
     let names: Vec<_> = names.map(|name| name.expect("a pin").path()).collect();
@@ -406,7 +406,7 @@ fn see_nothing() {
     let told = lab.host.enter(|| {
         as_unprivileged_user(|| {
             find_no_pins(&pins, &names);
-            find_no_process(follower);
+            find_no_process(watcher);
             assert!(aya::maps::loaded_maps().all(|map| map.is_err()));
             assert!(aya::programs::loaded_programs().all(|program| program.is_err()));
             assert!(aya::programs::loaded_links().all(|link| link.is_err()));
@@ -419,7 +419,7 @@ fn see_nothing() {
         assert_eq!(is_told, None, "{told}");
     }
     assert_eq!(host.rules(), ["80:8080", "81:8081/udp"]);
-    assert_eq!(host.status()["pid"], follower);
+    assert_eq!(host.status()["pid"], watcher);
     host.down();
 }
 
@@ -454,7 +454,7 @@ fn stop_nothing() {
     let before = files();
     let held = lab.host.enter(|| {
         as_unprivileged_user(|| {
-            let connect = |_| connect().expect("somebody listens");
+            let connect = |_| connect().expect("a listening server");
             (0..500).map(connect).collect::<Vec<_>>()
         })
     });
@@ -467,7 +467,7 @@ fn stop_nothing() {
     wait_for("the files to be closed", || {
         (files() <= before + 8).then_some(())
     });
-    // It still follows what comes.
+    // The watcher still attaches new interfaces.
     lab.host.ip("addr add 10.9.1.77/24 dev h0");
     let acceptor = Acceptor::start(&lab.host, 8080);
     let new = SocketAddr::new(IpAddr::from([10, 9, 1, 77]), 80);

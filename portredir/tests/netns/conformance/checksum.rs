@@ -84,7 +84,7 @@ fn every_segment(site: &Site, family: Family) -> Observation {
     let port = conversation.conn.local().port();
     wire.forget();
     let mut ports = Vec::new();
-    // In parts that the observer's buffer takes.
+    // In parts that fit the buffer of the observer.
     let noise = noise(50_000);
     for _ in 0..20 {
         conversation.conn.send(&noise).expect("send");
@@ -130,7 +130,7 @@ fn other_host(site: &Site, _: Family) -> Observation {
 fn with_mtu(site: &Site, run: impl FnOnce() -> Observation) -> Observation {
     let set = |mtu: &str| {
         let ends = [(&site.lab.host, "h0"), (&site.lab.client, "c0")];
-        // Both, or nothing has changed.
+        // Both ends, or the setting has no effect.
         ends.map(|(at, name)| at.succeeds(&["ip", "link", "set", name, "mtu", mtu]))
     };
     let is_set = set("9000");

@@ -92,7 +92,7 @@ impl Conversation {
         if self.local.ip() == self.to.ip().to_canonical() {
             "destination address kept".to_owned()
         } else {
-            // By which is a matter of the order in which the host got them.
+            // Which address it is depends on the order in which the host got them.
             "destination address replaced".to_owned()
         }
     }

@@ -66,7 +66,7 @@ fn redirect(subject: Subject, lab: &Lab, proto: Proto) -> Observation {
                 "0",
                 rule,
             ];
-            // It may be refused, with a reason.
+            // The program may refuse, with a reason.
             let plan = [&[PROGRAM, "plan"][..], &args[..4], &args[6..]].concat();
             let mut plan = lab.host.start(&plan);
             if !plan.wait().success() {

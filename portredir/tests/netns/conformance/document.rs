@@ -139,7 +139,7 @@ fn column(
     for engine in engines {
         let text = match cell(case, Subject::Engine(engine)) {
             Cell::NotTried => continue,
-            // What it says where it can be tried.
+            // The outcome on a kernel that has the feature.
             Cell::Skipped(_) => differences::find(all, case.name, engine)
                 .map_or_else(|| oracle(case), |difference| difference.outcome.clone()),
             Cell::Seen(text) => text,

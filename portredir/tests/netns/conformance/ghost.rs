@@ -206,7 +206,7 @@ impl<'a> Ghost<'a> {
                 Body::Udp { ports, .. } if ports.1 == port => {
                     last = Some(Instant::now() + GRACE);
                 }
-                // Said again and again.
+                // The same packet, sent again.
                 _ if answers.contains(&arrival) => {}
                 _ if self.is_for_us(&arrival) => {
                     if let Body::Tcp {

@@ -299,7 +299,7 @@ fn tagged_frame(site: &Site, family: Family) -> Observation {
     let frame = [&to[..], &from, &[0x81, 0, 0, 10], &kind, &ip.whole()].concat();
     ghost.send_frame(&frame);
     let seen = ghost.seen();
-    // And it does no harm.
+    // The host still works afterwards.
     Observation::default().with("tagged", &seen).with(
         "later",
         &converse(&site.lab.client, Proto::Udp, family.host(80)),

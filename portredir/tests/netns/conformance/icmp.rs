@@ -56,7 +56,7 @@ fn learns(
     };
     let error = error(&ghost, &connection);
     ghost.send(&error);
-    // When this is said back, the error has been dealt with.
+    // Once this is echoed, the kernel has processed the error.
     let goes_on = connection.echoes(b"and it goes on");
     Observation::of(learned(site, ghost.addr)).and(check(goes_on, "the connection continues"))
 }
@@ -200,8 +200,8 @@ fn soft_error(site: &Site, family: Family) -> Observation {
 }
 
 fn client_is_gone(site: &Site, family: Family) -> Observation {
-    // Once it is connected it speaks from this address alone, so it has to be
-    // the one that was dialled. REDIRECT may put another in its place.
+    // A connected server sends from this address alone, so it has to be the
+    // client's destination. REDIRECT may replace that address.
     let addr = match (site.subject, family) {
         (Subject::Nft, Family::V6) => family.addr(1, 11),
         _ => family.addr(1, 1),
@@ -253,7 +253,7 @@ fn forwarded_error(site: &Site, family: Family) -> Observation {
     ip.dst = family.addr(2, 2);
     ip.sum = Sum::Right;
     ghost.send(&ip);
-    // It comes from another host: the sentinel does not wait for it.
+    // The error comes from another host, so the sentinel does not wait for it.
     let far = ip.dst;
     let answer = ghost.wait_for(|arrival| (arrival.src == far).then(|| arrival.clone()));
     ghost.describe(&answer.into_iter().collect::<Vec<_>>())

@@ -114,7 +114,7 @@ fn from_target_port(site: &Site, family: Family) -> Observation {
             let seen = conversation
                 .facts()
                 .and(format!("source port {}", conversation.peer.port()));
-            // Or the port would stay in use.
+            // Without the reset the port would stay in use.
             conversation.conn.reset();
             seen
         }

@@ -41,7 +41,7 @@ impl Display for Observation {
 
 /// Why a conversation failed.
 pub fn failure(error: &io::Error) -> &'static str {
-    // A `connect` that took too long says so.
+    // The error of a `connect` that took too long.
     if error.raw_os_error() == Some(libc::EINPROGRESS) {
         return "no answer";
     }

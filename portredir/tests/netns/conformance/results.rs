@@ -211,7 +211,7 @@ fn run_shared(subject: Subject, offload: Offload) -> Vec<(Key, Once)> {
     DEADLINE.set(Some(Instant::now() + LIMIT));
     let end = caught(|| site.map(|mut site| site.finish()));
     if let Err(Outcome::Seen(text)) = end {
-        // There is no case to put it to: let them all fail.
+        // The failure belongs to no single case, so all of them fail.
         for (_, once) in &mut results {
             once.outcome = Outcome::Seen(format!("{FAILED}the end: {text}"));
         }

@@ -7,7 +7,7 @@
 //! | 82 | 8082 | four servers share the port |
 //! | 83 | 8083 | TCP bound to a loopback address, UDP to none |
 //! | 84 | 8084 | IPv6 only |
-//! | 85 | 8085 | another host, by somebody else's DNAT |
+//! | 85 | 8085 | another host, by a foreign DNAT rule |
 //! | 86 to 88 | 8086 | an echo |
 //! | 90 | 9090 | an echo; 9090 itself goes to 9191, another one |
 //! | 93 | 8093 | an echo; another one listens on 93 |

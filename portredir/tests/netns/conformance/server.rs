@@ -1,5 +1,5 @@
 //! Servers that tell each client who they are and what they saw of it. Their
-//! threads sleep until somebody comes: many of them run at a time.
+//! threads sleep until a client comes: many of them run at a time.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -103,7 +103,7 @@ impl Server {
                 };
                 let (name, stop) = (name.clone(), Arc::clone(&stop));
                 std::thread::spawn(move || {
-                    // An error is the client's end too.
+                    // The client sees an error as well.
                     let _ = serve(&name, (stream, peer), manner, &stop);
                 });
             }
@@ -121,7 +121,7 @@ impl Server {
                 SocketAddr::V4(_) => setsockopt(&fd, Ipv4PacketInfo, &true),
                 SocketAddr::V6(_) => setsockopt(&fd, Ipv6RecvPacketInfo, &true),
             }
-            .expect("ask for the dialled address");
+            .expect("ask for the destination address");
         }
         let stop = Arc::clone(&self.stop);
         let name = name.to_owned();
@@ -286,7 +286,7 @@ fn by_any_way(info: ControlMessageOwned) -> ControlMessageOwned {
                 info.ipi6_ifindex = 0;
             }
             if addr.is_multicast() {
-                // Nobody speaks from there.
+                // A multicast address cannot be a source.
                 info.ipi6_addr.s6_addr = [0; 16];
             }
             ControlMessageOwned::Ipv6PacketInfo(info)

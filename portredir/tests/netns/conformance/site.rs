@@ -132,7 +132,7 @@ impl Site {
 
     /// Begins to redirect.
     pub fn start(&mut self) {
-        // Nobody is left at the end who could be waited for.
+        // At the end no client is left to wait for.
         self.start_with(&["--drain-timeout", "0"]);
     }
 

@@ -58,7 +58,7 @@ fn twice(site: &Site, family: Family, proto: Proto, (first, second): (u16, u16))
     let count = meetings.iter_mut().map(is_alive).filter(|is| *is).count();
     for conversation in meetings {
         if proto == Proto::Tcp {
-            // Or the next conversation from this port would have to wait.
+            // Without the reset the next conversation from this port would have to wait.
             conversation.conn.reset();
         }
     }

@@ -229,7 +229,7 @@ fn keepalive(site: &Site, family: Family) -> Observation {
     let Some(mut connection) = ghost.connect(80) else {
         return Observation::of("no connection");
     };
-    // One before what comes next, without data.
+    // The sequence number before the next one, without data.
     connection.seq -= 1;
     connection.send(ACK, b"");
     connection.seq += 1;

@@ -122,7 +122,7 @@ fn broadcast(site: &Site, family: Family) -> Observation {
         ip.dst = dst.parse::<IpAddr>().expect("an address");
         ip.sum = Sum::Right;
         ghost.send_to(*mac, &ip);
-        // Another server than the sentinel's answers.
+        // A reply of another server than the sentinel's.
         let seen = ghost.wait_for(|arrival| match &arrival.body {
             Body::Udp { ports, payload } => {
                 let name = greeting(payload)?.0;
@@ -222,7 +222,7 @@ fn longest(site: &Site, family: Family) -> Observation {
     socket.send(&noise(65_507)).expect("send");
     let mut buffer = vec![0; 65_536];
     Observation::of(match uninterrupted(|| socket.recv(&mut buffer)) {
-        // The server's own words come first, what is too long is left out.
+        // The greeting comes first, and the end of a long message is cut off.
         Ok(len) => {
             let at = buffer.iter().position(|byte| *byte == b'\n').unwrap_or(0) + 1;
             check(

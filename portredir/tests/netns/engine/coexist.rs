@@ -1,26 +1,26 @@
-//! What others have attached, or filter, or route: each goes on as before, and
-//! the redirect works too.
+//! Firewalls and containers beside portredir: each works as before, and so does the
+//! redirect.
 //!
-//! The conformance suite ([`crate::conformance`]) compares us with nftables. Of
-//! its first 84 rows, those about state, the host itself, devices and coexistence
-//! are also tested, each on its own, by (see the table of [`crate::path::paths`] too)
+//! The conformance suite ([`crate::conformance`]) compares portredir with nftables.
+//! The rows of its first 84 about state, the host itself, devices and coexistence have
+//! tests of their own as well (see also the table of [`crate::path::paths`]):
 //!
 //! | row | what | tests |
 //! |---|---|---|
-//! | 4 | the target port dialled directly | `direct_beside_redirected` |
+//! | 4 | a connection to the target port itself | `direct_beside_redirected` |
 //! | 51 | one client port to both ports | `one_client_port` |
 //! | 58 | connection that is older than we are | `older_connection` |
 //! | 59 | stop with live connections | `stop_with_live_connection`, `attach_and_detach` |
 //! | 60 | upgrade | `up_again` |
 //! | 62 | in by one interface, out by another | `asymmetric_route` |
-//! | 63 | the host dials itself | `own_addresses`, `link_local` |
+//! | 63 | the host connects to itself | `own_addresses`, `link_local` |
 //! | 64 | the same behind `ct state invalid drop` | `local_invalid_drop` |
 //! | 65 | UDP to an own address | `own_addresses` |
 //! | 66 | container to the host | `bridge`, `published_container` |
 //! | 67 | container to container | `bridge` |
 //! | 68 | forwarded | `routed` |
-//! | 69 | a container dials itself | `other_namespace` |
-//! | 70 | the host dials out from port 8080 | `from_target_port` |
+//! | 69 | a container connects to itself | `other_namespace` |
+//! | 70 | the host connects to others from port 8080 | `from_target_port` |
 //! | 71 | tun | `tun` |
 //! | 72 | VLAN | `vlan_device`, `vlan_tag`, `two_vlan_tags` |
 //! | 73 | bridge and port in every order | `one_hook` and what begins so |
@@ -199,7 +199,7 @@ fn input_firewall(cell: &Cell) {
     redirects(&lab);
     assert!(answers(&lab.client, Proto::Udp, Family::V4.host(80)));
     allow_only(80);
-    // The SYN is lost: ask by UDP alone, whose patience is short.
+    // The SYN is lost: this uses UDP alone, whose timeout is short.
     assert!(!answers(&lab.client, Proto::Udp, Family::V4.host(80)));
     allow_only(8080);
     redirects(&lab);
@@ -262,7 +262,7 @@ fn published_container(cell: &Cell) {
         let answer = get(&lab.client, &lab.dir, Family::V4.host(port));
         assert!(answer == noise, "{} bytes came by {port}", answer.len());
     }
-    // The container itself, also what it sends from port 80, is let alone.
+    // The container itself, also packets that it sends from port 80, is left alone.
     let to = (Family::V4.addr(1, 2), 9000).into();
     for proto in PROTOS {
         let message = format!("masqueraded {proto:?}");

@@ -1,5 +1,5 @@
-//! Listeners, routes and ports that are out of the ordinary. Which row of the
-//! conformance suite is tested where else is told by [`crate::engine::coexist`].
+//! Listeners, routes and ports that are out of the ordinary. The table in
+//! [`crate::engine::coexist`] names the tests for rows of the conformance suite.
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
 use std::os::fd::AsRawFd as _;
@@ -42,8 +42,8 @@ fn stop_with_live_connection(cell: &Cell) {
     let lab = Lab::new(cell);
     let server = EchoServer::start(&lab.host, 8080);
     let mut redirector = Redirector::of(cell, &lab, &["80:8080"]);
-    let dial = |port| Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(port));
-    let mut conns = [dial(80), dial(80)];
+    let connect = |port| Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(port));
+    let mut conns = [connect(80), connect(80)];
     for conn in &mut conns {
         conn.echo(b"before");
     }
@@ -94,7 +94,7 @@ fn asymmetric_route(cell: &Cell) {
     for family in Family::BOTH {
         for proto in PROTOS {
             let message = format!("{family:?} {proto:?} around");
-            // By the address of c0: from c1 it would be no detour.
+            // With the address of c0: with that of c1 the route would not be asymmetric.
             let mut conn = Conn::to(&lab.client, proto, 0, family.host(80));
             assert_eq!(conn.local().ip(), family.addr(1, 2));
             conn.echo(message.as_bytes());
@@ -236,7 +236,7 @@ fn reuseport_group(cell: &Cell) {
         }
         (accepted.iter().sum::<usize>() == conns.len()).then_some(())
     });
-    // By chance one is left out once in a million million runs.
+    // One listener gets no connection by chance once in 10^12 runs.
     assert!(accepted.iter().all(|count| *count > 0), "{accepted:?}");
     redirector.finish(&lab);
 }

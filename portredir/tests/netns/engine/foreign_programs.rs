@@ -1,4 +1,5 @@
-//! Programs of others on the same hooks, and what a capture on the host sees.
+//! Foreign programs on the same hooks, and the packets that a capture on the host
+//! sees.
 
 use std::collections::BTreeSet;
 
@@ -106,7 +107,7 @@ fn foreign_tcx(engine: &'static str, position: &str, is_later: bool) {
         ["ingress", "egress"]
             .map(|hook| Foreign::attach(&lab.host, (hook, position), "h0", ("foreign", verdict)))
     };
-    // Ours ask to be first, so only who comes later can be before them.
+    // Ours ask to be first, so only a later program can run before them.
     let is_before = is_later && position == "first";
     let start = || Redirector::of(&cell, &lab, &["80:8080/both"]);
     let (redirector, foreign) = if is_later {
@@ -123,7 +124,7 @@ fn foreign_tcx(engine: &'static str, position: &str, is_later: bool) {
     redirects(&lab);
     let grew = |old: u64, new: u64| new > old;
     // XDP rewrites before all TC programs. With TC, packets have the target
-    // port behind ours on the way in, and the dialled one on the way out.
+    // port behind ours on the way in, and the destination port of the client on the way out.
     let is_wire = is_before && engine == "tc";
     assert_eq!(grew(before[0], ingress.packets(80)), is_wire);
     assert_eq!(grew(before_target[0], ingress.packets(8080)), !is_wire);

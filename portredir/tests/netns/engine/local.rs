@@ -1,5 +1,5 @@
-//! The host's own clients, under `--engine auto`: they are pointed at the
-//! target, and told the port they dialled.
+//! Local clients under `--engine auto`: the cgroup hooks redirect connect(2) and
+//! sendmsg(2), and the client still sees the port that it connected to.
 
 mod datagrams;
 
@@ -317,7 +317,7 @@ fn loopback_server(lab: &Lab) {
 fn connections_survive(lab: &Lab) {
     let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = [Ipv4Addr::LOCALHOST.into(), Family::V6.addr(1, 1)].map(|a| SocketAddr::new(a, 80));
-    let dial = |to| PROTOS.map(|proto| Conn::to(&lab.host, proto, 0, to));
+    let connect = |to| PROTOS.map(|proto| Conn::to(&lab.host, proto, 0, to));
     let say = |conns: &mut [[Conn; 2]; 2], words: &str, server: &EchoServer| {
         for (i, conn) in conns.iter_mut().flatten().enumerate() {
             let message = format!("{words} {i}");
@@ -325,16 +325,16 @@ fn connections_survive(lab: &Lab) {
             server.peer(PROTOS[i % 2], message.as_bytes());
         }
     };
-    let mut old = to.map(dial);
+    let mut old = to.map(connect);
     say(&mut old, "old, before", &dst_server);
     let redirector = start(lab, &["80:8080/both"]);
     say(&mut old, "old, while we are there", &dst_server);
-    let mut new = to.map(dial);
+    let mut new = to.map(connect);
     say(&mut new, "new, while we are there", &target);
     redirector.finish(lab);
     say(&mut old, "old, after", &dst_server);
     say(&mut new, "new, after", &target);
-    let mut newer = to.map(dial);
+    let mut newer = to.map(connect);
     say(&mut newer, "newer", &dst_server);
 }
 

@@ -1,5 +1,5 @@
-//! Connections from outside by `--engine socket`: the server that listens on
-//! the target gets them, and no packet is rewritten.
+//! Connections from outside under `--engine socket`: the kernel assigns them to the
+//! server on the target port, and no packet is rewritten.
 
 mod servers;
 mod variants;
@@ -99,11 +99,11 @@ fn served_by(cell: &Cell, lab: &Lab, port: u16) -> Option<String> {
 /// program, and a redirected one survives its end.
 fn connections_survive(cell: &Cell) {
     let lab = Lab::new(cell);
-    let dst_server = Listen::on(ANY, 80).start(&lab.host, "dialled");
+    let dst_server = Listen::on(ANY, 80).start(&lab.host, "destination");
     let _target = Listen::on(ANY, 8080).start(&lab.host, "target");
     let to = cell.family.host(80);
     let (mut old, greeting) = connect_and_greet(&lab.client, 0, to).expect("the server");
-    assert_eq!(greeting.name, "dialled");
+    assert_eq!(greeting.name, "destination");
     let mut new = Vec::new();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let redirector = start(&lab, "h0");
@@ -113,7 +113,7 @@ fn connections_survive(cell: &Cell) {
         conn.echo(b"while we are there");
         new.push(conn);
         redirector.stop_by(signal);
-        assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("dialled"));
+        assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("destination"));
         old.echo(b"when we are gone");
         new.iter_mut().for_each(|conn| conn.echo(&[7; 50_000]));
     }
@@ -141,18 +141,18 @@ fn other_namespace(cell: &Cell) {
 fn scope(cell: &Cell) {
     let lab = Lab::new(cell);
     link((&lab.host, "h2", (3, 1)), (&lab.client, "c2", (3, 2)));
-    let _dialled = Listen::on(ANY, 80).start(&lab.host, "dialled");
+    let _dst_server = Listen::on(ANY, 80).start(&lab.host, "destination");
     let _target = Listen::on(ANY, 8080).start(&lab.host, "target");
     let redirector = start(&lab, "h0");
     let other = SocketAddr::new(cell.family.addr(3, 1), 80);
     let own = SocketAddr::new(loopback(cell.family), 80);
     assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("target"));
-    assert_eq!(who(&lab.client, other).as_deref(), Some("dialled"));
-    assert_eq!(who(&lab.host, own).as_deref(), Some("dialled"));
-    assert_eq!(who(&lab.host, other).as_deref(), Some("dialled"));
+    assert_eq!(who(&lab.client, other).as_deref(), Some("destination"));
+    assert_eq!(who(&lab.host, own).as_deref(), Some("destination"));
+    assert_eq!(who(&lab.host, other).as_deref(), Some("destination"));
     let report = redirector.stop();
     assert_eq!(flows(&report), 1);
-    // Nobody else is in the way of what is for others.
+    // On all interfaces every connection reaches the target.
     let redirector = start(&lab, "all");
     for (at, to) in [(&lab.client, other), (&lab.host, own), (&lab.host, other)] {
         assert_eq!(who(at, to).as_deref(), Some("target"));
@@ -203,7 +203,7 @@ fn nothing_is_left(cell: &Cell) {
             let args = ["--iface", "all", "--engine", engine, "80:8080"];
             let mut redirector = Redirector::start(&lab.host, &args);
             let ours = redirector.process.links();
-            // For listeners two, for clients eight, and TCX.
+            // Two links for listeners, eight for local clients, and those of TCX.
             let expected = if engine == "socket" { 2 } else { 8 };
             assert!(ours.len() >= expected, "{engine}: {ours:?}");
             assert_eq!(ours.intersection(&links()).count(), ours.len());
@@ -215,7 +215,7 @@ fn nothing_is_left(cell: &Cell) {
             wait_for("the links to go", || {
                 ours.is_disjoint(&links()).then_some(())
             });
-            // Filters of kernels without TCX outlive who added them.
+            // Filters of kernels without TCX outlive the process that added them.
             if signal != Signal::SIGKILL {
                 assert!(attached(&lab.host).is_empty());
             }
@@ -223,7 +223,7 @@ fn nothing_is_left(cell: &Cell) {
             assert_eq!(served_by(cell, &lab, 8080).as_deref(), Some("server"));
         }
     }
-    // Who is refused leaves nothing either.
+    // A program that is refused leaves nothing either.
     let first = start(&lab, "h0");
     let before = links();
     let args = ["--iface", "h0", "--engine", "socket", "81:8080"];

@@ -1,4 +1,4 @@
-//! What passes an interface, by tcpdump.
+//! Captures of the packets on an interface, by tcpdump.
 
 use crate::lab::namespace::Namespace;
 use crate::lab::process::{Process, wait_for};

@@ -1,5 +1,5 @@
-//! How far the tests go that could go on for ever: some seconds each, unless the
-//! environment says otherwise. It is the same code for any extent.
+//! The extent of tests that could run for ever: some seconds each, unless the
+//! environment says otherwise. A longer run executes the same code.
 
 use std::time::{Duration, Instant};
 

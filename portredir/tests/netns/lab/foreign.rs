@@ -1,4 +1,4 @@
-//! eBPF programs of somebody else: a process of its own, which attaches one
+//! Foreign eBPF programs: a process of its own, which attaches one
 //! and counts the IPv4 packets that the program sees, by their port here: the
 //! destination of what comes in, the source of what goes out.
 //!
@@ -182,7 +182,7 @@ impl Foreign {
         let (before, _) = self.count(port);
         wait_for("a count", || {
             let (lines, count) = self.count(port);
-            // One may have been under way.
+            // One count may have been under way.
             (lines >= before + 2).then_some(count)
         })
     }

@@ -1,4 +1,4 @@
-//! The program under test, and what it attaches.
+//! The program under test, and the programs that it attaches.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -77,7 +77,7 @@ impl Redirector {
     pub fn fresh_report(&self) -> Value {
         let lines = || self.process.out().matches('\n').count();
         let before = lines();
-        // The first may have been under way.
+        // The first report may have been under way.
         wait_for("a report", || (lines() >= before + 2).then_some(()));
         self.report().expect("a report")
     }
@@ -130,7 +130,7 @@ pub fn attached(namespace: &Namespace) -> Vec<String> {
                 ("ingress", TcAttachType::Ingress),
                 ("egress", TcAttachType::Egress),
             ] {
-                // Kernels before 6.6 have none.
+                // Kernels before 6.6 have no TCX.
                 if let Ok((_, programs)) = SchedClassifier::query_tcx(name, direction) {
                     all.extend(programs.iter().map(|program| {
                         let program = program.name_as_str().unwrap_or("?");
@@ -191,7 +191,7 @@ fn text(program: &str, args: &[&str]) -> String {
 
 /// The links between programs and hooks that there are, of anybody.
 pub fn links() -> BTreeSet<u32> {
-    // Others come and go meanwhile.
+    // Links of other programs come and go meanwhile.
     let links = aya::programs::loaded_links().filter_map(Result::ok);
     links.map(|link| link.id()).collect()
 }

@@ -1,4 +1,4 @@
-//! What a process holds, and the kernel for it.
+//! The files and the memory of a process, and of the maps that it holds.
 
 use std::collections::BTreeMap;
 use std::fs;

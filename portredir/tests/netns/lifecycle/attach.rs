@@ -12,7 +12,7 @@ use crate::peer::many::sized_http_server;
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
-    // Not by clsact: when that qdisc comes or goes, the kernel throws away what
+    // clsact is left out: when that qdisc comes or goes, the kernel throws away what
     // is being sent (`dev_deactivate` in `qdisc_graft`, net/sched/sch_api.c; of
     // 8000 pings, 13 were lost by `tc qdisc add` and `del` alone).
     for (engine, times) in [("tc", 100), ("xdp", 30)] {
@@ -78,7 +78,7 @@ fn attach_and_detach(engine: &'static str, times: usize, at_detach: Clients) {
         family: Family::V4,
     };
     let lab = Lab::new(&cell);
-    // Whoever answers, it is the same.
+    // Both servers give the same answers.
     let _servers = [80, 8080].map(|port| sized_http_server(&lab.host, port, BODY));
     let before = attached(&lab.host);
     let carrier = carrier_changes(&lab);
@@ -90,7 +90,7 @@ fn attach_and_detach(engine: &'static str, times: usize, at_detach: Clients) {
     let mut redirected = 0;
     for number in 0..times {
         let redirector = Redirector::beside(&cell, &lab, &["80:8080"]);
-        // At all moments in the life of a request.
+        // The delays hit all moments in the life of a request.
         std::thread::sleep(Duration::from_millis((number * 7 % 40) as u64));
         if at_detach == Clients::Resting {
             fs::write(&rest, "").expect("write a file");
@@ -136,7 +136,7 @@ fn failure(client: &Process) -> Option<String> {
 
 /// How often the link has come and gone.
 fn carrier_changes(lab: &Lab) -> String {
-    // It mounts the `/sys` of the namespace.
+    // `ip netns exec` mounts the `/sys` of the namespace.
     let file = "/sys/class/net/h0/carrier_changes";
     lab.host
         .run(&["ip", "netns", "exec", &lab.host.name, "cat", file])

@@ -35,7 +35,7 @@ fn changes_keep_flows() {
     let [first, second, third] = [8080, 9090, 7070].map(|port| EchoServer::start(&lab.host, port));
     let host = Host::of(&lab);
     host.up(&["80:8080/both", "90:8080/both"]);
-    let dial = |port| PROTOS.map(|proto| Conn::to(&lab.client, proto, 0, Family::V4.host(port)));
+    let connect = |port| PROTOS.map(|proto| Conn::to(&lab.client, proto, 0, Family::V4.host(port)));
     let talk = |conns: &mut [Conn], server: &EchoServer, when: &str| {
         for (conn, proto) in conns.iter_mut().zip(PROTOS) {
             let message = format!("{proto:?} {when}");
@@ -43,7 +43,7 @@ fn changes_keep_flows() {
             server.peer(proto, message.as_bytes());
         }
     };
-    let mut of_first = dial(80);
+    let mut of_first = connect(80);
     talk(&mut of_first, &first, "at first");
     let file = lab.dir.0.join("rules.toml");
     let apply = |text: &str, args: &[&str]| {
@@ -55,15 +55,15 @@ fn changes_keep_flows() {
     let changed = "rules = ['80:9090/both', '90:8080/both']";
     let diff = "- 80:8080/both\n+ 80:9090/both\n";
     assert_eq!(apply(changed, &["--dry-run"]), diff);
-    talk(&mut dial(80), &first, "before the change");
+    talk(&mut connect(80), &first, "before the change");
     assert_eq!(apply(changed, &[]), diff);
-    let mut of_second = dial(80);
+    let mut of_second = connect(80);
     for round in 0..3 {
         talk(&mut of_first, &first, &format!("after a change, {round}"));
         talk(&mut of_second, &second, &format!("new, {round}"));
     }
     apply("rules = ['80:7070/both', '90:8080/both']", &[]);
-    let mut of_third = dial(80);
+    let mut of_third = connect(80);
     talk(&mut of_first, &first, "after two changes");
     talk(&mut of_second, &second, "after one change");
     talk(&mut of_third, &third, "new");
@@ -77,7 +77,7 @@ fn changes_keep_flows() {
     }
     assert!(!answers(&lab, Proto::Tcp, 80));
     refuses_to_change_interfaces(&host, &file);
-    // A server that is gone keeps no datagrams.
+    // Datagrams of a client port do not stay with a server that is gone.
     drop(third);
     let mut udp = Conn::to(
         &lab.client,

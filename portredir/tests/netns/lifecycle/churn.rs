@@ -67,7 +67,7 @@ fn seed() -> u64 {
 }
 
 fn churn(engine: &'static str, selection: Selection, changes: usize) {
-    // As long as this many changes may take.
+    // The time that so many changes may take.
     DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(180))));
     let seed = seed();
     let cell = Cell {
@@ -92,7 +92,7 @@ fn churn(engine: &'static str, selection: Selection, changes: usize) {
         world.tun_comes_or_goes(0);
         wait_for_carriers(&lab, engine, selection);
     }
-    // Not while it looks at what has changed.
+    // A report comes when the program has dealt with all changes.
     redirector.fresh_report();
     let open_files = redirector.open_files();
     let mut memory = 0;

@@ -19,14 +19,14 @@ fn confirm() {
     let lab = Lab::new(&CELL);
     let _server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
-    // Taken back to nothing.
+    // Rolled back to nothing.
     host.up(&["--confirm", "1s", "80:8080"]);
     assert!(answers(&lab, Proto::Tcp, 80));
     wait_for("the end", || (!host.pins().exists()).then_some(()));
     assert_eq!(link_state(&lab), host.before);
     host.up(&["80:8080"]);
     host.fails(1, &["confirm"]);
-    // Kept.
+    // Confirmed, so it stays.
     host.run(&["add", "--confirm", "2", "81:8080"]);
     assert!(host.status()["confirm_within"].as_u64() <= Some(2));
     let error = host.fails(1, &["add", "82:8080"]);
@@ -34,13 +34,13 @@ fn confirm() {
     host.run(&["confirm"]);
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(host.rules(), ["80:8080", "81:8080"]);
-    // Taken back, also when who has to do it is not the first.
+    // Rolled back, also when another watcher has to do it.
     host.run(&["rm", "--confirm", "2s", "80:8080"]);
     host.kill_watcher();
-    let mut follower = host.start(&["follow"]);
+    let mut watcher = host.start(&["follow"]);
     wait_for("the old rules", || {
         (host.rules() == ["80:8080", "81:8080"]).then_some(())
     });
     host.down();
-    assert!(follower.wait().success());
+    assert!(watcher.wait().success());
 }

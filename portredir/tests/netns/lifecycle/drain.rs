@@ -1,5 +1,5 @@
-//! The end: what is redirected goes on, what is new goes to the dialled port
-//! itself.
+//! The end: redirected connections continue, and new ones reach the destination
+//! port itself.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ fn end(mut redirector: Redirector, limit: Duration) {
     assert_eq!(status.code(), Some(0));
 }
 
-fn dial(lab: &Lab, proto: Proto, to: SocketAddr) -> Conn {
+fn connect(lab: &Lab, proto: Proto, to: SocketAddr) -> Conn {
     Conn::to(&lab.client, proto, 0, to)
 }
 
@@ -70,8 +70,8 @@ fn drain(cell: &Cell) {
     let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = cell.family.host(80);
     let mut redirector = start(cell, &lab, "60");
-    let mut old = PROTOS.map(|proto| dial(&lab, proto, to));
-    let mut direct = PROTOS.map(|proto| dial(&lab, proto, cell.family.host(8080)));
+    let mut old = PROTOS.map(|proto| connect(&lab, proto, to));
+    let mut direct = PROTOS.map(|proto| connect(&lab, proto, cell.family.host(8080)));
     let mut talk = |when: &str| {
         for (i, proto) in PROTOS.into_iter().enumerate() {
             for (what, conn) in [("old", &mut old[i]), ("direct", &mut direct[i])] {
@@ -83,7 +83,7 @@ fn drain(cell: &Cell) {
     };
     talk("before");
     ask_to_end(&mut redirector);
-    let mut new = PROTOS.map(|proto| dial(&lab, proto, to));
+    let mut new = PROTOS.map(|proto| connect(&lab, proto, to));
     for round in 0..10 {
         talk(&format!("in round {round}"));
         for (conn, proto) in new.iter_mut().zip(PROTOS) {
@@ -94,7 +94,7 @@ fn drain(cell: &Cell) {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(redirector.process.try_wait().is_none());
-    // Datagrams are not waited for.
+    // The program does not wait for UDP flows.
     let [tcp, _udp] = old;
     drop(tcp);
     end(redirector, SOON);
@@ -110,7 +110,7 @@ fn without_server(cell: &Cell) {
     let lab = Lab::new(cell);
     let _target = EchoServer::start(&lab.host, 8080);
     let mut redirector = start(cell, &lab, "60");
-    let mut old = dial(&lab, Proto::Tcp, cell.family.host(80));
+    let mut old = connect(&lab, Proto::Tcp, cell.family.host(80));
     old.echo(b"before");
     ask_to_end(&mut redirector);
     for proto in PROTOS {
@@ -151,10 +151,10 @@ fn used_port(cell: &Cell) {
     let [dst_server, _target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = cell.family.host(80);
     let mut redirector = start(cell, &lab, "60");
-    let mut old = dial(&lab, Proto::Tcp, to);
+    let mut old = connect(&lab, Proto::Tcp, to);
     old.echo(b"before");
     for port in [40_001, 40_002] {
-        // A reset: nobody has to wait for the end of it.
+        // A reset, so that the program need not wait for its end.
         let mut conn = Conn::to(&lab.client, Proto::Tcp, port, to);
         conn.echo(b"first");
         conn.reset();
@@ -177,13 +177,13 @@ fn syn_cookies(cell: &Cell) {
     let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = cell.family.host(80);
     let mut redirector = start(cell, &lab, "60");
-    let mut old = dial(&lab, Proto::Tcp, to);
+    let mut old = connect(&lab, Proto::Tcp, to);
     old.echo(b"before");
     target.peer(Proto::Tcp, b"before");
     ask_to_end(&mut redirector);
     for number in 0..5 {
         let message = format!("new {number}");
-        dial(&lab, Proto::Tcp, to).echo(message.as_bytes());
+        connect(&lab, Proto::Tcp, to).echo(message.as_bytes());
         dst_server.peer(Proto::Tcp, message.as_bytes());
     }
     old.echo(b"at the end");
@@ -196,7 +196,7 @@ fn second_signal(cell: &Cell) {
     let _target = EchoServer::start(&lab.host, 8080);
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut redirector = start(cell, &lab, "60");
-        let mut old = dial(&lab, Proto::Tcp, cell.family.host(80));
+        let mut old = connect(&lab, Proto::Tcp, cell.family.host(80));
         old.echo(b"before");
         ask_to_end(&mut redirector);
         redirector.process.signal(signal);
@@ -210,7 +210,7 @@ fn timeout(cell: &Cell) {
     let _target = EchoServer::start(&lab.host, 8080);
     for (seconds, least) in [("0", 0), ("0.5", 500)] {
         let redirector = start(cell, &lab, seconds);
-        let mut old = dial(&lab, Proto::Tcp, cell.family.host(80));
+        let mut old = connect(&lab, Proto::Tcp, cell.family.host(80));
         old.echo(b"before");
         let asked = Instant::now();
         redirector.process.signal(Signal::SIGTERM);
@@ -228,21 +228,21 @@ fn timeout(cell: &Cell) {
 /// Connections that are over, or were never ours, are not waited for.
 fn nothing(cell: &Cell) {
     let lab = Lab::new(cell);
-    let [_dialled, _target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
+    let [_dst_server, _target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
     let to = cell.family.host(80);
-    let mut older = dial(&lab, Proto::Tcp, to);
+    let mut older = connect(&lab, Proto::Tcp, to);
     older.echo(b"before");
     let redirector = start(cell, &lab, "60");
-    let mut direct = dial(&lab, Proto::Tcp, cell.family.host(8080));
+    let mut direct = connect(&lab, Proto::Tcp, cell.family.host(8080));
     direct.echo(b"direct");
     for number in 0..20 {
-        let mut conn = dial(&lab, Proto::Tcp, to);
+        let mut conn = connect(&lab, Proto::Tcp, to);
         conn.echo(b"redirected");
         if number % 2 == 0 {
             conn.reset();
         }
     }
-    let mut udp = dial(&lab, Proto::Udp, to);
+    let mut udp = connect(&lab, Proto::Udp, to);
     udp.echo(b"redirected");
     redirector.process.signal(Signal::SIGTERM);
     end(redirector, SOON);

@@ -1,5 +1,5 @@
-//! Interfaces that go and come back before anybody can have looked, and news of
-//! interfaces that are lost.
+//! Interfaces that go and come back before the program can have looked, and netlink
+//! messages that are lost.
 
 use std::net::SocketAddr;
 
@@ -88,7 +88,7 @@ fn messages_lost(cell: &Cell) {
             answers(&lab.client, Proto::Udp, to).then_some(())
         });
     }
-    // It goes on to follow.
+    // The program still follows changes.
     lab.host.ip("link del h2");
     wait_for_carriers(&lab, cell.engine, ALL);
     redirector.finish(&lab);

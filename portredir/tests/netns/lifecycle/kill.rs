@@ -18,7 +18,7 @@ pub fn add(tests: &mut Tests) {
         &["tc", "tc-clsact", "xdp"],
         "follower_killed",
         &[],
-        follower_killed,
+        watcher_killed,
     );
     for part in 0..KILL_PARTS {
         tests.add(format!("kill/{part}"), &[], move || kill(part));
@@ -29,7 +29,7 @@ pub fn add(tests: &mut Tests) {
 
 /// The watcher is killed while interfaces come and go: the next watcher finds every
 /// interface attached as a whole or not at all.
-fn follower_killed(cell: &Cell) {
+fn watcher_killed(cell: &Cell) {
     const ROUNDS: u64 = 20;
     let lab = Lab::new(cell);
     let host = Host::of(&lab);
@@ -39,8 +39,8 @@ fn follower_killed(cell: &Cell) {
     let mut random = random(1);
     let mut there = Vec::new();
     for round in 0..ROUNDS {
-        let mut follower = host.start(&["follow"]);
-        wait_for("somebody to follow", || {
+        let mut watcher = host.start(&["follow"]);
+        wait_for("a watcher", || {
             (!host.status()["role"].is_null()).then_some(())
         });
         let (name, peer) = (format!("h{}", round + 10), format!("p{}", round + 10));
@@ -54,10 +54,10 @@ fn follower_killed(cell: &Cell) {
             lab.host.ip(&format!("link del {name}"));
         }
         std::thread::sleep(Duration::from_micros(random(80_000)));
-        follower.kill();
+        watcher.kill();
     }
-    let mut follower = host.start(&["follow"]);
-    // What each has is what the first one has.
+    let mut watcher = host.start(&["follow"]);
+    // Every interface has the same hooks as the first one.
     let expected: BTreeSet<_> = there
         .iter()
         .map(String::as_str)
@@ -70,14 +70,14 @@ fn follower_killed(cell: &Cell) {
     wait_for("every interface to be attached", || {
         let mut found = attached(&lab.host);
         found.sort();
-        // A list: nothing may be there twice.
+        // A list, because no hook may be there twice.
         (found.iter().eq(&expected)).then_some(())
     });
     for name in there {
         lab.host.ip(&format!("link del {name}"));
     }
     host.down();
-    assert!(follower.wait().success(), "{}", follower.err());
+    assert!(watcher.wait().success(), "{}", watcher.err());
 }
 
 /// How often a command is killed, in all.
@@ -173,7 +173,7 @@ fn kill(part: u64) {
     let mut tally = Tally::default();
     for number in 0..KILLS / KILL_PARTS {
         let command = Command::choose(&now, number, random(4), &file);
-        // To begin takes longer than to change.
+        // A first `up` takes longer than a change.
         let limit = if now.is_none() {
             longest * 3 / 2
         } else {
@@ -274,7 +274,7 @@ fn running(host: &Host<'_>, killed: &Command) -> Running {
 /// tells of the rules that are valid.
 fn kill_at_calls() {
     DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(240))));
-    // How many of each, counted from the end of the command.
+    // The number of calls to kill at, counted from the end of the command.
     const LAST: [(&str, usize); 4] = [("connect", 2), ("sendto", 3), ("bpf", 12), ("write", 2)];
     let lab = Lab::new(&CELL);
     if !lab.host.succeeds(&["strace", "-o", "/dev/null", "true"]) {
@@ -308,9 +308,9 @@ fn kill_at_calls() {
                 let before = pinned();
                 let trace = next(&format!("inject={call}:signal=SIGKILL:when={number}"));
                 killed += u32::from(trace.contains("killed by SIGKILL"));
-                let (follower, pinned) = (host.rules().into_iter().collect(), pinned());
+                let (watcher, pinned) = (host.rules().into_iter().collect(), pinned());
                 was_new += u32::from(pinned != before);
-                assert_eq!(pinned, follower, "killed at {call} {number} of {command:?}");
+                assert_eq!(pinned, watcher, "killed at {call} {number} of {command:?}");
             }
         }
     }
@@ -326,7 +326,7 @@ fn damaged() {
     host.kill_watcher();
     let state = host.pins().join("STATE");
     fs::remove_file(&state).expect("remove a pin");
-    // As if it had never been finished.
+    // Without it the state looks unfinished.
     host.fails(3, &["rules"]);
     host.run(&["down", "--force"]);
     assert_eq!(link_state(&lab), host.before);

@@ -133,7 +133,7 @@ fn kill_9(cell: &Cell) {
         });
         return;
     }
-    // Filters outlive who added them. The next run takes their place.
+    // Filters outlive the process that added them. The next run replaces them.
     assert_ne!(link_state(&lab), before);
     let redirector = start();
     assert_eq!(attached(&lab.host), expected(cell.engine, &lab));
@@ -158,7 +158,7 @@ fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
     let before = link_state(&lab);
     let redirector = Redirector::of(&cell, &lab, &["80:8080/both"]);
     if (engine, pref, mask) == ("tc-clsact", "1", "0") {
-        // Nothing can come before it. That has to be said.
+        // No filter can run before it, and the program has to say so.
         let said = redirector.process.err();
         assert!(said.contains(FILTER_BEFORE_OURS), "{said}");
     } else {

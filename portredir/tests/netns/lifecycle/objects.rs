@@ -64,7 +64,7 @@ impl Redirector {
                 let line = info.lines().find_map(|line| line.strip_prefix(key))?;
                 line.trim().parse().ok()
             };
-            // What a link is about is told as well, below it.
+            // The file of a link also names the program, on a later line.
             let object = id("link_id:")
                 .map(KernelObject::Link)
                 .or_else(|| id("prog_id:").map(KernelObject::Program))

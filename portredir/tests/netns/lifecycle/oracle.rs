@@ -135,7 +135,7 @@ pub fn carriers(namespace: &Namespace, engine: &str) -> BTreeSet<String> {
         let name = words.next().expect("a name").to_owned();
         hooks.entry(name).or_default().extend(words.next());
     }
-    // In between there may be one alone.
+    // Between two steps one hook may be attached alone.
     let is_whole = |hooks: &[&str]| hooks.len() == 2 && hooks[1].ends_with("egress");
     hooks
         .into_iter()
@@ -170,7 +170,7 @@ fn tcx() -> Vec<String> {
 pub fn wait_for_carriers(lab: &Lab, engine: &str, selection: Selection) {
     let mut expected = expected(&lab.host, selection);
     if engine.starts_with("xdp") {
-        // Its connections are handed over, not rewritten.
+        // Local connections are redirected by the cgroup hooks, not on `lo`.
         expected.remove("lo");
     }
     let mut last = BTreeSet::new();

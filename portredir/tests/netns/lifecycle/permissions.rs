@@ -55,7 +55,7 @@ fn lock_out() {
     assert!(!host.pins().exists());
     host.up(&["80:8080"]);
     let ssh = "SSH_CONNECTION=10.9.1.2 50000 10.9.1.1 2022";
-    // As sudo does: those below do not get it.
+    // sudo removes the variable from the environment of its children.
     let script = format!("env -u SSH_CONNECTION {PROGRAM} add 2022:8080; exit $?");
     let mut shell = lab.host.start(&["env", ssh, "sh", "-c", &script]);
     assert_eq!(shell.wait().code(), Some(1));
@@ -84,7 +84,7 @@ fn fewest_capabilities() {
         let status = process.wait();
         assert!(status.success(), "{args:?}: {}", process.err());
     };
-    // The directory for pins is there on every machine with systemd.
+    // The directory for pins exists on every machine with systemd.
     host.up(&["81:8080"]);
     host.run(&["down"]);
     run(&["up", "--iface", "all", "80:8080/both"]);
@@ -158,7 +158,7 @@ fn group() {
     let (code, out, err) = ask("4002", "rules");
     assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");
     assert!(err.contains(GROUP), "{err}");
-    // Reading is all they may.
+    // Members may read and not change.
     let (code, _, err) = ask("4001", "down");
     assert_eq!(code, Some(4), "{err}");
     assert_eq!(host.rules(), ["80:8080"]);
@@ -184,7 +184,7 @@ fn forged_control() {
     let mut sender = lab.host.start(&["python3", "-c", script]);
     sender.wait_for_words("ready");
     let said = format!("process {} of user 65534", sender.id());
-    // What is pinned can be read all the same.
+    // The pinned rules can be read all the same.
     assert_eq!(host.rules(), ["80:8080"]);
     let error = host.fails(1, &["add", "81:8080"]);
     assert!(error.contains(&said), "{error}");

@@ -51,7 +51,7 @@ fn conditions() {
     );
     second.echo(b"the second address");
     servers[2].peer(Proto::Tcp, b"the second address");
-    // A client on this host comes in by lo.
+    // A local client comes in on lo.
     let mut local = Conn::to(&lab.host, Proto::Tcp, 0, Family::V4.host(82));
     local.echo(b"by lo");
     servers[3].peer(Proto::Tcp, b"by lo");
@@ -59,7 +59,7 @@ fn conditions() {
     lab.client.sysctl("ipv4/conf/all/promote_secondaries", "1");
     lab.client.ip("addr del 10.9.1.2/24 dev c0");
     reaches(&lab, 80, &servers[1]);
-    // An interface that comes later is one of `h*`.
+    // A later interface matches `h*` as well.
     lab.host.ip("link add h7 type veth peer name c7");
     let to = format!("link set c7 netns {}", lab.client.name);
     lab.host.ip(&to);
@@ -107,7 +107,7 @@ fn many_rules() {
         assert!(!answers(&lab, Proto::Tcp, 9999) && !answers(&lab, Proto::Tcp, 20_000));
     };
     look(&rules);
-    // One more, one less, and each of them counts by itself.
+    // One rule more, one less, and each rule has counters of its own.
     let start = Instant::now();
     host.run(&["add", "20000:8080"]);
     note(&format!("one more: {:?}", start.elapsed()));
@@ -118,7 +118,7 @@ fn many_rules() {
     let hits = |i: usize| report[i]["packets"].as_u64().expect("a number");
     assert!(hits(4999) > 0 && hits(5002) > 0 && hits(9999) > 0);
     assert_eq!(hits(5000), 0);
-    // All ports, to one of them, and each to the one before.
+    // All ports to one target port, then each to the port before it.
     rules = vec!["1-8079:8080".into(), "8082-65535:8081".into()];
     write(&rules);
     host.run(&["apply", "--force", "-f", &file_name]);

@@ -16,7 +16,7 @@ use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
     tests.add_for(&ENGINES, "up_and_down", &[], up_and_down);
-    tests.add("outlive/follower", &[], follower);
+    tests.add("outlive/follower", &[], watcher);
     tests.add("outlive/bpffs_is_mounted", &[], bpffs_is_mounted);
     tests.add("outlive/if_listening", &[], if_listening);
     tests.add("outlive/hide_target", &[], hide_target);
@@ -54,7 +54,7 @@ fn up_and_down(cell: &Cell) {
 
 /// The watcher process may die: traffic is still redirected, and another watcher
 /// can start.
-fn follower() {
+fn watcher() {
     let lab = Lab::new(&CELL);
     let server = EchoServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
@@ -65,7 +65,7 @@ fn follower() {
     wait_for("nobody to follow", || {
         host.status()["role"].is_null().then_some(())
     });
-    // What comes now is found by the next.
+    // The next watcher finds an address that comes now.
     lab.host.ip("addr add 10.9.1.77/24 dev h0");
     let new = "10.9.1.77:80".parse().expect("addr");
     assert!(is_refused(&lab.client, Proto::Tcp, new));
@@ -174,14 +174,14 @@ fn hide_target() {
     let mut udp = direct(Proto::Udp).expect("a socket");
     udp.send(b"directly").expect("send");
     assert!(!udp.hears_within(Duration::from_millis(300)));
-    // Nobody answers a SYN.
+    // A SYN to the target port gets no answer.
     assert!(
         lab.client
             .run(&["sh", "-c", "curl -s --max-time 1 10.9.1.1:8080; echo $?"])
             .contains("28")
     );
     note(&format!("{:?}", start.elapsed()));
-    // Clients on the host itself do reach it.
+    // Local clients do reach the target port.
     let mut local = Conn::to(&lab.host, Proto::Tcp, 0, Family::V4.host(8080));
     local.echo(b"from the host");
     let drops = &host.status()["drops"]["hidden"];
@@ -215,7 +215,7 @@ fn files() {
         (&settings["iface"], &settings["hide-target"]),
         (&"h0".into(), &true.into())
     );
-    // What is typed beats the file.
+    // An option on the command line overrides the file.
     host.run(&["up", "--config", &dir, "--hide-target=false"]);
     assert_eq!(host.status()["settings"]["hide-target"], false);
     assert_eq!(host.run(&["apply", "-f", &dir]), "+ hide-target\n");

@@ -21,14 +21,14 @@ fn up_again(cell: &Cell) {
     let first = attached(&lab.host);
     let mut conn = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80));
     conn.echo(b"before");
-    let follower = host.status()["pid"].clone();
+    let watcher = host.status()["pid"].clone();
     assert_eq!(
         host.up(&["--engine", cell.engine, "80:8080/both", "81:8080"]),
         "+ 81:8080\n"
     );
-    assert_eq!(host.status()["pid"], follower);
+    assert_eq!(host.status()["pid"], watcher);
     conn.echo(b"after the same program");
-    // Another file is another version: it follows from now on.
+    // Another file counts as another version, which becomes the watcher.
     let other = copy_world_executable(&lab.dir.0);
     let args = [
         &other,
@@ -40,7 +40,7 @@ fn up_again(cell: &Cell) {
         "80:8080/both",
     ];
     lab.host.run(&args);
-    assert_ne!(host.status()["pid"], follower);
+    assert_ne!(host.status()["pid"], watcher);
     assert_eq!(attached(&lab.host), first);
     conn.echo(b"after another program");
     server.peer(Proto::Tcp, b"after another program");

@@ -196,7 +196,7 @@ impl<'a> World<'a> {
         if self.wires[wire].is_up {
             self.host(&format!("link set {name} down"));
             self.wires[wire].is_up = false;
-            // They go with the link.
+            // IPv6 addresses go when the link goes down.
             self.wires[wire].extra[1] = false;
         } else {
             self.host(&format!("link set {name} up"));
@@ -273,7 +273,7 @@ impl<'a> World<'a> {
             }
             self.bridges[bridge] = Bridge::default();
         } else {
-            // Else it would change with its ports.
+            // Without a fixed address it would change with the ports.
             let mac = format!("02:00:00:00:02:0{bridge}");
             self.host(&format!("link add br{bridge} address {mac} type bridge"));
             self.bridges[bridge].exists = true;
@@ -405,7 +405,7 @@ impl<'a> World<'a> {
                 continue;
             }
             for (family, has_extra) in Family::BOTH.into_iter().zip(self.wires[wire].extra) {
-                // Of two IPv6 addresses, that may be either.
+                // With two IPv6 addresses, the first may be either.
                 let is_first = family == Family::V4 || !has_extra;
                 let proto = if is_first { Proto::Udp } else { Proto::Tcp };
                 all.push((family.addr(net, 1), proto));

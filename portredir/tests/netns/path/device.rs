@@ -91,7 +91,7 @@ fn dummy(cell: &Cell) {
     let args = ["--iface", iface, "--engine", cell.engine, "80:8080/both"];
     let redirector = Redirector::start(&lab.host, &args);
     for addr in addrs {
-        // That it answers datagrams from this address is the server's affair.
+        // Replies from this address are up to the server.
         let server = EchoServer::at(&lab.host, addr, 8080);
         for proto in PROTOS {
             for at in [&lab.client, &lab.host] {
@@ -194,7 +194,7 @@ impl Drop for Nics {
 fn ip(args: &[&str]) {
     let status = std::process::Command::new("ip").args(args).status();
     let is_done = status.is_ok_and(|status| status.success());
-    // Not while a test fails: that would be the end of all of them.
+    // Not during a panic: a second one would abort all tests.
     assert!(is_done || std::thread::panicking(), "ip {args:?}");
 }
 

@@ -28,7 +28,7 @@ pub fn add(tests: &mut Tests) {
     );
     tests.add_for(&ANYWHERE, "bridge", &[], bridge);
     tests.add_for(&ENGINES, "tracked_bridge", &[], tracked_bridge);
-    // It does not pass native XDP, so `auto` takes TC there.
+    // Native XDP does not see these packets, so `auto` uses TC there.
     tests.add_for(&ANYWHERE, "macvlan_neighbours", &[], macvlan_neighbours);
     tests.add_for(&ANYWHERE, "tun", &["curl", "python3"], tun);
     tests.add_for(&ENGINES, "vlan_device", &["curl", "python3"], vlan_device);
@@ -77,7 +77,7 @@ fn own_addresses(cell: &Cell) {
     if cell.engine.starts_with("tc") {
         assert!(packets(&report, 0) > 100);
     }
-    // Where they are not rewritten, connections are counted and no packets.
+    // Where packets are not rewritten, the program counts connections and no packets.
     for counted in ["packets", "flows"] {
         let rule = &report["rules"][1];
         let at_lo = &rule["interfaces"]["lo"][counted];
@@ -296,7 +296,7 @@ fn tagged(cell: &Cell, tags: u8) {
         let [host, client] = [1, 2].map(|number| family.addr(1, number));
         let frame = |src, dst| frame(tags, src, dst);
         send(&lab.client, "c0", &frame((client, 40_001), (host, 7777)));
-        // TC is behind the place where tcpdump reads.
+        // TC runs after the place where tcpdump reads.
         if cell.engine.starts_with("xdp") {
             let expected = frame((client, 40_001), (host, 7778));
             at_host.wait_for("a frame to the target", |frame| {
@@ -307,7 +307,7 @@ fn tagged(cell: &Cell, tags: u8) {
         redirector.wait_for_report("the frame", |report| packets(report, 0) == count);
         send(&lab.host, "h0", &frame((host, 7778), (client, 40_001)));
         let expected = frame((host, 7777), (client, 40_001));
-        at_client.wait_for("a frame from the dialled port", |frame| {
+        at_client.wait_for("a frame from the destination port", |frame| {
             (frame == expected).then_some(())
         });
     }

@@ -157,7 +157,7 @@ impl Table {
 fn measure(engine: &'static str) -> Table {
     let site = Site::new();
     site.raise_bridge();
-    // Local clients are known by their cgroup.
+    // The program recognizes local clients by their cgroup.
     let mut args = vec!["--engine", engine, "--cgroup", site.cgroup.path()];
     let rule = "80:8080/both";
     if engine == "socket" {

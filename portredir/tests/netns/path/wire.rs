@@ -42,7 +42,7 @@ fn http(cell: &Cell) {
     let watch = ChecksumWatch::start(cell, &lab.client, "c0");
     put(&lab.client, &file, cell.family.host(80));
     let answer = get(&lab.client, &lab.dir, cell.family.host(80));
-    // Not what was sent: wrong on the way up or down.
+    // Other bytes mean that the upload or the download was wrong.
     assert!(answer == noise, "{} bytes came back", answer.len());
     watch.finish();
     let report = redirector.finish(&lab);
@@ -57,7 +57,7 @@ fn udp_echo(cell: &Cell) {
     let watch = ChecksumWatch::start(cell, &lab.client, "c0");
     let mut conn = Conn::to(&lab.client, Proto::Udp, 0, cell.family.host(7777));
     let (_, noise) = noise(&lab.dir, 20_000);
-    // The last two come in fragments.
+    // The last two lengths need fragments.
     for len in [1, 1400, 4000, 20_000] {
         conn.echo(&noise[..len]);
         let peer = server.peer(Proto::Udp, &noise[..len]);
@@ -99,8 +99,8 @@ fn direct_beside_redirected(cell: &Cell) {
     let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     for proto in PROTOS {
-        let dial = |port| Conn::to(&lab.client, proto, 0, cell.family.host(port));
-        let mut conns: Vec<_> = [80, 8080].repeat(4).into_iter().map(dial).collect();
+        let connect = |port| Conn::to(&lab.client, proto, 0, cell.family.host(port));
+        let mut conns: Vec<_> = [80, 8080].repeat(4).into_iter().map(connect).collect();
         for round in 0..5 {
             for (i, conn) in conns.iter_mut().enumerate() {
                 let message = format!("round {round} of {i}");
@@ -308,14 +308,14 @@ fn broadcast(cell: &Cell) {
 fn older_connection(cell: &Cell) {
     let lab = Lab::new(cell);
     let [dst_server, target] = [80, 8080].map(|port| EchoServer::start(&lab.host, port));
-    let dial = || Conn::to(&lab.client, Proto::Tcp, 0, cell.family.host(80));
-    let mut old = dial();
+    let connect = || Conn::to(&lab.client, Proto::Tcp, 0, cell.family.host(80));
+    let mut old = connect();
     old.echo(b"before");
     dst_server.peer(Proto::Tcp, b"before");
     let redirector = Redirector::beside(cell, &lab, &["80:8080"]);
     old.echo(b"after");
     dst_server.peer(Proto::Tcp, b"after");
-    dial().echo(b"new");
+    connect().echo(b"new");
     target.peer(Proto::Tcp, b"new");
     old.echo(b"at the end");
     dst_server.peer(Proto::Tcp, b"at the end");

@@ -1,5 +1,5 @@
-//! The client's side of a conversation. Its socket is connected, also for UDP:
-//! what does not come from the address and port it dialled does not arrive.
+//! The client's end of a conversation. The socket is connected, also for UDP: a
+//! reply from another address or port than the destination does not arrive.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -146,7 +146,7 @@ fn open(limit: Duration, proto: Proto, from: u16, to: SocketAddr) -> io::Result<
         Proto::Udp => SockType::Datagram,
     };
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    // Linux ends a `connect` with it.
+    // Linux also ends a `connect` after this time.
     let limit = i64::try_from(slow(limit).as_micros()).expect("a short time");
     setsockopt(&fd, SendTimeout, &TimeVal::microseconds(limit))?;
     if from != 0 {

@@ -1,4 +1,4 @@
-//! TCP servers that listen in a particular way, and tell who they are.
+//! TCP servers that listen in a particular way, and send their name.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -168,7 +168,7 @@ pub fn connect_and_greet(
         unreachable!("a TCP connection")
     };
     let mut line = String::new();
-    // The server says no more before it hears something.
+    // The server sends no more before it receives something.
     BufReader::new(stream).read_line(&mut line)?;
     let mut words = line.split_whitespace();
     let greeting = (|| {

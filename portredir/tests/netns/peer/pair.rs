@@ -1,5 +1,5 @@
-//! TCP connections of which the test holds both ends, so that it decides who
-//! speaks, and when.
+//! TCP connections of which the test holds both ends, so that it decides which end
+//! sends, and when.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -133,7 +133,7 @@ impl TcpPair {
         const LEN: usize = 300;
         let mut broken = Vec::new();
         let end = Instant::now() + patience;
-        // What is sent is on its way while another is waited for.
+        // Bytes of one pair are on their way while another pair is waited for.
         let speak = |pair: &mut Self| {
             let bytes = bytes(pair.counts[0], LEN);
             pair.server.write_all(&bytes)

@@ -1,4 +1,5 @@
-//! Packets that no socket would send: with any source, any flags, cut anywhere.
+//! Packets that no ordinary socket would send: with any source, any flags, truncated
+//! anywhere.
 
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
-//! Questions and answers by UDP, as with DNS: each answer follows from its
-//! question, so that neither can be taken for another.
+//! A UDP server and client of requests, as with DNS: each answer is computed from
+//! its request, so that it cannot be taken for the answer to another one.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
@@ -35,7 +35,7 @@ impl UdpServer {
                     if let Ok((len, peer)) = socket.recv_from(&mut question)
                         && len >= LEAST
                     {
-                        // Who asked may be gone.
+                        // The client may be gone.
                         let _ = socket.send_to(&answer(&question[..len]), peer);
                     }
                 }
@@ -58,7 +58,7 @@ impl Drop for UdpServer {
 }
 
 fn answer(question: &[u8]) -> Vec<u8> {
-    // The question's number, then what only its answer has.
+    // The number of the request, then bytes that only its answer has.
     let (number, name) = question.split_at(LEAST);
     let turned = name.iter().rev().map(|byte| !byte);
     number.iter().copied().chain(turned).collect()

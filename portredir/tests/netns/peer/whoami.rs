@@ -79,19 +79,19 @@ def ask(is_connected):
             src = s.getsockname()[0]
             s.send(b"who am I?")
             said = s.recv(1000)
-            dialled = s.getpeername()
+            replied_from = s.getpeername()
         else:
             # A refusal is told: IP_RECVERR, IPV6_RECVERR
             s.setsockopt(socket.IPPROTO_IP, 11, 1)
             if family == socket.AF_INET6:
                 s.setsockopt(socket.IPPROTO_IPV6, 25, 1)
             s.sendto(b"who am I?", to)
-            said, dialled = s.recvfrom(1000)
+            said, replied_from = s.recvfrom(1000)
         if name == "Tcp":
             s.shutdown(socket.SHUT_WR)
             s.recv(1) # the end
         own = src, s.getsockname()[1]
-        return {"Ok": dict(json.loads(said), reply=dialled[:2], client=own)}
+        return {"Ok": dict(json.loads(said), reply=replied_from[:2], client=own)}
     except ConnectionRefusedError:
         return {"Err": "refused"}
     except socket.timeout:

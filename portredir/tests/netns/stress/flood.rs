@@ -1,5 +1,5 @@
-//! Floods, and everything at its limit: what has begun goes on, with the right
-//! bytes, and nothing grows.
+//! Floods, and tables at their limit: established connections continue, with the
+//! right bytes, and no memory grows.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -105,7 +105,7 @@ fn colliding(number: u32) -> (IpAddr, Vec<u8>) {
     let (segment, to) = match turn {
         0 => (Segment::Syn, 8080),
         1 => (Segment::Syn, 80),
-        // It frees the request, so that the next can be made.
+        // The RST frees the request, so that the next one can be made.
         _ => (Segment::Rst, 8080),
     };
     let seq = client.wrapping_mul(0x9e37_79b9);
@@ -124,12 +124,12 @@ fn syn(cell: &Cell) {
     let redirector = start(cell, &lab, &SMALLEST);
     let mut busy: Vec<_> = open(&lab, &acceptor, 11_000, 100).collect();
     busy.iter_mut().for_each(|pair| pair.talk(100, "at first"));
-    // All that is counted once has been.
+    // All one-time allocations have been made by now.
     let before = Usage::of(redirector.process.id());
     let floods = [("stray", stray as fn(u32) -> _), ("colliding", colliding)];
     for ((name, make), first) in floods.into_iter().zip([10_000, 12_000]) {
         let mut silent: Vec<_> = open(&lab, &acceptor, first, 100).collect();
-        // As fast as can be, nobody else would have a processor.
+        // At full speed the flood would leave no processor for others.
         let flood = Flood::start(&lab.client, Duration::from_millis(5), make);
         let (mut rounds, mut accepted, mut well) = (0, 0, 0);
         while flood.sent() < 16 * LEAST || rounds < 5 {
@@ -148,7 +148,7 @@ fn syn(cell: &Cell) {
             }
             rounds += 1;
         }
-        // Those who were silent all the time: now the server speaks.
+        // The connections that were idle all the time: now the server sends.
         for pair in &mut silent {
             pair.talk(300, "silent, in the flood");
         }
@@ -279,7 +279,7 @@ fn more_udp_flows(cell: &Cell) {
         .collect();
     for round in 0..3 {
         for udp_client in &mut udp_clients {
-            // Not lost, but perhaps late on a busy machine.
+            // An answer is not lost, but may be late on a busy machine.
             let asked = udp_client.ask(1, Duration::from_secs(8));
             asked.unwrap_or_else(|error| panic!("{}, round {round}: {error}", udp_client.local()));
         }
@@ -316,7 +316,7 @@ fn every_port_is_taken(cell: &Cell) {
     let asked = refused.ask(3, Duration::from_millis(100));
     assert!(asked.is_err(), "a port was free");
     direct.ask(1, second_needs).expect("an answer");
-    // By another address, or by TCP, the same port is another.
+    // With another address, or with TCP, the same port makes another flow.
     let mut other = UdpClient::at(&lab.client, SocketAddr::new(second, PORT), to(80), "other");
     other.ask(1, second_needs).expect("an answer");
     TcpPair::new(&lab.client, &acceptor, PORT, to(80)).talk(100, "by TCP");
@@ -341,7 +341,7 @@ fn collided_connections(cell: &Cell) {
             let mut pair = TcpPair::new(&lab.client, &acceptor, 41_000 + number, to);
             pair.talk(100, "at first");
             let is_changed = pair.peer.port() != pair.local.port();
-            // By the socket engine they are two anyway.
+            // With the socket engine they are two flows anyway.
             assert_eq!(is_changed, port == 80, "{}", pair.peer);
             pairs.push(pair);
         }
@@ -391,7 +391,7 @@ fn port_reuse(cell: &Cell) {
                         let when = format!("turn {turn} of {first} and {second} ended by {end:?}");
                         pair.talk(100, &when);
                         pair.close(end);
-                        // A timestamp tells the next from the one before.
+                        // A timestamp tells the next connection from the one before.
                         std::thread::sleep(Duration::from_millis(2));
                     }
                 }

@@ -1,5 +1,5 @@
 //! Mixed traffic while rules, interfaces and programs change all the time: not one
-//! wrong byte, no connection reset, no question without an answer, nothing left.
+//! wrong byte, no connection reset, no request without an answer, nothing left.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -57,7 +57,7 @@ fn soak(engine: &'static str) {
     let stop = AtomicBool::new(false);
     let rounds = std::thread::scope(|scope| {
         let mut workers = Workers::start(scope, &lab, &stop);
-        // Also when something is wrong, or the scope would never end.
+        // The workers stop also on a panic, or the scope would never end.
         let stop = Stop(&stop);
         let rounds = changes(&lab, &host, (engine, time), &mut workers);
         drop(stop);
@@ -70,7 +70,7 @@ fn soak(engine: &'static str) {
     note(&format!("{rounds} rounds of changes, {time:?}"));
     assert!(drops.values().all(|count| *count == 0), "drops: {drops:?}");
     assert_eq!(self::resets(&lab), resets, "connections reset");
-    // One for what is repeated after the end says nothing.
+    // A RST for a segment that is repeated after the end means nothing.
     let sent = [&lab.client, &lab.host].map(|namespace| namespace.tcp_counter("OutRsts"));
     note(&format!("RST that client and host sent: {sent:?}"));
     lab.check_checksums();
@@ -89,15 +89,15 @@ fn rules_and_interfaces() {
     let _udp_server = UdpServer::start(&lab.host, 8080);
     let host = Host::of(&lab);
     host.run(&["up", "--iface", "h*", "80:8080/both"]);
-    // It stays the same.
-    let follower = host.status()["pid"].as_u64().expect("a pid");
-    let follower = u32::try_from(follower).expect("a pid");
+    // The watcher process stays the same one.
+    let watcher = host.status()["pid"].as_u64().expect("a pid");
+    let watcher = u32::try_from(watcher).expect("a pid");
     let mut before = None;
     for round in 0..8 {
         let port = 1000 + round;
         let rule = format!("{port}:8080/both");
         host.run(&["add", &rule]);
-        // By TCP alone: a UDP flow would be kept for some time after its rule.
+        // TCP alone: a UDP flow would be kept for some time after its rule.
         for to in Family::BOTH.map(|family| family.host(port)) {
             Conn::to(&lab.client, Proto::Tcp, 0, to).echo(b"by a new rule");
         }
@@ -105,10 +105,10 @@ fn rules_and_interfaces() {
             come_and_go(&lab);
         }
         host.run(&["rm", &rule]);
-        let usage = settled(&lab, follower);
+        let usage = settled(&lab, watcher);
         match &before {
             Some(before) => usage.check_against(before, &format!("round {round}")),
-            // By now all is there that is there once.
+            // All one-time allocations have been made by now.
             None if round == 3 => before = Some(usage),
             None => {}
         }
@@ -127,16 +127,16 @@ fn one_client_port() {
     let _echoes = [8080, 9090].map(|port| EchoServer::start(&lab.host, port));
     let host = Host::of(&lab);
     host.up(&["80:8080", "90:8080"]);
-    let dial = |port| Conn::connect(&lab.client, Proto::Tcp, 41_000, Family::V4.host(port));
-    // For it the earlier target is remembered.
+    let connect = |port| Conn::connect(&lab.client, Proto::Tcp, 41_000, Family::V4.host(port));
+    // This connection keeps the earlier target.
     let mut older = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(90));
     older.echo(b"before the change");
-    let mut first = dial(80).expect("a connection");
+    let mut first = connect(80).expect("a connection");
     first.echo(b"before the change");
     host.run(&["rm", "90:8080"]);
     host.run(&["add", "90:9090"]);
     first.echo(b"after the change");
-    let second = dial(90).and_then(|mut second| {
+    let second = connect(90).and_then(|mut second| {
         second.send(b"words")?;
         second.receive(5)
     });
@@ -175,7 +175,7 @@ fn changes(
         std::fs::write(&file, format!("rules = {rules:?}")).expect("write a file");
         host.run(&["apply", "-f", file.to_str().expect("text")]);
     };
-    let follower = || u32::try_from(host.status()["pid"].as_u64().expect("a pid")).expect("a pid");
+    let watcher = || u32::try_from(host.status()["pid"].as_u64().expect("a pid")).expect("a pid");
     let end = Instant::now() + time;
     let mut round = 0;
     let mut before = None;
@@ -189,7 +189,7 @@ fn changes(
         host.run(&["rm", &rule]);
         apply(&RULES);
         if round % 10 == 9 {
-            // Other programs in the same places.
+            // `up` replaces the programs in the same places.
             let mut up = vec!["up", "--iface", "h*", "--engine", engine];
             up.extend(RULES);
             host.run(&up);
@@ -197,26 +197,26 @@ fn changes(
         workers.look();
         round += 1;
         if round == 4 {
-            // By now all is there that is there once.
-            before = Some((settled(lab, follower()), pins()));
+            // All one-time allocations have been made by now.
+            before = Some((settled(lab, watcher()), pins()));
         }
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     let (usage, names) = before.expect("some rounds");
     // Flows of earlier rules may count for them, some at one moment, some at another.
-    settled(lab, follower()).check_within(&usage, 4096, "all changes");
+    settled(lab, watcher()).check_within(&usage, 4096, "all changes");
     assert_eq!(pins(), names);
     round
 }
 
 /// The usage of the watcher process, once it has seen the other interface go.
-fn settled(lab: &Lab, follower: u32) -> Usage {
+fn settled(lab: &Lab, watcher: u32) -> Usage {
     wait_for("the other interface to be forgotten", || {
         let is_other = |hook: &String| hook.starts_with("h7 ");
         (!attached(&lab.host).iter().any(is_other)).then_some(())
     });
     std::thread::sleep(Duration::from_millis(300));
-    Usage::of(follower)
+    Usage::of(watcher)
 }
 
 /// An interface and an address come, are used, and go.
@@ -229,7 +229,7 @@ fn come_and_go(lab: &Lab) {
     lab.host.ip("addr add 10.9.1.77/24 dev h0");
     let fresh = [[10, 9, 7, 1], [10, 9, 1, 77]].map(|addr| SocketAddr::from((addr, 80)));
     for to in fresh {
-        // Refused until it is followed. Long, as others may keep these processors busy.
+        // Refused until the watcher has seen it; the limit is long, as the machine may be busy.
         let way = format!("a way to {to}");
         let mut conn = wait_within(Duration::from_secs(60), &way, || {
             Conn::connect(&lab.client, Proto::Tcp, 0, to).ok()
@@ -267,7 +267,7 @@ impl EchoServer {
                         continue;
                     };
                     stream.set_nonblocking(false).expect("blocking");
-                    // It ends with its connection; the client finds what is wrong.
+                    // The thread ends with its connection; the client finds wrong bytes.
                     std::thread::spawn(move || io::copy(&mut &stream, &mut &stream));
                 }
             })

@@ -163,7 +163,7 @@ fn short(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
         }
         let place = count.fetch_add(1, Ordering::Relaxed);
         let words = bytes(usize::try_from(place).expect("a place") * 100, 700);
-        // It takes longer than TIME_WAIT until they are used again.
+        // A port is used again after more than the time of TIME_WAIT.
         let from = 12_000 + u16::try_from(place % 20_000).expect("a port");
         let mut stream = tcp(lab, from, *to);
         let mut heard = vec![0; words.len()];
@@ -228,7 +228,7 @@ fn bulk(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
             assert!(heard == chunk, "other bytes in chunk {round}");
             count.fetch_add(1, Ordering::Relaxed);
         }
-        // Others use these processors as well.
+        // Other tests use these processors as well.
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -28,7 +28,7 @@ pub fn unconnected(lab: &Lab) {
     }
     let report = redirector.finish(lab);
     let rule = &report["rules"][0];
-    // Each time that the port changes.
+    // A flow is counted each time that the port changes.
     assert_eq!(rule["flows"], 3 * count);
     assert_eq!(rule["packets"], 4 * count);
 }
@@ -99,7 +99,7 @@ pub fn many_ports_by_one_socket(lab: &Lab) {
     ] {
         let socket = bind(&lab.host, any_like(addr));
         for round in 0..5 {
-            // The answers come when all is asked.
+            // The answers are read after all requests.
             let mut expected = Vec::new();
             for (i, (port, _)) in ports[..4].iter().enumerate() {
                 let message = format!("{addr} {round} {port}");
@@ -119,7 +119,7 @@ pub fn many_ports_by_one_socket(lab: &Lab) {
             heard.sort();
             assert_eq!(heard, expected);
         }
-        // Two that lead to one.
+        // Two destination ports with one target port.
         for port in [80, 84, 80, 84, 8080] {
             let to = SocketAddr::new(addr, port);
             assert_eq!(ask(&socket, "one target", to), to);
@@ -165,12 +165,12 @@ def udp_lite(port):
     s.bind(("127.0.0.1", port))
     return s
 try:
-    client, dialled, target = udp_lite(0), udp_lite(80), udp_lite(8080)
+    client, direct, target = udp_lite(0), udp_lite(80), udp_lite(8080)
 except OSError as error:
     print("none:", error)
     sys.exit()
 for _ in range(2):
-    for server in dialled, target:
+    for server in direct, target:
         client.sendto(b"hello", server.getsockname())
         assert server.recvfrom(10) == (b"hello", client.getsockname())
         server.sendto(b"hello", client.getsockname())

@@ -26,7 +26,11 @@ pub fn comes_and_goes(cell: &Cell) {
             let (mut conn, greeting) =
                 connect_and_greet(&lab.client, 0, cell.family.host(80)).expect("the server");
             assert_eq!(greeting.name, "first");
-            assert_eq!(greeting.local, cell.family.host(80), "what was dialled");
+            assert_eq!(
+                greeting.local,
+                cell.family.host(80),
+                "the destination of the client"
+            );
             assert_eq!(greeting.peer, conn.local(), "nobody was in the way");
             conn.echo(&[7; 50_000]);
             assert_eq!(served_by(cell, &lab, 8080).as_deref(), Some("first"));
@@ -45,7 +49,7 @@ pub fn comes_and_goes(cell: &Cell) {
         }
         let report = redirector.stop();
         let begun = 3 * ROUNDS + u64::from(has_first);
-        // A segment that comes when its connection has just ended looks for a
+        // A segment that arrives after its connection has ended looks up a
         // listener as a SYN does, and is answered by RST.
         let strays = lab.host.tcp_counter("OutRsts") - resets - ROUNDS;
         let flows = flows(&report);
@@ -205,9 +209,13 @@ pub fn loopback_target(cell: &Cell) {
     }
     let (mut conn, greeting) =
         connect_and_greet(&lab.client, 0, cell.family.host(80)).expect("the server");
-    assert_eq!(greeting.local, cell.family.host(80), "what was dialled");
+    assert_eq!(
+        greeting.local,
+        cell.family.host(80),
+        "the destination of the client"
+    );
     conn.echo(&[7; 50_000]);
-    // One on the address itself comes first.
+    // A server on the address itself comes first.
     let addr = cell.family.addr(1, 1);
     let outside = Listen::on(addr, 8080).start(&lab.host, "outside");
     assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("outside"));

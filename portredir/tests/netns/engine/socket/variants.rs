@@ -54,7 +54,7 @@ pub fn fast_open(cell: &Cell) {
     let _server = tcp_variant::start_server(&lab.host, "fast-open-server", on);
     let said = tcp_variant::run_client(&lab.client, "fast-open", cell.family.host(80));
     assert_eq!(said, "peer 80\n".repeat(3));
-    // The first asked for the cookie.
+    // The first connection requested the cookie.
     assert_eq!(netstat(&lab.host, "TCPFastOpenPassive"), 2);
     redirector.stop();
 }
@@ -170,7 +170,11 @@ for at in range(0, len(tcp), 8):
         let port = frame.get(34..36)?.try_into().ok()?;
         Some((frame.get(47).copied()?, u16::from_be_bytes(port)))
     });
-    assert_eq!((flags, port), (0x12, 80), "a SYN-ACK from the dialled port");
+    assert_eq!(
+        (flags, port),
+        (0x12, 80),
+        "a SYN-ACK from the destination port"
+    );
     let _ = Conn::to(&lab.client, Proto::Tcp, 0, cell.family.host(80));
     redirector.stop();
 }

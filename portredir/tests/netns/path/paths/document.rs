@@ -1,4 +1,4 @@
-//! `docs/PATHS.md`: the tables, and why an engine differs from what is right.
+//! `docs/PATHS.md`: the tables, and why an engine differs from the correct outcome.
 
 use std::fmt::Write as _;
 

@@ -102,7 +102,7 @@ impl Path {
         }
         faults.dedup();
         if faults.is_empty() {
-            // Else they tell why something else did not arrive.
+            // Errors beside faults only tell why another reply did not arrive.
             let errors = answers.iter().filter_map(|answer| answer.as_ref().err());
             faults.extend(errors.take(1).cloned());
         }
@@ -152,7 +152,7 @@ fn destination(addr: &str) -> SocketAddr {
     let addr = addr.split('%').next().expect("an address");
     let addr: IpAddr = addr.parse().expect("an address");
     let addr = match addr {
-        // To connect to no address is to connect to oneself
+        // A connection to the unspecified address reaches the host itself
         // (`ip_route_output_key_hash_rcu`, `tcp_v6_connect`).
         IpAddr::V4(addr) if addr.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(addr) if addr.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

@@ -172,7 +172,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        // Their cgroup can be removed when they are gone.
+        // The cgroup can be removed once the servers are gone.
         self.servers.clear();
     }
 }
