@@ -99,7 +99,9 @@ fn unwatched(cell: &Cell) {
             pairs.push(TcpPair::new(&lab.client, &acceptor, from, by(port)));
         }
         for when in ["at first", "later"] {
-            pairs.iter_mut().for_each(|pair| pair.talk(50_000, when));
+            pairs
+                .iter_mut()
+                .for_each(|pair| pair.exchange(50_000, when));
         }
         let warning = "connections are known by their packets alone";
         let warnings = redirector.process.err().matches(warning).count();
@@ -121,7 +123,7 @@ fn forged_packets(cell: &Cell) {
     for port in [80, 8080] {
         let with = damage(cell, Some(start), port);
         let expected = Damage {
-            // The engine has no UDP, so no UDP packet learns the route.
+            // The engine has no UDP, so the host learns no MTU from it.
             route: if cell.engine == "socket" && port == 80 {
                 None
             } else {
@@ -144,12 +146,14 @@ fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) 
     let mut pairs: Vec<_> = (41_000..41_004)
         .map(|from| TcpPair::new(&lab.client, &acceptor, from, to))
         .collect();
-    pairs.iter_mut().for_each(|pair| pair.talk(500, "at first"));
+    pairs
+        .iter_mut()
+        .for_each(|pair| pair.exchange(500, "at first"));
     let mut udp_client = has_udp.then(|| UdpClient::new(&lab.client, 42_000, to, "a victim"));
     let mut is_answered = || {
         udp_client.as_mut().is_none_or(|udp_client| {
             // The socket reports each ICMP error once.
-            let mut ask = || udp_client.ask(3, Duration::from_secs(2));
+            let mut ask = || udp_client.request(3, Duration::from_secs(2));
             ask().or_else(|_| ask()).is_ok()
         })
     };
@@ -166,7 +170,7 @@ fn damage(cell: &Cell, start: Option<fn(&Cell, &Lab) -> Redirector>, port: u16) 
     let broken = TcpPair::broken(&mut pairs, Duration::from_secs(10));
     let is_udp_answered = is_answered();
     // New connections work as well.
-    TcpPair::new(&lab.client, &acceptor, 0, to).talk(500, "new");
+    TcpPair::new(&lab.client, &acceptor, 0, to).exchange(500, "new");
     let client = victims[0].ip().to_string();
     let route = lab.host.run(&["ip", "route", "get", &client]);
     let mut words = route.split_whitespace();
@@ -374,7 +378,7 @@ fn find_no_process(pid: u64) {
 }
 
 /// Sends every request there is, and some that are none, to the control socket.
-fn ask_everything() -> [String; 8] {
+fn send_every_request() -> [String; 8] {
     let long = vec![b'"'; 1 << 20];
     let requests: [&[u8]; 8] = [
         b"\"who\"\n",
@@ -386,7 +390,7 @@ fn ask_everything() -> [String; 8] {
         b"\xff\x00\xff\n",
         &long,
     ];
-    requests.map(|request| ask(request).unwrap_or_default())
+    requests.map(|request| send_request(request).unwrap_or_default())
 }
 
 /// Another user of the host, who asks in every way there is.
@@ -410,7 +414,7 @@ fn see_nothing() {
             assert!(aya::maps::loaded_maps().all(|map| map.is_err()));
             assert!(aya::programs::loaded_programs().all(|program| program.is_err()));
             assert!(aya::programs::loaded_links().all(|link| link.is_err()));
-            ask_everything()
+            send_every_request()
         })
     });
     for told in told {
@@ -431,7 +435,7 @@ fn connect() -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-fn ask(request: &[u8]) -> io::Result<String> {
+fn send_request(request: &[u8]) -> io::Result<String> {
     let mut stream = connect()?;
     // It may hang up before it has read everything, and has then said why.
     let _ = stream.write_all(request);

@@ -86,7 +86,7 @@ pub const AUTO: Cell = Cell {
 
 /// Checks that clients reach the server by the destination and by the target port,
 /// over IPv4 and IPv6.
-pub fn works(lab: &Lab, server: &EchoServer) {
+pub fn check_both_ports(lab: &Lab, server: &EchoServer) {
     for family in Family::BOTH {
         for proto in PROTOS {
             for port in [80, 8080] {
@@ -100,7 +100,7 @@ pub fn works(lab: &Lab, server: &EchoServer) {
 }
 
 /// Checks one redirected TCP connection over IPv4.
-pub fn redirects(lab: &Lab) {
+pub fn check_redirected(lab: &Lab) {
     Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80)).echo(b"to the target");
 }
 
@@ -143,7 +143,7 @@ fn invalid_drop(cell: &Cell) {
     let server = EchoServer::start(&lab.host, 8080);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     nft(&lab.host, STATEFUL);
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     // Long enough for several windows.
     let mut conn = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80));
     let (_, noise) = noise(&lab.dir, 60_000);
@@ -196,13 +196,13 @@ fn input_firewall(cell: &Cell) {
         );
     };
     allow_only(8080);
-    redirects(&lab);
+    check_redirected(&lab);
     assert!(answers(&lab.client, Proto::Udp, Family::V4.host(80)));
     allow_only(80);
     // The SYN is lost: this uses UDP alone, whose timeout is short.
     assert!(!answers(&lab.client, Proto::Udp, Family::V4.host(80)));
     allow_only(8080);
-    redirects(&lab);
+    check_redirected(&lab);
     redirector.finish(&lab);
 }
 

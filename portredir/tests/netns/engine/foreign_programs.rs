@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::engine::coexist::{AUTO, redirects, works};
+use crate::engine::coexist::{AUTO, check_both_ports, check_redirected};
 use crate::lab::capture::Capture;
 use crate::lab::foreign::{Foreign, NEXT, OK, PASS};
 use crate::lab::message::TAKEN_BY_DISPATCHER;
@@ -61,7 +61,7 @@ fn foreign_xdp(position: &'static str) {
     assert_eq!(both[0], before[0]);
     assert_eq!(both.len(), 3, "{both:?}");
     let seen = foreign.packets(80);
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     assert!(
         foreign.packets(80) > seen,
         "it comes first and sees the wire"
@@ -90,7 +90,7 @@ fn foreign_xdp_comes_later(cell: &Cell) {
             .succeeds(&["ip", "link", "set", "h0", "xdp", "off"])
     );
     assert_eq!(attached(&lab.host), programs);
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     redirector.finish(&lab);
 }
 
@@ -117,11 +117,11 @@ fn foreign_tcx(engine: &'static str, position: &str, is_later: bool) {
         let foreign = attach(position, NEXT);
         (start(), foreign)
     };
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     let [ingress, egress] = &foreign;
     let before = [ingress.packets(80), egress.packets(80)];
     let before_target = [ingress.packets(8080), egress.packets(8080)];
-    redirects(&lab);
+    check_redirected(&lab);
     let grew = |old: u64, new: u64| new > old;
     // XDP rewrites before all TC programs. With TC, packets have the target
     // port behind ours on the way in, and the destination port of the client on the way out.
@@ -132,7 +132,7 @@ fn foreign_tcx(engine: &'static str, position: &str, is_later: bool) {
     assert_eq!(grew(before_target[1], egress.packets(8080)), is_before);
     if !is_before {
         let last = attach("last", OK);
-        works(&lab, &server);
+        check_both_ports(&lab, &server);
         drop(last);
     }
     redirector.finish(&lab);
@@ -151,9 +151,9 @@ fn foreign_clsact(engine: &'static str, pref: &str, verdict: i8) {
         .map(|hook| Foreign::attach(&lab.host, (hook, pref), "h0", ("foreign", verdict)));
     let before = attached(&lab.host);
     let redirector = Redirector::of(&cell, &lab, &["80:8080/both"]);
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     let seen = [ingress.packets(8080), egress.packets(80)];
-    redirects(&lab);
+    check_redirected(&lab);
     assert!(ingress.packets(8080) > seen[0], "its ingress filter runs");
     assert!(egress.packets(80) > seen[1], "its egress filter runs");
     redirector.finish(&lab);

@@ -15,7 +15,7 @@ use crate::lab::program::Redirector;
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused, uninterrupted};
 use crate::peer::echo::EchoServer;
-use crate::peer::listener::{Listen, connect_and_greet, who};
+use crate::peer::listener::{Listen, connect_and_greet, server_name};
 use crate::peer::tcp_variant;
 
 pub fn add(tests: &mut Tests) {
@@ -102,7 +102,7 @@ fn peer(conn: &Conn) -> SocketAddr {
 }
 
 /// A socket that is not connected.
-fn bind(at: &Namespace, addr: IpAddr) -> UdpSocket {
+fn udp_socket(at: &Namespace, addr: IpAddr) -> UdpSocket {
     let socket = at.enter(|| UdpSocket::bind((addr, 0))).expect("bind");
     let timeout = Some(Duration::from_secs(5));
     socket.set_read_timeout(timeout).expect("set a timeout");
@@ -117,7 +117,7 @@ fn any_like(addr: IpAddr) -> IpAddr {
 }
 
 /// Sends a message, which has to be said back; from where it was.
-fn ask(socket: &UdpSocket, message: &str, to: SocketAddr) -> SocketAddr {
+fn udp_echo(socket: &UdpSocket, message: &str, to: SocketAddr) -> SocketAddr {
     socket.send_to(message.as_bytes(), to).expect("send");
     let mut answer = [0; 100];
     let (len, from) = uninterrupted(|| socket.recv_from(&mut answer)).expect("an answer");
@@ -181,9 +181,9 @@ fn chained_rules(lab: &Lab) {
                     assert_eq!(peer(&conn), SocketAddr::new(told, port));
                 }
             }
-            let socket = bind(&lab.host, any_like(addr));
+            let socket = udp_socket(&lab.host, any_like(addr));
             let message = format!("to {to}");
-            let from = ask(&socket, &message, to);
+            let from = udp_echo(&socket, &message, to);
             assert_eq!(from, SocketAddr::new(told, port));
             server.peer(Proto::Udp, message.as_bytes());
         }
@@ -219,9 +219,9 @@ fn other_namespace(lab: &Lab) {
                 server.peer(proto, message.as_bytes());
                 assert_eq!(peer(&conn), to);
             }
-            let socket = bind(&other, any_like(addr));
+            let socket = udp_socket(&other, any_like(addr));
             let message = format!("without a connection to {to}");
-            assert_eq!(ask(&socket, &message, to), to);
+            assert_eq!(udp_echo(&socket, &message, to), to);
             server.peer(Proto::Udp, message.as_bytes());
         }
     }
@@ -246,8 +246,8 @@ fn other_host(lab: &Lab) {
                 server.peer(proto, message.as_bytes());
                 assert_eq!(peer(&conn), to);
             }
-            let socket = bind(&lab.host, any_like(to.ip()));
-            assert_eq!(ask(&socket, "without a connection", to), to);
+            let socket = udp_socket(&lab.host, any_like(to.ip()));
+            assert_eq!(udp_echo(&socket, "without a connection", to), to);
         }
     }
     let report = redirector.finish(lab);
@@ -302,12 +302,12 @@ fn loopback_server(lab: &Lab) {
     let _servers = addrs.map(|addr| Listen::on(addr, 8080).start(&lab.host, "server"));
     let redirector = start(lab, &["80:8080"]);
     for addr in addrs {
-        let served = who(&lab.host, SocketAddr::new(addr, 80));
+        let served = server_name(&lab.host, SocketAddr::new(addr, 80));
         assert_eq!(served.as_deref(), Some("server"));
     }
     for family in Family::BOTH {
-        assert_eq!(who(&lab.host, family.host(80)), None);
-        assert_eq!(who(&lab.client, family.host(80)), None);
+        assert_eq!(server_name(&lab.host, family.host(80)), None);
+        assert_eq!(server_name(&lab.client, family.host(80)), None);
     }
     redirector.finish(lab);
 }
@@ -367,8 +367,8 @@ fn drain(lab: &Lab) {
     outside.echo(b"outside");
     let mut old = PROTOS.map(|proto| Conn::to(&lab.host, proto, 0, to));
     old.iter_mut().for_each(|conn| conn.echo(b"before"));
-    let socket = bind(&lab.host, Ipv4Addr::UNSPECIFIED.into());
-    assert_eq!(ask(&socket, "before, without a connection", to), to);
+    let socket = udp_socket(&lab.host, Ipv4Addr::UNSPECIFIED.into());
+    assert_eq!(udp_echo(&socket, "before, without a connection", to), to);
     redirector.process.signal(Signal::SIGTERM);
     redirector.process.wait_for_words(DRAINING);
     for (conn, proto) in old.iter_mut().zip(PROTOS) {
@@ -380,10 +380,10 @@ fn drain(lab: &Lab) {
         dst_server.peer(proto, b"new at the end");
         assert_eq!(peer(&conn), to);
     }
-    assert_eq!(ask(&socket, "at the end", to), to);
+    assert_eq!(udp_echo(&socket, "at the end", to), to);
     target.peer(Proto::Udp, b"at the end");
-    let new = bind(&lab.host, Ipv4Addr::UNSPECIFIED.into());
-    assert_eq!(ask(&new, "new, without a connection", to), to);
+    let new = udp_socket(&lab.host, Ipv4Addr::UNSPECIFIED.into());
+    assert_eq!(udp_echo(&new, "new, without a connection", to), to);
     dst_server.peer(Proto::Udp, b"new, without a connection");
     drop(outside);
     assert_eq!(redirector.process.wait().code(), Some(0));

@@ -14,7 +14,7 @@ use crate::lab::program::{PROGRAM, Redirector, attached, links};
 use crate::lab::{Family, Lab, link};
 use crate::lifecycle::life::start_unprivileged;
 use crate::peer::conn::{Proto, is_refused};
-use crate::peer::listener::{Listen, connect_and_greet, who};
+use crate::peer::listener::{Listen, connect_and_greet, server_name};
 use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -92,7 +92,7 @@ fn flows(report: &Value) -> u64 {
 
 /// The name of the server that the client reaches at the host's first address.
 fn served_by(cell: &Cell, lab: &Lab, port: u16) -> Option<String> {
-    who(&lab.client, cell.family.host(port))
+    server_name(&lab.client, cell.family.host(port))
 }
 
 /// A connection to a server on the destination port survives the start of the
@@ -147,15 +147,21 @@ fn scope(cell: &Cell) {
     let other = SocketAddr::new(cell.family.addr(3, 1), 80);
     let own = SocketAddr::new(loopback(cell.family), 80);
     assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("target"));
-    assert_eq!(who(&lab.client, other).as_deref(), Some("destination"));
-    assert_eq!(who(&lab.host, own).as_deref(), Some("destination"));
-    assert_eq!(who(&lab.host, other).as_deref(), Some("destination"));
+    assert_eq!(
+        server_name(&lab.client, other).as_deref(),
+        Some("destination")
+    );
+    assert_eq!(server_name(&lab.host, own).as_deref(), Some("destination"));
+    assert_eq!(
+        server_name(&lab.host, other).as_deref(),
+        Some("destination")
+    );
     let report = redirector.stop();
     assert_eq!(flows(&report), 1);
     // On all interfaces every connection reaches the target.
     let redirector = start(&lab, "all");
     for (at, to) in [(&lab.client, other), (&lab.host, own), (&lab.host, other)] {
-        assert_eq!(who(at, to).as_deref(), Some("target"));
+        assert_eq!(server_name(at, to).as_deref(), Some("target"));
     }
     redirector.stop();
 }
@@ -176,7 +182,7 @@ fn counters(cell: &Cell) {
         (&lab.client, cell.family.host(8080), 5),
     ] {
         for _ in 0..count {
-            assert_eq!(who(at, to).as_deref(), Some("server"));
+            assert_eq!(server_name(at, to).as_deref(), Some("server"));
         }
     }
     assert!(is_refused(&lab.client, Proto::Tcp, cell.family.host(82)));

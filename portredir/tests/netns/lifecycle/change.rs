@@ -36,7 +36,7 @@ fn changes_keep_flows() {
     let host = Host::of(&lab);
     host.up(&["80:8080/both", "90:8080/both"]);
     let connect = |port| PROTOS.map(|proto| Conn::to(&lab.client, proto, 0, Family::V4.host(port)));
-    let talk = |conns: &mut [Conn], server: &EchoServer, when: &str| {
+    let exchange = |conns: &mut [Conn], server: &EchoServer, when: &str| {
         for (conn, proto) in conns.iter_mut().zip(PROTOS) {
             let message = format!("{proto:?} {when}");
             conn.echo(message.as_bytes());
@@ -44,7 +44,7 @@ fn changes_keep_flows() {
         }
     };
     let mut of_first = connect(80);
-    talk(&mut of_first, &first, "at first");
+    exchange(&mut of_first, &first, "at first");
     let file = lab.dir.0.join("rules.toml");
     let apply = |text: &str, args: &[&str]| {
         fs::write(&file, text).expect("write a file");
@@ -55,25 +55,25 @@ fn changes_keep_flows() {
     let changed = "rules = ['80:9090/both', '90:8080/both']";
     let diff = "- 80:8080/both\n+ 80:9090/both\n";
     assert_eq!(apply(changed, &["--dry-run"]), diff);
-    talk(&mut connect(80), &first, "before the change");
+    exchange(&mut connect(80), &first, "before the change");
     assert_eq!(apply(changed, &[]), diff);
     let mut of_second = connect(80);
     for round in 0..3 {
-        talk(&mut of_first, &first, &format!("after a change, {round}"));
-        talk(&mut of_second, &second, &format!("new, {round}"));
+        exchange(&mut of_first, &first, &format!("after a change, {round}"));
+        exchange(&mut of_second, &second, &format!("new, {round}"));
     }
     apply("rules = ['80:7070/both', '90:8080/both']", &[]);
     let mut of_third = connect(80);
-    talk(&mut of_first, &first, "after two changes");
-    talk(&mut of_second, &second, "after one change");
-    talk(&mut of_third, &third, "new");
+    exchange(&mut of_first, &first, "after two changes");
+    exchange(&mut of_second, &second, "after one change");
+    exchange(&mut of_third, &third, "new");
     apply("rules = ['90:8080/both']", &[]);
     for (conns, server) in [
         (&mut of_first, &first),
         (&mut of_second, &second),
         (&mut of_third, &third),
     ] {
-        talk(conns, server, "without a rule");
+        exchange(conns, server, "without a rule");
     }
     assert!(!answers(&lab, Proto::Tcp, 80));
     refuses_to_change_interfaces(&host, &file);

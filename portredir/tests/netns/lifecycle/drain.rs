@@ -72,7 +72,7 @@ fn drain(cell: &Cell) {
     let mut redirector = start(cell, &lab, "60");
     let mut old = PROTOS.map(|proto| connect(&lab, proto, to));
     let mut direct = PROTOS.map(|proto| connect(&lab, proto, cell.family.host(8080)));
-    let mut talk = |when: &str| {
+    let mut exchange = |when: &str| {
         for (i, proto) in PROTOS.into_iter().enumerate() {
             for (what, conn) in [("old", &mut old[i]), ("direct", &mut direct[i])] {
                 let message = format!("{what} {proto:?} {when}");
@@ -81,11 +81,11 @@ fn drain(cell: &Cell) {
             }
         }
     };
-    talk("before");
+    exchange("before");
     ask_to_end(&mut redirector);
     let mut new = PROTOS.map(|proto| connect(&lab, proto, to));
     for round in 0..10 {
-        talk(&format!("in round {round}"));
+        exchange(&format!("in round {round}"));
         for (conn, proto) in new.iter_mut().zip(PROTOS) {
             let message = format!("new {proto:?} in round {round}");
             conn.echo(message.as_bytes());

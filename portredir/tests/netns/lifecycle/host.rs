@@ -114,7 +114,7 @@ pub fn answers(lab: &Lab, proto: Proto, port: u16) -> bool {
 }
 
 /// Talks by a port, and looks who was talked to.
-pub fn reaches(lab: &Lab, port: u16, server: &EchoServer) {
+pub fn check_reaches(lab: &Lab, port: u16, server: &EchoServer) {
     for proto in PROTOS {
         let message = format!("{proto:?} by {port}");
         let mut conn = Conn::to(&lab.client, proto, 0, Family::V4.host(port));

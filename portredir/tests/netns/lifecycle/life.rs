@@ -89,7 +89,7 @@ fn failure(mut process: Process, code: i32) -> String {
 }
 
 /// Checks that clients reach the server by the destination and by the target port.
-fn works(lab: &Lab, server: &EchoServer) {
+fn check_both_ports(lab: &Lab, server: &EchoServer) {
     for proto in PROTOS {
         for port in [80, 8080] {
             let message = format!("{proto:?} by {port}");
@@ -109,7 +109,7 @@ fn ends_by(cell: &Cell, signal: Signal) {
     let before = link_state(&lab);
     let redirector = Redirector::of(cell, &lab, &["80:8080/both"]);
     assert_eq!(attached(&lab.host), expected(cell.engine, &lab));
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     let report = redirector.stop_by(signal);
     assert!(packets(&report, 0) > 0, "final counters: {report}");
     assert_eq!(link_state(&lab), before);
@@ -124,7 +124,7 @@ fn kill_9(cell: &Cell) {
     let before = link_state(&lab);
     let start = || Redirector::beside(cell, &lab, &["80:8080/both"]);
     let mut redirector = start();
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     redirector.process.kill();
     if !expected(cell.engine, &lab).contains(&"h0 clsact".to_owned()) {
         // The kernel detaches when it frees the links, soon after.
@@ -137,7 +137,7 @@ fn kill_9(cell: &Cell) {
     assert_ne!(link_state(&lab), before);
     let redirector = start();
     assert_eq!(attached(&lab.host), expected(cell.engine, &lab));
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     redirector.stop();
     assert_eq!(link_state(&lab), before);
 }
@@ -162,7 +162,7 @@ fn foreign_filter(engine: &'static str, pref: &str, mask: &str) {
         let said = redirector.process.err();
         assert!(said.contains(FILTER_BEFORE_OURS), "{said}");
     } else {
-        works(&lab, &server);
+        check_both_ports(&lab, &server);
     }
     redirector.finish(&lab);
     assert_eq!(link_state(&lab), before);
@@ -199,7 +199,7 @@ fn foreign_xdp(mode: XdpMode) {
     let mut both = expected("tc", &lab);
     both.insert(0, "h0 xdp portredir_xdp".into());
     assert_eq!(attached(&lab.host), both);
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     redirector.finish(&lab);
     assert_eq!(link_state(&lab), before);
 }
@@ -228,9 +228,9 @@ fn second_instance() {
     let error = failure(lab.host.start(&[PROGRAM, "81:8080"]), 1);
     assert!(error.contains(ANOTHER_INSTANCE), "{error}");
     assert_eq!(attached(&lab.host), programs);
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     let elsewhere = Redirector::start(&lab.client, &["81:8080"]);
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     elsewhere.stop();
     first.stop();
 }
@@ -276,7 +276,7 @@ fn three_capabilities(cell: &Cell) {
     let caps = "-all,+bpf,+perfmon,+net_admin";
     let redirector =
         Redirector::wait_until_redirecting(start_unprivileged(cell, &lab, caps, "80:8080/both"));
-    works(&lab, &server);
+    check_both_ports(&lab, &server);
     redirector.finish(&lab);
     assert_eq!(link_state(&lab), before);
 }

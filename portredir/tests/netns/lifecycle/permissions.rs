@@ -8,7 +8,7 @@ use crate::Tests;
 use crate::lab::Lab;
 use crate::lab::message::{GROUP, REDIRECTING, SSH_PORT, SSH_SESSION};
 use crate::lab::program::{PROGRAM, copy_world_executable};
-use crate::lifecycle::host::{CELL, Host, reaches};
+use crate::lifecycle::host::{CELL, Host, check_reaches};
 use crate::peer::echo::EchoServer;
 
 pub fn add(tests: &mut Tests) {
@@ -88,10 +88,10 @@ fn fewest_capabilities() {
     host.up(&["81:8080"]);
     host.run(&["down"]);
     run(&["up", "--iface", "all", "80:8080/both"]);
-    reaches(&lab, 80, &server);
+    check_reaches(&lab, 80, &server);
     run(&["add", "81:8080/both"]);
     run(&["up", "--iface", "all", "81:8080/both"]);
-    reaches(&lab, 81, &server);
+    check_reaches(&lab, 81, &server);
     let pid = host.status()["pid"].as_u64().expect("a pid");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
     let caps = |name: &str| {
@@ -138,7 +138,7 @@ fn group() {
     ]);
     run.wait_for_words(REDIRECTING);
     let program = copy_world_executable(&lab.dir.0);
-    let ask = |uid: &str, command: &str| {
+    let run_as = |uid: &str, command: &str| {
         let (uid, gid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
         let args = [
             "setpriv",
@@ -152,14 +152,14 @@ fn group() {
         let mut process = lab.host.start(&args);
         (process.wait().code(), process.out(), process.err())
     };
-    let (code, out, err) = ask("4001", "rules");
+    let (code, out, err) = run_as("4001", "rules");
     assert_eq!((code, out.as_str()), (Some(0), "80:8080\n"), "{err}");
-    assert_eq!(ask("4001", "status").0, Some(0));
-    let (code, out, err) = ask("4002", "rules");
+    assert_eq!(run_as("4001", "status").0, Some(0));
+    let (code, out, err) = run_as("4002", "rules");
     assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");
     assert!(err.contains(GROUP), "{err}");
     // Members may read and not change.
-    let (code, _, err) = ask("4001", "down");
+    let (code, _, err) = run_as("4001", "down");
     assert_eq!(code, Some(4), "{err}");
     assert_eq!(host.rules(), ["80:8080"]);
     run.signal(Signal::SIGTERM);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::Tests;
 use crate::lab::process::{note, wait_for};
 use crate::lab::{Family, Lab, add_addrs};
-use crate::lifecycle::host::{CELL, Host, answers, reaches};
+use crate::lifecycle::host::{CELL, Host, answers, check_reaches};
 use crate::peer::conn::{Conn, Proto, is_refused};
 use crate::peer::echo::EchoServer;
 
@@ -37,11 +37,11 @@ fn conditions() {
         "lo",
         "1000-1003:8080-8083/both",
     ]);
-    reaches(&lab, 80, &servers[0]);
+    check_reaches(&lab, 80, &servers[0]);
     for (i, server) in servers.iter().enumerate() {
-        reaches(&lab, 1000 + u16::try_from(i).expect("few"), server);
+        check_reaches(&lab, 1000 + u16::try_from(i).expect("few"), server);
     }
-    reaches(&lab, 81, &servers[3]);
+    check_reaches(&lab, 81, &servers[3]);
     assert!(!answers(&lab, Proto::Tcp, 82));
     let mut second = Conn::to(
         &lab.client,
@@ -58,7 +58,7 @@ fn conditions() {
     assert!(is_refused(&lab.host, Proto::Tcp, Family::V4.host(81)));
     lab.client.sysctl("ipv4/conf/all/promote_secondaries", "1");
     lab.client.ip("addr del 10.9.1.2/24 dev c0");
-    reaches(&lab, 80, &servers[1]);
+    check_reaches(&lab, 80, &servers[1]);
     // A later interface matches `h*` as well.
     lab.host.ip("link add h7 type veth peer name c7");
     let to = format!("link set c7 netns {}", lab.client.name);
@@ -102,7 +102,7 @@ fn many_rules() {
     let look = |rules: &[String]| {
         assert_eq!(host.rules(), rules);
         for i in [0, 1, 2, 3, 4, 4999, 5002, 9998, 9999] {
-            reaches(&lab, 10_000 + i, &servers[usize::from(i % 2)]);
+            check_reaches(&lab, 10_000 + i, &servers[usize::from(i % 2)]);
         }
         assert!(!answers(&lab, Proto::Tcp, 9999) && !answers(&lab, Proto::Tcp, 20_000));
     };
@@ -130,7 +130,7 @@ fn many_rules() {
     rules = vec!["2-65535:1-65534/both".into()];
     write(&rules);
     host.run(&["apply", "--force", "-f", &file_name]);
-    reaches(&lab, 8081, &servers[0]);
-    reaches(&lab, 8082, &servers[1]);
+    check_reaches(&lab, 8081, &servers[0]);
+    check_reaches(&lab, 8082, &servers[1]);
     host.down();
 }

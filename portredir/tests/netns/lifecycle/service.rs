@@ -11,7 +11,7 @@ use crate::lab::message::NOT_RELOADED;
 use crate::lab::process::{Process, wait_for};
 use crate::lab::program::{PROGRAM, link_state};
 use crate::lab::{Family, Lab};
-use crate::lifecycle::host::{CELL, Host, reaches};
+use crate::lifecycle::host::{CELL, Host, check_reaches};
 use crate::peer::conn::{Conn, Proto};
 use crate::peer::echo::EchoServer;
 
@@ -89,15 +89,15 @@ fn service() {
     let mut main = unit.start("ExecStart");
     unit.wait_for_notice("READY=1");
     unit.wait_for_notice("WATCHDOG=1");
-    reaches(&lab, 80, &server);
+    check_reaches(&lab, 80, &server);
     let mut conn = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80));
     conn.echo(b"before the reload");
     reload(&unit, &host, &mut main);
     conn.echo(b"after the reload");
-    reaches(&lab, 81, &server);
+    check_reaches(&lab, 81, &server);
     // A crash leaves everything as it is, and the next start finds it.
     main.kill();
-    reaches(&lab, 81, &server);
+    check_reaches(&lab, 81, &server);
     let mut main = unit.start("ExecStart");
     unit.wait_for_notice("READY=1");
     conn.echo(b"after a crash");
@@ -109,7 +109,7 @@ fn service() {
     // The machine starts again: nothing is there but the files.
     let mut main = unit.start("ExecStart");
     unit.wait_for_notice("READY=1");
-    reaches(&lab, 81, &server);
+    check_reaches(&lab, 81, &server);
     host.run(&["down"]);
     assert!(main.wait().success());
     host.down();

@@ -9,7 +9,7 @@ use crate::lab::message::{OWN_MOUNT_NAMESPACE, RUN_DOWN_FIRST, TWO_RULES_ARE_VAL
 use crate::lab::process::{note, wait_for};
 use crate::lab::program::PROGRAM;
 use crate::lab::{Family, Lab};
-use crate::lifecycle::host::{CELL, Host, answers, reaches};
+use crate::lifecycle::host::{CELL, Host, answers, check_reaches};
 use crate::peer::conn::{Conn, PROTOS, Proto, is_refused};
 use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests};
@@ -31,15 +31,15 @@ fn up_and_down(cell: &Cell) {
     assert!(host.run(&["down"]).is_empty());
     let printed = host.up(&["--engine", cell.engine, "80:8080/both"]);
     assert_eq!(printed, "+ 80:8080/both\n");
-    reaches(&lab, 80, &server);
+    check_reaches(&lab, 80, &server);
     assert_eq!(host.rules(), ["80:8080/both"]);
     assert_eq!(host.run(&["add", "81:8080/both"]), "+ 81:8080/both\n");
     assert_eq!(host.run(&["add", "81:8080/both"]), "");
-    reaches(&lab, 81, &server);
+    check_reaches(&lab, 81, &server);
     assert_eq!(host.run(&["rm", "80:8080/both"]), "- 80:8080/both\n");
     assert_eq!(host.run(&["rm", "80:8080/both"]), "");
     assert!(!answers(&lab, Proto::Tcp, 80) && !answers(&lab, Proto::Udp, 80));
-    reaches(&lab, 81, &server);
+    check_reaches(&lab, 81, &server);
     let status = host.status();
     assert_eq!(status["role"], "follower");
     assert_eq!(status["interfaces"][0]["name"], "h0");
@@ -47,7 +47,7 @@ fn up_and_down(cell: &Cell) {
     assert_eq!(host.run(&["down", "--dry-run"]), "- 81:8080/both\n");
     let error = host.fails(1, &["--iface", "h0", "82:8080"]);
     assert!(error.contains(RUN_DOWN_FIRST), "{error}");
-    reaches(&lab, 81, &server);
+    check_reaches(&lab, 81, &server);
     host.down();
     assert!(!answers(&lab, Proto::Tcp, 81));
 }
@@ -61,7 +61,7 @@ fn watcher() {
     host.run(&["up", "80:8080/both"]);
     let pid = || host.status()["pid"].as_u64().expect("a pid").to_string();
     lab.host.run(&["kill", "-9", &pid()]);
-    reaches(&lab, 80, &server);
+    check_reaches(&lab, 80, &server);
     wait_for("nobody to follow", || {
         host.status()["role"].is_null().then_some(())
     });
@@ -77,7 +77,7 @@ fn watcher() {
     assert_eq!(third.wait().code(), Some(1), "{}", third.err());
     second.signal(Signal::SIGTERM);
     assert!(second.wait().success());
-    reaches(&lab, 80, &server);
+    check_reaches(&lab, 80, &server);
     lab.host.ip("addr del 10.9.1.77/24 dev h0");
     host.down();
 }
@@ -126,14 +126,15 @@ fn if_listening() {
         } else {
             "80:8080/both"
         };
-        let reaches = |server: &EchoServer, from: &crate::lab::namespace::Namespace, when: &str| {
-            for &proto in protocols {
-                let message = format!("{engine} {proto:?} {when}");
-                let mut conn = Conn::to(from, proto, 0, Family::V4.host(80));
-                conn.echo(message.as_bytes());
-                server.peer(proto, message.as_bytes());
-            }
-        };
+        let check_reaches =
+            |server: &EchoServer, from: &crate::lab::namespace::Namespace, when: &str| {
+                for &proto in protocols {
+                    let message = format!("{engine} {proto:?} {when}");
+                    let mut conn = Conn::to(from, proto, 0, Family::V4.host(80));
+                    conn.echo(message.as_bytes());
+                    server.peer(proto, message.as_bytes());
+                }
+            };
         host.run(&[
             "up",
             "--iface",
@@ -143,18 +144,18 @@ fn if_listening() {
             "--if-listening",
             rule,
         ]);
-        reaches(&own, &lab.client, "without a server");
-        reaches(&own, &lab.host, "without a server");
+        check_reaches(&own, &lab.client, "without a server");
+        check_reaches(&own, &lab.host, "without a server");
         let target = EchoServer::start(&lab.host, 8080);
         wait_for("the server to be known", || {
             let mut conn = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(80));
             conn.echo(b"who is there?");
             target.has_heard(b"who is there?").then_some(())
         });
-        reaches(&target, &lab.client, "with a server");
-        reaches(&target, &lab.host, "with a server");
+        check_reaches(&target, &lab.client, "with a server");
+        check_reaches(&target, &lab.host, "with a server");
         drop(target);
-        reaches(&own, &lab.client, "after the server");
+        check_reaches(&own, &lab.client, "after the server");
         host.run(&["down", "--drain-timeout", "0"]);
         host.down();
     }
@@ -167,7 +168,7 @@ fn hide_target() {
     let mut older = Conn::to(&lab.client, Proto::Tcp, 0, Family::V4.host(8080));
     older.echo(b"before");
     host.run(&["up", "--hide-target", "80:8080/both"]);
-    reaches(&lab, 80, &server);
+    check_reaches(&lab, 80, &server);
     older.echo(b"after");
     let start = Instant::now();
     let direct = |proto| Conn::connect(&lab.client, proto, 0, Family::V4.host(8080));

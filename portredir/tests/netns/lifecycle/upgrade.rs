@@ -2,7 +2,7 @@
 
 use crate::lab::program::{attached, copy_world_executable};
 use crate::lab::{Family, Lab};
-use crate::lifecycle::host::{Host, reaches};
+use crate::lifecycle::host::{Host, check_reaches};
 use crate::peer::conn::{Conn, Proto};
 use crate::peer::echo::EchoServer;
 use crate::{Cell, Tests};
@@ -44,7 +44,7 @@ fn up_again(cell: &Cell) {
     assert_eq!(attached(&lab.host), first);
     conn.echo(b"after another program");
     server.peer(Proto::Tcp, b"after another program");
-    reaches(&lab, 80, &server);
+    check_reaches(&lab, 80, &server);
     let report = &host.status()["rules"][0];
     assert!(report["flows"].as_u64() >= Some(3), "{report}");
     host.down();

@@ -157,17 +157,17 @@ struct Ends<'a> {
 fn two_at_once(ends: &Ends<'_>, proto: Proto, from: (u16, u16), to: (u16, u16)) {
     let Ends { cell, lab, server } = ends;
     let mut peers = Vec::new();
-    let mut talk = |conn: &mut Conn, words: &str| {
+    let mut exchange = |conn: &mut Conn, words: &str| {
         let message = format!("{words} from {from:?} to {to:?}");
         conn.echo(message.as_bytes());
         peers.push(server.peer(proto, message.as_bytes()));
     };
     let mut first = Conn::to(&lab.client, proto, from.0, cell.family.host(to.0));
-    talk(&mut first, "first");
+    exchange(&mut first, "first");
     let mut second = Conn::to(&lab.client, proto, from.1, cell.family.host(to.1));
-    talk(&mut second, "second");
-    talk(&mut first, "first again");
-    talk(&mut second, "second again");
+    exchange(&mut second, "second");
+    exchange(&mut first, "first again");
+    exchange(&mut second, "second again");
     assert_eq!(peers[0].port(), first.local().port());
     assert_ne!(peers[0], peers[1]);
     assert_eq!(peers[0], peers[2]);

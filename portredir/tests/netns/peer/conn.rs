@@ -173,15 +173,15 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T
 
 /// Whether the other host answers that nothing listens on the port.
 pub fn is_refused(namespace: &Namespace, proto: Proto, to: SocketAddr) -> bool {
-    ask(namespace, proto, to).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    probe(namespace, proto, to).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Whether a server answers there at once.
 pub fn answers(namespace: &Namespace, proto: Proto, to: SocketAddr) -> bool {
-    ask(namespace, proto, to).is_ok()
+    probe(namespace, proto, to).is_ok()
 }
 
-fn ask(namespace: &Namespace, proto: Proto, to: SocketAddr) -> io::Result<()> {
+fn probe(namespace: &Namespace, proto: Proto, to: SocketAddr) -> io::Result<()> {
     let mut conn = Conn::connect(namespace, proto, 0, to)?;
     conn.set_timeout(slow(Duration::from_millis(100)))?;
     conn.send(b"anybody there?")?;

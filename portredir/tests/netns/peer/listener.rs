@@ -187,7 +187,7 @@ pub fn connect_and_greet(
 }
 
 /// The name of who is there.
-pub fn who(from: &Namespace, to: SocketAddr) -> Option<String> {
+pub fn server_name(from: &Namespace, to: SocketAddr) -> Option<String> {
     match connect_and_greet(from, 0, to) {
         Ok((_, greeting)) => Some(greeting.name),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => None,

@@ -119,7 +119,7 @@ impl TcpPair {
     }
 
     /// Both ways, the server first.
-    pub fn talk(&mut self, len: usize, when: &str) {
+    pub fn exchange(&mut self, len: usize, when: &str) {
         let pushed = self.try_push(len);
         let Self { local, to, .. } = *self;
         pushed.unwrap_or_else(|error| panic!("{to} to {local}, {when}: {error}"));
@@ -153,8 +153,8 @@ impl TcpPair {
     }
 
     /// Ends it.
-    pub fn close(self, who: End) {
-        match who {
+    pub fn close(self, end: End) {
+        match end {
             End::Client => {
                 drop(self.client);
                 drop(self.server);

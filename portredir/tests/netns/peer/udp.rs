@@ -102,7 +102,7 @@ impl UdpClient {
 
     /// Asks until there is an answer; how often it had to. Anything but answers to
     /// its own questions is wrong.
-    pub fn ask(&mut self, tries: usize, patience: Duration) -> io::Result<usize> {
+    pub fn request(&mut self, tries: usize, patience: Duration) -> io::Result<usize> {
         self.socket.set_read_timeout(Some(patience))?;
         for number in 1..=tries {
             self.number += 1;

@@ -123,7 +123,8 @@ fn syn(cell: &Cell) {
     let acceptor = Acceptor::start(&lab.host, 8080);
     let redirector = start(cell, &lab, &SMALLEST);
     let mut busy: Vec<_> = open(&lab, &acceptor, 11_000, 100).collect();
-    busy.iter_mut().for_each(|pair| pair.talk(100, "at first"));
+    busy.iter_mut()
+        .for_each(|pair| pair.exchange(100, "at first"));
     // All one-time allocations have been made by now.
     let before = Usage::of(redirector.process.id());
     let floods = [("stray", stray as fn(u32) -> _), ("colliding", colliding)];
@@ -134,14 +135,14 @@ fn syn(cell: &Cell) {
         let (mut rounds, mut accepted, mut well) = (0, 0, 0);
         while flood.sent() < 16 * LEAST || rounds < 5 {
             for pair in &mut busy {
-                pair.talk(700, "in the flood");
+                pair.exchange(700, "in the flood");
             }
             let to = Family::BOTH[rounds % 2].host([80, 8080][rounds / 2 % 2]);
             if let Ok(mut pair) = TcpPair::open(&lab.client, &acceptor, 0, to) {
                 accepted += 1;
                 pair.set_patience(Duration::from_secs(2));
-                let talk = pair.try_push(300).and_then(|()| pair.try_pull(300));
-                well += usize::from(talk.is_ok());
+                let exchange = pair.try_push(300).and_then(|()| pair.try_pull(300));
+                well += usize::from(exchange.is_ok());
                 // What the server did not hear of must not end it: by a cookie that
                 // would begin another.
                 pair.close(End::Reset);
@@ -150,7 +151,7 @@ fn syn(cell: &Cell) {
         }
         // The connections that were idle all the time: now the server sends.
         for pair in &mut silent {
-            pair.talk(300, "silent, in the flood");
+            pair.exchange(300, "silent, in the flood");
         }
         let sent = flood.end();
         assert!(
@@ -162,7 +163,7 @@ fn syn(cell: &Cell) {
              meanwhile {accepted} were accepted and {well} went well"
         ));
         for pair in silent.iter_mut().chain(&mut busy) {
-            pair.talk(300, "after the flood");
+            pair.exchange(300, "after the flood");
         }
     }
     Usage::of(redirector.process.id()).check_against(&before, "the flood");
@@ -187,15 +188,17 @@ fn spray(cell: &Cell) {
         })
         .collect();
     let patience = Duration::from_millis(250);
-    let ask = |udp_clients: &mut [UdpClient]| {
+    let request_all = |udp_clients: &mut [UdpClient]| {
         let tries = udp_clients.iter_mut().map(|udp_client| {
-            let tries = udp_client.ask(40, patience);
+            let tries = udp_client.request(40, patience);
             tries.unwrap_or_else(|error| panic!("{}: {error}", udp_client.local()))
         });
         tries.map(|tries| tries - 1).sum::<usize>()
     };
-    ask(&mut udp_clients);
-    pairs.iter_mut().for_each(|pair| pair.talk(100, "at first"));
+    request_all(&mut udp_clients);
+    pairs
+        .iter_mut()
+        .for_each(|pair| pair.exchange(100, "at first"));
     let before = Usage::of(redirector.process.id());
     let flood = Flood::start(&lab.client, Duration::from_micros(500), |number| {
         let family = Family::BOTH[number as usize % 2];
@@ -207,9 +210,9 @@ fn spray(cell: &Cell) {
     });
     let (mut rounds, mut repeated) = (0, 0);
     while flood.sent() < 10 * LEAST || rounds < 3 {
-        repeated += ask(&mut udp_clients);
+        repeated += request_all(&mut udp_clients);
         for pair in &mut pairs {
-            pair.talk(700, "in the flood");
+            pair.exchange(700, "in the flood");
         }
         rounds += 1;
     }
@@ -218,7 +221,7 @@ fn spray(cell: &Cell) {
         "{sent} datagrams; 40 askers in {rounds} rounds, {repeated} questions repeated"
     ));
     assert_eq!(
-        ask(&mut udp_clients),
+        request_all(&mut udp_clients),
         0,
         "questions repeated after the flood"
     );
@@ -280,7 +283,7 @@ fn more_udp_flows(cell: &Cell) {
     for round in 0..3 {
         for udp_client in &mut udp_clients {
             // An answer is not lost, but may be late on a busy machine.
-            let asked = udp_client.ask(1, Duration::from_secs(8));
+            let asked = udp_client.request(1, Duration::from_secs(8));
             asked.unwrap_or_else(|error| panic!("{}, round {round}: {error}", udp_client.local()));
         }
     }
@@ -311,15 +314,15 @@ fn every_port_is_taken(cell: &Cell) {
     const PORT: u16 = 30_000;
     let second_needs = Duration::from_secs(8);
     let mut direct = UdpClient::new(&lab.client, PORT, to(8080), "direct");
-    direct.ask(1, second_needs).expect("an answer");
+    direct.request(1, second_needs).expect("an answer");
     let mut refused = UdpClient::new(&lab.client, PORT, to(80), "refused");
-    let asked = refused.ask(3, Duration::from_millis(100));
+    let asked = refused.request(3, Duration::from_millis(100));
     assert!(asked.is_err(), "a port was free");
-    direct.ask(1, second_needs).expect("an answer");
+    direct.request(1, second_needs).expect("an answer");
     // With another address, or with TCP, the same port makes another flow.
     let mut other = UdpClient::at(&lab.client, SocketAddr::new(second, PORT), to(80), "other");
-    other.ask(1, second_needs).expect("an answer");
-    TcpPair::new(&lab.client, &acceptor, PORT, to(80)).talk(100, "by TCP");
+    other.request(1, second_needs).expect("an answer");
+    TcpPair::new(&lab.client, &acceptor, PORT, to(80)).exchange(100, "by TCP");
     let report = redirector.stop();
     assert_eq!(report["drops"]["no_free_port"], 3, "{report}");
     lab.check_checksums();
@@ -339,7 +342,7 @@ fn collided_connections(cell: &Cell) {
         for port in [8080, 80] {
             let to = family.host(port);
             let mut pair = TcpPair::new(&lab.client, &acceptor, 41_000 + number, to);
-            pair.talk(100, "at first");
+            pair.exchange(100, "at first");
             let is_changed = pair.peer.port() != pair.local.port();
             // With the socket engine they are two flows anyway.
             assert_eq!(is_changed, port == 80, "{}", pair.peer);
@@ -389,7 +392,7 @@ fn port_reuse(cell: &Cell) {
                         let mut pair =
                             TcpPair::new(&lab.client, &acceptor, from, family.host(port));
                         let when = format!("turn {turn} of {first} and {second} ended by {end:?}");
-                        pair.talk(100, &when);
+                        pair.exchange(100, &when);
                         pair.close(end);
                         // A timestamp tells the next connection from the one before.
                         std::thread::sleep(Duration::from_millis(2));
@@ -418,12 +421,12 @@ fn flows(cell: &Cell) {
             let to = family.host(port);
             if has_udp && number % 2 == 1 {
                 let mut udp_client = UdpClient::new(&lab.client, 0, to, "one question");
-                let asked = udp_client.ask(1, Duration::from_secs(8));
+                let asked = udp_client.request(1, Duration::from_secs(8));
                 asked.unwrap_or_else(|error| panic!("{number}: {}: {error}", udp_client.local()));
             } else {
                 redirected += u64::from(port == 80);
                 let mut pair = TcpPair::new(&lab.client, &acceptor, 0, to);
-                pair.talk(40, "once");
+                pair.exchange(40, "once");
                 let end = [End::Server, End::Reset][number / 2 % 2];
                 pair.close(end);
             }

@@ -237,7 +237,7 @@ fn come_and_go(lab: &Lab) {
         conn.echo(&[7; 3000]);
     }
     let mut udp_client = UdpClient::new(&lab.client, 0, fresh[0], "by a new way");
-    udp_client.ask(1, PATIENCE).expect("an answer");
+    udp_client.request(1, PATIENCE).expect("an answer");
     lab.host.ip("addr del 10.9.1.77/24 dev h0\nlink del h7");
 }
 

@@ -29,11 +29,11 @@ impl<'a> Workers<'a> {
         type Work = fn(&Lab, &AtomicBool, &AtomicU64);
         const WORK: [(&str, Work); 6] = [
             ("HTTP requests", keep_alive),
-            ("short connections", short),
-            ("questions", ask),
-            ("questions by new sockets", ask_anew),
+            ("short connections", short_connections),
+            ("questions", udp_requests),
+            ("questions by new sockets", udp_requests_by_new_sockets),
             ("chunks of 64 KiB both ways", bulk),
-            ("words after a silence", rarely),
+            ("words after a silence", idle_connections),
         ];
         let workers = WORK.map(|(name, work)| {
             let count = Arc::new(AtomicU64::new(0));
@@ -155,7 +155,7 @@ fn request_once(stream: &mut BufReader<TcpStream>, head: &str, body: &[u8]) -> i
     Ok(answer)
 }
 
-fn short(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
+fn short_connections(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
     let ways = [80, 90, 8080, 80, 90].map(|port| Family::BOTH.map(|family| family.host(port)));
     for to in ways.as_flattened().iter().cycle() {
         if is_over(stop) {
@@ -167,10 +167,10 @@ fn short(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
         let from = 12_000 + u16::try_from(place % 20_000).expect("a port");
         let mut stream = tcp(lab, from, *to);
         let mut heard = vec![0; words.len()];
-        let talk = stream
+        let exchange = stream
             .write_all(&words)
             .and_then(|()| stream.read_exact(&mut heard));
-        talk.unwrap_or_else(|error| panic!("a short connection to {to}: {error}"));
+        exchange.unwrap_or_else(|error| panic!("a short connection to {to}: {error}"));
         assert!(heard == words, "other bytes from {to}");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -183,26 +183,26 @@ fn udp_clients(lab: &Lab) -> Vec<UdpClient> {
     ways.as_flattened().iter().map(udp_client).collect()
 }
 
-fn ask_all(udp_clients: &mut [UdpClient], count: &AtomicU64) {
+fn request_all(udp_clients: &mut [UdpClient], count: &AtomicU64) {
     for udp_client in udp_clients {
-        if let Err(error) = udp_client.ask(1, PATIENCE) {
+        if let Err(error) = udp_client.request(1, PATIENCE) {
             panic!("a question of {}: {error}", udp_client.local());
         }
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-fn ask(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
+fn udp_requests(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
     let mut udp_clients = udp_clients(lab);
     while !is_over(stop) {
-        ask_all(&mut udp_clients, count);
+        request_all(&mut udp_clients, count);
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-fn ask_anew(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
+fn udp_requests_by_new_sockets(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
     while !is_over(stop) {
-        ask_all(&mut udp_clients(lab), count);
+        request_all(&mut udp_clients(lab), count);
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -234,7 +234,7 @@ fn bulk(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
 }
 
 /// Connections that say little, and are there all the time.
-fn rarely(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
+fn idle_connections(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
     let ways = [80, 90, 8080].map(|port| Family::BOTH.map(|family| family.host(port)));
     let ends = (10_000..).zip(ways.as_flattened());
     let mut streams: Vec<_> = ends.map(|(from, to)| tcp(lab, from, *to)).collect();
@@ -242,10 +242,10 @@ fn rarely(lab: &Lab, stop: &AtomicBool, count: &AtomicU64) {
         for stream in &mut streams {
             let words = count.fetch_add(1, Ordering::Relaxed).to_be_bytes();
             let mut heard = [0; 8];
-            let talk = stream
+            let exchange = stream
                 .write_all(&words)
                 .and_then(|()| stream.read_exact(&mut heard));
-            talk.unwrap_or_else(|error| panic!("after a silence: {error}"));
+            exchange.unwrap_or_else(|error| panic!("after a silence: {error}"));
             assert_eq!(heard, words);
         }
         std::thread::sleep(Duration::from_secs(2));

@@ -3,12 +3,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
-use super::{addrs, any_like, ask, bind, mapped, start};
+use super::{addrs, any_like, mapped, start, udp_echo, udp_socket};
 use crate::lab::python::python;
 use crate::lab::{Family, Lab};
 use crate::peer::conn::{Conn, PROTOS, Proto, uninterrupted};
 use crate::peer::echo::EchoServer;
-use crate::peer::listener::{Listen, connect_and_greet, who};
+use crate::peer::listener::{Listen, connect_and_greet, server_name};
 
 /// One socket sends to the destination port, then to the target port itself, and
 /// back.
@@ -17,10 +17,10 @@ pub fn unconnected(lab: &Lab) {
     let redirector = start(lab, &["80:8080/both"]);
     let mut count = 0;
     for (addr, told) in addrs() {
-        let socket = bind(&lab.host, any_like(addr));
+        let socket = udp_socket(&lab.host, any_like(addr));
         for (i, port) in [80, 80, 8080, 8080, 80, 8080, 80].into_iter().enumerate() {
             let message = format!("{i} to {addr}");
-            let from = ask(&socket, &message, SocketAddr::new(addr, port));
+            let from = udp_echo(&socket, &message, SocketAddr::new(addr, port));
             assert_eq!(from, SocketAddr::new(told, port), "{message}");
             server.peer(Proto::Udp, message.as_bytes());
         }
@@ -52,13 +52,13 @@ pub fn one_of_127(lab: &Lab) {
     let _tcp = Listen::on(addr, 8080).start(&lab.host, "server");
     let redirector = start(lab, &["80:8080/both"]);
     let to = SocketAddr::new(addr, 80);
-    assert_eq!(who(&lab.host, to).as_deref(), Some("server"));
+    assert_eq!(server_name(&lab.host, to).as_deref(), Some("server"));
     let (_, greeting) = connect_and_greet(&lab.host, 0, to).expect("the server");
     assert_eq!(greeting.local, SocketAddr::new(addr, 8080));
     let mut conn = Conn::to(&lab.host, Proto::Udp, 0, to);
     conn.echo(b"connected");
-    let socket = bind(&lab.host, Ipv4Addr::UNSPECIFIED.into());
-    assert_eq!(ask(&socket, "the end", to), to);
+    let socket = udp_socket(&lab.host, Ipv4Addr::UNSPECIFIED.into());
+    assert_eq!(udp_echo(&socket, "the end", to), to);
     echo.join().expect("the server");
     redirector.finish(lab);
 }
@@ -69,11 +69,11 @@ pub fn bound_to_an_address(lab: &Lab) {
     let _server = EchoServer::start(&lab.host, 8080);
     let own = Family::V4.addr(1, 1);
     let zero = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
-    let before = ask(&bind(&lab.host, own), "before", zero(8080));
+    let before = udp_echo(&udp_socket(&lab.host, own), "before", zero(8080));
     let redirector = start(lab, &["80:8080/both"]);
-    let socket = bind(&lab.host, own);
+    let socket = udp_socket(&lab.host, own);
     for port in [80, 8080, 80] {
-        let from = ask(&socket, "while we are there", zero(port));
+        let from = udp_echo(&socket, "while we are there", zero(port));
         assert_eq!(from, SocketAddr::new(before.ip(), port));
     }
     for proto in PROTOS {
@@ -97,7 +97,7 @@ pub fn many_ports_by_one_socket(lab: &Lab) {
         Family::V6.addr(1, 1),
         mapped(Family::V4.addr(1, 1)),
     ] {
-        let socket = bind(&lab.host, any_like(addr));
+        let socket = udp_socket(&lab.host, any_like(addr));
         for round in 0..5 {
             // The answers are read after all requests.
             let mut expected = Vec::new();
@@ -122,7 +122,7 @@ pub fn many_ports_by_one_socket(lab: &Lab) {
         // Two destination ports with one target port.
         for port in [80, 84, 80, 84, 8080] {
             let to = SocketAddr::new(addr, port);
-            assert_eq!(ask(&socket, "one target", to), to);
+            assert_eq!(udp_echo(&socket, "one target", to), to);
         }
     }
     redirector.finish(lab);
@@ -137,7 +137,7 @@ pub fn connects_again(lab: &Lab) {
         Family::V6.addr(1, 1),
         mapped(Family::V4.addr(1, 1)),
     ] {
-        let socket = bind(&lab.host, any_like(addr));
+        let socket = udp_socket(&lab.host, any_like(addr));
         for port in [80, 8080, 80, 80, 8080, 8080, 80] {
             let to = SocketAddr::new(addr, port);
             socket.connect(to).expect("connect");
@@ -193,7 +193,7 @@ pub fn older_sockets_name_their_peer(lab: &Lab) {
         mapped(Ipv4Addr::LOCALHOST.into()),
     ]
     .map(|addr| {
-        let socket = bind(&lab.host, any_like(addr));
+        let socket = udp_socket(&lab.host, any_like(addr));
         let to = SocketAddr::new(addr, 80);
         lab.host.enter(|| socket.connect(to)).expect("connect");
         (socket, to)
@@ -201,7 +201,7 @@ pub fn older_sockets_name_their_peer(lab: &Lab) {
     let say = |words: &str| {
         for (socket, to) in &sockets {
             let message = format!("{words} to {to}");
-            assert_eq!(ask(socket, &message, *to), *to);
+            assert_eq!(udp_echo(socket, &message, *to), *to);
             dst_server.peer(Proto::Udp, message.as_bytes());
             let message = format!("{words} without {to}");
             socket.send(message.as_bytes()).expect("send");

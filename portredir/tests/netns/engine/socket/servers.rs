@@ -12,7 +12,7 @@ use crate::lab::cgroup::Cgroup;
 use crate::lab::process::wait_within;
 use crate::lab::program::Redirector;
 use crate::lab::{Family, Lab, link};
-use crate::peer::listener::{Listen, Server, connect_and_greet, who};
+use crate::peer::listener::{Listen, Server, connect_and_greet, server_name};
 use crate::peer::tcp_variant;
 
 /// The program finds every server by itself: one that was there before, one that
@@ -72,7 +72,7 @@ fn members(lab: &Lab, names: impl Iterator<Item = u32>) -> Vec<Server> {
 }
 
 /// The names of the servers that many connections reach.
-fn all_who(cell: &Cell, lab: &Lab, count: u32) -> BTreeSet<u32> {
+fn all_server_names(cell: &Cell, lab: &Lab, count: u32) -> BTreeSet<u32> {
     let one = |_| served_by(cell, lab, 80).expect("a server");
     (0..count)
         .map(|i| one(i).parse().expect("a number"))
@@ -84,23 +84,23 @@ pub fn group(cell: &Cell) {
     let lab = Lab::new(cell);
     let mut old = members(&lab, 0..4);
     let redirector = start(&lab, "h0");
-    assert_eq!(all_who(cell, &lab, 80), (0..4).collect());
+    assert_eq!(all_server_names(cell, &lab, 80), (0..4).collect());
     for gone in 0..3 {
         old.remove(0);
         let left = (gone + 1)..4;
         let count = 20 * u32::try_from(left.len()).expect("few");
-        assert_eq!(all_who(cell, &lab, count), left.collect());
+        assert_eq!(all_server_names(cell, &lab, count), left.collect());
     }
     // A new group comes before the old one goes, as in a restart without a gap.
     for generation in 1..6 {
         let names = 10 * generation..10 * generation + 4;
         let new = members(&lab, names.clone());
         drop(std::mem::replace(&mut old, new));
-        assert_eq!(all_who(cell, &lab, 80), names.collect());
+        assert_eq!(all_server_names(cell, &lab, 80), names.collect());
     }
     while old.len() > 1 {
         old.pop();
-        all_who(cell, &lab, 10);
+        all_server_names(cell, &lab, 10);
     }
     drop(old);
     assert_eq!(served_by(cell, &lab, 80), None);
@@ -112,7 +112,7 @@ pub fn group_of_eight(cell: &Cell) {
     let lab = Lab::new(cell);
     let redirector = start(&lab, "h0");
     let mut servers = members(&lab, 0..8);
-    assert_eq!(all_who(cell, &lab, 200), (0..8).collect());
+    assert_eq!(all_server_names(cell, &lab, 200), (0..8).collect());
     while servers.len() > 1 {
         servers.remove(0);
         wait_within(Duration::from_secs(1), "another of the group", || {
@@ -126,7 +126,7 @@ pub fn group_of_eight(cell: &Cell) {
 pub fn families(cell: &Cell) {
     let lab = Lab::new(cell);
     let check = |v4: Option<&str>, v6: Option<&str>| {
-        let served = Family::BOTH.map(|family| who(&lab.client, family.host(80)));
+        let served = Family::BOTH.map(|family| server_name(&lab.client, family.host(80)));
         assert_eq!([served[0].as_deref(), served[1].as_deref()], [v4, v6]);
     };
     let v4 = || Listen::on(Ipv4Addr::UNSPECIFIED, 8080).start(&lab.host, "v4");
@@ -179,8 +179,8 @@ pub fn loopback_server(cell: &Cell) {
         for port in [80, 8080] {
             let local = SocketAddr::new(local.ip(), port);
             assert_eq!(served_by(cell, &lab, port), None);
-            assert_eq!(who(&lab.host, cell.family.host(port)), None);
-            assert_eq!(who(&lab.host, local).as_deref(), Some("loopback"));
+            assert_eq!(server_name(&lab.host, cell.family.host(port)), None);
+            assert_eq!(server_name(&lab.host, local).as_deref(), Some("loopback"));
         }
     }
     let report = redirector.stop();
@@ -201,9 +201,9 @@ pub fn loopback_target(cell: &Cell) {
     for _ in 0..2 {
         assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("loopback"));
         assert_eq!(served_by(cell, &lab, 8080), None);
-        assert_eq!(who(&lab.host, own).as_deref(), Some("loopback"));
+        assert_eq!(server_name(&lab.host, own).as_deref(), Some("loopback"));
         assert_eq!(
-            who(&lab.host, cell.family.host(80)).as_deref(),
+            server_name(&lab.host, cell.family.host(80)).as_deref(),
             Some("loopback")
         );
     }
@@ -219,7 +219,7 @@ pub fn loopback_target(cell: &Cell) {
     let addr = cell.family.addr(1, 1);
     let outside = Listen::on(addr, 8080).start(&lab.host, "outside");
     assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("outside"));
-    assert_eq!(who(&lab.host, own).as_deref(), Some("loopback"));
+    assert_eq!(server_name(&lab.host, own).as_deref(), Some("loopback"));
     drop(outside);
     assert_eq!(served_by(cell, &lab, 80).as_deref(), Some("loopback"));
     redirector.stop();
@@ -259,7 +259,8 @@ pub fn one_of_two_addresses(cell: &Cell) {
         .ip(&format!("addr add {second}/{bits} dev h0 nodad"));
     let first = cell.family.addr(1, 1);
     let check = |at_first: Option<&str>, at_second: Option<&str>| {
-        let served = [first, second].map(|addr| who(&lab.client, SocketAddr::new(addr, 80)));
+        let served =
+            [first, second].map(|addr| server_name(&lab.client, SocketAddr::new(addr, 80)));
         assert_eq!(
             [served[0].as_deref(), served[1].as_deref()],
             [at_first, at_second]
@@ -307,7 +308,7 @@ pub fn device(cell: &Cell) {
     let check = |at_h0: Option<&str>, at_h2: Option<&str>| {
         for port in [80, 8080] {
             let at = |net| SocketAddr::new(cell.family.addr(net, 1), port);
-            let served = [1, 3].map(|net| who(&lab.client, at(net)));
+            let served = [1, 3].map(|net| server_name(&lab.client, at(net)));
             let served = [served[0].as_deref(), served[1].as_deref()];
             assert_eq!(served, [at_h0, at_h2], "port {port}");
         }
