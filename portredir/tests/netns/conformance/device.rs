@@ -21,8 +21,8 @@ use crate::skip;
 pub const CASES: &[Case] = &[
     own(71, "tun", "the client is behind a tun device, where packets begin with the IP header", |subject| tun(subject, Proto::Tcp)),
     own(72, "vlan_device", "the client is in a VLAN for which the host has a device, with the tags in the packet", |subject| vlan_device(subject, Proto::Tcp)).known("IPv4: 8080 reached; IPv6: 8080 reached"),
-    own(165, "tun_datagram", "a datagram by a tun device", |subject| tun(subject, Proto::Udp)).udp(),
-    own(166, "vlan_datagram", "a datagram by a VLAN device", |subject| vlan_device(subject, Proto::Udp)).udp().known("IPv4: 8080 reached; IPv6: 8080 reached"),
+    own(165, "tun_datagram", "a datagram over a tun device", |subject| tun(subject, Proto::Udp)).udp(),
+    own(166, "vlan_datagram", "a datagram over a VLAN device", |subject| vlan_device(subject, Proto::Udp)).udp().known("IPv4: 8080 reached; IPv6: 8080 reached"),
     tcp(73, "bridge_and_port", "a container connects to 90, redirected to 9090, which is redirected to 9191", |site, family| converse(&site.a, Proto::Tcp, SocketAddr::new(family.addr(3, 1), 90))),
     tcp(74, "new_interface", "an interface that appears while the redirect runs", new_interface),
     tcp(75, "new_address", "an address that appears while the redirect runs", new_address),

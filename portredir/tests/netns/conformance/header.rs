@@ -20,7 +20,7 @@ pub const CASES: &[Case] = &[
     udp(38, "first_fragment_twice", "the first fragment twice; another one that overlaps it", first_fragment_twice),
     tcp(39, "ip_options", "SYN behind the IPv4 option record route", ip_options).v4(),
     tcp(40, "extension_headers", "SYN behind hop-by-hop, destination options, and a routing header without segments left", extension_headers).v6(),
-    udp(41, "atomic_fragment", "a datagram with a fragment header that is not fragmented", atomic_fragment).v6(),
+    udp(41, "atomic_fragment", "an unfragmented datagram with a fragment header", atomic_fragment).v6(),
     tcp(42, "unknown_extensions", "SYN behind AH, ESP, no next header, eight options headers", unknown_extensions).v6(),
     tcp(43, "truncated", "a SYN that ends after each number of bytes", truncated),
     udp(109, "fragments_interleaved", "two datagrams whose fragments alternate", fragments_interleaved),

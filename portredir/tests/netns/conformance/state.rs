@@ -27,14 +27,14 @@ pub const CASES: &[Case] = &[
     own(59, "end_with_connections", "the redirect ends while a connection is open", end_with_connections),
     own(60, "upgrade", "`portredir up` again, while a connection is open", upgrade).demands("before: 8080 reached; the connection continues; new: 8080 reached"),
     tcp(61, "syn_cookies", "SYN cookies for every connection", syn_cookies),
-    tcp(62, "asymmetric", "SYN that comes in by one interface and is answered by the other", asymmetric),
+    tcp(62, "asymmetric", "SYN that comes in on one interface, with the reply leaving by the other", asymmetric),
     udp(129, "datagrams_one_port", "one client port to 80, then to 8080, by UDP", |site, family| twice(site, family, Proto::Udp, (80, 8080))),
     udp(130, "datagrams_one_port_direct_first", "one client port to 8080, then to 80, by UDP", |site, family| twice(site, family, Proto::Udp, (8080, 80))),
     tcp(131, "one_port_one_target", "one client port to 86 and to 87, which have one target port", |site, family| twice(site, family, Proto::Tcp, (86, 87))),
     udp(132, "datagrams_one_target", "one client port to 86 and to 87, by UDP", |site, family| twice(site, family, Proto::Udp, (86, 87))),
     tcp(133, "right_rst", "RST in the window, then data", right_rst),
     tcp(134, "after_the_end", "data after the connection has ended", after_the_end),
-    udp(135, "asymmetric_datagram", "a datagram that comes in by one interface and is answered by the other", asymmetric_datagram),
+    udp(135, "asymmetric_datagram", "a datagram that comes in on one interface, with the reply leaving by the other", asymmetric_datagram),
     tcp(136, "forged_segment", "a forged segment to 80 with the addresses of a connection to 8080", forged_segment),
 ];
 
