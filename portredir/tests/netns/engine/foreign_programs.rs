@@ -23,10 +23,10 @@ pub fn add(tests: &mut Tests) {
     });
     for engine in ["tc", "xdp"] {
         for position in ["first", "last"] {
-            for (when, is_later) in [("older", false), ("later", true)] {
+            for (when, start) in [("older", Start::Before), ("later", Start::After)] {
                 let name = format!("{engine}/foreign_tcx_{when}_{position}");
                 tests.add(name, &["python3"], move || {
-                    foreign_tcx(engine, position, is_later);
+                    foreign_tcx(engine, position, start);
                 });
             }
         }
@@ -94,9 +94,17 @@ fn foreign_xdp_comes_later(cell: &Cell) {
     redirector.finish(&lab);
 }
 
+/// The start of a foreign program, in relation to the start of portredir.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    Before,
+    After,
+}
+
 /// TCX programs before and behind ours see each packet; behind ours also those
 /// that end the chain are welcome.
-fn foreign_tcx(engine: &'static str, position: &str, is_later: bool) {
+fn foreign_tcx(engine: &'static str, position: &str, foreign_start: Start) {
+    let is_later = foreign_start == Start::After;
     let cell = Cell { engine, ..AUTO };
     let lab = Lab::new(&cell);
     if !lab.host.enter(has_tcx) {
