@@ -1,13 +1,13 @@
-//! What portredir prints of the packets it redirects.
+//! The reports that portredir prints about redirected packets.
 
 use std::net::SocketAddr;
 
 use nix::sys::signal::Signal;
 
+use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::{Family, Far, Lab};
-use crate::redirector::{PROGRAM, Redirector};
-use crate::serve::Echo;
-use crate::talk::{Conn, Proto};
+use crate::peer::conn::{Conn, Proto};
+use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -18,7 +18,7 @@ pub fn add(tests: &mut Tests) {
 /// Every packet is counted, once, where it came in.
 fn counters(cell: &Cell) {
     let lab = Lab::with_far(cell, Far::BehindHost);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = Redirector::of(cell, &lab, &["7777:7778/udp", "80:8080"]);
     let message = [7; 100];
     for (at, net, flows, packets) in [(&lab.client, 1, 3, 40), (lab.far(), 2, 2, 25)] {
@@ -50,7 +50,7 @@ fn counters(cell: &Cell) {
 /// A line for each change, nothing in between, a summary at the end.
 fn counters_as_text(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let args = [
         "--iface",
         "h0",
@@ -69,7 +69,7 @@ fn counters_as_text(cell: &Cell) {
         let line = format!("{rule:<17} {hits} (+1 packets)\n");
         redirector.process.wait_for_words(&line);
     };
-    // What the second rule does tells that time has passed for the first.
+    // The counters of the second rule show that time has passed for the first.
     (1..=2).for_each(|packets| say(9, packets));
     (1..=6).for_each(|packets| say(7777, packets));
     redirector.process.signal(Signal::SIGINT);
