@@ -51,7 +51,7 @@ const BENCH_TOOLS: [Tool; 10] = [
 ];
 
 /// What boots other kernels, and gets them: Debian's packages.
-const KERNEL_TOOLS: [Tool; 6] = [
+const KERNEL_TOOLS: [Tool; 8] = [
     ("apt-get", "apt"),
     // Without libraries, which the guest has only later.
     ("/bin/busybox", "busybox-static"),
@@ -59,6 +59,11 @@ const KERNEL_TOOLS: [Tool; 6] = [
     ("dpkg-deb", "dpkg"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("timeout", "coreutils"),
+    (
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+    ("xz", "xz-utils"),
 ];
 
 const DEBIAN_TOOLCHAIN: [Tool; 4] = [

@@ -2,6 +2,7 @@
 //! to read. What the guest writes stays in its memory.
 
 mod accel;
+mod archive;
 mod initramfs;
 mod package;
 
@@ -124,9 +125,10 @@ fn boot(package: &Package, accel: &str, limit: Duration, script: &str) -> Result
     qemu.arg("-initrd").arg(&initramfs);
     qemu.args(["-append", &append]);
     qemu.arg("-serial").arg(file("file:", &package.console()));
-    // Not stdio, which counts as gone when nobody writes to it.
+    // Not stdio, which counts as gone when nobody writes to it. Appended, because
+    // QEMU would empty a file that stdout was redirected to.
     qemu.args(["-device", "virtio-serial-pci"])
-        .args(["-chardev", "file,id=out,path=/dev/stdout"])
+        .args(["-chardev", "file,id=out,path=/dev/stdout,append=on"])
         .args(["-device", "virtserialport,chardev=out"])
         .args([
             "-fsdev",
