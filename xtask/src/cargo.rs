@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::{process, root};
+use crate::process;
+use crate::root::root;
 
 /// A program that cargo built.
 pub struct Program {

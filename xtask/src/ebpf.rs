@@ -12,8 +12,9 @@ use object::elf::SHT_STRTAB;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::root::root;
 use crate::toolchain::{BPF_LINKER, Toolchain, target_dir};
-use crate::{process, root, sources, stack};
+use crate::{process, sources, stack};
 
 /// What made the object, in `portredir.bpf.json`.
 #[derive(Serialize, Deserialize)]

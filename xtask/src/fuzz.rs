@@ -7,7 +7,8 @@ use std::{env, fs};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use crate::{process, root};
+use crate::process;
+use crate::root::root;
 
 /// What is fed; each is a program in fuzz/fuzz_targets.
 #[derive(Clone, Copy, ValueEnum)]

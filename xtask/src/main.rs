@@ -8,6 +8,7 @@ mod lint;
 mod mutants;
 mod process;
 mod report;
+mod root;
 mod setup;
 mod sources;
 mod stack;
@@ -16,11 +17,12 @@ mod toolchain;
 mod vm;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use self::lint::Detail;
 
 /// Tasks around the portredir workspace.
 #[derive(Parser)]
@@ -45,8 +47,13 @@ enum Task {
         #[command(flatten)]
         options: test::Options,
     },
-    /// Check formatting, lints and docs; a warning is an error.
-    Lint,
+    /// Check formatting, lints, docs, who imports whom, and the sizes of files and
+    /// functions; a warning is an error.
+    Lint {
+        /// Also print every exception and every place that is counted.
+        #[arg(long)]
+        list: bool,
+    },
     /// Install the programs that the tests call, where they are missing.
     Setup {
         /// What `build-ebpf` needs, instead of what the tests need.
@@ -104,7 +111,8 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Run { args } => cargo::run(&args)?,
         Task::Test { tiers, options } => return test::test(&tiers, &options),
-        Task::Lint => lint::lint()?,
+        Task::Lint { list: false } => lint::lint(Detail::Summary)?,
+        Task::Lint { list: true } => lint::lint(Detail::Everything)?,
         Task::Setup {
             ebpf: true, check, ..
         } => setup::ebpf_tools(check)?,
@@ -124,12 +132,4 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench { args } => cargo::run(&[vec!["bench".into()], args].concat())?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The workspace's folder.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask is a folder of the workspace")
-        .to_owned()
 }

@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::cargo::{self, cargo};
-use crate::{process, root};
+use crate::process;
+use crate::root::root;
 
 /// The defects.
 const LIST: &str = "portredir/tests/mutants.toml";

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use crate::root;
+use crate::root::root;
 
 /// The hash of every file and version that decides the object, in hex.
 pub fn sha256() -> Result<String> {

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{process, root};
+use crate::process;
+use crate::root::root;
 
 /// The bpf-linker that `setup --ebpf` installs.
 pub const BPF_LINKER: &str = "0.13.0";

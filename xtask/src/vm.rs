@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 
 use self::accel::Accel;
 use self::package::Package;
-use crate::root;
+use crate::root::root;
 
 /// Modules that the tests use, and that nothing loads when it is asked for.
 const MODULES: &str = "virtio_net br_netfilter tun";
