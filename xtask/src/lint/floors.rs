@@ -77,7 +77,7 @@ pub struct Privilege {
     pub name: &'static str,
     /// Where it is allowed: `crate`, or `crate::module` with all below it.
     pub holders: &'static [&'static str],
-    /// What to do instead.
+    /// Advice for those without the privilege.
     pub advice: &'static str,
 }
 

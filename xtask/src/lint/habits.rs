@@ -44,7 +44,7 @@ pub struct Found {
 }
 
 impl Habit {
-    /// What is wrong and what to do.
+    /// The rule that the habit breaks.
     pub fn advice(self) -> &'static str {
         match self {
             Self::DocWord => "a doc comment begins with its subject, not with such a word",

@@ -61,7 +61,7 @@ pub struct Import {
     pub to: Target,
 }
 
-/// What a path leads to.
+/// The end of a path: a file of ours, or an external crate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A file of the workspace.
@@ -109,7 +109,7 @@ impl Modules {
         self.files.values()
     }
 
-    /// What a file imports.
+    /// All imports of a file.
     pub fn imports(&self, file: &File, source: &str) -> Vec<Import> {
         let paths = paths(&code(source));
         let imports = paths.iter().filter_map(|path| self.import(file, path));

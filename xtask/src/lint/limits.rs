@@ -66,7 +66,7 @@ fn long_functions(functions: &[Sized], allowed: &Allowed) -> Vec<String> {
         let found = long.get(&(group, name)).map_or(0, Vec::len);
         if found < count {
             wrong.push(format!(
-                "{found} functions {name} of {group} are too long, not {count}: delete \
+                "{group}: {found} functions named {name} are too long, not {count}: delete \
                  {} of the lines ({group:?}, {name:?}) in LONG_FUNCTIONS, {ALLOWED}",
                 count - found
             ));
@@ -88,14 +88,14 @@ fn habits(found: &[Found], allowed: &Allowed) -> Vec<String> {
         if count < allowed {
             wrong.push(format!(
                 "{group}: {habit:?} occurs {count} times, not {allowed}: write \
-                 ({habit:?}, {group:?}, {count}) in HABITS, {ALLOWED}, or delete the line at 0"
+                 (Habit::{habit:?}, {group:?}, {count}) in HABITS, {ALLOWED}, or delete the line at 0"
             ));
         } else if count > allowed {
             let of_these = |found: &&Found| (found.habit, found.group) == (habit, group);
             let places: String = found.iter().filter(of_these).map(place).collect();
             wrong.push(format!(
                 "{group}: {habit:?} occurs {count} times, {allowed} are allowed; {}\n{places}    \
-                 ({habit:?}, {group:?}, {count}),",
+                 (Habit::{habit:?}, {group:?}, {count}),",
                 habit.advice()
             ));
         }

@@ -20,7 +20,7 @@ pub struct Violation {
     pub to: String,
     /// The lines of `from` that do it.
     pub lines: Vec<usize>,
-    /// What the first of these lines does, why it is wrong, and what to do.
+    /// A text about the first of these lines: the import, the reason, the remedy.
     pub message: String,
 }
 
@@ -140,7 +140,7 @@ fn graph<'a>(imports: impl Iterator<Item = &'a Import>) -> circles::Graph<'a> {
     graph
 }
 
-/// What is wrong with an import by itself.
+/// The violation that an import is by itself.
 fn forbidden(modules: &Modules, file: &File, import: &Import) -> Option<Violation> {
     let (why, advice) = match &import.to {
         Target::External(name) => {
@@ -197,7 +197,7 @@ fn between(from: &File, to: &File) -> Option<(String, &'static str)> {
     Some((why, advice))
 }
 
-/// What a file does that only others may do.
+/// The violation of a file that uses a privilege of others.
 fn unprivileged(file: &File, line: usize, what: &str, privilege: &Privilege) -> Option<Violation> {
     if privilege.is_held_by(file) || !floors::has_floor(file) {
         return None;
@@ -258,7 +258,7 @@ fn privileges(file: &File, source: &str) -> Vec<Violation> {
 /// How an exception names a file without a floor.
 const NO_FLOOR: &str = "no floor";
 
-/// What prints at this token, if something does.
+/// The name of the macro or function that prints at this token.
 fn prints<'a>(tokens: &[Token<'a>], at: usize) -> Option<&'a str> {
     let next = tokens.get(at + 1).map_or("", Token::sign);
     let before = at.checked_sub(1).map_or("", |at| tokens[at].text);

@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::process;
+use crate::root::root;
 
 /// The Debian suites that are searched for a kernel that this machine's own
 /// sources lack. Linux 5.10 is in bullseye, 6.1 in bookworm, 6.12 in trixie; sid
@@ -20,6 +21,11 @@ const SUITES: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
 /// The keys that Debian signs its suites with, from the package
 /// debian-archive-keyring.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A folder for a kernel or for apt.
+pub fn folder(name: &str) -> PathBuf {
+    root().join("target/kernels").join(name)
+}
 
 /// A set of package sources.
 pub struct Archive {
@@ -36,7 +42,7 @@ impl Archive {
 
     /// All of [`SUITES`], from the mirror that this machine uses.
     pub fn all_suites() -> Result<Self> {
-        let folder = super::folder("apt");
+        let folder = folder("apt");
         for name in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(name)).context("make a folder for apt")?;
         }

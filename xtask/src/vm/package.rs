@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::archive::Archive;
+use super::archive::{self, Archive};
 use crate::process;
 
 /// An unpacked kernel.
@@ -22,13 +22,13 @@ impl Package {
     /// The kernel of this series that was unpacked before, or else the newest
     /// one that apt has.
     pub fn provide(series: &str) -> Result<Self> {
-        let folder = super::folder(series);
+        let folder = archive::folder(series);
         if let Ok(package) = Self::at(&folder) {
             return Ok(package);
         }
         let (archive, name) = find(series)?;
         // An interrupted download or unpacking leaves this folder, not the other.
-        let part = super::folder(&format!("{series}.part"));
+        let part = archive::folder(&format!("{series}.part"));
         let _ = fs::remove_dir_all(&part);
         fs::create_dir_all(&part).context("make a folder for the kernel")?;
         unpack(&archive, &name, &part)?;

@@ -4,7 +4,7 @@ use super::super::exceptions::EXCEPTIONS;
 use super::super::workspace::{self, Source};
 use super::*;
 
-/// What is wrong in a workspace of these files, as `from -> to`.
+/// The violations in a workspace of these files, as `from -> to`.
 fn wrong(files: &[(&str, &str)], exceptions: &[Exception]) -> Vec<String> {
     let sources: Vec<_> = files
         .iter()
