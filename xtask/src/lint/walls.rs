@@ -202,11 +202,11 @@ fn unprivileged(file: &File, line: usize, what: &str, privilege: &Privilege) -> 
     if privilege.is_held_by(file) || !floors::has_floor(file) {
         return None;
     }
-    let holders = privilege.holders.iter().filter_map(|holder| {
-        let within = holder.strip_prefix(file.of.folder)?;
-        Some(within.trim_start_matches("::"))
-    });
-    let holders: Vec<_> = holders.collect();
+    let of_crate = |holder: &&'static str| {
+        let (folder, module) = holder.split_once("::")?;
+        (folder == file.of.folder).then_some(module)
+    };
+    let holders: Vec<_> = privilege.holders.iter().filter_map(of_crate).collect();
     let message = format!(
         "has `{what}`, and {} is for {} only. {}.",
         privilege.name,
