@@ -18,17 +18,17 @@ pub fn check(sources: &[Source], allowed: &Allowed) -> Vec<String> {
 
 fn long_files(files: &[Sized], allowed: &Allowed) -> Vec<String> {
     let long = files.iter().filter(|file| file.lines > FILE);
-    let is_allowed = |path: &str| allowed.files.contains(&path);
+    let is_allowed = |path: &str| allowed.files.iter().any(|(file, _)| *file == path);
     let new = long.clone().filter(|file| !is_allowed(&file.name));
     let new = new.map(|file| {
         format!(
-            "{} has {} lines, more than {FILE}: split it by its nouns",
-            file.name, file.lines
+            "{} has {} lines, more than {FILE}: split it by its nouns\n    ({:?}, \"why\"),",
+            file.name, file.lines, file.name
         )
     });
-    let is_long = |path: &&str| long.clone().any(|file| file.name == **path);
-    let stale = allowed.files.iter().filter(|path| !is_long(path));
-    let stale = stale.map(|path| {
+    let is_long = |path: &str| long.clone().any(|file| file.name == path);
+    let stale = allowed.files.iter().filter(|(path, _)| !is_long(path));
+    let stale = stale.map(|(path, _)| {
         format!("{path} is no longer too long: delete its line in LONG_FILES, {ALLOWED}")
     });
     new.chain(stale).collect()
@@ -47,8 +47,8 @@ fn long_functions(functions: &[Sized], allowed: &Allowed) -> Vec<String> {
             .push(function);
     }
     let mut expected: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    for function in allowed.functions {
-        *expected.entry(*function).or_default() += 1;
+    for (group, name, _) in allowed.functions {
+        *expected.entry((group, name)).or_default() += 1;
     }
     let mut wrong = Vec::new();
     for (key, functions) in &long {
@@ -56,7 +56,7 @@ fn long_functions(functions: &[Sized], allowed: &Allowed) -> Vec<String> {
             wrong.extend(functions.iter().map(|function| {
                 format!(
                     "{}: {} has {} lines, more than {FUNCTION}: give its parts names\n    \
-                     ({:?}, {:?}),",
+                     ({:?}, {:?}, \"why\"),",
                     function.place, function.name, function.lines, key.0, key.1
                 )
             }));
@@ -67,7 +67,7 @@ fn long_functions(functions: &[Sized], allowed: &Allowed) -> Vec<String> {
         if found < count {
             wrong.push(format!(
                 "{group}: {found} functions named {name} are too long, not {count}: delete \
-                 {} of the lines ({group:?}, {name:?}) in LONG_FUNCTIONS, {ALLOWED}",
+                 {} of the lines ({group:?}, {name:?}, …) in LONG_FUNCTIONS, {ALLOWED}",
                 count - found
             ));
         }
@@ -195,8 +195,11 @@ mod tests {
     #[test]
     fn what_is_allowed_must_occur() {
         let allowed = Allowed {
-            files: &["portredir/src/a.rs"],
-            functions: &[("portredir", "long"), ("portredir", "long")],
+            files: &[("portredir/src/a.rs", "a test")],
+            functions: &[
+                ("portredir", "long", "a test"),
+                ("portredir", "long", "a test"),
+            ],
             habits: &[(Habit::DocWord, "portredir", 2)],
         };
         let exact = [
