@@ -203,14 +203,15 @@ fn run(tier: Tier, programs: &[Program], vm: Option<&Vm>, options: &Options) -> 
     Ok(outcome)
 }
 
-/// Runs a test program on this kernel.
+/// A command that runs a test program on this kernel.
 fn here(tier: Tier, program: &Program, args: &[String]) -> Command {
     let mut command = if tier.needs_root() {
         process::as_root("env")
     } else {
         Command::new("env")
     };
-    // As cargo would: ours are those of xtask. Through env, as sudo drops them.
+    // Cargo sets this variable for tests; here it is that of xtask. The variables
+    // go through env, since sudo drops them.
     let mut package = OsString::from("CARGO_MANIFEST_DIR=");
     package.push(&program.package);
     command
@@ -225,14 +226,14 @@ fn here(tier: Tier, program: &Program, args: &[String]) -> Command {
 /// The variables that the tests read. Neither sudo nor a virtual machine passes
 /// them on.
 fn variables() -> impl Iterator<Item = String> {
-    // Others need not be text.
+    // Other variables need not be text.
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("PORTREDIR_TEST_"))
         .map(|(name, value)| format!("{name}={value}"))
 }
 
-/// Runs it in a virtual machine.
+/// A command that runs a test program in a virtual machine.
 fn there(vm: &Vm, program: &Program, args: &[String], options: &Options) -> Result<Command> {
     let mut env = vec![
         format!("CARGO_MANIFEST_DIR={}", program.package.display()),

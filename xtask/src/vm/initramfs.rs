@@ -96,7 +96,7 @@ fn archive(files: &BTreeMap<String, Vec<u8>>) -> Result<Vec<u8>> {
     }
     let folders = folders.iter().map(|name| (name, FOLDER, &[][..]));
     let files = files.iter().map(|(name, bytes)| (name, FILE, &bytes[..]));
-    // A folder sorts before what is in it.
+    // A folder sorts before its files.
     let entries = (1..).zip(folders.chain(files));
     let entries = entries.map(|(inode, (name, mode, bytes))| {
         (Builder::new(name).ino(inode).mode(mode), Cursor::new(bytes))

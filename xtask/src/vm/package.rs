@@ -27,7 +27,7 @@ impl Package {
             return Ok(package);
         }
         let (archive, name) = find(series)?;
-        // An interrupted download or unpacking leaves this folder, not the other.
+        // An interrupted download leaves a partial folder, which is never used.
         let part = archive::folder(&format!("{series}.part"));
         let _ = fs::remove_dir_all(&part);
         fs::create_dir_all(&part).context("make a folder for the kernel")?;
