@@ -65,8 +65,9 @@ fn counters_as_text(cell: &Cell) {
         Conn::to(&lab.client, Proto::Udp, 0, Family::V4.host(port)).echo(&[7; 100]);
         let rule = format!("{port}:7778/udp");
         let bytes = packets * 142;
-        let hits = format!("{packets} packets, {bytes} bytes, {packets} flows");
-        let line = format!("{rule:<17} {hits} (+1 packets)\n");
+        let s = if packets == 1 { "" } else { "s" };
+        let hits = format!("{packets} packet{s} in, {bytes} bytes in, {packets} flow{s}");
+        let line = format!("{rule:<17} {hits} (+1 packet)\n");
         redirector.process.wait_for_words(&line);
     };
     // The counters of the second rule show that time has passed for the first.
@@ -77,10 +78,10 @@ fn counters_as_text(cell: &Cell) {
     let out = redirector.process.out();
     let lines: Vec<_> = out.lines().collect();
     let summary = [
-        "9:7778/udp        2 packets, 284 bytes, 2 flows",
-        "  h0              2 packets, 284 bytes, 2 flows",
-        "7777:7778/udp     6 packets, 852 bytes, 6 flows",
-        "  h0              6 packets, 852 bytes, 6 flows",
+        "9:7778/udp        2 packets in, 284 bytes in, 2 flows",
+        "  h0              2 packets in, 284 bytes in, 2 flows",
+        "7777:7778/udp     6 packets in, 852 bytes in, 6 flows",
+        "  h0              6 packets in, 852 bytes in, 6 flows",
         "passed: restored 8",
     ];
     assert!(lines.ends_with(&summary), "{out}");

@@ -6,18 +6,18 @@ pub const REDIRECTING: &str = "redirecting";
 /// The program drains connections before it ends.
 pub const DRAINING: &str = "waiting";
 /// The program ended before its connections did.
-pub const ONE_CUT_OFF: &str = "1 connections are cut off";
+pub const ONE_CUT_OFF: &str = "cutting off 1 connection";
 /// The service got SIGHUP and found a file that is wrong.
-pub const NOT_RELOADED: &str = "not reloaded";
+pub const NOT_RELOADED: &str = "reload failed";
 /// An interface was deleted.
-pub const H2_IS_GONE: &str = "h2 is gone";
+pub const H2_IS_GONE: &str = "h2: the interface was removed";
 
 /// A second instance is refused in a network namespace.
 pub const ANOTHER_INSTANCE: &str = "another portredir runs in this network namespace";
 /// Another command holds the lock.
 pub const ANOTHER_COMMAND: &str = "another portredir command is at work";
-/// A change waits to be confirmed.
-pub const UNCONFIRMED: &str = "waits to be confirmed";
+/// A change waiting for confirmation.
+pub const UNCONFIRMED: &str = "waiting for confirmation";
 /// `apply` cannot change the interfaces.
 pub const IFACE_CANNOT_CHANGE: &str = "`iface` cannot be changed";
 /// The foreground is refused where `up` was run; the hint names this command.
@@ -49,7 +49,7 @@ pub const XDP_IMPOSSIBLE: &str = "tun0: --engine xdp is impossible: tun has no E
 /// A rule has a target on another host.
 pub const NO_OTHER_HOSTS: &str = "other hosts are not supported";
 /// `check` found that a file of two rules is valid.
-pub const TWO_RULES_ARE_VALID: &str = "2 rules are right\n";
+pub const TWO_RULES_ARE_VALID: &str = "OK: 2 rules\n";
 
 /// The benchmark was interrupted.
 pub const INTERRUPTED: &str = "interrupted; everything that was made is removed";

@@ -92,7 +92,7 @@ impl<'a> Host<'a> {
         let cookie = self
             .lab
             .host
-            .enter(portredir::datapath::netns_cookie)
+            .enter(portredir::loader::netns_cookie)
             .expect("a cookie");
         Path::new("/sys/fs/bpf/portredir").join(cookie.to_string())
     }
