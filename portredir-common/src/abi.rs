@@ -165,6 +165,15 @@ impl Addr {
     }
 }
 
+impl From<core::net::IpAddr> for Addr {
+    fn from(addr: core::net::IpAddr) -> Self {
+        match addr {
+            core::net::IpAddr::V4(addr) => Self::v4(addr.octets()),
+            core::net::IpAddr::V6(addr) => Self::new(addr.octets()),
+        }
+    }
+}
+
 /// The protocols that rules are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]

@@ -25,7 +25,7 @@ use self::error::ControllerError;
 use self::log::DecisionLog;
 use self::watcher::Notified;
 use crate::config::settings::Settings;
-use crate::host::features::Facts as Features;
+use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::host::snapshot::Snapshot;
 use crate::loader::pinned;
@@ -98,11 +98,11 @@ impl Controller {
             pins,
             logging,
         } = parts;
-        let features = Features::read(settings.cgroup.as_deref());
+        let features = Features::read(settings.cgroup.path());
         let options = Options {
             sizes: Sizes {
-                tcp_flows: settings.max_tcp_flows,
-                udp_flows: settings.max_udp_flows,
+                tcp_flows: settings.max_tcp_flows.get(),
+                udp_flows: settings.max_udp_flows.get(),
             },
             log_level: match logging {
                 Logging::Decisions => aya_log::Level::Debug as u8,

@@ -28,8 +28,8 @@ use self::link::{Attached, Lookup, Watch};
 use self::object::{Globals, MAPS, left_maps, left_seed, map_memory};
 use self::program::Load;
 use crate::sys::bpffs::PinDir;
-use crate::sys::ethtool;
 use crate::sys::mmap::Mapped;
+use crate::sys::netns::netns_cookie;
 
 pub use self::error::{DatapathError, chain};
 pub use self::listeners::Unregistered;
@@ -67,7 +67,10 @@ impl Datapath {
             udp_flows,
         } = options.sizes;
         let globals = Globals {
-            netns_cookie: netns_cookie()?,
+            netns_cookie: netns_cookie().map_err(|source| DatapathError::Open {
+                path: "the cookie of the network namespace".to_owned(),
+                source,
+            })?,
             shares: Shares::new(tcp_flows, udp_flows),
             seed: match pins.and_then(left_seed) {
                 Some(seed) => seed,
@@ -209,48 +212,4 @@ impl Datapath {
             .map(|(index, attached)| (*index, is_egress_only(attached)))
             .collect()
     }
-}
-
-/// The offloads of an interface that generic XDP will switch off.
-#[must_use]
-pub fn features_on(interface: &str) -> Vec<&'static str> {
-    let names = ethtool::CLEARED_BY_GENERIC_XDP;
-    let on = ethtool::features(interface, &names).unwrap_or_default();
-    names
-        .into_iter()
-        .zip(on)
-        .filter_map(|(name, is_on)| is_on.then_some(name))
-        .collect()
-}
-
-mod sockopt {
-    use nix::{getsockopt_impl, sockopt_impl};
-
-    sockopt_impl!(
-        NetnsCookie,
-        GetOnly,
-        libc::SOL_SOCKET,
-        libc::SO_NETNS_COOKIE,
-        u64
-    );
-}
-
-/// What the kernel calls the current network namespace, since Linux 5.14.
-///
-/// # Errors
-///
-/// [`DatapathError::Open`]: before Linux 5.14.
-pub fn netns_cookie() -> Result<u64, DatapathError> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
-    socket(
-        AddressFamily::Unix,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .and_then(|socket| getsockopt(&socket, sockopt::NetnsCookie))
-    .map_err(|errno| DatapathError::Open {
-        path: "the cookie of the network namespace".to_owned(),
-        source: errno.into(),
-    })
 }

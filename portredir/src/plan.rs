@@ -1,5 +1,5 @@
 //! Which interfaces get programs, of which engine, and why. Pure: a snapshot
-//! and facts go in, nothing is touched.
+//! and features go in, nothing is touched.
 
 mod engine;
 pub mod lockout;
@@ -13,12 +13,13 @@ use portredir_common::abi::Protocol;
 use serde::Serialize;
 use thiserror::Error;
 
-pub use self::engine::{Engine, EngineChoice, Refused, Rejected};
+pub use self::engine::{Refused, Rejected};
 pub use self::report::{Action, InterfacePlan, PlanReport};
+use crate::config::engine::{Engine, EngineChoice};
 use crate::config::selection::SelectedBy;
 use crate::config::settings::Settings;
-use crate::host::features::{Facts, Programs};
-use crate::host::netlink::{Interface, Snapshot};
+use crate::host::features::{Features, Programs};
+use crate::host::snapshot::{Interface, Snapshot};
 use crate::rule::{Ports, Protocols, Rule};
 
 /// What will be done with one interface.
@@ -47,7 +48,7 @@ pub struct Planned {
 impl Planned {
     /// What to do when the kernel refused the engine that was planned.
     #[must_use]
-    pub fn by_tc_instead(&self, facts: &Facts, why: &str) -> Self {
+    pub fn by_tc_instead(&self, features: &Features, why: &str) -> Self {
         let engine = Engine::Tc;
         let mut notes = self.notes.clone();
         if self.interface.is_loopback() {
@@ -59,7 +60,7 @@ impl Planned {
         };
         Self {
             engine,
-            hook: engine.hook(facts.tcx),
+            hook: engine.hook(features.tcx),
             why: format!("{} was refused: {why}", self.hook),
             rejected: [&self.rejected[..], &[refused]].concat(),
             notes,
@@ -183,7 +184,7 @@ impl Snapshot {
     pub fn plan(
         &self,
         settings: &Settings,
-        facts: &Facts,
+        features: &Features,
         attached: &BTreeMap<u32, SelectedBy>,
         programs: &dyn Programs,
     ) -> Plan {
@@ -199,7 +200,7 @@ impl Snapshot {
             let interface = &self.interfaces[&index];
             if let Some(why) = self.covered(interface, settings, &indexes) {
                 if interface.has_own_egress() {
-                    let planned = interface.egress_only(by, settings.engine, facts, &why);
+                    let planned = interface.egress_only(by, settings.engine, features, &why);
                     plan.attach.insert(index, planned);
                 } else {
                     plan.skip.push(Skipped {
@@ -210,7 +211,7 @@ impl Snapshot {
                 continue;
             }
             let is_ours = attached.contains_key(&index);
-            match self.choose(interface, settings.engine, facts, attached, programs) {
+            match self.choose(interface, settings.engine, features, attached, programs) {
                 Ok(chosen) => {
                     let mut notes = chosen.notes;
                     let is_on_device = !matches!(chosen.engine, Engine::Lookup | Engine::Cgroup);
@@ -222,7 +223,7 @@ impl Snapshot {
                         selected: by,
                         engine: chosen.engine,
                         is_egress_only: false,
-                        hook: chosen.engine.hook(facts.tcx),
+                        hook: chosen.engine.hook(features.tcx),
                         why: chosen.why,
                         rejected: chosen.rejected,
                         notes,
@@ -232,7 +233,7 @@ impl Snapshot {
                 Err(refused) => plan.refuse.push(refused),
             }
         }
-        plan.notes = self.notes(settings, facts, &plan);
+        plan.notes = self.notes(settings, features, &plan);
         plan
     }
 
@@ -360,7 +361,7 @@ impl Snapshot {
             .then(|| format!("{kind} on {}, which sees its packets first", lower.name))
     }
 
-    fn notes(&self, settings: &Settings, facts: &Facts, plan: &Plan) -> Vec<String> {
+    fn notes(&self, settings: &Settings, features: &Features, plan: &Plan) -> Vec<String> {
         let mut notes = Vec::new();
         for glob in &settings.iface.globs {
             if !self.interfaces.values().any(|i| glob.matches(&i.name)) {
@@ -370,7 +371,7 @@ impl Snapshot {
             }
         }
         let is_tc = |planned: &Planned| planned.engine == Engine::Tc;
-        if facts.tcx.is_none() && plan.attach.values().any(is_tc) {
+        if features.tcx.is_none() && plan.attach.values().any(is_tc) {
             notes.push(
                 "whether this kernel has TCX may not be asked by this user, so the hook is shown \
                  as `tcx or clsact`"
@@ -395,7 +396,7 @@ impl Interface {
         &self,
         selected: SelectedBy,
         choice: EngineChoice,
-        facts: &Facts,
+        features: &Features,
         why: &str,
     ) -> Planned {
         let engine = match choice {
@@ -407,7 +408,7 @@ impl Interface {
             selected,
             engine,
             is_egress_only: true,
-            hook: engine.hook(facts.tcx),
+            hook: engine.hook(features.tcx),
             why: format!("replies alone; {why}"),
             rejected: Vec::new(),
             notes: Vec::new(),

@@ -15,7 +15,7 @@ use super::redirector::{self, INTERFACE};
 use super::report::{Line, Table};
 use super::statistics::median;
 use super::variant::{self, Opponent, Subject, Variant};
-use crate::plan::EngineChoice;
+use crate::config::engine::EngineChoice;
 
 /// As many rules as every redirector has to hold.
 pub const RULES: u16 = 10_000;

@@ -25,7 +25,7 @@ use super::process::{Launch, OURSELVES, Process, Scheduling};
 use super::redirector::{self, INTERFACE};
 use super::variant::{self, CONNTRACK, Subject, Variant};
 use super::{conntrack, server};
-use crate::host::features::Facts;
+use crate::host::features::Features;
 use crate::sys::ethtool;
 
 /// Where new flows come from; the lower half of the address varies.
@@ -161,7 +161,7 @@ impl Lab {
         let mut lab = Self {
             members: Vec::new(),
             client,
-            cgroups: Facts::read(None).cgroup,
+            cgroups: Features::read(None).cgroup,
         };
         let mut versions = HashMap::new();
         for (number, variant) in (1..=u8::MAX).zip(variants) {

@@ -4,7 +4,7 @@ use super::measure::{Effort, Role};
 use super::traffic::{Protocol, Suite, Traffic};
 use super::variant::{Opponent, Subject, Variant};
 use crate::cli::BenchArgs;
-use crate::plan::EngineChoice;
+use crate::config::engine::EngineChoice;
 
 /// What is done.
 #[derive(Clone, Debug)]

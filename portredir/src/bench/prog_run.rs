@@ -200,8 +200,8 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
         ..
     } = Settings::default();
     let sizes = Sizes {
-        tcp_flows: max_tcp_flows,
-        udp_flows: max_udp_flows,
+        tcp_flows: max_tcp_flows.get(),
+        udp_flows: max_udp_flows.get(),
     };
     let mut datapath = Datapath::load(sizes.into(), None)?;
     let fillers = (0..fillers).map(|i| format!("{}:{}/both", 20_000 + i, 30_000 + i));

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use self::rules::{CONNTRACK, SOCAT};
 
 use super::traffic::Protocol;
-use crate::plan::EngineChoice;
+use crate::config::engine::EngineChoice;
 
 /// The port that clients dial.
 pub const PUBLIC_PORT: u16 = 80;

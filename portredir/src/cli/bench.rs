@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::bench::{Opponent, Suite};
-use crate::plan::EngineChoice;
+use crate::config::engine::EngineChoice;
 
 /// `portredir bench`.
 #[derive(Args, Clone, Debug)]

@@ -53,7 +53,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     watcher::stop(Stubborn::Kill, &mut event::print);
     let reload = || {
         let settings = args.options.settings()?;
-        anyhow::Ok(Some((Action::Run(settings), options)))
+        Ok(Some((Action::Run(settings), options)))
     };
     Ok(event_loop::watch(controller, reload, &mut event::print).await?)
 }
@@ -65,7 +65,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
 /// Nothing is active, or another watcher runs.
 pub async fn watch() -> anyhow::Result<()> {
     let controller = event_loop::open().await?;
-    let reload = || anyhow::Ok(None);
+    let reload = || Ok(None);
     Ok(event_loop::watch(controller, reload, &mut event::print).await?)
 }
 
@@ -208,7 +208,7 @@ pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
         eprintln!("not running");
         return Ok(());
     };
-    let timeout = args.drain_timeout.unwrap_or(state.settings.drain_timeout);
+    let timeout = args.drain_timeout.unwrap_or(state.settings.drain_timeout).0;
     let change = transaction.plan(Action::Detach, ChangeOptions::default())?;
     let difference = diff::text(change.diff());
     if args.dry_run {

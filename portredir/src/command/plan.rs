@@ -8,7 +8,7 @@ use crate::config::file;
 use crate::config::settings::Settings;
 use crate::controller::change::HostView;
 use crate::controller::compile;
-use crate::host::features::Facts as Features;
+use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::plan::lockout;
 use crate::ruleset::compile::History;
@@ -25,7 +25,7 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     snapshot.check(&settings)?;
     let host = HostView {
         snapshot,
-        features: Features::read(settings.cgroup.as_deref()),
+        features: Features::read(settings.cgroup.path()),
         attached: BTreeMap::new(),
     };
     let plan = host.plan(&settings);

@@ -13,16 +13,17 @@ use crate::controller::error::ControllerError;
 use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every};
 use crate::controller::transaction::logging;
 use crate::controller::{Controller, Parts};
-use crate::host::features::Facts as Features;
+use crate::host::features::Features;
 use crate::host::netlink::Netlink;
-use crate::host::preflight::{self, Lock};
+use crate::host::preflight;
 use crate::ipc::client::{Control, Request, Role};
 use crate::loader::chain;
-use crate::loader::netns_cookie;
 use crate::loader::pinned::{self, Found};
 use crate::observe::report::Report;
 use crate::state::State;
 use crate::sys::bpffs::PinDir;
+use crate::sys::capability;
+use crate::sys::lock::Lock;
 
 /// Redirects until SIGINT, SIGTERM or SIGHUP.
 ///
@@ -35,7 +36,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     let snapshot = netlink.snapshot().await?;
     let host = HostView {
         snapshot,
-        features: Features::read(settings.cgroup.as_deref()),
+        features: Features::read(settings.cgroup.path()),
         attached: Default::default(),
     };
     let wanted = (Action::Run(settings.clone()), args.change());
@@ -57,7 +58,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
         eprint!("{plan}");
     }
     controller.apply(change, &mut event::print).await?;
-    if let Err(error) = preflight::drop_capabilities() {
+    if let Err(error) = capability::drop_capabilities() {
         log::warn!("cannot drop unneeded capabilities: {error}");
     }
     let rules: Vec<_> = settings.rules.iter().map(ToString::to_string).collect();
@@ -91,7 +92,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
 
 /// Refuses to redirect beside what `portredir up` has left active.
 fn refuse_active() -> Result<(), ControllerError> {
-    let pins = PinDir::new(netns_cookie()?);
+    let pins = PinDir::current().map_err(ControllerError::netns)?;
     // A user who may not look there cannot have been there either.
     match pinned::find(&pins) {
         Ok(Found::Live(_) | Found::Unfinished) => Err(ControllerError::Attached),
@@ -100,7 +101,7 @@ fn refuse_active() -> Result<(), ControllerError> {
 }
 
 async fn drain(controller: &mut Controller, settings: &Settings) -> Result<(), ControllerError> {
-    step(controller, Action::Drain(settings.drain_timeout)).await
+    step(controller, Action::Drain(settings.drain_timeout.0)).await
 }
 
 async fn step(controller: &mut Controller, action: Action) -> Result<(), ControllerError> {

@@ -4,15 +4,11 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use serde::Deserialize;
 use thiserror::Error;
-use toml::Spanned;
 
-use crate::config::selection::Selection;
-use crate::config::settings::{self, Settings};
-use crate::plan::EngineChoice;
+use super::settings::{Options, Settings};
+use crate::exit::ExitCode;
 use crate::rule::{Origin, Rule, Sourced, SourcedError};
 use crate::ruleset::shadow::{self, ConflictError};
 
@@ -33,7 +29,7 @@ pub enum ConfigError {
         hint: &'static str,
     },
     /// Anybody may write rules into it, which root would obey.
-    #[error("{path} can be written by anybody; type: chmod o-w {path}")]
+    #[error("{path} is world-writable; fix with: chmod o-w {path}")]
     Writable {
         /// Its path.
         path: String,
@@ -62,100 +58,26 @@ pub enum ConfigError {
     },
     /// Saved rules would be there twice at the next start.
     #[error(
-        "{} adds rules of its own, which would be there twice; move it away first, or save to \
-         another file", .0.display()
+        "{} also defines rules, which would then be loaded twice; move that file away first, or save \
+         to another path", .0.display()
     )]
     Beside(PathBuf),
+}
+
+impl ConfigError {
+    /// How the program ends by this error.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        ExitCode::Usage
+    }
 }
 
 /// What files say; the rest stays as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
-    options: Partial,
+    options: Options,
     /// All rules, in order.
     pub rules: Vec<Sourced>,
-}
-
-/// One file.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    rules: Vec<Spanned<String>>,
-    iface: Option<Selection>,
-    engine: Option<EngineChoice>,
-    no_local: Option<bool>,
-    allow_loopback_target: Option<bool>,
-    cgroup: Option<PathBuf>,
-    hide_target: Option<bool>,
-    if_listening: Option<bool>,
-    max_tcp_flows: Option<u32>,
-    max_udp_flows: Option<u32>,
-    drain_timeout: Option<f64>,
-}
-
-/// Options that may be given or not: by flags, the environment, or a file.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Partial {
-    /// As in [`Settings`].
-    pub iface: Option<Selection>,
-    /// As in [`Settings`].
-    pub engine: Option<EngineChoice>,
-    /// As in [`Settings`].
-    pub no_local: Option<bool>,
-    /// As in [`Settings`].
-    pub allow_loopback_target: Option<bool>,
-    /// As in [`Settings`].
-    pub cgroup: Option<PathBuf>,
-    /// As in [`Settings`].
-    pub hide_target: Option<bool>,
-    /// As in [`Settings`].
-    pub if_listening: Option<bool>,
-    /// As in [`Settings`].
-    pub max_tcp_flows: Option<u32>,
-    /// As in [`Settings`].
-    pub max_udp_flows: Option<u32>,
-    /// As in [`Settings`].
-    pub drain_timeout: Option<Duration>,
-}
-
-impl Partial {
-    /// What is given, else what `base` has.
-    #[must_use]
-    pub fn over(&self, base: &Settings) -> Settings {
-        let own = self.clone();
-        Settings {
-            iface: own.iface.unwrap_or_else(|| base.iface.clone()),
-            engine: own.engine.unwrap_or(base.engine),
-            no_local: own.no_local.unwrap_or(base.no_local),
-            allow_loopback_target: own
-                .allow_loopback_target
-                .unwrap_or(base.allow_loopback_target),
-            cgroup: own.cgroup.or_else(|| base.cgroup.clone()),
-            hide_target: own.hide_target.unwrap_or(base.hide_target),
-            if_listening: own.if_listening.unwrap_or(base.if_listening),
-            max_tcp_flows: own.max_tcp_flows.unwrap_or(base.max_tcp_flows),
-            max_udp_flows: own.max_udp_flows.unwrap_or(base.max_udp_flows),
-            drain_timeout: own.drain_timeout.unwrap_or(base.drain_timeout),
-            rules: base.rules.clone(),
-        }
-    }
-
-    /// What `later` gives, else what this gives.
-    fn and(self, later: Self) -> Self {
-        Self {
-            iface: later.iface.or(self.iface),
-            engine: later.engine.or(self.engine),
-            no_local: later.no_local.or(self.no_local),
-            allow_loopback_target: later.allow_loopback_target.or(self.allow_loopback_target),
-            cgroup: later.cgroup.or(self.cgroup),
-            hide_target: later.hide_target.or(self.hide_target),
-            if_listening: later.if_listening.or(self.if_listening),
-            max_tcp_flows: later.max_tcp_flows.or(self.max_tcp_flows),
-            max_udp_flows: later.max_udp_flows.or(self.max_udp_flows),
-            drain_timeout: later.drain_timeout.or(self.drain_timeout),
-        }
-    }
 }
 
 impl Config {
@@ -221,9 +143,7 @@ fn load_file(path: &Path) -> Result<Config, ConfigError> {
     let read = |error: io::Error| ConfigError::Read {
         path: name.clone(),
         hint: match error.kind() {
-            io::ErrorKind::NotFound => {
-                "; give rules on the command line, or write the file: portredir save"
-            }
+            io::ErrorKind::NotFound => "; create the file, or give rules on the command line",
             _ => "",
         },
         error,
@@ -246,36 +166,12 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
         path: path.display().to_string(),
         message: message.trim_end().to_owned(),
     };
-    let text = String::from_utf8(bytes).map_err(|_| toml("it is not UTF-8 text".into()))?;
-    let file: File = toml::from_str(&text).map_err(|error| toml(error.to_string()))?;
-    let drain_timeout = file.drain_timeout.map(|seconds| {
-        if settings::DRAIN_SECONDS.contains(&seconds) {
-            return Ok(Duration::from_secs_f64(seconds));
-        }
-        let (least, most) = (
-            settings::DRAIN_SECONDS.start(),
-            settings::DRAIN_SECONDS.end(),
-        );
-        Err(toml(format!(
-            "drain-timeout: {seconds} is not from {least} to {most} seconds"
-        )))
-    });
-    let drain_timeout = drain_timeout.transpose()?;
-    for (key, flows) in [
-        ("max-tcp-flows", file.max_tcp_flows),
-        ("max-udp-flows", file.max_udp_flows),
-    ] {
-        if let Some(flows) = flows.filter(|flows| !settings::FLOWS.contains(flows)) {
-            let (least, most) = (settings::FLOWS.start(), settings::FLOWS.end());
-            return Err(toml(format!(
-                "{key}: {flows} is not from {least} to {most}"
-            )));
-        }
-    }
+    let text = String::from_utf8(bytes).map_err(|_| toml("not UTF-8 text".into()))?;
+    let mut options: Options = toml::from_str(&text).map_err(|error| toml(error.to_string()))?;
     let mut rules = Vec::new();
     // They come in the order of the text.
     let (mut line, mut counted) = (1, 0);
-    for rule in file.rules {
+    for rule in std::mem::take(&mut options.rules) {
         let start = rule.span().start;
         line += text[counted..start].matches('\n').count();
         counted = start;
@@ -291,21 +187,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
             }
         }
     }
-    Ok(Config {
-        options: Partial {
-            iface: file.iface,
-            engine: file.engine,
-            no_local: file.no_local,
-            allow_loopback_target: file.allow_loopback_target,
-            cgroup: file.cgroup,
-            hide_target: file.hide_target,
-            if_listening: file.if_listening,
-            max_tcp_flows: file.max_tcp_flows,
-            max_udp_flows: file.max_udp_flows,
-            drain_timeout,
-        },
-        rules,
-    })
+    Ok(Config { options, rules })
 }
 
 /// Settings as a file: what differs from the defaults, and every rule.
@@ -361,167 +243,4 @@ pub fn save(path: &Path, settings: &Settings) -> Result<(), ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().expect("a directory");
-        fs::create_dir(dir.path().join("conf.d")).expect("conf.d");
-        for (name, text) in files {
-            fs::write(dir.path().join(name), text).expect("a file");
-        }
-        dir
-    }
-
-    fn error(text: &str) -> String {
-        let dir = dir(&[("rules.toml", text)]);
-        let error = load(dir.path()).expect_err(text).to_string();
-        error.replace(&dir.path().display().to_string(), "DIR")
-    }
-
-    #[test]
-    fn later_files_add_rules_and_overrule_options() {
-        let dir = dir(&[
-            (
-                "rules.toml",
-                "iface = 'eth0'\nhide-target = true\nrules = ['80:8080']\n",
-            ),
-            ("conf.d/20.toml", "iface = 'eth1'\nrules = ['82:8082']\n"),
-            (
-                "conf.d/10.toml",
-                "iface = 'eth2'\ndrain-timeout = 2.5\nrules = ['81:8081']\n",
-            ),
-            ("conf.d/not", "nonsense"),
-        ]);
-        let settings = load(dir.path())
-            .expect("settings")
-            .over(&Settings::default());
-        assert_eq!(settings.iface.to_string(), "eth1");
-        assert!(settings.hide_target);
-        assert_eq!(settings.drain_timeout, Duration::from_millis(2500));
-        let rules: Vec<_> = settings.rules.iter().map(ToString::to_string).collect();
-        assert_eq!(rules, ["80:8080", "81:8081", "82:8082"]);
-        let one = load(&dir.path().join("conf.d/10.toml")).expect("a file");
-        assert_eq!(one.rules.len(), 1);
-    }
-
-    #[test]
-    fn what_a_file_does_not_say_stays() {
-        let dir = dir(&[("rules.toml", "no-local = false\nrules = []\n")]);
-        let base = Settings {
-            no_local: true,
-            if_listening: true,
-            max_tcp_flows: 2048,
-            rules: vec!["80:8080".parse().expect("a rule")],
-            ..Settings::default()
-        };
-        let settings = load(dir.path()).expect("settings").over(&base);
-        let expected = Settings {
-            no_local: false,
-            rules: Vec::new(),
-            ..base
-        };
-        assert_eq!(settings, expected);
-    }
-
-    #[test]
-    fn errors_name_the_place() {
-        let message = error("rules = [\n  '80:8080',\n  '81:',\n]\n");
-        assert!(
-            message.starts_with("DIR/rules.toml:3: bad rule `81:`"),
-            "{message}"
-        );
-        let message = error("rules = ['80:8080']\nifaces = 'eth0'\n");
-        assert!(
-            message.starts_with("DIR/rules.toml: TOML parse error at line 2, column 1"),
-            "{message}"
-        );
-        assert!(
-            message.contains("unknown field `ifaces`, expected one of"),
-            "{message}"
-        );
-        for (text, words) in [
-            ("rules = '80:8080'", "line 1, column 9"),
-            ("engine = 'fast'", "unknown variant `fast`"),
-            ("iface = ''", "an interface name is empty"),
-            (
-                "drain-timeout = -1",
-                "drain-timeout: -1 is not from 0 to 3600 seconds",
-            ),
-            ("drain-timeout = nan", "drain-timeout: NaN is not from"),
-            (
-                "max-tcp-flows = 1",
-                "max-tcp-flows: 1 is not from 1024 to 16777216",
-            ),
-            (
-                "max-udp-flows = 99999999",
-                "max-udp-flows: 99999999 is not from",
-            ),
-            ("rules = ['80:8080'\n", "line 1"),
-        ] {
-            let message = error(text);
-            assert!(message.contains(words), "{text}: {message}");
-        }
-        let message = error("rules = ['80:8080',\n'80-81:8080',\n'80:9090']\n");
-        assert!(
-            message.contains(
-                "`80:9090` (DIR/rules.toml:3) never matches: `80:8080` (DIR/rules.toml:1)"
-            ),
-            "{message}"
-        );
-        let none = load(Path::new("/nonexistent/rules.toml"))
-            .expect_err("no file")
-            .to_string();
-        assert!(none.contains("portredir save"), "{none}");
-    }
-
-    #[test]
-    fn what_anybody_may_write_is_refused() {
-        let dir = dir(&[("rules.toml", "rules = []")]);
-        let path = dir.path().join("rules.toml");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("chmod");
-        let message = load(&path).expect_err("writable").to_string();
-        assert!(message.contains("chmod o-w"), "{message}");
-    }
-
-    #[test]
-    fn saving_does_not_double_rules() {
-        let dir = dir(&[("conf.d/10.toml", "rules = ['81:8081']\n")]);
-        let path = dir.path().join("rules.toml");
-        let refused = save(&path, &Settings::default()).expect_err("refused");
-        assert!(
-            refused.to_string().contains("conf.d/10.toml adds rules"),
-            "{refused}"
-        );
-        assert!(!path.exists());
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_saved_loads_the_same(
-            ports in proptest::collection::btree_set(1_u16..60_000, 0..5),
-            is_hidden: bool,
-            flows in 1024_u32..100_000,
-            seconds in 0_u32..4000,
-        ) {
-            let dir = dir(&[]);
-            let settings = Settings {
-                iface: "eth*,!eth1".parse().expect("a selection"),
-                hide_target: is_hidden,
-                max_udp_flows: flows,
-                drain_timeout: Duration::from_millis(u64::from(seconds) * 500),
-                rules: ports.into_iter().map(|port| {
-                    format!("[2001:db8::1]:{port}:{}/both from 2001:db8::/32 on wg*,eth0", port + 1)
-                        .parse()
-                        .expect("a rule")
-                }).collect(),
-                ..Settings::default()
-            };
-            let path = dir.path().join("new").join("rules.toml");
-            save(&path, &settings).expect("save");
-            let loaded = load(&path).expect("load").over(&Settings::default());
-            prop_assert_eq!(loaded, settings);
-        }
-    }
-}
+mod tests;

@@ -1,109 +1,208 @@
-//! What is to be redirected and how, wherever it was said: on the command line,
-//! in the environment, in files.
-
-use std::ops::RangeInclusive;
-use std::path::PathBuf;
-use std::time::Duration;
+//! The one list of options. From it come the command line, the environment, the
+//! keys of files, the defaults, the state, and what a change of an option means.
 
 use serde::{Deserialize, Serialize};
+use toml::Spanned;
 
-use crate::config::selection::Selection;
-use crate::plan::EngineChoice;
+use super::engine::EngineChoice;
+use super::selection::Selection;
+use super::value::{CgroupDir, DrainTimeout, FlowCount};
 use crate::rule::Rule;
 
-/// How many flows a table can have. The kernel's LRU maps evict early when they
-/// are small: they hand out entries in batches of 128 per CPU.
-pub const FLOWS: RangeInclusive<u32> = 1024..=16_777_216;
-
-/// How long connections can be waited for.
-pub const DRAIN_SECONDS: RangeInclusive<f64> = 0.0..=3600.0;
-
-/// Everything that is settled when the redirecting begins.
+/// Makes [`Options`], where each option may be given or not, and [`Settings`],
+/// where each has its value.
 ///
-/// The names of the fields are those of the options, and of the keys in files.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Settings {
-    /// Interfaces.
-    pub iface: Selection,
-    /// How connections are redirected.
-    pub engine: EngineChoice,
-    /// Whether clients on this host are left alone.
-    pub no_local: bool,
-    /// With the engine `socket`: whether servers on loopback addresses serve
-    /// other hosts.
-    pub allow_loopback_target: bool,
-    /// The cgroup v2 directory whose processes are the clients on this host;
-    /// `None` for all.
-    pub cgroup: Option<PathBuf>,
-    /// Whether other hosts reach a target by way of a rule alone.
-    pub hide_target: bool,
-    /// Whether a rule rests while nobody listens on its target.
-    pub if_listening: bool,
-    /// TCP flows to remember.
-    pub max_tcp_flows: u32,
-    /// UDP flows, and TCP flows without a connection yet, to remember.
-    pub max_udp_flows: u32,
-    /// How long to wait at the end for connections whose packets are rewritten.
-    #[serde(with = "seconds")]
-    pub drain_timeout: Duration,
-    /// The rules, in order.
-    pub rules: Vec<Rule>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            iface: Selection::all(),
-            engine: EngineChoice::default(),
-            no_local: false,
-            allow_loopback_target: false,
-            cgroup: None,
-            hide_target: false,
-            if_listening: false,
-            max_tcp_flows: 262_144,
-            max_udp_flows: 65_536,
-            drain_timeout: Duration::from_secs(10),
-            rules: Vec::new(),
+/// An entry is the help text, the attributes for clap, the name, type and default,
+/// and what a change of it takes: `attach` programs anew; `switch`, a bool, or
+/// `keep`, neither of which touches what is attached.
+macro_rules! options {
+    ($(
+        $(#[doc = $doc:literal])+
+        $(#[arg($($arg:tt)*)])+
+        $name:ident: $type:ty = $default:expr, $takes:ident;
+    )+) => {
+        /// The options that were given by the command line, the environment or a file.
+        #[derive(clap::Args, Clone, Debug, Default, PartialEq, Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+        pub struct Options {
+            $(
+                $(#[doc = $doc])+
+                $(#[arg($($arg)*)])+
+                pub $name: Option<$type>,
+            )+
+            /// The rules of a file, with their places in it.
+            #[arg(skip)]
+            pub(super) rules: Vec<Spanned<String>>,
         }
-    }
+
+        /// Everything that is settled when redirecting begins.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+        pub struct Settings {
+            $(
+                $(#[doc = $doc])+
+                pub $name: $type,
+            )+
+            /// The rules, in order.
+            pub rules: Vec<Rule>,
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self { $($name: $default,)+ rules: Vec::new() }
+            }
+        }
+
+        impl Options {
+            /// The options that are given, else what `base` has, with the rules of `base`.
+            #[must_use]
+            pub fn over(&self, base: &Settings) -> Settings {
+                Settings {
+                    $($name: self.$name.clone().unwrap_or_else(|| base.$name.clone()),)+
+                    rules: base.rules.clone(),
+                }
+            }
+
+            /// The options that `later` gives, else those that `self` gives.
+            #[must_use]
+            pub fn and(self, later: Self) -> Self {
+                Self {
+                    $($name: later.$name.or(self.$name),)+
+                    rules: self.rules.into_iter().chain(later.rules).collect(),
+                }
+            }
+        }
+
+        impl Settings {
+            /// The options that differ, by the names that users type, and what a
+            /// change of each takes.
+            #[must_use]
+            pub fn differences(&self, other: &Self) -> Vec<(String, Takes)> {
+                let mut differences = Vec::new();
+                $(
+                    if self.$name != other.$name {
+                        let name = stringify!($name).replace('_', "-");
+                        differences.push((name, takes!($takes, other.$name)));
+                    }
+                )+
+                differences
+            }
+        }
+    };
 }
 
-impl Settings {
-    /// The first option that differs and that what is attached depends on.
-    #[must_use]
-    pub fn differs_where_attached(&self, other: &Self) -> Option<&'static str> {
-        let differs = [
-            ("iface", self.iface != other.iface),
-            ("engine", self.engine != other.engine),
-            ("no-local", self.no_local != other.no_local),
-            (
-                "allow-loopback-target",
-                self.allow_loopback_target != other.allow_loopback_target,
-            ),
-            ("cgroup", self.cgroup != other.cgroup),
-            ("max-tcp-flows", self.max_tcp_flows != other.max_tcp_flows),
-            ("max-udp-flows", self.max_udp_flows != other.max_udp_flows),
-        ];
-        differs
-            .into_iter()
-            .find(|(_, differs)| *differs)
-            .map(|(name, _)| name)
-    }
+macro_rules! takes {
+    (attach, $value:expr) => {
+        Takes::Attach
+    };
+    (switch, $value:expr) => {
+        Takes::Switch($value)
+    };
+    (keep, $value:expr) => {
+        Takes::Nothing
+    };
 }
 
-/// A duration as its seconds.
-mod seconds {
-    use std::time::Duration;
+/// What the change of an option takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// Programs have to be attached anew.
+    Attach,
+    /// The rules are compiled anew, with the option on or off.
+    Switch(bool),
+    /// Nothing; the option is read when it is needed.
+    Nothing,
+}
 
-    use serde::{Deserialize, Deserializer, Serializer, de};
+options! {
+    /// Interfaces: `all`, names, globs and !exclusions, separated by commas [default: all].
+    ///
+    /// `eth0,wg*` selects eth0 and every interface whose name begins with wg, also one
+    /// that appears later. `!docker0` selects every interface except docker0. An
+    /// exclusion takes precedence over a name. An interface that is named without a
+    /// glob must exist.
+    #[arg(long, value_name = "NAME,…", env = "PORTREDIR_IFACE", hide_env = true)]
+    iface: Selection = Selection::all(), attach;
 
-    pub fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_f64(duration.as_secs_f64())
-    }
+    /// Engine: auto, xdp, tc, socket or xdp-generic [default: auto].
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        env = "PORTREDIR_ENGINE",
+        hide_env = true
+    )]
+    engine: EngineChoice = EngineChoice::default(), attach;
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let seconds = f64::deserialize(from)?;
-        Duration::try_from_secs_f64(seconds).map_err(de::Error::custom)
-    }
+    /// Do not redirect local clients (locally generated traffic).
+    #[arg(
+        long,
+        env = "PORTREDIR_NO_LOCAL",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
+    no_local: bool = false, attach;
+
+    /// Block direct access to target ports from other hosts.
+    #[arg(
+        long,
+        env = "PORTREDIR_HIDE_TARGET",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
+    hide_target: bool = false, switch;
+
+    /// Redirect only while a process listens on the target port.
+    ///
+    /// Otherwise the packet goes to the destination port itself.
+    #[arg(
+        long,
+        env = "PORTREDIR_IF_LISTENING",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
+    if_listening: bool = false, switch;
+
+    /// With `--engine socket`: also deliver to servers that listen only on 127.0.0.1 or ::1.
+    ///
+    /// Other hosts can then connect to servers that were meant for local clients only,
+    /// if a rule has their port as its target port.
+    #[arg(
+        long,
+        env = "PORTREDIR_ALLOW_LOOPBACK_TARGET",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
+    allow_loopback_target: bool = false, attach;
+
+    /// Limit the redirection of local clients to processes in this cgroup v2 directory.
+    ///
+    /// Default: the root of the hierarchy, and so every process.
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    #[arg(env = "PORTREDIR_CGROUP", hide_env = true)]
+    cgroup: CgroupDir = CgroupDir::default(), attach;
+
+    /// How long to wait for redirected connections when stopping, in seconds [default: 10].
+    ///
+    /// New connections go to the destination port itself meanwhile. A second Ctrl-C
+    /// stops waiting.
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    #[arg(env = "PORTREDIR_DRAIN_TIMEOUT", hide_env = true)]
+    drain_timeout: DrainTimeout = DrainTimeout(std::time::Duration::from_secs(10)), keep;
+
+    /// Size of the table of TCP flows, which also holds direct connections to target
+    /// ports; 32 bytes of kernel memory per entry [default: 262144].
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(env = "PORTREDIR_MAX_TCP_FLOWS", hide_env = true)]
+    max_tcp_flows: FlowCount = FlowCount::fixed(262_144), attach;
+
+    /// Size of the table of UDP flows, and of the table of TCP flows that are not yet
+    /// accepted; 32 bytes of kernel memory per entry in each [default: 65536].
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(env = "PORTREDIR_MAX_UDP_FLOWS", hide_env = true)]
+    max_udp_flows: FlowCount = FlowCount::fixed(65_536), attach;
 }

@@ -4,12 +4,14 @@
 use super::Controller;
 use super::error::ControllerError;
 use super::event::{DetachReason, Event, OnEvent};
+use crate::config::engine::{Engine, EngineChoice};
 use crate::host::netlink::Netlink;
 use crate::host::snapshot::Snapshot;
-use crate::loader::{Datapath, chain, features_on};
-use crate::plan::{Engine, EngineChoice, Plan, Planned};
+use crate::loader::{Datapath, chain};
+use crate::plan::{Plan, Planned};
 use crate::state::attachment::{Attachment, InterfaceReport, Mode};
 use crate::sys::ethtool;
+use crate::sys::ethtool::features_on;
 
 impl Controller {
     /// Restores what an interrupted attach or detach has changed on interfaces.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::error::ChangeError;
 use crate::config::safety::ChangeOptions;
 use crate::config::selection::SelectedBy;
-use crate::config::settings::Settings;
-use crate::host::features::{Facts as Features, Loaded};
+use crate::config::settings::{Settings, Takes};
+use crate::host::features::{Features, Loaded};
 use crate::host::snapshot::Snapshot;
 use crate::plan::Plan;
 use crate::plan::lockout::{self, GuardError};
@@ -165,7 +165,9 @@ impl Change {
         refuse_pending(before)?;
         let empty = Settings::default();
         let running = before.map_or(&empty, |state| &state.settings);
-        if let Some(option) = running.differs_where_attached(&after) {
+        let needs_up = |(option, takes)| (takes == Takes::Attach).then_some(option);
+        let mut differences = running.differences(&after).into_iter();
+        if let Some(option) = differences.find_map(needs_up) {
             return Err(ChangeError::NeedsUp(option));
         }
         host.snapshot.check(&after)?;
@@ -257,22 +259,20 @@ pub struct Diff {
     /// Rules that come.
     pub added: Vec<Rule>,
     /// Options that are switched, by name, and whether they are on afterwards.
-    pub switched: Vec<(&'static str, bool)>,
+    pub switched: Vec<(String, bool)>,
 }
 
 impl Diff {
     fn between(before: &Settings, after: &Settings) -> Self {
-        let switches = [
-            ("hide-target", before.hide_target, after.hide_target),
-            ("if-listening", before.if_listening, after.if_listening),
-        ];
+        let switched = before.differences(after).into_iter();
         Self {
             removed: missing_in(&after.rules, &before.rules).cloned().collect(),
             added: missing_in(&before.rules, &after.rules).cloned().collect(),
-            switched: switches
-                .into_iter()
-                .filter(|(_, before, after)| before != after)
-                .map(|(name, _, after)| (name, after))
+            switched: switched
+                .filter_map(|(name, takes)| match takes {
+                    Takes::Switch(is_on) => Some((name, is_on)),
+                    Takes::Attach | Takes::Nothing => None,
+                })
                 .collect(),
         }
     }

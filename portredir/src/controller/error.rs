@@ -4,7 +4,9 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::config::file::ConfigError;
 use crate::exit::ExitCode;
+use crate::host::netlink::HostError;
 use crate::host::preflight::PreflightError;
 use crate::loader::DatapathError;
 use crate::loader::pinned::PinnedError;
@@ -12,6 +14,8 @@ use crate::plan::lockout::GuardError;
 use crate::plan::{Refused, UsageError};
 use crate::ruleset::compile::TableError;
 use crate::sys::bpffs::PinError;
+use crate::sys::lock::LockError;
+use crate::sys::sock_diag::SockDiagError;
 
 /// Why a change is refused before anything is touched.
 #[derive(Debug, Error)]
@@ -21,7 +25,7 @@ pub enum ChangeError {
     NoInterface,
     /// An option can only be changed by `up`.
     #[error("`{0}` cannot be changed while programs are attached; use: portredir up --config PATH")]
-    NeedsUp(&'static str),
+    NeedsUp(String),
     /// No change waits for its confirmation.
     #[error("no change is waiting for confirmation")]
     NothingPending,
@@ -80,7 +84,7 @@ pub enum ControllerError {
     /// The change is refused.
     #[error(transparent)]
     Change(#[from] ChangeError),
-    /// A privilege or a kernel feature is missing, or the lock is taken.
+    /// A privilege or a kernel feature is missing.
     #[error(transparent)]
     Preflight(#[from] PreflightError),
     /// The kernel refused something.
@@ -95,6 +99,18 @@ pub enum ControllerError {
     /// The rules need more than the maps hold.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// The lock of this network namespace is taken.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The host cannot be asked.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// TCP sockets cannot be listed.
+    #[error(transparent)]
+    Sockets(#[from] SockDiagError),
+    /// Options, rules or files are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The log of the programs cannot be read.
     #[error("read the log of the programs")]
     Log(#[from] aya_log::Error),
@@ -107,15 +123,6 @@ pub enum ControllerError {
         #[source]
         source: io::Error,
     },
-    /// The host cannot be asked.
-    #[error("{0:#}")]
-    Host(anyhow::Error),
-}
-
-impl From<anyhow::Error> for ControllerError {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Host(error)
-    }
 }
 
 impl ControllerError {
@@ -124,14 +131,24 @@ impl ControllerError {
         move |source| Self::Io { action, source }
     }
 
+    /// The error of a network namespace that the kernel does not tell apart.
+    #[must_use]
+    pub const fn netns(source: io::Error) -> Self {
+        Self::Io {
+            action: "read the cookie of the network namespace",
+            source,
+        }
+    }
+
     /// How the program ends by this error.
     #[must_use]
-    pub fn exit_code(&self) -> ExitCode {
+    pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotRunning | Self::Ending => ExitCode::NotRunning,
             Self::Change(error) => error.exit_code(),
             Self::Preflight(error) => error.exit_code(),
             Self::Pinned(error) => error.exit_code(),
+            Self::Config(error) => error.exit_code(),
             _ => ExitCode::Failed,
         }
     }

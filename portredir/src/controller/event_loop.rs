@@ -16,13 +16,16 @@ use super::error::ControllerError;
 use super::event::{Event, OnEvent};
 use super::transaction::logging;
 use super::{Controller, Parts};
+use crate::config::file::ConfigError;
 use crate::config::safety::ChangeOptions;
 use crate::host::netlink::Netlink;
-use crate::host::preflight::{self, Lock};
+use crate::host::preflight;
 use crate::ipc::client::{Control, Request, Role};
+use crate::loader::chain;
 use crate::loader::pinned::{self, Found};
-use crate::loader::{chain, netns_cookie};
 use crate::sys::bpffs::PinDir;
+use crate::sys::capability;
+use crate::sys::lock::Lock;
 
 /// How often to look for servers outside of the cgroup, which do not register by
 /// themselves.
@@ -40,7 +43,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub async fn open() -> Result<Controller, ControllerError> {
     preflight::check_capabilities()?;
     let _lock = Lock::wait().await?;
-    let pins = PinDir::new(netns_cookie()?);
+    let pins = PinDir::current().map_err(ControllerError::netns)?;
     let Found::Live(state) = pinned::find(&pins)? else {
         return Err(ControllerError::NotRunning);
     };
@@ -60,9 +63,9 @@ pub async fn open() -> Result<Controller, ControllerError> {
 /// # Errors
 ///
 /// Commands cannot be heard. What fails while it watches is told and tried again.
-pub async fn watch<E: Into<ControllerError>>(
+pub async fn watch(
     mut controller: Controller,
-    reload: impl Fn() -> Result<Option<Wanted>, E>,
+    reload: impl Fn() -> Result<Option<Wanted>, ConfigError>,
     on_event: OnEvent<'_>,
 ) -> Result<(), ControllerError> {
     let mut control = Control::listen().map_err(ControllerError::io(
@@ -70,7 +73,7 @@ pub async fn watch<E: Into<ControllerError>>(
     ))?;
     let mut signals = Signals::new()?;
     step(&mut controller, on_event).await;
-    if let Err(error) = preflight::drop_capabilities() {
+    if let Err(error) = capability::drop_capabilities() {
         log::warn!("cannot drop unneeded capabilities: {error}");
     }
     tell_manager(&[NotifyState::Ready]);
@@ -125,11 +128,11 @@ pub async fn watch<E: Into<ControllerError>>(
 }
 
 /// Works out what a reload would do, and does nothing.
-async fn check<E: Into<ControllerError>>(
+async fn check(
     controller: &Controller,
-    reload: &impl Fn() -> Result<Option<Wanted>, E>,
+    reload: &impl Fn() -> Result<Option<Wanted>, ConfigError>,
 ) -> Result<(), ControllerError> {
-    let Some(wanted) = reload().map_err(Into::into)? else {
+    let Some(wanted) = reload()? else {
         return Ok(());
     };
     let host = controller.host_view().await?;

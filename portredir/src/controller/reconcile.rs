@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Controller;
 use super::error::ControllerError;
 use super::event::{DetachReason, Event, OnEvent};
+use crate::config::engine::Engine;
 use crate::host::snapshot::Snapshot;
 use crate::loader::chain;
-use crate::plan::{Engine, Plan, Planned};
+use crate::plan::{Plan, Planned};
 use crate::ruleset::compile::Table;
 
 impl Controller {

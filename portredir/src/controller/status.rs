@@ -5,8 +5,7 @@ use super::{Controller, Logging, Parts};
 use crate::host::netlink::Netlink;
 use crate::ipc::client::{self, Answer, Reply, Request, Role, Who};
 use crate::loader::chain;
-use crate::loader::netns_cookie;
-use crate::loader::pinned::{self, Found};
+use crate::loader::pinned::{self, Found, PinnedError};
 use crate::sys::bpffs::PinDir;
 
 impl Controller {
@@ -41,13 +40,13 @@ impl Controller {
 /// [`ControllerError::NotRunning`], [`ControllerError::Ending`], or this user may
 /// not read the pins.
 pub fn read() -> Result<Answer, ControllerError> {
-    match client::status() {
+    let refused = match client::status() {
         Ok(Some(answer)) => return Ok(answer),
-        Ok(None) => {}
+        Ok(None) => None,
         // Root can still read the pins.
-        Err(error) => log::debug!("{error}"),
-    }
-    let pins = PinDir::new(netns_cookie()?);
+        Err(error) => Some(error),
+    };
+    let pins = PinDir::current().map_err(ControllerError::netns)?;
     match pinned::find(&pins)? {
         Found::Live(state) if state.is_ending => Err(ControllerError::Ending),
         Found::Live(state) => {
@@ -60,6 +59,10 @@ pub fn read() -> Result<Answer, ControllerError> {
             })?;
             controller.answer(None)
         }
-        Found::Nothing | Found::Unfinished => Err(ControllerError::NotRunning),
+        // Something runs, and does not answer this user.
+        Found::Nothing | Found::Unfinished => Err(refused
+            .map_or(ControllerError::NotRunning, |error| {
+                PinnedError::NotPermitted(error).into()
+            })),
     }
 }

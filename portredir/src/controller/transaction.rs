@@ -11,15 +11,16 @@ use super::watcher::{self, Stubborn};
 use super::{Controller, Logging, Parts, attach};
 use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
-use crate::host::features::Facts as Features;
+use crate::host::features::Features;
 use crate::host::netlink::Netlink;
-use crate::host::preflight::{self, Lock};
+use crate::host::preflight;
 use crate::host::snapshot::Snapshot;
+use crate::loader::Datapath;
 use crate::loader::pinned::{self, Found};
-use crate::loader::{Datapath, netns_cookie};
 use crate::state::State;
 use crate::state::attachment::Attachment;
 use crate::sys::bpffs::PinDir;
+use crate::sys::lock::Lock;
 
 /// The right to change what is active, and what it is.
 pub struct Transaction {
@@ -50,7 +51,7 @@ impl Transaction {
         };
         let netlink = Netlink::open()?;
         let snapshot = netlink.snapshot().await?;
-        let pins = PinDir::new(netns_cookie()?);
+        let pins = PinDir::current().map_err(ControllerError::netns)?;
         let interrupted = match pinned::find(&pins)? {
             Found::Nothing => None,
             Found::Live(state) if !state.is_ending => {
@@ -104,7 +105,7 @@ impl Transaction {
             Action::Run(settings) => Some(settings),
             _ => self.state.as_ref().map(|state| &state.settings),
         };
-        let cgroup = settings.and_then(|settings| settings.cgroup.as_deref());
+        let cgroup = settings.and_then(|settings| settings.cgroup.path());
         let attached = pinned::attachments(&self.pins).into_iter();
         let host = HostView {
             snapshot: self.snapshot.clone(),
@@ -261,7 +262,12 @@ pub async fn remove_by_force(on_event: OnEvent<'_>) -> Result<(), ControllerErro
     };
     let netlink = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
-    remove_all(&PinDir::new(netns_cookie()?), &netlink, &snapshot).await
+    remove_all(
+        &PinDir::current().map_err(ControllerError::netns)?,
+        &netlink,
+        &snapshot,
+    )
+    .await
 }
 
 fn refuse_foreground() -> Result<(), ControllerError> {

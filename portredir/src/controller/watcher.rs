@@ -29,7 +29,7 @@ pub fn foreground() -> Option<Who> {
 pub fn stop_foreground(pid: u32) -> Result<(), ControllerError> {
     let ask = ControllerError::io("ask the process in the foreground");
     let answer = client::status().map_err(ask)?;
-    let drain_timeout = answer.map_or(Duration::ZERO, |answer| answer.settings.drain_timeout);
+    let drain_timeout = answer.map_or(Duration::ZERO, |answer| answer.settings.drain_timeout.0);
     client::ask(Request::Stop)
         .map_err(ControllerError::io("stop the process in the foreground"))?;
     if client::wait_for(Presence::Gone, drain_timeout + LONGEST) {

@@ -1,10 +1,9 @@
 //! Network interfaces and addresses of this network namespace, by netlink.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{
@@ -16,54 +15,40 @@ use portredir_common::abi::{Addr, LOOPBACK_IFINDEX, local};
 use portredir_common::wire::Link;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::sys::netdev::{self, XdpFeatures};
-
-/// What the planner needs to know of an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// Index, which outlives a change of name.
-    pub index: u32,
-    /// Name.
-    pub name: String,
-    /// Administratively up.
-    pub is_up: bool,
-    /// What its frames begin with.
-    pub link: Link,
-    /// Kind of a virtual device (`veth`, `bridge`, …) as `ip -d link` shows it.
-    pub kind: Option<String>,
-    /// Driver, as `ethtool -i` shows it.
-    pub driver: Option<String>,
-    /// The bridge, bond, team or VRF it is a port of.
-    pub master: Option<u32>,
-    /// A bridge whose packets the kernel shows to connection tracking when they
-    /// come in by a port, before the bridge has them: `br_netfilter`.
-    pub is_tracked_bridge: bool,
-    /// The device below it in this namespace (VLAN, macvlan, …).
-    pub lower: Option<u32>,
-    /// ID of the XDP program that is attached.
-    pub xdp: Option<u32>,
-    /// Bytes of the largest packet, without the Ethernet header.
-    pub mtu: u32,
-    /// What the driver's XDP can do; unknown before Linux 6.3.
-    pub xdp_features: Option<XdpFeatures>,
-}
-
-/// Interfaces and addresses at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// By index.
-    pub interfaces: BTreeMap<u32, Interface>,
-    /// Unicast addresses of this host; the value as in [`local`].
-    pub addrs: HashMap<[u8; 16], u8>,
-}
+use super::snapshot::{Interface, Snapshot};
+use crate::sys::netdev;
 
 /// `TC_H_CLSACT`, as include/uapi/linux/pkt_sched.h has it.
 const CLSACT_PARENT: TcHandle = TcHandle {
     major: 0xffff,
     minor: 0xfff1,
 };
+
+/// The host cannot be asked or changed by netlink.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// The socket cannot be opened.
+    #[error("open a netlink socket")]
+    Open(#[source] io::Error),
+    /// The kernel refuses a request.
+    #[error("{action}")]
+    Ask {
+        /// What was asked.
+        action: &'static str,
+        /// The kernel's error.
+        #[source]
+        source: rtnetlink::Error,
+    },
+}
+
+impl HostError {
+    const fn ask(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> Self {
+        move |source| Self::Ask { action, source }
+    }
+}
 
 /// A netlink socket that also hears of changes.
 pub struct Netlink {
@@ -81,13 +66,13 @@ impl Netlink {
     /// # Errors
     ///
     /// When the kernel refuses the socket. Must be called inside a runtime.
-    pub fn open() -> anyhow::Result<Self> {
+    pub fn open() -> Result<Self, HostError> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
         ])
-        .context("open a netlink socket")?;
+        .map_err(HostError::Open)?;
         tokio::spawn(connection);
         // Whatever else the message says, also that some were lost: what counts
         // is the state after it.
@@ -104,14 +89,18 @@ impl Netlink {
     /// # Errors
     ///
     /// When qdiscs cannot be listed.
-    pub async fn has_clsact(&self, index: u32) -> anyhow::Result<bool> {
+    pub async fn has_clsact(&self, index: u32) -> Result<bool, HostError> {
         let mut qdiscs = self
             .handle
             .qdisc()
             .get()
-            .index(i32::try_from(index)?)
+            .index(index.cast_signed())
             .execute();
-        while let Some(qdisc) = qdiscs.try_next().await.context("list qdiscs")? {
+        while let Some(qdisc) = qdiscs
+            .try_next()
+            .await
+            .map_err(HostError::ask("list qdiscs"))?
+        {
             if qdisc.header.parent == CLSACT_PARENT && qdisc.header.index.cast_unsigned() == index {
                 return Ok(true);
             }
@@ -124,26 +113,29 @@ impl Netlink {
     /// # Errors
     ///
     /// When the interface is gone, or the kernel refuses.
-    pub async fn remove_clsact(&self, index: u32) -> anyhow::Result<()> {
-        let index = i32::try_from(index)?;
+    pub async fn remove_clsact(&self, index: u32) -> Result<(), HostError> {
+        let index = index.cast_signed();
         let ingress = self.handle.traffic_filter(index).get().ingress().execute();
         let egress = self.handle.traffic_filter(index).get().egress().execute();
         let mut filters = ingress
             .try_collect::<Vec<_>>()
             .await
-            .context("list filters")?;
+            .map_err(HostError::ask("list filters"))?;
         filters.extend(
             egress
                 .try_collect::<Vec<_>>()
                 .await
-                .context("list filters")?,
+                .map_err(HostError::ask("list filters"))?,
         );
         if !filters.is_empty() {
             return Ok(());
         }
         let mut request = self.handle.qdisc().del(index);
         request.message_mut().header.parent = CLSACT_PARENT;
-        request.execute().await.context("remove the clsact qdisc")
+        request
+            .execute()
+            .await
+            .map_err(HostError::ask("remove the clsact qdisc"))
     }
 
     /// Waits until something changed and then, for a moment, calmed down.
@@ -185,15 +177,19 @@ impl Netlink {
     /// # Errors
     ///
     /// When a dump fails.
-    pub async fn snapshot(&self) -> anyhow::Result<Snapshot> {
+    pub async fn snapshot(&self) -> Result<Snapshot, HostError> {
         let mut snapshot = Snapshot::default();
         let xdp_features = netdev::xdp_features().unwrap_or_else(|error| {
-            log::debug!("XDP features of devices: {error}");
+            log::debug!("cannot list XDP features of devices: {error}");
             BTreeMap::new()
         });
         let are_all_tracked = are_bridges_tracked();
         let mut links = self.handle.link().get().execute();
-        while let Some(message) = links.try_next().await.context("list interfaces")? {
+        while let Some(message) = links
+            .try_next()
+            .await
+            .map_err(HostError::ask("list interfaces"))?
+        {
             let mut interface = interface(message.header.index, &message);
             interface.xdp_features = xdp_features.get(&interface.index).copied();
             let is_bridge = interface.kind.as_deref() == Some("bridge");
@@ -201,7 +197,11 @@ impl Netlink {
             snapshot.interfaces.insert(interface.index, interface);
         }
         let mut addrs = self.handle.address().get().execute();
-        while let Some(message) = addrs.try_next().await.context("list addresses")? {
+        while let Some(message) = addrs
+            .try_next()
+            .await
+            .map_err(HostError::ask("list addresses"))?
+        {
             let mut addr = None;
             for attribute in &message.attributes {
                 match attribute {
@@ -217,7 +217,7 @@ impl Netlink {
                 } else {
                     local::ANYWHERE
                 };
-                snapshot.addrs.insert(to_bytes(addr), reach);
+                snapshot.addrs.insert(Addr::from(addr).octets(), reach);
             }
         }
         Ok(snapshot)
@@ -230,15 +230,6 @@ fn are_bridges_tracked() -> bool {
         .into_iter()
         .filter_map(|name| std::fs::read_to_string(format!("/proc/sys/net/bridge/{name}")).ok())
         .any(|value| value.trim() != "0")
-}
-
-/// An address as the maps hold it.
-#[must_use]
-pub const fn to_bytes(addr: IpAddr) -> [u8; 16] {
-    match addr {
-        IpAddr::V4(addr) => Addr::v4(addr.octets()).octets(),
-        IpAddr::V6(addr) => addr.octets(),
-    }
 }
 
 /// The interface that a message says has left this network namespace.

@@ -1,17 +1,12 @@
 //! How commands talk to the process that redirects or follows: one line of
 //! JSON each way, over a socket of the network namespace.
 
-use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use caps::{CapSet, Capability};
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
@@ -20,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::config::settings::Settings;
 use crate::observe::report::Report;
+use crate::sys::peer::Owner;
 
 /// An abstract name: it belongs to the network namespace, and nothing of it is
 /// left when the process ends.
@@ -196,42 +192,11 @@ fn connect() -> io::Result<Option<(UnixStream, Owner)>> {
     } else {
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            format!("{owner} has taken the place of portredir"),
+            format!(
+                "a process without privileges holds the control socket of portredir: {owner}; end that process, or \
+                 use: portredir down --force"
+            ),
         ))
-    }
-}
-
-/// The process that listens at a socket.
-#[derive(Clone, Copy, Debug)]
-pub struct Owner {
-    /// Its ID.
-    pub pid: i32,
-    uid: Uid,
-}
-
-impl Owner {
-    /// Of the socket that another is connected to.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell.
-    pub fn of(socket: &impl AsFd) -> io::Result<Self> {
-        let peer = getsockopt(socket, PeerCredentials)?;
-        Ok(Self {
-            pid: peer.pid(),
-            uid: Uid::from_raw(peer.uid()),
-        })
-    }
-
-    fn may_redirect(self) -> bool {
-        let has_rights = || caps::has_cap(Some(self.pid), CapSet::Effective, Capability::CAP_BPF);
-        self.uid.is_root() || self.uid == Uid::effective() || has_rights().unwrap_or(false)
-    }
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} of user {}", self.pid, self.uid)
     }
 }
 
@@ -321,7 +286,7 @@ impl Control {
                     Err(error) => {
                         // Too many open files, here or in the whole system. To listen
                         // no longer would be worse than to be late.
-                        log::debug!("a command that asked: {error}");
+                        log::debug!("control connection: {error}");
                         tokio::time::sleep(RETRY).await;
                         continue;
                     }
@@ -335,7 +300,7 @@ impl Control {
                 tokio::spawn(async move {
                     let serve = serve(stream, uid, calls);
                     if let Ok(Err(error)) = tokio::time::timeout(TIMEOUT, serve).await {
-                        log::debug!("a command that asked: {error}");
+                        log::debug!("control connection: {error}");
                     }
                     drop(seat);
                 });
@@ -404,7 +369,8 @@ async fn serve(
         answer.await.map_err(io::Error::other)?
     } else {
         Reply::Refused(format!(
-            "only root and members of the group `{GROUP}` may ask"
+            "permission denied: reading requires root or membership in group `{GROUP}`, changes require \
+             root"
         ))
     };
     write.write_all(&line(&reply)).await

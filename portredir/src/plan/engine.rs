@@ -4,77 +4,13 @@ use std::collections::BTreeMap;
 
 use portredir_common::abi::LOOPBACK_IFINDEX;
 use portredir_common::wire::Link;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use thiserror::Error;
 
+use crate::config::engine::{Engine, EngineChoice};
 use crate::config::selection::SelectedBy;
-use crate::host::features::{Facts, Programs};
-use crate::host::netlink::{Interface, Snapshot};
-
-/// What the user asked for with `--engine`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EngineChoice {
-    /// The best for each interface, never generic XDP.
-    #[default]
-    Auto,
-    /// Native XDP; on loopback as auto.
-    Xdp,
-    /// TC everywhere: TCX, or clsact on kernels before 6.6.
-    Tc,
-    /// No packet is rewritten, the server's socket is found instead: TCP only.
-    Socket,
-    /// Generic XDP: works on every device, slower than TC; on loopback as auto.
-    XdpGeneric,
-    /// TC by clsact even where TCX exists; for tests.
-    #[value(hide = true)]
-    TcClsact,
-}
-
-/// How connections are redirected that come in by an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Engine {
-    /// XDP in the driver rewrites packets.
-    XdpNative,
-    /// XDP in the stack rewrites packets.
-    XdpGeneric,
-    /// TC ingress rewrites packets: TCX, else clsact.
-    Tc,
-    /// TC ingress by clsact rewrites packets.
-    TcClsact,
-    /// `sk_lookup` hands TCP connections to the server's socket. One program
-    /// for the network namespace, which asks by which interface they came.
-    Lookup,
-    /// The connect, sendmsg and recvmsg hooks of a cgroup: clients on this host
-    /// dial the target port. For loopback.
-    Cgroup,
-}
-
-impl Engine {
-    /// The name in the plan and in `--json`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::XdpNative => "xdp",
-            Self::XdpGeneric => "xdp-generic",
-            Self::Tc | Self::TcClsact => "tc",
-            Self::Lookup | Self::Cgroup => "socket",
-        }
-    }
-
-    /// Where it attaches, as far as it is known before.
-    pub(super) const fn hook(self, has_tcx: Option<bool>) -> &'static str {
-        match (self, has_tcx) {
-            (Self::XdpNative, _) => "native",
-            (Self::XdpGeneric, _) => "generic",
-            (Self::Tc, Some(true)) => "tcx",
-            (Self::Tc, None) => "tcx or clsact",
-            (Self::Tc, Some(false)) | (Self::TcClsact, _) => "clsact",
-            (Self::Lookup, _) => "sk_lookup",
-            (Self::Cgroup, _) => "cgroup",
-        }
-    }
-}
+use crate::host::features::{Features, Programs};
+use crate::host::snapshot::{Interface, Snapshot};
 
 /// Drivers of real NICs whose native XDP costs no offload that matters. Not
 /// among them: `virtio_net` (guest TSO and GRO go off), `veth` (the peer's TSO
@@ -145,11 +81,11 @@ impl Chosen {
     }
 }
 
-impl Engine {
-    const fn rejected(self, why: String) -> Rejected {
-        Rejected {
-            engine: self.name(),
-            why,
+impl Rejected {
+    fn new(engine: Engine, why: impl Into<String>) -> Self {
+        Self {
+            engine: engine.name(),
+            why: why.into(),
         }
     }
 }
@@ -160,7 +96,7 @@ impl Snapshot {
         &self,
         interface: &Interface,
         choice: EngineChoice,
-        facts: &Facts,
+        features: &Features,
         attached: &BTreeMap<u32, SelectedBy>,
         programs: &dyn Programs,
     ) -> Result<Chosen, Refused> {
@@ -168,7 +104,7 @@ impl Snapshot {
         let asked = |engine| Ok(Chosen::new(engine, "asked for by --engine"));
         match choice {
             EngineChoice::Socket => return asked(Engine::Lookup),
-            _ if interface.is_loopback() => return Ok(loopback(choice, facts)),
+            _ if interface.is_loopback() => return Ok(loopback(choice, features)),
             EngineChoice::Tc => return asked(Engine::Tc),
             EngineChoice::TcClsact => return asked(Engine::TcClsact),
             EngineChoice::Auto | EngineChoice::Xdp | EngineChoice::XdpGeneric => {}
@@ -196,7 +132,7 @@ impl Snapshot {
             (EngineChoice::Xdp, None, Some(lacks)) if !is_ours => refuse(lacks),
             (EngineChoice::Xdp | EngineChoice::XdpGeneric, None, _) => asked(engine),
             (_, taken, lacks) => {
-                let costs = lacks.or_else(|| interface.cost_of_native_xdp(facts));
+                let costs = lacks.or_else(|| interface.cost_of_native_xdp(features));
                 let misses = self.missed_by_native_xdp(interface);
                 let whys: Vec<_> = taken.into_iter().chain(costs).chain(misses).collect();
                 if whys.is_empty() {
@@ -205,7 +141,10 @@ impl Snapshot {
                     return Ok(Chosen::new(Engine::XdpNative, why));
                 }
                 let mut chosen = Chosen::new(Engine::Tc, whys.join("; "));
-                chosen.rejected = whys.into_iter().map(|why| engine.rejected(why)).collect();
+                chosen.rejected = whys
+                    .into_iter()
+                    .map(|why| Rejected::new(engine, why))
+                    .collect();
                 Ok(chosen)
             }
         }
@@ -284,7 +223,7 @@ impl Interface {
     }
 
     /// Why native XDP is not worth it where it is possible.
-    fn cost_of_native_xdp(&self, facts: &Facts) -> Option<String> {
+    fn cost_of_native_xdp(&self, features: &Features) -> Option<String> {
         match (self.kind.as_deref(), self.driver.as_deref()) {
             (Some("veth"), _) => Some("native XDP on veth would cost the peer its TSO".into()),
             (Some(kind), _) => Some(format!("{kind} is a virtual device")),
@@ -292,7 +231,7 @@ impl Interface {
                 Some("native XDP would switch guest TSO and GRO off".into())
             }
             (None, Some(driver)) if NATIVE_XDP_DRIVERS.contains(&driver) => {
-                let max_mtu = facts.linear_mtu();
+                let max_mtu = features.linear_mtu();
                 let has_frags = self
                     .xdp_features
                     .is_none_or(|features| features.has_frags());
@@ -318,7 +257,7 @@ pub(super) const LOOPBACK_WARNING: &str = "packets rewritten on loopback are inv
 
 /// The engine on loopback. A packet there keeps the connection tracking entry
 /// that it got on its way out; rewritten, it no longer belongs to it.
-fn loopback(choice: EngineChoice, facts: &Facts) -> Chosen {
+fn loopback(choice: EngineChoice, features: &Features) -> Chosen {
     let engine = match choice {
         EngineChoice::TcClsact => Engine::TcClsact,
         _ => Engine::Tc,
@@ -327,16 +266,16 @@ fn loopback(choice: EngineChoice, facts: &Facts) -> Chosen {
         let mut chosen = Chosen::new(engine, "asked for by --engine");
         chosen.notes.push(LOOPBACK_WARNING.into());
         chosen
-    } else if facts.cgroup.is_some() {
+    } else if features.cgroup.is_some() {
         let why = "rewriting packets on loopback would break connection tracking";
         let mut chosen = Chosen::new(Engine::Cgroup, why);
-        let xdp = Engine::XdpNative.rejected("loopback has no native XDP".into());
-        chosen.rejected = vec![xdp, Engine::Tc.rejected(why.into())];
+        let xdp = Rejected::new(Engine::XdpNative, "loopback has no native XDP");
+        chosen.rejected = vec![xdp, Rejected::new(Engine::Tc, why)];
         chosen
     } else {
         let why = "no root of a cgroup v2 hierarchy is mounted; --cgroup names another directory";
         let mut chosen = Chosen::new(engine, why);
-        chosen.rejected.push(Engine::Cgroup.rejected(why.into()));
+        chosen.rejected.push(Rejected::new(Engine::Cgroup, why));
         chosen.notes.push(LOOPBACK_WARNING.into());
         chosen
     }

@@ -19,7 +19,6 @@ use thiserror::Error;
 
 use super::interval::{self, Holders, segments};
 use super::shadow::MAX_ON;
-use crate::host::netlink::to_bytes;
 use crate::rule::{Ports, Rule};
 
 /// More than the maps hold.
@@ -311,7 +310,7 @@ impl Table {
             let group = u32::from(u16::MAX) + 1 + u32::try_from(self.addrs.len()).expect("few");
             let key = AddrKey {
                 set,
-                addr: Addr::new(to_bytes(addr)),
+                addr: Addr::from(addr),
             };
             self.addrs.insert(key, group);
             rules.extend(&general);
@@ -384,7 +383,7 @@ impl Table {
                 let key = SourceKey {
                     group,
                     version,
-                    client: Addr::new(to_bytes(net.addr())),
+                    client: Addr::from(net.addr()),
                 };
                 let prefix = SourceKey::PREFIX + mapped + u32::from(net.prefix_len());
                 self.sources.insert((prefix, key), candidates);

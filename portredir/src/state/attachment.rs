@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::engine::Engine;
 use crate::config::selection::SelectedBy;
-use crate::plan::Engine;
 
 /// How an interface is attached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

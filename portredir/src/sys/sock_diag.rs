@@ -1,6 +1,5 @@
 //! TCP sockets of this network namespace, by sock_diag(7).
 
-use anyhow::Context as _;
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -8,9 +7,9 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use portredir_common::abi::{Addr, FlowKey, Port, Protocol};
 use portredir_common::wire::Version;
+use thiserror::Error;
 
-use crate::host::netlink::to_bytes;
-use crate::sys::netdev::ask;
+use crate::sys::netlink::{NetlinkError, ask};
 
 /// What is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +29,17 @@ pub struct TcpSocket {
     pub device: u32,
 }
 
+/// TCP sockets cannot be listed.
+#[derive(Debug, Error)]
+#[error("list TCP sockets (requires the kernel module tcp_diag)")]
+pub struct SockDiagError(#[from] NetlinkError);
+
 /// Lists all TCP sockets of a kind.
 ///
 /// # Errors
 ///
-/// When the dump fails: [`NetlinkError`](crate::sys::netdev::NetlinkError).
-pub fn list(kind: Kind) -> anyhow::Result<Vec<TcpSocket>> {
+/// [`SockDiagError`].
+pub fn list(kind: Kind) -> Result<Vec<TcpSocket>, SockDiagError> {
     let states = match kind {
         Kind::Listening => StateFlags::LISTEN,
         Kind::Connected => {
@@ -55,8 +59,7 @@ pub fn list(kind: Kind) -> anyhow::Result<Vec<TcpSocket>> {
             socket_id,
         };
         let request = SockDiagMessage::InetRequest(request);
-        let answers = ask(NETLINK_SOCK_DIAG, request.into(), NLM_F_DUMP)
-            .context("list TCP sockets; is the kernel module tcp_diag there?")?;
+        let answers = ask(NETLINK_SOCK_DIAG, request.into(), NLM_F_DUMP)?;
         sockets.extend(answers.iter().filter_map(|answer| match answer {
             SockDiagMessage::InetResponse(socket) => Some(tcp_socket(&socket.header.socket_id)),
             _ => None,
@@ -71,8 +74,8 @@ fn tcp_socket(id: &SocketId) -> TcpSocket {
     let version = if is_v4 { Version::V4 } else { Version::V6 };
     TcpSocket {
         key: FlowKey {
-            client: Addr::new(to_bytes(id.destination_address)),
-            local: Addr::new(to_bytes(id.source_address)),
+            client: Addr::from(id.destination_address),
+            local: Addr::from(id.source_address),
             client_port: Port::new(id.destination_port),
             local_port: Port::new(id.source_port),
             protocol: Protocol::Tcp as u8,

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{Opponent, PUBLIC_PORT, Subject, TARGET_PORT, Variant, find};
 use crate::bench::traffic::Protocol;
-use crate::plan::EngineChoice;
+use crate::config::engine::EngineChoice;
 
 /// The rules that come before the one that matters.
 const FILLERS: u16 = 20_000;

@@ -21,11 +21,11 @@ fn look_up(table: &Table, packet: &Probe) -> Option<(u16, u16)> {
     let set = AddrKey::set(entry);
     let key = AddrKey {
         set,
-        addr: Addr::new(to_bytes(packet.local)),
+        addr: Addr::from(packet.local),
     };
     let group = table.addrs.get(&key).copied().unwrap_or(set);
     let version = if packet.client.is_ipv4() { 4 } else { 6 };
-    let client = to_bytes(packet.client);
+    let client = Addr::from(packet.client).octets();
     let candidates = (0..=128).rev().find_map(|length| {
         let key = SourceKey {
             group,

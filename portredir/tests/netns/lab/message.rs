@@ -13,9 +13,9 @@ pub const NOT_RELOADED: &str = "reload failed";
 pub const H2_IS_GONE: &str = "h2: the interface was removed";
 
 /// A second instance is refused in a network namespace.
-pub const ANOTHER_INSTANCE: &str = "another portredir runs in this network namespace";
+pub const ANOTHER_INSTANCE: &str = "portredir is already running in this network namespace";
 /// Another command holds the lock.
-pub const ANOTHER_COMMAND: &str = "another portredir command is at work";
+pub const ANOTHER_COMMAND: &str = "another portredir command is running";
 /// A change waiting for confirmation.
 pub const UNCONFIRMED: &str = "waiting for confirmation";
 /// `apply` cannot change the interfaces.

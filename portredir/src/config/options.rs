@@ -1,0 +1,66 @@
+//! What was typed: options and rules of the command line and the environment, over
+//! files, over the defaults.
+
+use std::path::{Path, PathBuf};
+
+use super::file::{self, ConfigError};
+use super::settings::{Options, Settings};
+use crate::rule;
+use crate::ruleset::shadow;
+
+/// What to redirect, and where: shared by all commands that make a plan.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Typed {
+    /// The options.
+    #[command(flatten)]
+    pub options: Options,
+
+    /// Read rules and options from a file, or from a directory with the layout of
+    /// /etc/portredir.
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "words",
+        env = "PORTREDIR_CONFIG",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    pub config: Option<PathBuf>,
+
+    /// The rules.
+    // Not a comment for both: rustdoc takes what is in brackets for links.
+    #[arg(
+        value_name = "RULE",
+        help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…]; destination port first",
+        long_help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…]; the destination \
+                     port comes first, then the target port.\n\nPorts may be ranges, for example \
+                     8000-8100:9000-9100"
+    )]
+    pub words: Vec<String>,
+}
+
+impl Typed {
+    /// The options that are given here, or in the environment, over those of files,
+    /// over the defaults.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with rules or files.
+    pub fn settings(&self) -> Result<Settings, ConfigError> {
+        let base = match &self.config {
+            Some(path) => file::load(path)?.over(&Settings::default()),
+            None if self.words.is_empty() => {
+                file::load(Path::new(file::DIR))?.over(&Settings::default())
+            }
+            None => {
+                let rules = rule::from_words(&self.words)?;
+                shadow::check(&rules)?;
+                Settings {
+                    rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
+                    ..Settings::default()
+                }
+            }
+        };
+        Ok(self.options.over(&base))
+    }
+}

@@ -1,0 +1,165 @@
+//! The values of options that have a range or a form of their own. Command line,
+//! environment and files check them alike.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use thiserror::Error;
+
+use crate::sys::cgroup::is_cgroup2;
+
+/// Why a value is refused.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum ValueError {
+    /// The text is no number of seconds.
+    #[error("expected a number of seconds, for example 2 or 0.5")]
+    NotSeconds,
+    /// The number of seconds is too small or too large.
+    #[error("{seconds} is not between {least} and {most} seconds")]
+    Seconds {
+        /// The number.
+        seconds: f64,
+        /// The smallest that is possible.
+        least: f64,
+        /// The largest that is possible.
+        most: f64,
+    },
+    /// The text is no whole number.
+    #[error("expected a whole number")]
+    NotNumber,
+    /// The number of flows is too small or too large.
+    #[error("{flows} is not between {} and {}", FlowCount::LEAST, FlowCount::MOST)]
+    Flows {
+        /// The number.
+        flows: u32,
+    },
+    /// The path is no directory of a cgroup v2 hierarchy.
+    #[error("not a cgroup v2 directory; an example is /sys/fs/cgroup/system.slice")]
+    NotCgroup,
+}
+
+/// Reads a number of seconds that is `least` or more and at most an hour.
+///
+/// # Errors
+///
+/// [`ValueError::NotSeconds`], [`ValueError::Seconds`].
+pub fn seconds(text: &str, least: f64) -> Result<Duration, ValueError> {
+    let seconds = text.parse().map_err(|_| ValueError::NotSeconds)?;
+    in_range(seconds, least)
+}
+
+fn in_range(seconds: f64, least: f64) -> Result<Duration, ValueError> {
+    const MOST: f64 = 3600.0;
+    if (least..=MOST).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(ValueError::Seconds {
+            seconds,
+            least,
+            most: MOST,
+        })
+    }
+}
+
+/// How long connections can be waited for: 0 to 3600 seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainTimeout(pub Duration);
+
+impl FromStr for DrainTimeout {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        seconds(text, 0.0).map(Self)
+    }
+}
+
+impl Serialize for DrainTimeout {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(self.0.as_secs_f64())
+    }
+}
+
+impl<'de> Deserialize<'de> for DrainTimeout {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        in_range(f64::deserialize(from)?, 0.0)
+            .map(Self)
+            .map_err(de::Error::custom)
+    }
+}
+
+/// How many flows a table holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct FlowCount(u32);
+
+impl FlowCount {
+    /// The smallest table. A flood of new flows would fill a smaller one at once.
+    pub const LEAST: u32 = 1024;
+    /// The largest table.
+    pub const MOST: u32 = 16_777_216;
+
+    /// A number of flows between [`Self::LEAST`] and [`Self::MOST`].
+    ///
+    /// # Errors
+    ///
+    /// [`ValueError::Flows`].
+    pub const fn new(flows: u32) -> Result<Self, ValueError> {
+        if flows < Self::LEAST || flows > Self::MOST {
+            return Err(ValueError::Flows { flows });
+        }
+        Ok(Self(flows))
+    }
+
+    /// A number of flows that is known to be possible.
+    pub(super) const fn fixed(flows: u32) -> Self {
+        assert!(flows >= Self::LEAST && flows <= Self::MOST);
+        Self(flows)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for FlowCount {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        Self::new(text.parse().map_err(|_| ValueError::NotNumber)?)
+    }
+}
+
+impl<'de> Deserialize<'de> for FlowCount {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::new(u32::deserialize(from)?).map_err(de::Error::custom)
+    }
+}
+
+/// The cgroup v2 directory of local clients, or none for the root of the hierarchy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CgroupDir(Option<PathBuf>);
+
+impl CgroupDir {
+    /// The directory, if one is named.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.0.as_deref()
+    }
+}
+
+impl FromStr for CgroupDir {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let path = PathBuf::from(text);
+        if is_cgroup2(&path) {
+            Ok(Self(Some(path)))
+        } else {
+            Err(ValueError::NotCgroup)
+        }
+    }
+}
