@@ -246,7 +246,7 @@ pub struct Run {
 
     /// Allow rules for SSH, DHCP and Kubernetes API ports, and for the port of your SSH
     /// session.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub force: bool,
 }
 

@@ -29,7 +29,7 @@ use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::host::snapshot::Snapshot;
 use crate::loader::pinned;
-use crate::loader::{Datapath, Options, Sizes};
+use crate::loader::{Datapath, Logging, Options, Sizes};
 use crate::observe::report::Report;
 use crate::ruleset::compile::Table;
 use crate::state::State;
@@ -72,15 +72,6 @@ pub struct Parts {
     pub logging: Logging,
 }
 
-/// Whether the programs log each decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Logging {
-    /// They do, to the logger of this process.
-    Decisions,
-    /// They do not.
-    Off,
-}
-
 impl Controller {
     /// Creates the maps, or opens those that are pinned; attaches nothing.
     ///
@@ -104,10 +95,7 @@ impl Controller {
                 tcp_flows: settings.max_tcp_flows.get(),
                 udp_flows: settings.max_udp_flows.get(),
             },
-            log_level: match logging {
-                Logging::Decisions => aya_log::Level::Debug as u8,
-                Logging::Off => 0,
-            },
+            logging,
             cgroup: features.cgroup.clone(),
             allow_loopback_target: settings.allow_loopback_target,
             is_everywhere: settings.iface.is_everything() && !settings.no_local,

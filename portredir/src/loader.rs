@@ -25,7 +25,7 @@ use portredir_common::bucket::{Seed, Shares};
 
 use self::error::map_error;
 use self::link::{Attached, Lookup, Watch};
-use self::object::{Globals, MAPS, left_maps, left_seed, map_memory};
+use self::object::{Globals, MAPS, left_maps, left_seed, map_memory, new_seed};
 use self::program::Load;
 use crate::sys::bpffs::PinDir;
 use crate::sys::mmap::Mapped;
@@ -33,7 +33,7 @@ use crate::sys::netns::netns_cookie;
 
 pub use self::error::{DatapathError, chain};
 pub use self::listeners::Unregistered;
-pub use self::object::{OBJECT, Options, Sizes};
+pub use self::object::{Logging, OBJECT, Options, Sizes};
 pub use self::rules::live_generation;
 
 /// The datapath of this network namespace.
@@ -74,7 +74,7 @@ impl Datapath {
             shares: Shares::new(tcp_flows, udp_flows),
             seed: match pins.and_then(left_seed) {
                 Some(seed) => seed,
-                None => flows::new_seed()?,
+                None => new_seed()?,
             },
         };
         let (maps, object) = match pins.and_then(left_maps) {

@@ -115,9 +115,9 @@ pub enum Takes {
 }
 
 options! {
-    /// Interfaces: `all`, names, globs and !exclusions, separated by commas [default: all].
+    /// Interfaces: `all`, names, globs and !exclusions [default: all].
     ///
-    /// `eth0,wg*` selects eth0 and every interface whose name begins with wg, also one
+    /// Commas separate them. `eth0,wg*` selects eth0 and every interface whose name begins with wg, also one
     /// that appears later. `!docker0` selects every interface except docker0. An
     /// exclusion takes precedence over a name. An interface that is named without a
     /// glob must exist.

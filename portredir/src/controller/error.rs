@@ -111,9 +111,6 @@ pub enum ControllerError {
     /// Options, rules or files are wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The log of the programs cannot be read.
-    #[error("read the log of the programs")]
-    Log(#[from] aya_log::Error),
     /// A system call failed.
     #[error("{action}")]
     Io {

@@ -7,7 +7,7 @@ use aya_log::EbpfLogger;
 use log::{Log, Metadata};
 use portredir_common::verdict::Reason;
 
-use super::error::ControllerError;
+use crate::loader::DatapathError;
 
 /// Whether the programs are to log what they decide.
 #[must_use]
@@ -25,8 +25,8 @@ impl DecisionLog {
     ///
     /// # Errors
     ///
-    /// [`ControllerError::Log`].
-    pub(super) fn forward(object: &mut Ebpf) -> Result<(), ControllerError> {
+    /// [`DatapathError::Log`].
+    pub(super) fn forward(object: &mut Ebpf) -> Result<(), DatapathError> {
         let mut logger = EbpfLogger::init_with_logger(object, Self)?;
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(Duration::from_millis(50));

@@ -1,11 +1,11 @@
 //! What a redirect answers when it is asked.
 
 use super::error::ControllerError;
-use super::{Controller, Logging, Parts};
+use super::{Controller, Parts};
 use crate::host::netlink::Netlink;
 use crate::ipc::client::{self, Answer, Reply, Request, Role, Who};
-use crate::loader::chain;
 use crate::loader::pinned::{self, Found, PinnedError};
+use crate::loader::{Logging, chain};
 use crate::sys::bpffs::PinDir;
 
 impl Controller {

@@ -76,19 +76,6 @@ impl Flows {
     }
 }
 
-/// A seed of numbers that nobody can guess.
-///
-/// # Errors
-///
-/// When the kernel gives none.
-pub fn new_seed() -> Result<Seed, getrandom::Error> {
-    let mut random = [0; Seed::WORDS];
-    for word in &mut random {
-        *word = getrandom::u64()?;
-    }
-    Ok(Seed::new(random))
-}
-
 impl Datapath {
     /// How many of the connections need their packets rewritten.
     ///

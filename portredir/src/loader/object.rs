@@ -25,13 +25,33 @@ pub struct Sizes {
     pub udp_flows: u32,
 }
 
+/// Whether the programs log each decision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Logging {
+    /// They do.
+    Decisions,
+    /// They do not.
+    #[default]
+    Off,
+}
+
+impl Logging {
+    /// The level as programs compare it, see [`aya_log::Level`].
+    const fn level(self) -> u8 {
+        match self {
+            Self::Decisions => aya_log::Level::Debug as u8,
+            Self::Off => 0,
+        }
+    }
+}
+
 /// What is settled once, before the first program is loaded.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Of the flow tables.
     pub sizes: Sizes,
-    /// Above zero the programs log decisions, see [`aya_log::Level`].
-    pub log_level: u8,
+    /// Whether the programs log each decision.
+    pub logging: Logging,
     /// The cgroup of the processes that count as clients and servers here.
     pub cgroup: Option<PathBuf>,
     /// Whether servers on loopback addresses serve other hosts.
@@ -96,6 +116,7 @@ impl Globals {
             shares,
             seed,
         } = self;
+        let log_level = options.logging.level();
         let loopback_target = u8::from(options.allow_loopback_target);
         let flow_shares = [shares.tcp, shares.udp, shares.syn];
         // It parses the types of the whole kernel, which we do not need.
@@ -106,7 +127,7 @@ impl Globals {
             }
         }
         let object = loader
-            .override_global(aya_log::LEVEL, &options.log_level, true)
+            .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("NETNS_COOKIE", netns_cookie, true)
             .override_global("LOOPBACK_TARGET", &loopback_target, true)
             .override_global("FLOW_SHARES", &flow_shares[..], true)
@@ -117,6 +138,19 @@ impl Globals {
         mmap::give_back();
         Ok(object)
     }
+}
+
+/// A seed of numbers that nobody can guess.
+///
+/// # Errors
+///
+/// When the kernel gives none.
+pub(super) fn new_seed() -> Result<Seed, getrandom::Error> {
+    let mut random = [0; Seed::WORDS];
+    for word in &mut random {
+        *word = getrandom::u64()?;
+    }
+    Ok(Seed::new(random))
 }
 
 /// The seed of what another process has left.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use aya::programs::{
     CgroupSockAddr, ProgramError, ProgramInfo, SchedClassifier, SkLookup, SockOps, Xdp,
 };
-use portredir::loader::{Datapath, DatapathError, Options};
+use portredir::loader::{Datapath, DatapathError, Logging, Options};
 
 use crate::rig::{PROGRAMS, SIZES};
 use crate::table::Rigs;
@@ -63,9 +63,9 @@ pub fn programs(_: &mut Rigs) {
         )
     });
     let programs: Vec<_> = on_packets.chain(OTHERS).collect();
-    for (log_level, what) in [(0, "log off"), (aya_log::Level::Debug as u8, "log debug")] {
+    for (logging, what) in [(Logging::Off, "log off"), (Logging::Decisions, "log debug")] {
         let options = Options {
-            log_level,
+            logging,
             ..SIZES.into()
         };
         let mut datapath = Datapath::load(options, None).expect("load the object");

@@ -40,7 +40,7 @@ pub const HOUSES: [House; 3] = [
     House {
         folder: "portredir",
         floors: &[
-            &["rule", "sys"],
+            &["exit", "rule", "sys"],
             &["ruleset", "host"],
             &["config"],
             &["plan", "cli"],
