@@ -61,7 +61,7 @@ impl Planned {
         Self {
             engine,
             hook: engine.hook(features.tcx),
-            why: format!("{} was refused: {why}", self.hook),
+            why: format!("{} mode failed: {why}", self.hook),
             rejected: [&self.rejected[..], &[refused]].concat(),
             notes,
             ..self.clone()
@@ -114,7 +114,8 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UsageError {
     /// `--iface` names nothing that exists.
-    #[error("no interface `{name}`; there are: {}", .known.join(", "))]
+    #[error("interface `{name}` does not exist (a glob such as `{name}*` may match later); \
+             existing interfaces: {}", .known.join(", "))]
     UnknownInterface {
         /// What was asked for.
         name: String,
@@ -123,13 +124,14 @@ pub enum UsageError {
     },
     /// The engine `socket` cannot redirect UDP.
     #[error(
-        "rule `{0}` has UDP, and the socket engine redirects TCP only; use --engine auto, or /tcp"
+        "rule `{0}` includes UDP, but --engine socket redirects only TCP; use --engine auto, or \
+         /tcp"
     )]
     SocketUdp(Rule),
     /// `--allow-loopback-target` without the engine it is for.
     #[error(
-        "--allow-loopback-target is for --engine socket; the other engines deliver to the address \
-         that was dialled, at which such a server does not listen"
+        "--allow-loopback-target requires --engine socket; the other engines deliver packets to \
+         the original destination address, on which such a server does not listen"
     )]
     LoopbackTarget,
 }
@@ -259,12 +261,10 @@ impl Snapshot {
             match by {
                 None => {}
                 Some(SelectedBy::Pattern) if !interface.is_up => {
-                    skip.push(interface.skipped("down; used when it comes up"));
+                    skip.push(interface.skipped("interface is down; attached when it comes up"));
                 }
                 Some(_) if interface.is_loopback() && settings.no_local => {
-                    skip.push(
-                        interface.skipped("clients on this host are left alone (--no-local)"),
-                    );
+                    skip.push(interface.skipped("local clients are not redirected (--no-local)"));
                 }
                 Some(by) => {
                     selected.insert(interface.index, by);
@@ -313,7 +313,7 @@ impl Snapshot {
             // bridge, the bond, also the VRF. Nothing else reaches it from here.
             if is_socket {
                 return Some(format!(
-                    "port of {kind} {name}; its packets reach sockets as {name}'s"
+                    "port of {kind} {name}; sockets see its packets as received on {name}"
                 ));
             }
             // The ports of a VRF receive for themselves.
@@ -321,10 +321,10 @@ impl Snapshot {
                 ("vrf", _) => {}
                 (_, true) if *is_tracked_bridge => {}
                 (_, true) => {
-                    return Some(format!("port of {kind} {name}, which is used instead"));
+                    return Some(format!("port of {kind} {name}; {name} is used instead"));
                 }
                 (_, false) if settings.iface.is_all => {
-                    return Some(format!("port of {kind} {name}, which is left out"));
+                    return Some(format!("port of {kind} {name}; {name} is not selected"));
                 }
                 (_, false) => {}
             }
@@ -342,12 +342,12 @@ impl Snapshot {
             && (ports.peek().is_none() || ports.any(|port| selected.contains(&port.index)))
         {
             return Some(
-                "its ports are used instead: br_netfilter has connection tracking see packets there"
+                "bridge ports are used: with br_netfilter, conntrack sees packets at the port"
                     .into(),
             );
         }
         if interface.kind.as_deref() == Some("vrf") {
-            return Some("VRF; its ports are used instead".into());
+            return Some("VRF; its member interfaces are used".into());
         }
         // Tunnels name a device below them too, but packets arrive there wrapped.
         let kind = interface.kind.as_deref()?;
@@ -357,8 +357,12 @@ impl Snapshot {
         let lower = self.interfaces.get(&interface.lower?)?;
         let is_hooked =
             lower.is_tracked_bridge || self.covered(lower, settings, selected).is_none();
-        (selected.contains(&lower.index) && is_hooked)
-            .then(|| format!("{kind} on {}, which sees its packets first", lower.name))
+        (selected.contains(&lower.index) && is_hooked).then(|| {
+            format!(
+                "{kind} on {}, where its packets are redirected first",
+                lower.name
+            )
+        })
     }
 
     fn notes(&self, settings: &Settings, features: &Features, plan: &Plan) -> Vec<String> {
@@ -366,17 +370,14 @@ impl Snapshot {
         for glob in &settings.iface.globs {
             if !self.interfaces.values().any(|i| glob.matches(&i.name)) {
                 notes.push(format!(
-                    "`{glob}` matches no interface yet; those that appear will be used"
+                    "`{glob}` matches no interface yet; matching interfaces are used when they \
+                     appear"
                 ));
             }
         }
         let is_tc = |planned: &Planned| planned.engine == Engine::Tc;
         if features.tcx.is_none() && plan.attach.values().any(is_tc) {
-            notes.push(
-                "whether this kernel has TCX may not be asked by this user, so the hook is shown \
-                 as `tcx or clsact`"
-                    .into(),
-            );
+            notes.push("cannot probe TCX without root; showing `tcx or clsact`".into());
         }
         notes
     }
@@ -409,7 +410,7 @@ impl Interface {
             engine,
             is_egress_only: true,
             hook: engine.hook(features.tcx),
-            why: format!("replies alone; {why}"),
+            why: format!("replies only; {why}"),
             rejected: Vec::new(),
             notes: Vec::new(),
         }
@@ -420,7 +421,7 @@ impl Interface {
 fn others(tcx: Vec<String>) -> Option<String> {
     let names = tcx.join(", ");
     (!names.is_empty())
-        .then(|| format!("TCX programs of others go on running, after ours: {names}"))
+        .then(|| format!("other TCX programs stay attached and run after portredir: {names}"))
 }
 
 impl Firewall {
@@ -447,9 +448,9 @@ impl Firewall {
                 .map(|&(first, last, name)| format!("{}/{name}", Ports { first, last }))
                 .collect(),
             why: if is_socket {
-                "it sees the dialled ports"
+                "INPUT sees the port before redirection"
             } else {
-                "it sees the target ports"
+                "INPUT sees the port after redirection"
             },
         }
     }

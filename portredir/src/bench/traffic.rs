@@ -15,9 +15,9 @@ pub enum Suite {
     Crr,
     /// UDP packets of one flow.
     Udp,
-    /// UDP packets of which each begins a flow.
+    /// UDP packets, each of a new flow.
     UdpNew,
-    /// TCP with much data, in both directions.
+    /// Bulk TCP in both directions.
     Bulk,
     /// The programs alone, on one packet (`BPF_PROG_TEST_RUN`).
     ProgRun,

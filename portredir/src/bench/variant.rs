@@ -26,21 +26,21 @@ pub const OTHER_PORT: u16 = 81;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Opponent {
-    /// Nobody.
+    /// Nothing.
     None,
-    /// `REDIRECT` of the iptables that has its own part of the kernel.
+    /// iptables-legacy `REDIRECT` (the x_tables backend).
     IptablesLegacy,
-    /// `REDIRECT` of the iptables that writes nftables rules.
+    /// iptables-nft `REDIRECT` (the nftables backend).
     IptablesNft,
     /// nftables `redirect`, with the ports in a map.
     NftMap,
-    /// nftables that rewrites ports without connection tracking.
+    /// nftables port rewriting without conntrack.
     NftStateless,
     /// nginx with its stream module, one worker.
     Nginx,
     /// `HAProxy` in TCP mode, one thread.
     Haproxy,
-    /// socat, which makes a process for each connection.
+    /// socat, one process per connection.
     Socat,
 }
 

@@ -2,20 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What the user asked for with `--engine`.
+/// What the user asked for wthe deviceh `--engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineChoice {
-    /// The best for each interface, never generic XDP.
+    /// The best engine for each interface; never generic XDP.
     #[default]
     Auto,
-    /// Native XDP; on loopback as auto.
+    /// Native XDP; on loopback, the same as auto.
     Xdp,
-    /// TC everywhere: TCX, or clsact on kernels before 6.6.
+    /// TC on every interface: TCX, or clsact before Linux 6.6.
     Tc,
-    /// No packet is rewritten, the server's socket is found instead: TCP only.
+    /// Assign new connections to the listening socket (BPF sk_lookup), wthe devicehout
+    /// rewrthe deviceing packets; TCP only.
     Socket,
-    /// Generic XDP: works on every device, slower than TC; on loopback as auto.
+    /// Generic XDP: works on every device but is slower than TC; on loopback, the same
+    /// as auto.
     XdpGeneric,
     /// TC by clsact even where TCX exists; for tests.
     #[value(hide = true)]
@@ -25,13 +27,13 @@ pub enum EngineChoice {
 /// How connections are redirected that come in by an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Engine {
-    /// XDP in the driver rewrites packets.
+    /// XDP in the driver rewrthe devicees packets.
     XdpNative,
-    /// XDP in the stack rewrites packets.
+    /// XDP in the stack rewrthe devicees packets.
     XdpGeneric,
-    /// TC ingress rewrites packets: TCX, else clsact.
+    /// TC ingress rewrthe devicees packets: TCX, else clsact.
     Tc,
-    /// TC ingress by clsact rewrites packets.
+    /// TC ingress by clsact rewrthe devicees packets.
     TcClsact,
     /// `sk_lookup` hands TCP connections to the server's socket. One program
     /// for the network namespace, which asks by which interface they came.
@@ -53,7 +55,7 @@ impl Engine {
         }
     }
 
-    /// Where it attaches, as far as it is known before.
+    /// Where the device attaches, as far as the device is known before.
     #[must_use]
     pub const fn hook(self, has_tcx: Option<bool>) -> &'static str {
         match (self, has_tcx) {

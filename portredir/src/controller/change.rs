@@ -11,7 +11,7 @@ use crate::config::settings::{Settings, Takes};
 use crate::host::features::{Features, Loaded};
 use crate::host::snapshot::Snapshot;
 use crate::plan::Plan;
-use crate::plan::lockout::{self, GuardError};
+use crate::plan::lockout::{self, LockoutError};
 use crate::rule::Rule;
 use crate::state::{self, Pending, State};
 
@@ -80,7 +80,7 @@ pub struct Change {
     pub(super) after: Settings,
     pub(super) pending: Option<Pending>,
     diff: Diff,
-    lockouts: Vec<GuardError>,
+    lockouts: Vec<LockoutError>,
 }
 
 impl Change {
@@ -210,7 +210,7 @@ impl Change {
     /// The rules that take over a port by which the host is administered. They are
     /// allowed by `force`.
     #[must_use]
-    pub fn lockouts(&self) -> &[GuardError] {
+    pub fn lockouts(&self) -> &[LockoutError] {
         &self.lockouts
     }
 
@@ -230,7 +230,7 @@ impl Change {
     }
 }
 
-fn refuse_lockout(lockouts: &[GuardError], options: ChangeOptions) -> Result<(), ChangeError> {
+fn refuse_lockout(lockouts: &[LockoutError], options: ChangeOptions) -> Result<(), ChangeError> {
     match lockouts.first() {
         Some(lockout) if !options.force => Err(lockout.clone().into()),
         _ => Ok(()),

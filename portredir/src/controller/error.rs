@@ -10,7 +10,7 @@ use crate::host::netlink::HostError;
 use crate::host::preflight::PreflightError;
 use crate::loader::DatapathError;
 use crate::loader::pinned::PinnedError;
-use crate::plan::lockout::GuardError;
+use crate::plan::lockout::LockoutError;
 use crate::plan::{Refused, UsageError};
 use crate::ruleset::compile::TableError;
 use crate::sys::bpffs::PinError;
@@ -37,7 +37,7 @@ pub enum ChangeError {
     Pending(u64),
     /// A rule takes over a port by which the host is administered.
     #[error(transparent)]
-    Lockout(#[from] GuardError),
+    Lockout(#[from] LockoutError),
     /// The settings contradict themselves or the host.
     #[error(transparent)]
     Usage(#[from] UsageError),

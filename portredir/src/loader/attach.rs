@@ -58,7 +58,7 @@ impl Datapath {
     /// Without it connections are known by their packets alone.
     fn attach_watch(&mut self) -> Option<Watch> {
         let Some(cgroup) = self.options.cgroup.clone() else {
-            log::debug!("no cgroup v2 hierarchy is mounted: connections are not watched");
+            log::debug!("no cgroup v2 hierarchy is mounted: accepted connections are not recorded");
             return None;
         };
         let mut mode = Mode::default();
@@ -69,8 +69,8 @@ impl Datapath {
             }),
             Err(error) => {
                 log::warn!(
-                    "connections are known by their packets alone, a flood may cut those \
-                     whose server is silent: {}",
+                    "accepted connections cannot be recorded; a flood may cut off connections \
+                     whose server has not sent anything yet: {}",
                     chain(&error)
                 );
                 None
@@ -314,7 +314,7 @@ impl Datapath {
             Ok(()) => {}
             Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
             Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::ENOENT) => {
-                let hint = "; are the kernel modules sch_ingress and cls_bpf there?";
+                let hint = "; check that the kernel modules sch_ingress and cls_bpf are available";
                 return Err(error("clsact", chain(&e) + hint));
             }
             Err(e) => return Err(error("clsact", chain(&e))),
@@ -331,8 +331,8 @@ impl Datapath {
         // come is the first to run.
         let id = attach(1).or_else(|refused| {
             log::warn!(
-                "{name}: a tc filter of another kind has priority 1 and comes before ours; if it \
-                 ends the chain nothing is redirected here ({})",
+                "{name}: another tc filter has priority 1 and runs first; if that filter ends the \
+                 chain, nothing is redirected on {name} ({})",
                 chain(&refused)
             );
             attach(0)

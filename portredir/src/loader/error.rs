@@ -30,7 +30,7 @@ pub enum DatapathError {
         source: ProgramError,
     },
     /// A map could not be read or written.
-    #[error("map {name}")]
+    #[error("access BPF map {name}")]
     Map {
         /// Its name.
         name: &'static str,
@@ -39,7 +39,7 @@ pub enum DatapathError {
         source: MapError,
     },
     /// A map cannot be accessed as memory.
-    #[error("map {name} is not as it should be")]
+    #[error("BPF map {name} does not have the expected type or size")]
     Memory {
         /// Its name.
         name: &'static str,
@@ -51,7 +51,7 @@ pub enum DatapathError {
     #[error("read the log of the programs")]
     Log(#[from] aya_log::Error),
     /// The kernel has no random numbers.
-    #[error("choose a seed")]
+    #[error("get random bytes for the hash seed")]
     Seed(#[from] getrandom::Error),
     /// An interface refused a program.
     #[error("attach {what} to {interface}: {reason}")]
@@ -85,12 +85,12 @@ pub enum DatapathError {
     },
     /// `sk_lookup` of Linux before 5.17.
     #[error(
-        "this kernel does not tell by which interface a connection came in; \
-         use --iface all without --no-local, or --engine tc"
+        "before Linux 5.17, --engine socket cannot tell on which ingress interface a connection \
+         arrived; use --iface all without --no-local, or --engine tc"
     )]
     NoIfindex(#[source] ProgramError),
     /// Servers that listen could not be looked up.
-    #[error("look up the servers that listen")]
+    #[error("list listening sockets")]
     Scan(#[source] ProgramError),
     /// Clients on this host are told apart by their cgroup.
     #[error("no cgroup v2 hierarchy is mounted")]
@@ -116,7 +116,7 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// What is attached is of another version.
-    #[error("there is no program `{0}` in this version of portredir")]
+    #[error("the attached program `{0}` does not exist in this version of portredir")]
     Unknown(String),
 }
 

@@ -27,7 +27,7 @@ impl Hook {
             Self::Held(_) => {}
             Self::Pinned(path) => {
                 if let Err(error) = bpf_link::detach(&path) {
-                    log::warn!("remove {}: {error}", path.display());
+                    log::warn!("cannot remove {}: {error}", path.display());
                 }
             }
             Self::Filter(direction, program) => {

@@ -23,12 +23,13 @@ const SOURCE: &str = "portredir";
 #[derive(Debug, Error)]
 pub enum PinError {
     /// bpffs is not there, and may not be mounted.
-    #[error("bpffs is not mounted, and mounting it failed; type: mount -t bpf bpf {BPFFS}")]
+    #[error("bpffs is not mounted and mounting it failed; mount it with: mount -t bpf bpf {BPFFS}")]
     Mount(#[source] io::Error),
     /// A mount would vanish with the process.
     #[error(
         "bpffs is not mounted here, and this process has a mount namespace of its own, in which a \
-         mount would not last (`ip netns exec` makes one; `nsenter --net=/run/netns/NAME` does not)"
+         mount would not last (`ip netns exec` creates one; `nsenter --net=/run/netns/NAME` does \
+         not)"
     )]
     OwnNamespace,
     /// A file operation failed.
@@ -86,7 +87,7 @@ impl PinDir {
     ///
     /// When this user may not look.
     pub fn exists(&self) -> Result<bool, PinError> {
-        self.0.try_exists().map_err(io_error("look for", &self.0))
+        self.0.try_exists().map_err(io_error("look up", &self.0))
     }
 
     /// Makes it, and mounts bpffs where it is missing.

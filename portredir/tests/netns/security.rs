@@ -103,7 +103,7 @@ fn unwatched(cell: &Cell) {
                 .iter_mut()
                 .for_each(|pair| pair.exchange(50_000, when));
         }
-        let warning = "connections are known by their packets alone";
+        let warning = "accepted connections cannot be recorded";
         let warnings = redirector.process.err().matches(warning).count();
         assert_eq!(warnings, usize::from(is_refused));
         // Without it `down` would wait for these connections to end.
