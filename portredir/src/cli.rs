@@ -5,7 +5,7 @@ mod bench;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use bench::{BenchArgs, BenchRole};
+pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::options::Typed;

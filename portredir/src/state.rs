@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::config::settings::Settings;
 use crate::rule::Rule;
-use crate::ruleset::compile::History;
+use crate::ruleset::history::History;
 
 /// Raised when maps or state change so that an older or newer program cannot
 /// work with them.

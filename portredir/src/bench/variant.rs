@@ -8,41 +8,17 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
 
 pub use self::rules::{CONNTRACK, SOCAT};
 
 use super::traffic::Protocol;
+use crate::cli::{Opponent, TARGET_PORT};
 use crate::config::engine::EngineChoice;
 
 /// The port that clients dial.
 pub const PUBLIC_PORT: u16 = 80;
-/// The port that servers listen on.
-pub const TARGET_PORT: u16 = 8080;
 /// A port that no rule is about.
 pub const OTHER_PORT: u16 = 81;
-
-/// Somebody else's way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Opponent {
-    /// Nothing.
-    None,
-    /// iptables-legacy `REDIRECT` (the x_tables backend).
-    IptablesLegacy,
-    /// iptables-nft `REDIRECT` (the nftables backend).
-    IptablesNft,
-    /// nftables `redirect`, with the ports in a map.
-    NftMap,
-    /// nftables port rewriting without conntrack.
-    NftStateless,
-    /// nginx with its stream module, one worker.
-    Nginx,
-    /// `HAProxy` in TCP mode, one thread.
-    Haproxy,
-    /// socat, one process per connection.
-    Socat,
-}
 
 impl Opponent {
     /// All that there are to compare with.

@@ -11,7 +11,7 @@ use crate::controller::compile;
 use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::plan::lockout;
-use crate::ruleset::compile::History;
+use crate::ruleset::history::History;
 use crate::state::State;
 
 /// Prints the plan. Where an engine is not available the command fails after that.

@@ -47,6 +47,15 @@ pub struct Rejected {
     pub why: String,
 }
 
+impl Rejected {
+    const fn new(engine: Engine, why: String) -> Self {
+        Self {
+            engine: engine.name(),
+            why,
+        }
+    }
+}
+
 /// An interface on which the engine that was asked for is impossible.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{name}: --engine {} is not available: {why}; use --engine tc or auto", .engine.name())]
@@ -77,15 +86,6 @@ impl Chosen {
             why: why.into(),
             rejected: Vec::new(),
             notes: Vec::new(),
-        }
-    }
-}
-
-impl Rejected {
-    fn new(engine: Engine, why: impl Into<String>) -> Self {
-        Self {
-            engine: engine.name(),
-            why: why.into(),
         }
     }
 }
@@ -271,14 +271,19 @@ fn loopback(choice: EngineChoice, features: &Features) -> Chosen {
     } else if features.cgroup.is_some() {
         let why = "conntrack would classify packets rewritten on loopback as INVALID";
         let mut chosen = Chosen::new(Engine::Cgroup, why);
-        let xdp = Rejected::new(Engine::XdpNative, "loopback does not support native XDP");
-        chosen.rejected = vec![xdp, Rejected::new(Engine::Tc, why)];
+        let xdp = Rejected::new(
+            Engine::XdpNative,
+            "loopback does not support native XDP".into(),
+        );
+        chosen.rejected = vec![xdp, Rejected::new(Engine::Tc, why.into())];
         chosen
     } else {
         let why = "the root of the cgroup v2 hierarchy is not mounted; name another cgroup v2 \
                    directory with --cgroup";
         let mut chosen = Chosen::new(engine, why);
-        chosen.rejected.push(Rejected::new(Engine::Cgroup, why));
+        chosen
+            .rejected
+            .push(Rejected::new(Engine::Cgroup, why.into()));
         chosen.notes.push(LOOPBACK_WARNING.into());
         chosen
     }

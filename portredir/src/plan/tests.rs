@@ -181,7 +181,10 @@ fn what_the_driver_says_of_its_xdp_counts() {
 
     let none = with(0, 1500);
     let auto = plan(&none, "");
-    assert_eq!(auto.attach[&2].why, "driver ena does not support native XDP");
+    assert_eq!(
+        auto.attach[&2].why,
+        "driver ena does not support native XDP"
+    );
     let forced = plan(&none, "--engine xdp");
     assert_eq!(
         forced.refuse[0].to_string(),
@@ -245,7 +248,10 @@ fn a_packet_crosses_one_hook() {
         [
             ("eth9", "interface is down; attached when it comes up"),
             ("veth0", "port of bridge br0; br0 is used instead"),
-            ("br0.10", "vlan on br0, where its packets are redirected first"),
+            (
+                "br0.10",
+                "vlan on br0, where its packets are redirected first"
+            ),
         ]
     );
     assert_eq!(names(&plan(&snapshot, "--iface veth0")), ["veth0"]);
@@ -297,7 +303,10 @@ fn foreign_xdp_is_named_and_left_alone() {
         let forced = plan(&snapshot, &format!("--engine {engine}"));
         assert!(forced.attach.is_empty());
         let error = forced.refuse[0].to_string();
-        assert!(error.contains("XDP program probe (id 7) is already attached"), "{error}");
+        assert!(
+            error.contains("XDP program probe (id 7) is already attached"),
+            "{error}"
+        );
     }
     let ours = next_plan(&snapshot, "--engine xdp", &[(2, SelectedBy::Pattern)]);
     assert_eq!(engines(&ours), [("eth0", "xdp", "native")]);
@@ -317,7 +326,10 @@ fn xdp_on_a_device_above_allows_none_below() {
         let auto = plan(&snapshot, "--iface eth0");
         let why = &auto.attach[&2].why;
         assert_eq!(auto.attach[&2].engine, Engine::Tc);
-        assert!(why.starts_with("upper device ") && why.contains("has XDP program probe (id 7)"), "{why}");
+        assert!(
+            why.starts_with("upper device ") && why.contains("has XDP program probe (id 7)"),
+            "{why}"
+        );
         assert_eq!(plan(&snapshot, "--iface eth0 --engine xdp").refuse.len(), 1);
     }
     // Ours gives way to the device below when that comes up.
