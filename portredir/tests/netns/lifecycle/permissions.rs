@@ -50,8 +50,11 @@ fn foreground_is_visible() {
 fn lock_out() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);
-    let error = host.fails(1, &["up", "22:2222"]);
-    assert!(error.contains(SSH_PORT), "{error}");
+    // The run in the foreground is refused like the change that lasts.
+    for args in [&["up", "22:2222"][..], &["22:2222"], &["1-65535:8080"]] {
+        let error = host.fails(1, args);
+        assert!(error.contains(SSH_PORT), "{error}");
+    }
     assert!(!host.pins().exists());
     host.up(&["80:8080"]);
     let ssh = "SSH_CONNECTION=10.9.1.2 50000 10.9.1.1 2022";
