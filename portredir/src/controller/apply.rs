@@ -4,6 +4,7 @@ use super::change::{Change, HostView, Step};
 use super::error::ControllerError;
 use super::event::OnEvent;
 use super::{Controller, transaction, watcher};
+use crate::plan::Plan;
 use crate::state::State;
 
 impl Controller {
@@ -30,17 +31,10 @@ impl Controller {
         let snapshot = &host.snapshot;
         match step {
             Step::Attach(plan) => {
-                if self.pins.is_some() && !self.state.settings.rules.is_empty() {
-                    // What is attached anew redirects by the old rules until the switch.
-                    self.reread()?;
-                }
-                self.upgrade(on_event).await;
-                self.start(snapshot, &plan, on_event).await?;
-                let state = State {
-                    pending,
-                    ..self.next(after)?
-                };
-                let result = self.switch(&host, state, on_event);
+                self.attach_all(&host, &plan, on_event).await?;
+                let state = self.next(after);
+                let state = state.map(|next| State { pending, ..next });
+                let result = state.and_then(|state| self.switch(&host, state, on_event));
                 if self.pins.is_none() {
                     if result.is_err() {
                         self.detach_all(on_event).await;
@@ -85,6 +79,22 @@ impl Controller {
                 }
             },
         }
+    }
+
+    /// Replaces the programs that another process has left, and attaches to the other
+    /// interfaces of the plan.
+    async fn attach_all(
+        &mut self,
+        host: &HostView,
+        plan: &Plan,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        if self.pins.is_some() && !self.state.settings.rules.is_empty() {
+            // What is attached anew redirects by the old rules until the switch.
+            self.reread()?;
+        }
+        self.upgrade(on_event).await;
+        self.start(&host.snapshot, plan, on_event).await
     }
 
     /// Makes a state valid, and has the watcher read it. The watcher is told before

@@ -20,7 +20,7 @@ use crate::config::file::ConfigError;
 use crate::config::safety::ChangeOptions;
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
-use crate::ipc::client::{Control, Request, Role};
+use crate::ipc::client::{Call, Control, Request, Role};
 use crate::loader::chain;
 use crate::loader::pinned::{self, Found};
 use crate::sys::bpffs::PinDir;
@@ -73,10 +73,7 @@ pub async fn watch(
     ))?;
     let mut signals = Signals::new()?;
     step(&mut controller, on_event).await;
-    if let Err(error) = capability::drop_capabilities() {
-        log::warn!("cannot drop unneeded capabilities: {error}");
-    }
-    tell_manager(&[NotifyState::Ready]);
+    be_ready();
     let alive = sd_notify::watchdog_enabled().map(|period| period / 3);
     let mut alive = every(alive.unwrap_or(Duration::from_secs(3600)));
     let mut rescan = every(RESCAN_INTERVAL);
@@ -94,12 +91,10 @@ pub async fn watch(
                 Signal::End => return Ok(()),
             },
             call = control.next() => {
-                let request = call.request;
-                if request == Request::Status && reread.take().is_some() {
+                if call.request == Request::Status && reread.take().is_some() {
                     step(&mut controller, on_event).await;
                 }
-                call.answer(controller.reply(Role::Follower, request));
-                match request {
+                match answer(&controller, call) {
                     Request::Changed => {
                         reread.get_or_insert_with(|| Instant::now() + SETTLE);
                     }
@@ -125,6 +120,21 @@ pub async fn watch(
             _ = alive.tick() => tell_manager(&[NotifyState::Watchdog]),
         }
     }
+}
+
+/// Gives up what watching does not need, and tells systemd that the rules are in force.
+fn be_ready() {
+    if let Err(error) = capability::drop_capabilities() {
+        log::warn!("cannot drop unneeded capabilities: {error}");
+    }
+    tell_manager(&[NotifyState::Ready]);
+}
+
+/// Answers a request, and returns it.
+fn answer(controller: &Controller, call: Call) -> Request {
+    let request = call.request;
+    call.answer(controller.reply(Role::Follower, request));
+    request
 }
 
 /// Works out what a reload would do, and does nothing.

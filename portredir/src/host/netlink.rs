@@ -274,38 +274,8 @@ fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> I
                 interface.lower = Some(*lower);
             }
             LinkAttribute::LinkNetNsId(_) => is_lower_elsewhere = true,
-            LinkAttribute::LinkInfo(infos) => {
-                for info in infos {
-                    match info {
-                        LinkInfo::Kind(kind) => interface.kind = Some(kind.to_string()),
-                        LinkInfo::Data(InfoData::Bridge(attributes)) => {
-                            interface.is_tracked_bridge = attributes.iter().any(|attribute| {
-                                matches!(
-                                    attribute,
-                                    InfoBridge::NfCallIpTables(true)
-                                        | InfoBridge::NfCallIp6Tables(true)
-                                )
-                            });
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            LinkAttribute::Xdp(attributes) => {
-                for attribute in attributes {
-                    match attribute {
-                        LinkXdp::ProgId(id)
-                        | LinkXdp::DrvProgId(id)
-                        | LinkXdp::SkbProgId(id)
-                        | LinkXdp::HwProgId(id)
-                            if *id != 0 =>
-                        {
-                            interface.xdp = Some(*id);
-                        }
-                        _ => {}
-                    }
-                }
-            }
+            LinkAttribute::LinkInfo(infos) => read_info(infos, &mut interface),
+            LinkAttribute::Xdp(attributes) => interface.xdp = attached_xdp(attributes),
             _ => {}
         }
     }
@@ -315,4 +285,34 @@ fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> I
     }
     interface.driver = crate::sys::ethtool::driver(&interface.name);
     interface
+}
+
+/// Reads the kind of a virtual device, and whether a bridge has `br_netfilter` on.
+fn read_info(infos: &[LinkInfo], interface: &mut Interface) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => interface.kind = Some(kind.to_string()),
+            LinkInfo::Data(InfoData::Bridge(attributes)) => {
+                interface.is_tracked_bridge = attributes.iter().any(|attribute| {
+                    matches!(
+                        attribute,
+                        InfoBridge::NfCallIpTables(true) | InfoBridge::NfCallIp6Tables(true)
+                    )
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The ID of the XDP program that is attached, in whatever mode.
+fn attached_xdp(attributes: &[LinkXdp]) -> Option<u32> {
+    let ids = attributes.iter().filter_map(|attribute| match attribute {
+        LinkXdp::ProgId(id)
+        | LinkXdp::DrvProgId(id)
+        | LinkXdp::SkbProgId(id)
+        | LinkXdp::HwProgId(id) => Some(*id),
+        _ => None,
+    });
+    ids.filter(|id| *id != 0).last()
 }

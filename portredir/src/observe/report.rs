@@ -81,18 +81,6 @@ impl Report {
             .map(|(id, _)| u32::from(*id))
             .zip(0..)
             .collect();
-        let name = |index| {
-            let attached = interfaces.iter().find(|report| report.ifindex == index);
-            if let Some(report) = attached {
-                return report.name.clone();
-            }
-            let name = (index != CounterKey::UNKNOWN_IFINDEX).then(|| if_indextoname(index));
-            match name {
-                None => "elsewhere".to_owned(),
-                Some(Ok(name)) => name.to_string_lossy().into_owned(),
-                Some(Err(_)) => format!("if{index}"),
-            }
-        };
         for (key, counter) in counters {
             let Some(report) = places
                 .get(&key.rule)
@@ -108,7 +96,7 @@ impl Report {
                 last_hit: clock.wall(counter.last_hit_ns),
             };
             report.total.add(&hits);
-            let by_name = report.interfaces.entry(name(key.ifindex));
+            let by_name = report.interfaces.entry(name_of(key.ifindex, &interfaces));
             by_name.or_default().add(&hits);
         }
         let by_verdict = |verdict| {
@@ -209,6 +197,19 @@ impl std::fmt::Display for Hits {
 pub fn counted(number: u64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{plural}")
+}
+
+/// The name of an interface: the one that it was attached by, else the present one.
+fn name_of(index: u32, attached: &[InterfaceReport]) -> String {
+    let attached = attached.iter().find(|report| report.ifindex == index);
+    if let Some(report) = attached {
+        return report.name.clone();
+    }
+    match (index != CounterKey::UNKNOWN_IFINDEX).then(|| if_indextoname(index)) {
+        None => "elsewhere".to_owned(),
+        Some(Ok(name)) => name.to_string_lossy().into_owned(),
+        Some(Err(_)) => format!("if{index}"),
+    }
 }
 
 /// Both clocks at one moment: the kernel counts by the monotonic one.
