@@ -307,12 +307,12 @@ fn read_info(infos: &[LinkInfo], interface: &mut Interface) {
 
 /// The ID of the XDP program that is attached, in whatever mode.
 fn attached_xdp(attributes: &[LinkXdp]) -> Option<u32> {
-    let ids = attributes.iter().filter_map(|attribute| match attribute {
+    let mut ids = attributes.iter().filter_map(|attribute| match attribute {
         LinkXdp::ProgId(id)
         | LinkXdp::DrvProgId(id)
         | LinkXdp::SkbProgId(id)
         | LinkXdp::HwProgId(id) => Some(*id),
         _ => None,
     });
-    ids.filter(|id| *id != 0).last()
+    ids.rfind(|id| *id != 0)
 }
