@@ -7,13 +7,13 @@ use super::{Controller, transaction, watcher};
 use crate::state::State;
 
 impl Controller {
-    /// Carries out a change. The switch is atomic: whoever is killed before it has
+    /// Carries out a change. The switch is atomic: a process that is killed before it has
     /// changed nothing that is valid.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses, or [`ControllerError::Change`] where the plan is
-    /// impossible. What was valid before stays valid.
+    /// The kernel refuses, or [`ControllerError::Change`] where the plan is impossible.
+    /// What was valid before stays valid.
     pub async fn apply(
         &mut self,
         change: Change,
@@ -31,7 +31,7 @@ impl Controller {
         match step {
             Step::Attach(plan) => {
                 if self.pins.is_some() && !self.state.settings.rules.is_empty() {
-                    // What is attached anew redirects by the old rules until the switch.
+                    // Newly attached programs redirect by the old rules until the switch.
                     self.reread()?;
                 }
                 self.upgrade(on_event).await;
@@ -48,7 +48,7 @@ impl Controller {
                     return result;
                 }
                 result?;
-                // What is no longer wanted goes last.
+                // Programs that are no longer wanted are detached last.
                 self.reconcile(on_event).await
             }
             Step::Switch => {
@@ -87,9 +87,9 @@ impl Controller {
         }
     }
 
-    /// Makes a state valid, and has the watcher read it. The watcher is told before
-    /// the switch: a command that is killed right after it must not leave a watcher
-    /// that does not know.
+    /// Makes a state valid, and lets the watcher read it. The watcher is notified before
+    /// the switch: a command that is killed right after it must not leave a watcher that
+    /// does not know.
     fn switch(
         &mut self,
         host: &HostView,
