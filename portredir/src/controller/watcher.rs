@@ -89,8 +89,8 @@ pub fn stop(stubborn: Stubborn, on_event: OnEvent<'_>) {
     }
 }
 
-/// Starts a watcher, unless one of this version runs. A watcher of another version is
-/// stopped first.
+/// Starts a watcher, unless one runs that is this very program. A watcher of another
+/// version is stopped first.
 ///
 /// # Errors
 ///

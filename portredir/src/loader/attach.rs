@@ -28,7 +28,7 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// Any [`DatapathError`]; nothing is left attached then.
+    /// Any [`DatapathError`]; then no program stays attached.
     pub fn attach(&mut self, planned: &Planned) -> Result<Mode, DatapathError> {
         let (attached, mode) = match planned.engine {
             Engine::Lookup => self.attach_lookup(planned.interface.index)?,
@@ -40,7 +40,7 @@ impl Datapath {
     }
 
     fn attach_wire(&mut self, planned: &Planned) -> Result<(Attached, Mode), DatapathError> {
-        // What is refused once is not tried again for the next interface.
+        // A refused watch is not tried again for the next interface.
         if self.watch.is_none() && !self.is_rewriting() {
             self.watch = self.attach_watch();
         }
@@ -55,7 +55,8 @@ impl Datapath {
         Ok((attached, mode))
     }
 
-    /// Without it connections are known by their packets alone.
+    /// Attaches the watch for accepted connections; without it, connections are known by
+    /// their packets alone.
     fn attach_watch(&mut self) -> Option<Watch> {
         let Some(cgroup) = self.options.cgroup.clone() else {
             log::debug!("no cgroup v2 hierarchy is mounted: accepted connections are not recorded");
@@ -78,7 +79,7 @@ impl Datapath {
         }
     }
 
-    /// Attaches a program for what sockets of a cgroup do.
+    /// Attaches a program to the socket operations of a cgroup.
     fn attach_sock_ops(
         &mut self,
         name: &'static str,
@@ -100,7 +101,7 @@ impl Datapath {
     fn attach_device(&mut self, planned: &Planned) -> Result<(Attached, Mode), DatapathError> {
         let interface = &planned.interface;
         let is_tcx_allowed = planned.engine != Engine::TcClsact;
-        // Egress first: a packet must not be rewritten before its reply would be.
+        // Egress goes first: a packet must not be rewritten before its reply would be.
         let (egress, mut mode) = self.attach_tc(interface, TcAttachType::Egress, is_tcx_allowed)?;
         let ingress = match planned.engine {
             _ if planned.is_egress_only => None,
@@ -123,7 +124,7 @@ impl Datapath {
         Ok((Attached::Wire { ingress, egress }, mode))
     }
 
-    /// Keeps a link, by a pin where it is to outlive the process.
+    /// Keeps a link, by a pin if it outlives the process.
     fn hold(
         &self,
         link: Link,
@@ -145,7 +146,7 @@ impl Datapath {
             Link::Tc(link) => link.try_into(),
         };
         let link: FdLink = link.map_err(|e| error(e.to_string()))?;
-        // What was left by somebody who was killed before he could say so.
+        // A process that was killed before it could record the pin may have left it.
         let _ = fs::remove_file(&path);
         link.pin(&path).map_err(|e| error(chain(&e)))?;
         let place = Place::Pin(pin.to_owned());
@@ -153,7 +154,7 @@ impl Datapath {
         Ok(Hook::Pinned(path))
     }
 
-    /// Lets the listeners have the connections of an interface too.
+    /// Gives the connections of an interface to the listeners too.
     fn attach_lookup(&mut self, ifindex: u32) -> Result<(Attached, Mode), DatapathError> {
         if self.lookup.is_none() {
             self.lookup = Some(self.load_lookup()?);
@@ -224,7 +225,7 @@ impl Datapath {
                 }
             }
         }
-        // What asks goes before what answers.
+        // Hooks that redirect are detached before hooks that answer.
         hooks.reverse();
         Ok((Attached::Clients(hooks), mode))
     }
@@ -245,7 +246,7 @@ impl Datapath {
         let mut result = None;
         for (name, what) in ways {
             if let Some(Err(error)) = &result {
-                // The kernel (before 5.18) or the driver has no frags.
+                // The kernel (before 5.18) or the driver does not support frags.
                 log::debug!("{}: {}", interface.name, chain(error));
             }
             let program: &mut Xdp = self.program(name)?;
@@ -293,8 +294,8 @@ impl Datapath {
             reason,
         };
         if is_tcx_allowed {
-            // First in both directions: a program before us that ends the chain
-            // would leave packets half redirected.
+            // Our program is the first in both directions: a program before it that ends
+            // the chain would leave packets half redirected.
             let options = TcAttachOptions::TcxOrder(LinkOrder::first());
             match program.attach_with_options(name, direction, options) {
                 Ok(id) => {
@@ -304,7 +305,7 @@ impl Datapath {
                     let hook = self.hold(Link::Tc(link), &pin, program_name, &mut mode)?;
                     return Ok((hook, mode));
                 }
-                // Before 6.6 the attach type does not exist.
+                // The attach type does not exist before Linux 6.6.
                 Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
                     if io_error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(e) => return Err(error("tcx", chain(&e))),
@@ -327,8 +328,8 @@ impl Datapath {
             };
             program.attach_with_options(name, direction, TcAttachOptions::Netlink(options))
         };
-        // The first priority there is; of programs with the same, the last to
-        // come is the first to run.
+        // This is the first priority; of programs with the same priority, the last
+        // attached runs first.
         let id = attach(1).or_else(|refused| {
             log::warn!(
                 "{name}: another tc filter has priority 1 and runs first; if that filter ends the \
