@@ -83,7 +83,8 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
-    /// The kernel has no `sk_lookup` with cookies: Linux before 5.17.
+    /// The `sk_lookup` of this kernel does not know the ingress interface: Linux before
+    /// 5.17.
     #[error(
         "before Linux 5.17, --engine socket cannot tell on which ingress interface a connection \
          arrived; use --iface all without --no-local, or --engine tc"

@@ -10,7 +10,7 @@ use super::Datapath;
 use super::error::{DatapathError, map_error};
 
 impl Datapath {
-    /// Makes `addrs` the addresses that packets are redirected at.
+    /// Sets the local addresses: packets to them are redirected.
     ///
     /// # Errors
     ///

@@ -25,7 +25,7 @@ pub enum UsageError {
          /tcp"
     )]
     SocketUdp(Rule),
-    /// The option `--allow-loopback-target` needs another engine.
+    /// The option `--allow-loopback-target` needs the engine `socket`.
     #[error(
         "--allow-loopback-target requires --engine socket; the other engines deliver packets to \
          the original destination address, on which such a server does not listen"
