@@ -21,7 +21,7 @@ use crate::config::engine::EngineChoice;
 /// The number of rules that every redirector has to hold.
 pub const RULES: u16 = 10_000;
 
-/// How often each command is timed.
+/// The number of times that each command is timed.
 const TIMES: usize = 5;
 
 /// Times in milliseconds: to load all rules in the place of one, and to add one more;

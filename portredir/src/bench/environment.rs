@@ -36,7 +36,7 @@ pub struct Environment {
     pub load_average: [f64; 2],
     /// The part of the time that the hypervisor gave to other machines meanwhile.
     pub steal: Option<f64>,
-    /// How the traffic was run.
+    /// The scheduling of the traffic.
     pub scheduling: Scheduling,
 }
 

@@ -1,4 +1,4 @@
-//! From the command line to the variants and the traffic that compares them.
+//! Turns the command line into the variants and the traffic that compares them.
 
 use super::measure::{Effort, Role};
 use super::traffic::{Protocol, Traffic};

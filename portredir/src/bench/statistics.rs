@@ -1,5 +1,5 @@
-//! From slices to figures: the costs of variants, how they compare, and which differences
-//! mean something.
+//! Computes figures from slices: the costs of variants, how they compare, and which
+//! differences mean something.
 //!
 //! A slice gives the cost of one operation. Slices of one cycle are milliseconds apart,
 //! so a longer disturbance of the machine affects all of them, and their ratio is steady

@@ -55,7 +55,7 @@ impl Engine {
         }
     }
 
-    /// Where the device attaches, as far as the device is known before.
+    /// The hook to which the engine attaches, as far as it is known beforehand.
     #[must_use]
     pub const fn hook(self, has_tcx: Option<bool>) -> &'static str {
         match (self, has_tcx) {

@@ -22,13 +22,14 @@ pub struct Selection {
     text: String,
 }
 
-/// How an interface was selected.
+/// The way in which an interface was selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SelectedBy {
-    /// By its exact name. This very interface was meant, so it stays selected under
-    /// another name.
+    /// Selected by its exact name. This very interface was meant, so it stays selected
+    /// under another name.
     Name,
-    /// By `all`, a glob or an exclusion. A new name of the interface decides anew.
+    /// Selected by `all`, a glob or an exclusion. A new name of the interface decides
+    /// anew.
     Pattern,
 }
 
@@ -62,7 +63,7 @@ impl Selection {
         }
     }
 
-    /// How an interface of this name is selected, if it is.
+    /// The way in which an interface of this name is selected, if it is.
     #[must_use]
     pub fn selects(&self, name: &str) -> Option<SelectedBy> {
         if self.excludes(name).is_some() {
