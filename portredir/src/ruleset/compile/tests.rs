@@ -1,4 +1,4 @@
-//! The table against the words of the documentation.
+//! Compares the table with the words of the documentation.
 
 use portredir_common::abi::{Addr, AddrKey, Port, PortEntry, SourceKey};
 use proptest::collection::vec;
@@ -8,7 +8,7 @@ use super::*;
 use crate::rule::tests::arbitrary::{Probe, chosen, near_rule, probes};
 use crate::rule::tests::rule;
 
-/// The rule and target for a packet, found as the programs find them.
+/// The rule and the target for a packet, found in the way of the programs.
 fn look_up(table: &Table, packet: &Probe) -> Option<(u16, u16)> {
     let place = PortEntry::index(packet.protocol, Port::new(packet.port));
     let entry = table.ports[place as usize];
@@ -66,7 +66,7 @@ proptest! {
     fn the_most_specific_wins(rules in vec(near_rule(), 0..10)) {
         let table = Table::compile(&numbered(&rules), &History::default(), false, false);
         let table = match table {
-            // Lists of interfaces are few here, but can be too many at one port.
+            // There are few lists of interfaces here, but one port can have too many.
             Err(TableError::Candidates { .. }) => return Ok(()),
             table => table.expect("a table"),
         };
