@@ -76,7 +76,7 @@ pub struct Parts {
 impl Controller {
     /// Creates the maps, or opens those that are pinned; attaches nothing.
     ///
-    /// The table of rules stays empty until [`Self::reread`] or
+    /// The table of rules stays empty until the state is read again, or until
     /// [`Self::apply`], because compiling rules takes time.
     ///
     /// # Errors

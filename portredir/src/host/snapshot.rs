@@ -41,6 +41,6 @@ pub struct Interface {
 pub struct Snapshot {
     /// The interfaces by index.
     pub interfaces: BTreeMap<u32, Interface>,
-    /// The unicast addresses of this host; the value is one of [`local`].
+    /// The unicast addresses of this host; the value is one of [`local`](portredir_common::abi::local).
     pub addrs: HashMap<[u8; 16], u8>,
 }
