@@ -1,127 +1,18 @@
-//! The maps of flow state, and [`FlowTables`] over them.
-
-use core::arch::asm;
-use core::cell::UnsafeCell;
+//! [`FlowTables`] over the maps of flow state.
 
 use aya_ebpf::bindings::BPF_ANY;
-use aya_ebpf::btf_maps::{Array, LruHashMap};
-use aya_ebpf::macros::btf_map;
-use portredir_common::abi::{
-    Epoch, Flow, FlowKey, Port, Protocol, REMAPPED_PLACES, remapped_place,
-};
-use portredir_common::bucket::{Bucket, Entry, Found, Hash, PLACES, Seed, Shares, Word};
-use portredir_common::flow::{FlowTables, Met, Original, Table};
+use portredir_common::flow::{Epoch, Flow, FlowKey, Original, Table};
+use portredir_common::kernel::{FlowTables, Met};
+use portredir_common::map::bucket::{Bucket, Entry, Found, Hash, Shares};
+use portredir_common::map::port_remap::remapped_place;
+use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::Reason;
 
 use crate::context::Context;
-use crate::maps::{Kernel, MMAPABLE};
-
-/// A word of a map.
-#[repr(transparent)]
-pub struct Volatile(UnsafeCell<u64>);
-
-impl Volatile {
-    pub const fn new(value: u64) -> Self {
-        Self(UnsafeCell::new(value))
-    }
-}
-
-// SAFETY: every access is one load or store of a word.
-unsafe impl Sync for Volatile {}
-
-impl Word for Volatile {
-    #[inline(always)]
-    fn load(&self) -> u64 {
-        // SAFETY: from a reference; the BPF machine loads words whole.
-        unsafe { self.0.get().read_volatile() }
-    }
-
-    #[inline(always)]
-    fn store(&self, value: u64) {
-        // SAFETY: as above.
-        unsafe { self.0.get().write_volatile(value) };
-    }
-
-    #[inline(always)]
-    fn top_bit(mut value: u64) -> u64 {
-        // SAFETY: plain arithmetic on registers.
-        unsafe { asm!("{0} >>= 63", inout(reg) value, options(pure, nomem, nostack)) };
-        value
-    }
-
-    #[inline(always)]
-    fn larger(mut a: u64, b: u64) -> u64 {
-        // SAFETY: as above.
-        unsafe {
-            asm!(
-                "{less} = {a}",
-                "{less} -= {b}",
-                "{mask} = {less}",
-                "{mask} s>>= 63",
-                "{less} &= {mask}",
-                "{a} -= {less}",
-                a = inout(reg) a,
-                b = in(reg) b,
-                less = out(reg) _,
-                mask = out(reg) _,
-                options(pure, nomem, nostack),
-            );
-        }
-        a
-    }
-
-    /// By the verifier of Linux 6.1 nothing is known of a number behind an
-    /// exclusive or, and the compiler moves a plain mask before it.
-    #[inline(always)]
-    fn place(mut value: u64) -> usize {
-        const MASK: u64 = PLACES as u64 - 1;
-        // SAFETY: as above.
-        unsafe {
-            asm!(
-                "{0} &= {mask}",
-                inout(reg) value,
-                mask = const MASK,
-                options(pure, nomem, nostack),
-            );
-        }
-        value as usize & MASK as usize
-    }
-}
-
-/// The flows of all tables. That it may be mapped puts buckets on the borders of
-/// cache lines. Its size is set by user space.
-#[btf_map]
-static FLOWS: Array<Bucket<Volatile>, 98304, MMAPABLE> = Array::new();
-
-/// How [`FLOWS`] is divided, and its seed. Set by user space.
-#[unsafe(no_mangle)]
-static FLOW_SHARES: Shares = Shares::new(0, 0);
-#[unsafe(no_mangle)]
-static FLOW_SEED: Seed = Seed([0; Seed::WORDS]);
-
-/// [`FLOW_SEED`] for the next process that loads programs.
-#[btf_map]
-static SEED: Array<Seed, 1> = Array::new();
-
-/// Client ports given on collisions; key is the original flow.
-#[btf_map]
-static REMAP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
-
-/// The other way round: the client's own port; key is the translated flow.
-#[btf_map]
-static GIVEN: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
-
-/// [`REMAP`] of connections: only who has real ones adds to it.
-#[btf_map]
-static REMAP_TCP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
-
-/// [`GIVEN`] of connections.
-#[btf_map]
-static GIVEN_TCP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
-
-/// Where clients were given ports, see [`remapped_place`].
-#[btf_map]
-static REMAPPED: Array<[u8; 64], REMAPPED_PLACES> = Array::new();
+use crate::globals::{FLOW_SEED, FLOW_SHARES};
+use crate::kernel::Kernel;
+use crate::maps::{FLOWS, GIVEN, GIVEN_TCP, REMAP, REMAP_TCP, REMAPPED};
+use crate::verifier::Volatile;
 
 #[inline(always)]
 fn hash(key: &FlowKey) -> Hash {

@@ -1,32 +1,12 @@
 //! What is counted, and the clock.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::btf_maps::{PerCpuArray, PerCpuHashMap};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
-use aya_ebpf::macros::btf_map;
-use portredir_common::abi::{Counter, CounterKey, Hits};
-use portredir_common::bucket::Word as _;
+use portredir_common::map::bucket::Word as _;
+use portredir_common::map::counters::{Counter, CounterKey};
 use portredir_common::verdict::Reason;
 
-use crate::flows::Volatile;
-use crate::maps::NO_PREALLOC;
-
-/// Grows with the pairs of rule and interface that see traffic and have no place
-/// in [`HITS`].
-#[btf_map]
-static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, NO_PREALLOC> = PerCpuHashMap::new();
-
-/// What packets are counted in first.
-#[btf_map]
-static HITS: PerCpuArray<Hits, { Hits::PLACES as usize }> = PerCpuArray::new();
-
-#[btf_map]
-static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
-
-/// What [`now_ns`] told last, and the tick at which it was read: one word, so that
-/// processors may share it. Each writes it once a tick at most.
-#[unsafe(no_mangle)]
-static CLOCK: Volatile = Volatile::new(0);
+use crate::maps::{CLOCK, COUNTERS, HITS, REASONS};
 
 /// Of [`CLOCK`], the lowest bits are those of the tick, and these of the time are
 /// left out: 4 ms, as coarse as the clock itself may be.

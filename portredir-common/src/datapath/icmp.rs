@@ -8,12 +8,17 @@
 //! Only the quoted ports and the ICMP checksum change. The checksum inside the
 //! quote may be cut off, and nobody verifies it.
 
-use crate::abi::{Old, Port, Protocol};
-use crate::csum;
-use crate::flow::{self, Original};
-use crate::redirect::{Tables, choose, is_here, set_ports};
+use crate::datapath::conntrack as flow;
+use crate::datapath::rewrite::set_ports;
+use crate::datapath::rule_match::choose;
+use crate::flow::Original;
+use crate::kernel::{Tables, is_here};
+use crate::map::rules::Old;
+use crate::net::{Port, Protocol, Version};
 use crate::verdict::Reason;
-use crate::wire::{Check, End, Frame, Packet, Payload, Version};
+use crate::wire::checksum;
+use crate::wire::frame::{Check, Frame};
+use crate::wire::headers::{End, Packet, Payload};
 
 /// The packet that an ICMP error quotes.
 struct Quote {
@@ -52,7 +57,7 @@ impl Quote {
         }
         let check = Check {
             offset: outer.transport + 2,
-            kind: csum::Kind::Plain,
+            kind: checksum::Kind::Plain,
         };
         Ok(Self {
             packet,

@@ -16,9 +16,8 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::abi::{Epoch, Flow, FlowKey, Port};
-use crate::flow::{Table, UDP_IDLE};
-use crate::wire::Version;
+use crate::flow::{Epoch, Flow, FlowKey, Table, UDP_IDLE};
+use crate::net::{Port, Version};
 
 /// What makes the hash another one on each host: random and secret, or clients
 /// could choose flows that push another's out of its bucket.
