@@ -1,56 +1,93 @@
-//! Flow state: which replies to restore, and to what.
+//! Flows: what the datapath remembers of a connection or of a UDP flow.
 //!
 //! The rule says where a packet goes; state is needed for the way back, as a
-//! client may also have dialled the target port itself. There is one entry per
+//! client may also have connected to the target port itself. There is one entry per
 //! flow, never a pair, so nothing can be half lost, and every packet of the
 //! client puts a lost entry back. For TCP the kernel's sockets are the truth:
 //! an entry only ever counts as alive when a socket stands behind it.
-//!
-//! Three tables, so that a flood of one kind costs no flow of another: `Syn`
-//! for what anybody can send, `Tcp` for connections that a server has accepted,
-//! `Udp`. `Tcp` has direct connections too, dialled by the target port itself:
-//! so a forged packet to a dialled port cannot claim one.
 
 use crate::net::{Addr, Port, Protocol};
+use crate::packed::Packed;
 use crate::verdict::Reason;
 
 /// A flow table.
+///
+/// There are three, so that a flood of one kind costs no flow of another. [`Self::Tcp`]
+/// also holds direct connections to a target port: so a forged packet to a
+/// redirected port cannot claim one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Table {
-    /// TCP flows that no server has accepted yet: a SYN, or a packet that draws a
-    /// RST.
+pub enum FlowTable {
+    /// The table of TCP flows that no server has accepted yet: anybody can send a SYN,
+    /// or a packet that draws a RST.
     Syn,
-    /// TCP connections.
+    /// The table of TCP connections.
     Tcp,
-    /// UDP flows.
+    /// The table of UDP flows.
     Udp,
 }
 
-/// One flow, seen from this host.
+impl FlowTable {
+    /// All tables.
+    pub const ALL: [Self; 3] = [Self::Syn, Self::Tcp, Self::Udp];
+}
+
+impl Packed for FlowTable {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        self as u64
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        const TCP: u64 = FlowTable::Tcp as u64;
+        const UDP: u64 = FlowTable::Udp as u64;
+        match word {
+            TCP => Self::Tcp,
+            UDP => Self::Udp,
+            _ => Self::Syn,
+        }
+    }
+}
+
+/// The ends of one flow, seen from this host.
 ///
-/// In the flow tables and in `GIVEN…` it is the translated flow, as the server's
+/// In the flow tables and in `GIVEN…` this is the translated flow, as the server's
 /// socket knows it; in `REMAP…` it is the original one, as the client knows it.
+///
+/// **Shape**: 40 bytes; client address at 0, local address at 16, client port at 32,
+/// local port at 34, protocol at 36, IP version at 37.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C, align(8))]
 pub struct FlowKey {
-    /// The remote end.
+    /// The address of the remote end.
     pub client: Addr,
-    /// The address of this host that the client dialled.
+    /// The address of this host that the client connected to.
     pub local: Addr,
     /// The port of the remote end.
     pub client_port: Port,
     /// The port of this host.
     pub local_port: Port,
-    /// [`Protocol`].
+    /// The number of the [`Protocol`].
     pub protocol: u8,
-    /// IP version, 4 or 6.
+    /// The IP version, 4 or 6.
     pub version: u8,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: [u8; 2],
 }
 
 impl FlowKey {
-    /// Whose ports it has.
+    /// The key of nothing: no packet has protocol 0.
+    pub(crate) const NOTHING: Self = Self {
+        client: Addr::V4_ANY,
+        local: Addr::V4_ANY,
+        client_port: Port::new(0),
+        local_port: Port::new(0),
+        protocol: 0,
+        version: 0,
+        pad: [0; 2],
+    };
+
+    /// The protocol of this flow.
     ///
     /// # Errors
     ///
@@ -66,7 +103,7 @@ impl FlowKey {
         }
     }
 
-    /// As it lies in memory.
+    /// The bytes that this key is in memory.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; 40] {
         let mut bytes = [0; 40];
@@ -81,46 +118,59 @@ impl FlowKey {
 }
 
 /// What the client sees of a flow.
+///
+/// **Shape**: 8 bytes in `SOCKETS`. A flow table holds an
+/// [`Entry`](crate::map::bucket::Entry) instead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Flow {
-    /// The port of this host that the client dialled.
-    pub dialled_port: Port,
+    /// The port of this host that the client connected to.
+    pub dst_port: Port,
     /// The port the client really uses; differs from the key's on a collision.
     pub client_port: Port,
     /// The rule that made the flow; meaningless for direct flows.
     pub rule: u16,
-    /// When a packet of it was last seen.
+    /// The time at which the last packet was seen.
     pub seen: Epoch,
 }
 
 impl Flow {
-    /// As one word, never 0: nobody dials port 0.
+    /// A direct flow, of which nothing is translated.
     #[inline(always)]
-    #[must_use]
-    pub const fn to_word(self) -> u64 {
-        self.dialled_port.get() as u64
-            | (self.client_port.get() as u64) << 16
-            | (self.rule as u64) << 32
-            | (self.seen.0 as u64) << 48
-    }
-
-    /// The flow that [`Self::to_word`] made.
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_word(word: u64) -> Self {
+    pub(crate) const fn direct(key: &FlowKey, seen: Epoch) -> Self {
         Self {
-            dialled_port: Port::new(word as u16),
-            client_port: Port::new((word >> 16) as u16),
-            rule: (word >> 32) as u16,
-            seen: Epoch((word >> 48) as u16),
+            dst_port: key.local_port,
+            client_port: key.client_port,
+            rule: 0,
+            seen,
         }
     }
 }
 
-/// A moment of `CLOCK_MONOTONIC` in units of 2^30 ns, some 1.07 s. It comes
-/// again after 19.5 hours.
+/// The word of a flow is never 0: nobody connects to port 0.
+impl Packed for Flow {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        self.dst_port.pack()
+            | self.client_port.pack() << 16
+            | self.rule.pack() << 32
+            | self.seen.0.pack() << 48
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        Self {
+            dst_port: Port::unpack(word),
+            client_port: Port::unpack(word >> 16),
+            rule: u16::unpack(word >> 32),
+            seen: Epoch(u16::unpack(word >> 48)),
+        }
+    }
+}
+
+/// A moment of `CLOCK_MONOTONIC`.
+///
+/// **Unit**: 2^30 ns, some 1.07 s; the number wraps around after 19.5 hours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Epoch(pub u16);
@@ -130,15 +180,15 @@ impl Epoch {
     pub const UNIT_NS: u64 = 1 << 30;
 
     /// The epoch of a moment.
-    #[expect(clippy::cast_possible_truncation, reason = "it comes again")]
+    #[expect(clippy::cast_possible_truncation, reason = "epochs wrap around")]
     #[inline(always)]
     #[must_use]
     pub const fn at(now_ns: u64) -> Self {
         Self((now_ns / Self::UNIT_NS) as u16)
     }
 
-    /// How long ago an earlier moment was; one that is a little later, by the
-    /// clock of another processor, is now.
+    /// How many epochs ago `earlier` was. A moment that is a little later, by the
+    /// clock of another processor, counts as now.
     #[inline(always)]
     #[must_use]
     pub const fn since(self, earlier: Self) -> u16 {
@@ -148,37 +198,50 @@ impl Epoch {
     }
 }
 
-/// An idle UDP flow no longer defends its client port after this time, in units
-/// of [`Epoch`]: 120 s, as long as netfilter keeps a UDP stream
+/// The time after which an idle UDP flow no longer defends its client port.
+///
+/// **Unit**: [`Epoch`]; 120 s, as long as netfilter keeps a UDP stream
 /// (`nf_conntrack_udp_timeout_stream`).
 pub const UDP_IDLE: u16 = 112;
 
-/// What becomes of the client port of a packet that goes to a target.
+/// What the flow table knows about a packet's flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowLookup {
+    /// The flow has its entry.
+    Established,
+    /// The flow had no entry, and has one now.
+    Inserted,
+    /// The flow has an entry as a connection that no server has accepted yet.
+    Unconfirmed,
+    /// The fast path cannot decide; nothing was changed.
+    SlowPath,
+}
+
+/// The client port of a packet that the datapath admits to a target.
 ///
-/// One number: of two the compiler makes one anyway, and with what is left in a
-/// register when there is an error the verifier sees a pointer in it.
+/// This is one number: of two the compiler makes one anyway, and with what is left in
+/// a register when there is an error the verifier sees a pointer in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admitted(u64);
 
 impl Admitted {
-    const NEW: u64 = 1 << 16;
+    const INSERTED: u64 = 1 << 16;
 
-    /// A packet of a flow that has begun.
+    /// Admits a packet of a flow that has begun.
     #[inline(always)]
     #[must_use]
-    pub const fn known(client_port: Port) -> Self {
+    pub const fn established(client_port: Port) -> Self {
         Self(client_port.half() as u64)
     }
 
-    /// A packet that began a flow, if `is_new`.
+    /// Admits a packet that began a flow.
     #[inline(always)]
     #[must_use]
-    pub const fn begun(client_port: Port, is_new: bool) -> Self {
-        let new = if is_new { Self::NEW } else { 0 };
-        Self(client_port.half() as u64 | new)
+    pub const fn inserted(client_port: Port) -> Self {
+        Self(client_port.half() as u64 | Self::INSERTED)
     }
 
-    /// The client port the server sees.
+    /// The client port that the server sees.
     #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
     #[inline(always)]
     #[must_use]
@@ -189,54 +252,57 @@ impl Admitted {
     /// Whether the packet began a flow.
     #[inline(always)]
     #[must_use]
-    pub const fn is_new(self) -> bool {
-        self.0 & Self::NEW != 0
+    pub const fn lookup(self) -> FlowLookup {
+        if self.0 & Self::INSERTED == 0 {
+            FlowLookup::Established
+        } else {
+            FlowLookup::Inserted
+        }
     }
+}
 
+impl Packed for Admitted {
     #[inline(always)]
-    pub(crate) const fn to_word(self) -> u64 {
+    fn pack(self) -> u64 {
         self.0
     }
 
     #[inline(always)]
-    pub(crate) const fn from_word(word: u64) -> Self {
+    fn unpack(word: u64) -> Self {
         Self(word)
     }
 }
 
-/// The client's side of a flow: the ports it uses and sees.
+/// The client's side of a flow: the ports that the client uses and sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Original {
-    /// The port of this host that the client dialled.
-    pub dialled_port: Port,
+    /// The port of this host that the client connected to.
+    pub dst_port: Port,
     /// The client's port.
     pub client_port: Port,
-    /// The rule for the dialled port.
+    /// The rule for the destination port.
     pub rule: u16,
 }
 
 impl Original {
-    /// It as the tables have it.
+    /// The flow that the tables keep.
     #[inline(always)]
     #[must_use]
     pub const fn flow(self, now: Epoch) -> Flow {
         Flow {
-            dialled_port: self.dialled_port,
+            dst_port: self.dst_port,
             client_port: self.client_port,
             rule: self.rule,
             seen: now,
         }
     }
 
-    /// Whether `flow` is this one translated.
+    /// Whether `flow` is the translated form of this flow.
     #[inline(always)]
     pub(crate) fn is(self, flow: &Flow) -> bool {
-        self.dialled_port == flow.dialled_port && self.client_port == flow.client_port
+        self.dst_port == flow.dst_port && self.client_port == flow.client_port
     }
 }
-
-/// No rule.
-pub const NOT_BEGUN: u32 = u32::MAX;
 
 #[cfg(test)]
 mod tests {
@@ -248,15 +314,13 @@ mod tests {
         assert_eq!(epoch(1000).since(epoch(880)), 112);
         assert_eq!(epoch(1000).since(epoch(1000)), 0);
         assert_eq!(epoch(1000).since(epoch(1010)), 0);
-        // After it has come again.
+        // After the number has wrapped around.
         assert_eq!(Epoch(3).since(Epoch(u16::MAX)), 4);
     }
 }
 
-// COMPATIBILITY: names of the earlier layout.
+// COMPATIBILITY: names of the earlier layout, to be deleted at the end.
 #[doc(hidden)]
-pub use crate::datapath::conntrack::*;
+pub use self::FlowTable as Table;
 #[doc(hidden)]
-pub use crate::kernel::{FlowTables, Host, Met, Socket};
-#[doc(hidden)]
-pub use crate::net::Flags;
+pub use crate::kernel::Socket;

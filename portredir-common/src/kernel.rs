@@ -1,50 +1,68 @@
-//! What the datapath asks of the kernel.
+//! What the datapath asks of the kernel: its maps, its sockets, its clock, and the
+//! calls of BPF functions.
+//!
+//! All methods are required: the eBPF crate implements them over maps and helpers, the
+//! tests over hash maps. What both do alike stands in [`datapath`](crate::datapath).
 
-use crate::datapath::{conntrack, subprog};
-use crate::flow::{Epoch, Flow, FlowKey, Original, Table};
-use crate::map::bucket::Hash;
-use crate::map::rules::{Old, PortEntry};
-use crate::map::sockets::{Dialled, ListenerKey};
-use crate::net::{Addr, Flags, Port, Protocol, Version};
+use core::ops::Deref;
+
+use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original};
+use crate::map::bucket::{Bucket, Connection, Entry, Hash, Word};
+use crate::map::rules::{
+    AddrKey, Candidates, Choice, IfaceKey, PortEntry, PreviousTargets, SourceKey,
+};
+use crate::map::sockets::{ConnectedPeers, ListenerKey};
+use crate::net::{Addr, Flags, Port, Protocol};
 use crate::verdict::Reason;
 
-/// What is known of a flow that a packet was met of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Met {
-    /// It has its entry.
-    Known,
-    /// It has one now.
-    New,
-    /// It has one as a connection that no server has accepted yet.
-    Begun,
-    /// Neither is sure; nothing was changed.
-    Unclear,
+/// The buckets of the flow tables.
+pub trait FlowBuckets {
+    /// The words of a bucket.
+    type Word: Word;
+
+    /// A bucket, for as long as a look-up lasts.
+    type Bucket<'a>: Deref<Target = Bucket<Self::Word>>
+    where
+        Self: 'a;
+
+    /// The hash of a translated flow.
+    fn hash(&self, key: &FlowKey) -> Hash;
+
+    /// The bucket of a flow; always `Some`, but the verifier does not know.
+    fn bucket(&self, table: FlowTable, hash: Hash) -> Option<Self::Bucket<'_>>;
 }
 
-/// Where flow state is kept. Old entries go when there is no room for new ones.
-pub trait FlowTables {
-    /// The entry of a translated flow.
-    fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow>;
+/// The flow tables, and the maps of client ports that were given on collisions. Old
+/// entries go when there is no room for new ones.
+///
+/// The first five methods are BPF functions of their own in the kernel; their bodies
+/// are in [`flow_lookup`](crate::datapath::flow_lookup).
+pub trait FlowTables: FlowBuckets {
+    /// The entry of a translated flow in one table.
+    fn entry(&self, table: FlowTable, key: &FlowKey) -> Option<Entry>;
 
-    /// The same in all tables of a protocol, and in which it is.
-    #[inline(always)]
-    fn find(&self, protocol: Protocol, key: &FlowKey) -> Option<(Table, Flow)> {
-        let look = |table| self.flow(table, key).map(|flow| (table, flow));
-        match protocol {
-            Protocol::Tcp => look(Table::Tcp).or_else(|| look(Table::Syn)),
-            Protocol::Udp => look(Table::Udp),
-        }
-    }
+    /// The entry of a translated TCP flow, and the table that has it.
+    fn connection(&self, key: &FlowKey) -> Option<Connection>;
+
+    /// Adds a flow to a bucket that has no entry of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::TableFull`].
+    fn insert(&self, bucket: Self::Bucket<'_>, flow: &NewFlow) -> Result<(), Reason>;
 
     /// Adds or replaces the entry of a translated flow.
     ///
     /// # Errors
     ///
     /// [`Reason::TableFull`].
-    fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason>;
+    fn set_flow(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), Reason>;
 
-    /// Forgets a translated flow, if it is there.
-    fn remove_flow(&self, table: Table, key: &FlowKey);
+    /// Removes the entry of a translated flow, if there is one.
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey);
+
+    /// The client's own port of a translated flow that was given another one.
+    fn own_port(&self, table: FlowTable, key: &FlowKey) -> Option<Port>;
 
     /// The client port that an original flow was given to avoid a collision.
     fn remap(&self, original: &FlowKey) -> Option<Port>;
@@ -56,63 +74,26 @@ pub trait FlowTables {
     /// [`Reason::TableFull`].
     fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason>;
 
-    /// Whether [`Self::remap`] may know a flow of this end of a client; quick.
+    /// Whether [`Self::remap`] may know a flow of this client address and port; a
+    /// quick look at a Bloom filter.
     fn may_be_remapped(&self, key: &FlowKey) -> bool;
+}
 
-    /// Where [`Self::meet`] looks for a flow; computed apart, so that no more of the
-    /// key has to be kept.
-    #[inline(always)]
-    fn hash(&self, _key: &FlowKey) -> Hash {
-        Hash(0)
-    }
-
-    /// Refreshes the entry of a flow whose client has the port in its key; adds
-    /// it where there is none, if the flow may begin: then it is told `again` what
-    /// its key is, so that nothing has to be kept for that until then.
-    #[inline(always)]
-    fn meet(
-        &self,
-        table: Table,
-        (key, _hash): (&FlowKey, Hash),
-        original: Original,
-        now: Epoch,
-        again: impl FnOnce() -> Option<FlowKey>,
-    ) -> Met {
-        match self.flow(table, key) {
-            Some(flow) if original.is(&flow) => {
-                refresh(self, table, key, flow, now);
-                Met::Known
-            }
-            None if table == Table::Tcp => match self.flow(Table::Syn, key) {
-                Some(flow) if original.is(&flow) => Met::Begun,
-                _ => Met::Unclear,
-            },
-            None => match again() {
-                Some(key) if !self.may_be_remapped(&key) => {
-                    match self.set_flow(table, &key, &original.flow(now)) {
-                        Ok(()) => Met::New,
-                        Err(_) => Met::Unclear,
-                    }
-                }
-                _ => Met::Unclear,
-            },
-            _ => Met::Unclear,
-        }
-    }
-
-    /// The entry of a flow, which a reply refreshes.
-    #[inline(always)]
-    fn recall(&self, table: Table, key: &FlowKey, now: Epoch) -> Option<Flow> {
-        let flow = self.flow(table, key)?;
-        refresh(self, table, key, flow, now);
-        Some(flow)
-    }
+/// A flow that a bucket has no entry of.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFlow {
+    /// The hash of the translated flow.
+    pub hash: Hash,
+    /// The target port.
+    pub target: Port,
+    /// The flow, whose client has its own port.
+    pub flow: Flow,
 }
 
 /// What the kernel knows about a TCP 4-tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Socket {
-    /// Nobody, or at most a listener.
+    /// No socket, or at most a listener.
     None,
     /// A connection in `TIME_WAIT`: a new SYN may reuse its ports.
     TimeWait,
@@ -120,7 +101,7 @@ pub enum Socket {
     Connection,
 }
 
-/// What the flow logic asks of the host.
+/// The entries of ports, the sockets and the clock of the host.
 pub trait Host: FlowTables {
     /// The entry of a port.
     fn port(&self, protocol: Protocol, port: Port) -> PortEntry;
@@ -128,21 +109,26 @@ pub trait Host: FlowTables {
     /// The socket of this 4-tuple.
     fn socket(&self, key: &FlowKey) -> Socket;
 
-    /// Whether a socket would get a packet of this flow: a connection, or one
-    /// that listens.
+    /// Whether a socket would get a packet of this flow: a connection, or a listener.
     fn is_served(&self, key: &FlowKey) -> bool;
 
     /// `CLOCK_MONOTONIC` in nanoseconds, to some milliseconds.
     fn now_ns(&self) -> u64;
 
-    /// The same as flows remember it.
-    #[inline(always)]
-    fn now(&self) -> Epoch {
-        Epoch::at(self.now_ns())
-    }
-
     /// 32 random bits.
     fn random(&self) -> u32;
+}
+
+/// The maps that rules with conditions are compiled into.
+pub trait RuleMaps {
+    /// The group of rules for an address of this host: `ADDRS`.
+    fn addr_group(&self, key: &AddrKey) -> Option<u32>;
+
+    /// The rules for a client, by the longest prefix: `SOURCES`.
+    fn candidates(&self, key: &SourceKey) -> Option<&Candidates>;
+
+    /// The mask of the lists of interfaces in rules that name this one: `IFACES`.
+    fn iface_mask(&self, key: &IfaceKey) -> Option<u64>;
 }
 
 /// What the datapath asks of its surroundings beyond flow state.
@@ -150,66 +136,108 @@ pub trait Tables: Host {
     /// Whether a packet to this unicast address is delivered to this host.
     fn is_local(&self, addr: &Addr) -> bool;
 
-    /// Whether it is for sure, and for packets from anywhere; quick.
-    fn is_own(&self, addr: &Addr) -> bool;
+    /// Whether this address is in the local address cache, which holds addresses that
+    /// packets reach from anywhere; quick.
+    fn is_in_local_addr_cache(&self, addr: &Addr) -> bool;
 
-    /// Whether the packet is of this host itself.
-    fn is_from_here(&self) -> bool;
+    /// Whether this host itself sent the packet.
+    fn came_in_on_loopback(&self) -> bool;
 
-    /// The rule for a packet to a port whose rules have conditions.
-    fn choose(&self, entry: PortEntry, key: &FlowKey, port: Port) -> Option<Choice>;
+    /// The rule for a packet to a port whose rules have conditions: a call of
+    /// [`match_rule`](crate::datapath::rule_match::match_rule).
+    fn match_rule(&self, entry: PortEntry, key: &FlowKey, dst_port: Port) -> Option<Choice>;
 
-    /// Where earlier rules sent packets to a port.
-    fn old(&self, entry: PortEntry, protocol: Protocol, port: Port) -> Old;
+    /// The target ports that earlier rules had for a port.
+    fn previous_targets(&self, entry: PortEntry, protocol: Protocol, port: Port)
+    -> PreviousTargets;
 
-    /// Counts a packet that `rule` redirected now.
-    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool, now_ns: u64);
+    /// Counts a packet that a rule redirects.
+    fn record(&self, hit: &Hit);
+}
 
-    /// [`subprog::find_route`], as the verifier walks it only once.
+/// A packet that a rule redirects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// The rule.
+    pub rule: u16,
+    /// The packets of the wire that this packet stands for; 0 where that is not known.
+    pub segments: u32,
+    /// The length of the packet in bytes, with all headers the hook saw.
+    pub bytes: usize,
+    /// [`FlowLookup::Inserted`] for the packet that begins its flow.
+    pub flow: FlowLookup,
+    /// The time, `CLOCK_MONOTONIC` in nanoseconds.
+    pub at_ns: u64,
+}
+
+impl Hit {
+    /// Whether the packet begins its flow.
     #[inline(always)]
-    fn find_route(&self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64
-    where
-        Self: Sized,
-    {
-        subprog::find_route(self, key, entry, flags)
-    }
-
-    /// The same of [`conntrack::has_begun`].
-    #[inline(always)]
-    fn has_begun(&self, key: &mut FlowKey, original: Original, flags: Flags) -> u32
-    where
-        Self: Sized,
-    {
-        conntrack::has_begun(self, key, original, flags)
-    }
-
-    /// The same of [`subprog::admit`].
-    #[inline(always)]
-    fn admit(&self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64
-    where
-        Self: Sized,
-    {
-        subprog::admit(self, key, dialled_port, route, flags)
+    #[must_use]
+    pub fn begins_flow(&self) -> bool {
+        self.flow == FlowLookup::Inserted
     }
 }
 
-/// What a rule does with a packet.
+/// Calls of the parts of the datapath that the verifier walks only once, as BPF
+/// functions of their own. Their bodies are in [`subprog`](crate::datapath::subprog).
+pub trait Subprograms {
+    /// Finds the target port of a packet whose rules have conditions or changed; `key`
+    /// is the flow as the client knows it.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the packet is not redirected.
+    fn find_route(
+        &self,
+        key: &mut FlowKey,
+        entry: PortEntry,
+        flags: Flags,
+    ) -> Result<Route, Reason>;
+
+    /// The rule of a packet that goes to a target port, if its flow has begun already;
+    /// `key` is its translated flow under the client's own port.
+    fn has_begun(&self, key: &mut FlowKey, original: Original, flags: Flags) -> Option<u16>;
+
+    /// Admits a packet to its target port.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::ForeignFlow`], [`Reason::NoFreePort`], [`Reason::TableFull`].
+    fn admit(&self, key: &mut FlowKey, request: &Admission) -> Result<Admitted, Reason>;
+}
+
+/// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// Where it goes, in host order.
-    pub target: u16,
-    /// The rule.
+pub struct Route {
+    /// The target port.
+    pub target: Port,
+    /// The rule, if there is one for the packet.
     pub rule: u16,
+    /// Whether a rule redirects the packet; otherwise its client sent it to the target
+    /// port itself.
+    pub is_match: bool,
+}
+
+/// What [`Subprograms::admit`] decides on.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// The port of this host that the client connected to.
+    pub dst_port: Port,
+    /// Where the packet goes.
+    pub route: Route,
+    /// The flags of the packet.
+    pub flags: Flags,
 }
 
 /// What is kept at a TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cached {
-    /// Its flow.
+    /// The flow of the socket.
     Flow(Flow),
     /// Nothing yet.
     Nothing,
-    /// There is no socket to keep it at: none that sends, or one that is not yet
+    /// There is no socket to keep a flow at: none that sends, or one that is not yet
     /// or no longer a connection.
     NoSocket,
 }
@@ -217,31 +245,22 @@ pub enum Cached {
 /// The flow that was found for a TCP socket, kept at the socket itself, so
 /// that a full flow table cannot cut a live connection.
 pub trait SocketCache {
-    /// What is kept at the sending socket, if it is the one of `key`.
+    /// The flow at the sending socket, if the socket is the one of `key`.
     fn cached(&self, key: &FlowKey) -> Cached;
 
-    /// Keeps `flow` at the sending socket, if it is the one of `key`.
+    /// Keeps `flow` at the sending socket, if the socket is the one of `key`.
     fn cache(&self, key: &FlowKey, flow: &Flow);
-}
-
-/// Whether a packet to the local end of `key` is delivered to this host.
-#[inline(always)]
-pub(crate) fn is_here<T: Tables>(tables: &T, key: &FlowKey) -> bool {
-    may_be_here(key) && tables.is_local(&key.local)
-}
-
-/// IPv4 addresses are written as IPv6 ones here; in an IPv6 header they are
-/// nobody's (RFC 4291, 2.5.5.2).
-#[inline(always)]
-pub(crate) const fn may_be_here(key: &FlowKey) -> bool {
-    key.version == Version::V4 as u8 || !key.local.is_v4()
 }
 
 /// The listening sockets, and what is done with one.
 pub trait Listeners {
-    /// Whether the connection is looked up for its own sake, and came in by an
-    /// interface that rules are for.
+    /// Whether a connection looks for its listener, and came in on an interface that
+    /// rules are for.
     fn is_in_scope(&self) -> bool;
+
+    /// Whether a server that listens on 127.0.0.1 or `::1` alone may have the
+    /// connection too.
+    fn is_loopback_allowed(&self) -> bool;
 
     /// Gives the connection to the socket that is registered as `key`, if there
     /// is one that may have it.
@@ -251,7 +270,7 @@ pub trait Listeners {
 /// The socket of a client on this host.
 pub trait Client {
     /// Whether the client is in the network namespace of the rules.
-    fn is_here(&self) -> bool;
+    fn is_in_netns(&self) -> bool;
 
     /// The IPv4 address that the socket is bound to, or [`Addr::V4_ANY`].
     fn bound_to(&self) -> Addr;
@@ -259,24 +278,16 @@ pub trait Client {
     /// The port of the socket's one peer, when it hears no other.
     fn peer_port(&self) -> Option<Port>;
 
-    /// What is kept at the socket.
-    fn dialled(&mut self) -> Option<&mut Dialled>;
+    /// The peers that are kept at the socket.
+    fn peers(&mut self) -> Option<&mut ConnectedPeers>;
 
-    /// The same; begins to keep it if need be. `None` without memory.
-    fn dialled_or_new(&mut self) -> Option<&mut Dialled>;
+    /// The peers that are kept at the socket, of which there may be none yet. `None`
+    /// without memory.
+    fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers>;
 }
 
+/// The present moment.
 #[inline(always)]
-pub(crate) fn refresh<T: FlowTables + ?Sized>(
-    tables: &T,
-    table: Table,
-    key: &FlowKey,
-    flow: Flow,
-    now: Epoch,
-) {
-    // Once an epoch: saves a write per packet.
-    if now.since(flow.seen) > 0 {
-        // The entry is there already; if this fails the next packet tries again.
-        let _ = tables.set_flow(table, key, &Flow { seen: now, ..flow });
-    }
+pub(crate) fn now<H: Host>(host: &H) -> Epoch {
+    Epoch::at(host.now_ns())
 }

@@ -13,7 +13,7 @@ pub mod flow;
 pub mod kernel;
 pub mod map;
 pub mod net;
-pub(crate) mod packed;
+pub mod packed;
 pub mod trafficgen;
 pub mod verdict;
 pub mod wire;
@@ -21,4 +21,4 @@ pub mod wire;
 // COMPATIBILITY: names of the earlier layout, for the rest of the workspace until
 // it follows. To be deleted at the end.
 mod compat;
-pub use compat::{abi, bucket, csum, generator, redirect, socket};
+pub use compat::{abi, bucket, generator};

@@ -10,9 +10,9 @@ pub mod sockets;
 
 /// Value of `LOCAL`: how far an address of this host reaches.
 pub mod local {
-    /// Dialled through any interface.
+    /// ConnectedPeers through any interface.
     pub const ANYWHERE: u8 = 1;
-    /// Dialled through `lo` alone, as `::1` (a martian elsewhere).
+    /// ConnectedPeers through `lo` alone, as `::1` (a martian elsewhere).
     pub const LOOPBACK: u8 = 2;
 }
 
@@ -36,7 +36,7 @@ mod pod {
     use super::StateKey;
     use super::bucket::Seed;
     use super::counters::{Counter, CounterKey, Hits};
-    use super::rules::{AddrKey, Candidates, IfaceKey, Old, SourceKey};
+    use super::rules::{AddrKey, Candidates, IfaceKey, PreviousTargets, SourceKey};
     use super::sockets::ListenerKey;
     use crate::flow::FlowKey;
     use crate::net::Addr;
@@ -59,7 +59,7 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for StateKey {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Old {}
+    unsafe impl aya::Pod for PreviousTargets {}
     // SAFETY: as above.
     unsafe impl aya::Pod for AddrKey {}
     // SAFETY: as above.
@@ -75,14 +75,14 @@ mod tests {
     use super::*;
     use crate::flow::{Flow, FlowKey};
     use crate::map::counters::{Counter, CounterKey, Hits};
-    use crate::map::rules::{AddrKey, Candidates, IfaceKey, Old, PortEntry, SourceKey};
-    use crate::map::sockets::{Dialled, ListenerKey};
+    use crate::map::rules::{AddrKey, Candidates, IfaceKey, PortEntry, PreviousTargets, SourceKey};
+    use crate::map::sockets::{ConnectedPeers, ListenerKey};
     use core::mem::{offset_of, size_of};
 
     #[test]
     fn layout() {
         assert_eq!(size_of::<PortEntry>(), 2 + 2 + 2 + 2);
-        assert_eq!(size_of::<Old>(), 4 * 2);
+        assert_eq!(size_of::<PreviousTargets>(), 4 * 2);
         assert_eq!(size_of::<AddrKey>(), 4 + 16);
         assert_eq!(size_of::<SourceKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Candidates>(), 8 * (2 + 2 + 2 + 1 + 1));
@@ -96,6 +96,9 @@ mod tests {
         assert_eq!(size_of::<Counter>(), 4 * 8);
         assert_eq!(size_of::<Hits>(), 4 + 4 + 4 * 8);
         assert_eq!(size_of::<ListenerKey>(), 16 + 2 + 1 + 1);
-        assert_eq!(size_of::<Dialled>(), Dialled::PEERS * (16 + 2 + 2) + 4);
+        assert_eq!(
+            size_of::<ConnectedPeers>(),
+            ConnectedPeers::PEERS * (16 + 2 + 2) + 4
+        );
     }
 }

@@ -1,40 +1,48 @@
 //! Ports, addresses and protocols, as headers and maps have them.
+//!
+//! All of them lie in memory as they lie in a packet: in network byte order. A
+//! number is in host order; [`Port::new`] and [`Port::get`] are the one way from one
+//! to the other.
 
-/// A TCP or UDP port in network byte order.
+use core::net::IpAddr;
+
+/// A TCP or UDP port.
+///
+/// **Byte order**: network order in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Port(u16);
 
 impl Port {
-    /// From a number.
+    /// The port of a number.
     #[inline(always)]
     #[must_use]
     pub const fn new(port: u16) -> Self {
         Self(port.to_be())
     }
 
-    /// As a number.
+    /// The number of this port.
     #[inline(always)]
     #[must_use]
     pub const fn get(self) -> u16 {
         u16::from_be(self.0)
     }
 
-    /// From what lies in memory.
+    /// The port of two bytes that were loaded from memory.
     #[inline(always)]
     #[must_use]
     pub const fn from_half(half: u16) -> Self {
         Self(half)
     }
 
-    /// As it lies in memory.
+    /// The two bytes that this port is in memory.
     #[inline(always)]
     #[must_use]
     pub const fn half(self) -> u16 {
         self.0
     }
 
-    /// The two that lie in a word of memory.
+    /// The two ports of a word of four bytes that was loaded from memory.
     #[inline(always)]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the halves")]
@@ -47,7 +55,7 @@ impl Port {
         }
     }
 
-    /// Its bytes.
+    /// The bytes of this port in network order.
     #[inline(always)]
     #[must_use]
     pub const fn bytes(self) -> [u8; 2] {
@@ -55,16 +63,47 @@ impl Port {
     }
 }
 
+/// A port in the value of a pinned map that has always held it in host order.
+///
+/// **Byte order**: host order in memory. A program of another version may read or
+/// have written the map, so the layout stays; this type is the one place that knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct HostPort(u16);
+
+impl HostPort {
+    /// The form of a port that such a map holds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(port: Port) -> Self {
+        Self(port.get())
+    }
+
+    /// The port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port(self) -> Port {
+        Port::new(self.0)
+    }
+
+    /// Whether the place in the map is unused: nobody listens on port 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unused(self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
 ///
-/// Words as they lie in memory: the compiler keeps them in registers, where it
-/// would have each byte on the stack.
+/// **Shape**: four words of four bytes, in network order in memory. They are words
+/// because the compiler keeps words in registers and each byte on the stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Addr([u32; 4]);
 
 impl Addr {
-    /// Of 16 bytes in network order.
+    /// The address of 16 bytes in network order.
     #[must_use]
     pub const fn new(octets: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
@@ -76,34 +115,34 @@ impl Addr {
         ])
     }
 
-    /// The mapped form of an IPv4 address.
+    /// The mapped form of an IPv4 address in network order.
     #[must_use]
     pub const fn v4(octets: [u8; 4]) -> Self {
         Self::v4_word([u32::from_ne_bytes(octets)])
     }
 
-    /// The same of a word that lies in memory.
+    /// The mapped form of an IPv4 address that was loaded from memory.
     #[inline(always)]
     #[must_use]
     pub const fn v4_word([word]: [u32; 1]) -> Self {
         Self([0, 0, 0xffff_u32.to_be(), word])
     }
 
-    /// Of words that lie in memory.
+    /// The address of four words that were loaded from memory.
     #[inline(always)]
     #[must_use]
     pub const fn from_words(words: [u32; 4]) -> Self {
         Self(words)
     }
 
-    /// As words that lie in memory.
+    /// The four words that this address is in memory.
     #[inline(always)]
     #[must_use]
     pub const fn words(self) -> [u32; 4] {
         self.0
     }
 
-    /// Its bytes in network order.
+    /// The bytes of this address in network order.
     #[must_use]
     pub const fn octets(self) -> [u8; 16] {
         let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = [
@@ -124,7 +163,7 @@ impl Addr {
     /// `::1`.
     pub const V6_LOOPBACK: Self = Self::new(1_u128.to_be_bytes());
 
-    /// Two words of eight bytes, as they lie in memory.
+    /// The two words of eight bytes that this address is in memory.
     #[inline(always)]
     #[must_use]
     pub const fn long_words(self) -> [u64; 2] {
@@ -136,7 +175,7 @@ impl Addr {
         }
     }
 
-    /// Whether both are the same, without a jump for each word.
+    /// Whether two addresses are equal, compared without a jump for each word.
     #[inline(always)]
     #[must_use]
     pub const fn is(self, other: Self) -> bool {
@@ -145,7 +184,7 @@ impl Addr {
         (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
     }
 
-    /// Whether it is an IPv4 address.
+    /// Whether this is an IPv4 address.
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(self) -> bool {
@@ -153,7 +192,7 @@ impl Addr {
         a | b | (c ^ 0xffff_u32.to_be()) == 0
     }
 
-    /// Whether it is 127.0.0.0/8 (RFC 1122, 3.2.1.3).
+    /// Whether this address is in 127.0.0.0/8 (RFC 1122, 3.2.1.3).
     #[inline(always)]
     #[must_use]
     pub const fn is_v4_loopback(self) -> bool {
@@ -161,7 +200,16 @@ impl Addr {
     }
 }
 
-/// The protocols that rules are about.
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => Self::v4(ip.octets()),
+            IpAddr::V6(ip) => Self::new(ip.octets()),
+        }
+    }
+}
+
+/// A protocol with ports that rules can name, by its IP protocol number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Protocol {
@@ -171,13 +219,13 @@ pub enum Protocol {
     Udp = 17,
 }
 
-/// IP version.
+/// An IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Version {
-    /// RFC 791.
+    /// IPv4 (RFC 791).
     V4 = 4,
-    /// RFC 8200.
+    /// IPv6 (RFC 8200).
     V6 = 6,
 }
 
@@ -186,27 +234,27 @@ pub enum Version {
 pub struct Flags(pub u16);
 
 impl Flags {
-    /// A SYN's; a UDP packet counts as one.
+    /// The flags of a SYN; the datapath treats a UDP packet as one.
     pub const SYN: Self = Self(0x02);
     const RST: u16 = 0x04;
     const PSH: u16 = 0x08;
     const ACK: u16 = 0x10;
 
-    /// Whether it asks for a new connection.
+    /// Whether the segment asks for a new connection.
     #[inline(always)]
     #[must_use]
     pub const fn is_syn(self) -> bool {
         self.0 & (Self::SYN.0 | Self::RST | Self::ACK) == Self::SYN.0
     }
 
-    /// Whether it has data, or the end of some.
+    /// Whether the segment has data, or the end of some.
     #[inline(always)]
     pub(crate) const fn is_push(self) -> bool {
         self.0 & Self::PSH != 0
     }
 }
 
-/// The index of `lo`, in every network namespace (`LOOPBACK_IFINDEX` in
+/// The ifindex of `lo` in every network namespace (`LOOPBACK_IFINDEX` in
 /// `include/net/flow.h`).
 pub const LOOPBACK_IFINDEX: u32 = 1;
 

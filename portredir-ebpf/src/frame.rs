@@ -10,7 +10,7 @@ use portredir_common::wire::checksum::Kind;
 use portredir_common::wire::frame::{Check, Frame};
 use portredir_common::wire::headers::MAX_OFFSET;
 
-use crate::verifier::{forget, pointer};
+use crate::verifier::{barrier_var, pointer};
 
 /// What of a packet can be read without the kernel.
 trait Linear {
@@ -129,19 +129,27 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
             // SAFETY: the context is valid.
             return unsafe { bpf_xdp_get_buff_len(self.ctx) } as usize;
         }
-        self.head_len()
+        self.linear_len()
     }
 
     #[inline(always)]
-    fn head_len(&self) -> usize {
+    fn linear_len(&self) -> usize {
         let (data, data_end) = self.ends();
         data_end - data
     }
 
     #[inline(always)]
-    fn forget(&self, number: u64) -> u64 {
+    fn segments(&self) -> u32 {
+        1
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, _end: usize) {}
+
+    #[inline(always)]
+    fn barrier_var(&self, value: u64) -> u64 {
         // SAFETY: the context is valid.
-        forget(number, unsafe { (*self.ctx).ingress_ifindex })
+        barrier_var(value, unsafe { (*self.ctx).ingress_ifindex })
     }
 
     #[inline(always)]
@@ -201,10 +209,16 @@ impl Frame for Skb {
         unsafe { (*self.ctx).len as usize }
     }
 
+    /// The length is in the context.
     #[inline(always)]
-    fn forget(&self, number: u64) -> u64 {
+    fn linear_len(&self) -> usize {
+        self.len()
+    }
+
+    #[inline(always)]
+    fn barrier_var(&self, value: u64) -> u64 {
         // SAFETY: the context is valid.
-        forget(number, unsafe { (*self.ctx).len })
+        barrier_var(value, unsafe { (*self.ctx).len })
     }
 
     #[inline(always)]
@@ -224,10 +238,10 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn reach(&mut self, end: usize) {
+    fn pull(&mut self, end: usize) {
         let (data, data_end) = self.ends();
         if data + end > data_end {
-            pull(self.ctx, end as u32);
+            pull_data(self.ctx, end as u32);
         }
     }
 
@@ -268,7 +282,7 @@ impl Frame for Skb {
 /// Makes the first `end` bytes linear, or all that there are. Not inlined: it is
 /// rare.
 #[inline(never)]
-fn pull(ctx: *mut __sk_buff, end: u32) {
+fn pull_data(ctx: *mut __sk_buff, end: u32) {
     // SAFETY: the context is valid.
     unsafe {
         let end = end.min((*ctx).len);

@@ -9,9 +9,11 @@ use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::map::StateKey;
 use portredir_common::map::bucket::{Bucket, Seed};
 use portredir_common::map::counters::{Counter, CounterKey, Hits};
-use portredir_common::map::port_remap::REMAPPED_PLACES;
-use portredir_common::map::rules::{AddrKey, Candidates, Hot, IfaceKey, Old, PortEntry, SourceKey};
-use portredir_common::map::sockets::{Dialled, ListenerKey};
+use portredir_common::map::port_remap::REMAP_BLOOM_ELEMENTS;
+use portredir_common::map::rules::{
+    AddrKey, Candidates, IfaceKey, PacketPath, PortEntry, PreviousTargets, SourceKey,
+};
+use portredir_common::map::sockets::{ConnectedPeers, ListenerKey};
 use portredir_common::net::{Addr, Port};
 use portredir_common::verdict::Reason;
 
@@ -20,13 +22,14 @@ use crate::verifier::Volatile;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-/// See [`Hot`].
+/// See [`PacketPath`].
 #[btf_map]
-pub static HOT: Array<Hot<Volatile>, 1, MMAPABLE> = Array::new();
+pub static HOT: Array<PacketPath<Volatile>, 1, MMAPABLE> = Array::new();
 
-/// Earlier targets of ports, by [`Old::key`].
+/// Earlier targets of ports, by [`PreviousTargets::key`].
 #[btf_map]
-pub static OLD: HashMap<u32, Old, { 2 * PortEntry::COUNT as usize }, NO_PREALLOC> = HashMap::new();
+pub static OLD: HashMap<u32, PreviousTargets, { 2 * PortEntry::COUNT as usize }, NO_PREALLOC> =
+    HashMap::new();
 
 // The conditions of rules: by the address of this host, then by that of the
 // client; which interfaces are meant is in `IFACES`.
@@ -64,7 +67,7 @@ pub static SCOPE: HashMap<u32, u8, 4096> = HashMap::new();
 
 /// Of clients on this host.
 #[btf_map]
-pub static DIALLED: SkStorage<Dialled> = SkStorage::new();
+pub static DIALLED: SkStorage<ConnectedPeers> = SkStorage::new();
 
 /// The flows of all tables. That it may be mapped puts buckets on the borders of
 /// cache lines. Its size is set by user space.
@@ -91,9 +94,9 @@ pub static REMAP_TCP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
 #[btf_map]
 pub static GIVEN_TCP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
 
-/// Where clients were given ports, see [`remapped_place`].
+/// Where clients were given ports, see [`remap_bloom_slot`].
 #[btf_map]
-pub static REMAPPED: Array<[u8; 64], REMAPPED_PLACES> = Array::new();
+pub static REMAPPED: Array<[u8; 64], REMAP_BLOOM_ELEMENTS> = Array::new();
 
 /// Grows with the pairs of rule and interface that see traffic and have no place
 /// in [`HITS`].

@@ -1,12 +1,15 @@
-//! What the verifier wants, and what keeps the compiler from what it refuses.
+//! Hints for the verifier, and code that keeps the compiler from what the verifier
+//! refuses.
+//!
+//! The oldest supported kernel is Linux 6.1; each item says what that verifier, or
+//! kernel/bpf/verifier.c of any version, does not see by itself.
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
 use portredir_common::map::bucket::{PLACES, Word};
-use portredir_common::map::rules::PortEntry;
 
-/// A word of a map.
+/// A word of a map or of a static, which other processors read and write.
 #[repr(transparent)]
 pub struct Volatile(UnsafeCell<u64>);
 
@@ -28,10 +31,11 @@ impl Word for Volatile {
 
     #[inline(always)]
     fn store(&self, value: u64) {
-        // SAFETY: as above.
+        // SAFETY: from a reference; the BPF machine stores words whole.
         unsafe { self.0.get().write_volatile(value) };
     }
 
+    /// The verifier walks both ways of a jump, so this is arithmetic.
     #[inline(always)]
     fn top_bit(mut value: u64) -> u64 {
         // SAFETY: plain arithmetic on registers.
@@ -39,9 +43,10 @@ impl Word for Volatile {
         value
     }
 
+    /// The verifier walks both ways of a jump, so this is arithmetic.
     #[inline(always)]
     fn larger(mut a: u64, b: u64) -> u64 {
-        // SAFETY: as above.
+        // SAFETY: plain arithmetic on registers.
         unsafe {
             asm!(
                 "{less} = {a}",
@@ -60,47 +65,69 @@ impl Word for Volatile {
         a
     }
 
-    /// By the verifier of Linux 6.1 nothing is known of a number behind an
-    /// exclusive or, and the compiler moves a plain mask before it.
     #[inline(always)]
-    fn place(mut value: u64) -> usize {
-        const MASK: u64 = PLACES as u64 - 1;
-        // SAFETY: as above.
-        unsafe {
-            asm!(
-                "{0} &= {mask}",
-                inout(reg) value,
-                mask = const MASK,
-                options(pure, nomem, nostack),
-            );
-        }
-        value as usize & MASK as usize
+    fn place(value: u64) -> usize {
+        masked::<PLACES>(value)
     }
 }
 
-/// `number` as a scalar of which the verifier knows nothing: `unknown ^ unknown`
-/// is zero, but the verifier does not see that.
+/// `value` modulo `COUNT`, a power of two, as an index with a bound that the verifier
+/// sees.
+///
+/// Linux 6.1 forgets the bounds of a number when its bytes are swapped, or behind an
+/// exclusive or; the compiler does not, and moves or drops a plain mask.
 #[inline(always)]
-pub fn forget(mut number: u64, unknown: u32) -> u64 {
+pub fn masked<const COUNT: usize>(mut value: u64) -> usize {
+    const { assert!(COUNT.is_power_of_two()) };
+    // SAFETY: plain arithmetic on a register.
+    unsafe {
+        asm!(
+            "{0} &= {mask}",
+            inout(reg) value,
+            mask = const COUNT - 1,
+            options(pure, nomem, nostack),
+        );
+    }
+    value as usize & (COUNT - 1)
+}
+
+/// `barrier_var` of bpf_helpers.h: `value` as a scalar of which the verifier knows
+/// nothing.
+///
+/// The verifier does not see that `unknown ^ unknown` is zero.
+#[inline(always)]
+pub fn barrier_var(mut value: u64, unknown: u32) -> u64 {
     // SAFETY: plain arithmetic on registers.
     unsafe {
         asm!(
             "{zero} = {unknown}",
             "{zero} ^= {unknown}",
-            "{number} ^= {zero}",
+            "{value} ^= {zero}",
             zero = out(reg) _,
             unknown = in(reg) u64::from(unknown),
-            number = inout(reg) number,
+            value = inout(reg) value,
             options(pure, nomem, nostack),
         );
     }
-    number
+    value
+}
+
+/// `value`, computed here and not where it is used.
+///
+/// The compiler moves a computation with one use to its use, and keeps all that it needs
+/// on the stack until then.
+#[inline(always)]
+pub fn computed(mut value: u64) -> u64 {
+    // SAFETY: no instructions. It is not `pure`, so the compiler does not move it.
+    unsafe { asm!("/* {0} */", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
 }
 
 /// Loads a field of the context that the verifier turns into a packet pointer.
 ///
-/// In assembler, as the compiler would extend the 32 bits of the declaration
-/// by shifts, which are forbidden on pointers.
+/// The load is in assembler, as the compiler would extend the 32 bits of the
+/// declaration by shifts, which are forbidden on pointers. This is a macro because
+/// assembler needs the offset as a literal.
 macro_rules! pointer {
     ($ctx:expr, $context:ty, $field:ident) => {{
         let pointer: usize;
@@ -116,25 +143,6 @@ macro_rules! pointer {
         }
         pointer
     }};
-}
-
-/// The index of an entry of ports as a number of which the verifier knows the
-/// largest: Linux 6.1 forgets it when bytes are swapped, and the compiler does not.
-#[inline(always)]
-pub fn bounded(index: u32) -> usize {
-    const MASK: u32 = PortEntry::COUNT - 1;
-    const { assert!(PortEntry::COUNT.is_power_of_two()) };
-    let mut index = u64::from(index);
-    // SAFETY: plain arithmetic on a register.
-    unsafe {
-        asm!(
-            "{0} &= {mask}",
-            inout(reg) index,
-            mask = const MASK,
-            options(pure, nomem, nostack),
-        );
-    }
-    index as usize & MASK as usize
 }
 
 pub(crate) use pointer;

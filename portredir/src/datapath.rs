@@ -235,7 +235,7 @@ impl Datapath {
         let is_redirected = |key: &FlowKey| {
             flows
                 .connection(key)
-                .is_some_and(|entry| entry.dialled_port() != key.local_port)
+                .is_some_and(|entry| entry.dst_port() != key.local_port)
         };
         Ok(connections
             .iter()
@@ -385,7 +385,7 @@ impl Datapath {
         result.map_err(map_error(name))
     }
 
-    /// Gives those of `LOCAL` that are reached from anywhere a place in [`Hot::own`].
+    /// Gives those of `LOCAL` that are reached from anywhere a place in [`Hot::local_addrs`].
     fn set_own(&self) {
         let mut own = vec![[Addr::default(); 2]; OWN_PLACES as usize];
         let mut anywhere: Vec<_> = self.local.iter().collect();
@@ -400,7 +400,7 @@ impl Datapath {
                 *unused = Addr::new(*addr);
             }
         }
-        for (words, addrs) in self.hot[0].own.iter().zip(own) {
+        for (words, addrs) in self.hot[0].local_addrs.iter().zip(own) {
             for (words, addr) in words.chunks_exact(2).zip(addrs) {
                 let [first, second] = addr.long_words();
                 if words[0].load(Relaxed) != first || words[1].load(Relaxed) != second {
@@ -460,7 +460,7 @@ impl Datapath {
         let mut live = BTreeSet::new();
         for TcpSocket { key, .. } in connections {
             if let Some(entry) = flows.connection(key) {
-                let dialled = entry.dialled_port().get();
+                let dialled = entry.dst_port().get();
                 live.insert((Protocol::Tcp, dialled, key.local_port.get()));
             }
         }
@@ -470,7 +470,7 @@ impl Datapath {
         let now = Epoch::at(now);
         for (table, target, entry) in flows.entries() {
             if table == FlowTable::Udp && now.since(entry.seen()) < UDP_IDLE {
-                live.insert((Protocol::Udp, entry.dialled_port().get(), target.get()));
+                live.insert((Protocol::Udp, entry.dst_port().get(), target.get()));
             }
         }
         Ok(live)

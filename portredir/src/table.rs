@@ -14,6 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portredir_common::abi::{
     Addr, AddrKey, Candidate, Candidates, Old, Port, PortEntry, Protocol, SourceKey,
 };
+use portredir_common::net::HostPort;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -205,8 +206,8 @@ impl Table {
                 addr,
                 from,
                 candidate: Candidate {
-                    target: rule.target.first,
-                    dialled: rule.dialled.first,
+                    target: HostPort::new(Port::new(rule.target.first)),
+                    first_dst_port: HostPort::new(Port::new(rule.dialled.first)),
                     rule: *id,
                     on: u8::try_from(on).expect("few lists"),
                     is_range: u8::from(rule.target.first != rule.target.last),
@@ -236,7 +237,7 @@ impl Table {
                 for port in ports.each() {
                     let entry = &mut table.ports[index(protocol, port)];
                     entry.set = set;
-                    entry.target = candidate.target_of(port);
+                    entry.target = candidate.target_of(Port::new(port));
                     entry.rule = candidate.rule;
                     entry.flags |= flags;
                 }
@@ -407,13 +408,13 @@ impl Table {
             let entry = self.ports[place];
             // What is still so needs no history.
             let is_same =
-                |target: u16| entry.is_match() && entry.set == 0 && entry.target == target;
+                |target: u16| entry.is_match() && entry.set == 0 && entry.target.get() == target;
             let targets = targets.iter().copied().filter(|&target| !is_same(target));
-            let mut old = Old::default();
-            for (slot, target) in old.targets.iter_mut().zip(targets) {
-                *slot = target;
+            let targets: Vec<_> = targets.take(Old::COUNT).collect();
+            for &target in &targets {
                 self.ports[index(key.protocol, target)].flags |= PortEntry::TARGET;
             }
+            let old = Old::new(targets.into_iter().map(Port::new));
             if old != Old::default() {
                 self.ports[place].flags |= PortEntry::OLD;
                 self.old

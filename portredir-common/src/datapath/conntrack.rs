@@ -1,13 +1,14 @@
-//! Which flow a packet belongs to, and whether it may begin one.
+//! Connection tracking: which flow a packet belongs to, and whether it may begin one.
+//!
+//! The functions here share one key per packet and change its ports in place:
+//! the BPF stack has room for few keys.
 
+use crate::datapath::flow_lookup::{Seen, lookup, lookup_and_refresh, lookup_protocol, refresh};
 use crate::datapath::port_remap::remap;
-use crate::flow::{Admitted, Epoch, Flow, FlowKey, NOT_BEGUN, Original, Table, UDP_IDLE};
-use crate::kernel::{FlowTables, Host, Socket, refresh};
+use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowTable, Original, UDP_IDLE};
+use crate::kernel::{FlowTables, Host, Socket, now};
 use crate::net::{Flags, Port, Protocol};
 use crate::verdict::Reason;
-
-// The functions below share one key per packet and change its ports in place:
-// the BPF stack has room for few keys.
 
 /// Admits a TCP packet that a rule sends to a target; `key` is its translated
 /// flow under the client's own port.
@@ -23,39 +24,43 @@ pub fn redirect_tcp<H: Host>(
     original: Original,
     flags: Flags,
 ) -> Result<Admitted, Reason> {
-    let now = host.now();
-    let found = host.find(Protocol::Tcp, key);
+    let now = now(host);
+    let found = lookup_protocol(host, Protocol::Tcp, key);
     let confirmed = match found {
-        Some((Table::Tcp, flow)) => Some(flow),
+        Some((FlowTable::Tcp, flow)) => Some(flow),
         _ => None,
     };
     if let Some(flow) = confirmed
         && original.is(&flow)
     {
-        refresh(host, Table::Tcp, key, flow, now);
+        refresh(host, FlowTable::Tcp, key, Seen { flow, now });
         // The client may use a port again; a repeated SYN has a socket.
         let is_new = flags.is_syn() && host.socket(key) != Socket::Connection;
-        return Ok(Admitted::begun(original.client_port, is_new));
+        return Ok(if is_new {
+            Admitted::inserted(original.client_port)
+        } else {
+            Admitted::established(original.client_port)
+        });
     }
     let begun = match found {
-        Some((Table::Syn, flow)) => Some(flow),
-        Some(_) => host.flow(Table::Syn, key),
+        Some((FlowTable::Syn, flow)) => Some(flow),
+        Some(_) => lookup(host, FlowTable::Syn, key),
         None => None,
     };
     if let Some(begun) = begun
         && original.is(&begun)
     {
         confirm(host, key, begun, flags);
-        return Ok(Admitted::known(original.client_port));
+        return Ok(Admitted::established(original.client_port));
     }
     if let Some(client_port) = remapped_tcp(host, key, original, flags)? {
-        return Ok(Admitted::known(client_port));
+        return Ok(Admitted::established(client_port));
     }
 
     // A server on the dialled port may hold the connection: one that is older
     // than we are, also if all of it that is there is a request.
     let target = key.local_port;
-    key.local_port = original.dialled_port;
+    key.local_port = original.dst_port;
     let is_foreign = match host.socket(key) {
         Socket::None => false,
         Socket::TimeWait => !flags.is_syn(),
@@ -70,21 +75,25 @@ pub fn redirect_tcp<H: Host>(
     let is_taken = host.socket(key) == Socket::Connection;
     if !flags.is_syn() && is_taken && confirmed.is_none() && begun.is_none() {
         // The entry was lost.
-        host.set_flow(Table::Tcp, key, &flow)?;
-        return Ok(Admitted::known(original.client_port));
+        host.set_flow(FlowTable::Tcp, key, &flow)?;
+        return Ok(Admitted::established(original.client_port));
     }
     // What is no SYN either, the stack will answer with a RST, which has to come
     // from the dialled port: as much a flow as what a SYN begins.
     // The client's port may be taken by a connection to the target itself or
     // by one through another dialled port.
     if is_taken {
-        return remap(host, Table::Syn, key, &flow);
+        return remap(host, FlowTable::Syn, key, &flow);
     }
     if confirmed.is_some() {
-        host.remove_flow(Table::Tcp, key);
+        host.remove_flow(FlowTable::Tcp, key);
     }
-    host.set_flow(Table::Syn, key, &flow)?;
-    Ok(Admitted::begun(original.client_port, flags.is_syn()))
+    host.set_flow(FlowTable::Syn, key, &flow)?;
+    Ok(if flags.is_syn() {
+        Admitted::inserted(original.client_port)
+    } else {
+        Admitted::established(original.client_port)
+    })
 }
 
 /// Admits a TCP packet that a client sent to a target port itself.
@@ -100,21 +109,21 @@ pub fn direct_tcp<H: Host>(
     flags: Flags,
 ) -> Result<Admitted, Reason> {
     if let Some(client_port) = remapped_tcp(host, key, original, flags)? {
-        return Ok(Admitted::known(client_port));
+        return Ok(Admitted::established(client_port));
     }
     if flags.is_syn()
-        && let Some((_, flow)) = host.find(Protocol::Tcp, key)
+        && let Some((_, flow)) = lookup_protocol(host, Protocol::Tcp, key)
         && !original.is(&flow)
     {
         if host.socket(key) == Socket::Connection {
-            return remap(host, Table::Syn, key, &original.flow(host.now()));
+            return remap(host, FlowTable::Syn, key, &original.flow(now(host)));
         }
         // What is left of a redirected connection must not rename replies of
         // this one.
-        host.remove_flow(Table::Tcp, key);
-        host.remove_flow(Table::Syn, key);
+        host.remove_flow(FlowTable::Tcp, key);
+        host.remove_flow(FlowTable::Syn, key);
     }
-    Ok(Admitted::known(original.client_port))
+    Ok(Admitted::established(original.client_port))
 }
 
 /// The client port that a TCP flow was given on a collision, if it still has
@@ -130,10 +139,18 @@ fn remapped_tcp<H: Host>(
         return Ok(None);
     };
     key.client_port = client_port;
-    if let Some((table, flow)) = host.find(Protocol::Tcp, key) {
+    if let Some((table, flow)) = lookup_protocol(host, Protocol::Tcp, key) {
         if original.is(&flow) {
-            if table == Table::Tcp {
-                refresh(host, table, key, flow, host.now());
+            if table == FlowTable::Tcp {
+                refresh(
+                    host,
+                    table,
+                    key,
+                    Seen {
+                        flow,
+                        now: now(host),
+                    },
+                );
             } else {
                 confirm(host, key, flow, flags);
             }
@@ -143,8 +160,12 @@ fn remapped_tcp<H: Host>(
         let is_taken = host.socket(key) == Socket::Connection;
         if !flags.is_syn() || !is_taken {
             // The entry was lost.
-            let table = if is_taken { Table::Tcp } else { Table::Syn };
-            host.set_flow(table, key, &original.flow(host.now()))?;
+            let table = if is_taken {
+                FlowTable::Tcp
+            } else {
+                FlowTable::Syn
+            };
+            host.set_flow(table, key, &original.flow(now(host)))?;
             return Ok(Some(client_port));
         }
     }
@@ -159,8 +180,8 @@ fn remapped_tcp<H: Host>(
 fn confirm<H: Host>(host: &H, key: &FlowKey, begun: Flow, flags: Flags) {
     if flags.is_push() && host.socket(key) == Socket::Connection {
         // If this fails the next packet tries again.
-        let seen = host.now();
-        let _ = host.set_flow(Table::Tcp, key, &Flow { seen, ..begun });
+        let seen = now(host);
+        let _ = host.set_flow(FlowTable::Tcp, key, &Flow { seen, ..begun });
     }
 }
 
@@ -171,24 +192,13 @@ fn confirm<H: Host>(host: &H, key: &FlowKey, begun: Flow, flags: Flags) {
 /// there, unless a flood has filled its bucket in between.
 #[inline(always)]
 pub fn accept<T: FlowTables>(tables: &T, key: &FlowKey, now: Epoch) -> Flow {
-    let flow = match tables.find(Protocol::Tcp, key) {
+    let flow = match lookup_protocol(tables, Protocol::Tcp, key) {
         Some((_, flow)) => Flow { seen: now, ..flow },
-        None => direct(key, now),
+        None => Flow::direct(key, now),
     };
     // Where there is no room for it, it is kept at the socket alone.
-    let _ = tables.set_flow(Table::Tcp, key, &flow);
+    let _ = tables.set_flow(FlowTable::Tcp, key, &flow);
     flow
-}
-
-/// A flow of which nothing is translated.
-#[inline(always)]
-pub(crate) fn direct(key: &FlowKey, now: Epoch) -> Flow {
-    Flow {
-        dialled_port: key.local_port,
-        client_port: key.client_port,
-        rule: 0,
-        seen: now,
-    }
 }
 
 /// Admits a UDP packet that goes to a target, by a rule or because the client
@@ -206,33 +216,33 @@ pub fn admit_udp<H: Host>(
     key: &mut FlowKey,
     original: Original,
 ) -> Result<Admitted, Reason> {
-    let now = host.now();
-    let holder = host.flow(Table::Udp, key);
+    let now = now(host);
+    let holder = lookup(host, FlowTable::Udp, key);
     if let Some(flow) = holder
         && original.is(&flow)
     {
-        refresh(host, Table::Udp, key, flow, now);
-        return Ok(Admitted::known(original.client_port));
+        refresh(host, FlowTable::Udp, key, Seen { flow, now });
+        return Ok(Admitted::established(original.client_port));
     }
     let is_taken = holder.is_some_and(|holder| !is_idle(&holder, now));
     let flow = original.flow(now);
     if let Some(client_port) = original.remapped(host, key) {
         key.client_port = client_port;
-        let is_free = match host.flow(Table::Udp, key) {
+        let is_free = match lookup(host, FlowTable::Udp, key) {
             Some(other) => original.is(&other) || is_idle(&other, now),
             None => true,
         };
         if is_free {
-            host.set_flow(Table::Udp, key, &flow)?;
-            return Ok(Admitted::known(client_port));
+            host.set_flow(FlowTable::Udp, key, &flow)?;
+            return Ok(Admitted::established(client_port));
         }
         key.client_port = original.client_port;
     }
     if is_taken {
-        return remap(host, Table::Udp, key, &flow);
+        return remap(host, FlowTable::Udp, key, &flow);
     }
-    host.set_flow(Table::Udp, key, &flow)?;
-    Ok(Admitted::begun(original.client_port, true))
+    host.set_flow(FlowTable::Udp, key, &flow)?;
+    Ok(Admitted::inserted(original.client_port))
 }
 
 #[inline(always)]
@@ -245,29 +255,32 @@ const fn is_idle(flow: &Flow, now: Epoch) -> bool {
 pub fn reply<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flow> {
     match protocol {
         // A server that goes on talking keeps the flow.
-        Protocol::Udp => host.recall(Table::Udp, key, host.now()),
-        Protocol::Tcp => host.find(protocol, key).map(|(_, flow)| flow),
+        Protocol::Udp => lookup_and_refresh(host, FlowTable::Udp, key, now(host)),
+        Protocol::Tcp => lookup_protocol(host, protocol, key).map(|(_, flow)| flow),
     }
 }
 
-/// The rule of a packet that goes to a target, if its flow has begun already,
-/// else [`NOT_BEGUN`]; `key` is its translated flow under the client's own port.
+/// The rule of a packet that goes to a target port, if its flow has begun already; `key`
+/// is its translated flow under the client's own port.
 ///
-/// When it has not, nothing is left that would redirect what follows it.
+/// When the flow has not begun, nothing is left that would redirect what follows it.
 #[inline(always)]
-pub fn has_begun<H: Host>(host: &H, key: &mut FlowKey, original: Original, flags: Flags) -> u32 {
-    let Ok(protocol) = key.protocol() else {
-        return NOT_BEGUN;
-    };
-    let mut rule = NOT_BEGUN;
+pub(super) fn has_begun<H: Host>(
+    host: &H,
+    key: &mut FlowKey,
+    original: Original,
+    flags: Flags,
+) -> Option<u16> {
+    key.protocol().ok()?;
+    let mut rule = None;
     // Under the client's own port, then under one that it was given.
     for client_port in [Some(original.client_port), original.remapped(host, key)] {
         let Some(client_port) = client_port else {
             break;
         };
         key.client_port = client_port;
-        rule = has_begun_as(host, protocol, key, original, flags);
-        if rule != NOT_BEGUN {
+        rule = has_begun_as(host, key, original, flags);
+        if rule.is_some() {
             break;
         }
     }
@@ -275,23 +288,18 @@ pub fn has_begun<H: Host>(host: &H, key: &mut FlowKey, original: Original, flags
     rule
 }
 
-/// The same for the client port of `key`.
+/// The rule of a packet under the client port of `key`, if its flow has begun.
 #[inline(always)]
-fn has_begun_as<H: Host>(
-    host: &H,
-    protocol: Protocol,
-    key: &FlowKey,
-    original: Original,
-    flags: Flags,
-) -> u32 {
-    let mut rule = u32::from(original.rule);
+fn has_begun_as<H: Host>(host: &H, key: &FlowKey, original: Original, flags: Flags) -> Option<u16> {
+    let protocol = key.protocol().ok()?;
+    let mut rule = original.rule;
     let mut is_known = false;
-    let found = host.find(protocol, key);
+    let found = lookup_protocol(host, protocol, key);
     if let Some((_, flow)) = found
         && original.is(&flow)
     {
-        is_known = protocol == Protocol::Tcp || !is_idle(&flow, host.now());
-        rule = u32::from(flow.rule);
+        is_known = protocol == Protocol::Tcp || !is_idle(&flow, now(host));
+        rule = flow.rule;
     }
     let has_begun = match protocol {
         // A server that is gone must not keep its clients.
@@ -303,18 +311,18 @@ fn has_begun_as<H: Host>(
             } else {
                 // What is left of an earlier connection.
                 if is_known && flags.is_syn() {
-                    host.remove_flow(Table::Tcp, key);
-                    host.remove_flow(Table::Syn, key);
+                    host.remove_flow(FlowTable::Tcp, key);
+                    host.remove_flow(FlowTable::Syn, key);
                 }
                 is_known && !flags.is_syn()
             }
         }
     };
-    if has_begun { rule } else { NOT_BEGUN }
+    has_begun.then_some(rule)
 }
 
-/// The same for a flow of earlier rules, which is told from one to another
-/// target.
+/// The client port that a flow of earlier rules has behind one of its former target
+/// ports; `None` when the flow has another target port.
 #[inline(always)]
 pub fn earlier_client_port<H: Host>(
     host: &H,
@@ -322,16 +330,14 @@ pub fn earlier_client_port<H: Host>(
     key: &mut FlowKey,
     original: Original,
 ) -> Option<Port> {
-    if let Some((_, flow)) = host.find(protocol, key)
+    if let Some((_, flow)) = lookup_protocol(host, protocol, key)
         && original.is(&flow)
     {
         return Some(original.client_port);
     }
     let client_port = original.remapped(host, key)?;
     key.client_port = client_port;
-    let is_its = host
-        .find(protocol, key)
-        .is_some_and(|(_, flow)| original.is(&flow));
+    let is_its = lookup_protocol(host, protocol, key).is_some_and(|(_, flow)| original.is(&flow));
     key.client_port = original.client_port;
     is_its.then_some(client_port)
 }
@@ -345,7 +351,7 @@ pub fn translated_client_port<H: Host>(
     key: &mut FlowKey,
     original: Original,
 ) -> Option<Port> {
-    match host.find(protocol, key) {
+    match lookup_protocol(host, protocol, key) {
         Some((_, flow)) if original.is(&flow) => Some(original.client_port),
         _ => original.remapped(host, key),
     }

@@ -8,17 +8,19 @@
 //! Only the quoted ports and the ICMP checksum change. The checksum inside the
 //! quote may be cut off, and nobody verifies it.
 
-use crate::datapath::conntrack as flow;
-use crate::datapath::rewrite::set_ports;
+use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::rule_match::choose;
-use crate::flow::Original;
-use crate::kernel::{Tables, is_here};
-use crate::map::rules::Old;
+use crate::datapath::{conntrack, is_local_dst};
+use crate::flow::{FlowKey, Original};
+use crate::kernel::Tables;
+use crate::map::rules::{PortEntry, PreviousTargets};
 use crate::net::{Port, Protocol, Version};
 use crate::verdict::Reason;
 use crate::wire::checksum;
-use crate::wire::frame::{Check, Frame};
+use crate::wire::fields::{icmp, ports};
+use crate::wire::frame::{Check, Frame, be16};
 use crate::wire::headers::{End, Packet, Payload};
+use crate::wire::subprog::Found;
 
 /// The packet that an ICMP error quotes.
 struct Quote {
@@ -33,8 +35,7 @@ struct Quote {
 impl Quote {
     #[inline(always)]
     fn parse<F: Frame>(frame: &mut F, outer: &Packet) -> Result<Self, Reason> {
-        let first = frame.half(outer.transport).ok_or(Reason::NoRule)?;
-        let kind = u16::from_be(first) >> 8;
+        let kind = be16(frame, outer.transport).ok_or(Reason::NoRule)? >> 8;
         let is_error = match outer.version {
             // Unreachable, source quench, time exceeded, parameter problem. A
             // redirect (5) is about routes alone.
@@ -46,17 +47,17 @@ impl Quote {
         if !is_error || outer.is_fragment {
             return Err(Reason::NoRule);
         }
-        let packet = Packet::network(frame, outer.transport + 8, outer.version)?;
+        let packet = Packet::network(frame, outer.transport + icmp::LEN, outer.version)?;
         let Payload::Ports(protocol) = packet.payload else {
             return Err(Reason::IcmpForeign);
         };
         let (src_port, dst_port) = packet.ports(frame)?;
         // The frame may go on behind the message.
-        if packet.transport + 4 > outer.transport + outer.transport_len(frame)? {
+        if packet.transport + ports::LEN > outer.transport + outer.transport_len(frame)? {
             return Err(Reason::Malformed);
         }
         let check = Check {
-            offset: outer.transport + 2,
+            offset: outer.transport + icmp::CHECKSUM,
             kind: checksum::Kind::Plain,
         };
         Ok(Self {
@@ -67,20 +68,49 @@ impl Quote {
             dst_port,
         })
     }
+    /// Writes the quoted ports.
+    #[inline(always)]
+    fn rewrite(&self, frame: &mut impl Frame, src: Port, dst: Port) -> Result<Reason, Reason> {
+        let changes = Rewrite {
+            offset: self.packet.transport,
+            check: self.check,
+            src: Change {
+                from: self.src_port,
+                to: src,
+            },
+            dst: Change {
+                from: self.dst_port,
+                to: dst,
+            },
+        };
+        rewrite(frame, changes)?;
+        Ok(Reason::IcmpTranslated)
+    }
 }
 
-/// Handles an error from elsewhere: it quotes a reply of ours as the wire saw it.
+/// Handles an error from elsewhere: it quotes a reply of this host as the wire saw it.
+#[inline(always)]
+pub(super) fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: Found) -> Reason {
+    ingress_bits(frame, tables, outer.bits())
+}
+
+/// Handles an error from this host: it quotes a client's packet as the datapath rewrote
+/// it.
+#[inline(always)]
+pub(super) fn egress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: Found) -> Reason {
+    egress_bits(frame, tables, outer.bits())
+}
+
 #[inline(never)]
-pub(crate) fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: u64) -> Reason {
-    match try_ingress(frame, tables, outer) {
+fn ingress_bits<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: u64) -> Reason {
+    match try_ingress(frame, tables, Found::from_bits(outer)) {
         Ok(reason) | Err(reason) => reason,
     }
 }
 
-/// Handles an error from this host: it quotes a client's packet as we rewrote it.
 #[inline(never)]
-pub(crate) fn egress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: u64) -> Reason {
-    match try_egress(frame, tables, outer) {
+fn egress_bits<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: u64) -> Reason {
+    match try_egress(frame, tables, Found::from_bits(outer)) {
         Ok(reason) | Err(reason) => reason,
     }
 }
@@ -89,67 +119,64 @@ pub(crate) fn egress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: u64)
 fn try_ingress<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    outer: u64,
+    outer: Found,
 ) -> Result<Reason, Reason> {
-    let outer = &Packet::from_word(outer)?;
+    let outer = &outer.get()?;
     let quote = Quote::parse(frame, outer)?;
     let entry = tables.port(quote.protocol, quote.src_port);
     if entry.flags == 0 {
         return Err(Reason::IcmpForeign);
     }
-    let reached = outer.addr(frame, End::Dst)?;
+    let dst = outer.addr(frame, End::Dst)?;
     let mut key = quote.packet.key(frame, End::Src, quote.protocol)?;
-    if !tables.is_local(&reached) || !is_here(tables, &key) {
+    if !tables.is_local(&dst) || !is_local_dst(tables, &key) {
         return Err(Reason::IcmpForeign);
     }
     key.client_port = quote.dst_port;
+    key.local_port = quote.src_port;
+    let client_port = translate(tables, entry, &mut key).ok_or(Reason::IcmpForeign)?;
+    quote.rewrite(frame, key.local_port, client_port)
+}
+
+/// The client port of the flow that a reply belongs to; the target port is left in
+/// `key`, which is the flow as the client knows it.
+#[inline(always)]
+fn translate<T: Tables>(tables: &T, entry: PortEntry, key: &mut FlowKey) -> Option<Port> {
+    let protocol = key.protocol().ok()?;
+    let dst_port = key.local_port;
     let mut original = Original {
-        dialled_port: quote.src_port,
-        client_port: quote.dst_port,
+        dst_port,
+        client_port: key.client_port,
         rule: entry.rule,
     };
-    let mut target = quote.src_port;
-    let mut client_port = None;
     if entry.is_old() {
-        let old = tables.old(entry, quote.protocol, quote.src_port);
-        for i in 0..Old::COUNT {
-            if old.targets[i] == 0 {
+        let previous = tables.previous_targets(entry, protocol, dst_port);
+        for i in 0..PreviousTargets::COUNT {
+            let Some(target) = previous.target(i) else {
                 break;
-            }
-            key.local_port = Port::new(old.targets[i]);
-            client_port = flow::earlier_client_port(tables, quote.protocol, &mut key, original);
+            };
+            key.local_port = target;
+            let client_port = conntrack::earlier_client_port(tables, protocol, key, original);
             if client_port.is_some() {
-                target = key.local_port;
-                break;
+                return client_port;
             }
         }
+        key.local_port = dst_port;
     }
-    if client_port.is_none() {
-        if let Some(choice) = choose(tables, entry, &key, quote.src_port) {
-            target = Port::new(choice.target);
-            original.rule = choice.rule;
-        }
-        key.local_port = target;
-        client_port = flow::translated_client_port(tables, quote.protocol, &mut key, original);
+    if let Some(choice) = choose(tables, entry, key, dst_port) {
+        key.local_port = choice.target;
+        original.rule = choice.rule;
     }
-    let client_port = client_port.ok_or(Reason::IcmpForeign)?;
-    set_ports(
-        frame,
-        quote.packet.transport,
-        quote.check,
-        (quote.src_port, target),
-        (quote.dst_port, client_port),
-    )?;
-    Ok(Reason::IcmpTranslated)
+    conntrack::translated_client_port(tables, protocol, key, original)
 }
 
 #[inline(always)]
 fn try_egress<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
-    outer: u64,
+    outer: Found,
 ) -> Result<Reason, Reason> {
-    let outer = &Packet::from_word(outer)?;
+    let outer = &outer.get()?;
     let quote = Quote::parse(frame, outer)?;
     if !tables.port(quote.protocol, quote.dst_port).is_target() {
         return Err(Reason::IcmpForeign);
@@ -157,13 +184,6 @@ fn try_egress<F: Frame, T: Tables>(
     let mut key = quote.packet.key(frame, End::Dst, quote.protocol)?;
     key.client_port = quote.src_port;
     key.local_port = quote.dst_port;
-    let flow = flow::reply(tables, quote.protocol, &key).ok_or(Reason::IcmpForeign)?;
-    set_ports(
-        frame,
-        quote.packet.transport,
-        quote.check,
-        (quote.src_port, flow.client_port),
-        (quote.dst_port, flow.dialled_port),
-    )?;
-    Ok(Reason::IcmpTranslated)
+    let flow = conntrack::reply(tables, quote.protocol, &key).ok_or(Reason::IcmpForeign)?;
+    quote.rewrite(frame, flow.client_port, flow.dst_port)
 }

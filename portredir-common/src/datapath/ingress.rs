@@ -1,62 +1,64 @@
-//! Packets that come in.
+//! Packets that come in: all that the fast path leaves.
 
-use crate::datapath::icmp;
-use crate::datapath::rewrite::set_ports;
-use crate::datapath::rule_match::{Route, choose};
-use crate::flow::Admitted;
-use crate::kernel::{Tables, is_here};
-use crate::net::{Flags, Port, Protocol};
-use crate::packed;
+use crate::datapath::rewrite::{Change, Rewrite, rewrite};
+use crate::datapath::rule_match::{choose, plain_route};
+use crate::datapath::{icmp, is_local_dst};
+use crate::kernel::{Admission, Hit, Subprograms, Tables};
+use crate::net::{Flags, Protocol};
 use crate::verdict::Reason;
 use crate::wire::frame::{Frame, Link};
 use crate::wire::headers::{End, Packet, tcp_flags};
-use crate::wire::subprog as wire;
+use crate::wire::subprog::{self, Found};
 
 /// Handles a packet that came in.
 #[inline(always)]
-pub fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, link: Link) -> Reason {
-    let word = wire::find_apart(frame, link);
-    if Packet::is_icmp(word) {
-        icmp::ingress(frame, tables, word)
+pub fn ingress<F: Frame, T: Tables + Subprograms>(frame: &mut F, tables: &T, link: Link) -> Reason {
+    let packet = subprog::find(frame, link);
+    if Packet::is_icmp(packet) {
+        icmp::ingress(frame, tables, packet)
     } else {
-        redirect(frame, tables, word)
+        redirect_bits(frame, tables, packet.bits())
     }
 }
 
-// What follows runs for few packets. It is not inlined, to have BPF stack frames of
-// its own; the packet comes as one number.
+// The rest runs for few packets. It is not inlined, to have a BPF stack frame of its
+// own; the packet comes as one number.
 
 #[inline(never)]
-fn redirect<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: u64) -> Reason {
-    match try_redirect(frame, tables, packet) {
+fn redirect_bits<F: Frame, T: Tables + Subprograms>(
+    frame: &mut F,
+    tables: &T,
+    packet: u64,
+) -> Reason {
+    match redirect(frame, tables, Found::from_bits(packet)) {
         Ok(reason) | Err(reason) => reason,
     }
 }
 
 #[inline(always)]
-fn try_redirect<F: Frame, T: Tables>(
+fn redirect<F: Frame, T: Tables + Subprograms>(
     frame: &mut F,
     tables: &T,
-    word: u64,
+    found: Found,
 ) -> Result<Reason, Reason> {
-    let packet = Packet::from_word(word)?;
+    let packet = found.get()?;
     let protocol = packet.protocol()?;
-    let (client_port, dialled_port) = packet.ports(frame)?;
-    let entry = tables.port(protocol, dialled_port);
-    if !entry.is_dialled_or_target() {
+    let (client_port, dst_port) = packet.ports(frame)?;
+    let entry = tables.port(protocol, dst_port);
+    if !entry.is_dst_or_target() {
         return Err(Reason::NoRule);
     }
-    let mut key = wire::key_apart(frame, word, End::Dst);
-    if !is_here(tables, &key) {
+    let mut key = subprog::key(frame, found, End::Dst);
+    if !is_local_dst(tables, &key) {
         return Err(if entry.is_match() || entry.is_old() {
             Reason::NotLocal
         } else {
             Reason::NoRule
         });
     }
-    let check = match wire::check_apart(frame, word) {
+    let check = match subprog::check(frame, found) {
         // Traffic that no rule is for is not ours to drop.
-        Err(Reason::FragmentTooShort) if choose(tables, entry, &key, dialled_port).is_none() => {
+        Err(Reason::FragmentTooShort) if choose(tables, entry, &key, dst_port).is_none() => {
             return Err(Reason::Direct);
         }
         check => check?,
@@ -66,26 +68,39 @@ fn try_redirect<F: Frame, T: Tables>(
         Protocol::Tcp => tcp_flags(frame, &packet)?,
     };
     let route = if entry.is_plain() {
-        Route::of(entry, dialled_port)
+        plain_route(entry, dst_port)
     } else {
-        Route::from_word(tables.find_route(&mut key, entry.to_word(), flags))?
+        tables.find_route(&mut key, entry, flags)?
     };
-    let target = Port::new(route.target);
+    let target = route.target;
     key.local_port = target;
-    let route_word = route.to_word();
-    let admitted = tables.admit(&mut key, dialled_port, route_word, flags);
-    let admitted = Admitted::from_word(packed::from_word(admitted)?);
-    set_ports(
-        frame,
-        packet.transport,
+    let request = Admission {
+        dst_port,
+        route,
+        flags,
+    };
+    let admitted = tables.admit(&mut key, &request)?;
+    let changes = Rewrite {
+        offset: packet.transport,
         check,
-        (client_port, admitted.client_port()),
-        (dialled_port, target),
-    )?;
+        src: Change {
+            from: client_port,
+            to: admitted.client_port(),
+        },
+        dst: Change {
+            from: dst_port,
+            to: target,
+        },
+    };
+    rewrite(frame, changes)?;
     if route.is_match {
-        let (segments, bytes) = (frame.segments(), frame.len());
-        let now_ns = tables.now_ns();
-        tables.hit(route.rule, segments, bytes, admitted.is_new(), now_ns);
+        tables.record(&Hit {
+            rule: route.rule,
+            segments: frame.segments(),
+            bytes: frame.len(),
+            flow: admitted.lookup(),
+            at_ns: tables.now_ns(),
+        });
         Ok(Reason::Redirected)
     } else if admitted.client_port() == client_port {
         Ok(Reason::Direct)

@@ -1,24 +1,46 @@
-//! Writing ports.
+//! Writing ports into packets.
 
 use crate::net::Port;
 use crate::verdict::Reason;
+use crate::wire::fields::ports;
 use crate::wire::frame::{Check, Frame};
 
-/// Writes the ports that change: `(from, to)` of the source, then of the
-/// destination port, which stand at `offset`.
+/// A change of a port; none where both are equal.
+#[derive(Clone, Copy)]
+pub(super) struct Change {
+    /// The port in the packet.
+    pub from: Port,
+    /// The port that the packet gets.
+    pub to: Port,
+}
+
+/// The changes of the ports of a packet.
+#[derive(Clone, Copy)]
+pub(super) struct Rewrite {
+    /// The offset of the ports in the frame.
+    pub offset: usize,
+    /// The checksum that covers them.
+    pub check: Check,
+    /// The change of the source port.
+    pub src: Change,
+    /// The change of the destination port.
+    pub dst: Change,
+}
+
+/// Writes the ports that change.
 #[inline(always)]
-pub(crate) fn set_ports(
-    frame: &mut impl Frame,
-    offset: usize,
-    check: Check,
-    src: (Port, Port),
-    dst: (Port, Port),
-) -> Result<(), Reason> {
-    if src.0 != src.1 {
-        frame.set_port(offset, src.0, src.1, check)?;
+pub(super) fn rewrite(frame: &mut impl Frame, rewrite: Rewrite) -> Result<(), Reason> {
+    let Rewrite {
+        offset,
+        check,
+        src,
+        dst,
+    } = rewrite;
+    if src.from != src.to {
+        frame.set_port(offset + ports::SRC, src.from, src.to, check)?;
     }
-    if dst.0 != dst.1 {
-        frame.set_port(offset + 2, dst.0, dst.1, check)?;
+    if dst.from != dst.to {
+        frame.set_port(offset + ports::DST, dst.from, dst.to, check)?;
     }
     Ok(())
 }

@@ -1,11 +1,58 @@
-//! The rule for a packet, and where it goes by it.
+//! The rule for a packet: one body for the programs and for the tests.
 
-use crate::flow::{FlowKey, NOT_BEGUN, Original};
-use crate::kernel::{Choice, Socket, Tables};
-use crate::map::rules::{Old, PortEntry};
-use crate::net::{Flags, Port, Protocol};
-use crate::packed;
-use crate::verdict::Reason;
+use crate::flow::FlowKey;
+use crate::kernel::{Route, RuleMaps, Tables};
+use crate::map::rules::{AddrKey, Candidates, Choice, IfaceKey, PortEntry, SourceKey};
+use crate::net::Port;
+
+/// The packet that [`match_rule`] looks for a rule for.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe<'a> {
+    /// The ends of the packet; the ports in it are not looked at.
+    pub key: &'a FlowKey,
+    /// The destination port.
+    pub dst_port: Port,
+    /// The ifindex of the ingress interface.
+    pub ifindex: u32,
+}
+
+/// The rule for a packet to a port whose rules have conditions.
+///
+/// The address of this host leads to a group of rules, the address of the client to the
+/// few rules that are left, the most specific first; they differ in their interfaces.
+#[inline(always)]
+pub fn match_rule(maps: &impl RuleMaps, entry: PortEntry, probe: &Probe<'_>) -> Option<Choice> {
+    let set = AddrKey::set(entry);
+    let addr = AddrKey {
+        set,
+        addr: probe.key.local,
+    };
+    let source = SourceKey {
+        group: maps.addr_group(&addr).unwrap_or(set),
+        version: u32::from(probe.key.version),
+        client: probe.key.client,
+    };
+    let candidates = maps.candidates(&source)?;
+    let iface = IfaceKey {
+        generation: entry.generation(),
+        ifindex: probe.ifindex,
+    };
+    // The lowest bit is that of all interfaces.
+    let mask = maps.iface_mask(&iface).unwrap_or_default() | 1;
+    for i in 0..Candidates::COUNT {
+        let candidate = &candidates.0[i];
+        if candidate.target.is_unused() {
+            break;
+        }
+        if mask >> (candidate.on & 63) & 1 != 0 {
+            return Some(Choice {
+                target: candidate.target_of(probe.dst_port),
+                rule: candidate.rule,
+            });
+        }
+    }
+    None
+}
 
 /// The rule for a packet to a port, if there is one for it.
 #[inline(always)]
@@ -13,7 +60,7 @@ pub(crate) fn choose<T: Tables>(
     tables: &T,
     entry: PortEntry,
     key: &FlowKey,
-    port: Port,
+    dst_port: Port,
 ) -> Option<Choice> {
     if !entry.is_match() {
         None
@@ -23,124 +70,17 @@ pub(crate) fn choose<T: Tables>(
             rule: entry.rule,
         })
     } else {
-        tables.choose(entry, key, port)
+        tables.match_rule(entry, key, dst_port)
     }
 }
 
-/// Where a packet goes.
-#[derive(Clone, Copy)]
-pub(crate) struct Route {
-    /// Host order.
-    pub(crate) target: u16,
-    /// The rule, if there is one for it.
-    pub(crate) rule: u16,
-    /// Whether a rule redirects it, else it goes to a target by itself.
-    pub(crate) is_match: bool,
-}
-
-impl Route {
-    const MATCH: u64 = 1 << 32;
-
-    /// By a port whose rule is for everybody.
-    #[inline(always)]
-    pub(crate) const fn of(entry: PortEntry, dialled_port: Port) -> Self {
-        let is_match = entry.is_match();
-        Self {
-            target: if is_match {
-                entry.target
-            } else {
-                dialled_port.get()
-            },
-            rule: entry.rule,
-            is_match,
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn to_word(self) -> u64 {
-        let is_match = if self.is_match { Self::MATCH } else { 0 };
-        u64::from(self.target) | u64::from(self.rule) << 16 | is_match
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
-    #[inline(always)]
-    pub(crate) fn from_word(word: u64) -> Result<Self, Reason> {
-        let word = packed::from_word(word)?;
-        Ok(Self {
-            target: word as u16,
-            rule: (word >> 16) as u16,
-            is_match: word & Self::MATCH != 0,
-        })
-    }
-}
-
+/// The route of a packet to a port whose rule is for everybody.
 #[inline(always)]
-pub(super) fn try_find_route<T: Tables>(
-    tables: &T,
-    key: &mut FlowKey,
-    entry: PortEntry,
-    flags: Flags,
-) -> Result<Route, Reason> {
-    let protocol = key.protocol()?;
-    let dialled_port = key.local_port;
-    let original = Original {
-        dialled_port,
-        client_port: key.client_port,
+pub(crate) const fn plain_route(entry: PortEntry, dst_port: Port) -> Route {
+    let is_match = entry.is_match();
+    Route {
+        target: if is_match { entry.target } else { dst_port },
         rule: entry.rule,
-    };
-    if entry.is_old() {
-        let old = tables.old(entry, protocol, dialled_port);
-        for i in 0..Old::COUNT {
-            let target = old.targets[i];
-            if target == 0 {
-                break;
-            }
-            key.local_port = Port::new(target);
-            let rule = tables.has_begun(key, original, flags);
-            if rule != NOT_BEGUN {
-                #[expect(clippy::cast_possible_truncation, reason = "not NOT_BEGUN")]
-                let rule = rule as u16;
-                return Ok(Route {
-                    target,
-                    rule,
-                    is_match: true,
-                });
-            }
-        }
+        is_match,
     }
-    let Some(Choice { target, rule }) = choose(tables, entry, key, dialled_port) else {
-        if !entry.is_target() {
-            return Err(if entry.is_old() {
-                Reason::Draining
-            } else {
-                Reason::NoRule
-            });
-        }
-        key.local_port = dialled_port;
-        if entry.is_hidden() && !tables.is_from_here() {
-            let is_connected = protocol == Protocol::Tcp
-                && (!flags.is_syn() || tables.socket(key) == Socket::Connection);
-            if !is_connected {
-                return Err(Reason::Hidden);
-            }
-        }
-        return Ok(Route {
-            target: dialled_port.get(),
-            rule: entry.rule,
-            is_match: false,
-        });
-    };
-    key.local_port = Port::new(target);
-    if entry.is_if_listening() && !tables.is_served(key) {
-        let has_begun =
-            protocol == Protocol::Tcp && tables.has_begun(key, original, flags) != NOT_BEGUN;
-        if !has_begun {
-            return Err(Reason::NotListening);
-        }
-    }
-    Ok(Route {
-        target,
-        rule,
-        is_match: true,
-    })
 }

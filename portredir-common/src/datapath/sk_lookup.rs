@@ -1,64 +1,74 @@
-//! The listener for a connection, by the port that its client dialled.
+//! The listener for a connection: the socket engine gives a connection to the
+//! destination port to the socket that listens on the target port.
 
 use crate::datapath::rule_match::choose;
-use crate::flow::FlowKey;
-use crate::kernel::{Listeners, Tables};
+use crate::flow::{FlowKey, FlowLookup};
+use crate::kernel::{Hit, Listeners, Tables};
+use crate::map::rules::PortEntry;
 use crate::map::sockets::ListenerKey;
 use crate::net::{Addr, Port, Protocol, Version};
 use crate::verdict::Reason;
 
-/// Finds the listener for a connection, named by what its client dialled.
-///
-/// With `is_loopback_allowed` a server that listens on 127.0.0.1 or `::1` alone
-/// may have it as well.
+/// Gives a connection to its listener; `key` has the port that the client connected to.
 #[inline(always)]
-pub fn look_up<T: Tables + Listeners>(
-    tables: &T,
-    key: &FlowKey,
-    is_loopback_allowed: bool,
-) -> Reason {
-    let (addr, port) = (key.local, key.local_port);
+pub fn find_listener<T: Tables + Listeners>(tables: &T, key: &FlowKey) -> Reason {
+    let port = key.local_port;
     let entry = tables.port(Protocol::Tcp, port);
     let is_wanted = entry.is_match() || entry.is_old() || entry.is_hidden();
     if !is_wanted || !tables.is_in_scope() {
         return Reason::NoRule;
     }
     // Transparent proxies look up sockets for the addresses of others.
-    if !tables.is_local(&addr) {
+    if !tables.is_local(&key.local) {
         return Reason::NotLocal;
     }
     let Some(choice) = choose(tables, entry, key, port) else {
-        return if entry.is_target() && entry.is_hidden() && !tables.is_from_here() {
-            Reason::Hidden
-        } else if entry.is_old() && !entry.is_target() {
-            Reason::Draining
-        } else {
-            Reason::NoRule
-        };
+        return without_rule(tables, entry);
     };
-    // The order of the kernel: the address itself, then servers on all
-    // addresses; of these, one of the same family first.
-    let is_v4 = key.version == Version::V4 as u8;
-    let (any, loopback) = if is_v4 {
-        (Addr::V4_ANY, Addr::V4_LOOPBACK)
-    } else {
-        (Addr::V6_ANY, Addr::V6_LOOPBACK)
-    };
-    let target = Port::new(choice.target);
-    let is_found = assign(tables, addr, target)
-        || assign(tables, any, target)
-        || (is_v4 && assign(tables, Addr::V6_ANY, target))
-        || (is_loopback_allowed && assign(tables, loopback, target));
-    if !is_found {
+    if !assign_any(tables, key, choice.target) {
         return if entry.is_if_listening() {
             Reason::NotListening
         } else {
             Reason::NoListener
         };
     }
-    // How many packets follow is not known here.
-    tables.hit(choice.rule, 0, 0, true, tables.now_ns());
+    tables.record(&Hit {
+        rule: choice.rule,
+        // How many packets follow is not known here.
+        segments: 0,
+        bytes: 0,
+        flow: FlowLookup::Inserted,
+        at_ns: tables.now_ns(),
+    });
     Reason::Redirected
+}
+
+/// What becomes of a connection that no rule redirects.
+#[inline(always)]
+fn without_rule<T: Tables>(tables: &T, entry: PortEntry) -> Reason {
+    if entry.is_target() && entry.is_hidden() && !tables.came_in_on_loopback() {
+        Reason::Hidden
+    } else if entry.is_old() && !entry.is_target() {
+        Reason::Draining
+    } else {
+        Reason::NoRule
+    }
+}
+
+/// Gives a connection to a listener on the target port, in the order of the kernel: on
+/// the address itself, then on all addresses; of these, one of the same family first.
+#[inline(always)]
+fn assign_any(listeners: &impl Listeners, key: &FlowKey, target: Port) -> bool {
+    let is_v4 = key.version == Version::V4 as u8;
+    let (any, loopback) = if is_v4 {
+        (Addr::V4_ANY, Addr::V4_LOOPBACK)
+    } else {
+        (Addr::V6_ANY, Addr::V6_LOOPBACK)
+    };
+    assign(listeners, key.local, target)
+        || assign(listeners, any, target)
+        || (is_v4 && assign(listeners, Addr::V6_ANY, target))
+        || (listeners.is_loopback_allowed() && assign(listeners, loopback, target))
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use crate::net::{Addr, Port};
 /// cleared: it says where looking into `REMAP` is worth while.
 #[inline(always)]
 #[must_use]
-pub const fn remapped_place(client: Addr, port: Port) -> (u32, usize) {
+pub const fn remap_bloom_slot(client: Addr, port: Port) -> (u32, usize) {
     let [low, high] = client.long_words();
     let port = port.half() as u64;
     let mixed = (low ^ high ^ port << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -16,7 +16,7 @@ pub const fn remapped_place(client: Addr, port: Port) -> (u32, usize) {
 }
 
 /// How many elements of 64 bytes `REMAPPED` has.
-pub const REMAPPED_PLACES: usize = 1 << 10;
+pub const REMAP_BLOOM_ELEMENTS: usize = 1 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -27,8 +27,8 @@ mod tests {
         for a in 0..=255 {
             for b in 0..=255 {
                 let v4 = Addr::v4([10, 1, a, b]);
-                let (element, byte) = remapped_place(v4, Port::new(1024 + u16::from(b)));
-                assert!((element as usize) < REMAPPED_PLACES && byte < 64);
+                let (element, byte) = remap_bloom_slot(v4, Port::new(1024 + u16::from(b)));
+                assert!((element as usize) < REMAP_BLOOM_ELEMENTS && byte < 64);
             }
         }
     }

@@ -1,22 +1,29 @@
-//! Keys and values of the maps that rules are compiled into, and of what is read
-//! for every packet.
+//! Keys and values of the maps that rules are compiled into, and of the map that
+//! programs read for every packet.
+//!
+//! A new program reads maps that an older one has filled, until the rules are compiled
+//! anew: layouts stay as they are, also where ports are in host order ([`HostPort`]).
 
-use crate::net::{Addr, Port, Protocol};
+use crate::net::{Addr, HostPort, Port, Protocol};
+use crate::packed::{Niche, Packed};
 
-/// The entry of one (protocol, port) of one generation. `PORTS` has those of
-/// both generations side by side: traffic which no rule concerns reads nothing
-/// else.
+/// The entry of one (protocol, port) of one generation.
+///
+/// [`PacketPath::ports`] has the entries of both generations side by side: the
+/// datapath reads nothing else for traffic that no rule concerns.
+///
+/// **Shape**: one word; from the lowest bit the target port in host order, the rule,
+/// the flags and the set, 16 bits each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C, align(8))]
 pub struct PortEntry {
-    /// Where packets to this port go, when there is [`Self::MATCH`] and no
-    /// condition. Host order.
-    pub target: u16,
-    /// The rule that says so: the index of its counters.
+    /// The target port of packets to this port, where [`Self::MATCH`] is set and the
+    /// rules have no conditions.
+    pub target: Port,
+    /// The rule with this target: the index of its counters.
     pub rule: u16,
-    /// [`Self::MATCH`] and those after it.
+    /// [`Self::MATCH`] and the flags after it.
     pub flags: u16,
-    /// Above 0 the rules for this port have conditions, found by it.
+    /// The set of conditions of the rules for this port; 0 where there are none.
     pub set: u16,
 }
 
@@ -27,16 +34,16 @@ impl PortEntry {
     pub const TARGET: u16 = 2;
     /// Flows to this port may have begun under earlier rules.
     pub const OLD: u16 = 4;
-    /// Other hosts do not reach this port but by a rule.
+    /// Other hosts reach this port by a rule alone.
     pub const HIDDEN: u16 = 8;
     /// The rules for this port rest while nobody listens on their target.
     pub const IF_LISTENING: u16 = 16;
-    /// Of the generation 1; what is found by this entry is of the same.
+    /// The entry belongs to generation 1, as does all that it leads to.
     pub const GENERATION: u16 = 1 << 15;
-    /// Number of elements of `PORTS`: 65 536 for TCP, then as many for UDP.
+    /// The number of entries of a generation: 65 536 for TCP, then as many for UDP.
     pub const COUNT: u32 = 2 << 16;
 
-    /// The index of a port in `PORTS`.
+    /// The index of a port in [`PacketPath::ports`].
     #[inline(always)]
     #[must_use]
     pub const fn index(protocol: Protocol, port: Port) -> u32 {
@@ -47,31 +54,7 @@ impl PortEntry {
         half | port.get() as u32
     }
 
-    /// As the one word that it is in memory.
-    #[inline(always)]
-    #[must_use]
-    pub const fn to_word(self) -> u64 {
-        let [a, b] = self.target.to_ne_bytes();
-        let [c, d] = self.rule.to_ne_bytes();
-        let [e, f] = self.flags.to_ne_bytes();
-        let [g, h] = self.set.to_ne_bytes();
-        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
-    }
-
-    /// The entry that [`Self::to_word`] made.
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_word(word: u64) -> Self {
-        let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
-        Self {
-            target: u16::from_ne_bytes([a, b]),
-            rule: u16::from_ne_bytes([c, d]),
-            flags: u16::from_ne_bytes([e, f]),
-            set: u16::from_ne_bytes([g, h]),
-        }
-    }
-
-    /// 0 or 1.
+    /// The generation that this entry belongs to, 0 or 1.
     #[inline(always)]
     #[must_use]
     pub const fn generation(self) -> u32 {
@@ -104,15 +87,15 @@ impl PortEntry {
         self.has(Self::OLD)
     }
 
-    /// Whether packets to this port are any rule's concern.
+    /// Whether some rule concerns packets to this port.
     #[inline(always)]
     #[must_use]
-    pub const fn is_dialled_or_target(self) -> bool {
+    pub const fn is_dst_or_target(self) -> bool {
         self.flags & (Self::MATCH | Self::TARGET | Self::OLD) != 0
     }
 
-    /// Whether its packets go where [`Self::target`] says, or to itself, without
-    /// conditions or exceptions.
+    /// Whether packets to this port go to [`Self::target`], or to this port itself,
+    /// without conditions or exceptions.
     #[inline(always)]
     #[must_use]
     pub const fn is_plain(self) -> bool {
@@ -120,14 +103,14 @@ impl PortEntry {
         self.flags & RARE == 0 && self.set == 0
     }
 
-    /// Whether other hosts do not reach it directly.
+    /// Whether other hosts must not reach this port directly.
     #[inline(always)]
     #[must_use]
     pub const fn is_hidden(self) -> bool {
         self.has(Self::HIDDEN)
     }
 
-    /// Whether its rules need a server.
+    /// Whether the rules for this port need a server on the target port.
     #[inline(always)]
     #[must_use]
     pub const fn is_if_listening(self) -> bool {
@@ -135,18 +118,59 @@ impl PortEntry {
     }
 }
 
-/// Value of `OLD`, by [`Old::key`]: where earlier rules sent the packets of a
-/// port. Host order; unused ones are 0 and at the end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Old {
-    /// The targets, the latest first.
-    pub targets: [u16; Self::COUNT],
+impl Packed for PortEntry {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        self.target.get().pack()
+            | self.rule.pack() << 16
+            | self.flags.pack() << 32
+            | self.set.pack() << 48
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        Self {
+            target: Port::new(u16::unpack(word)),
+            rule: u16::unpack(word >> 16),
+            flags: u16::unpack(word >> 32),
+            set: u16::unpack(word >> 48),
+        }
+    }
 }
 
-impl Old {
-    /// How many there can be.
+/// The target ports that earlier rules had for a port: a value of `OLD`, by
+/// [`PreviousTargets::key`].
+///
+/// **Shape**: four ports of two bytes, in host order; unused ones are 0 and at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PreviousTargets([HostPort; Self::COUNT]);
+
+impl PreviousTargets {
+    /// The greatest number of targets.
     pub const COUNT: usize = 4;
+
+    /// The first [`Self::COUNT`] of some targets; the latest comes first.
+    #[must_use]
+    pub fn new(targets: impl IntoIterator<Item = Port>) -> Self {
+        let mut previous = Self::default();
+        for (place, target) in previous.0.iter_mut().zip(targets) {
+            *place = HostPort::new(target);
+        }
+        previous
+    }
+
+    /// The `i`th target, which is below [`Self::COUNT`]; `None` behind the last one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn target(&self, i: usize) -> Option<Port> {
+        let target = self.0[i];
+        if target.is_unused() {
+            None
+        } else {
+            Some(target.port())
+        }
+    }
 
     /// The key for a port of a generation.
     #[inline(always)]
@@ -162,19 +186,19 @@ impl Old {
     }
 }
 
-/// Key of `ADDRS`: rules for one address of this host.
+/// A key of `ADDRS`: the rules for one address of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct AddrKey {
-    /// [`AddrKey::set`].
+    /// The set of conditions, with its generation: see [`AddrKey::set`].
     pub set: u32,
     /// The address.
     pub addr: Addr,
 }
 
 impl AddrKey {
-    /// A set of conditions of a generation; as a group it is what holds for
-    /// addresses that have no rule of their own.
+    /// The set of conditions of an entry, with its generation in the highest bit. As
+    /// a group it stands for addresses that have no rule of their own.
     #[inline(always)]
     #[must_use]
     pub const fn set(entry: PortEntry) -> u32 {
@@ -182,104 +206,141 @@ impl AddrKey {
     }
 }
 
-/// Key of `SOURCES`, behind the length of the prefix: rules for clients.
+/// A key of `SOURCES`, behind the length of the prefix: the rules for clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct SourceKey {
-    /// What `ADDRS` says, or the set itself.
+    /// The group that `ADDRS` has for the address, or the set itself.
     pub group: u32,
-    /// IP version, 4 or 6: `::/0` is not for IPv4.
+    /// The IP version, 4 or 6: `::/0` is not for IPv4.
     pub version: u32,
     /// The client.
     pub client: Addr,
 }
 
 impl SourceKey {
-    /// Bits before those of the address.
+    /// The number of bits before those of the address.
     pub const PREFIX: u32 = 64;
 }
 
-/// Value of `SOURCES`: the rules for such a client, the most specific first.
+/// A value of `SOURCES`: the rules for such a client, the most specific first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Candidates(pub [Candidate; Self::COUNT]);
 
 impl Candidates {
-    /// How many there can be: they differ in their interfaces.
+    /// The greatest number of rules for one client: they differ in their interfaces.
     pub const COUNT: usize = 8;
 }
 
-/// One of them. Unused ones are all zero: nobody listens on port 0.
+/// One rule for a client. Unused ones are all zero: nobody listens on port 0.
+///
+/// **Shape**: 8 bytes; target port at 0 and first destination port at 2, both in host
+/// order, rule at 4, interfaces at 6, range flag at 7.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Candidate {
-    /// Where packets to `dialled` go.
-    pub target: u16,
-    /// The first port of the rule.
-    pub dialled: u16,
+    /// The target port of packets to `first_dst_port`.
+    pub target: HostPort,
+    /// The first destination port of the rule.
+    pub first_dst_port: HostPort,
     /// The rule: the index of its counters.
     pub rule: u16,
-    /// 0 for all interfaces, else the bit of `IFACES`.
+    /// The bit of `IFACES` that the rule needs; 0 for all interfaces.
     pub on: u8,
-    /// 1 where each port has a target of its own, as far from the first as it
-    /// is itself.
+    /// Whether each destination port has a target port of its own, as far from the
+    /// first one: 1 or 0.
     pub is_range: u8,
 }
 
 impl Candidate {
-    /// Where packets to a port go.
+    /// The target port of packets to a destination port.
     #[inline(always)]
     #[must_use]
-    pub const fn target_of(&self, port: u16) -> u16 {
+    pub const fn target_of(&self, dst_port: Port) -> Port {
+        let target = self.target.port();
         if self.is_range == 0 {
-            self.target
-        } else {
-            self.target.wrapping_add(port.wrapping_sub(self.dialled))
+            return target;
+        }
+        let first = self.first_dst_port.port().get();
+        Port::new(
+            target
+                .get()
+                .wrapping_add(dst_port.get().wrapping_sub(first)),
+        )
+    }
+}
+
+/// The rule for a packet, and its target port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The target port.
+    pub target: Port,
+    /// The rule.
+    pub rule: u16,
+}
+
+impl Packed for Choice {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        self.target.pack() | self.rule.pack() << 16
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        Self {
+            target: Port::unpack(word),
+            rule: u16::unpack(word >> 16),
         }
     }
 }
 
-/// Key of `IFACES`; the value is a mask of the lists of interfaces in rules.
+/// No rule has target port 0.
+impl Niche for Choice {
+    const NONE: u64 = 0;
+}
+
+/// A key of `IFACES`; the value is a mask of the lists of interfaces in rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct IfaceKey {
-    /// 0 or 1.
+    /// The generation of rules, 0 or 1.
     pub generation: u32,
     /// The interface.
     pub ifindex: u32,
 }
 
-/// What is read for every packet, as one element of one map: to find an element
-/// takes longer than to read it. Filled by user space, as memory; all words of it
-/// are read and written whole.
+/// The one element of `HOT`: all that the datapath reads for every packet.
+///
+/// This is one element of one map, as finding an element takes longer than reading it.
+/// User space fills it as memory; all words of it are read and written whole.
 #[repr(C)]
-pub struct Hot<W> {
+pub struct PacketPath<W> {
     /// The entries of ports of both generations, by [`PortEntry::index`].
     pub ports: [[W; 2]; PortEntry::COUNT as usize],
-    /// Two addresses of two words each in a place, by [`own_place`]: addresses of
-    /// this host that are reached from anywhere, as far as there is room; unused
-    /// ones are all zero.
-    pub own: [[W; 4]; OWN_PLACES as usize],
-    /// Which of two generations of rules is live, 0 or 1; switching it is all that
-    /// a change of rules does to traffic.
+    /// The local address cache: two addresses of two words each in a slot, by
+    /// [`local_addr_slot`]. It holds addresses of this host that packets reach from
+    /// anywhere, as far as there is room; unused ones are all zero.
+    pub local_addrs: [[W; 4]; LOCAL_ADDR_SLOTS as usize],
+    /// The generation of rules that is live, 0 or 1; switching it is all that a change
+    /// of rules does to traffic.
     pub generation: W,
 }
 
-/// The place of an address in `OWN`, which has those addresses of `LOCAL` that
-/// are reached from anywhere, two in one place. Where more meet, the rest is
-/// found in `LOCAL` alone.
+/// The slot of an address in [`PacketPath::local_addrs`]. Of more than two addresses
+/// of one slot, the rest is in `LOCAL` alone.
 #[inline(always)]
 #[must_use]
-pub const fn own_place(addr: Addr) -> u32 {
+pub const fn local_addr_slot(addr: Addr) -> u32 {
     let [low, high] = addr.long_words();
-    // The 64-bit golden ratio; user space alone fills the map, so nobody
-    // gains by addresses that meet.
+    // The 64-bit golden ratio; user space alone fills the cache, so nobody gains by
+    // addresses that share a slot.
     let mixed = (low ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> (64 - 12)) as u32
 }
 
-/// How many places [`Hot::own`] has.
-pub const OWN_PLACES: u32 = 1 << 12;
+/// The number of slots of [`PacketPath::local_addrs`].
+pub const LOCAL_ADDR_SLOTS: u32 = 1 << 12;
 
 #[cfg(test)]
 mod tests {
@@ -295,8 +356,8 @@ mod tests {
                 let index = PortEntry::index(protocol, Port::new(port));
                 assert_eq!(index, next + u32::from(port));
                 for generation in [0, 1] {
-                    let key = Old::key(generation, index);
-                    assert_eq!(Old::generation(key), generation);
+                    let key = PreviousTargets::key(generation, index);
+                    assert_eq!(PreviousTargets::generation(key), generation);
                     assert_eq!(key % PortEntry::COUNT, index);
                 }
             }
@@ -306,30 +367,41 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_one_word() {
+    fn an_entry_is_the_word_that_earlier_programs_wrote() {
         let entry = PortEntry {
-            target: 8080,
+            target: Port::new(8080),
             rule: 7,
             flags: PortEntry::MATCH | PortEntry::GENERATION,
             set: 3,
         };
-        assert_eq!(PortEntry::from_word(entry.to_word()), entry);
-        assert_eq!(PortEntry::default().to_word(), 0);
+        assert_eq!(entry.pack(), 0x0003_8001_0007_1f90);
+        assert_eq!(PortEntry::unpack(entry.pack()), entry);
+        assert_eq!(PortEntry::default().pack(), 0);
+    }
+
+    #[test]
+    fn ports_in_maps_keep_their_byte_order() {
+        let previous = PreviousTargets::new([8080, 9090].map(Port::new));
+        let [first, second, ..] = previous.0;
+        assert_eq!([first, second].map(|port| port.port().get()), [8080, 9090]);
+        assert_eq!(previous.target(1), Some(Port::new(9090)));
+        assert_eq!(previous.target(2), None);
     }
 
     #[test]
     fn ranges_keep_their_offset() {
         let mut candidate = Candidate {
-            target: 9000,
-            dialled: 8000,
+            target: HostPort::new(Port::new(9000)),
+            first_dst_port: HostPort::new(Port::new(8000)),
             is_range: 1,
             ..Candidate::default()
         };
-        assert_eq!(candidate.target_of(8042), 9042);
-        candidate.target = 100;
-        assert_eq!(candidate.target_of(8042), 142);
+        let target = |candidate: Candidate| candidate.target_of(Port::new(8042)).get();
+        assert_eq!(target(candidate), 9042);
+        candidate.target = HostPort::new(Port::new(100));
+        assert_eq!(target(candidate), 142);
         candidate.is_range = 0;
-        assert_eq!(candidate.target_of(8042), 100);
+        assert_eq!(target(candidate), 100);
     }
 
     #[test]
@@ -338,11 +410,11 @@ mod tests {
         for a in 0..=255 {
             for b in 0..=255 {
                 let v4 = Addr::v4([10, 1, a, b]);
-                assert!(own_place(v4) < OWN_PLACES);
-                seen.insert(own_place(v4));
+                assert!(local_addr_slot(v4) < LOCAL_ADDR_SLOTS);
+                seen.insert(local_addr_slot(v4));
             }
         }
         // Neighbours do not meet.
-        assert!(seen.len() > OWN_PLACES as usize / 2, "{}", seen.len());
+        assert!(seen.len() > LOCAL_ADDR_SLOTS as usize / 2, "{}", seen.len());
     }
 }

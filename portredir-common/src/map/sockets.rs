@@ -28,9 +28,9 @@ impl ListenerKey {
 /// by another port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Dialled {
+pub struct ConnectedPeers {
     /// In no order. Unused ones are all zero: nobody dials port 0.
-    pub peers: [Peer; Self::PEERS],
+    pub peers: [ConnectedPeer; Self::PEERS],
     /// The index to use next when all are used.
     pub next: u32,
 }
@@ -38,25 +38,25 @@ pub struct Dialled {
 /// One peer of a client's socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Peer {
+pub struct ConnectedPeer {
     /// Its address.
     pub addr: Addr,
     /// The port it really has.
     pub port: Port,
     /// The port the client dialled.
-    pub dialled_port: Port,
+    pub dst_port: Port,
 }
 
-impl Dialled {
+impl ConnectedPeers {
     /// How many peers a socket has that it knows by another port.
     pub const PEERS: usize = 4;
 
     /// Keeps a peer, in place of what was kept of it; says whether it is new.
     #[inline(always)]
-    pub fn remember(&mut self, peer: Peer) -> bool {
+    pub fn insert(&mut self, peer: ConnectedPeer) -> bool {
         if let Some(known) = self.known(peer.addr, peer.port) {
-            let is_new = known.dialled_port != peer.dialled_port;
-            known.dialled_port = peer.dialled_port;
+            let is_new = known.dst_port != peer.dst_port;
+            known.dst_port = peer.dst_port;
             return is_new;
         }
         let unused = self.peers.iter_mut().find(|known| !known.is_used());
@@ -73,29 +73,29 @@ impl Dialled {
 
     /// Stops knowing a peer by another port.
     #[inline(always)]
-    pub fn forget(&mut self, addr: Addr, port: Port) {
+    pub fn remove(&mut self, addr: Addr, port: Port) {
         if let Some(known) = self.known(addr, port) {
-            *known = Peer::default();
+            *known = ConnectedPeer::default();
         }
     }
 
     /// The port by which the client knows a peer.
     #[inline(always)]
-    pub fn find(&mut self, addr: Addr, port: Port) -> Option<Port> {
-        self.known(addr, port).map(|known| known.dialled_port)
+    pub fn dst_port_of(&mut self, addr: Addr, port: Port) -> Option<Port> {
+        self.known(addr, port).map(|known| known.dst_port)
     }
 
     #[inline(always)]
-    fn known(&mut self, addr: Addr, port: Port) -> Option<&mut Peer> {
+    fn known(&mut self, addr: Addr, port: Port) -> Option<&mut ConnectedPeer> {
         self.peers
             .iter_mut()
             .find(|peer| peer.is_used() && peer.port == port && peer.addr.is(addr))
     }
 }
 
-impl Peer {
+impl ConnectedPeer {
     #[inline(always)]
     const fn is_used(&self) -> bool {
-        self.dialled_port.get() != 0
+        self.dst_port.get() != 0
     }
 }

@@ -8,47 +8,42 @@ use crate::wire::checksum;
 /// Bytes of one packet, and the one way to change them.
 #[expect(clippy::len_without_is_empty, reason = "no frame is empty")]
 pub trait Frame {
-    /// Bytes from the first to the last of the frame, also those that
-    /// [`Self::words`] cannot reach.
+    /// The number of bytes of the frame, also of those that [`Self::words`] cannot
+    /// reach.
     fn len(&self) -> usize;
 
-    /// The same without those that take a call to count: not more than [`Self::len`].
-    fn head_len(&self) -> usize {
-        self.len()
-    }
+    /// The number of bytes that can be read, without a call; not more than
+    /// [`Self::len`].
+    fn linear_len(&self) -> usize;
 
-    /// How many packets of the wire this frame stands for (GRO).
-    fn segments(&self) -> u32 {
-        1
-    }
+    /// The number of packets of the wire that this frame stands for (GRO).
+    fn segments(&self) -> u32;
 
     /// `N` words of four bytes at `offset`, as they lie in memory; `None` when the
     /// packet ends before their end.
     ///
-    /// Words and not bytes, as the compiler has no registers for single bytes. The
+    /// The compiler has no registers for single bytes, so these are words. The
     /// size is fixed because the verifier accepts a window whose end was compared
     /// with the packet's, and refuses a slice of any length.
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
 
-    /// The same for two bytes.
+    /// Two bytes at `offset`, as they lie in memory.
     fn half(&self, offset: usize) -> Option<u16>;
 
     /// Makes the bytes before `end` readable where they are there: some drivers
     /// put headers into fragments of the buffer.
-    fn reach(&mut self, _end: usize) {}
+    fn pull(&mut self, end: usize);
 
-    /// `number`, of which the verifier no longer knows anything.
+    /// `value`, of which the verifier no longer knows anything.
     ///
-    /// It walks the code once per value that it can tell apart, and headers
+    /// The verifier walks the code once per value that it can tell apart, and headers
     /// have many shapes.
-    fn forget(&self, number: u64) -> u64 {
-        number
-    }
+    fn barrier_var(&self, value: u64) -> u64;
 
     /// Replaces the port at `offset`, which is `from`, by `to`, and updates
     /// the checksum at `check` that covers it.
     ///
-    /// An operation and not a window because TC may change a checksum only
+    /// This is an operation and not a window because TC may change a checksum only
     /// through the kernel, which knows whether the field holds a sum or the
     /// start of one.
     ///
@@ -59,16 +54,22 @@ pub trait Frame {
     -> Result<(), Reason>;
 }
 
+/// The number in two bytes at `offset`, which are in network order.
+#[inline(always)]
+pub(crate) fn be16(frame: &impl Frame, offset: usize) -> Option<u16> {
+    frame.half(offset).map(u16::from_be)
+}
+
 /// The checksum field that covers a port.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
-    /// Where it is in the frame.
+    /// The offset of the field in the frame.
     pub offset: usize,
-    /// How it treats zero.
+    /// How the field treats zero.
     pub kind: checksum::Kind,
 }
 
-/// What a frame of a device begins with.
+/// The first header of the frames of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     /// An Ethernet header.
@@ -78,7 +79,7 @@ pub enum Link {
 }
 
 impl Link {
-    /// Bytes before the IP header, without VLAN tags.
+    /// The number of bytes before the IP header, without VLAN tags.
     pub(crate) const fn len(self) -> usize {
         match self {
             Self::Ethernet => 14,

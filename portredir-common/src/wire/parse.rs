@@ -1,26 +1,15 @@
 //! The headers of a frame, found one behind the other.
+//!
+//! All bytes read here are hostile: the parser trusts nothing that it has not compared.
 
 use crate::net::{Protocol, Version};
 use crate::verdict::Reason;
-use crate::wire::frame::{Frame, Link};
+use crate::wire::fields::{ethernet as eth, ipv4 as ip4, ipv6 as ip6, tcp, udp};
+use crate::wire::frame::{Frame, be16};
 use crate::wire::headers::{MAX_EXTENSION_HEADERS, MAX_OFFSET, Packet, Payload};
 
-// As they lie in memory.
-const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
-const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
-const ETHERTYPE_VLAN: u16 = 0x8100_u16.to_be();
-const ETHERTYPE_QINQ: u16 = 0x88a8_u16.to_be();
-
-const HOP_BY_HOP: u32 = 0;
-const ROUTING: u32 = 43;
-const FRAGMENT: u32 = 44;
-const AUTHENTICATION: u32 = 51;
-const DESTINATION_OPTIONS: u32 = 60;
-const ICMP: u32 = 1;
-const ICMPV6: u32 = 58;
-
-/// As much of a TCP, UDP or ICMP header as is read.
-const TRANSPORT: usize = 20;
+/// The number of bytes of a TCP, UDP or ICMP header that the datapath reads.
+const TRANSPORT: usize = tcp::LEN;
 
 #[inline(always)]
 pub(super) fn ip<F: Frame>(
@@ -32,25 +21,25 @@ pub(super) fn ip<F: Frame>(
         Version::V4 => ipv4(frame, network)?,
         Version::V6 => ipv6(frame, network)?,
     };
-    frame.reach(packet.transport + TRANSPORT);
+    frame.pull(packet.transport + TRANSPORT);
     Ok(packet)
 }
 
-/// Offset and version of the IP header behind an Ethernet header.
+/// The offset and the version of the IP header behind an Ethernet header.
 #[inline(always)]
 pub(super) fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reason> {
-    frame.reach(14);
-    let mut ethertype = frame.half(12).ok_or(Reason::NoRule)?;
-    let mut offset = 14;
+    frame.pull(eth::LEN);
+    let mut ethertype = be16(frame, eth::TYPE).ok_or(Reason::NoRule)?;
+    let mut offset = eth::LEN;
     for _ in 0..2 {
-        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+        if ethertype != eth::VLAN && ethertype != eth::QINQ {
             break;
         }
-        frame.reach(offset + 4);
-        ethertype = frame.half(offset + 2).ok_or(Reason::NoRule)?;
+        frame.pull(offset + eth::VLAN_LEN);
+        ethertype = be16(frame, offset + eth::VLAN_TYPE).ok_or(Reason::NoRule)?;
         // One tag is then like two.
         #[expect(clippy::cast_possible_truncation, reason = "at most 22")]
-        let behind = frame.forget(offset as u64 + 4) as usize & MAX_OFFSET;
+        let behind = frame.barrier_var((offset + eth::VLAN_LEN) as u64) as usize & MAX_OFFSET;
         // Masked, as older kernels lose a bound that is compared with later.
         offset = behind;
     }
@@ -59,18 +48,18 @@ pub(super) fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reas
 }
 
 #[inline(always)]
-const fn ethernet_version(ethertype: u16) -> Option<Version> {
+pub(super) const fn ethernet_version(ethertype: u16) -> Option<Version> {
     match ethertype {
-        ETHERTYPE_IPV4 => Some(Version::V4),
-        ETHERTYPE_IPV6 => Some(Version::V6),
+        eth::IPV4 => Some(Version::V4),
+        eth::IPV6 => Some(Version::V6),
         _ => None,
     }
 }
 
-/// By the first two bytes of an IP header.
+/// The version of an IP header, by its first two bytes as a number.
 #[inline(always)]
-const fn ip_version(first: u16) -> Option<Version> {
-    match u16::from_be(first) >> 12 {
+pub(super) const fn ip_version(first: u16) -> Option<Version> {
+    match first >> 12 {
         4 => Some(Version::V4),
         6 => Some(Version::V6),
         _ => None,
@@ -79,28 +68,28 @@ const fn ip_version(first: u16) -> Option<Version> {
 
 #[inline(always)]
 pub(super) fn version<F: Frame>(frame: &mut F, network: usize) -> Result<Version, Reason> {
-    frame.reach(network + 2);
-    let first = frame.half(network).ok_or(Reason::NoRule)?;
+    frame.pull(network + 2);
+    let first = be16(frame, network).ok_or(Reason::NoRule)?;
     ip_version(first).ok_or(Reason::NoRule)
 }
 
 #[inline(always)]
 fn ipv4<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
-    frame.reach(network + 20);
+    frame.pull(network + ip4::LEN);
     let header: [u32; 5] = frame.words(network).ok_or(Reason::NoRule)?;
     let first = u32::from_be(header[0]) >> 24;
     let header_len = (first & 0x0f) as usize * 4;
-    if first >> 4 != 4 || header_len < 20 {
+    if first >> 4 != 4 || header_len < ip4::LEN {
         return Err(Reason::NoRule);
     }
     let payload = match (u32::from_be(header[2]) >> 16) & 0xff {
-        6 => Payload::Ports(Protocol::Tcp),
-        17 => Payload::Ports(Protocol::Udp),
-        ICMP => Payload::Icmp,
+        tcp::PROTOCOL => Payload::Ports(Protocol::Tcp),
+        udp::PROTOCOL => Payload::Ports(Protocol::Udp),
+        ip4::ICMP => Payload::Icmp,
         _ => return Err(Reason::NoRule),
     };
     let fragment = u32::from_be(header[1]);
-    if fragment & 0x1fff != 0 {
+    if fragment & ip4::FRAGMENT_OFFSET != 0 {
         // Not the first: what stands where the ports would be is payload.
         return Err(Reason::NoRule);
     }
@@ -109,54 +98,55 @@ fn ipv4<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
         network,
         transport: network + header_len,
         payload,
-        is_fragment: fragment & 0x2000 != 0,
+        is_fragment: fragment & ip4::MORE_FRAGMENTS != 0,
     })
 }
 
 #[inline(always)]
 fn ipv6<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
-    frame.reach(network + 40);
+    frame.pull(network + ip6::LEN);
     let header: [u32; 2] = frame.words(network).ok_or(Reason::NoRule)?;
     if u32::from_be(header[0]) >> 28 != 6 {
         return Err(Reason::NoRule);
     }
     let mut next = (u32::from_be(header[1]) >> 8) & 0xff;
-    let mut transport = network + 40;
+    let mut transport = network + ip6::LEN;
     let mut is_fragment = 0;
     // One round more than there may be headers, to look at what comes last.
     for _ in 0..=MAX_EXTENSION_HEADERS {
         let payload = match next {
-            6 => Payload::Ports(Protocol::Tcp),
-            17 => Payload::Ports(Protocol::Udp),
-            ICMPV6 => Payload::Icmp,
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT => {
-                frame.reach(transport + 8);
+            tcp::PROTOCOL => Payload::Ports(Protocol::Tcp),
+            udp::PROTOCOL => Payload::Ports(Protocol::Udp),
+            ip6::ICMPV6 => Payload::Icmp,
+            ip6::HOP_BY_HOP | ip6::ROUTING | ip6::DESTINATION_OPTIONS | ip6::FRAGMENT => {
+                frame.pull(transport + ip6::EXTENSION_UNIT);
                 let [extension, _] = frame.words(transport).ok_or(Reason::Malformed)?;
                 let extension = u32::from_be(extension);
-                if next == FRAGMENT {
+                if next == ip6::FRAGMENT {
                     if extension & 0xfff8 != 0 {
                         return Err(Reason::NoRule);
                     }
                     is_fragment |= extension & 1;
-                    transport += 8;
+                    transport += ip6::EXTENSION_UNIT;
                 } else {
                     // Segments left: the destination, and with it the sum, is
                     // not the final one (RFC 8200, 4.4 and 8.1).
-                    if next == ROUTING && extension & 0xff != 0 {
+                    if next == ip6::ROUTING && extension & 0xff != 0 {
                         return Err(Reason::ExtensionHeader);
                     }
-                    transport += 8 + ((extension >> 16) & 0xff) as usize * 8;
+                    let units = ((extension >> 16) & 0xff) as usize + 1;
+                    transport += units * ip6::EXTENSION_UNIT;
                 }
                 next = extension >> 24;
                 // One round is then like another.
-                let packed = frame.forget((transport as u64) << 1 | u64::from(is_fragment));
+                let packed = frame.barrier_var((transport as u64) << 1 | u64::from(is_fragment));
                 #[expect(clippy::cast_possible_truncation, reason = "it was 32 bits")]
                 let packed = packed as u32;
                 (transport, is_fragment) = ((packed >> 1) as usize & MAX_OFFSET, packed & 1);
                 continue;
             }
-            // Covers the ports by a digest that we cannot renew (RFC 4302).
-            AUTHENTICATION => return Err(Reason::ExtensionHeader),
+            // A digest covers the ports, which the datapath cannot renew (RFC 4302).
+            ip6::AUTHENTICATION => return Err(Reason::ExtensionHeader),
             _ => return Err(Reason::NoRule),
         };
         return Ok(Packet {
@@ -168,39 +158,4 @@ fn ipv6<F: Frame>(frame: &mut F, network: usize) -> Result<Packet, Reason> {
         });
     }
     Err(Reason::ExtensionHeader)
-}
-
-impl Packet {
-    /// The headers of a frame of the shape that most have: no VLAN tag, no IP options
-    /// or extension headers, TCP or UDP, whole.
-    #[inline(always)]
-    pub(crate) fn plain<F: Frame>(frame: &F, link: Link) -> Option<(Version, Protocol)> {
-        let network = link.len();
-        let version = match link {
-            Link::Ethernet => ethernet_version(frame.half(12)?)?,
-            Link::Ip => ip_version(frame.half(0)?)?,
-        };
-        let protocol = match version {
-            Version::V4 => {
-                let header: [u32; 3] = frame.words(network)?;
-                let is_whole = u32::from_be(header[1]) & 0x3fff == 0;
-                if u32::from_be(header[0]) >> 24 != 0x45 || !is_whole {
-                    return None;
-                }
-                u32::from_be(header[2]) >> 16
-            }
-            Version::V6 => {
-                let header: [u32; 2] = frame.words(network)?;
-                if u32::from_be(header[0]) >> 28 != 6 {
-                    return None;
-                }
-                u32::from_be(header[1]) >> 8
-            }
-        };
-        match protocol & 0xff {
-            6 => Some((version, Protocol::Tcp)),
-            17 => Some((version, Protocol::Udp)),
-            _ => None,
-        }
-    }
 }

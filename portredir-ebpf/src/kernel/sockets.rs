@@ -4,7 +4,9 @@ use core::ffi::c_void;
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
-use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get, bpf_skc_lookup_tcp};
+use aya_ebpf::helpers::generated::{
+    bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get, bpf_skc_lookup_tcp,
+};
 use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::net::{Port, Version};
 
@@ -21,6 +23,32 @@ pub mod tcp_state {
 #[inline(always)]
 pub fn tcp_socket(ctx: impl Context, key: &FlowKey) -> *mut bpf_sock {
     look_up(ctx, key, bpf_skc_lookup_tcp)
+}
+
+/// The state of the TCP socket that gets the packets of a flow, or 0.
+#[inline(always)]
+pub fn tcp_state_of(ctx: impl Context, key: &FlowKey) -> u32 {
+    let socket = tcp_socket(ctx, key);
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and ours until it is released.
+    let state = unsafe { (*socket).state };
+    // SAFETY: the reference from the look-up, given back once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    state
+}
+
+/// Whether there is a UDP socket that gets the packets of a flow.
+#[inline(always)]
+pub fn has_udp(ctx: impl Context, key: &FlowKey) -> bool {
+    let socket = look_up(ctx, key, bpf_sk_lookup_udp);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the reference from the look-up, given back once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    true
 }
 
 /// The IPv4 half of `struct bpf_sock_tuple`.

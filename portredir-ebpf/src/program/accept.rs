@@ -3,14 +3,14 @@
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_ops};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use portredir_common::datapath::conntrack as flow;
+use portredir_common::datapath::conntrack;
 use portredir_common::flow::{Epoch, FlowKey};
 use portredir_common::net::{Addr, Port, Protocol, Version};
 
 use crate::context::{AF_INET, v4, v6};
 use crate::kernel::sockets::stored;
 use crate::kernel::{Kernel, counters};
-use crate::program::sock_ops::{is_here, is_target};
+use crate::program::sock_ops::{is_in_netns, is_target};
 
 /// Notes a connection that a server on a target accepts: see [`flow::accept`].
 #[inline(always)]
@@ -24,7 +24,7 @@ fn accept(ops: *mut bpf_sock_ops) {
     let Some(tables) = Kernel::new(ops) else {
         return;
     };
-    if !is_target(&tables, port) || socket.is_null() || !is_here(ops) {
+    if !is_target(&tables, port) || socket.is_null() || !is_in_netns(ops) {
         return;
     }
     // Two bytes in network order, shifted to where they would be the port of a
@@ -55,7 +55,7 @@ fn accept(ops: *mut bpf_sock_ops) {
             key.version = Version::V6 as u8;
         }
     }
-    let mut flow = flow::accept(&tables, &key, Epoch::at(counters::now_ns()));
+    let mut flow = conntrack::accept(&tables, &key, Epoch::at(counters::now_ns()));
     // A full socket, as it is one of a connection. Without memory for it the flow
     // tables are asked.
     stored(

@@ -6,15 +6,19 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use portredir_common::datapath::connect::{self as by_socket, Dial};
+use portredir_common::datapath::connect::{
+    NamedPeer, PeerCall, original_peer_port, redirect_connect,
+};
+use portredir_common::flow::FlowKey;
 use portredir_common::kernel::Client;
-use portredir_common::map::sockets::Dialled;
+use portredir_common::map::sockets::ConnectedPeers;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
 use crate::context::{Context, v4, v6};
 use crate::globals::netns_cookie;
 use crate::kernel::Kernel;
+use crate::kernel::sockets::{has_udp, tcp_state_of};
 use crate::maps::DIALLED;
 use crate::program::log::conclude_for_socket;
 
@@ -59,7 +63,11 @@ impl SockAddr {
     }
 
     #[inline(always)]
-    fn dialled_by(self, initial: *mut Dialled, flags: u64) -> Option<&'static mut Dialled> {
+    fn peers_in_storage(
+        self,
+        initial: *mut ConnectedPeers,
+        flags: u64,
+    ) -> Option<&'static mut ConnectedPeers> {
         // SAFETY: the context is valid, and has a socket.
         let socket = unsafe { (*self.0).__bindgen_anon_1.sk };
         let map = (&raw const DIALLED).cast_mut().cast();
@@ -68,13 +76,15 @@ impl SockAddr {
         // dials by the same socket writes the same kind of thing.
         unsafe {
             bpf_sk_storage_get(map, socket.cast(), initial.cast(), flags)
-                .cast::<Dialled>()
+                .cast::<ConnectedPeers>()
                 .as_mut()
         }
     }
 }
 
 impl Context for SockAddr {
+    const IS_PACKET: bool = false;
+
     #[inline(always)]
     fn as_ptr(self) -> *mut c_void {
         self.0.cast()
@@ -85,11 +95,21 @@ impl Context for SockAddr {
     fn ifindex(self) -> u32 {
         LOOPBACK_IFINDEX
     }
+
+    #[inline(always)]
+    fn tcp_state(self, key: &FlowKey) -> u32 {
+        tcp_state_of(self, key)
+    }
+
+    #[inline(always)]
+    fn has_udp(self, key: &FlowKey) -> bool {
+        has_udp(self, key)
+    }
 }
 
 impl Client for SockAddr {
     #[inline(always)]
-    fn is_here(&self) -> bool {
+    fn is_in_netns(&self) -> bool {
         // SAFETY: the context is valid.
         unsafe { bpf_get_netns_cookie(self.0.cast()) == netns_cookie() }
     }
@@ -109,21 +129,21 @@ impl Client for SockAddr {
     }
 
     #[inline(always)]
-    fn dialled(&mut self) -> Option<&mut Dialled> {
-        self.dialled_by(core::ptr::null_mut(), 0)
+    fn peers(&mut self) -> Option<&mut ConnectedPeers> {
+        self.peers_in_storage(core::ptr::null_mut(), 0)
     }
 
     #[inline(always)]
-    fn dialled_or_new(&mut self) -> Option<&mut Dialled> {
+    fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers> {
         const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;
-        let mut none = Dialled::default();
-        self.dialled_by(&raw mut none, CREATE)
+        let mut none = ConnectedPeers::default();
+        self.peers_in_storage(&raw mut none, CREATE)
     }
 }
 
 /// Points a client on this host at the target.
 #[inline(always)]
-fn dial(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, dial: Dial) -> i32 {
+fn redirect_peer(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, call: PeerCall) -> i32 {
     const DENY: i32 = 0;
     const ALLOW: i32 = 1;
     let mut client = SockAddr::new(ctx);
@@ -131,11 +151,18 @@ fn dial(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, dial: Dial) -> i3
     let Some(tables) = Kernel::new(client) else {
         return ALLOW;
     };
-    let mut target = port;
-    let reason = by_socket::dial(&tables, &mut client, protocol, addr, &mut target, dial);
-    if reason == Reason::Redirected {
-        client.set_port(target);
-    }
+    let peer = NamedPeer {
+        protocol,
+        addr,
+        port,
+    };
+    let reason = match redirect_connect(&tables, &mut client, &peer, call) {
+        Ok(target) => {
+            client.set_port(target);
+            Reason::Redirected
+        }
+        Err(reason) => reason,
+    };
     conclude_for_socket(ctx, addr, port, reason);
     match reason.verdict() {
         Verdict::Pass => ALLOW,
@@ -146,7 +173,7 @@ fn dial(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, dial: Dial) -> i3
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, addr: Addr) -> i32 {
     match protocol(ctx) {
-        Some(protocol) => dial(ctx, addr, protocol, Dial::Connect),
+        Some(protocol) => redirect_peer(ctx, addr, protocol, PeerCall::Connect),
         None => 1,
     }
 }
@@ -155,14 +182,14 @@ fn connect(ctx: &SockAddrContext, addr: Addr) -> i32 {
 #[inline(always)]
 fn send(ctx: &SockAddrContext, addr: Addr) -> i32 {
     match protocol(ctx) {
-        Some(Protocol::Udp) => dial(ctx, addr, Protocol::Udp, Dial::Send),
+        Some(Protocol::Udp) => redirect_peer(ctx, addr, Protocol::Udp, PeerCall::Send),
         _ => 1,
     }
 }
 
 /// Tells a client on this host the port it dialled.
 #[inline(always)]
-fn answer(ctx: &SockAddrContext, addr: Addr) -> i32 {
+fn restore_peer(ctx: &SockAddrContext, addr: Addr) -> i32 {
     let Some(protocol) = protocol(ctx) else {
         return 1;
     };
@@ -171,9 +198,14 @@ fn answer(ctx: &SockAddrContext, addr: Addr) -> i32 {
     let Some(tables) = Kernel::new(client) else {
         return 1;
     };
-    let reason = match by_socket::answered(&tables, &mut client, protocol, (addr, port)) {
-        Ok(dialled) => {
-            client.set_port(dialled);
+    let peer = NamedPeer {
+        protocol,
+        addr,
+        port,
+    };
+    let reason = match original_peer_port(&tables, &mut client, &peer) {
+        Ok(dst_port) => {
+            client.set_port(dst_port);
             Reason::Restored
         }
         Err(reason) => reason,
@@ -217,20 +249,20 @@ fn portredir_send6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(recvmsg4)]
 fn portredir_recv4(ctx: SockAddrContext) -> i32 {
-    answer(&ctx, SockAddr::new(&ctx).addr4())
+    restore_peer(&ctx, SockAddr::new(&ctx).addr4())
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 fn portredir_recv6(ctx: SockAddrContext) -> i32 {
-    answer(&ctx, SockAddr::new(&ctx).addr6())
+    restore_peer(&ctx, SockAddr::new(&ctx).addr6())
 }
 
 #[cgroup_sock_addr(getpeername4)]
 fn portredir_peer4(ctx: SockAddrContext) -> i32 {
-    answer(&ctx, SockAddr::new(&ctx).addr4())
+    restore_peer(&ctx, SockAddr::new(&ctx).addr4())
 }
 
 #[cgroup_sock_addr(getpeername6)]
 fn portredir_peer6(ctx: SockAddrContext) -> i32 {
-    answer(&ctx, SockAddr::new(&ctx).addr6())
+    restore_peer(&ctx, SockAddr::new(&ctx).addr6())
 }

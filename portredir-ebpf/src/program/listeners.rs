@@ -17,7 +17,7 @@ use crate::frame::Skb;
 use crate::kernel::Kernel;
 use crate::kernel::sockets::{tcp_socket, tcp_state};
 use crate::maps::{LISTENERS, NEXT_SLOT};
-use crate::program::sock_ops::{is_here, is_target};
+use crate::program::sock_ops::{is_in_netns, is_target};
 
 /// Registers a socket that begins to listen.
 #[inline(always)]
@@ -25,7 +25,7 @@ pub fn register(ops: *mut bpf_sock_ops) {
     // SAFETY: the kernel passes a valid context for the time of the run.
     let port = Port::new(unsafe { (*ops).local_port } as u16);
     let is_meant = Kernel::new(ops).is_some_and(|tables| is_target(&tables, port));
-    if !is_meant || !is_here(ops) {
+    if !is_meant || !is_in_netns(ops) {
         return;
     }
     // SAFETY: as above.

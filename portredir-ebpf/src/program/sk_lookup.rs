@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use portredir_common::datapath::sk_lookup as by_socket;
+use portredir_common::datapath::sk_lookup::find_listener;
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::Listeners;
 use portredir_common::map::sockets::ListenerKey;
@@ -16,6 +16,7 @@ use portredir_common::verdict::Verdict;
 use crate::context::{AF_INET, Context, v4, v6};
 use crate::globals::is_loopback_target_allowed;
 use crate::kernel::Kernel;
+use crate::kernel::sockets::{has_udp, tcp_state_of};
 use crate::maps::{LISTENERS, SCOPE};
 use crate::program::log::conclude_for_socket;
 
@@ -76,6 +77,8 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
 }
 
 impl<const SCOPED: bool> Context for Lookup<SCOPED> {
+    const IS_PACKET: bool = false;
+
     #[inline(always)]
     fn as_ptr(self) -> *mut c_void {
         self.0.cast()
@@ -95,6 +98,16 @@ impl<const SCOPED: bool> Context for Lookup<SCOPED> {
             0
         }
     }
+
+    #[inline(always)]
+    fn tcp_state(self, key: &FlowKey) -> u32 {
+        tcp_state_of(self, key)
+    }
+
+    #[inline(always)]
+    fn has_udp(self, key: &FlowKey) -> bool {
+        has_udp(self, key)
+    }
 }
 
 impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
@@ -103,6 +116,11 @@ impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
         // SAFETY: one byte.
         let is_chosen = || !SCOPED || unsafe { SCOPE.get(self.ctx.ifindex()) }.is_some();
         !self.ctx.is_scan() && is_chosen()
+    }
+
+    #[inline(always)]
+    fn is_loopback_allowed(&self) -> bool {
+        is_loopback_target_allowed()
     }
 
     #[inline(always)]
@@ -138,11 +156,10 @@ fn look_up<const SCOPED: bool>(ctx: &SkLookupContext) -> u32 {
         return SK_PASS;
     }
     let key = lookup.key();
-    let is_loopback_allowed = is_loopback_target_allowed();
     let Some(tables) = Kernel::new(lookup) else {
         return SK_PASS;
     };
-    let reason = by_socket::look_up(&tables, &key, is_loopback_allowed);
+    let reason = find_listener(&tables, &key);
     conclude_for_socket(ctx, key.local, key.local_port, reason);
     match reason.verdict() {
         Verdict::Pass => SK_PASS,

@@ -29,7 +29,7 @@ const fn tc_action(verdict: Verdict) -> i32 {
 fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
     let mut frame = Skb::new(skb);
-    let reason = handle!(fast::quick_ingress, ingress::ingress, &mut frame, skb, link);
+    let reason = handle!(fast::ingress, ingress::ingress, &mut frame, skb, link);
     tc_action(conclude(ctx, &mut frame, link, reason))
 }
 
@@ -37,7 +37,7 @@ fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
 fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
     let mut frame = Skb::new(skb);
-    let reason = handle!(fast::quick_egress, egress::egress, &mut frame, skb, link);
+    let reason = handle!(fast::egress, egress::egress, &mut frame, skb, link);
     tc_action(conclude(ctx, &mut frame, link, reason))
 }
 

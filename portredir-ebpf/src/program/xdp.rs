@@ -30,13 +30,7 @@ macro_rules! handle {
 #[inline(always)]
 fn xdp_ingress<const FRAGS: bool>(ctx: &XdpContext, link: Link) -> u32 {
     let mut frame = Xdp::<FRAGS>::new(ctx.ctx);
-    let reason = handle!(
-        fast::quick_ingress,
-        ingress::ingress,
-        &mut frame,
-        ctx.ctx,
-        link
-    );
+    let reason = handle!(fast::ingress, ingress::ingress, &mut frame, ctx.ctx, link);
     match conclude(ctx, &mut frame, link, reason) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,

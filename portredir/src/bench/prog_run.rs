@@ -240,7 +240,7 @@ fn remember(
     rule: u16,
 ) -> anyhow::Result<()> {
     let flow = Flow {
-        dialled_port: Port::new(dialled),
+        dst_port: Port::new(dialled),
         client_port: Port::new(CLIENT_PORT),
         rule,
         seen: now()?,
@@ -252,7 +252,7 @@ fn remember(
     let key = kind.key(local_port);
     let flows = datapath.flows()?;
     let (bucket, hash) = flows.bucket(table, &key);
-    bucket.put(hash, key.local_port, Entry::new(hash, &flow, false));
+    bucket.put(hash, key.local_port, Entry::new(hash, &flow));
     Ok(())
 }
 

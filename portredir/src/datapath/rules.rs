@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as BpfHashMap, Map, MapError};
 use portredir_common::abi::{AddrKey, Candidates, Hot, IfaceKey, Old, PortEntry, SourceKey};
+use portredir_common::packed::Packed as _;
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
@@ -94,8 +95,8 @@ impl Datapath {
                 entry.flags |= PortEntry::GENERATION;
             }
             let word = &both[generation as usize];
-            if word.load(Relaxed) != entry.to_word() {
-                word.store(entry.to_word(), Relaxed);
+            if word.load(Relaxed) != entry.pack() {
+                word.store(entry.pack(), Relaxed);
             }
         }
     }

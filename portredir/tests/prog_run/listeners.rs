@@ -12,7 +12,8 @@ use nix::sys::socket::{
 };
 use portredir::datapath::Datapath;
 use portredir::sockets::TcpSocket;
-use portredir_common::abi::{ListenerKey, Protocol};
+use portredir_common::map::sockets::ListenerKey;
+use portredir_common::net::Protocol;
 
 use crate::cases::Setup;
 use crate::cases::{RULES, addr, key};
