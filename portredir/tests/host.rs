@@ -27,11 +27,11 @@ use cases::host::{Hex, Mock, Tables};
 use cases::packet::Packet;
 use cases::{Case, Hook, Iface, Out};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use portredir_common::abi::{Addr, FlowKey};
-use portredir_common::flow::Socket;
-use portredir_common::redirect::Tables as _;
+use portredir_common::flow::FlowKey;
+use portredir_common::kernel::{Socket, Tables as _};
+use portredir_common::net::Addr;
 use portredir_common::verdict::Reason;
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -62,7 +62,11 @@ fn check(case: &Case) {
         panic!("counted packets: {hits:?}");
     };
     assert_eq!((hit.segments, hit.bytes), (1, packet.len()), "{hit:?}");
-    assert_eq!(hit.is_new, case.is_new.unwrap_or(hit.is_new), "{hit:?}");
+    assert_eq!(
+        hit.begins_flow(),
+        case.is_new.unwrap_or(hit.begins_flow()),
+        "{hit:?}"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use crate::sys::netdev::XdpFeatures;
 

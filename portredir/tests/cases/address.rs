@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use portredir_common::flow::Table;
+use portredir_common::flow::FlowTable;
 use portredir_common::verdict::Reason;
 
 use super::flows::KINDS;
@@ -140,8 +140,8 @@ fn loopback() -> Vec<Case> {
         cases.push(
             Case::egress(format!("{}: reply not on lo", kind.name), &kind.reply(8080))
                 .iface(Iface::Other)
-                .flow(Table::Tcp, kind.key(8080), seen(80, 0))
-                .flow(Table::Udp, kind.key(8080), seen(80, 0))
+                .flow(FlowTable::Tcp, kind.key(8080), seen(80, 0))
+                .flow(FlowTable::Udp, kind.key(8080), seen(80, 0))
                 .restored(&kind.reply(80)),
         );
     }

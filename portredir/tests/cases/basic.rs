@@ -1,9 +1,10 @@
 //! What is redirected and restored, and what is none of our business.
 
-use portredir_common::abi::{Flow, Protocol};
-use portredir_common::flow::{Socket, Table};
+use portredir_common::flow::{Flow, FlowTable};
+use portredir_common::kernel::Socket;
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use super::flows::KINDS;
 use super::host::Tables;
@@ -148,7 +149,7 @@ fn direct() -> Vec<Case> {
         // UDP has no sockets that could tell whose the client port is.
         let after = match kind.protocol {
             Protocol::Tcp => Tables::default(),
-            Protocol::Udp => Tables::default().flow(Table::Udp, kind.key(8080), seen(8080, 0)),
+            Protocol::Udp => Tables::default().flow(FlowTable::Udp, kind.key(8080), seen(8080, 0)),
         };
         cases.push(
             Case::ingress(name("direct"), &kind.packet(8080))
@@ -197,7 +198,7 @@ fn flags() -> Vec<Case> {
             Case::ingress(format!("flags: {name}"), &tcp4(80).flags(flags))
                 .redirected(&tcp4(8080).flags(flags))
                 .leaves(Tables::default().flow(
-                    Table::Syn,
+                    FlowTable::Syn,
                     key4(Protocol::Tcp, CLIENT_PORT, 8080),
                     seen(80, 0),
                 )),
@@ -208,7 +209,7 @@ fn flags() -> Vec<Case> {
                 &tcp4(80).reply().src_port(8080).flags(flags),
             )
             .flow(
-                Table::Syn,
+                FlowTable::Syn,
                 key4(Protocol::Tcp, CLIENT_PORT, 8080),
                 seen(80, 0),
             )

@@ -1,6 +1,6 @@
 //! Checksums where ones' complement has two zeros, and ones that are wrong.
 
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::error::IcmpError;
@@ -31,7 +31,7 @@ pub fn cases() -> Vec<Case> {
                 format!("udp {name}: no checksum in the reply"),
                 &udp(8080).reply(),
             )
-            .flow(portredir_common::flow::Table::Udp, key, seen(80, 0))
+            .flow(portredir_common::flow::FlowTable::Udp, key, seen(80, 0))
             .restored(&udp(80).reply())
             .edit(none),
         );

@@ -1,8 +1,9 @@
 //! While the program waits for its end, known flows go on and new ones go to
 //! the dialled port itself.
 
-use portredir_common::abi::Protocol;
-use portredir_common::flow::{Socket, Table};
+use portredir_common::flow::FlowTable;
+use portredir_common::kernel::Socket;
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::error::IcmpError;
@@ -55,7 +56,7 @@ fn both(kind: Kind) -> Vec<Case> {
             .unchanged(Reason::Draining)
             .leaves_state(),
         Case::ingress(name("a new flow beside a direct one"), &first(kind, 80))
-            .flow(Table::Udp, key, seen(8080, 0))
+            .flow(FlowTable::Udp, key, seen(8080, 0))
             .socket_if(kind, Socket::Connection)
             .unchanged(Reason::Draining)
             .leaves_state(),
@@ -117,42 +118,42 @@ fn tcp(kind: Kind) -> Vec<Case> {
     let new = |packet: &Packet, what| Case::ingress(name(what), packet).unchanged(Reason::Draining);
     vec![
         known(&syn(kind, 80), "a repeated syn")
-            .flow(Table::Syn, key, seen(80, 0))
+            .flow(FlowTable::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .begins(false)
             .leaves_state(),
         known(&segment(ACK), "the ack of one that is begun")
-            .flow(Table::Syn, key, seen(80, 0))
+            .flow(FlowTable::Syn, key, seen(80, 0))
             .leaves_state(),
         known(&segment(FIN | ACK), "the end in TIME_WAIT")
-            .flow(Table::Tcp, key, seen(80, 0))
+            .flow(FlowTable::Tcp, key, seen(80, 0))
             .socket(key, Socket::TimeWait)
             .leaves_state(),
         known(&segment(RST), "a reset")
-            .flow(Table::Tcp, key, seen(80, 0))
+            .flow(FlowTable::Tcp, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .leaves_state(),
         known(&segment(ACK), "a lost entry comes back")
             .socket(key, Socket::Connection)
-            .leaves(Tables::default().flow(Table::Tcp, key, seen(80, 0))),
+            .leaves(Tables::default().flow(FlowTable::Tcp, key, seen(80, 0))),
         // What follows this SYN must not be taken for the old connection.
         new(&syn(kind, 80), "a syn where one is over")
-            .flow(Table::Tcp, key, seen(80, 60))
-            .flow(Table::Syn, key, seen(80, 60))
+            .flow(FlowTable::Tcp, key, seen(80, 60))
+            .flow(FlowTable::Syn, key, seen(80, 60))
             .leaves(Tables::default()),
         new(&syn(kind, 80), "a syn in TIME_WAIT")
-            .flow(Table::Tcp, key, seen(80, 60))
+            .flow(FlowTable::Tcp, key, seen(80, 60))
             .socket(key, Socket::TimeWait)
             .leaves(Tables::default()),
         new(&syn(kind, 80), "a syn where a remapped one is over")
-            .flow(Table::Tcp, given, seen(80, 0))
+            .flow(FlowTable::Tcp, given, seen(80, 0))
             .remap(dialled, GIVEN)
             .leaves(Tables::default().remap(dialled, GIVEN)),
         new(&segment(ACK), "an ack after that")
             .remap(dialled, GIVEN)
             .leaves_state(),
         Case::ingress(name("a repeated syn of a remapped one"), &syn(kind, 80))
-            .flow(Table::Tcp, given, seen(80, 0))
+            .flow(FlowTable::Tcp, given, seen(80, 0))
             .remap(dialled, GIVEN)
             .socket(given, Socket::Connection)
             .redirected(&syn(kind, 8080).src_port(GIVEN))
@@ -163,7 +164,7 @@ fn tcp(kind: Kind) -> Vec<Case> {
             .redirected(&kind.packet(8080).src_port(GIVEN).flags(ACK))
             .leaves(
                 Tables::default()
-                    .flow(Table::Tcp, given, seen(80, 0))
+                    .flow(FlowTable::Tcp, given, seen(80, 0))
                     .remap(dialled, GIVEN),
             ),
         // The stack answers, from the port that was dialled: with a reset, or
@@ -185,7 +186,7 @@ fn udp(kind: Kind) -> Vec<Case> {
     let (key, dialled) = (kind.key(8080), kind.key(80));
     vec![
         Case::ingress(name("a flow that was idle"), &kind.packet(80))
-            .flow(Table::Udp, key, seen(80, 130))
+            .flow(FlowTable::Udp, key, seen(80, 130))
             .unchanged(Reason::Draining)
             .leaves_state(),
         // To which target it went is not known any more.

@@ -10,7 +10,7 @@ use etherparse::{
     EtherType, Ethernet2Header, Icmpv4Type, Icmpv6Type, IpFragOffset, IpNumber, Ipv4Header,
     Ipv4Options, Ipv6Header, TcpHeader, UdpHeader,
 };
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use super::packet::{ACK, Body, ETHERNET, FIN, Fragment, PSH, Packet, RST, SYN, URG};
 

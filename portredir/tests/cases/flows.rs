@@ -1,7 +1,7 @@
 //! Shorthands for flows of the two protocols and versions of IP.
 
-use portredir_common::abi::{FlowKey, Protocol};
-use portredir_common::flow::Table;
+use portredir_common::flow::{FlowKey, FlowTable};
+use portredir_common::net::Protocol;
 
 use super::key;
 use super::packet::{
@@ -72,18 +72,18 @@ impl Kind {
     }
 
     /// Where a flow that is under way is kept.
-    pub fn table(self) -> Table {
+    pub fn table(self) -> FlowTable {
         match self.protocol {
-            Protocol::Tcp => Table::Tcp,
-            Protocol::Udp => Table::Udp,
+            Protocol::Tcp => FlowTable::Tcp,
+            Protocol::Udp => FlowTable::Udp,
         }
     }
 
     /// Where a flow is kept that begins in the middle and without a socket.
-    pub fn new_table(self) -> Table {
+    pub fn new_table(self) -> FlowTable {
         match self.protocol {
-            Protocol::Tcp => Table::Syn,
-            Protocol::Udp => Table::Udp,
+            Protocol::Tcp => FlowTable::Syn,
+            Protocol::Udp => FlowTable::Udp,
         }
     }
 }

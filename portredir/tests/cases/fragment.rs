@@ -1,6 +1,6 @@
 //! Fragments: only the first has ports, and the checksum that covers them.
 
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::flows::{KINDS, Kind};

@@ -1,6 +1,6 @@
 //! IP options, extension headers, VLAN tags, and lengths that lie.
 
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::flows::{KINDS, Kind};

@@ -5,16 +5,23 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-use portredir_common::abi::{
-    Addr, Flow, FlowKey, ListenerKey, Old, Port, PortEntry, Protocol, local,
+use portredir_common::datapath::{egress, fast, flow_lookup, ingress, subprog};
+use portredir_common::flow::{Admitted, Flow, FlowKey, FlowTable, Original};
+use portredir_common::kernel::{
+    self, Admission, Cached, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow, Route, Socket,
+    SocketCache, Subprograms,
 };
-use portredir_common::flow::{FlowTables, Host, Socket, Table};
-use portredir_common::redirect::{self, Cached, Choice, SocketCache};
-use portredir_common::socket::Listeners;
+use portredir_common::map::bucket::{Bucket, Connection, Entry, Hash, Seed};
+use portredir_common::map::local;
+use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
+use portredir_common::map::sockets::ListenerKey;
+use portredir_common::net::{Addr, Flags, Port, Protocol};
 use portredir_common::verdict::Reason;
-use portredir_common::wire::{Check, Frame, Link};
+use portredir_common::wire::frame::{Check, Frame, Link};
 
 use super::{Hook, Iface, Setup};
 
@@ -30,6 +37,20 @@ pub struct Bytes<'a>(pub &'a mut [u8]);
 impl Frame for Bytes<'_> {
     fn len(&self) -> usize {
         self.0.len()
+    }
+
+    fn linear_len(&self) -> usize {
+        self.len()
+    }
+
+    fn segments(&self) -> u32 {
+        1
+    }
+
+    fn pull(&mut self, _end: usize) {}
+
+    fn barrier_var(&self, value: u64) -> u64 {
+        value
     }
 
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
@@ -94,24 +115,24 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub fn get(&self, table: Table) -> &HashMap<FlowKey, Flow> {
+    pub fn get(&self, table: FlowTable) -> &HashMap<FlowKey, Flow> {
         match table {
-            Table::Syn => &self.syn,
-            Table::Tcp => &self.tcp,
-            Table::Udp => &self.udp,
+            FlowTable::Syn => &self.syn,
+            FlowTable::Tcp => &self.tcp,
+            FlowTable::Udp => &self.udp,
         }
     }
 
-    pub fn get_mut(&mut self, table: Table) -> &mut HashMap<FlowKey, Flow> {
+    pub fn get_mut(&mut self, table: FlowTable) -> &mut HashMap<FlowKey, Flow> {
         match table {
-            Table::Syn => &mut self.syn,
-            Table::Tcp => &mut self.tcp,
-            Table::Udp => &mut self.udp,
+            FlowTable::Syn => &mut self.syn,
+            FlowTable::Tcp => &mut self.tcp,
+            FlowTable::Udp => &mut self.udp,
         }
     }
 
     /// With a flow in `table`.
-    pub fn flow(mut self, table: Table, key: FlowKey, flow: Flow) -> Self {
+    pub fn flow(mut self, table: FlowTable, key: FlowKey, flow: Flow) -> Self {
         self.get_mut(table).insert(key, flow);
         self
     }
@@ -153,7 +174,7 @@ impl Tables {
                     })
                 })
         };
-        [Table::Syn, Table::Tcp, Table::Udp]
+        [FlowTable::Syn, FlowTable::Tcp, FlowTable::Udp]
             .into_iter()
             .all(is_same)
             && self.remap == other.remap
@@ -164,7 +185,7 @@ impl fmt::Debug for Tables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, flows) in [("SYN", &self.syn), ("TCP", &self.tcp), ("UDP", &self.udp)] {
             for (key, flow) in flows {
-                let (dialled, client) = (flow.dialled_port.get(), flow.client_port.get());
+                let (dialled, client) = (flow.dst_port.get(), flow.client_port.get());
                 let (rule, seen) = (flow.rule, flow.seen.0);
                 writeln!(
                     f,
@@ -199,15 +220,6 @@ fn show(key: &FlowKey) -> String {
     )
 }
 
-/// A packet that was counted for a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hit {
-    pub rule: u16,
-    pub segments: u32,
-    pub bytes: usize,
-    pub is_new: bool,
-}
-
 /// The maps, the sockets and the clock of a host.
 #[derive(Clone)]
 pub struct Mock {
@@ -219,6 +231,10 @@ pub struct Mock {
     pub sockets: HashMap<FlowKey, Socket>,
     /// Whether nobody listens.
     pub is_unserved: bool,
+    /// The keys that were hashed, by their hash: an entry does not tell its key.
+    pub hashed: RefCell<HashMap<u64, FlowKey>>,
+    /// The clients' own ports of translated flows, kept before their entries.
+    pub own_ports: RefCell<HashMap<FlowKey, Port>>,
     /// What is kept at sockets, when packets come from a socket at all.
     pub cache: Option<RefCell<HashMap<FlowKey, Flow>>>,
     pub now_ns: u64,
@@ -233,6 +249,8 @@ pub struct Mock {
     pub asked: RefCell<Vec<ListenerKey>>,
     /// Whether [`Self::listeners`] get the connections of this interface.
     pub is_in_scope: bool,
+    /// Whether servers on loopback addresses may serve other hosts.
+    pub is_loopback_allowed: Cell<bool>,
 }
 
 impl fmt::Debug for Mock {
@@ -268,6 +286,8 @@ impl Mock {
             tables: RefCell::default(),
             sockets: HashMap::new(),
             is_unserved: false,
+            hashed: RefCell::default(),
+            own_ports: RefCell::default(),
             cache: None,
             now_ns: NOW_NS,
             random: Cell::new(0),
@@ -276,6 +296,7 @@ impl Mock {
             listeners: Vec::new(),
             asked: RefCell::default(),
             is_in_scope: true,
+            is_loopback_allowed: Cell::new(false),
         }
     }
 
@@ -299,15 +320,15 @@ impl Mock {
         let mut quickly = packet.to_vec();
         let mut frame = Bytes(&mut quickly);
         let met = match hook {
-            Hook::Ingress => redirect::quick_ingress(&mut frame, &quick, link),
-            Hook::Egress => redirect::quick_egress(&mut frame, &quick, link),
+            Hook::Ingress => fast::ingress(&mut frame, &quick, link),
+            Hook::Egress => fast::egress(&mut frame, &quick, link),
         };
         let before = packet;
         let mut packet = packet.to_vec();
         let mut frame = Bytes(&mut packet);
         let reason = match hook {
-            Hook::Ingress => redirect::ingress(&mut frame, self, link),
-            Hook::Egress => redirect::egress(&mut frame, self, link),
+            Hook::Ingress => ingress::ingress(&mut frame, self, link),
+            Hook::Egress => egress::egress(&mut frame, self, link),
         };
         let is_same = match met {
             Some(met) => (met, &quickly) == (reason, &packet) && quick.state() == self.state(),
@@ -347,21 +368,130 @@ impl Mock {
     }
 }
 
-impl FlowTables for Mock {
-    fn flow(&self, table: Table, key: &FlowKey) -> Option<Flow> {
-        self.tables.borrow().get(table).get(key).copied()
+/// The bucket of one flow, which is alone in it; what the datapath writes into the
+/// bucket goes to the flow tables when the look-up ends.
+pub struct FlowBucket<'a> {
+    mock: &'a Mock,
+    table: FlowTable,
+    key: FlowKey,
+    hash: Hash,
+    before: Option<Entry>,
+    bucket: Bucket<AtomicU64>,
+}
+
+impl FlowBucket<'_> {
+    fn entry(&self) -> Option<Entry> {
+        let found = self.bucket.find(self.hash, self.key.local_port)?;
+        Some(found.entry)
+    }
+}
+
+impl Deref for FlowBucket<'_> {
+    type Target = Bucket<AtomicU64>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.bucket
+    }
+}
+
+impl Drop for FlowBucket<'_> {
+    fn drop(&mut self) {
+        let entry = self.entry();
+        if entry == self.before {
+            return;
+        }
+        let mut tables = self.mock.tables.borrow_mut();
+        let flows = tables.get_mut(self.table);
+        let Some(entry) = entry else {
+            flows.remove(&self.key);
+            return;
+        };
+        let own_port = if entry.is_remapped() {
+            let own_ports = self.mock.own_ports.borrow();
+            let own_port = own_ports.get(&self.key).copied();
+            own_port
+                .or_else(|| flows.get(&self.key).map(|flow| flow.client_port))
+                .expect("the client's own port")
+        } else {
+            self.key.client_port
+        };
+        flows.insert(self.key, entry.flow(own_port));
+    }
+}
+
+impl FlowBuckets for Mock {
+    type Word = AtomicU64;
+    type Bucket<'a> = FlowBucket<'a>;
+
+    fn hash(&self, key: &FlowKey) -> Hash {
+        let hash = Seed([0x9e37_79b9_7f4a_7c15; Seed::WORDS]).hash(key);
+        self.hashed.borrow_mut().insert(hash.0, *key);
+        hash
     }
 
-    fn set_flow(&self, table: Table, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
+    fn bucket(&self, table: FlowTable, hash: Hash) -> Option<FlowBucket<'_>> {
+        let key = self.hashed.borrow()[&hash.0];
+        let bucket = Bucket::default();
+        if let Some(flow) = self.tables.borrow().get(table).get(&key) {
+            bucket.put(hash, key.local_port, entry_of(hash, &key, flow));
+        }
+        let mut bucket = FlowBucket {
+            mock: self,
+            table,
+            key,
+            hash,
+            before: None,
+            bucket,
+        };
+        bucket.before = bucket.entry();
+        Some(bucket)
+    }
+}
+
+/// The entry of a flow.
+fn entry_of(hash: Hash, key: &FlowKey, flow: &Flow) -> Entry {
+    let entry = Entry::new(hash, flow);
+    if flow.client_port == key.client_port {
+        entry
+    } else {
+        entry.remapped()
+    }
+}
+
+impl FlowTables for Mock {
+    fn entry(&self, table: FlowTable, key: &FlowKey) -> Option<Entry> {
+        flow_lookup::entry(self, table, key)
+    }
+
+    fn connection(&self, key: &FlowKey) -> Option<Connection> {
+        flow_lookup::connection(self, key)
+    }
+
+    fn insert(&self, bucket: FlowBucket<'_>, new: &NewFlow) -> Result<(), Reason> {
         if self.is_full {
             return Err(Reason::TableFull);
         }
-        self.tables.borrow_mut().get_mut(table).insert(*key, *flow);
+        bucket.add(new.hash, new.target, Entry::new(new.hash, &new.flow));
         Ok(())
     }
 
-    fn remove_flow(&self, table: Table, key: &FlowKey) {
-        self.tables.borrow_mut().get_mut(table).remove(key);
+    fn set_flow(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
+        let is_new = !self.tables.borrow().get(table).contains_key(key);
+        if self.is_full && is_new {
+            return Err(Reason::TableFull);
+        }
+        self.own_ports.borrow_mut().insert(*key, flow.client_port);
+        flow_lookup::put(self, table, key, flow);
+        Ok(())
+    }
+
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey) {
+        flow_lookup::remove(self, table, key);
+    }
+
+    fn own_port(&self, table: FlowTable, key: &FlowKey) -> Option<Port> {
+        let tables = self.tables.borrow();
+        tables.get(table).get(key).map(|flow| flow.client_port)
     }
 
     fn remap(&self, original: &FlowKey) -> Option<Port> {
@@ -413,7 +543,7 @@ impl Host for Mock {
     }
 }
 
-impl redirect::Tables for Mock {
+impl kernel::Tables for Mock {
     fn is_local(&self, addr: &Addr) -> bool {
         let is_loopback = matches!(addr.octets(), [.., 0xff, 0xff, 127, _, _, _])
             && addr.octets()[..10] == [0; 10];
@@ -424,17 +554,17 @@ impl redirect::Tables for Mock {
         }
     }
 
-    fn is_own(&self, addr: &Addr) -> bool {
+    fn is_in_local_addr_cache(&self, addr: &Addr) -> bool {
         self.local.get(&addr.octets()) == Some(&local::ANYWHERE)
     }
 
-    fn is_from_here(&self) -> bool {
+    fn came_in_on_loopback(&self) -> bool {
         self.iface == Iface::Lo
     }
 
     /// In its own way, by the words of the documentation: what compiles the
     /// conditions is under test too.
-    fn choose(&self, _: PortEntry, key: &FlowKey, port: Port) -> Option<Choice> {
+    fn match_rule(&self, _: PortEntry, key: &FlowKey, port: Port) -> Option<Choice> {
         let ip = |addr: Addr| IpAddr::from(addr.octets()).to_canonical();
         let (local, client) = (ip(key.local), ip(key.client));
         let iface = if self.iface == Iface::Lo { "lo" } else { OTHER };
@@ -453,30 +583,48 @@ impl redirect::Tables for Mock {
             (rule.addr.is_none(), -prefix)
         })?;
         Some(Choice {
-            target: rule.target_of(port.get()),
+            target: Port::new(rule.target_of(port.get())),
             rule: id,
         })
     }
 
-    fn old(&self, _: PortEntry, protocol: Protocol, port: Port) -> Old {
+    fn previous_targets(&self, _: PortEntry, protocol: Protocol, port: Port) -> PreviousTargets {
         let index = PortEntry::index(protocol, port);
         self.table.old.get(&index).copied().unwrap_or_default()
     }
 
-    fn hit(&self, rule: u16, segments: u32, bytes: usize, is_new: bool, now_ns: u64) {
-        assert_eq!(now_ns, self.now_ns);
-        self.hits.borrow_mut().push(Hit {
-            rule,
-            segments,
-            bytes,
-            is_new,
-        });
+    fn record(&self, hit: &Hit) {
+        assert_eq!(hit.at_ns, self.now_ns);
+        self.hits.borrow_mut().push(*hit);
+    }
+}
+
+impl Subprograms for Mock {
+    fn find_route(
+        &self,
+        key: &mut FlowKey,
+        entry: PortEntry,
+        flags: Flags,
+    ) -> Result<Route, Reason> {
+        subprog::find_route(self, key, entry, flags)
+    }
+
+    fn has_begun(&self, key: &mut FlowKey, original: Original, flags: Flags) -> Option<u16> {
+        subprog::has_begun(self, key, original, flags)
+    }
+
+    fn admit(&self, key: &mut FlowKey, request: &Admission) -> Result<Admitted, Reason> {
+        subprog::admit(self, key, request)
     }
 }
 
 impl Listeners for Mock {
     fn is_in_scope(&self) -> bool {
         self.is_in_scope
+    }
+
+    fn is_loopback_allowed(&self) -> bool {
+        self.is_loopback_allowed.get()
     }
 
     fn assign(&self, key: &ListenerKey) -> bool {

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use portredir_common::flow::Table;
+use portredir_common::flow::FlowTable;
 use portredir_common::verdict::Reason;
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
@@ -190,7 +190,7 @@ fn collisions(kind: Kind) -> Vec<Case> {
     vec![
         Case::ingress(name("in, remapped"), &redirected.packet())
             .flow(kind.table(), remapped, seen(80, 0))
-            .flow(Table::Udp, kind.key(8080), seen(8080, 0))
+            .flow(FlowTable::Udp, kind.key(8080), seen(8080, 0))
             .remap(kind.key(80), REMAPPED)
             .becomes(
                 Reason::IcmpTranslated,

@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use portredir_common::abi::Protocol;
-use portredir_common::flow::Table;
+use portredir_common::flow::FlowTable;
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::error::IcmpError;
@@ -146,7 +146,7 @@ fn foreign(kind: Kind) -> Vec<Case> {
         };
         cases.push(
             Case::ingress(name("in, direct with an entry"), &direct.packet())
-                .flow(Table::Udp, kind.key(8080), seen(8080, 0))
+                .flow(FlowTable::Udp, kind.key(8080), seen(8080, 0))
                 .unchanged(Reason::IcmpTranslated)
                 .leaves_state(),
         );

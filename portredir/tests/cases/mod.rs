@@ -30,10 +30,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use portredir::rule::Rule;
 use portredir::ruleset::history::History;
-use portredir_common::abi::{Addr, Epoch, Flow, FlowKey, Port, Protocol, local};
-use portredir_common::flow::{Socket, Table};
+use portredir_common::flow::{Epoch, Flow, FlowKey, FlowTable};
+use portredir_common::kernel::Socket;
+use portredir_common::map::local;
+use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::Reason;
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use host::{NOW_NS, Tables};
 use packet::{CLIENT_PORT, CLIENT4, Packet, SERVER4, SERVER6};
@@ -247,7 +249,7 @@ impl Case {
         self
     }
 
-    pub fn flow(mut self, table: Table, key: FlowKey, flow: Flow) -> Self {
+    pub fn flow(mut self, table: FlowTable, key: FlowKey, flow: Flow) -> Self {
         self.before = self.before.flow(table, key, flow);
         self
     }
@@ -443,14 +445,14 @@ pub fn key4(protocol: Protocol, client_port: u16, local_port: u16) -> FlowKey {
 }
 
 /// What the usual client sees of its flow, `age_s` ago.
-pub fn seen(dialled_port: u16, age_s: u64) -> Flow {
-    seen_from(CLIENT_PORT, dialled_port, age_s)
+pub fn seen(dst_port: u16, age_s: u64) -> Flow {
+    seen_from(CLIENT_PORT, dst_port, age_s)
 }
 
 /// The same from another client port.
-pub fn seen_from(client_port: u16, dialled_port: u16, age_s: u64) -> Flow {
+pub fn seen_from(client_port: u16, dst_port: u16, age_s: u64) -> Flow {
     Flow {
-        dialled_port: Port::new(dialled_port),
+        dst_port: Port::new(dst_port),
         client_port: Port::new(client_port),
         rule: 0,
         seen: Epoch::at(NOW_NS - age_s * 1_000_000_000),

@@ -6,8 +6,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use portredir_common::abi::Epoch;
-use portredir_common::flow::{Socket, UDP_IDLE};
+use portredir_common::flow::{Epoch, UDP_IDLE};
+use portredir_common::kernel::Socket;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;

@@ -5,8 +5,9 @@
 
 use std::net::IpAddr;
 
-use portredir_common::abi::{Flow, Port};
-use portredir_common::wire::Link;
+use portredir_common::flow::Flow;
+use portredir_common::net::Port;
+use portredir_common::wire::frame::Link;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;

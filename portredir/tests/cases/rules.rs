@@ -1,8 +1,9 @@
 //! Rules with conditions and ranges, rules that have changed, hidden targets,
 //! and targets without a server.
 
-use portredir_common::abi::{Flow, FlowKey, Protocol};
-use portredir_common::flow::{Socket, Table};
+use portredir_common::flow::{Flow, FlowKey, FlowTable};
+use portredir_common::kernel::Socket;
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::error::IcmpError;
@@ -242,7 +243,7 @@ fn changed(kind: Kind) -> Vec<Case> {
     if kind.protocol == Protocol::Tcp {
         cases.push(
             case("a new connection from the same port", &first(kind, 80))
-                .flow(Table::Tcp, kind.key(8080), seen(80, 0))
+                .flow(FlowTable::Tcp, kind.key(8080), seen(80, 0))
                 .redirected(&first(kind, 80).dst_port(9090))
                 .begins(true),
         );
@@ -258,7 +259,7 @@ fn changed(kind: Kind) -> Vec<Case> {
     } else {
         cases.push(
             case("an idle old flow", &kind.packet(80))
-                .flow(Table::Udp, kind.key(8080), seen(80, 130))
+                .flow(FlowTable::Udp, kind.key(8080), seen(80, 130))
                 .redirected(&kind.packet(9090)),
         );
     }
@@ -317,15 +318,15 @@ fn not_listening(kind: Kind) -> Vec<Case> {
         let flow: Flow = seen(80, 0);
         cases.push(
             case("a connection", &kind.packet(80))
-                .flow(Table::Tcp, key, flow)
+                .flow(FlowTable::Tcp, key, flow)
                 .socket(key, Socket::Connection)
                 .redirected(&kind.packet(8099))
-                .leaves(Tables::default().flow(Table::Tcp, key, flow)),
+                .leaves(Tables::default().flow(FlowTable::Tcp, key, flow)),
         );
     } else {
         cases.push(
             case("a flow whose server has gone", &kind.packet(80))
-                .flow(Table::Udp, kind.key(8099), seen(80, 0))
+                .flow(FlowTable::Udp, kind.key(8099), seen(80, 0))
                 .unchanged(Reason::NotListening)
                 .leaves_state(),
         );

@@ -2,9 +2,10 @@
 
 use std::cell::RefCell;
 
-use portredir_common::abi::{FlowKey, Port, Protocol};
-use portredir_common::flow::{self, Host as _, Socket, Table};
-use portredir_common::redirect::SocketCache as _;
+use portredir_common::datapath::conntrack;
+use portredir_common::flow::{Epoch, FlowKey, FlowTable};
+use portredir_common::kernel::{Host as _, Socket, SocketCache as _};
+use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -73,9 +74,14 @@ fn a_connection_is_confirmed_by_its_socket() {
     mock.sockets
         .insert(tcp_key(CLIENT_PORT), Socket::Connection);
     arrive(&mock, &data);
-    let flows = Tables::default().flow(Table::Tcp, tcp_key(CLIENT_PORT), seen(80, 0));
+    let flows = Tables::default().flow(FlowTable::Tcp, tcp_key(CLIENT_PORT), seen(80, 0));
     assert_eq!(mock.tables.borrow().tcp, flows.tcp);
-    let is_new: Vec<_> = mock.hits.borrow().iter().map(|hit| hit.is_new).collect();
+    let is_new: Vec<_> = mock
+        .hits
+        .borrow()
+        .iter()
+        .map(|hit| hit.begins_flow())
+        .collect();
     assert_eq!(is_new, [true, false, false]);
 }
 
@@ -147,7 +153,7 @@ fn a_forged_packet_renames_no_direct_connection() {
 fn accept(mock: &mut Mock, client_port: u16) {
     let key = tcp_key(client_port);
     mock.sockets.insert(key, Socket::Connection);
-    let flow = flow::accept(mock, &key, mock.now());
+    let flow = conntrack::accept(mock, &key, Epoch::at(mock.now_ns()));
     mock.cache(&key, &flow);
 }
 
@@ -206,7 +212,12 @@ fn another_port_is_kept_over_packets() {
         answer(&mock, &packet, given);
     }
     assert_eq!(arrive(&mock, &ack(CLIENT_PORT, 8080)), CLIENT_PORT);
-    let is_new: Vec<_> = mock.hits.borrow().iter().map(|hit| hit.is_new).collect();
+    let is_new: Vec<_> = mock
+        .hits
+        .borrow()
+        .iter()
+        .map(|hit| hit.begins_flow())
+        .collect();
     assert_eq!(is_new, [true, false, false, false]);
 }
 
@@ -301,7 +312,7 @@ fn a_given_port_that_is_in_use_is_given_anew() {
     // TCP: the first connection is over, and the client uses its port itself.
     let mut mock = mock(RULES);
     let own = Tables::default()
-        .flow(Table::Tcp, tcp_key(given), seen_from(given, 80, 0))
+        .flow(FlowTable::Tcp, tcp_key(given), seen_from(given, 80, 0))
         .remap(key4(Protocol::Tcp, CLIENT_PORT, 80), given);
     mock.tables.replace(own);
     mock.sockets.insert(tcp_key(given), Socket::Connection);
@@ -319,8 +330,8 @@ fn a_given_port_that_is_in_use_is_given_anew_udp() {
     let key = |port| key4(Protocol::Udp, port, 8080);
     let mock = mock(RULES);
     let own = Tables::default()
-        .flow(Table::Udp, key(CLIENT_PORT), seen(8080, 0))
-        .flow(Table::Udp, key(given), seen_from(given, 80, 0))
+        .flow(FlowTable::Udp, key(CLIENT_PORT), seen(8080, 0))
+        .flow(FlowTable::Udp, key(given), seen_from(given, 80, 0))
         .remap(key4(Protocol::Udp, CLIENT_PORT, 80), given);
     mock.tables.replace(own);
     let new = arrive(&mock, &udp4(80));

@@ -3,14 +3,21 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use portredir_common::abi::{Addr, Dialled, ListenerKey, Peer, Port, PortEntry, Protocol};
-use portredir_common::socket::{self, Client, Dial};
+use portredir_common::datapath::connect::{
+    NamedPeer, PeerCall, original_peer_port, redirect_connect,
+};
+use portredir_common::datapath::sk_lookup::find_listener;
+use portredir_common::flow::FlowLookup;
+use portredir_common::kernel::{Client, Hit};
+use portredir_common::map::rules::PortEntry;
+use portredir_common::map::sockets::{ConnectedPeer, ConnectedPeers, ListenerKey};
+use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::cases::host::{Hit, Mock};
+use crate::cases::host::Mock;
 use crate::cases::packet::{CLIENT_PORT, CLIENT4, CLIENT6, SERVER4, SERVER6};
 use crate::cases::{CHAINED, Iface, RULES, TWO_TO_ONE, addr, key};
 use crate::sequence::mock;
@@ -34,7 +41,8 @@ fn listener(addr: Addr, port: u16, slot: u8) -> ListenerKey {
 fn look_up(mock: &Mock, dst: IpAddr, port: u16, is_loopback_allowed: bool) -> Reason {
     let client = if dst.is_ipv4() { CLIENT4 } else { CLIENT6 };
     let key = key(Protocol::Tcp, (client, CLIENT_PORT), (dst, port));
-    socket::look_up(mock, &key, is_loopback_allowed)
+    mock.is_loopback_allowed.set(is_loopback_allowed);
+    find_listener(mock, &key)
 }
 
 fn off_lo(rules: &'static [&'static str]) -> Mock {
@@ -82,7 +90,8 @@ fn the_nearest_server_is_asked_first() {
                 rule: 0,
                 segments: 0,
                 bytes: 0,
-                is_new: true,
+                flow: FlowLookup::Inserted,
+                at_ns: mock.now_ns,
             };
             assert_eq!(*mock.hits.borrow(), [hit]);
         }
@@ -192,24 +201,33 @@ fn a_connection_is_given_by_one_rule() {
     }
 }
 
+/// A peer that a client names.
+fn named(protocol: Protocol, (addr, port): (Addr, u16)) -> NamedPeer {
+    NamedPeer {
+        protocol,
+        addr,
+        port: Port::new(port),
+    }
+}
+
 /// The socket of a client on this host.
 #[derive(Clone, Debug)]
 struct Local {
-    is_here: bool,
+    is_in_netns: bool,
     bound_to: Addr,
     peer_port: Option<Port>,
     has_memory: bool,
-    dialled: Option<Dialled>,
+    peers: Option<ConnectedPeers>,
 }
 
 impl Local {
     const fn new() -> Self {
         Self {
-            is_here: true,
+            is_in_netns: true,
             bound_to: Addr::V4_ANY,
             peer_port: None,
             has_memory: true,
-            dialled: None,
+            peers: None,
         }
     }
 
@@ -219,38 +237,28 @@ impl Local {
         mock: &Mock,
         protocol: Protocol,
         to: (Addr, u16),
-        dial: Dial,
+        dial: PeerCall,
     ) -> Result<u16, Reason> {
-        let to = (to.0, Port::new(to.1));
-        let (addr, port) = to;
-        let mut target = port;
-        match socket::dial(mock, self, protocol, addr, &mut target, dial) {
-            Reason::Redirected => Ok(target.get()),
-            reason => {
-                assert_eq!(target, port, "it stays as it was");
-                Err(reason)
-            }
-        }
+        redirect_connect(mock, self, &named(protocol, to), dial).map(Port::get)
     }
 
     fn send(&mut self, mock: &Mock, addr: Addr, port: u16) -> Result<u16, Reason> {
-        self.dial(mock, Protocol::Udp, (addr, port), Dial::Send)
+        self.dial(mock, Protocol::Udp, (addr, port), PeerCall::Send)
     }
 
     fn connect(&mut self, mock: &Mock, addr: Addr, port: u16) -> Result<u16, Reason> {
-        self.dial(mock, Protocol::Udp, (addr, port), Dial::Connect)
+        self.dial(mock, Protocol::Udp, (addr, port), PeerCall::Connect)
     }
 
     /// The port it is told of a peer.
     fn answered(&mut self, mock: &Mock, addr: Addr, port: u16) -> Result<u16, Reason> {
-        let from = (addr, Port::new(port));
-        socket::answered(mock, self, Protocol::Udp, from).map(Port::get)
+        original_peer_port(mock, self, &named(Protocol::Udp, (addr, port))).map(Port::get)
     }
 }
 
 impl Client for Local {
-    fn is_here(&self) -> bool {
-        self.is_here
+    fn is_in_netns(&self) -> bool {
+        self.is_in_netns
     }
 
     fn bound_to(&self) -> Addr {
@@ -261,20 +269,19 @@ impl Client for Local {
         self.peer_port
     }
 
-    fn dialled(&mut self) -> Option<&mut Dialled> {
-        self.dialled.as_mut()
+    fn peers(&mut self) -> Option<&mut ConnectedPeers> {
+        self.peers.as_mut()
     }
 
-    fn dialled_or_new(&mut self) -> Option<&mut Dialled> {
-        self.has_memory
-            .then(|| self.dialled.get_or_insert_default())
+    fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers> {
+        self.has_memory.then(|| self.peers.get_or_insert_default())
     }
 }
 
 fn hits(mock: &Mock) -> Vec<(u16, u32, usize, bool)> {
     let hits = mock.hits.borrow();
     hits.iter()
-        .map(|hit| (hit.rule, hit.segments, hit.bytes, hit.is_new))
+        .map(|hit| (hit.rule, hit.segments, hit.bytes, hit.begins_flow()))
         .collect()
 }
 
@@ -289,9 +296,9 @@ fn a_client_is_pointed_at_the_target_and_told_the_port_it_dialled() {
             [127, 5, 5, 5].into(),
         ] {
             let (mock, mut client, to) = (mock(RULES), Local::new(), addr(ip));
-            let target = client.dial(&mock, protocol, (to, 80), Dial::Connect);
+            let target = client.dial(&mock, protocol, (to, 80), PeerCall::Connect);
             assert_eq!(target, Ok(8080), "{ip}");
-            let told = socket::answered(&mock, &mut client, protocol, (to, Port::new(8080)));
+            let told = original_peer_port(&mock, &mut client, &named(protocol, (to, 8080)));
             assert_eq!(told, Ok(Port::new(80)), "{ip}");
             assert_eq!(hits(&mock), [(0, 0, 0, true)]);
         }
@@ -340,11 +347,11 @@ fn what_no_rule_is_about_is_let_alone() {
     assert_eq!(client.connect(&mock, server, 8080), Err(Reason::NoRule));
     for port in [81, 9090] {
         let to = (server, port);
-        let target = client.dial(&mock, Protocol::Tcp, to, Dial::Connect);
+        let target = client.dial(&mock, Protocol::Tcp, to, PeerCall::Connect);
         assert_eq!(target, Err(Reason::NoRule));
     }
     assert_eq!(client.answered(&mock, server, 80), Err(Reason::NoRule));
-    assert!(client.dialled.is_none(), "nothing is kept");
+    assert!(client.peers.is_none(), "nothing is kept");
     assert_eq!(hits(&mock), []);
 }
 
@@ -358,16 +365,16 @@ fn other_hosts_and_other_namespaces_are_let_alone() {
         at([224, 0, 0, 251]),
         at(Ipv4Addr::BROADCAST),
     ] {
-        for dial in [Dial::Connect, Dial::Send] {
+        for dial in [PeerCall::Connect, PeerCall::Send] {
             let target = client.dial(&mock, Protocol::Udp, (other, 80), dial);
             assert_eq!(target, Err(Reason::NotLocal));
         }
         assert_eq!(client.send(&mock, other, 8080), Err(Reason::NoRule));
     }
-    assert!(client.dialled.is_none());
+    assert!(client.peers.is_none());
     // Its addresses are others, though they look the same.
     let mut container = Local {
-        is_here: false,
+        is_in_netns: false,
         ..Local::new()
     };
     for port in [80, 8080] {
@@ -375,7 +382,7 @@ fn other_hosts_and_other_namespaces_are_let_alone() {
         assert_eq!(container.send(&mock, at(V4), port), Err(Reason::NoRule));
         assert_eq!(container.answered(&mock, at(V4), port), Err(Reason::NoRule));
     }
-    assert!(container.dialled.is_none());
+    assert!(container.peers.is_none());
     assert_eq!(hits(&mock), []);
 }
 
@@ -385,7 +392,7 @@ fn a_socket_that_was_connected_before_goes_on() {
     let (mock, mut client, server) = (mock(RULES), Local::new(), addr(SERVER4));
     client.peer_port = Some(Port::new(80));
     assert_eq!(client.send(&mock, server, 80), Err(Reason::Direct));
-    assert!(client.dialled.is_none());
+    assert!(client.peers.is_none());
     assert_eq!(client.connect(&mock, server, 80), Ok(8080));
 }
 
@@ -397,7 +404,7 @@ fn without_memory_nothing_is_sent() {
         has_memory: false,
         ..Local::new()
     };
-    for dial in [Dial::Connect, Dial::Send] {
+    for dial in [PeerCall::Connect, PeerCall::Send] {
         let reason = client
             .dial(&mock, Protocol::Udp, (at(V4), 80), dial)
             .expect_err("refused");
@@ -509,40 +516,40 @@ fn at_the_end_known_peers_go_on() {
         new.send(&mock, at([192, 0, 2, 99]), 80),
         Err(Reason::NotLocal)
     );
-    assert!(new.dialled.is_none());
+    assert!(new.peers.is_none());
     assert_eq!(Reason::Draining.verdict(), Verdict::Pass);
 }
 
-fn peer(number: u8, target: u16, dialled: u16) -> Peer {
-    Peer {
+fn peer(number: u8, target: u16, dialled: u16) -> ConnectedPeer {
+    ConnectedPeer {
         addr: at([10, 0, 0, number]),
         port: Port::new(target),
-        dialled_port: Port::new(dialled),
+        dst_port: Port::new(dialled),
     }
 }
 
 #[test]
 fn the_oldest_of_five_peers_is_forgotten() {
-    let mut dialled = Dialled::default();
+    let mut peers = ConnectedPeers::default();
     for round in 0..3_u8 {
         for number in 0..5 {
-            assert!(dialled.remember(peer(5 * round + number, 8080, 80)));
-            assert!(!dialled.remember(peer(5 * round + number, 8080, 80)));
+            assert!(peers.insert(peer(5 * round + number, 8080, 80)));
+            assert!(!peers.insert(peer(5 * round + number, 8080, 80)));
         }
     }
     let known: Vec<_> = (0..15)
         .filter(|number| {
-            dialled
-                .find(at([10, 0, 0, *number]), Port::new(8080))
+            peers
+                .dst_port_of(at([10, 0, 0, *number]), Port::new(8080))
                 .is_some()
         })
         .collect();
     assert_eq!(known, [11, 12, 13, 14]);
     // What was forgotten makes room.
-    dialled.forget(at([10, 0, 0, 13]), Port::new(8080));
-    assert!(dialled.remember(peer(1, 8080, 80)));
+    peers.remove(at([10, 0, 0, 13]), Port::new(8080));
+    assert!(peers.insert(peer(1, 8080, 80)));
     for number in [11, 12, 14, 1] {
-        let known = dialled.find(at([10, 0, 0, number]), Port::new(8080));
+        let known = peers.dst_port_of(at([10, 0, 0, number]), Port::new(8080));
         assert_eq!(known, Some(Port::new(80)), "{number}");
     }
 }
@@ -550,13 +557,13 @@ fn the_oldest_of_five_peers_is_forgotten() {
 /// The number of peers may pass what a counter holds.
 #[test]
 fn a_busy_client_remembers_its_last_peers() {
-    let mut dialled = Dialled {
+    let mut peers = ConnectedPeers {
         next: u32::MAX - 2,
-        ..Dialled::default()
+        ..ConnectedPeers::default()
     };
     for number in 0..20_u8 {
-        dialled.remember(peer(number, 8080, 80));
-        let known = dialled.find(at([10, 0, 0, number]), Port::new(8080));
+        peers.insert(peer(number, 8080, 80));
+        let known = peers.dst_port_of(at([10, 0, 0, number]), Port::new(8080));
         assert_eq!(known, Some(Port::new(80)));
     }
 }
@@ -586,28 +593,28 @@ proptest! {
             1..60,
         ),
     ) {
-        let mut dialled = Dialled::default();
+        let mut peers = ConnectedPeers::default();
         let mut model = std::collections::HashMap::<(u8, u16), u16>::new();
         for ((number, target), step) in steps {
             let (ip, port) = (at([10, 0, 0, number]), Port::new(target));
             match step {
                 Step::Remember(port) => {
                     let before = model.insert((number, target), port);
-                    let is_new = dialled.remember(peer(number, target, port));
+                    let is_new = peers.insert(peer(number, target, port));
                     prop_assert_eq!(is_new, before != Some(port));
-                    let known = dialled.find(ip, Port::new(target));
+                    let known = peers.dst_port_of(ip, Port::new(target));
                     prop_assert_eq!(known, Some(Port::new(port)));
                 }
                 Step::Forget => {
                     model.remove(&(number, target));
-                    dialled.forget(ip, port);
-                    prop_assert_eq!(dialled.find(ip, port), None);
+                    peers.remove(ip, port);
+                    prop_assert_eq!(peers.dst_port_of(ip, port), None);
                 }
             }
-            let is_full = model.len() > Dialled::PEERS;
+            let is_full = model.len() > ConnectedPeers::PEERS;
             let known = model.len();
             model.retain(|(number, target), port| {
-                let found = dialled.find(at([10, 0, 0, *number]), Port::new(*target));
+                let found = peers.dst_port_of(at([10, 0, 0, *number]), Port::new(*target));
                 assert!(found.is_none() || found == Some(Port::new(*port)));
                 found.is_some()
             });
@@ -640,9 +647,9 @@ proptest! {
 /// All-zero entries are the unused ones: no peer is like them.
 #[test]
 fn nobody_dials_port_zero() {
-    let mut dialled = Dialled::default();
-    assert_eq!(dialled.find(Addr::default(), Port::new(0)), None);
-    dialled.forget(Addr::default(), Port::new(0));
-    assert_eq!(dialled, Dialled::default());
+    let mut peers = ConnectedPeers::default();
+    assert_eq!(peers.dst_port_of(Addr::default(), Port::new(0)), None);
+    peers.remove(Addr::default(), Port::new(0));
+    assert_eq!(peers, ConnectedPeers::default());
     assert!(!PortEntry::default().is_match());
 }

@@ -1,7 +1,8 @@
 //! TCP flow state: sockets are the truth, tables only remember.
 
-use portredir_common::abi::{Flow, Protocol};
-use portredir_common::flow::{Socket, Table};
+use portredir_common::flow::{Flow, FlowTable};
+use portredir_common::kernel::Socket;
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::flows::{KINDS, Kind};
@@ -34,8 +35,8 @@ pub fn with_rule(flow: Flow, rule: u16) -> Flow {
 fn begun(kind: Kind) -> Vec<Case> {
     let name = |what| format!("{} state: {what}", kind.name);
     let key = kind.key(8080);
-    let begun = Tables::default().flow(Table::Syn, key, seen(80, 0));
-    let promoted = begun.clone().flow(Table::Tcp, key, seen(80, 0));
+    let begun = Tables::default().flow(FlowTable::Syn, key, seen(80, 0));
+    let promoted = begun.clone().flow(FlowTable::Tcp, key, seen(80, 0));
     let segment = |flags| kind.packet(80).flags(flags);
     let redirected = |name, flags| {
         Case::ingress(name, &segment(flags)).redirected(&kind.packet(8080).flags(flags))
@@ -45,53 +46,53 @@ fn begun(kind: Kind) -> Vec<Case> {
             .begins(true)
             .leaves(begun.clone()),
         redirected(name("a repeated syn without a socket stays there"), SYN)
-            .flow(Table::Syn, key, seen(80, 0))
+            .flow(FlowTable::Syn, key, seen(80, 0))
             .leaves_state(),
         redirected(name("data without a socket stays there"), ACK | PSH)
-            .flow(Table::Syn, key, seen(80, 0))
+            .flow(FlowTable::Syn, key, seen(80, 0))
             .leaves_state(),
         redirected(name("data with a socket goes to TCP"), ACK | PSH)
-            .flow(Table::Syn, key, seen(80, 0))
+            .flow(FlowTable::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .leaves(promoted),
         // The socket may be a request for a connection, which anybody can make.
         redirected(name("an ack with a socket stays there"), ACK)
-            .flow(Table::Syn, key, seen(80, 0))
+            .flow(FlowTable::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .leaves_state(),
         redirected(name("a repeated syn with a socket stays there"), SYN)
-            .flow(Table::Syn, key, seen(80, 0))
+            .flow(FlowTable::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .leaves_state(),
         redirected(name("a socket in TIME_WAIT does not confirm"), ACK | PSH)
-            .flow(Table::Syn, key, seen(80, 0))
+            .flow(FlowTable::Syn, key, seen(80, 0))
             .socket(key, Socket::TimeWait)
             .leaves_state(),
         redirected(name("a known flow is refreshed"), ACK | PSH)
-            .flow(Table::Tcp, key, seen(80, 60))
-            .leaves(Tables::default().flow(Table::Tcp, key, seen(80, 0))),
+            .flow(FlowTable::Tcp, key, seen(80, 60))
+            .leaves(Tables::default().flow(FlowTable::Tcp, key, seen(80, 0))),
         redirected(name("a repeated syn of a known flow"), SYN)
-            .flow(Table::Tcp, key, seen(80, 0))
+            .flow(FlowTable::Tcp, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .begins(false)
             .leaves_state(),
         redirected(name("a new syn of a flow that is over"), SYN)
-            .flow(Table::Tcp, key, seen(80, 60))
+            .flow(FlowTable::Tcp, key, seen(80, 60))
             .begins(true)
-            .leaves(Tables::default().flow(Table::Tcp, key, seen(80, 0))),
+            .leaves(Tables::default().flow(FlowTable::Tcp, key, seen(80, 0))),
         redirected(name("a known flow ends"), FIN | ACK)
-            .flow(Table::Tcp, key, seen(80, 0))
+            .flow(FlowTable::Tcp, key, seen(80, 0))
             .socket(key, Socket::Connection)
             .leaves_state(),
         redirected(name("a reset ends nothing"), RST)
-            .flow(Table::Tcp, key, seen(80, 0))
+            .flow(FlowTable::Tcp, key, seen(80, 0))
             .leaves_state(),
         redirected(name("a known flow in TIME_WAIT"), FIN | ACK)
-            .flow(Table::Tcp, key, seen(80, 0))
+            .flow(FlowTable::Tcp, key, seen(80, 0))
             .socket(key, Socket::TimeWait)
             .leaves_state(),
         redirected(name("a new syn in TIME_WAIT"), SYN)
-            .flow(Table::Tcp, key, seen(80, 0))
+            .flow(FlowTable::Tcp, key, seen(80, 0))
             .socket(key, Socket::TimeWait)
             .leaves_state(),
         redirected(name("a new syn in TIME_WAIT, entry lost"), SYN)
@@ -110,7 +111,7 @@ fn unknown(kind: Kind) -> Vec<Case> {
         Case::ingress(name("the next packet puts the entry back"), &ack(80))
             .socket(key, Socket::Connection)
             .redirected(&ack(8080))
-            .leaves(in_table(Table::Tcp)),
+            .leaves(in_table(FlowTable::Tcp)),
         // A SYN with a reset begins nothing, so it cannot collide either.
         Case::ingress(
             name("a syn with a reset"),
@@ -119,17 +120,17 @@ fn unknown(kind: Kind) -> Vec<Case> {
         .socket(key, Socket::Connection)
         .redirected(&kind.packet(8080).flags(SYN | RST))
         .begins(false)
-        .leaves(in_table(Table::Tcp)),
+        .leaves(in_table(FlowTable::Tcp)),
         Case::ingress(
             name("the reset of nobody's connection is restored"),
             &ack(80),
         )
         .redirected(&ack(8080))
-        .leaves(in_table(Table::Syn)),
+        .leaves(in_table(FlowTable::Syn)),
         Case::ingress(name("the last ack in TIME_WAIT"), &ack(80))
             .socket(key, Socket::TimeWait)
             .redirected(&ack(8080))
-            .leaves(in_table(Table::Syn)),
+            .leaves(in_table(FlowTable::Syn)),
         Case::ingress(name("a server on the dialled port"), &ack(80))
             .socket(dialled, Socket::Connection)
             .unchanged(Reason::ForeignFlow)
@@ -157,7 +158,7 @@ fn unknown(kind: Kind) -> Vec<Case> {
         )
         .socket(dialled, Socket::TimeWait)
         .redirected(&syn(kind, 8080))
-        .leaves(in_table(Table::Syn)),
+        .leaves(in_table(FlowTable::Syn)),
     ]
 }
 
@@ -168,22 +169,22 @@ fn stale(kind: Kind) -> Vec<Case> {
     let flow_81 = with_rule(seen(81, 0), 1);
     vec![
         Case::ingress(name("a direct syn takes over"), &syn(kind, 8080))
-            .flow(Table::Tcp, key, seen(80, 60))
+            .flow(FlowTable::Tcp, key, seen(80, 60))
             .unchanged(Reason::Direct)
             .leaves(Tables::default()),
         Case::ingress(
             name("a direct syn takes over from one just begun"),
             &syn(kind, 8080),
         )
-        .flow(Table::Syn, key, seen(80, 60))
-        .flow(Table::Tcp, key, seen(80, 60))
+        .flow(FlowTable::Syn, key, seen(80, 60))
+        .flow(FlowTable::Tcp, key, seen(80, 60))
         .unchanged(Reason::Direct)
         .leaves(Tables::default()),
         Case::ingress(
             name("a direct syn takes over in TIME_WAIT"),
             &syn(kind, 8080),
         )
-        .flow(Table::Tcp, key, seen(80, 60))
+        .flow(FlowTable::Tcp, key, seen(80, 60))
         .socket(key, Socket::TimeWait)
         .unchanged(Reason::Direct)
         .leaves(Tables::default()),
@@ -193,28 +194,28 @@ fn stale(kind: Kind) -> Vec<Case> {
             &kind.packet(81).flags(ACK),
         )
         .rules(TWO_TO_ONE)
-        .flow(Table::Tcp, key, seen(80, 60))
+        .flow(FlowTable::Tcp, key, seen(80, 60))
         .redirected(&kind.packet(8080).flags(ACK))
-        .leaves(Tables::default().flow(Table::Syn, key, flow_81)),
+        .leaves(Tables::default().flow(FlowTable::Syn, key, flow_81)),
         Case::ingress(
             name("a direct ack changes nothing"),
             &kind.packet(8080).flags(ACK),
         )
-        .flow(Table::Tcp, key, seen(80, 60))
+        .flow(FlowTable::Tcp, key, seen(80, 60))
         .unchanged(Reason::Direct)
         .leaves_state(),
         Case::ingress(name("a syn to another port takes over"), &syn(kind, 81))
             .rules(TWO_TO_ONE)
-            .flow(Table::Tcp, key, seen(80, 60))
+            .flow(FlowTable::Tcp, key, seen(80, 60))
             .redirected(&syn(kind, 8080))
-            .leaves(Tables::default().flow(Table::Syn, key, flow_81)),
+            .leaves(Tables::default().flow(FlowTable::Syn, key, flow_81)),
         Case::ingress(
             name("a syn to another port takes over from one just begun"),
             &syn(kind, 81),
         )
         .rules(TWO_TO_ONE)
-        .flow(Table::Syn, key, seen(80, 0))
+        .flow(FlowTable::Syn, key, seen(80, 0))
         .redirected(&syn(kind, 8080))
-        .leaves(Tables::default().flow(Table::Syn, key, flow_81)),
+        .leaves(Tables::default().flow(FlowTable::Syn, key, flow_81)),
     ]
 }

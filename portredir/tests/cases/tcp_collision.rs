@@ -1,7 +1,8 @@
 //! TCP connections that would have one pair of ports behind the redirect.
 
-use portredir_common::abi::Protocol;
-use portredir_common::flow::{Socket, Table};
+use portredir_common::flow::FlowTable;
+use portredir_common::kernel::Socket;
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::flows::{KINDS, Kind};
@@ -35,7 +36,7 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             let tables = before
                 .clone()
                 .flow(
-                    Table::Syn,
+                    FlowTable::Syn,
                     kind.key_from(port, 8080),
                     with_rule(seen(dialled, 0), rule),
                 )
@@ -43,13 +44,13 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             (syn(kind, 8080).src_port(port), tables)
         }
     };
-    let held = Tables::default().flow(Table::Tcp, key, seen(80, 0));
+    let held = Tables::default().flow(FlowTable::Tcp, key, seen(80, 0));
     let stray = move |before: Tables| {
         move |port| {
             let tables = before
                 .clone()
                 .flow(
-                    Table::Syn,
+                    FlowTable::Syn,
                     kind.key_from(port, 8080),
                     with_rule(seen(81, 0), 1),
                 )
@@ -57,7 +58,7 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             (kind.packet(8080).src_port(port).flags(ACK), tables)
         }
     };
-    let begun = Tables::default().flow(Table::Syn, key, seen(80, 0));
+    let begun = Tables::default().flow(FlowTable::Syn, key, seen(80, 0));
     vec![
         Case::ingress(name("with a direct connection"), &syn(kind, 80))
             .socket(key, Socket::Connection)
@@ -67,7 +68,7 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             &syn(kind, 81),
         )
         .rules(TWO_TO_ONE)
-        .flow(Table::Tcp, key, seen(80, 0))
+        .flow(FlowTable::Tcp, key, seen(80, 0))
         .socket(key, Socket::Connection)
         .remapped(Reason::Redirected, expected(held.clone(), 81, 1)),
         Case::ingress(
@@ -75,7 +76,7 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             &syn(kind, 81),
         )
         .rules(TWO_TO_ONE)
-        .flow(Table::Syn, key, seen(80, 0))
+        .flow(FlowTable::Syn, key, seen(80, 0))
         .socket(key, Socket::Connection)
         .remapped(Reason::Redirected, expected(begun.clone(), 81, 1)),
         // Not a connection that lost its entry: that one is known by another
@@ -85,7 +86,7 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             &kind.packet(81).flags(ACK),
         )
         .rules(TWO_TO_ONE)
-        .flow(Table::Tcp, key, seen(80, 0))
+        .flow(FlowTable::Tcp, key, seen(80, 0))
         .socket(key, Socket::Connection)
         .remapped(Reason::Redirected, stray(held)),
         Case::ingress(
@@ -93,7 +94,7 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             &kind.packet(81).flags(ACK),
         )
         .rules(TWO_TO_ONE)
-        .flow(Table::Syn, key, seen(80, 0))
+        .flow(FlowTable::Syn, key, seen(80, 0))
         .socket(key, Socket::Connection)
         .remapped(Reason::Redirected, stray(begun.clone())),
         // Somebody forged it, to have the connection's replies renamed.
@@ -102,17 +103,17 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
             &kind.packet(81).flags(ACK),
         )
         .rules(TWO_TO_ONE)
-        .flow(Table::Tcp, key, seen(8080, 0))
+        .flow(FlowTable::Tcp, key, seen(8080, 0))
         .socket(key, Socket::Connection)
         .remapped(
             Reason::Redirected,
-            stray(Tables::default().flow(Table::Tcp, key, seen(8080, 0))),
+            stray(Tables::default().flow(FlowTable::Tcp, key, seen(8080, 0))),
         ),
         Case::ingress(
             name("with a direct connection that is over"),
             &syn(kind, 80),
         )
-        .flow(Table::Tcp, key, seen(8080, 0))
+        .flow(FlowTable::Tcp, key, seen(8080, 0))
         .redirected(&syn(kind, 8080))
         .begins(true)
         .leaves(begun),
@@ -127,7 +128,7 @@ fn direct_collisions(kind: Kind) -> Vec<Case> {
         move |port| {
             let tables = before
                 .clone()
-                .flow(Table::Syn, kind.key_from(port, 8080), seen(8080, 0))
+                .flow(FlowTable::Syn, kind.key_from(port, 8080), seen(8080, 0))
                 .remap(key, port);
             (syn(kind, 8080).src_port(port), tables)
         }
@@ -140,15 +141,15 @@ fn direct_collisions(kind: Kind) -> Vec<Case> {
             .remapped(Reason::DirectRemapped, expected(held(table)))
     };
     vec![
-        case("direct, with a redirected connection", Table::Tcp),
-        case("direct, with one that is being set up", Table::Syn),
+        case("direct, with a redirected connection", FlowTable::Tcp),
+        case("direct, with one that is being set up", FlowTable::Syn),
         // The kernel itself judges a SYN for a connection without an entry.
         Case::ingress(name("direct, with itself"), &syn(kind, 8080))
             .socket(key, Socket::Connection)
             .unchanged(Reason::Direct)
             .leaves_state(),
         Case::ingress(name("direct, with itself, noted"), &syn(kind, 8080))
-            .flow(Table::Tcp, key, seen(8080, 0))
+            .flow(FlowTable::Tcp, key, seen(8080, 0))
             .socket(key, Socket::Connection)
             .unchanged(Reason::Direct)
             .leaves_state(),
@@ -163,11 +164,11 @@ fn remapped(kind: Kind) -> Vec<Case> {
     let ack = |port| kind.packet(port).flags(ACK);
     let data = |port| kind.packet(port).flags(ACK | PSH);
     let redirected = Tables::default()
-        .flow(Table::Tcp, remapped, seen(80, 0))
+        .flow(FlowTable::Tcp, remapped, seen(80, 0))
         .remap(kind.key(80), REMAPPED);
     let direct = Tables::default()
-        .flow(Table::Tcp, key, seen(80, 0))
-        .flow(Table::Tcp, remapped, seen(8080, 0))
+        .flow(FlowTable::Tcp, key, seen(80, 0))
+        .flow(FlowTable::Tcp, remapped, seen(8080, 0))
         .remap(key, REMAPPED);
     let before = |case: Case, tables: &Tables| Case {
         before: tables.clone(),
@@ -232,7 +233,7 @@ fn remapped(kind: Kind) -> Vec<Case> {
         .leaves_state(),
     );
     let begun = Tables::default()
-        .flow(Table::Syn, remapped, seen(80, 0))
+        .flow(FlowTable::Syn, remapped, seen(80, 0))
         .remap(kind.key(80), REMAPPED);
     cases.push(
         Case::ingress(name("the entry was lost"), &ack(80))
@@ -264,7 +265,7 @@ fn remapped(kind: Kind) -> Vec<Case> {
             .socket(key, Socket::Connection)
             .socket(remapped, Socket::Connection)
             .redirected(&to_server(data(8080)))
-            .leaves(redirected.flow(Table::Syn, remapped, seen(80, 0))),
+            .leaves(redirected.flow(FlowTable::Syn, remapped, seen(80, 0))),
     );
     cases.push(
         before(
@@ -279,7 +280,7 @@ fn remapped(kind: Kind) -> Vec<Case> {
     let held = direct.tcp[&key];
     let lost = |what: &str, packet: &Packet| {
         Case::ingress(name(what), packet)
-            .flow(Table::Tcp, key, held)
+            .flow(FlowTable::Tcp, key, held)
             .remap(key, REMAPPED)
             .socket(key, Socket::Connection)
     };
@@ -294,8 +295,8 @@ fn remapped(kind: Kind) -> Vec<Case> {
             .becomes(Reason::DirectRemapped, &to_server(syn(kind, 8080)))
             .leaves(
                 Tables::default()
-                    .flow(Table::Tcp, key, held)
-                    .flow(Table::Syn, remapped, seen(8080, 0))
+                    .flow(FlowTable::Tcp, key, held)
+                    .flow(FlowTable::Syn, remapped, seen(8080, 0))
                     .remap(key, REMAPPED),
             ),
     );
@@ -304,8 +305,8 @@ fn remapped(kind: Kind) -> Vec<Case> {
             .socket(remapped, Socket::Connection)
             .remapped(Reason::DirectRemapped, move |port| {
                 let tables = Tables::default()
-                    .flow(Table::Tcp, key, held)
-                    .flow(Table::Syn, kind.key_from(port, 8080), seen(8080, 0))
+                    .flow(FlowTable::Tcp, key, held)
+                    .flow(FlowTable::Syn, kind.key_from(port, 8080), seen(8080, 0))
                     .remap(key, port);
                 (syn(kind, 8080).src_port(port), tables)
             }),

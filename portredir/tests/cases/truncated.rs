@@ -1,7 +1,7 @@
 //! Frames that end too early, at every length a header could end at.
 
 use portredir_common::verdict::Reason;
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use super::error::IcmpError;
 use super::flows::KINDS;

@@ -1,7 +1,7 @@
 //! UDP flow state: no sockets to ask, so direct flows have entries too.
 
-use portredir_common::abi::{Flow, Protocol};
-use portredir_common::flow::Table;
+use portredir_common::flow::{Flow, FlowTable};
+use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::flows::{KINDS, Kind};
@@ -31,7 +31,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn one(kind: Kind, flow: Flow) -> Tables {
-    Tables::default().flow(Table::Udp, kind.key(8080), flow)
+    Tables::default().flow(FlowTable::Udp, kind.key(8080), flow)
 }
 
 fn known(kind: Kind) -> Vec<Case> {
@@ -39,35 +39,35 @@ fn known(kind: Kind) -> Vec<Case> {
     let key = kind.key(8080);
     vec![
         Case::ingress(name("a known flow is refreshed"), &kind.packet(80))
-            .flow(Table::Udp, key, seen(80, 60))
+            .flow(FlowTable::Udp, key, seen(80, 60))
             .redirected(&kind.packet(8080))
             .begins(false)
             .leaves(one(kind, seen(80, 0))),
         Case::ingress(name("a known flow was idle"), &kind.packet(80))
-            .flow(Table::Udp, key, seen(80, IDLE_S))
+            .flow(FlowTable::Udp, key, seen(80, IDLE_S))
             .redirected(&kind.packet(8080))
             .leaves(one(kind, seen(80, 0))),
         Case::ingress(name("a direct flow is refreshed"), &kind.packet(8080))
-            .flow(Table::Udp, key, seen(8080, 60))
+            .flow(FlowTable::Udp, key, seen(8080, 60))
             .unchanged(Reason::Direct)
             .leaves(one(kind, seen(8080, 0))),
         Case::egress(name("a reply refreshes the flow"), &kind.reply(8080))
-            .flow(Table::Udp, key, seen(80, 60))
+            .flow(FlowTable::Udp, key, seen(80, 60))
             .restored(&kind.reply(80))
             .leaves(one(kind, seen(80, 0))),
         Case::egress(name("a reply to an idle flow"), &kind.reply(8080))
-            .flow(Table::Udp, key, seen(80, IDLE_S))
+            .flow(FlowTable::Udp, key, seen(80, IDLE_S))
             .restored(&kind.reply(80))
             .leaves(one(kind, seen(80, 0))),
         Case::egress(name("a direct reply refreshes the flow"), &kind.reply(8080))
-            .flow(Table::Udp, key, seen(8080, 60))
+            .flow(FlowTable::Udp, key, seen(8080, 60))
             .unchanged(Reason::Direct)
             .leaves(one(kind, seen(8080, 0))),
         Case::ingress(
             name("another client of one address"),
             &kind.packet(80).src_port(41_000),
         )
-        .flow(Table::Udp, key, seen(80, 0))
+        .flow(FlowTable::Udp, key, seen(80, 0))
         .redirected(&kind.packet(8080).src_port(41_000))
         .begins(true),
     ]
@@ -83,24 +83,24 @@ fn collisions(kind: Kind) -> Vec<Case> {
                 ..seen(dialled, 0)
             };
             let tables = one(kind, holder)
-                .flow(Table::Udp, kind.key_from(port, 8080), flow)
+                .flow(FlowTable::Udp, kind.key_from(port, 8080), flow)
                 .remap(kind.key(dialled), port);
             (kind.packet(8080).src_port(port), tables)
         }
     };
     vec![
         Case::ingress(name("with a direct flow"), &kind.packet(80))
-            .flow(Table::Udp, key, seen(8080, 0))
+            .flow(FlowTable::Udp, key, seen(8080, 0))
             .remapped(Reason::Redirected, expected(seen(8080, 0), 80, 0)),
         Case::ingress(name("with a flow through another port"), &kind.packet(81))
             .rules(TWO_TO_ONE)
-            .flow(Table::Udp, key, seen(80, 0))
+            .flow(FlowTable::Udp, key, seen(80, 0))
             .remapped(Reason::Redirected, expected(seen(80, 0), 81, 1)),
         Case::ingress(name("direct, with a redirected flow"), &kind.packet(8080))
-            .flow(Table::Udp, key, seen(80, 0))
+            .flow(FlowTable::Udp, key, seen(80, 0))
             .remapped(Reason::DirectRemapped, expected(seen(80, 0), 8080, 0)),
         Case::ingress(name("with a flow that is nearly idle"), &kind.packet(80))
-            .flow(Table::Udp, key, seen(8080, BUSY_S))
+            .flow(FlowTable::Udp, key, seen(8080, BUSY_S))
             .remapped(Reason::Redirected, expected(seen(8080, BUSY_S), 80, 0)),
     ]
 }
@@ -111,12 +111,12 @@ fn idle(kind: Kind) -> Vec<Case> {
     let key = kind.key(8080);
     vec![
         Case::ingress(name("a redirected flow takes over"), &kind.packet(80))
-            .flow(Table::Udp, key, seen(8080, IDLE_S))
+            .flow(FlowTable::Udp, key, seen(8080, IDLE_S))
             .redirected(&kind.packet(8080))
             .begins(true)
             .leaves(one(kind, seen(80, 0))),
         Case::ingress(name("a direct flow takes over"), &kind.packet(8080))
-            .flow(Table::Udp, key, seen(80, IDLE_S))
+            .flow(FlowTable::Udp, key, seen(80, IDLE_S))
             .unchanged(Reason::Direct)
             .leaves(one(kind, seen(8080, 0))),
     ]
@@ -127,10 +127,10 @@ fn remapped(kind: Kind) -> Vec<Case> {
     let key = kind.key(8080);
     let remapped = kind.key_from(REMAPPED, 8080);
     let redirected = one(kind, seen(8080, 0))
-        .flow(Table::Udp, remapped, seen(80, 0))
+        .flow(FlowTable::Udp, remapped, seen(80, 0))
         .remap(kind.key(80), REMAPPED);
     let direct = one(kind, seen(80, 0))
-        .flow(Table::Udp, remapped, seen(8080, 0))
+        .flow(FlowTable::Udp, remapped, seen(8080, 0))
         .remap(key, REMAPPED);
     let with = |case: Case, tables: &Tables| {
         Case {
@@ -172,7 +172,7 @@ fn remapped(kind: Kind) -> Vec<Case> {
         )
         .redirected(&kind.packet(8080)),
         Case::ingress(name("the entry was lost"), &kind.packet(80))
-            .flow(Table::Udp, key, seen(8080, 0))
+            .flow(FlowTable::Udp, key, seen(8080, 0))
             .remap(kind.key(80), REMAPPED)
             .redirected(&to_server)
             .leaves(redirected.clone()),
@@ -184,14 +184,14 @@ fn remapped(kind: Kind) -> Vec<Case> {
         .redirected(&to_server)
         .leaves(
             Tables::default()
-                .flow(Table::Udp, remapped, seen(80, 0))
+                .flow(FlowTable::Udp, remapped, seen(80, 0))
                 .remap(kind.key(80), REMAPPED),
         ),
         Case::ingress(
             name("the entry of a direct flow was lost"),
             &kind.packet(8080),
         )
-        .flow(Table::Udp, key, seen(80, 0))
+        .flow(FlowTable::Udp, key, seen(80, 0))
         .remap(key, REMAPPED)
         .becomes(Reason::DirectRemapped, &to_server)
         .leaves(direct.clone()),
@@ -201,12 +201,12 @@ fn remapped(kind: Kind) -> Vec<Case> {
         }
         .remapped(Reason::Redirected, move |port| {
             let flow = Flow {
-                client_port: portredir_common::abi::Port::new(REMAPPED),
+                client_port: portredir_common::net::Port::new(REMAPPED),
                 ..seen(80, 0)
             };
             let tables = redirected
                 .clone()
-                .flow(Table::Udp, kind.key_from(port, 8080), flow)
+                .flow(FlowTable::Udp, kind.key_from(port, 8080), flow)
                 .remap(kind.key_from(REMAPPED, 80), port);
             assert_ne!(port, CLIENT_PORT);
             (kind.packet(8080).src_port(port), tables)

@@ -1,7 +1,7 @@
 //! One packet through a program and through the datapath on the host: both
 //! must do the same.
 
-use portredir_common::abi::Epoch;
+use portredir_common::flow::Epoch;
 use portredir_common::verdict::Reason;
 
 use crate::cases::Hook;
@@ -86,7 +86,7 @@ pub fn compare(
                 u32::from(hit.rule),
                 u64::from(hit.segments),
                 bytes,
-                u64::from(hit.is_new),
+                u64::from(hit.begins_flow()),
             )
         })
         .collect();

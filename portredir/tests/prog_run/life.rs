@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use nix::sys::socket::setsockopt;
-use portredir_common::abi::{Flow, FlowKey, Port, Protocol};
+use portredir_common::flow::{Flow, FlowKey};
+use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use crate::cases::Setup;
 use crate::cases::host::{Hex, Tables};
@@ -159,7 +160,7 @@ pub fn collision(rigs: &mut Rigs) {
     for program in ingress() {
         rig.set_tables(&Tables::default());
         namespace::enter();
-        let held = namespace::open(&[(tcp_key(), portredir_common::flow::Socket::Connection)]);
+        let held = namespace::open(&[(tcp_key(), portredir_common::kernel::Socket::Connection)]);
         let direct = run(rig, program, &tcp4(8080));
         assert_eq!(direct.reasons, [Reason::Direct]);
 
@@ -290,7 +291,7 @@ pub fn address(rigs: &mut Rigs) {
             );
         }
     }
-    assert_eq!(reach, portredir_common::abi::local::ANYWHERE);
+    assert_eq!(reach, portredir_common::map::local::ANYWHERE);
 }
 
 pub fn interfaces(rigs: &mut Rigs) {

@@ -12,7 +12,8 @@ use nix::sys::socket::{
 };
 use portredir::loader::Datapath;
 use portredir::sys::sock_diag::TcpSocket;
-use portredir_common::abi::{ListenerKey, Protocol};
+use portredir_common::map::sockets::ListenerKey;
+use portredir_common::net::Protocol;
 
 use crate::cases::Setup;
 use crate::cases::{RULES, addr, key};

@@ -11,8 +11,8 @@ mod rules;
 
 use std::net::IpAddr;
 
-use portredir_common::abi::Protocol;
-use portredir_common::wire::Link;
+use portredir_common::net::Protocol;
+use portredir_common::wire::frame::Link;
 
 pub use flows::{Ends, Socket};
 pub use headers::{Carried, Headers, number, of_ethernet, of_ip};
@@ -275,7 +275,7 @@ impl Reference {
         let rules = &self.rules;
         let earlier = rules.earlier(protocol, dialled);
         if earlier.is_empty()
-            && !rules.is_dialled(protocol, dialled)
+            && !rules.is_dst(protocol, dialled)
             && !rules.was_target(protocol, dialled)
         {
             return Err(Untouched);

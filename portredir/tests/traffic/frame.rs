@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use arbitrary::{Result, Unstructured};
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use crate::cases::Hook;
 use crate::cases::packet::{

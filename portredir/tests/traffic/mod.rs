@@ -12,8 +12,8 @@ pub mod scene;
 pub mod session;
 
 use arbitrary::{Result, Unstructured};
-use portredir_common::abi::Protocol;
-use portredir_common::wire::Link;
+use portredir_common::net::Protocol;
+use portredir_common::wire::frame::Link;
 
 use crate::cases::packet::{Body, Packet};
 use crate::cases::{Hook, Iface};

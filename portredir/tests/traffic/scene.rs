@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 
 use crate::cases::Setup;
 use crate::cases::flows::KINDS;

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{tcx_action_base::TCX_NEXT, xdp_action};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_redirect};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use portredir_common::generator::{Frame, LEN};
+use portredir_common::trafficgen::{Frame, LEN};
 
 /// Sends what it is run on.
 #[xdp]

@@ -16,9 +16,9 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::abi::{Epoch, Flow, FlowKey, Port};
-use crate::flow::{Table, UDP_IDLE};
-use crate::wire::Version;
+use crate::flow::{Epoch, Flow, FlowKey, FlowTable, UDP_IDLE};
+use crate::net::{Port, Version};
+use crate::packed::{Niche, Packed};
 
 /// What makes the hash another one on each host: random and secret, or clients
 /// could choose flows that push another's out of its bucket.
@@ -174,23 +174,23 @@ impl Shares {
     /// The bucket of a flow.
     #[inline(always)]
     #[must_use]
-    pub const fn index(self, table: Table, hash: Hash) -> u32 {
+    pub const fn index(self, table: FlowTable, hash: Hash) -> u32 {
         match table {
-            Table::Tcp => hash.bucket(self.tcp),
-            Table::Udp => self.tcp + hash.bucket(self.udp),
-            Table::Syn => self.tcp + self.udp + hash.bucket(self.syn),
+            FlowTable::Tcp => hash.bucket(self.tcp),
+            FlowTable::Udp => self.tcp + hash.bucket(self.udp),
+            FlowTable::Syn => self.tcp + self.udp + hash.bucket(self.syn),
         }
     }
 
     /// The table of a bucket.
     #[must_use]
-    pub const fn table(self, index: u32) -> Table {
+    pub const fn table(self, index: u32) -> FlowTable {
         if index < self.tcp {
-            Table::Tcp
+            FlowTable::Tcp
         } else if index - self.tcp < self.udp {
-            Table::Udp
+            FlowTable::Udp
         } else {
-            Table::Syn
+            FlowTable::Syn
         }
     }
 }
@@ -198,35 +198,24 @@ impl Shares {
 /// A word that others read and write at the same time: an [`AtomicU64`], but the
 /// BPF target has no such loads and stores.
 pub trait Word {
-    /// Its value.
+    /// The value of this word.
     fn load(&self) -> u64;
 
-    /// Replaces it.
+    /// Replaces the value of this word.
     fn store(&self, value: u64);
 
-    /// The highest bit of a number; where it matters, without a jump, which the
-    /// compiler would take for quicker.
-    #[inline(always)]
+    /// The highest bit of a number; in the kernel without a jump, which the compiler
+    /// would take for quicker.
     #[must_use]
-    fn top_bit(value: u64) -> u64 {
-        value >> 63
-    }
+    fn top_bit(value: u64) -> u64;
 
-    /// The larger of two numbers below 2^63, in the same way.
-    #[inline(always)]
+    /// The larger of two numbers below 2^63; in the kernel without a jump.
     #[must_use]
-    fn larger(a: u64, b: u64) -> u64 {
-        a.max(b)
-    }
+    fn larger(a: u64, b: u64) -> u64;
 
-    /// A number modulo [`PLACES`]; where it matters, so that the verifier sees that
-    /// it is.
-    #[expect(clippy::cast_possible_truncation, reason = "below 8")]
-    #[inline(always)]
+    /// A number modulo [`PLACES`]; in the kernel so that the verifier sees the bound.
     #[must_use]
-    fn place(value: u64) -> usize {
-        (value % PLACES as u64) as usize
-    }
+    fn place(value: u64) -> usize;
 }
 
 impl Word for AtomicU64 {
@@ -236,6 +225,19 @@ impl Word for AtomicU64 {
 
     fn store(&self, value: u64) {
         self.store(value, Ordering::Relaxed);
+    }
+
+    fn top_bit(value: u64) -> u64 {
+        value >> 63
+    }
+
+    fn larger(a: u64, b: u64) -> u64 {
+        a.max(b)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "below 8")]
+    fn place(value: u64) -> usize {
+        (value % PLACES as u64) as usize
     }
 }
 
@@ -252,48 +254,38 @@ pub struct Entry(u64);
 
 impl Entry {
     const RULE: u32 = 16;
-    const DIALLED: u32 = 32;
+    const DST_PORT: u32 = 32;
     const CHECK: u32 = 48;
     const CHECK_MAX: u64 = (1 << 14) - 1;
-    /// A bit of the hash: of no use any more in an entry that was found.
-    pub const SPARE: u64 = 1 << Self::CHECK;
+    /// A bit of the hash, which nobody needs of an entry that was found.
+    const SPARE: u64 = 1 << Self::CHECK;
     const REMAPPED: u64 = 1 << 62;
-    const MET_AGAIN: u64 = 1 << 63;
+    const SEEN_AGAIN: u64 = 1 << 63;
 
-    /// The entry of `flow`, whose client port is another one than in its key if
-    /// `is_remapped`.
+    /// The entry of `flow`, whose client has the port in its key.
     #[inline(always)]
     #[must_use]
-    pub fn new(hash: Hash, flow: &Flow, is_remapped: bool) -> Self {
-        let remapped = if is_remapped { Self::REMAPPED } else { 0 };
+    pub fn new(hash: Hash, flow: &Flow) -> Self {
         Self(
             u64::from(flow.seen.0)
                 | u64::from(flow.rule) << Self::RULE
-                | u64::from(flow.dialled_port.get()) << Self::DIALLED
-                | hash.check() << Self::CHECK
-                | remapped,
+                | u64::from(flow.dst_port.get()) << Self::DST_PORT
+                | hash.check() << Self::CHECK,
         )
     }
 
-    /// The same of a flow that goes on for sure: it counts as met again.
+    /// The entry of a flow whose client has another port than the one in its key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn remapped(self) -> Self {
+        Self(self.0 | Self::REMAPPED)
+    }
+
+    /// The entry of a flow that goes on for sure: it counts as seen again.
     #[inline(always)]
     #[must_use]
     pub const fn confirmed(self) -> Self {
-        Self(self.0 | Self::MET_AGAIN)
-    }
-
-    /// As one number, which is not 0.
-    #[inline(always)]
-    #[must_use]
-    pub const fn to_word(self) -> u64 {
-        self.0
-    }
-
-    /// The entry that [`Self::to_word`] made.
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_word(word: u64) -> Option<Self> {
-        if word == 0 { None } else { Some(Self(word)) }
+        Self(self.0 | Self::SEEN_AGAIN)
     }
 
     /// Whether the client has another port than the server sees.
@@ -315,16 +307,16 @@ impl Entry {
     #[expect(clippy::cast_possible_truncation, reason = "16 bits of it")]
     #[inline(always)]
     #[must_use]
-    pub const fn dialled_port(self) -> Port {
-        Port::new((self.0 >> Self::DIALLED) as u16)
+    pub const fn dst_port(self) -> Port {
+        Port::new((self.0 >> Self::DST_PORT) as u16)
     }
 
     /// Whether this port was dialled, by a client that has its own port.
     #[inline(always)]
     #[must_use]
-    pub const fn is_translated_from(self, dialled_port: Port) -> bool {
-        const WHAT: u64 = 0xffff << Entry::DIALLED | Entry::REMAPPED;
-        self.0 & WHAT == (dialled_port.get() as u64) << Self::DIALLED
+    pub const fn is_translated_from(self, dst_port: Port) -> bool {
+        const WHAT: u64 = 0xffff << Entry::DST_PORT | Entry::REMAPPED;
+        self.0 & WHAT == (dst_port.get() as u64) << Self::DST_PORT
     }
 
     /// The flow, whose client has this port.
@@ -333,7 +325,7 @@ impl Entry {
     #[must_use]
     pub const fn flow(self, client_port: Port) -> Flow {
         Flow {
-            dialled_port: self.dialled_port(),
+            dst_port: self.dst_port(),
             client_port,
             rule: (self.0 >> Self::RULE) as u16,
             seen: self.seen(),
@@ -352,7 +344,7 @@ impl Entry {
     /// All by arithmetic: jumps could not be foreseen, and the verifier would
     /// walk all ways through eight entries.
     #[inline(always)]
-    fn waste<W: Word>(self, now: Epoch) -> u64 {
+    fn eviction_score<W: Word>(self, now: Epoch) -> u64 {
         // Some epochs later is none ago, see `Epoch::since`.
         const LATER: u64 = 0x100;
         const IDLE: u64 = UDP_IDLE as u64 + LATER;
@@ -361,6 +353,75 @@ impl Entry {
         let is_met_once = W::top_bit(!self.0);
         age | (is_idle | is_met_once) << 16
     }
+}
+
+impl Packed for Entry {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        Self(word)
+    }
+}
+
+impl Niche for Entry {
+    const NONE: u64 = 0;
+}
+
+/// The entry of a TCP flow, and the table that has it.
+///
+/// **Shape**: the word of the entry; the lowest bit of the hash, which nobody needs of
+/// an entry that was found, tells the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection(Entry);
+
+impl Connection {
+    /// The entry of a flow, in [`FlowTable::Tcp`] or [`FlowTable::Syn`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(table: FlowTable, entry: Entry) -> Self {
+        Self(Entry(match table {
+            FlowTable::Syn => entry.0 | Entry::SPARE,
+            FlowTable::Tcp | FlowTable::Udp => entry.0 & !Entry::SPARE,
+        }))
+    }
+
+    /// The table that has the entry.
+    #[inline(always)]
+    #[must_use]
+    pub const fn table(self) -> FlowTable {
+        if self.0.0 & Entry::SPARE == 0 {
+            FlowTable::Tcp
+        } else {
+            FlowTable::Syn
+        }
+    }
+
+    /// The entry, without the bit of the hash.
+    #[inline(always)]
+    #[must_use]
+    pub const fn entry(self) -> Entry {
+        self.0
+    }
+}
+
+impl Packed for Connection {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        self.0.0
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        Self(Entry(word))
+    }
+}
+
+impl Niche for Connection {
+    const NONE: u64 = 0;
 }
 
 /// Eight places for entries, on two cache lines; most flows find theirs on the first.
@@ -391,7 +452,7 @@ impl<W: Word> Found<'_, W> {
     #[inline(always)]
     pub fn refresh(&self, now: Epoch) {
         if now.since(self.entry.seen()) > 0 {
-            let word = self.entry.0 >> 16 << 16 | u64::from(now.0) | Entry::MET_AGAIN;
+            let word = self.entry.0 >> 16 << 16 | u64::from(now.0) | Entry::SEEN_AGAIN;
             self.word.store(word);
         }
     }
@@ -433,8 +494,8 @@ impl<W: Word> Bucket<W> {
         let any = hash.any_place();
         let mut most = 0;
         for (i, place) in (0..).zip(&self.places) {
-            let waste = Entry(place.entry.load()).waste::<W>(now);
-            most = W::larger(most, waste << 3 | (i ^ any));
+            let eviction_score = Entry(place.entry.load()).eviction_score::<W>(now);
+            most = W::larger(most, eviction_score << 3 | (i ^ any));
         }
         &self.places[W::place(most ^ any)]
     }
@@ -442,16 +503,16 @@ impl<W: Word> Bucket<W> {
     /// Adds an entry, or replaces the one that the flow has.
     #[inline(always)]
     pub fn put(&self, hash: Hash, target: Port, entry: Entry) {
-        const WHAT: u64 = 0xffff << Entry::DIALLED | Entry::REMAPPED;
+        const WHAT: u64 = 0xffff << Entry::DST_PORT | Entry::REMAPPED;
         let Some(found) = self.find(hash, target) else {
             return self.add(hash, target, entry);
         };
         let is_same = (found.entry.0 ^ entry.0) & WHAT == 0;
         let is_later = entry.seen().since(found.entry.seen()) > 0;
         let again = if is_same && is_later {
-            Entry::MET_AGAIN
+            Entry::SEEN_AGAIN
         } else if is_same {
-            found.entry.0 & Entry::MET_AGAIN
+            found.entry.0 & Entry::SEEN_AGAIN
         } else {
             0
         };
@@ -500,12 +561,12 @@ mod tests {
     /// Adds the flow of a number, last met at `seen`.
     fn add(bucket: &Places, number: u64, seen: u16) {
         let flow = Flow {
-            dialled_port: Port::new(80),
+            dst_port: Port::new(80),
             client_port: Port::new(5000),
             rule: 0,
             seen: Epoch(seen),
         };
-        bucket.add(hash(number), TARGET, Entry::new(hash(number), &flow, false));
+        bucket.add(hash(number), TARGET, Entry::new(hash(number), &flow));
     }
 
     fn has(bucket: &Places, number: u64) -> bool {

@@ -1,35 +1,17 @@
-//! What is counted, and the clock.
+//! The counters and the clock.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::btf_maps::{PerCpuArray, PerCpuHashMap};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
-use aya_ebpf::macros::btf_map;
-use portredir_common::abi::{Counter, CounterKey, Hits};
-use portredir_common::bucket::Word as _;
+use portredir_common::flow::FlowLookup;
+use portredir_common::kernel::Hit;
+use portredir_common::map::bucket::Word as _;
+use portredir_common::map::counters::{Counter, CounterKey};
 use portredir_common::verdict::Reason;
 
-use crate::flows::Volatile;
-use crate::maps::NO_PREALLOC;
+use crate::maps::{CLOCK, COUNTERS, HITS, REASONS};
 
-/// Grows with the pairs of rule and interface that see traffic and have no place
-/// in [`HITS`].
-#[btf_map]
-static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, NO_PREALLOC> = PerCpuHashMap::new();
-
-/// What packets are counted in first.
-#[btf_map]
-static HITS: PerCpuArray<Hits, { Hits::PLACES as usize }> = PerCpuArray::new();
-
-#[btf_map]
-static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
-
-/// What [`now_ns`] told last, and the tick at which it was read: one word, so that
-/// processors may share it. Each writes it once a tick at most.
-#[unsafe(no_mangle)]
-static CLOCK: Volatile = Volatile::new(0);
-
-/// Of [`CLOCK`], the lowest bits are those of the tick, and these of the time are
-/// left out: 4 ms, as coarse as the clock itself may be.
+/// The lowest bits of [`CLOCK`] are those of the tick; the clock leaves out the lowest
+/// bits of the time: 4 ms, as coarse as the time itself may be.
 const TICK_BITS: u32 = 26;
 const TIME_BITS: u32 = 22;
 
@@ -62,43 +44,60 @@ pub fn now_ns() -> u64 {
     now_ns << TIME_BITS
 }
 
-/// Adds to a counter.
+/// Adds a packet to a counter.
 ///
 /// # Safety
 ///
-/// It is one of a map, of this CPU.
+/// The counter is one of a map, of this CPU.
 #[inline(always)]
-unsafe fn add(counter: *mut Counter, segments: u32, bytes: usize, is_new: bool, now_ns: u64) {
+unsafe fn add(counter: *mut Counter, hit: &Hit) {
     // SAFETY: by the caller.
     unsafe {
-        (*counter).packets += u64::from(segments);
-        (*counter).bytes += bytes as u64;
-        (*counter).flows += u64::from(is_new);
-        (*counter).last_hit_ns = now_ns;
+        (*counter).packets += u64::from(hit.segments);
+        (*counter).bytes += hit.bytes as u64;
+        (*counter).flows += u64::from(hit.begins_flow());
+        (*counter).last_hit_ns = hit.at_ns;
     }
 }
 
 /// Counts a packet: on the receiving side of the network stack, which nothing
 /// interrupts that counts packets too.
 #[inline(always)]
-pub fn hit_by_packet(key: CounterKey, segments: u32, bytes: usize, is_new: bool, now_ns: u64) {
+pub fn record_packet(ifindex: u32, hit: &Hit) {
+    let key = key(ifindex, hit);
     if let Some(hits) = HITS.get_ptr_mut(key.place()) {
         // SAFETY: per-CPU, and the pointer was checked.
         unsafe {
             let is_mine = (*hits).key == key;
             if is_mine || (*hits).counter.last_hit_ns == 0 {
                 (*hits).key = key;
-                add(&raw mut (*hits).counter, segments, bytes, is_new, now_ns);
+                add(&raw mut (*hits).counter, hit);
                 return;
             }
         }
     }
-    hit_elsewhere(key, segments, bytes, is_new, now_ns);
+    record_elsewhere(ifindex, hit);
 }
 
-/// Counts where there is no place for it. Not inlined: it is rare.
+/// Counts where there is no place in [`HITS`].
+#[inline(always)]
+pub fn record_elsewhere(ifindex: u32, hit: &Hit) {
+    let segments = u64::from(hit.segments) << 1 | u64::from(hit.begins_flow());
+    count_elsewhere(key(ifindex, hit), segments, hit.bytes, hit.at_ns);
+}
+
+#[inline(always)]
+fn key(ifindex: u32, hit: &Hit) -> CounterKey {
+    CounterKey {
+        ifindex,
+        rule: hit.rule.into(),
+    }
+}
+
+/// Counts in [`COUNTERS`]. This is not inlined, as it is rare; `segments` has in its
+/// lowest bit whether the packet begins a flow.
 #[inline(never)]
-pub fn hit_elsewhere(key: CounterKey, segments: u32, bytes: usize, is_new: bool, now_ns: u64) {
+fn count_elsewhere(key: CounterKey, segments: u64, bytes: usize, at_ns: u64) {
     let counter = match COUNTERS.get_ptr_mut(key) {
         Some(counter) => counter,
         None => {
@@ -111,6 +110,17 @@ pub fn hit_elsewhere(key: CounterKey, segments: u32, bytes: usize, is_new: bool,
             counter
         }
     };
+    let hit = Hit {
+        rule: key.rule as u16,
+        segments: (segments >> 1) as u32,
+        bytes,
+        flow: if segments & 1 == 0 {
+            FlowLookup::Established
+        } else {
+            FlowLookup::Inserted
+        },
+        at_ns,
+    };
     // SAFETY: per-CPU, and the pointer was checked.
-    unsafe { add(counter, segments, bytes, is_new, now_ns) };
+    unsafe { add(counter, &hit) };
 }

@@ -1,0 +1,198 @@
+//! Clients on this host: the socket engine points a client at the target port before
+//! there is a packet, and tells it afterwards the port that it connected to. The server
+//! sees the target port.
+
+use crate::datapath::rule_match::choose;
+use crate::flow::{FlowKey, FlowLookup};
+use crate::kernel::{Client, Hit, Tables};
+use crate::map::rules::{PortEntry, PreviousTargets};
+use crate::map::sockets::ConnectedPeer;
+use crate::net::{Addr, Port, Protocol};
+use crate::verdict::Reason;
+
+/// The system call by which a client on this host names its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerCall {
+    /// `connect`.
+    Connect,
+    /// `sendto` or `sendmsg`, with an address.
+    Send,
+}
+
+/// The peer that a client on this host names.
+#[derive(Clone, Copy, Debug)]
+pub struct NamedPeer {
+    /// The protocol of the socket.
+    pub protocol: Protocol,
+    /// The address.
+    pub addr: Addr,
+    /// The port.
+    pub port: Port,
+}
+
+/// The target port of a client on this host that names a peer.
+///
+/// # Errors
+///
+/// The reason why the client is not redirected.
+#[inline(always)]
+pub fn redirect_connect<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    peer: &NamedPeer,
+    call: PeerCall,
+) -> Result<Port, Reason> {
+    let NamedPeer { protocol, port, .. } = *peer;
+    let entry = tables.port(protocol, port);
+    if !entry.is_dst_or_target() || !client.is_in_netns() {
+        return Err(Reason::NoRule);
+    }
+    let bound_to = client.bound_to();
+    let addr = routed_addr(peer.addr, bound_to);
+    // A socket that is connected hears nobody but its peer, which it may name
+    // again: also by itself, as an IPv6 socket with an IPv4 peer does for each
+    // packet (`udpv6_sendmsg` in net/ipv6/udp.c). The peer is what it was when the
+    // socket connected, be that before the programs came.
+    if call == PeerCall::Send && client.peer_port() == Some(port) {
+        return Err(Reason::Direct);
+    }
+    if !tables.is_local(&addr) {
+        return Err(if entry.is_match() || entry.is_old() {
+            Reason::NotLocal
+        } else {
+            Reason::NoRule
+        });
+    }
+    let mut key = FlowKey {
+        // Which address the kernel will choose is not known yet; nearly always
+        // it is the destination address.
+        client: if bound_to.is(Addr::V4_ANY) {
+            addr
+        } else {
+            bound_to
+        },
+        local: addr,
+        client_port: Port::new(0),
+        local_port: port,
+        protocol: protocol as u8,
+        version: if addr.is_v4() { 4 } else { 6 },
+        pad: [0; 2],
+    };
+    if entry.is_old() && call == PeerCall::Send {
+        if let Some(target) = known_target(tables, client, entry, &mut key) {
+            return Ok(target);
+        }
+        key.local_port = port;
+    }
+    let Some(choice) = choose(tables, entry, &key, port) else {
+        return Err(without_rule(client, entry, addr, port));
+    };
+    key.local_port = choice.target;
+    if entry.is_if_listening() && !tables.is_served(&key) {
+        return Err(Reason::NotListening);
+    }
+    let peers = client.peers_or_insert().ok_or(Reason::TableFull)?;
+    let is_new = peers.insert(ConnectedPeer {
+        addr,
+        port: choice.target,
+        dst_port: port,
+    });
+    let (segments, is_new) = match call {
+        PeerCall::Connect => (0, true),
+        PeerCall::Send => (1, is_new),
+    };
+    tables.record(&Hit {
+        rule: choice.rule,
+        segments,
+        bytes: 0,
+        flow: if is_new {
+            FlowLookup::Inserted
+        } else {
+            FlowLookup::Established
+        },
+        at_ns: tables.now_ns(),
+    });
+    Ok(choice.target)
+}
+
+/// The address that the kernel routes to. Linux takes 0.0.0.0 and `::` for the host
+/// itself: for the client's own address, if the client has chosen one
+/// (`ip_route_output_key_hash_rcu` in net/ipv4/route.c).
+#[inline(always)]
+fn routed_addr(addr: Addr, bound_to: Addr) -> Addr {
+    if addr.is(Addr::V4_ANY) {
+        if bound_to.is(Addr::V4_ANY) {
+            Addr::V4_LOOPBACK
+        } else {
+            bound_to
+        }
+    } else if addr.is(Addr::V6_ANY) {
+        Addr::V6_LOOPBACK
+    } else {
+        addr
+    }
+}
+
+/// The target port of a peer that the socket knows by earlier rules; `key` is the flow
+/// as the client knows it.
+#[inline(always)]
+fn known_target<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    entry: PortEntry,
+    key: &mut FlowKey,
+) -> Option<Port> {
+    let (addr, port) = (key.local, key.local_port);
+    let previous = tables.previous_targets(entry, key.protocol().ok()?, port);
+    for i in 0..PreviousTargets::COUNT {
+        let Some(target) = previous.target(i) else {
+            break;
+        };
+        key.local_port = target;
+        let is_known = client
+            .peers()
+            .is_some_and(|peers| peers.dst_port_of(addr, target) == Some(port));
+        if is_known && tables.is_served(key) {
+            return Some(target);
+        }
+    }
+    None
+}
+
+/// What becomes of a client that no rule redirects.
+#[inline(always)]
+fn without_rule<C: Client>(client: &mut C, entry: PortEntry, addr: Addr, port: Port) -> Reason {
+    if !entry.is_target() {
+        return if entry.is_old() {
+            Reason::Draining
+        } else {
+            Reason::NoRule
+        };
+    }
+    // From now on the socket knows this peer by its own port.
+    if let Some(peers) = client.peers() {
+        peers.remove(addr, port);
+    }
+    Reason::Direct
+}
+
+/// The port that a client on this host knows its peer by, when the client connected to
+/// another port than the peer's own.
+///
+/// # Errors
+///
+/// [`Reason::NoRule`], [`Reason::Direct`].
+#[inline(always)]
+pub fn original_peer_port<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    peer: &NamedPeer,
+) -> Result<Port, Reason> {
+    if !tables.port(peer.protocol, peer.port).is_target() || !client.is_in_netns() {
+        return Err(Reason::NoRule);
+    }
+    client
+        .peers()
+        .and_then(|peers| peers.dst_port_of(peer.addr, peer.port))
+        .ok_or(Reason::Direct)
+}

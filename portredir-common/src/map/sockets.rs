@@ -1,0 +1,101 @@
+//! Keys and values of the maps of sockets.
+
+use crate::net::{Addr, Port};
+
+/// Key of `LISTENERS`: where a server listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ListenerKey {
+    /// The address it is bound to: [`Addr::V4_ANY`] and [`Addr::V6_ANY`] for all.
+    pub addr: Addr,
+    /// The port it is bound to.
+    pub port: Port,
+    /// Below [`Self::SLOTS`]: sockets that share address and port by
+    /// `SO_REUSEPORT` are one listener each.
+    pub slot: u8,
+    /// Always zero.
+    pub pad: u8,
+}
+
+impl ListenerKey {
+    /// Sockets kept of a group, the last that came. The kernel balances over the
+    /// whole group whichever is found, so one would do; the others are there when
+    /// it closes.
+    pub const SLOTS: u8 = 4;
+}
+
+/// Value of `DIALLED`, kept at a client's socket: which of the peers it knows
+/// by another port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnectedPeers {
+    /// In no order. Unused ones are all zero: nobody dials port 0.
+    pub peers: [ConnectedPeer; Self::PEERS],
+    /// The index to use next when all are used.
+    pub next: u32,
+}
+
+/// One peer of a client's socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnectedPeer {
+    /// Its address.
+    pub addr: Addr,
+    /// The port it really has.
+    pub port: Port,
+    /// The port the client dialled.
+    pub dst_port: Port,
+}
+
+impl ConnectedPeers {
+    /// How many peers a socket has that it knows by another port.
+    pub const PEERS: usize = 4;
+
+    /// Keeps a peer, in place of what was kept of it; says whether it is new.
+    #[inline(always)]
+    pub fn insert(&mut self, peer: ConnectedPeer) -> bool {
+        if let Some(known) = self.known(peer.addr, peer.port) {
+            let is_new = known.dst_port != peer.dst_port;
+            known.dst_port = peer.dst_port;
+            return is_new;
+        }
+        let unused = self.peers.iter_mut().find(|known| !known.is_used());
+        if let Some(unused) = unused {
+            *unused = peer;
+            return true;
+        }
+        if let Some(oldest) = self.peers.get_mut(self.next as usize % Self::PEERS) {
+            *oldest = peer;
+        }
+        self.next = self.next.wrapping_add(1);
+        true
+    }
+
+    /// Stops knowing a peer by another port.
+    #[inline(always)]
+    pub fn remove(&mut self, addr: Addr, port: Port) {
+        if let Some(known) = self.known(addr, port) {
+            *known = ConnectedPeer::default();
+        }
+    }
+
+    /// The port by which the client knows a peer.
+    #[inline(always)]
+    pub fn dst_port_of(&mut self, addr: Addr, port: Port) -> Option<Port> {
+        self.known(addr, port).map(|known| known.dst_port)
+    }
+
+    #[inline(always)]
+    fn known(&mut self, addr: Addr, port: Port) -> Option<&mut ConnectedPeer> {
+        self.peers
+            .iter_mut()
+            .find(|peer| peer.is_used() && peer.port == port && peer.addr.is(addr))
+    }
+}
+
+impl ConnectedPeer {
+    #[inline(always)]
+    const fn is_used(&self) -> bool {
+        self.dst_port.get() != 0
+    }
+}
