@@ -1,14 +1,14 @@
-//! `portredir bench`: what redirecting costs, here, compared with what others do and
-//! with not redirecting at all.
+//! `portredir bench`: measures what a redirect costs on this machine, compared with other
+//! redirectors and with no redirect at all.
 //!
-//! [`plan`] says what is compared, and [`runner`] does it. [`lab`] makes the hosts,
-//! each a [`namespace`] with a [`server`], other [`process`]es and, by a
-//! [`redirector`], one of the [`variant`]s. [`verify`] looks whether they do what they
-//! should. [`load`] is a process of its own that puts [`traffic`] on them, turn by turn
-//! ([`schedule`]), and [`client`] is our side of it. [`statistics`] and [`measure`]
-//! make figures of what comes back. [`prog_run`] and [`control`] measure what needs no
-//! traffic, [`remote`] asks a server on another machine. [`report`] tells all of it,
-//! with the [`environment`] it depends on.
+//! [`plan`] says what is compared, and [`runner`] does it. [`lab`] makes the hosts, each
+//! a [`namespace`] with a [`server`], other [`process`]es and, by a [`redirector`], one
+//! of the [`variant`]s. [`verify`] checks that each of them works. [`load`] is a separate
+//! process that sends [`traffic`] to them, turn by turn ([`schedule`]), and [`client`]
+//! controls it. [`statistics`] and [`measure`] compute figures from its results.
+//! [`prog_run`] and [`control`] measure what needs no traffic, [`remote`] asks a server
+//! on another machine. [`report`] tells all of it, with the [`environment`] it depends
+//! on.
 
 pub mod client;
 pub mod conntrack;
@@ -54,11 +54,12 @@ use self::stop::Stop;
 use crate::cli::{BenchArgs, BenchRole};
 use crate::host::preflight;
 
-/// Does what was asked for.
+/// Runs the benchmark that the arguments ask for.
 ///
 /// # Errors
 ///
-/// What is missing, what went wrong, or [`stop::Interrupted`]. Nothing is left then.
+/// When something is missing or fails, or [`stop::Interrupted`]. Nothing is left behind
+/// then.
 pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match args.role {
         Some(BenchRole::Load) => return load::load(),
@@ -70,8 +71,8 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = Stop::default();
-    // On a thread of its own: it waits for processes. What it made is removed when
-    // it ends, be it by a panic.
+    // The work has its own thread because it waits for processes. Its guards remove what
+    // it made when the thread ends, also by a panic.
     let mut work = {
         let (args, stop) = (args.clone(), stop.clone());
         tokio::task::spawn_blocking(move || bench(&args, &stop))
@@ -154,7 +155,7 @@ fn tell(args: &BenchArgs, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As it was typed, without where this program is.
+/// The command line as it was typed, without the path of this program.
 fn command() -> String {
     let words = std::env::args().skip(1);
     let words: Vec<_> = std::iter::once("portredir".to_owned())

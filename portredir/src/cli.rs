@@ -139,7 +139,7 @@ impl From<ChangeOptionArgs> for ChangeOptions {
 /// `portredir up`.
 #[derive(Args, Clone, Debug)]
 pub struct UpArgs {
-    /// What to redirect, and where.
+    /// The settings of the redirect.
     #[command(flatten)]
     pub options: Typed,
 
@@ -232,7 +232,7 @@ pub struct ReadArgs {
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("words", |words| words.required_unless_present("config").value_parser(word)))]
 pub struct Run {
-    /// What to redirect, and where.
+    /// The settings of the redirect.
     #[command(flatten)]
     pub options: Typed,
 
@@ -251,7 +251,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// How carefully the run begins.
+    /// The options of the change with which the run begins.
     #[must_use]
     pub fn change(&self) -> ChangeOptions {
         ChangeOptions {
@@ -265,7 +265,7 @@ impl Run {
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("words", |words| words.required_unless_present("config").value_parser(word)))]
 pub struct PlanArgs {
-    /// What to redirect, and where.
+    /// The settings of the redirect.
     #[command(flatten)]
     pub options: Typed,
 
@@ -274,7 +274,7 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
-/// Refuses a command behind an option, which would be taken for a rule.
+/// Refuses a command after an option, where clap would take it for a rule.
 fn word(text: &str) -> Result<String, String> {
     if Command::has_subcommand(text) {
         return Err(format!(

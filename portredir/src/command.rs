@@ -1,5 +1,5 @@
-//! The commands. They read the command line, have the change planned and applied,
-//! and print; nothing below this folder prints.
+//! The commands. They read the command line, let the change be planned and applied, and
+//! print; nothing below this folder prints.
 
 pub mod change;
 pub mod diff;
@@ -29,7 +29,7 @@ fn count(number: usize, noun: &str) -> String {
     counted(u64::try_from(number).unwrap_or(u64::MAX), noun)
 }
 
-/// Says how to keep a change that is rolled back otherwise.
+/// Prints how to confirm a change that is rolled back otherwise.
 fn print_pending(options: ChangeOptions) {
     if let Some(within) = options.confirm {
         eprintln!(

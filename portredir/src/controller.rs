@@ -1,8 +1,8 @@
 //! The one owner of a redirect: it opens the maps, carries out a
 //! [`change::Change`], keeps what is attached in step with the host, and reports.
 //!
-//! In the foreground a redirect lives as long as the process; with pins it
-//! outlives it. Nothing here prints: whoever calls is told by an [`event::Event`].
+//! In the foreground a redirect lives as long as the process; with pins it outlives the
+//! process. Nothing here prints: the caller gets an [`event::Event`].
 
 mod apply;
 mod attach;
@@ -46,27 +46,28 @@ pub struct Controller {
     netlink: Netlink,
     datapath: Datapath,
     table: Table,
-    /// Where the redirect outlives the process.
+    /// The directory of the pins, if the redirect outlives the process.
     pins: Option<PinDir>,
     attachments: BTreeMap<u32, Attachment>,
     /// Interfaces whose attaching or detaching was interrupted by a kill.
     unfinished: Vec<Attachment>,
-    /// What was last told about interfaces and about servers; only news are events.
+    /// The last reports about interfaces and about servers; only news are events.
     told_interfaces: BTreeSet<String>,
     told_servers: BTreeSet<String>,
-    /// The watcher, which has been told of a change that it may read now.
+    /// The watcher, which has been notified of a change that it may read now.
     notified: Option<Notified>,
 }
 
-/// What a [`Controller`] is opened with.
+/// The parts that a [`Controller`] is opened with.
 pub struct Parts {
     /// The settings that the maps are made for.
     pub settings: Settings,
-    /// The state that is valid.
+    /// The state that is valid now.
     pub state: State,
     /// A netlink socket of this network namespace.
     pub netlink: Netlink,
-    /// Where the redirect outlives the process; `None` in the foreground.
+    /// The directory of the pins, if the redirect outlives the process; `None` in the
+    /// foreground.
     pub pins: Option<PinDir>,
     /// Whether the programs log each decision.
     pub logging: Logging,
@@ -121,7 +122,7 @@ impl Controller {
         Ok(controller)
     }
 
-    /// Takes over what another process has left attached.
+    /// Adopts the programs that another process has left active.
     fn adopt(&mut self) {
         let Some(pins) = &self.pins else {
             return;
@@ -154,7 +155,7 @@ impl Controller {
         self.netlink.changed().await;
     }
 
-    /// The host as [`change::Change::plan`] wants it.
+    /// The host in the form that [`change::Change::plan`] needs.
     ///
     /// # Errors
     ///
@@ -174,12 +175,12 @@ impl Controller {
         }
     }
 
-    /// The watcher, if it has been told of a change.
+    /// The watcher, if it has been notified of a change.
     pub fn take_notified(&mut self) -> Option<Notified> {
         self.notified.take()
     }
 
-    /// The counters of the rules that are valid.
+    /// The counters of the running rules.
     ///
     /// # Errors
     ///

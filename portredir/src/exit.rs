@@ -1,15 +1,15 @@
-//! How the program ends.
+//! The exit codes of the program.
 
 /// The exit codes, which scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitCode {
-    /// Done.
+    /// The program did its work.
     Done = 0,
-    /// Something failed.
+    /// A step failed.
     Failed = 1,
     /// The command line, the environment or a file is wrong.
     Usage = 2,
-    /// Nothing runs in this network namespace.
+    /// No redirect runs in this network namespace.
     NotRunning = 3,
     /// A privilege is missing.
     NotPermitted = 4,

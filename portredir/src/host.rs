@@ -1,5 +1,5 @@
-//! What this host has: its interfaces, addresses, kernel features and the
-//! privileges of this process.
+//! The host: its interfaces, addresses, kernel features and the privileges of this
+//! process.
 
 pub mod features;
 pub mod netlink;

@@ -1,3 +1,3 @@
-//! How a command talks to the process that redirects or watches.
+//! The conversation of a command with the process that redirects or watches.
 
 pub mod client;

@@ -1,5 +1,5 @@
-//! The program around the datapath: rules in, interfaces chosen, programs
-//! loaded and attached, counters out.
+//! The program around the datapath: it parses rules, chooses interfaces, loads and
+//! attaches programs, and reads counters.
 
 pub mod bench;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! The programs in the kernel: load, fill, attach, detach.
+//! The programs in the kernel: loads, fills, attaches and detaches them.
 
 mod adopt;
 mod attach;
@@ -41,8 +41,8 @@ pub use self::rules::live_generation;
 #[derive(Debug)]
 pub struct Datapath {
     maps: HashMap<&'static str, Map>,
-    /// What programs are made from; where maps were pinned already, not before
-    /// one is needed.
+    /// The object that programs are made from; with pinned maps, it is parsed only when a
+    /// program is needed.
     object: Option<Ebpf>,
     loaded: BTreeSet<&'static str>,
     options: Options,
@@ -51,7 +51,7 @@ pub struct Datapath {
     lookup: Option<Lookup>,
     watch: Option<Watch>,
     local: HashMap<[u8; 16], u8>,
-    /// Where what is attached outlives the process.
+    /// The directory of the pins, if the redirect outlives the process.
     pins: Option<PinDir>,
     hot: Mapped<PacketPath<AtomicU64>>,
 }
@@ -107,7 +107,7 @@ impl Datapath {
         Array::<_, Seed>::try_from(datapath.map_mut(name))
             .and_then(|mut map| map.set(0, globals.seed, 0))
             .map_err(map_error(name))?;
-        // What somebody else may have left there.
+        // An earlier process may have left addresses there.
         let name = "LOCAL";
         let local =
             BpfHashMap::<_, Addr, u8>::try_from(datapath.map(name)).map_err(map_error(name))?;
@@ -122,8 +122,8 @@ impl Datapath {
         self.attached.values().any(is_wire)
     }
 
-    /// The programs, and the maps that are not pinned. The log reader has to be
-    /// set up before the first attach.
+    /// The object: the programs, and the maps that are not pinned. The log reader has to
+    /// be set up before the first attach.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ impl Datapath {
         Ok(self.object.insert(object))
     }
 
-    /// Loads and returns a program, for running it on a packet.
+    /// Loads a program and returns it, to run it on a packet.
     ///
     /// # Errors
     ///
@@ -183,7 +183,7 @@ impl Datapath {
         .map_err(|source| DatapathError::Program { name, source })
     }
 
-    /// One of the maps that may be pinned.
+    /// A map of those that may be pinned.
     ///
     /// # Panics
     ///
@@ -193,7 +193,7 @@ impl Datapath {
         &self.maps[name]
     }
 
-    /// As [`Self::map`], to write.
+    /// A map of those that may be pinned, to write.
     ///
     /// # Panics
     ///
@@ -202,8 +202,7 @@ impl Datapath {
         self.maps.get_mut(name).expect("one of the maps")
     }
 
-    /// The interfaces that are attached, by index, and whether only for what
-    /// goes out.
+    /// The interfaces that are attached, by index, and whether only egress is attached.
     #[must_use]
     pub fn attached(&self) -> BTreeMap<u32, bool> {
         let is_egress_only =

@@ -1,3 +1,3 @@
-//! What the running redirect can tell about itself.
+//! The reports on a running redirect.
 
 pub mod report;

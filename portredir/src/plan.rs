@@ -1,5 +1,5 @@
-//! Which interfaces get programs, of which engine, and why. Pure: a snapshot
-//! and features go in, nothing is touched.
+//! Decides which interfaces get programs, of which engine, and why. Pure: a snapshot and
+//! features go in, and nothing is touched.
 
 mod coverage;
 mod engine;
@@ -22,31 +22,30 @@ use crate::config::settings::Settings;
 use crate::host::features::{Features, Programs};
 use crate::host::snapshot::{Interface, Snapshot};
 
-/// What will be done with one interface.
+/// The plan for one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     /// The interface.
     pub interface: Interface,
-    /// How it was selected; to be handed in with the next plan.
+    /// The way the interface was selected, an input of the next plan.
     pub selected: SelectedBy,
-    /// How its connections are redirected.
+    /// The engine that redirects its connections.
     pub engine: Engine,
-    /// Whether packets that come in are met elsewhere, and only what goes out
-    /// may pass here alone.
+    /// Whether another interface handles incoming packets, and only some outgoing packets
+    /// pass here alone.
     pub is_egress_only: bool,
-    /// Where that engine will attach. When it is attached, the mode is known
-    /// better.
+    /// The hook of that engine. Once it is attached, the mode is known better.
     pub hook: &'static str,
-    /// Why there.
+    /// The reason for this engine.
     pub why: String,
-    /// Engines that would have come first.
+    /// The engines that would have come first.
     pub rejected: Vec<Rejected>,
-    /// What is to be known of it: warnings, programs of others.
+    /// Notes for the user: warnings, programs of others.
     pub notes: Vec<String>,
 }
 
 impl Planned {
-    /// What to do when the kernel refused the engine that was planned.
+    /// The fallback when the kernel refused the planned engine.
     #[must_use]
     pub fn by_tc_instead(&self, features: &Features, why: &str) -> Self {
         let engine = Engine::Tc;
@@ -69,16 +68,16 @@ impl Planned {
     }
 }
 
-/// Why an interface that was looked at gets no programs.
+/// An interface that was considered and gets no programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// Its index.
+    /// The index of the interface.
     pub index: u32,
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
     /// The reason.
     pub why: String,
-    /// Whether it was meant, and its packets are met elsewhere.
+    /// Whether the interface was selected, and another one handles its packets.
     pub is_covered: bool,
 }
 
@@ -89,15 +88,15 @@ pub struct Plan {
     pub choice: EngineChoice,
     /// Canonical texts of the rules.
     pub rules: Vec<String>,
-    /// By interface index.
+    /// The interfaces that get programs, by index.
     pub attach: BTreeMap<u32, Planned>,
-    /// The others.
+    /// The other interfaces.
     pub skip: Vec<Skipped>,
-    /// Where the engine that was asked for is impossible.
+    /// The interfaces on which the engine that was asked for is impossible.
     pub refuse: Vec<Refused>,
-    /// What has to be open.
+    /// The ports that a firewall must allow.
     pub firewall: Firewall,
-    /// What is to be known of the plan as a whole.
+    /// Notes on the plan as a whole.
     pub notes: Vec<String>,
 }
 
@@ -113,13 +112,13 @@ impl Plan {
 }
 
 impl Snapshot {
-    /// Plans what to attach to.
+    /// Plans the programs for all interfaces.
     ///
-    /// `attached` is what is attached now, and how it was selected: the XDP
-    /// and TCX programs there are ours, and what was selected by its exact
-    /// name is kept under another.
+    /// `attached` has the interfaces with attached programs, and how they were selected:
+    /// the XDP and TCX programs there are ours, and an interface that was selected by its
+    /// exact name is kept under another name.
     ///
-    /// What is impossible is in [`Plan::refuse`].
+    /// Impossible requests are in [`Plan::refuse`].
     #[must_use]
     pub fn plan(
         &self,
@@ -177,8 +176,8 @@ impl Snapshot {
         plan
     }
 
-    /// The interfaces that `--iface` means. Those that it leaves out, and
-    /// somebody could expect, go to `skip`.
+    /// The interfaces that `--iface` selects. Interfaces that it leaves out, and that a
+    /// user could expect, go to `skip`.
     fn select(
         &self,
         settings: &Settings,
@@ -214,7 +213,7 @@ impl Snapshot {
                 .filter(|index| selected.contains_key(index))
                 .is_some_and(|index| self.interfaces[&index].is_tracked_bridge)
         };
-        // Who names a bridge means what comes in by its ports.
+        // A user who names a bridge means the packets that come in on its ports.
         let ports: Vec<_> = self
             .interfaces
             .values()

@@ -19,10 +19,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use self::error::RuleError;
 pub use self::list::{Origin, Sourced, SourcedError, from_words};
 
-/// The transport protocols a rule is about.
+/// The transport protocols of a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocols {
-    /// TCP alone; what a rule means that names none, as with `docker -p`.
+    /// TCP alone; the default of a rule without a protocol, as with `docker -p`.
     #[default]
     Tcp,
     /// UDP alone.
@@ -32,7 +32,7 @@ pub enum Protocols {
 }
 
 impl Protocols {
-    /// Each of them.
+    /// Iterates over the single protocols.
     #[must_use]
     pub const fn each(self) -> &'static [Protocol] {
         match self {
@@ -46,14 +46,14 @@ impl Protocols {
 /// Ports from `first` to `last`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ports {
-    /// The lowest.
+    /// The lowest port.
     pub first: u16,
-    /// The highest, not below `first`.
+    /// The highest port, not below `first`.
     pub last: u16,
 }
 
 impl Ports {
-    /// One port.
+    /// A range of one port.
     #[must_use]
     pub const fn one(port: u16) -> Self {
         Self {
@@ -62,19 +62,19 @@ impl Ports {
         }
     }
 
-    /// Whether a port is one of them.
+    /// Whether a port is in the range.
     #[must_use]
     pub const fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
     }
 
-    /// Each of them.
+    /// Iterates over the ports.
     pub fn each(self) -> impl Iterator<Item = u16> {
         self.first..=self.last
     }
 }
 
-/// `80` or `8000-8100`.
+/// Writes `80` or `8000-8100`.
 impl fmt::Display for Ports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last {
@@ -85,28 +85,30 @@ impl fmt::Display for Ports {
     }
 }
 
-/// One redirect: who dials `dialled` reaches what listens on `target`.
+/// One redirect: clients that connect to a port of `dialled` reach the server that
+/// listens on `target`.
 ///
 /// `Display` gives the canonical text, which parses to the same rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// The address of this host that clients dial; `None` for all.
+    /// The address of this host that clients connect to; `None` for all.
     pub addr: Option<IpAddr>,
-    /// The ports that clients dial. A range may have its one target among them,
-    /// which then stays what it is.
+    /// The destination ports. A range may include its only target port, which is then not
+    /// redirected.
     pub dialled: Ports,
-    /// The ports the server listens on: as many as `dialled`, or one.
+    /// The target ports: as many as `dialled`, or one.
     pub target: Ports,
-    /// For which protocols.
+    /// The protocols.
     pub protocols: Protocols,
-    /// The clients it is for; `None` for all.
+    /// The clients that the rule is for; `None` for all.
     pub from: Option<IpNet>,
-    /// Names and globs of the interfaces it is for, sorted; none for all.
+    /// Names and globs of the ingress interfaces that the rule is for, sorted; none for
+    /// all.
     pub on: Vec<String>,
 }
 
 impl Rule {
-    /// Where packets to one of the dialled ports go.
+    /// The target port for a destination port.
     #[must_use]
     pub const fn target_of(&self, dialled: u16) -> u16 {
         if self.target.first == self.target.last {
@@ -116,14 +118,14 @@ impl Rule {
         }
     }
 
-    /// Whether it leads from a port to another one.
+    /// Whether the rule leads from a port to another one.
     #[must_use]
     pub fn redirects(&self, port: u16) -> bool {
         self.dialled.contains(port) && self.target_of(port) != port
     }
 
-    /// The ports that lead to another one: one stretch, or two around a target
-    /// that is among the dialled ports.
+    /// The destination ports that lead to another port: one range, or two around a target
+    /// port that is among them.
     pub fn stretches(&self) -> impl Iterator<Item = Ports> + use<> {
         let Ports { first, last } = self.dialled;
         let target = self.target.first;

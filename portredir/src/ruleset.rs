@@ -1,4 +1,5 @@
-//! A list of rules as a whole: which rules can match, and the maps they become.
+//! A list of rules as a whole: the check that each rule can match, and the maps that the
+//! rules become.
 
 pub mod compile;
 pub mod history;

@@ -1,8 +1,8 @@
-//! What a command finds of the one before it.
+//! The state that a command leaves for the next one.
 //!
-//! It is kept in a map among the pins, as JSON, and so lives exactly as long as
-//! what it tells of. The rules are written for the generation that is not live;
-//! the switch to it makes rules and state valid in one step.
+//! The state is kept in a map among the pins, as JSON, and so lives exactly as long as
+//! the redirect. The rules are written for the generation that is not live; the switch to
+//! it makes rules and state valid in one step.
 
 pub mod attachment;
 pub mod store;
@@ -18,56 +18,56 @@ use crate::config::settings::Settings;
 use crate::rule::Rule;
 use crate::ruleset::history::History;
 
-/// Raised when maps or state change so that an older or newer program cannot
-/// work with them.
+/// The version of maps and state; raised when they change so that an older or newer
+/// program cannot work with them.
 pub const LAYOUT: u32 = 2;
 
-/// What one generation is.
+/// The state of one generation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// [`LAYOUT`] of the program that wrote it.
+    /// The [`LAYOUT`] of the program that wrote the state.
     pub layout: u32,
-    /// Version of the program that wrote it.
+    /// The version of the program that wrote the state.
     pub version: String,
-    /// Options and rules.
+    /// The options and the rules.
     pub settings: Settings,
-    /// The counter of each rule. A rule that stays keeps it.
+    /// The counter of each rule. An unchanged rule keeps its counter.
     pub ids: Vec<u16>,
-    /// Where the search for an unused counter goes on.
+    /// The counter at which the search for an unused one goes on.
     pub next_id: u16,
-    /// Targets of rules that are gone, for flows that are not.
+    /// The targets of removed rules that still have flows.
     pub history: History,
-    /// Whether everything is being taken down.
+    /// Whether the redirect is being stopped.
     pub is_ending: bool,
-    /// What comes back unless somebody confirms in time.
+    /// The settings that are restored unless the change is confirmed in time.
     pub pending: Option<Pending>,
 }
 
 /// A change that waits to be confirmed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pending {
-    /// When it is taken back, `CLOCK_BOOTTIME`, milliseconds.
+    /// The time when the change is rolled back, `CLOCK_BOOTTIME`, milliseconds.
     pub deadline_ms: u64,
-    /// What there was before; `None` when nothing was.
+    /// The settings before the change; `None` without a redirect before.
     pub before: Option<Settings>,
 }
 
-/// Why a state cannot be used.
+/// The reason why a state cannot be used.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// Another version's.
+    /// Another version wrote the state.
     #[error(
         "the attached programs belong to portredir {version} (state layout {layout}), but this is {} \
          (state layout {LAYOUT}); use that version, or remove everything: portredir down --force",
         env!("CARGO_PKG_VERSION")
     )]
     Layout {
-        /// The version that wrote it.
+        /// The version that wrote the state.
         version: String,
-        /// Its layout.
+        /// The layout of the state.
         layout: u32,
     },
-    /// Not a state.
+    /// The text is not a state.
     #[error("the state in {0} is corrupt; remove it with: portredir down --force")]
     Damaged(String),
 }
@@ -80,13 +80,13 @@ pub fn now_ms() -> u64 {
 }
 
 impl State {
-    /// Reads what was written under a directory.
+    /// Reads the state from the pins of a directory.
     ///
     /// # Errors
     ///
     /// [`StateError::Layout`], [`StateError::Damaged`].
     pub fn parse(text: &[u8], dir: &str) -> Result<Self, StateError> {
-        /// What every version writes.
+        /// The fields that every version writes.
         #[derive(Deserialize)]
         struct Any {
             layout: u32,
@@ -107,7 +107,7 @@ impl State {
         Ok(state)
     }
 
-    /// How long until an unconfirmed change is taken back.
+    /// The time until an unconfirmed change is rolled back.
     #[must_use]
     pub fn confirm_within(&self) -> Option<Duration> {
         let pending = self.pending.as_ref()?;
@@ -116,7 +116,7 @@ impl State {
         ))
     }
 
-    /// No rules yet.
+    /// A state without rules.
     #[must_use]
     pub fn empty(settings: Settings) -> Self {
         Self {
@@ -141,8 +141,8 @@ impl State {
         ids.zip(self.settings.rules.iter().cloned()).collect()
     }
 
-    /// What follows this when the settings change; a rule that stays keeps its
-    /// counter, and no counter is used again soon.
+    /// The state that comes after this one when the settings change; an unchanged rule
+    /// keeps its counter, and no counter is used again soon.
     #[must_use]
     pub fn next(&self, settings: Settings, history: History) -> Self {
         let known: std::collections::HashMap<_, _> = self
@@ -155,7 +155,8 @@ impl State {
         let mut next_id = self.next_id;
         let ids = settings.rules.iter().map(|rule| {
             known.get(rule).copied().unwrap_or_else(|| {
-                // There are as many as rules at most, and those that go are few.
+                // There are at most as many used counters as rules, and few rules are
+                // removed at a time.
                 while used.len() <= usize::from(u16::MAX) && used.contains(&next_id) {
                     next_id = next_id.wrapping_add(1);
                 }

@@ -1,4 +1,4 @@
-//! Our side of the client: tells it what to measure, and hears of it.
+//! The controlling side of the client: tells it what to measure and reads its results.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{ChildStdin, ChildStdout};
@@ -24,11 +24,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts it.
+    /// Starts the client.
     ///
     /// # Errors
     ///
-    /// When it cannot be started.
+    /// When the client cannot be started.
     pub fn start(launch: Launch<'_>) -> anyhow::Result<Self> {
         let launch = Launch {
             is_piped: true,
@@ -44,11 +44,11 @@ impl Client {
         })
     }
 
-    /// Has it measure; `on_cycle` hears of each cycle.
+    /// Lets the client measure; calls `on_cycle` after each cycle.
     ///
     /// # Errors
     ///
-    /// What the client says, when it ends, or when we are to stop.
+    /// When the client reports an error or ends, or when the benchmark is to stop.
     pub fn measure(
         &mut self,
         request: &Request,

@@ -3,12 +3,11 @@
 use anyhow::Context as _;
 use netlink_sys::{Socket, SocketAddr};
 
-/// As `conntrack -F`: deletes whatever matches nothing in particular, in this network
-/// namespace.
+/// Deletes all tracked connections in this network namespace, like `conntrack -F`.
 ///
 /// # Errors
 ///
-/// When the kernel does not let us.
+/// When the kernel refuses.
 pub fn flush() -> anyhow::Result<()> {
     // include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
     const NETLINK_NETFILTER: isize = 12;

@@ -1,4 +1,4 @@
-//! The machine, as far as it decides the figures.
+//! The machine, as far as the figures depend on it.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -7,38 +7,40 @@ use serde::Serialize;
 
 use super::process::Scheduling;
 
-/// What figures depend on.
+/// The properties of the machine that figures depend on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Environment {
-    /// Release and version.
+    /// Release and version of the kernel.
     pub kernel: String,
-    /// The processors' model.
+    /// The model of the processors.
     pub cpu: String,
-    /// How many there are.
+    /// The number of processors.
     pub cpus: usize,
-    /// The hypervisor's or maker's words; `None` on bare metal that says nothing.
+    /// The name that the hypervisor or the maker gives; `None` on bare metal that gives
+    /// none.
     pub machine: Option<String>,
-    /// Whether a hypervisor is below.
+    /// Whether the machine is virtual.
     pub is_virtual: bool,
-    /// What the kernel does against processors' faults, where it does something.
+    /// The kernel's mitigations of processor faults, where they are active.
     pub mitigations: Vec<String>,
     /// Ticks a second; `None` where the kernel's configuration cannot be read.
     pub hz: Option<u32>,
-    /// Of the frequency; `None` where the kernel does not choose it.
+    /// The frequency governor; `None` where the kernel does not choose the frequency.
     pub governor: Option<String>,
     /// Whether two threads share a core.
     pub smt: Option<bool>,
     /// Whether eBPF is compiled.
     pub jit: bool,
-    /// Processes that wanted to run, on average of the last minute, before and after.
+    /// The number of processes that wanted to run, on average of the last minute, before
+    /// and after the benchmark.
     pub load_average: [f64; 2],
-    /// The part of time that the hypervisor gave to others meanwhile.
+    /// The part of the time that the hypervisor gave to other machines meanwhile.
     pub steal: Option<f64>,
-    /// How the traffic was run.
+    /// The scheduling of the traffic.
     pub scheduling: Scheduling,
 }
 
-/// Reads what is read twice: at the beginning and at the end.
+/// The values that are read twice: at the beginning and at the end.
 #[derive(Clone, Debug)]
 pub struct Before {
     load_average: f64,
@@ -46,7 +48,7 @@ pub struct Before {
 }
 
 impl Before {
-    /// Now.
+    /// The values now.
     #[must_use]
     pub fn read() -> Self {
         Self {
@@ -57,7 +59,7 @@ impl Before {
 }
 
 impl Environment {
-    /// Now, at the end.
+    /// The environment, with the values now, at the end.
     #[must_use]
     pub fn read(before: &Before, scheduling: Scheduling) -> Self {
         let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
@@ -91,7 +93,7 @@ impl Environment {
         }
     }
 
-    /// For people, as names and values.
+    /// Names and values for people.
     #[must_use]
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let yes = |is_so: bool| if is_so { "yes" } else { "no" }.to_owned();
@@ -189,7 +191,7 @@ fn load_average() -> f64 {
     first.unwrap_or(f64::NAN)
 }
 
-/// All ticks of all processors, and those that were stolen (proc_stat(5)).
+/// All ticks of all processors, and the stolen ones (proc_stat(5)).
 fn ticks() -> Option<[u64; 2]> {
     let stat = read("/proc/stat")?;
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
@@ -197,11 +199,11 @@ fn ticks() -> Option<[u64; 2]> {
         .split_whitespace()
         .filter_map(|word| word.parse().ok())
         .collect();
-    // Those of guests are in those of users already.
+    // The ticks of users already include those of guests.
     Some([ticks.iter().take(8).sum(), *ticks.get(7)?])
 }
 
-/// For tests.
+/// An environment for tests.
 #[cfg(test)]
 pub fn sample() -> Environment {
     Environment {

@@ -6,9 +6,8 @@
 //!          …
 //! ```
 //!
-//! All variants are there before the first is measured: making a namespace costs
-//! more than what is measured. Addresses are of 198.18.0.0/15, which is for
-//! benchmarks (RFC 2544).
+//! All variants exist before the first is measured: to make a namespace costs more than a
+//! measurement. Addresses are of 198.18.0.0/15, which is for benchmarks (RFC 2544).
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,8 +28,8 @@ use super::{conntrack, server};
 use crate::host::features::Features;
 use crate::sys::ethtool;
 
-/// Of every host. Buffers of fixed size, or the bulk tests would show how each
-/// connection happened to tune its own.
+/// The settings of every host. Buffers have a fixed size; otherwise the bulk tests would
+/// show how each connection happened to tune its own.
 const SETTINGS: [(&str, &str); 6] = [
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
@@ -40,16 +39,16 @@ const SETTINGS: [(&str, &str); 6] = [
     ("ipv4/tcp_wmem", "4096 524288 524288"),
 ];
 
-/// Interfaces of the client have indexes from here on. With one index on both
-/// sides the kernel would take its time to notice that the link is up
-/// (`linkwatch_urgent_event` in net/core/link_watch.c).
+/// The lowest index of the client's interfaces. With one index on both sides the kernel
+/// would take its time to notice that the link is up (`linkwatch_urgent_event` in
+/// net/core/link_watch.c).
 const FIRST_IFINDEX: u32 = 1000;
 
 /// A cgroup that is deleted when dropped, after its processes.
 ///
-/// Ours hears of servers and connections by programs on a cgroup. On the root
-/// every other variant would pay for them too. Each variant has one, as to be in
-/// a cgroup has its own cost.
+/// portredir learns of servers and connections by programs on a cgroup. On the root
+/// cgroup, every other variant would pay for them too. Each variant has a cgroup, because
+/// a cgroup has a cost of its own.
 #[derive(Debug)]
 struct Cgroup(PathBuf);
 
@@ -63,7 +62,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // The kernel takes a moment to let killed processes go.
+        // Killed processes take a moment to end.
         for _ in 0..100 {
             match fs::remove_dir(&self.0) {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
@@ -76,10 +75,10 @@ impl Drop for Cgroup {
     }
 }
 
-/// A variant at work. Its processes end before its namespace does.
+/// A running variant. Its processes end before its namespace does.
 #[derive(Debug)]
 pub struct Site {
-    /// Who redirects, where that is a program.
+    /// The process that redirects, where one does.
     pub redirector: Option<Process>,
     server: Process,
     _cgroup: Option<Cgroup>,
@@ -87,30 +86,30 @@ pub struct Site {
     number: u8,
 }
 
-/// A variant, and what became of it.
+/// A variant and its state.
 #[derive(Debug)]
 pub struct Member {
-    /// Which.
+    /// The variant.
     pub variant: Variant,
-    /// What the redirecting program says of itself.
+    /// The version that the redirecting program reports.
     pub version: Option<String>,
     /// Whether it can be measured.
     pub state: State,
 }
 
-/// What became of a variant.
+/// The state of a variant.
 #[derive(Debug)]
 pub enum State {
-    /// It works.
+    /// The variant works.
     Ready(Box<Site>),
-    /// It cannot be tried here, and why.
+    /// The variant cannot be tried here, for this reason.
     Skipped(String),
-    /// It was tried, and did not work.
+    /// The variant was tried and did not work, for this reason.
     Failed(String),
 }
 
 impl Member {
-    /// Its namespace and processes, if it works.
+    /// The namespace and the processes of the variant, if it works.
     #[must_use]
     pub fn site(&self) -> Option<&Site> {
         match &self.state {
@@ -123,21 +122,20 @@ impl Member {
 /// All hosts.
 #[derive(Debug)]
 pub struct Lab {
-    /// One for each variant that was asked for.
+    /// The members, one for each variant that was asked for.
     pub members: Vec<Member>,
-    /// Where clients are.
+    /// The namespace of the clients.
     pub client: Namespace,
-    /// Where cgroups are made, if anywhere.
+    /// The directory in which cgroups are made, if any.
     cgroups: Option<PathBuf>,
 }
 
 impl Lab {
-    /// Makes all hosts; says before each which.
+    /// Makes all hosts; reports each before it is made.
     ///
     /// # Errors
     ///
-    /// When nothing can be measured here. What is wrong with one variant is in its
-    /// [`Member`].
+    /// When nothing can be measured here. The error of one variant is in its [`Member`].
     pub fn new(
         variants: &[Variant],
         dir: &Dir,
@@ -153,7 +151,7 @@ impl Lab {
             // Some ten thousand connections a second are made and closed here.
             ("ipv4/tcp_tw_reuse", "1"),
             ("ipv4/ip_local_port_range", "1024 65535"),
-            // Who does not answer is soon given up.
+            // A server that does not answer is soon given up.
             ("ipv4/tcp_syn_retries", "1"),
         ])?;
         let mut lab = Self {
@@ -268,7 +266,7 @@ impl Lab {
 }
 
 impl Site {
-    /// For the client.
+    /// The target for the client.
     #[must_use]
     pub fn target(&self, variant: &Variant) -> Target {
         Target {
@@ -277,38 +275,40 @@ impl Site {
         }
     }
 
-    /// Where its server is.
+    /// The address of the server.
     #[must_use]
     pub const fn addr(&self) -> Ipv4Addr {
         server_addr(self.number)
     }
 
-    /// Whether packets that come in are handled in batches, which is what frames
-    /// without a socket buffer need (`veth_xdp_xmit` in drivers/net/veth.c).
+    /// Turns on or off that incoming packets are handled in batches, which frames without
+    /// a socket buffer need (`veth_xdp_xmit` in drivers/net/veth.c).
+    /// Turns on or off the handling of incoming packets in batches, which frames without
+    /// a socket buffer need (`veth_xdp_xmit` in drivers/net/veth.c).
     ///
     /// # Errors
     ///
-    /// When the interface does not let us.
+    /// When the interface refuses.
     pub fn set_gro(&self, is_on: bool) -> anyhow::Result<()> {
         let set = || ethtool::set_feature(INTERFACE, "rx-gro", is_on);
         self.namespace.enter(set)?.context("switch GRO")
     }
 
-    /// Forgets all tracked connections.
+    /// Deletes all tracked connections.
     ///
     /// # Errors
     ///
-    /// When the kernel does not let us.
+    /// When the kernel refuses.
     pub fn flush_conntrack(&self) -> anyhow::Result<()> {
         self.namespace.enter(conntrack::flush)?
     }
 
-    /// Datagrams that the server's socket filter has dropped, all others being
-    /// answered.
+    /// The number of datagrams that the server's socket filter has dropped; the server
+    /// answers all others.
     ///
     /// # Errors
     ///
-    /// When the kernel does not tell.
+    /// When the kernel's counters cannot be read.
     pub fn dropped(&self) -> anyhow::Result<u64> {
         let snmp = self.namespace.proc_net("snmp")?;
         let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
@@ -327,7 +327,7 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// When the kernel lets us not in.
+    /// When the kernel refuses.
     pub fn enter<T>(&self, f: impl FnOnce() -> T) -> anyhow::Result<T> {
         self.namespace.enter(f)
     }
@@ -358,11 +358,11 @@ fn link(number: u8) -> Link {
     }
 }
 
-/// Makes a host without links to others.
+/// Makes a host without links to other hosts.
 ///
 /// # Errors
 ///
-/// When `ip` cannot.
+/// When `ip` fails.
 pub fn alone(name: String) -> anyhow::Result<Namespace> {
     let namespace = Namespace::new(name)?;
     let batch = format!(
@@ -377,11 +377,11 @@ fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Checks that the programs are there that every run needs.
+/// Checks that the programs that every run needs are installed.
 ///
 /// # Errors
 ///
-/// Names the first that is missing.
+/// When one is missing; the error names the first.
 pub fn check_tools() -> anyhow::Result<()> {
     const TOOLS: [(&str, &str); 5] = [
         ("ip", "iproute2"),

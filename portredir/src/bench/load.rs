@@ -1,9 +1,9 @@
-//! The client of the benchmark: a process of its own, in the clients' namespace and
-//! on the processor of the servers, that puts load on variants as it is told.
+//! The client of the benchmark: a separate process, in the clients' namespace and on the
+//! processor of the servers, that puts load on variants as requests ask.
 //!
-//! Requests and events are JSON, one a line. A process of its own, because it runs
-//! with real-time priority: what goes wrong in it ends it alone, and those who
-//! clean up are not held up.
+//! Requests and events are JSON, one a line. The client is a separate process because it
+//! runs with real-time priority: a failure ends this process alone and does not delay the
+//! cleanup.
 
 mod tcp;
 mod udp;
@@ -19,89 +19,90 @@ use serde::{Deserialize, Serialize};
 use super::schedule::{self, Load};
 use super::traffic::Traffic;
 
-/// What to measure.
+/// A request to measure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
-    /// Of what kind.
+    /// The kind of traffic.
     pub traffic: Traffic,
-    /// The variants.
+    /// The variants to measure.
     pub targets: Vec<Target>,
-    /// About how long a turn is.
+    /// The approximate length of a turn.
     pub length_us: u64,
-    /// How many cycles count.
+    /// The number of cycles that count.
     pub cycles: usize,
-    /// Of the order of turns.
+    /// The seed of the order of turns.
     pub seed: u64,
     /// Whether a socket sends packets of UDP, also where the kernel could.
     pub is_raw: bool,
 }
 
-/// Where a variant is.
+/// The address of a variant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Target {
-    /// The server, and the port to dial.
+    /// The server and the destination port.
     pub addr: SocketAddrV4,
-    /// The link to it; `None` where there is none of its own.
+    /// The link to the server; `None` where the variant has no link of its own.
     pub link: Option<Link>,
 }
 
 /// The client's side of a link.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Link {
-    /// The interface of the client.
+    /// The index of the client's interface.
     pub ifindex: u32,
     /// The client's address.
     pub addr: Ipv4Addr,
-    /// Of the client.
+    /// The MAC address of the client.
     pub mac: [u8; 6],
-    /// Of the server.
+    /// The MAC address of the server.
     pub server_mac: [u8; 6],
 }
 
-/// Where packets of UDP come from.
+/// The source of UDP packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// A socket of the client.
     Socket,
     /// The kernel, by `BPF_PROG_TEST_RUN` with live frames: the cost is that of the
-    /// receiver, and a little of the generator.
+    /// receiver, and a little of the sender.
     LiveFrames,
-    /// A raw socket, by `sendmmsg`: the cost of sending is part of the cost.
+    /// A raw socket, by `sendmmsg`: the cost includes that of sending.
     RawSocket,
 }
 
-/// What the client has to say.
+/// An event that the client reports.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
-    /// A cycle is done, also of the warm-up.
+    /// A cycle is done; the event is also sent for cycles of the warm-up.
     Cycle,
-    /// All is done.
+    /// The measurement is done.
     Done(Measured),
     /// Nothing could be measured.
     Failed(String),
 }
 
-/// What was measured.
+/// The results of a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measured {
-    /// By target, then by cycle: nanoseconds per operation; `None` where there was
-    /// no turn.
+    /// Nanoseconds per operation, by target, then by cycle; `None` where there was no
+    /// turn.
     pub costs: Vec<Vec<Option<f64>>>,
-    /// By target, what was wrong.
+    /// The error of each target.
     pub failures: Vec<Option<String>>,
-    /// By target, packets that a server had to get, also in the warm-up; of UDP.
+    /// For UDP, the number of packets that each target's server had to get, with those of
+    /// the warm-up.
     pub sent: Vec<u64>,
-    /// Of the packets.
+    /// The source of the packets.
     pub source: Source,
 }
 
-/// Does what it is told, until its input ends.
+/// Measures as the requests on standard input ask, until it ends.
 ///
 /// # Errors
 ///
-/// When it is not understood, or nobody listens.
+/// When a request is not understood, or an event cannot be written.
 pub fn load() -> anyhow::Result<()> {
     for line in io::stdin().lines() {
         let line = line.context("read a request")?;

@@ -1,4 +1,4 @@
-//! From variants that work to figures about them.
+//! Measures the variants that work and computes figures.
 
 use anyhow::Context as _;
 use fastrand::Rng;
@@ -11,45 +11,45 @@ use super::statistics::{Cost, Costs, Noise, Ratio};
 use super::stop::Stop;
 use super::traffic::Traffic;
 
-/// What a variant is to the comparison.
+/// The role of a variant in the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// What all are compared with.
+    /// The variant without a redirect, which all others are compared with.
     Direct,
-    /// The same once more.
+    /// The variant without a redirect once more.
     DirectAgain,
-    /// Ours.
+    /// A variant of portredir.
     Ours,
-    /// What ours is compared with.
+    /// The variant that those of portredir are compared with.
     Reference,
-    /// All else.
+    /// Any other variant.
     Other,
 }
 
-/// Who takes part in a test.
+/// A participant of a test.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// In reports.
+    /// The name in reports.
     pub name: String,
-    /// Where it is.
+    /// The address.
     pub target: Target,
-    /// What it is to the comparison.
+    /// The role in the comparison.
     pub role: Role,
-    /// What has to be the same for a comparison to be fair: the rules, and whether
-    /// connections are tracked anyway.
+    /// The properties that have to be equal for a fair comparison: the number of rules,
+    /// and whether connections are tracked anyway.
     pub setting: (u16, bool),
 }
 
-/// How much is measured.
+/// The amount of measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
-    /// Turns of each variant.
+    /// The number of turns of each variant.
     pub cycles: usize,
-    /// How often all that is repeated.
+    /// The number of repetitions of the whole.
     pub repetitions: usize,
 }
 
-/// About how long a turn of this traffic is, in microseconds.
+/// The approximate length of a turn of this traffic, in microseconds.
 const fn length_us(traffic: Traffic) -> u64 {
     match traffic {
         Traffic::Rr => 2000,
@@ -59,7 +59,7 @@ const fn length_us(traffic: Traffic) -> u64 {
     }
 }
 
-/// What a turn takes in all, in microseconds, for the forecast: the kernel takes some
+/// The whole duration of a turn, in microseconds, for the forecast: the kernel takes some
 /// milliseconds to make and to free the frames of a turn of UDP.
 #[must_use]
 pub const fn forecast_us(traffic: Traffic) -> u64 {
@@ -69,27 +69,27 @@ pub const fn forecast_us(traffic: Traffic) -> u64 {
     }
 }
 
-/// What is measured.
+/// A test: a comparison of entries by one kind of traffic.
 #[derive(Clone, Copy, Debug)]
 pub struct Test<'a> {
-    /// By what.
+    /// The traffic.
     pub traffic: Traffic,
-    /// Who takes part.
+    /// The participants.
     pub entries: &'a [Entry],
-    /// How much.
+    /// The amount of measurements.
     pub effort: Effort,
     /// Whether a socket sends packets of UDP.
     pub is_raw: bool,
 }
 
 impl Test<'_> {
-    /// Measures; also returns how many packets each was sent. `before` is called
+    /// Measures; also returns how many packets each entry was sent. `before` is called
     /// before each repetition, `advance` after each cycle, with the time that was
     /// forecast.
     ///
     /// # Errors
     ///
-    /// When nothing could be measured, or we are to stop.
+    /// When nothing could be measured, or the benchmark is to stop.
     pub fn run(
         self,
         client: &mut Client,
@@ -144,13 +144,13 @@ impl Test<'_> {
     }
 }
 
-/// Cycles of a test, with those that are not counted.
+/// The number of cycles of a test, with those that are not counted.
 #[must_use]
 pub const fn cycles(effort: Effort) -> u64 {
     ((effort.cycles + WARM_UP) * effort.repetitions) as u64
 }
 
-/// What came of an entry.
+/// The results of an entry.
 #[derive(Clone, Debug, Default)]
 struct Course {
     costs: Costs,
@@ -213,7 +213,8 @@ fn rows(entries: &[Entry], results: &[Course]) -> Vec<Row> {
     entries.iter().zip(results).map(row).collect()
 }
 
-/// A line for each of ours: whom it beats, whom it does not, and by how much.
+/// A line for each variant of portredir: the others that it beats, those that it does
+/// not, and by how much.
 fn verdicts(
     traffic: Traffic,
     entries: &[Entry],
@@ -230,7 +231,7 @@ fn verdicts(
             let is_opponent = matches!(other.role, Role::Direct | Role::Reference | Role::Other);
             let is_fair = other.setting == entry.setting
                 || (other.role == Role::Direct && entry.setting.0 > 1);
-            // What ours cost with fewer rules is the comparison with ourselves.
+            // portredir with fewer rules stands for the comparison with itself.
             let is_fewer = other.role == Role::Ours
                 && other.setting == (1, entry.setting.1)
                 && entry.name.starts_with(&format!("{}, ", other.name));
@@ -247,7 +248,7 @@ fn verdicts(
     lines
 }
 
-/// `compared` are the costs of others by ours.
+/// Writes one verdict. `compared` are the costs of others divided by those of portredir.
 fn sentence(operation: &str, compared: &[(&str, f64)], noise: Option<Noise>) -> String {
     let is_difference =
         |ratio: f64| noise.is_some_and(|noise| noise.is_difference(ratio)) && ratio.is_finite();
@@ -298,7 +299,7 @@ mod tests {
         }
     }
 
-    /// All cycles alike.
+    /// A course in which all cycles cost the same.
     fn result(cost: f64) -> Course {
         Course {
             costs: vec![vec![cost; 20]; 2],

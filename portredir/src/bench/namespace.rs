@@ -9,31 +9,31 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, ensure};
 use nix::sched::{CloneFlags, setns};
 
-/// Names of namespaces, directories and cgroups begin with it; the pid of who made
-/// them comes next.
+/// The prefix of the names of namespaces, directories and cgroups; the process ID of
+/// their maker comes next.
 pub const PREFIX: &str = "portredir-bench-";
 
-/// Where `ip netns` keeps them.
+/// The directory in which `ip netns` keeps namespaces.
 const DIR: &str = "/run/netns";
 
-/// Deleted when dropped, with its interfaces.
+/// A network namespace, which is deleted when dropped, with its interfaces.
 #[derive(Debug)]
 pub struct Namespace {
-    /// As `ip netns` knows it.
+    /// The name by which `ip netns` knows the namespace.
     pub name: String,
     file: File,
 }
 
 impl Namespace {
-    /// Makes one.
+    /// Makes a namespace.
     ///
     /// # Errors
     ///
-    /// When `ip` cannot.
+    /// When `ip` fails.
     pub fn new(name: String) -> anyhow::Result<Self> {
         run(Command::new("ip").args(["netns", "add", &name]), "")?;
         let file = File::open(Path::new(DIR).join(&name));
-        // It has to go also when this fails.
+        // The namespace has to go also when this fails.
         let file = file.inspect_err(|_| delete(&name));
         let file = file.with_context(|| format!("open network namespace {name}"))?;
         Ok(Self { name, file })
@@ -43,7 +43,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When the kernel lets us not in.
+    /// When the kernel refuses.
     pub fn enter<T>(&self, f: impl FnOnce() -> T) -> anyhow::Result<T> {
         struct Back(File);
         impl Drop for Back {
@@ -60,21 +60,21 @@ impl Namespace {
         Ok(result)
     }
 
-    /// Runs a program to its end, which has to be a good one.
+    /// Runs a program to its end.
     ///
     /// # Errors
     ///
-    /// What it said on stderr.
+    /// When the program fails; with its output on stderr.
     pub fn run(&self, command: &mut Command, input: &str) -> anyhow::Result<()> {
         self.enter(|| run(command, input))?
     }
 
-    /// Sets values below `/proc/sys/net`; those that this kernel has not are left
-    /// out.
+    /// Sets values below `/proc/sys/net`; leaves out those that this kernel does not
+    /// have.
     ///
     /// # Errors
     ///
-    /// When one is refused.
+    /// When the kernel refuses a value.
     pub fn sysctl(&self, values: &[(&str, &str)]) -> anyhow::Result<()> {
         self.enter(|| {
             for (key, value) in values {
@@ -87,11 +87,11 @@ impl Namespace {
         })?
     }
 
-    /// A file below `/proc/net`.
+    /// Reads a file below `/proc/net`.
     ///
     /// # Errors
     ///
-    /// When it cannot be read.
+    /// When the file cannot be read.
     pub fn proc_net(&self, name: &str) -> anyhow::Result<String> {
         let path = Path::new("/proc/thread-self/net").join(name);
         let text = self.enter(|| fs::read_to_string(path))?;
@@ -111,11 +111,11 @@ fn delete(name: &str) {
     }
 }
 
-/// Runs a program to its end, which has to be a good one.
+/// Runs a program to its end.
 ///
 /// # Errors
 ///
-/// What it said on stderr.
+/// When the program fails; with its output on stderr.
 pub fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
@@ -125,33 +125,33 @@ pub fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
         .spawn()
         .with_context(|| format!("start {name}"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // What it does not want to read, it complains about.
+        // A program that does not read its input reports that itself.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child
         .wait_with_output()
         .with_context(|| format!("wait for {name}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    // Of what is wrong with a list, the first says enough.
+    // The first line is enough of a long list of errors.
     let said = said.trim().lines().next().unwrap_or("no reason given");
     ensure!(output.status.success(), "{name}: {said}");
     Ok(())
 }
 
-/// A directory that is deleted when dropped. Its name is one that nobody else has.
+/// A directory with a unique name that is deleted when dropped.
 #[derive(Debug)]
 pub struct Dir {
-    /// With [`PREFIX`] and our pid; also for namespaces and cgroups.
+    /// The name: [`PREFIX`] and our process ID; also used for namespaces and cgroups.
     pub name: String,
     path: PathBuf,
 }
 
 impl Dir {
-    /// Makes one among the temporary directories.
+    /// Makes a directory among the temporary ones.
     ///
     /// # Errors
     ///
-    /// When it cannot be made.
+    /// When the directory cannot be made.
     pub fn new() -> anyhow::Result<Self> {
         let random = fastrand::u16(..);
         let name = format!("{PREFIX}{}-{random:04x}", std::process::id());
@@ -160,11 +160,11 @@ impl Dir {
         Ok(Self { name, path })
     }
 
-    /// Makes one in it.
+    /// Makes a directory in this one.
     ///
     /// # Errors
     ///
-    /// When it cannot be made.
+    /// When the directory cannot be made.
     pub fn inner(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.path.join(name);
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
@@ -178,10 +178,10 @@ impl Drop for Dir {
     }
 }
 
-/// Whether a process is no more, or dead and only not yet asked for by its parent.
+/// Whether a process has ended, or is dead and its parent has not yet waited for it.
 fn is_gone(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-    // The state comes behind the name, which may have anything in it.
+    // The state comes after the name, which may contain anything.
     stat.map_or(true, |stat| {
         stat.rsplit_once(") ")
             .is_some_and(|(_, state)| state.starts_with('Z'))
@@ -204,7 +204,7 @@ pub fn stale(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The namespaces that a run has left behind which was killed.
+/// The namespaces that a killed run has left behind.
 #[must_use]
 pub fn left_behind() -> Vec<String> {
     stale(Path::new(DIR))
@@ -213,11 +213,11 @@ pub fn left_behind() -> Vec<String> {
         .collect()
 }
 
-/// Deletes one of [`left_behind`].
+/// Deletes one of the namespaces of [`left_behind`].
 ///
 /// # Errors
 ///
-/// When `ip` cannot.
+/// When `ip` fails.
 pub fn adopt_and_delete(name: &str, last: impl FnOnce(&Namespace)) -> anyhow::Result<()> {
     let file = File::open(Path::new(DIR).join(name));
     let file = file.with_context(|| format!("open network namespace {name}"));

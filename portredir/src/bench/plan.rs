@@ -1,4 +1,4 @@
-//! From the command line to what is compared, and by what.
+//! Turns the command line into the variants and the traffic that compares them.
 
 use super::measure::{Effort, Role};
 use super::traffic::{Protocol, Traffic};
@@ -6,29 +6,29 @@ use super::variant::{Subject, Variant};
 use crate::cli::{BenchArgs, Opponent, Suite};
 use crate::config::engine::EngineChoice;
 
-/// What is done.
+/// The work of a benchmark.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What is compared.
+    /// The variants to compare.
     pub variants: Vec<Variant>,
-    /// Who is compared with, also where nothing travels.
+    /// The other redirectors, also for measurements without traffic.
     pub opponents: Vec<Opponent>,
-    /// By what, in this order.
+    /// The suites to run, in this order.
     pub suites: Vec<Suite>,
-    /// The most rules that variants have.
+    /// The largest number of rules of a variant.
     pub most_rules: u16,
-    /// Whether it may take its time.
+    /// Whether the benchmark may take its time.
     pub is_full: bool,
     /// Whether a socket sends packets of UDP.
     pub is_raw: bool,
 }
 
-/// For `--quick`.
+/// The suites of `--quick`.
 const QUICK_SUITES: [Suite; 3] = [Suite::Rr, Suite::Crr, Suite::Udp];
 const QUICK_OPPONENTS: [Opponent; 3] =
     [Opponent::IptablesLegacy, Opponent::NftMap, Opponent::Nginx];
 
-/// For `--full`.
+/// The suites of `--full`.
 const FULL_SUITES: [Suite; 8] = [
     Suite::Rr,
     Suite::Crr,
@@ -49,7 +49,7 @@ const FULL_ENGINES: [EngineChoice; 5] = [
 const FULL_RULES: [u16; 4] = [1, 100, 1000, 10_000];
 
 impl Plan {
-    /// What was asked for.
+    /// Makes the plan that the arguments ask for.
     #[must_use]
     pub fn of(args: &BenchArgs) -> Self {
         let is_full = args.full;
@@ -138,8 +138,8 @@ impl Plan {
         self.variants = variants;
     }
 
-    /// Rules of one protocol slow no other down, but a list of both would be twice as
-    /// long, where it is walked. Ours is not.
+    /// Rules of one protocol slow down no other, but a list of both would be twice as
+    /// long for programs that walk it. portredir does not walk it.
     fn with_rules(&self, subject: Subject, rules: u16, engines: &[EngineChoice]) -> Vec<Variant> {
         let variant = Variant {
             rules,
@@ -147,7 +147,7 @@ impl Plan {
         };
         let walks = match subject {
             Subject::Ours(engine) => {
-                // One shows what becomes of it in between.
+                // One engine shows the figures in between.
                 let is_shown = rules == self.most_rules || Some(&engine) == engines.first();
                 return is_shown.then_some(variant).into_iter().collect();
             }
@@ -187,7 +187,7 @@ impl Plan {
             && !(variant.has_conntrack && is_bulk)
     }
 
-    /// How much of it is measured.
+    /// The amount of measurements of this traffic.
     #[must_use]
     pub const fn effort(&self, traffic: Traffic) -> Effort {
         let cycles = match traffic {
@@ -200,7 +200,7 @@ impl Plan {
         }
     }
 
-    /// What a variant is to the comparison.
+    /// The role of a variant in the comparison.
     #[must_use]
     pub fn role(&self, variant: &Variant) -> Role {
         match variant.subject {
@@ -216,7 +216,7 @@ impl Plan {
     }
 }
 
-/// Whom ours is compared with first.
+/// The opponent that portredir is compared with first.
 fn reference(opponents: &[Opponent]) -> Option<Opponent> {
     [
         Opponent::IptablesLegacy,

@@ -1,5 +1,5 @@
-//! Programs that the benchmark starts. Each is killed, by its handle, when its
-//! guard is dropped, and by the kernel when we die before.
+//! Programs that the benchmark starts. The guard of each kills it, by its handle, when
+//! dropped; the kernel kills it when the benchmark dies before.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -16,27 +16,27 @@ use serde::Serialize;
 
 use super::namespace::Namespace;
 
-/// Longest time that a real-time process may run without sleeping, in
-/// microseconds; then the kernel ends it.
+/// The longest time that a real-time process may run without sleep, in microseconds; then
+/// the kernel ends it.
 const RT_TIME_US: u64 = 5_000_000;
 
-/// How programs are run that take part in the traffic.
+/// The scheduling of the programs that take part in the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Scheduling {
-    /// The one processor that they share: then nothing waits for another one to
-    /// wake, and the time of an operation is all that it costs.
+    /// The one processor that they share: then nothing waits for another one to wake, and
+    /// the time of an operation is its whole cost.
     pub cpu: usize,
-    /// Whether they are run by `SCHED_FIFO`; else at nice -20.
+    /// Whether they run under `SCHED_FIFO`; otherwise at nice -20.
     pub is_realtime: bool,
 }
 
 impl Scheduling {
-    /// Takes the last processor that there is, moves this thread off it, and looks
-    /// whether real-time priorities are allowed.
+    /// Takes the last processor, moves this thread off it, and checks whether real-time
+    /// priorities are allowed.
     ///
     /// # Errors
     ///
-    /// When the kernel does not tell.
+    /// When the kernel refuses to report the processors.
     pub fn choose() -> anyhow::Result<Self> {
         let this = Pid::from_raw(0);
         let mut others = sched_getaffinity(this).context("read which processors we may use")?;
@@ -47,7 +47,7 @@ impl Scheduling {
             others.unset(cpu).context("leave a processor out")?;
             sched_setaffinity(this, &others).context("leave a processor to the traffic")?;
         }
-        // Inherited by all that we start.
+        // All programs that we start inherit this.
         setrlimit(Resource::RLIMIT_RTTIME, RT_TIME_US, RT_TIME_US).context("set RLIMIT_RTTIME")?;
         let probe = Command::new("chrt")
             .args(["-f", "50", "true"])
@@ -59,7 +59,7 @@ impl Scheduling {
         })
     }
 
-    /// What comes before a command.
+    /// The words before a command.
     fn words(self) -> Vec<String> {
         let cpu = self.cpu.to_string();
         let words: &[&str] = if self.is_realtime {
@@ -71,7 +71,7 @@ impl Scheduling {
     }
 }
 
-/// A running program; what it prints on stderr goes to a file.
+/// A running program; its output on stderr goes to a file.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -79,18 +79,18 @@ pub struct Process {
     err: PathBuf,
 }
 
-/// Where and how to start a program.
+/// The place and the manner to start a program.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// Its network namespace; `None` for ours.
+    /// The network namespace of the program; `None` for ours.
     pub namespace: Option<&'a Namespace>,
-    /// `None` for what takes no part in the traffic.
+    /// The scheduling; `None` for a program that takes no part in the traffic.
     pub scheduling: Option<Scheduling>,
-    /// The cgroup that it is in; `None` for ours.
+    /// The cgroup of the program; `None` for ours.
     pub cgroup: Option<&'a Path>,
-    /// Takes its output, and is its working directory.
+    /// The working directory of the program, which also takes its output.
     pub dir: &'a Path,
-    /// Whether its standard input and output are for us.
+    /// Whether we write its standard input and read its standard output.
     pub is_piped: bool,
 }
 
@@ -99,7 +99,7 @@ impl Launch<'_> {
     ///
     /// # Errors
     ///
-    /// When it cannot be started.
+    /// When the program cannot be started.
     pub fn start(self, args: &[&str]) -> anyhow::Result<Process> {
         let ourselves = ourselves();
         let program = if args[0] == OURSELVES {
@@ -108,7 +108,8 @@ impl Launch<'_> {
             args[0]
         };
         let name = args[0].to_owned();
-        // Each its own: what an earlier one has said would be taken for its words.
+        // Each program has its own file: an earlier one's output would pass for this
+        // one's.
         let number = fs::read_dir(self.dir).map_or(0, Iterator::count);
         let err = self.dir.join(format!("{number}-{name}.err"));
         let to = File::create(&err).with_context(|| format!("create {}", err.display()))?;
@@ -122,7 +123,8 @@ impl Launch<'_> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]);
         if let Some(cgroup) = self.cgroup {
-            // Before it opens a socket, which belongs to the cgroup of that time.
+            // The shell enters the cgroup before the program opens a socket, which
+            // belongs to the cgroup of that time.
             command.args(["sh", "-c", "echo $$ > \"$0\" && exec \"$@\""]);
             command.arg(cgroup.join("cgroup.procs"));
         }
@@ -135,7 +137,7 @@ impl Launch<'_> {
             .stdin(pipe())
             .stdout(pipe())
             .stderr(to)
-            // Ctrl-C is for us: we end the others in order.
+            // Ctrl-C is for us alone: we end the others in order.
             .process_group(0);
         let child = match self.namespace {
             Some(namespace) => namespace.enter(|| command.spawn())?,
@@ -147,13 +149,13 @@ impl Launch<'_> {
 }
 
 impl Process {
-    /// Its process ID.
+    /// The process ID of the program.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its standard input and output, once.
+    /// The standard input and output of the program, once.
     ///
     /// # Panics
     ///
@@ -164,7 +166,7 @@ impl Process {
         stdin.zip(stdout).expect("they were not taken before")
     }
 
-    /// The end of what it has printed on stderr so far.
+    /// The end of what the program has printed on stderr so far.
     #[must_use]
     pub fn said(&self) -> String {
         let bytes = fs::read(&self.err).unwrap_or_default();
@@ -172,11 +174,12 @@ impl Process {
         String::from_utf8_lossy(end).trim().to_owned()
     }
 
-    /// Waits until something is so.
+    /// Waits until a condition is true.
     ///
     /// # Errors
     ///
-    /// When the program ends before, or it takes too long; with what it said.
+    /// When the program ends before, or the wait takes too long; with the program's
+    /// output.
     pub fn wait_until(
         &mut self,
         what: &str,
@@ -214,10 +217,11 @@ impl Drop for Process {
     }
 }
 
-/// As the first argument: this program.
+/// The first argument that stands for this program.
 pub const OURSELVES: &str = "portredir";
 
-/// This program, as the kernel knows it: also after its file was replaced.
+/// The path of this program, as the kernel knows it: also valid after its file was
+/// replaced.
 fn ourselves() -> String {
     format!("/proc/{}/exe", std::process::id())
 }

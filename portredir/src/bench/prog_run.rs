@@ -1,13 +1,13 @@
-//! What one packet costs in each program alone, by `BPF_PROG_TEST_RUN`, and how big
-//! the programs are.
+//! Measures the cost of one packet in each program alone, by `BPF_PROG_TEST_RUN`, and the
+//! size of the programs.
 //!
-//! The kernel runs a program many times on one buffer and does not put the packet
-//! back, so a second run sees what the first made of it. A redirect has to be one the
-//! next time too: the rules lead from 80 to 8080 and back, and the flow has an entry
-//! in both directions. Whether every run was what it should be is told by the
-//! programs' own counters; what was not is not shown.
+//! The kernel runs a program many times on one buffer and does not restore the packet, so
+//! each run sees the output of the one before. A redirect has to be one the next time
+//! too: the rules lead from 80 to 8080 and back, and the flow has an entry in both
+//! directions. The programs' own counters tell whether every run did what it should; a
+//! figure of runs that did not is not shown.
 //!
-//! Runs in a process of its own, like the load.
+//! The measurement has a separate process, like the load.
 
 mod packet;
 
@@ -35,13 +35,13 @@ use crate::rule::{self, Rule};
 use crate::ruleset::compile;
 use crate::ruleset::history::History;
 
-/// Packets of a turn.
+/// The number of packets in a turn.
 const REPEATS: u32 = 100_000;
 
-/// New flows, each a run of its own.
+/// The number of new flows, each a run of its own.
 const FLOWS: u16 = 2000;
 
-/// What came of it.
+/// The figures of all programs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     costs: Vec<Line>,
@@ -50,7 +50,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// For the report.
+    /// The tables for the report.
     #[must_use]
     pub fn into_tables(self) -> [Table; 3] {
         [
@@ -83,12 +83,12 @@ impl Figures {
     }
 }
 
-/// A program, and where its packets come from.
+/// A program, and the source of its packets.
 #[derive(Clone, Copy)]
 struct Program {
-    /// In reports.
+    /// The name in reports.
     title: &'static str,
-    /// In the object.
+    /// The name in the object.
     name: &'static str,
     empty: &'static str,
     is_xdp: bool,
@@ -119,7 +119,7 @@ const PROGRAMS: [Program; 3] = [
     },
 ];
 
-/// All programs whose packets are of Ethernet, for the table of sizes.
+/// All programs that handle Ethernet packets, for the table of sizes.
 const SIZES: [(&str, bool); 4] = [
     ("portredir_xdp", true),
     ("portredir_frags", true),
@@ -127,7 +127,7 @@ const SIZES: [(&str, bool); 4] = [
     ("portredir_out", false),
 ];
 
-/// How a run shows in the counters.
+/// The effect of a run on the counters.
 #[derive(Clone, Copy)]
 enum Counted {
     Nowhere,
@@ -140,30 +140,30 @@ struct Subject {
     name: String,
     /// The line that it is compared with.
     empty: Option<usize>,
-    /// Which of the datapaths.
+    /// The index of its datapath.
     rig: usize,
     program: &'static str,
     is_xdp: bool,
     packet: Vec<u8>,
     counted: Counted,
-    /// Nanoseconds per packet, a number for each round; none when a round was not
-    /// what it should be.
+    /// Nanoseconds per packet, a number for each round; none when a round did not do what
+    /// it should.
     times: Option<Vec<f64>>,
 }
 
-/// Measures in so many rounds, and prints [`Figures`] as a line of JSON.
+/// Measures in this number of rounds, and prints [`Figures`] as a line of JSON.
 ///
 /// # Errors
 ///
 /// When the programs do not load or run.
 pub fn prog_run(rounds: u32) -> anyhow::Result<()> {
-    // The rules that matter, and as many as there may be.
+    // One datapath has only the rules that matter, the other as many as possible.
     let mut rigs = [rig(0)?, rig(9_998)?];
     let mut subjects = subjects();
     for _ in 0..rounds {
         for subject in &mut subjects {
             subject.measure(&mut rigs[subject.rig], REPEATS)?;
-            // Says to the kernel that a real-time process is not stuck.
+            // This shows the kernel that a real-time process is not stuck.
             std::thread::sleep(Duration::from_micros(20));
         }
     }
@@ -227,14 +227,14 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
     datapath.set_local(&HashMap::from(hosts))?;
     let last = u16::try_from(rules.len() - 1)?;
     for kind in KINDS {
-        // The flow through 80 to 8080, and the one back that it is the next time.
+        // The flow through 80 to 8080, and the flow back that it is the next time.
         remember(&datapath, kind, TARGET, DIALLED, last - 1)?;
         remember(&datapath, kind, DIALLED, TARGET, last)?;
     }
     Ok(datapath)
 }
 
-/// Makes a flow known.
+/// Inserts a flow.
 fn remember(
     datapath: &Datapath,
     kind: Kind,
@@ -259,7 +259,7 @@ fn remember(
     Ok(())
 }
 
-/// Now, as the programs have it.
+/// The time now, as the programs have it.
 fn now() -> anyhow::Result<Epoch> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
     Ok(Epoch::at(u64::try_from(now.as_nanos())?))
@@ -338,7 +338,7 @@ impl Subject {
     }
 }
 
-/// Packets at rules, flows, and packets by reason.
+/// The packets that matched rules, the flows, and the packets by reason.
 fn counts(rig: &Datapath) -> anyhow::Result<(u64, u64, Vec<u64>)> {
     let counters = rig.counters()?;
     let counters = counters
@@ -373,7 +373,7 @@ fn run(
 /// A flow begins only once, so each run is one of its own.
 fn first_packets(rig: &mut Datapath, flows: u16) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
-    // Of another client port than the flows that are known.
+    // These flows have other client ports than the flows that are known.
     let mut ports = 2000..;
     for program in PROGRAMS.iter().filter(|program| program.is_ingress) {
         for (name, kind) in [("UDP v4", KINDS[2]), ("SYN v4", KINDS[0])] {

@@ -1,16 +1,16 @@
-//! How far we are, on stderr: a bar with the time that is left where somebody looks,
-//! else a line for each step.
+//! Progress on stderr: a bar with the remaining time on a terminal, otherwise a line for
+//! each step.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Of a whole benchmark.
+/// The progress of a whole benchmark.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// Of work that takes about this long, in microseconds.
+    /// Makes the progress of work that takes about this long, in microseconds.
     #[must_use]
     pub fn new(work_us: u64) -> Self {
         let target = ProgressDrawTarget::stderr();
@@ -21,7 +21,7 @@ impl Progress {
         Self(bar)
     }
 
-    /// Tells what is done now.
+    /// Names the step that begins now.
     pub fn step(&self, what: String) {
         if self.0.is_hidden() {
             eprintln!("{what}");
@@ -30,7 +30,7 @@ impl Progress {
         }
     }
 
-    /// Tells that as much of the work is done.
+    /// Adds a part of the work that is done.
     pub fn advance(&self, work_us: u64) {
         self.0.inc(work_us);
     }

@@ -1,5 +1,4 @@
-//! Whoever redirects, at work: a program that is started, or rules that the kernel is
-//! given.
+//! A redirector at work: a program that is started, or rules that the kernel is given.
 
 use std::fs;
 use std::process::Command;
@@ -13,11 +12,11 @@ use crate::cli::Opponent;
 /// The interface of the host that redirects.
 pub const INTERFACE: &str = "s0";
 
-/// Starts who redirects, or gives the kernel its rules.
+/// Starts the redirector, or gives the kernel its rules.
 ///
 /// # Errors
 ///
-/// What the program says.
+/// When the program fails; with its message.
 pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Process>> {
     let namespace = launch.namespace.context("find the namespace")?;
     let text = variant.rules_text();
@@ -38,7 +37,7 @@ pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Pro
             if let Some(cgroup) = &cgroup {
                 args.extend(["--cgroup", cgroup]);
             }
-            // It takes no part in the traffic: the kernel does.
+            // The program takes no part in the traffic: the kernel does.
             let launch = Launch {
                 scheduling: None,
                 cgroup: None,

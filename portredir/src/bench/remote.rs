@@ -1,4 +1,4 @@
-//! A server on another machine: what a network card and its driver make of it.
+//! A server on another machine, which shows the effect of a network card and its driver.
 //!
 //! There `portredir bench serve` listens, and the machine's owner redirects ports to
 //! it, each in another way. Nothing is changed here or there.
@@ -12,19 +12,19 @@ use super::measure::{Entry, Role};
 use super::traffic::Traffic;
 use crate::cli::TARGET_PORT;
 
-/// The ports of the server, and what is behind them.
+/// The ports of the server, and their redirectors.
 #[derive(Clone, Debug)]
 pub struct Remote {
-    /// The server.
+    /// The address of the server.
     pub addr: Ipv4Addr,
-    /// Names, and the ports that lead to the target.
+    /// The names and the ports that lead to the target.
     pub dial: Vec<(String, u16)>,
 }
 
 impl Remote {
-    /// Who takes part: the target three times, and every port that leads to it. The first
-    /// whose name begins with `iptables` is the reference, and all whose names begin
-    /// with `portredir` are ours.
+    /// The participants: the target three times, and every port that leads to it. The
+    /// first with a name that begins with `iptables` is the reference, and all with names
+    /// that begin with `portredir` are ours.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         let entry = |name: &str, port, role| Entry {
@@ -60,7 +60,7 @@ impl Remote {
     ///
     /// # Errors
     ///
-    /// Names the first that cannot.
+    /// When some cannot; the error names the first.
     pub fn check(&self, traffic: impl Iterator<Item = Traffic>) -> anyhow::Result<()> {
         let mut is_any = false;
         for traffic in traffic {

@@ -1,5 +1,5 @@
-//! What came of it, as it is written into files: [`text`] for the terminal,
-//! [`markdown`], [`html`], and JSON, which is these types.
+//! The results, as they are written into files: [`text`] for the terminal, [`markdown`],
+//! [`html`], and JSON, which is these types.
 
 pub mod html;
 pub mod markdown;
@@ -12,137 +12,138 @@ use super::load::Source;
 use super::statistics::{Cost, Noise, Ratio};
 use super::traffic::Traffic;
 
-/// Of the JSON; grows when a reader of the old one would misunderstand the new one.
+/// The version of the JSON; grows when a reader of the old one would misunderstand the
+/// new one.
 pub const SCHEMA: u32 = 1;
 
-/// Everything.
+/// The whole report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// [`SCHEMA`].
+    /// The version of the JSON: [`SCHEMA`].
     pub schema: u32,
-    /// Of this program.
+    /// The version of this program.
     pub version: String,
-    /// What was typed.
+    /// The command line as it was typed.
     pub command: String,
-    /// Of the order of turns.
+    /// The seed of the order of turns.
     pub seed: u64,
-    /// When it began, RFC 3339.
+    /// The time when the benchmark began, RFC 3339.
     pub began: String,
-    /// How long it took.
+    /// The duration of the benchmark.
     pub seconds: f64,
-    /// Of what machine.
+    /// The machine.
     pub environment: Environment,
-    /// What was compared, also what could not be.
+    /// The variants, with those that could not be compared.
     pub variants: Vec<VariantReport>,
-    /// What was measured by traffic.
+    /// The measurements by traffic.
     pub tests: Vec<TestReport>,
-    /// What was measured otherwise.
+    /// The measurements without traffic.
     pub tables: Vec<Table>,
 }
 
 /// A way to be redirected.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct VariantReport {
-    /// As in the rows.
+    /// The name, as in the rows.
     pub name: String,
-    /// What the redirecting program says of itself.
+    /// The version that the redirecting program reports.
     pub version: Option<String>,
-    /// What became of it.
+    /// The result of the checks.
     pub status: Status,
-    /// Its rules, without the middle of long lists.
+    /// The rules of the variant, without the middle of long lists.
     pub rules: String,
 }
 
-/// What became of a variant.
+/// The result of the checks of a variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// It does what it should, and was measured.
+    /// The variant works and was measured.
     Verified,
-    /// It could not be tried, for this reason.
+    /// The variant could not be tried, for this reason.
     Skipped(String),
-    /// It was tried and does not what it should: it was not measured.
+    /// The variant was tried and does not work, for this reason: it was not measured.
     Failed(String),
 }
 
 /// One kind of traffic.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TestReport {
-    /// Which.
+    /// The kind of traffic.
     pub traffic: Traffic,
-    /// In words.
+    /// The kind of traffic in words.
     pub title: &'static str,
-    /// What is counted.
+    /// The operation that costs are given for.
     pub operation: &'static str,
-    /// Who sent.
+    /// The source of the packets.
     pub source: Source,
-    /// Turns of each variant in a repetition.
+    /// The number of turns of each variant in a repetition.
     pub cycles: usize,
-    /// How often that was repeated.
+    /// The number of repetitions.
     pub repetitions: usize,
-    /// What means nothing; `None` without two variants that are the same.
+    /// The differences that mean nothing; `None` without two variants that are the same.
     pub noise: Option<Noise>,
     /// The variants, in the order of their list.
     pub rows: Vec<Row>,
-    /// What it says about us, a line for each of our variants.
+    /// The verdicts: a line for each variant of portredir.
     pub verdicts: Vec<String>,
 }
 
 /// A variant in a test.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// As in [`VariantReport::name`].
+    /// The name of the variant, as in [`VariantReport::name`].
     pub variant: String,
-    /// Whether it is one of ours.
+    /// Whether the variant is one of portredir.
     pub is_ours: bool,
-    /// Why there are no figures, or not all.
+    /// The reason why there are no figures, or not all.
     pub failure: Option<String>,
-    /// What an operation costs.
+    /// The cost of an operation.
     pub cost: Option<Cost>,
-    /// The cost by that of no redirect, of the same cycle.
+    /// The cost of this variant divided by that of no redirect in the same cycle.
     pub to_direct: Option<Ratio>,
-    /// The cost of iptables (or of the opponent that [`Self::reference`] names) by
-    /// that of this variant.
+    /// The cost of iptables (or of the opponent that [`Self::reference`] names) divided
+    /// by that of this variant.
     pub reference_to_this: Option<Ratio>,
-    /// The variant that it is compared with.
+    /// The variant that this one is compared with.
     pub reference: Option<String>,
 }
 
-/// Figures of another kind.
+/// A table of measurements without traffic.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Table {
-    /// What it is about.
+    /// The subject of the table.
     pub title: &'static str,
-    /// How it was measured, and what is to be kept in mind.
+    /// The method, and what a reader should keep in mind.
     pub note: String,
-    /// Of the figures, with units.
+    /// The heads of the columns, with units.
     pub columns: Vec<&'static str>,
-    /// What there are figures of, and the figures.
+    /// The lines: names and their figures.
     pub lines: Vec<Line>,
 }
 
 /// A line of a [`Table`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// Of what.
+    /// The name of the line.
     pub name: String,
-    /// For each column; `None` where there is none.
+    /// The figures, one for each column; `None` where there is none.
     pub figures: Vec<Option<f64>>,
 }
 
 impl Report {
-    /// The whole of it, for programs.
+    /// The whole report as JSON, for programs.
     ///
     /// # Errors
     ///
-    /// None that we know of.
+    /// No known ones.
     pub fn to_json(&self) -> serde_json::Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 }
 
 impl Row {
-    /// Of a variant without figures.
+    /// A row of a variant without figures.
     #[must_use]
     pub fn failed(variant: String, is_ours: bool, reason: String) -> Self {
         Self {
@@ -157,7 +158,7 @@ impl Row {
     }
 }
 
-/// A text without the middle of it, if that is long.
+/// A text without its middle, if the text is long.
 #[must_use]
 pub fn abridge(text: &str) -> String {
     const LINES: usize = 40;
@@ -182,7 +183,7 @@ pub fn abridge(text: &str) -> String {
     format!("{}\n… {left_out} more …\n{}", all(start), all(end))
 }
 
-/// A figure with as many digits as mean something.
+/// A figure with its significant digits.
 #[must_use]
 pub fn figure(value: f64) -> String {
     if value >= 100.0 {
@@ -207,7 +208,7 @@ fn group(digits: &str) -> String {
     grouped
 }
 
-/// A ratio.
+/// A ratio for people.
 #[must_use]
 pub fn ratio(value: f64) -> String {
     if value >= 100.0 {
@@ -221,7 +222,7 @@ pub fn ratio(value: f64) -> String {
 
 #[cfg(test)]
 pub mod sample {
-    //! A report with a bit of everything, for the tests of its forms.
+    //! A report that has some of everything, for the tests of its forms.
 
     use super::*;
     use crate::bench::environment;

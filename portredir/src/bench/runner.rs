@@ -1,4 +1,4 @@
-//! Does what the plan says, step by step.
+//! Runs the plan step by step.
 
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::variant::Variant;
 use super::verify;
 use crate::cli::Suite;
 
-/// What a variant takes until it works, in microseconds.
+/// The time until a variant works, in microseconds.
 const SETUP_US: u64 = 150_000;
 
 /// A benchmark under way.
@@ -39,7 +39,7 @@ pub struct Runner<'a> {
 }
 
 impl<'a> Runner<'a> {
-    /// About to begin.
+    /// Makes a benchmark that has not begun.
     #[must_use]
     pub fn new(
         plan: Plan,
@@ -58,11 +58,11 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// All that is measured by traffic between namespaces.
+    /// Measures everything that needs traffic between namespaces.
     ///
     /// # Errors
     ///
-    /// When nothing works here, or we are to stop.
+    /// When no variant works here, or the benchmark is to stop.
     pub fn traffic(&mut self) -> anyhow::Result<(Vec<VariantReport>, Vec<TestReport>)> {
         if self.plan.variants.is_empty() {
             return Ok((Vec::new(), Vec::new()));
@@ -92,11 +92,11 @@ impl<'a> Runner<'a> {
         Ok((variants, tests))
     }
 
-    /// All that a server on another machine is measured by.
+    /// Measures everything that a server on another machine allows.
     ///
     /// # Errors
     ///
-    /// When there is no server, or we are to stop.
+    /// When there is no server, or the benchmark is to stop.
     pub fn remote(
         &mut self,
         remote: &Remote,
@@ -134,11 +134,11 @@ impl<'a> Runner<'a> {
         Ok((variants, tests))
     }
 
-    /// All that needs no traffic.
+    /// Measures everything that needs no traffic.
     ///
     /// # Errors
     ///
-    /// What does not work, or when we are to stop.
+    /// When a measurement fails, or the benchmark is to stop.
     pub fn tables(&self) -> anyhow::Result<Vec<Table>> {
         let mut tables = Vec::new();
         let opponents = &self.plan.opponents;
@@ -193,7 +193,7 @@ impl<'a> Runner<'a> {
         request.run(client, &mut self.rng, self.stop, advance, before)
     }
 
-    /// In a process of its own, like the load.
+    /// Measures in a separate process, like the load.
     fn prog_run(&self) -> anyhow::Result<[Table; 3]> {
         let namespace = lab::alone(format!("{}-p", self.dir.name))?;
         let rounds = if self.plan.is_full { 25_u32 } else { 10 };
@@ -283,8 +283,8 @@ impl<'a> Runner<'a> {
         }
         let after = dropped()?;
         for (i, row) in report.rows.iter_mut().enumerate() {
-            // Each packet came to the socket, or the time is that of something else. A
-            // socket that sends does not wait for a receiver.
+            // Each packet must have come to the socket, or the time belongs to something
+            // else. A socket that sends does not wait for a receiver.
             let received = after[i] - before[i];
             let is_lossy = report.source == Source::RawSocket && received > 0;
             if received != sent[i] && !is_lossy && row.failure.is_none() {
@@ -334,7 +334,7 @@ fn forecast_us(plan: &Plan) -> u64 {
     traffic.sum::<u64>() + plan.variants.len() as u64 * SETUP_US + suites
 }
 
-/// Of what needs no traffic, in microseconds.
+/// The forecast of a suite without traffic, in microseconds.
 const fn forecast_of(suite: Suite) -> u64 {
     match suite {
         Suite::ProgRun => 12_000_000,

@@ -1,34 +1,34 @@
-//! Whose turn it is: every variant once in each cycle, in an order that is drawn
-//! anew, so that no variant always follows the same other one.
+//! The order of turns: every variant has one turn in each cycle, in an order that is
+//! drawn anew, so that no variant always comes after the same other one.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// Something that puts load on variants.
+/// A source of load on variants.
 pub trait Load {
     /// Puts load on a variant for about this long; returns nanoseconds per
     /// operation.
     ///
     /// # Errors
     ///
-    /// What is wrong with the variant, which then gets no further turn.
+    /// The error of the variant, which then gets no further turn.
     fn slice(&mut self, variant: usize, length: Duration) -> anyhow::Result<f64>;
 }
 
-/// How the cycles went.
+/// The results of all cycles.
 #[derive(Debug)]
 pub struct Outcome {
-    /// By variant, then by cycle; not a number where there was no turn.
+    /// The costs by variant, then by cycle; not a number where there was no turn.
     pub costs: Vec<Vec<f64>>,
-    /// By variant, what was wrong with it.
+    /// The error of each variant.
     pub failures: Vec<Option<String>>,
 }
 
-/// Cycles that are not counted, in which caches and connections get warm.
+/// The number of cycles that are not counted, in which caches and connections get warm.
 pub const WARM_UP: usize = 2;
 
-/// Runs the cycles; `on_cycle` hears of each that is done.
+/// Runs the cycles; calls `on_cycle` after each.
 pub fn run(
     load: &mut dyn Load,
     variants: usize,
@@ -53,7 +53,7 @@ pub fn run(
                 Ok(_) => {}
                 Err(error) => outcome.failures[variant] = Some(format!("{error:#}")),
             }
-            // Lets others have the processor, and says to the kernel that a
+            // This lets other processes have the processor, and shows the kernel that a
             // real-time process is not stuck (RLIMIT_RTTIME).
             std::thread::sleep(Duration::from_micros(20));
         }
@@ -66,7 +66,7 @@ pub fn run(
 mod tests {
     use super::*;
 
-    /// Writes down the turns; the cost is the number of the turn.
+    /// A load that writes down the turns; the cost is the number of the turn.
     struct Turns {
         turns: Vec<usize>,
         failing: Option<usize>,

@@ -1,8 +1,8 @@
-//! The server of the benchmark: what listens on the target.
+//! The server of the benchmark, which listens on the target port.
 //!
 //! A connection gets back what it sends, unless the first byte is [`UPLOAD`] or
-//! [`DOWNLOAD`]. So do datagrams, unless they begin with the mark of the generator:
-//! those a socket filter drops, in the kernel, and the namespace counts them as
+//! [`DOWNLOAD`]. So do datagrams, unless they begin with the mark of the traffic
+//! generator: a socket filter drops those in the kernel, and the namespace counts them as
 //! `InErrors`.
 
 use std::convert::Infallible;
@@ -18,14 +18,14 @@ use portredir_common::trafficgen::MARK;
 
 use super::traffic::{CHUNK_BYTES, receive, send};
 
-/// As the first byte: answered by itself, then a transfer from the client is
-/// answered by one byte, again and again.
+/// The first byte of a connection that uploads: the server answers it with the same byte,
+/// then each transfer from the client with one byte.
 pub const UPLOAD: u8 = b'U';
-/// As the first byte: answered by itself, then one byte from the client is answered
-/// by a transfer, again and again.
+/// The first byte of a connection that downloads: the server answers it with the same
+/// byte, then each byte from the client with a transfer.
 pub const DOWNLOAD: u8 = b'D';
 
-/// What the server says when it listens.
+/// The line that the server prints when it listens.
 pub const READY: &str = "listening";
 
 nix::setsockopt_impl!(
@@ -40,7 +40,7 @@ nix::setsockopt_impl!(
 #[derive(Clone, Copy, Debug)]
 struct AttachFilter;
 
-/// Serves TCP and UDP on all IPv4 addresses, for ever.
+/// Serves TCP and UDP on all IPv4 addresses, forever.
 ///
 /// # Errors
 ///
@@ -78,13 +78,13 @@ pub fn serve(port: u16) -> anyhow::Result<Infallible> {
     }
 }
 
-// What is not the descriptor of a connection.
+// A number that is not the descriptor of a connection.
 const LISTENER: u64 = u64::MAX;
 const DATAGRAMS: u64 = u64::MAX - 1;
 
 struct Server {
     epoll: Epoll,
-    /// By their descriptor.
+    /// The connections by their descriptor.
     connections: Vec<Option<TcpStream>>,
 }
 
@@ -138,7 +138,7 @@ impl Server {
     }
 }
 
-/// Until the client closes.
+/// Transfers until the client closes.
 fn transfer(mut connection: TcpStream, is_upload: bool) -> std::io::Result<()> {
     let mut chunk = Box::new([0; CHUNK_BYTES]);
     let mut byte = [if is_upload { UPLOAD } else { DOWNLOAD }];
@@ -157,13 +157,13 @@ fn transfer(mut connection: TcpStream, is_upload: bool) -> std::io::Result<()> {
 
 fn echo_datagrams(socket: &UdpSocket, buffer: &mut [u8]) {
     while let Ok((received, from)) = socket.recv_from(buffer) {
-        // A client that is gone wants no answer.
+        // A client that is gone needs no answer.
         let _ = socket.send_to(&buffer[..received], from);
     }
 }
 
 fn drop_marked(socket: &UdpSocket) -> nix::Result<()> {
-    // Sees the packet from its UDP header on.
+    // The filter sees the packet from its UDP header on.
     const FIRST_BYTE: u32 = 8;
     let instruction = |code: u32, jt, jf, k| libc::sock_filter {
         code: u16::try_from(code).expect("sixteen bits"),

@@ -1,10 +1,9 @@
-//! From slices to figures: what variants cost, how they compare, and which
+//! Computes figures from slices: the costs of variants, how they compare, and which
 //! differences mean something.
 //!
-//! A slice gives the cost of one operation. Slices of one cycle are milliseconds
-//! apart, so what disturbs the machine for longer disturbs all of them, and their
-//! ratio is steady where they are not. Everything is therefore compared cycle by
-//! cycle, and by medians.
+//! A slice gives the cost of one operation. Slices of one cycle are milliseconds apart,
+//! so a longer disturbance of the machine affects all of them, and their ratio is steady
+//! where they are not. Everything is therefore compared cycle by cycle, and by medians.
 
 use serde::Serialize;
 
@@ -12,14 +11,14 @@ use serde::Serialize;
 /// operation.
 pub type Costs = Vec<Vec<f64>>;
 
-/// How much a ratio varies.
+/// A ratio and its variation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ratio {
     /// The median of the repetitions' medians.
     pub median: f64,
-    /// Of all cycles, the tenth percentile.
+    /// The tenth percentile of all cycles.
     pub p10: f64,
-    /// Of all cycles, the ninetieth percentile.
+    /// The ninetieth percentile of all cycles.
     pub p90: f64,
     /// The least of the repetitions' medians.
     pub min: f64,
@@ -28,7 +27,7 @@ pub struct Ratio {
 }
 
 impl Ratio {
-    /// The cost of `one` by that of `other`, of every cycle that has both.
+    /// The cost of `one` divided by that of `other`, for every cycle that has both.
     #[must_use]
     pub fn of(one: &Costs, other: &Costs) -> Option<Self> {
         let repetitions: Vec<Vec<f64>> = one
@@ -49,18 +48,18 @@ impl Ratio {
     }
 }
 
-/// How far two variants may differ that are the same.
+/// The difference that variants which are the same may show.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Noise {
-    /// What those that are the same differ by at most; a part of 1.
+    /// The largest difference between variants that are the same; a part of 1.
     pub deviation: f64,
 }
 
 impl Noise {
-    /// From the costs of variants that are the same; `None` of less than two. Where
-    /// memory happens to lie makes namespaces differ, so two say little, and medians
-    /// may agree by chance, so the interval that holds the median with 95 % counts
-    /// as well.
+    /// Computes the noise from the costs of variants that are the same; `None` with less
+    /// than two. The place of memory makes namespaces differ, so two say little, and
+    /// medians may agree by chance, so the interval that holds the median with 95 %
+    /// counts as well.
     #[must_use]
     pub fn of(twins: &[&Costs]) -> Option<Self> {
         let mut deviation: Option<f64> = None;
@@ -78,13 +77,13 @@ impl Noise {
         deviation.map(|deviation| Self { deviation })
     }
 
-    /// Ratios that are nearer to 1 than this mean nothing.
+    /// The smallest significant distance of a ratio from 1.
     #[must_use]
     pub fn floor(self) -> f64 {
         2.0 * self.deviation
     }
 
-    /// Whether a ratio says that there is a difference.
+    /// Whether a ratio shows a difference.
     #[must_use]
     pub fn is_difference(self, ratio: f64) -> bool {
         // A ratio and its inverse are the same difference.
@@ -95,14 +94,14 @@ impl Noise {
 /// The least cost and the median.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Cost {
-    /// Of the slice that was disturbed least, nanoseconds per operation.
+    /// The cost in the slice that was disturbed least, nanoseconds per operation.
     pub best_ns: f64,
-    /// Of all slices, nanoseconds per operation.
+    /// The median cost of all slices, nanoseconds per operation.
     pub median_ns: f64,
 }
 
 impl Cost {
-    /// Of all slices that gave one.
+    /// Computes the cost from all slices that gave one.
     #[must_use]
     pub fn of(costs: &Costs) -> Option<Self> {
         let all = sorted(
@@ -119,7 +118,7 @@ impl Cost {
     }
 }
 
-/// The median of what is not empty.
+/// The median of values; there has to be one.
 #[must_use]
 pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let values = sorted(values);
@@ -145,7 +144,7 @@ fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
     values
 }
 
-/// Between the two nearest values, in proportion; of nothing, not a number.
+/// A quantile between the two nearest values, in proportion; not a number without values.
 fn quantile(sorted: &[f64], quantile: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else {
         return f64::NAN;
@@ -155,8 +154,8 @@ fn quantile(sorted: &[f64], quantile: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * at.fract()
 }
 
-/// The order statistics between which the median of what was drawn from lies with
-/// 95 %: the count of draws below it has a binomial distribution, here as a normal
+/// The order statistics between which the median of the distribution lies with 95 %: the
+/// number of values below it has a binomial distribution, here approximated by a normal
 /// one.
 fn median_interval(sorted: &[f64]) -> (f64, f64) {
     let Some(last) = sorted.len().checked_sub(1) else {

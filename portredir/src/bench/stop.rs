@@ -1,25 +1,25 @@
-//! How the benchmark ends early.
+//! The early end of the benchmark.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
-/// Somebody wants it to end.
+/// The error of a benchmark that a user interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("interrupted; everything that was made is removed")]
 pub struct Interrupted;
 
-/// Tells the work that it is to end.
+/// A flag that tells the work to end.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// To be asked wherever the work can end.
+    /// Checks the flag; called wherever the work can end.
     ///
     /// # Errors
     ///
-    /// [`Interrupted`], when it is to.
+    /// [`Interrupted`], when the work is to end.
     pub fn check(&self) -> Result<(), Interrupted> {
         if self.0.load(Ordering::Relaxed) {
             Err(Interrupted)

@@ -1,4 +1,4 @@
-//! What a run leaves behind that is killed, and only then.
+//! Removes what a killed run left behind.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use super::namespace::{self, Namespace};
 use crate::host::features::Features;
 
-/// Removes what a run left behind that was killed, and says so.
+/// Removes what a killed run left behind, and reports it.
 pub fn sweep() {
     for name in namespace::left_behind() {
         eprintln!("removing network namespace {name}, left by a run that was killed");
@@ -25,9 +25,10 @@ pub fn sweep() {
     }
 }
 
-/// Only `up` leaves something outside of a namespace: its pins.
+/// Detaches and unpins portredir in a namespace: only `up` leaves something outside of
+/// it, its pins.
 fn end_what_was_left(namespace: &Namespace) {
     let mut down = Command::new("/proc/self/exe");
-    // That nothing is there to be taken down is the rule.
+    // Usually nothing is active there.
     let _ = namespace.run(down.args(["down", "--force"]), "");
 }

@@ -1,4 +1,4 @@
-//! What is measured, by the traffic that measures it.
+//! The kinds of traffic.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::Suite;
 
-/// Where new flows come from; the lower half of the address varies.
+/// The source network of new flows; the lower half of the address varies.
 pub const FLOWS: [u8; 4] = [198, 19, 0, 0];
 
-/// What travels.
+/// A kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Traffic {
-    /// [`Suite::Rr`].
+    /// The traffic of [`Suite::Rr`].
     Rr,
-    /// [`Suite::Crr`].
+    /// The traffic of [`Suite::Crr`].
     Crr,
-    /// [`Suite::Udp`].
+    /// The traffic of [`Suite::Udp`].
     Udp,
-    /// [`Suite::UdpNew`].
+    /// The traffic of [`Suite::UdpNew`].
     UdpNew,
-    /// [`Suite::Bulk`], from the client.
+    /// The traffic of [`Suite::Bulk`] from the client.
     Upload,
-    /// [`Suite::Bulk`], to the client.
+    /// The traffic of [`Suite::Bulk`] to the client.
     Download,
 }
 
-/// The protocol that traffic is of.
+/// The protocol of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
@@ -38,17 +38,19 @@ pub enum Protocol {
     Udp,
 }
 
-/// Bytes of one transfer of [`Traffic::Upload`] and [`Traffic::Download`]: a MiB.
+/// The number of bytes in one transfer of [`Traffic::Upload`] and [`Traffic::Download`]:
+/// a MiB.
 pub const TRANSFER_BYTES: usize = 1 << 20;
 
-/// Bytes that are written or read at a time; they stay in a processor's cache.
+/// The number of bytes that are written or read at a time; they stay in a processor's
+/// cache.
 pub const CHUNK_BYTES: usize = 1 << 17;
 
 /// Sends one transfer.
 ///
 /// # Errors
 ///
-/// As writing.
+/// When the stream cannot be written.
 pub fn send(stream: &mut TcpStream, chunk: &[u8; CHUNK_BYTES]) -> io::Result<()> {
     (0..TRANSFER_BYTES / CHUNK_BYTES).try_for_each(|_| stream.write_all(chunk))
 }
@@ -57,13 +59,13 @@ pub fn send(stream: &mut TcpStream, chunk: &[u8; CHUNK_BYTES]) -> io::Result<()>
 ///
 /// # Errors
 ///
-/// As reading; `UnexpectedEof` when it ends early.
+/// When the stream cannot be read; `UnexpectedEof` when it ends early.
 pub fn receive(stream: &mut TcpStream, chunk: &mut [u8; CHUNK_BYTES]) -> io::Result<()> {
     (0..TRANSFER_BYTES / CHUNK_BYTES).try_for_each(|_| stream.read_exact(chunk))
 }
 
 impl Suite {
-    /// The traffic of it; none where nothing travels.
+    /// The traffic of a suite; none for a suite without traffic.
     #[must_use]
     pub const fn traffic(self) -> &'static [Traffic] {
         match self {
@@ -78,7 +80,7 @@ impl Suite {
 }
 
 impl Traffic {
-    /// In reports.
+    /// The title in reports.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {
@@ -91,7 +93,7 @@ impl Traffic {
         }
     }
 
-    /// What one operation is.
+    /// The name of one operation.
     #[must_use]
     pub const fn operation(self) -> &'static str {
         match self {
@@ -111,7 +113,7 @@ impl Traffic {
         }
     }
 
-    /// Whether rules are looked up again and again.
+    /// Whether this traffic looks rules up again and again.
     #[must_use]
     pub const fn begins_flows(self) -> bool {
         matches!(self, Self::Crr | Self::UdpNew)

@@ -1,5 +1,5 @@
-//! What a variant has to do before it is measured: what is fast because it does not
-//! work must not win.
+//! Checks that a variant works before it is measured: a variant that is fast because it
+//! does not work must not win.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
@@ -10,24 +10,25 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::variant::OTHER_PORT;
 
-/// For the first answer; proxies take a moment to start.
+/// The longest time until the first answer; proxies take a moment to start.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Longer than any answer takes.
+/// A time that is longer than any answer takes.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Datagrams that all have to be answered.
+/// The number of datagrams that all have to be answered.
 const DATAGRAMS: u32 = 1000;
 
-/// Datagrams that are under way at a time; a socket holds some hundreds.
+/// The number of datagrams that are under way at a time; a socket holds some hundreds.
 const WINDOW: u32 = 20;
 
-/// Checks that TCP, and UDP if it has to, is answered at `addr`, from the port that
-/// was dialled, and that a port without a rule is not. For the thread of a client.
+/// Checks that TCP, and UDP if the variant redirects it, is answered at `addr`, from the
+/// destination port, and that a port without a rule is not. The caller is a thread of a
+/// client.
 ///
 /// # Errors
 ///
-/// What does not work.
+/// When a check fails; the error names it.
 pub fn verify(addr: SocketAddrV4, has_udp: bool) -> anyhow::Result<()> {
     tcp(addr).with_context(|| format!("TCP to port {}", addr.port()))?;
     if has_udp {
@@ -37,7 +38,7 @@ pub fn verify(addr: SocketAddrV4, has_udp: bool) -> anyhow::Result<()> {
     silence(other).with_context(|| format!("port {OTHER_PORT}, which no rule is about"))
 }
 
-/// A connection sees only what comes from the port that it dialled.
+/// A connection sees only packets from its destination port.
 fn tcp(addr: SocketAddrV4) -> anyhow::Result<()> {
     let start = Instant::now();
     let echo = || -> anyhow::Result<()> {
@@ -59,7 +60,7 @@ fn tcp(addr: SocketAddrV4) -> anyhow::Result<()> {
     }
 }
 
-/// A connected socket sees only what comes from the port that it dialled.
+/// A connected socket sees only packets from its destination port.
 fn udp(addr: SocketAddrV4) -> anyhow::Result<()> {
     let socket = client(addr)?;
     let mut answered = 0;

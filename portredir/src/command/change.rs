@@ -1,5 +1,5 @@
-//! The commands that change a redirect which outlives them: each plans one change,
-//! prints it, and has it applied unless `--dry-run` is given.
+//! The commands that change a redirect which outlives them: each plans one change, prints
+//! it, and applies it unless `--dry-run` is given.
 
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ pub async fn watch() -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// The rules are impossible beside those that run.
+/// The rules contradict the running rules.
 pub async fn add(args: &ChangeArgs) -> anyhow::Result<()> {
     let new = rule::from_words(&args.rules)?;
     adjust(args.change.into(), |running| {
@@ -129,7 +129,7 @@ pub async fn rm(args: &ChangeArgs) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// What is wrong with the file, or what only `up` can change.
+/// The file is invalid, or it changes an option that only `up` can change.
 pub async fn apply(args: &ApplyArgs) -> anyhow::Result<()> {
     adjust(args.change.into(), |running| {
         Ok(file::load(&args.file)?.over(running))
@@ -137,7 +137,7 @@ pub async fn apply(args: &ApplyArgs) -> anyhow::Result<()> {
     .await
 }
 
-/// Changes rules, and what else can change with everything attached as it is.
+/// Changes rules, and the options that can change while programs stay attached.
 async fn adjust(
     options: ChangeOptions,
     wanted: impl FnOnce(&Settings) -> anyhow::Result<Settings>,
@@ -185,7 +185,7 @@ pub async fn confirm() -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// What cannot be detached.
+/// A program cannot be detached.
 pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
     if args.force {
         transaction::remove_by_force(&mut event::print).await?;

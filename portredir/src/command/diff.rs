@@ -1,8 +1,8 @@
-//! What a change changes, as lines that can be typed back.
+//! The difference that a change makes, as lines that can be typed.
 
 use crate::controller::change::Diff;
 
-/// The rules that go, then those that come, then options: a line each.
+/// The removed rules, then the added ones, then options: a line each.
 #[must_use]
 pub fn text(diff: &Diff) -> String {
     let removed = diff.removed.iter().map(|rule| format!("- {rule}\n"));

@@ -1,4 +1,4 @@
-//! How the program ends by an error.
+//! The exit code of an error.
 
 use crate::config::file::ConfigError;
 use crate::controller::error::{ChangeError, ControllerError};
@@ -9,7 +9,7 @@ use crate::plan::UsageError;
 use crate::rule::SourcedError;
 use crate::ruleset::shadow::ConflictError;
 
-/// The exit code of an error: what the first error of its chain says that knows one.
+/// The exit code of an error: that of the first error in its chain that has one.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let code = error.chain().find_map(|error| {

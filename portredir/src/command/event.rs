@@ -4,7 +4,7 @@ use super::count;
 use crate::controller::event::{DetachReason, Event, Interrupted};
 use crate::loader::chain;
 
-/// Prints what happened to standard error.
+/// Prints an event to standard error.
 #[expect(clippy::needless_pass_by_value, reason = "an event is told once")]
 pub fn print(event: Event) {
     eprintln!("{}", text(&event));

@@ -1,4 +1,4 @@
-//! `portredir plan` and `portredir check`: what would be done.
+//! `portredir plan` and `portredir check`: a look at the plan and at files.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ use crate::plan::lockout;
 use crate::ruleset::history::History;
 use crate::state::State;
 
-/// Prints the plan. Where an engine is not available the command fails after that.
+/// Prints the plan. Then, where an engine is not available, the command fails.
 ///
 /// # Errors
 ///
-/// The settings are impossible, or the host cannot be asked.
+/// The settings are impossible, or the state of the host cannot be read.
 pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     let settings = args.options.settings()?;
     let snapshot = Netlink::open()?.snapshot().await?;
@@ -45,11 +45,11 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// What is wrong with them.
+/// A file is invalid.
 pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
     let settings = file::load(&args.path)?.over(&Settings::default());
     let rules = settings.rules.len();
-    // There can be more of them than the maps hold.
+    // There can be more rules than the maps hold.
     compile(&State::empty(Settings::default()).next(settings, History::default()))?;
     print(&format!("OK: {}\n", count(rules, "rule")))
 }

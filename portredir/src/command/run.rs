@@ -29,7 +29,7 @@ use crate::sys::lock::Lock;
 ///
 /// # Errors
 ///
-/// The settings are impossible, or the kernel refuses. Nothing is left attached.
+/// The settings are impossible, or the kernel refuses. No program stays attached.
 pub async fn run(args: &Run) -> anyhow::Result<()> {
     let settings = args.options.settings()?;
     let netlink = Netlink::open()?;
@@ -74,7 +74,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     let result = view
         .watch(&mut controller, &mut control, &mut signals)
         .await;
-    // The rules go with the draining, the counters of their flows go on.
+    // Draining removes the rules; the counters of their flows go on.
     let last = controller.state().clone();
     if result.is_ok() {
         tokio::select! {
@@ -90,10 +90,10 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     view.print_final(&report?)
 }
 
-/// Refuses to redirect beside what `portredir up` has left active.
+/// Refuses to redirect beside a redirect that `portredir up` left active.
 fn refuse_active() -> Result<(), ControllerError> {
     let pins = PinDir::current().map_err(ControllerError::netns)?;
-    // A user who may not look there cannot have been there either.
+    // A user who may not read the directory cannot have run `up`.
     match pinned::find(&pins) {
         Ok(Found::Live(_) | Found::Unfinished) => Err(ControllerError::Attached),
         _ => Ok(()),
@@ -110,7 +110,7 @@ async fn step(controller: &mut Controller, action: Action) -> Result<(), Control
     controller.apply(change, &mut event::print).await
 }
 
-/// What the foreground run shows.
+/// The output of the foreground run.
 struct View<'a> {
     args: &'a Run,
     ticks: Interval,
@@ -128,7 +128,7 @@ impl View<'_> {
     ) -> anyhow::Result<()> {
         let mut rescan = every(RESCAN_INTERVAL);
         loop {
-            // What changed while this process was busy is noticed as well.
+            // Changes that came while this process was busy are noticed as well.
             tokio::select! {
                 _ = signals.next() => return Ok(()),
                 call = control.next() => {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What the user asked for wthe deviceh `--engine`.
+/// The value of `--engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineChoice {
@@ -13,8 +13,8 @@ pub enum EngineChoice {
     Xdp,
     /// TC on every interface: TCX, or clsact before Linux 6.6.
     Tc,
-    /// Assign new connections to the listening socket (BPF sk_lookup), wthe devicehout
-    /// rewrthe deviceing packets; TCP only.
+    /// Assign new connections to the listening socket (BPF sk_lookup), without rewriting
+    /// packets; TCP only.
     Socket,
     /// Generic XDP: works on every device but is slower than TC; on loopback, the same
     /// as auto.
@@ -24,22 +24,22 @@ pub enum EngineChoice {
     TcClsact,
 }
 
-/// How connections are redirected that come in by an interface.
+/// The way in which connections that come in by an interface are redirected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Engine {
-    /// XDP in the driver rewrthe devicees packets.
+    /// XDP in the driver rewrites packets.
     XdpNative,
-    /// XDP in the stack rewrthe devicees packets.
+    /// XDP in the stack rewrites packets.
     XdpGeneric,
-    /// TC ingress rewrthe devicees packets: TCX, else clsact.
+    /// TC ingress rewrites packets: TCX, else clsact.
     Tc,
-    /// TC ingress by clsact rewrthe devicees packets.
+    /// TC ingress by clsact rewrites packets.
     TcClsact,
-    /// `sk_lookup` hands TCP connections to the server's socket. One program
-    /// for the network namespace, which asks by which interface they came.
+    /// `sk_lookup` hands TCP connections to the server's socket. One program serves the
+    /// network namespace and checks the ingress interface of connections.
     Lookup,
-    /// The connect, sendmsg and recvmsg hooks of a cgroup: clients on this host
-    /// dial the target port. For loopback.
+    /// The connect, sendmsg and recvmsg hooks of a cgroup: local clients connect to the
+    /// target port. For loopback.
     Cgroup,
 }
 
@@ -55,7 +55,7 @@ impl Engine {
         }
     }
 
-    /// Where the device attaches, as far as the device is known before.
+    /// The hook to which the engine attaches, as far as it is known beforehand.
     #[must_use]
     pub const fn hook(self, has_tcx: Option<bool>) -> &'static str {
         match (self, has_tcx) {

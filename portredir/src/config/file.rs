@@ -1,4 +1,4 @@
-//! Settings in files: `rules.toml`, and what `conf.d` adds to it.
+//! Settings in files: `rules.toml`, and the additions of `conf.d`.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -12,34 +12,35 @@ use crate::exit::ExitCode;
 use crate::rule::{Origin, Rule, Sourced, SourcedError};
 use crate::ruleset::shadow::{self, ConflictError};
 
-/// Where files are looked for when nothing else is said.
+/// The default directory of the files.
 pub const DIR: &str = "/etc/portredir";
 
-/// What is wrong with a file.
+/// An error of a file.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("read {path}: {error}{hint}")]
     Read {
-        /// Its path.
+        /// The path of the file.
         path: String,
         /// The kernel's error.
         error: io::Error,
-        /// What to do.
+        /// Advice for the user.
         hint: &'static str,
     },
-    /// Anybody may write rules into it, which root would obey.
+    /// Everybody may write rules into the file, which root would obey.
     #[error("{path} is world-writable; fix with: chmod o-w {path}")]
     Writable {
-        /// Its path.
+        /// The path of the file.
         path: String,
     },
-    /// It is not what is expected: the library's words, with line and column.
+    /// The file has a syntax error or an unknown key: the library's message, with line
+    /// and column.
     #[error("{path}: {message}")]
     Toml {
-        /// Its path.
+        /// The path of the file.
         path: String,
-        /// What is wrong.
+        /// The message.
         message: String,
     },
     /// A rule cannot be read.
@@ -48,15 +49,15 @@ pub enum ConfigError {
     /// The rules contradict each other.
     #[error(transparent)]
     Conflict(#[from] ConflictError),
-    /// It cannot be written.
+    /// The file cannot be written.
     #[error("write {path}: {error}")]
     Write {
-        /// Its path.
+        /// The path of the file.
         path: String,
         /// The kernel's error.
         error: io::Error,
     },
-    /// Saved rules would be there twice at the next start.
+    /// Saved rules would come twice at the next start.
     #[error(
         "{} also defines rules, which would then be loaded twice; move that file away first, or save \
          to another path", .0.display()
@@ -65,14 +66,14 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// How the program ends by this error.
+    /// The exit code for this error.
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         ExitCode::Usage
     }
 }
 
-/// What files say; the rest stays as it is.
+/// The contents of files; options that are not given stay as they are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     options: Options,
@@ -95,18 +96,18 @@ impl Config {
     }
 }
 
-/// Reads a file, or of a directory `rules.toml` and `conf.d/*.toml`: those by
-/// name, options of a later one win, rules are added up.
+/// Reads a file, or, of a directory, `rules.toml` and `conf.d/*.toml` in the order of
+/// names. A later file overrides options; rules are added up.
 ///
 /// # Errors
 ///
-/// [`ConfigError`], naming the place.
+/// [`ConfigError`], with the place.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let mut paths = vec![path.to_owned()];
     if path.is_dir() {
         paths = additions(path);
         let main = path.join("rules.toml");
-        // Either is enough.
+        // One of the two is enough.
         if main.exists() || paths.is_empty() {
             paths.insert(0, main);
         }
@@ -160,7 +161,7 @@ fn load_file(path: &Path) -> Result<Config, ConfigError> {
 ///
 /// # Errors
 ///
-/// [`ConfigError::Toml`] and [`ConfigError::Rule`], naming the place.
+/// [`ConfigError::Toml`] and [`ConfigError::Rule`], with the place.
 pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     let toml = |message: String| ConfigError::Toml {
         path: path.display().to_string(),
@@ -169,7 +170,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     let text = String::from_utf8(bytes).map_err(|_| toml("not UTF-8 text".into()))?;
     let mut options: Options = toml::from_str(&text).map_err(|error| toml(error.to_string()))?;
     let mut rules = Vec::new();
-    // They come in the order of the text.
+    // The rules come in the order of the text.
     let (mut line, mut counted) = (1, 0);
     for rule in std::mem::take(&mut options.rules) {
         let start = rule.span().start;
@@ -190,7 +191,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     Ok(Config { options, rules })
 }
 
-/// Settings as a file: what differs from the defaults, and every rule.
+/// Settings as a file: every rule, and each option that differs from its default.
 #[must_use]
 pub fn to_toml(settings: &Settings) -> String {
     let table = |settings: &Settings| toml::Table::try_from(settings).expect("settings are TOML");
@@ -209,8 +210,8 @@ pub fn to_toml(settings: &Settings) -> String {
     text + "]\n"
 }
 
-/// Writes settings to a file: the old one, or all of the new one, is there at
-/// any moment.
+/// Writes settings to a file: at any moment the file is either the old one or the whole
+/// new one.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! What was typed: options and rules of the command line and the environment, over
-//! files, over the defaults.
+//! The options and rules of the command line and the environment, which override files,
+//! which override the defaults.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::settings::{Options, Settings};
 use crate::rule;
 use crate::ruleset::shadow;
 
-/// What to redirect, and where: shared by all commands that make a plan.
+/// The options and rules of a redirect: shared by all commands that make a plan.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Typed {
     /// The options.
@@ -28,7 +28,7 @@ pub struct Typed {
     pub config: Option<PathBuf>,
 
     /// The rules.
-    // Not a comment for both: rustdoc takes what is in brackets for links.
+    // This is not one comment for both: rustdoc takes text in brackets for links.
     #[arg(
         value_name = "RULE",
         help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…]; destination port first",
@@ -40,12 +40,12 @@ pub struct Typed {
 }
 
 impl Typed {
-    /// The options that are given here, or in the environment, over those of files,
-    /// over the defaults.
+    /// The settings: options that are given here or in the environment override those of
+    /// files, which override the defaults.
     ///
     /// # Errors
     ///
-    /// What is wrong with rules or files.
+    /// The rules or files are invalid.
     pub fn settings(&self) -> Result<Settings, ConfigError> {
         let base = match &self.config {
             Some(path) => file::load(path)?.over(&Settings::default()),

@@ -1,8 +1,8 @@
-//! How carefully a change is made.
+//! The options of a change that keep it safe.
 
 use std::time::Duration;
 
-/// What every change can be asked for.
+/// The options of every change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChangeOptions {
     /// Allow rules for ports by which the host is administered.

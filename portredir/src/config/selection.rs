@@ -1,4 +1,4 @@
-//! Which interfaces `--iface` means: names, globs, exclusions.
+//! The interfaces that `--iface` selects: names, globs, exclusions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use glob::Pattern;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
-/// `--iface`, as it was written.
+/// The value of `--iface`, as it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// Everything but the exclusions: `all`, or exclusions alone.
@@ -16,23 +16,24 @@ pub struct Selection {
     pub names: Vec<String>,
     /// Globs.
     pub globs: Vec<Pattern>,
-    /// Exclusions, which beat all the others.
+    /// Exclusions, which override all the others.
     pub excluded: Vec<Pattern>,
     /// The text itself.
     text: String,
 }
 
-/// How an interface was selected.
+/// The way in which an interface was selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SelectedBy {
-    /// By its exact name. It was meant itself, and is kept under another name.
+    /// Selected by its exact name. This very interface was meant, so it stays selected
+    /// under another name.
     Name,
-    /// By `all`, a glob or an exclusion. What its name is decides anew when it
-    /// changes.
+    /// Selected by `all`, a glob or an exclusion. A new name of the interface decides
+    /// anew.
     Pattern,
 }
 
-/// What is wrong with the text of `--iface`.
+/// An error in the text of `--iface`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SelectionError {
     /// Nothing between two commas.
@@ -44,9 +45,9 @@ pub enum SelectionError {
     /// A glob that cannot be read.
     #[error("bad glob `{glob}`: {reason}")]
     Glob {
-        /// As it was written.
+        /// The glob as it was written.
         glob: String,
-        /// The library's words.
+        /// The library's message.
         reason: &'static str,
     },
 }
@@ -62,7 +63,7 @@ impl Selection {
         }
     }
 
-    /// How an interface of this name is selected, if it is.
+    /// The way in which an interface of this name is selected, if it is.
     #[must_use]
     pub fn selects(&self, name: &str) -> Option<SelectedBy> {
         if self.excludes(name).is_some() {
@@ -88,7 +89,7 @@ impl Selection {
         self.is_all && self.excluded.is_empty()
     }
 
-    /// Whether interfaces that do not exist yet can be meant.
+    /// Whether interfaces that do not exist yet can be selected.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         self.is_all || !self.globs.is_empty()

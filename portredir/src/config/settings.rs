@@ -1,5 +1,5 @@
-//! The one list of options. From it come the command line, the environment, the
-//! keys of files, the defaults, the state, and what a change of an option means.
+//! The one list of options. The command line, the environment, the keys of files, the
+//! defaults, the state, and the effects of a change all come from this list.
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -12,8 +12,8 @@ use crate::rule::Rule;
 /// Makes [`Options`], where each option may be given or not, and [`Settings`],
 /// where each has its value.
 ///
-/// An entry is the help text, the attributes for clap, the name, type and default,
-/// and what a change of it takes: `attach` programs anew; `switch`, a bool, or
+/// An entry is the help text, the attributes for clap, the name, type and default, and
+/// the work that a change of it needs: `attach` programs anew; `switch`, a bool, or
 /// `keep`, neither of which touches what is attached.
 macro_rules! options {
     ($(
@@ -35,7 +35,7 @@ macro_rules! options {
             pub(super) rules: Vec<Spanned<String>>,
         }
 
-        /// Everything that is settled when redirecting begins.
+        /// All settings that are fixed when redirecting begins.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
         pub struct Settings {
@@ -54,7 +54,8 @@ macro_rules! options {
         }
 
         impl Options {
-            /// The options that are given, else what `base` has, with the rules of `base`.
+            /// The options that are given, else those of `base`, with the rules of
+            /// `base`.
             #[must_use]
             pub fn over(&self, base: &Settings) -> Settings {
                 Settings {
@@ -74,8 +75,8 @@ macro_rules! options {
         }
 
         impl Settings {
-            /// The options that differ, by the names that users type, and what a
-            /// change of each takes.
+            /// The options that differ, by the names that users type, and the work that a
+            /// change of each needs.
             #[must_use]
             pub fn differences(&self, other: &Self) -> Vec<(String, Takes)> {
                 let mut differences = Vec::new();
@@ -103,7 +104,7 @@ macro_rules! takes {
     };
 }
 
-/// What the change of an option takes.
+/// The work that a change of an option needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Takes {
     /// Programs have to be attached anew.

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::sys::cgroup::is_cgroup2;
 
-/// Why a value is refused.
+/// The reason why a value is refused.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum ValueError {
     /// The text is no number of seconds.
@@ -63,7 +63,7 @@ fn in_range(seconds: f64, least: f64) -> Result<Duration, ValueError> {
     }
 }
 
-/// How long connections can be waited for: 0 to 3600 seconds.
+/// The longest time to wait for connections: 0 to 3600 seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainTimeout(pub Duration);
 
@@ -89,7 +89,7 @@ impl<'de> Deserialize<'de> for DrainTimeout {
     }
 }
 
-/// How many flows a table holds.
+/// The number of flows that a table holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct FlowCount(u32);
 

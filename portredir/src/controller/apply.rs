@@ -8,13 +8,13 @@ use crate::plan::Plan;
 use crate::state::State;
 
 impl Controller {
-    /// Carries out a change. The switch is atomic: whoever is killed before it has
+    /// Carries out a change. The switch is atomic: a process that is killed before it has
     /// changed nothing that is valid.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses, or [`ControllerError::Change`] where the plan is
-    /// impossible. What was valid before stays valid.
+    /// The kernel refuses, or [`ControllerError::Change`] where the plan is impossible.
+    /// What was valid before stays valid.
     pub async fn apply(
         &mut self,
         change: Change,
@@ -42,7 +42,7 @@ impl Controller {
                     return result;
                 }
                 result?;
-                // What is no longer wanted goes last.
+                // Programs that are no longer wanted are detached last.
                 self.reconcile(on_event).await
             }
             Step::Switch => {

@@ -1,5 +1,5 @@
-//! Attaching to interfaces and detaching from them, with a note of each step for
-//! whoever comes after a kill.
+//! Attaching to interfaces and detaching from them, with a record of each step for the
+//! process that continues after a kill.
 
 use super::Controller;
 use super::error::ControllerError;
@@ -31,7 +31,7 @@ impl Controller {
     ///
     /// # Errors
     ///
-    /// The kernel refuses; what was attached before is left as it was.
+    /// The kernel refuses; programs that were attached before stay as they were.
     pub(super) async fn start(
         &mut self,
         snapshot: &Snapshot,
@@ -43,7 +43,7 @@ impl Controller {
         self.told_interfaces = plan.skip.iter().map(ToString::to_string).collect();
         let is_lookup = |planned: &Planned| planned.engine == Engine::Lookup;
         if plan.attach.values().any(is_lookup) {
-            // Before the first connection looks for a server.
+            // This comes before the first connection looks for a server.
             self.register(on_event)?;
         }
         let choice = plan.choice;
@@ -71,9 +71,9 @@ impl Controller {
         Ok(())
     }
 
-    /// Puts the programs of this process in the place of those that another one
-    /// has left attached. What can no longer be replaced is detached, for the
-    /// plan to attach it again.
+    /// Replaces the programs that another process has left active with those of this
+    /// process. Programs that cannot be replaced are detached, so that the plan attaches
+    /// them again.
     pub(super) async fn upgrade(&mut self, on_event: OnEvent<'_>) {
         let attachments: Vec<_> = self.attachments.values().cloned().collect();
         for attachment in attachments {
@@ -86,8 +86,8 @@ impl Controller {
         }
     }
 
-    /// Attaches to an interface; returns what was done instead where the plan
-    /// could not be carried out and has another way.
+    /// Attaches to an interface; returns the fallback that was used where the plan could
+    /// not be carried out and has one.
     pub(super) async fn attach(
         &mut self,
         planned: &Planned,
@@ -110,8 +110,8 @@ impl Controller {
         result.map(|()| instead)
     }
 
-    /// Attaches to an interface as planned. What is to be put back is written
-    /// down first.
+    /// Attaches to an interface as planned. The settings to restore are written down
+    /// first.
     async fn try_attach(
         &mut self,
         planned: &Planned,
@@ -187,7 +187,7 @@ impl Controller {
         let Some(mut attachment) = self.attachments.remove(&index) else {
             return;
         };
-        // From here on the interface is unfinished business, also for the next process.
+        // From here on the interface is unfinished, also for the next process.
         attachment.mode.programs.clear();
         if let Err(error) = self.write_down(&attachment) {
             log::warn!("{}", chain(&error));
@@ -218,7 +218,7 @@ impl Controller {
     }
 }
 
-/// Restores the settings of an interface, once nothing is attached.
+/// Restores the settings of an interface, once no program is attached.
 pub async fn restore(netlink: &Netlink, attachment: &Attachment) {
     let InterfaceReport { name, ifindex, .. } = &attachment.report;
     for feature in &attachment.restore {
@@ -229,7 +229,7 @@ pub async fn restore(netlink: &Netlink, attachment: &Attachment) {
     if attachment.is_clsact_ours
         && let Err(error) = netlink.remove_clsact(*ifindex).await
     {
-        // It may be gone with its interface.
+        // The setting may be gone with its interface.
         log::debug!("{name}: {error:#}");
     }
 }

@@ -1,5 +1,5 @@
-//! A change: from the settings that are valid to those that are wanted, worked
-//! out once and before anything is touched.
+//! A change: the way from the valid settings to the wanted ones, worked out once and
+//! before anything is touched.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -15,19 +15,19 @@ use crate::plan::lockout::{self, LockoutError};
 use crate::rule::Rule;
 use crate::state::{self, Pending, State};
 
-/// What a change is planned for.
+/// The host, as far as a change depends on it.
 #[derive(Clone, Debug)]
 pub struct HostView {
     /// Interfaces and addresses.
     pub snapshot: Snapshot,
-    /// What the kernel can do.
+    /// The features of the kernel.
     pub features: Features,
     /// The interfaces that are attached, by index, and how each was selected.
     pub attached: BTreeMap<u32, SelectedBy>,
 }
 
 impl HostView {
-    /// What would be attached where, by these settings.
+    /// Plans where these settings would attach which programs.
     #[must_use]
     pub fn plan(&self, settings: &Settings) -> Plan {
         self.snapshot
@@ -35,27 +35,28 @@ impl HostView {
     }
 }
 
-/// What is wanted.
+/// The action that a caller wants.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// `up` and the foreground run: these settings, whatever has to be attached anew.
+    /// `up` and the foreground run: these settings, even if programs have to be attached
+    /// anew.
     Run(Settings),
-    /// `add`, `rm` and `apply`: these settings, with everything attached as it is.
+    /// `add`, `rm` and `apply`: these settings, while all programs stay attached.
     Adjust(Settings),
     /// `confirm`: the last change stays.
     Confirm,
     /// The last change was not confirmed in time.
     RollBack,
-    /// The first step of `down`: no new flows, and a wait for those there are.
+    /// The first step of `down`: no new flows, and a wait for the existing ones.
     Drain(Duration),
-    /// The last step of `down`: nothing attached, all settings of the host restored.
+    /// The last step of `down`: no program attached, all settings of the host restored.
     Detach,
 }
 
-/// What is wanted, and how carefully.
+/// The wanted action and its options.
 pub type Wanted = (Action, ChangeOptions);
 
-/// What a change does, once it is planned.
+/// The effect of a planned change.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     /// Attach by the plan, replace programs, then switch to the settings.
@@ -64,7 +65,7 @@ pub(super) enum Step {
     Switch,
     /// Switch back to the settings before an unconfirmed change.
     RollBack,
-    /// Keep the settings and no longer the way back.
+    /// Keep the settings, and remove the way back.
     Keep,
     /// Switch to settings without rules, and wait.
     Drain(Duration),
@@ -84,12 +85,12 @@ pub struct Change {
 }
 
 impl Change {
-    /// Works out a change. Without `before` nothing runs yet.
+    /// Works out a change. Without `before` no redirect runs yet.
     ///
     /// # Errors
     ///
-    /// [`ChangeError`]: the wanted settings are impossible here, need `up`, lock
-    /// somebody out without `force`, or another change waits for its confirmation.
+    /// [`ChangeError`]: the wanted settings are impossible here, need `up`, lock an
+    /// administrator out without `force`, or another change waits for its confirmation.
     pub fn plan(
         before: Option<&State>,
         wanted: Wanted,
@@ -171,7 +172,7 @@ impl Change {
             return Err(ChangeError::NeedsUp(option));
         }
         host.snapshot.check(&after)?;
-        // What the running rules lock out was allowed when they came.
+        // The lock-outs of the running rules were allowed when these came.
         let lockouts = if after.hide_target && !running.hide_target {
             lockout::findings(&after.rules, after.hide_target)
         } else {
@@ -186,7 +187,8 @@ impl Change {
         })
     }
 
-    /// What would be attached where; `None` when everything stays attached as it is.
+    /// The plan of programs and interfaces; `None` when all programs stay attached as
+    /// they are.
     #[must_use]
     pub const fn plan_of_interfaces(&self) -> Option<&Plan> {
         match &self.step {
@@ -195,13 +197,13 @@ impl Change {
         }
     }
 
-    /// Whether nothing is left when the change is carried out.
+    /// Whether the redirect is gone after the change.
     #[must_use]
     pub const fn is_removal(&self) -> bool {
         matches!(self.step, Step::Remove)
     }
 
-    /// What differs from the running settings.
+    /// The differences from the running settings.
     #[must_use]
     pub const fn diff(&self) -> &Diff {
         &self.diff
@@ -251,12 +253,12 @@ fn pending(before: Option<&Settings>, options: ChangeOptions) -> Option<Pending>
     })
 }
 
-/// What differs between two settings, as far as `add`, `rm` and `apply` change it.
+/// The differences between two settings, as far as `add`, `rm` and `apply` change them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
-    /// Rules that go.
+    /// The removed rules.
     pub removed: Vec<Rule>,
-    /// Rules that come.
+    /// The added rules.
     pub added: Vec<Rule>,
     /// Options that are switched, by name, and whether they are on afterwards.
     pub switched: Vec<(String, bool)>,
@@ -278,7 +280,7 @@ impl Diff {
     }
 }
 
-/// Those of `rules` that are not among others.
+/// The rules of `rules` that are not among others.
 fn missing_in<'a>(others: &'a [Rule], rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
     let others: HashSet<_> = others.iter().collect();
     rules.iter().filter(move |rule| !others.contains(rule))

@@ -17,13 +17,13 @@ use crate::sys::mmap;
 use crate::sys::sock_diag::{self, Kind};
 
 impl Controller {
-    /// Makes rules, and what else can change without attaching anew, valid: all
-    /// of it between two packets. Flows that have begun keep their targets.
+    /// Makes rules, and the options that can change without attaching anew, valid: all of
+    /// it between two packets. Established flows keep their targets.
     ///
     /// # Errors
     ///
-    /// More than the tables hold, or what the kernel refuses; then the old rules
-    /// go on.
+    /// The rules need more than the tables hold, or the kernel refuses; then the old
+    /// rules go on.
     pub(super) fn commit(
         &mut self,
         snapshot: &Snapshot,
@@ -40,7 +40,7 @@ impl Controller {
         self.state = state;
         mmap::give_back();
         if self.needs_listeners() {
-            // Those that began to listen before the switch.
+            // This registers servers that began to listen before the switch.
             self.register(on_event)?;
         }
         Ok(())
@@ -55,7 +55,7 @@ impl Controller {
         if self.needs_listeners() {
             self.register(on_event)?;
         }
-        // Flows of rules that are gone may go on to count; nobody reads that.
+        // Flows of removed rules may still be counted; no reader uses these counts.
         let before = self.state.ids.iter().copied().collect();
         self.datapath.keep_counters(&before)?;
         let generation = self.datapath.fill(&self.table)?;
@@ -68,13 +68,13 @@ impl Controller {
         Ok(())
     }
 
-    /// What follows the present state with other settings.
+    /// The state that comes after the present one, with other settings.
     ///
     /// # Errors
     ///
     /// When the connections of this host cannot be listed.
     pub(super) fn next(&self, settings: Settings) -> Result<State, ControllerError> {
-        // To ask for all flows takes its time.
+        // To list all flows takes its time.
         let live = if self.state.history.is_empty() {
             BTreeSet::new()
         } else {
@@ -88,11 +88,11 @@ impl Controller {
         Ok(self.state.next(settings, history))
     }
 
-    /// Reads what another process has committed.
+    /// Reads the state that another process has committed.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses.
+    /// The kernel refuses.
     pub(super) fn reread(&mut self) -> Result<(), ControllerError> {
         let Some(pins) = &self.pins else {
             return Ok(());
@@ -113,7 +113,7 @@ impl Controller {
         self.datapath.needs_listeners()
     }
 
-    /// Registers servers that listen and are not registered yet.
+    /// Registers listening servers that are not registered yet.
     ///
     /// # Errors
     ///
@@ -134,7 +134,7 @@ impl Controller {
     }
 }
 
-/// The rules of a state, as the maps have them.
+/// The rules of a state, in the form of the maps.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Why a change, or a question, fails.
+//! The errors of changes and of questions.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use crate::sys::bpffs::PinError;
 use crate::sys::lock::LockError;
 use crate::sys::sock_diag::SockDiagError;
 
-/// Why a change is refused before anything is touched.
+/// The reason why a change is refused before anything is touched.
 #[derive(Debug, Error)]
 pub enum ChangeError {
     /// No interface is left to attach to.
@@ -29,7 +29,7 @@ pub enum ChangeError {
     /// No change waits for its confirmation.
     #[error("no change is waiting for confirmation")]
     NothingPending,
-    /// Another change waits for its confirmation, for so many seconds.
+    /// Another change waits for its confirmation, for this number of seconds.
     #[error(
         "another change is waiting for confirmation; keep that change with `portredir confirm`, or \
          wait {0} s until it is rolled back"
@@ -47,7 +47,7 @@ pub enum ChangeError {
 }
 
 impl ChangeError {
-    /// How the program ends by this error.
+    /// The exit code for this error.
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         match self {
@@ -57,10 +57,10 @@ impl ChangeError {
     }
 }
 
-/// Why a change, or a question, fails.
+/// The reason why a change, or a question, fails.
 #[derive(Debug, Error)]
 pub enum ControllerError {
-    /// Nothing runs in this network namespace.
+    /// No redirect runs in this network namespace.
     #[error("not running in this network namespace; start with: portredir up 80:8080")]
     NotRunning,
     /// The redirect is being stopped.
@@ -87,7 +87,7 @@ pub enum ControllerError {
     /// A privilege or a kernel feature is missing.
     #[error(transparent)]
     Preflight(#[from] PreflightError),
-    /// The kernel refused something.
+    /// The kernel refused a request.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
     /// The pinned maps cannot be used.
@@ -102,7 +102,7 @@ pub enum ControllerError {
     /// The lock of this network namespace is taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The host cannot be asked.
+    /// The state of the host cannot be read.
     #[error(transparent)]
     Host(#[from] HostError),
     /// TCP sockets cannot be listed.
@@ -114,7 +114,7 @@ pub enum ControllerError {
     /// A system call failed.
     #[error("{action}")]
     Io {
-        /// What was tried.
+        /// The action that was tried.
         action: &'static str,
         /// The kernel's error.
         #[source]
@@ -123,12 +123,12 @@ pub enum ControllerError {
 }
 
 impl ControllerError {
-    /// Turns an error of a system call into one that says what was tried.
+    /// Turns an error of a system call into one that names the action.
     pub const fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, source }
     }
 
-    /// The error of a network namespace that the kernel does not tell apart.
+    /// The error for a network namespace that the kernel cannot identify.
     #[must_use]
     pub const fn netns(source: io::Error) -> Self {
         Self::Io {
@@ -137,7 +137,7 @@ impl ControllerError {
         }
     }
 
-    /// How the program ends by this error.
+    /// The exit code for this error.
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         match self {

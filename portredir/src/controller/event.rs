@@ -1,4 +1,4 @@
-//! What happens while a change is carried out or the host changes.
+//! The events of a change, and of changes of the host.
 
 use std::io;
 use std::time::Duration;
@@ -6,16 +6,16 @@ use std::time::Duration;
 use super::error::ControllerError;
 use crate::plan::{Planned, Refused, Skipped};
 
-/// One thing that happened and that a person, a journal or an agent may want to know.
+/// An event that a person, a journal or an agent may want to know.
 #[derive(Debug)]
 pub enum Event {
     /// An earlier command was killed; this one finishes or undoes its work first.
     Recovered(Interrupted),
     /// An interface was attached that was not part of the first plan.
     Attached(Box<Planned>),
-    /// The kernel refused the planned engine, and this was attached instead.
+    /// The kernel refused the planned engine, and this one was attached instead.
     AttachedInstead(Box<Planned>),
-    /// An interface is no longer attached.
+    /// An interface no longer has programs.
     Detached {
         /// The name of the interface.
         interface: String,
@@ -44,17 +44,17 @@ pub enum Event {
     },
     /// Stopping waits for connections.
     Draining {
-        /// How many there are.
+        /// The number of connections.
         connections: usize,
-        /// How long it waits at most.
+        /// The longest time to wait.
         timeout: Duration,
     },
     /// Connections that did not end in time are cut off.
     CutOff {
-        /// How many there are.
+        /// The number of connections.
         connections: usize,
     },
-    /// A change that nobody confirmed in time was rolled back.
+    /// A change that was not confirmed in time was rolled back.
     RolledBack,
     /// A process that did not stop is killed.
     Killed(i32),
@@ -66,7 +66,7 @@ pub enum Event {
     Unlocked(ControllerError),
 }
 
-/// Why an interface is no longer attached.
+/// The reason why an interface no longer has programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DetachReason {
     /// A change, or the plan for the host as it is now, detached it.
@@ -84,5 +84,5 @@ pub enum Interrupted {
     Down,
 }
 
-/// Whoever is told.
+/// The receiver of events.
 pub type OnEvent<'a> = &'a mut dyn FnMut(Event);

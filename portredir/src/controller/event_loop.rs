@@ -1,5 +1,5 @@
-//! What the watcher does: it keeps an active redirect in step with interfaces and
-//! addresses, registers servers, and rolls unconfirmed changes back. Without it
+//! The work of the watcher: it keeps an active redirect in step with interfaces and
+//! addresses, registers servers, and rolls unconfirmed changes back. Without the watcher,
 //! traffic is redirected as before.
 
 use std::io;
@@ -27,12 +27,12 @@ use crate::sys::bpffs::PinDir;
 use crate::sys::capability;
 use crate::sys::lock::Lock;
 
-/// How often to look for servers outside of the cgroup, which do not register by
+/// The interval of the search for servers outside of the cgroup, which do not register by
 /// themselves.
 pub const RESCAN_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long after a change the rules are read again, unless somebody asks for them:
-/// one change after the other need not wait for the watcher.
+/// The time after a change until the rules are read again, unless a command asks for them
+/// earlier: changes in quick succession need not wait for the watcher.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Opens the redirect that is active, for [`watch`].
@@ -62,7 +62,8 @@ pub async fn open() -> Result<Controller, ControllerError> {
 ///
 /// # Errors
 ///
-/// Commands cannot be heard. What fails while it watches is told and tried again.
+/// Commands cannot be received. Later failures are reported as events, and the work is
+/// tried again.
 pub async fn watch(
     mut controller: Controller,
     reload: impl Fn() -> Result<Option<Wanted>, ConfigError>,
@@ -77,7 +78,7 @@ pub async fn watch(
     let alive = sd_notify::watchdog_enabled().map(|period| period / 3);
     let mut alive = every(alive.unwrap_or(Duration::from_secs(3600)));
     let mut rescan = every(RESCAN_INTERVAL);
-    // When the rules that somebody changed are read again.
+    // The time at which changed rules are read again.
     let mut reread = None;
     loop {
         let deadline = controller.state().confirm_within();
@@ -150,8 +151,8 @@ async fn check(
     Ok(())
 }
 
-/// Makes everything follow what the host and other commands did meanwhile. What
-/// fails is told, and tried again at the next change.
+/// Brings everything in step with changes that the host and other commands made
+/// meanwhile. A failure is reported, and the work is tried again at the next change.
 async fn step(controller: &mut Controller, on_event: OnEvent<'_>) {
     let result = async {
         let _lock = Lock::wait().await?;
@@ -163,14 +164,14 @@ async fn step(controller: &mut Controller, on_event: OnEvent<'_>) {
     }
 }
 
-/// What a change that nobody confirmed was rolled back to.
+/// The result of rolling an unconfirmed change back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RolledBack {
     /// The change was confirmed meanwhile.
     No,
     /// The settings before the change.
     ToSettings,
-    /// Nothing ran before the change, so nothing is left to watch.
+    /// No redirect ran before the change, so nothing is left to watch.
     ToNothing,
 }
 
@@ -237,7 +238,7 @@ impl Signals {
     }
 }
 
-/// A clock that does not catch up on ticks that it missed.
+/// A clock that skips the ticks that it missed.
 #[must_use]
 pub fn every(period: Duration) -> Interval {
     let mut ticks = tokio::time::interval(period);
@@ -245,8 +246,8 @@ pub fn every(period: Duration) -> Interval {
     ticks
 }
 
-/// Becomes the program as it is installed now, with the same arguments. Returns
-/// only when that fails.
+/// Replaces this process with the program as it is installed now, with the same
+/// arguments. Returns only when that fails.
 fn again() -> io::Error {
     let mut args = std::env::args_os();
     let Some(program) = args.next() else {
@@ -259,7 +260,7 @@ fn again() -> io::Error {
     Command::new(program).args(args).exec()
 }
 
-/// Tells systemd, if systemd has started this process.
+/// Notifies systemd, if systemd has started this process.
 fn tell_manager(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         log::warn!("cannot notify systemd: {error}");

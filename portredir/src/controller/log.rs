@@ -9,19 +9,19 @@ use portredir_common::verdict::Reason;
 
 use crate::loader::DatapathError;
 
-/// Whether the programs are to log what they decide.
+/// Whether the programs should log their decisions.
 #[must_use]
 pub fn is_logging() -> bool {
     log::log_enabled!(target: "portredir_ebpf", log::Level::Debug)
 }
 
-/// A logger that puts words to the decisions of the programs. A program logs the
-/// number of a [`Reason`], a space and the packet.
+/// A logger that puts the decisions of the programs into words. A program logs the number
+/// of a [`Reason`], a space and the packet.
 pub(super) struct DecisionLog;
 
 impl DecisionLog {
-    /// Passes on what the programs log, until the process ends. Must be called
-    /// inside a runtime, before the first program is attached.
+    /// Passes on the log of the programs, until the process ends. Must be called inside a
+    /// runtime, before the first program is attached.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Keeping what is attached in step with interfaces and addresses.
+//! Keeps attached programs in step with interfaces and addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,12 +13,12 @@ use crate::ruleset::compile::Table;
 
 impl Controller {
     /// Attaches to interfaces that appeared, detaches from those that are gone or no
-    /// longer meant, and updates the addresses of this host.
+    /// longer selected, and updates the addresses of this host.
     ///
     /// # Errors
     ///
-    /// Interfaces or addresses cannot be listed. What fails with a single interface
-    /// is an event.
+    /// Interfaces or addresses cannot be listed. A failure on a single interface is an
+    /// event.
     pub async fn reconcile(&mut self, on_event: OnEvent<'_>) -> Result<(), ControllerError> {
         for index in self.netlink.take_left() {
             self.detach(index, DetachReason::InterfaceGone, on_event)
@@ -38,7 +38,7 @@ impl Controller {
         self.attach_new(&snapshot, &plan, on_event).await
     }
 
-    /// Tells which interfaces get no programs, unless that was told before.
+    /// Reports the interfaces that get no programs, unless that was reported before.
     fn tell_left_out(&mut self, plan: &Plan, on_event: OnEvent<'_>) {
         let mut told = BTreeSet::new();
         for skipped in plan.skip.iter().filter(|skipped| skipped.is_covered) {
@@ -55,7 +55,7 @@ impl Controller {
             }
             told.insert(line);
         }
-        // What failed before is forgotten by `attach_new`, when it succeeds.
+        // `attach_new` removes an earlier failure when it succeeds.
         let failed = self
             .told_interfaces
             .iter()
@@ -64,8 +64,8 @@ impl Controller {
         self.told_interfaces = told;
     }
 
-    /// Detaches interfaces whose device below came or went, so that they see packets
-    /// in another direction than before.
+    /// Detaches from interfaces that have got or lost a lower device, because they now
+    /// see packets in another direction.
     async fn detach_turned(&mut self, plan: &Plan, on_event: OnEvent<'_>) {
         let is_egress_only = |index| plan.attach.get(index).map(|p| p.is_egress_only);
         let turned: Vec<_> = self
@@ -97,7 +97,7 @@ impl Controller {
         if new.iter().any(|planned| planned.engine == Engine::Lookup) && !self.needs_listeners() {
             self.register(on_event)?;
         }
-        // A bridge may give way to its ports: no reply must leave between.
+        // A bridge may give way to its ports: no reply must leave in between.
         let mut refused = Vec::new();
         for planned in new {
             match self.attach(planned, plan.choice, on_event).await {
@@ -115,8 +115,8 @@ impl Controller {
                 self.detach(index, reason, on_event).await;
             }
         }
-        // What has gone may have been in the way, or they are gone themselves; if
-        // not, the others must work.
+        // The removed programs may have been the obstacle, or these interfaces are gone
+        // themselves; if not, the others must work.
         let mut failed = BTreeSet::new();
         for planned in refused {
             match self.attach(planned, plan.choice, on_event).await {
@@ -160,7 +160,7 @@ impl Controller {
     }
 }
 
-/// What marks a line of [`Controller::told_interfaces`] as a failure.
+/// The mark of a failure in a line of [`Controller::told_interfaces`].
 const FAILED: &str = "failed: ";
 
 fn tell_attached(planned: &Planned, instead: Option<Planned>, on_event: OnEvent<'_>) {
@@ -168,10 +168,10 @@ fn tell_attached(planned: &Planned, instead: Option<Planned>, on_event: OnEvent<
     on_event(Event::Attached(Box::new(planned)));
 }
 
-/// Which of the lists of interfaces in rules an interface is in.
+/// The lists of interfaces in rules that each interface is in.
 ///
-/// What comes in by a port of a bridge, a bond or a VRF comes in by that too,
-/// wherever it is met.
+/// A packet that comes in on a port of a bridge, a bond or a VRF counts as coming in on
+/// that device too, on whichever of them a program sees it.
 pub(super) fn on_masks(table: &Table, snapshot: &Snapshot) -> BTreeMap<u32, u64> {
     let matches = |list: &[String], name: &str| {
         list.iter()

@@ -1,4 +1,4 @@
-//! What a redirect answers when it is asked.
+//! The answers of a redirect to questions.
 
 use super::error::ControllerError;
 use super::{Controller, Parts};
@@ -33,7 +33,7 @@ impl Controller {
     }
 }
 
-/// Reads what runs: from the process that answers, else from the pins.
+/// Reads the running configuration: from the process that answers, else from the pins.
 ///
 /// # Errors
 ///
@@ -59,7 +59,7 @@ pub fn read() -> Result<Answer, ControllerError> {
             })?;
             controller.answer(None)
         }
-        // Something runs, and does not answer this user.
+        // A redirect runs, and does not answer this user.
         Found::Nothing | Found::Unfinished => Err(refused
             .map_or(ControllerError::NotRunning, |error| {
                 PinnedError::NotPermitted(error).into()

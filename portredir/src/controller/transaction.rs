@@ -22,7 +22,7 @@ use crate::state::attachment::Attachment;
 use crate::sys::bpffs::PinDir;
 use crate::sys::lock::Lock;
 
-/// The right to change what is active, and what it is.
+/// The right to change the active redirect, and its state.
 pub struct Transaction {
     lock: Lock,
     pins: PinDir,
@@ -44,7 +44,7 @@ impl Transaction {
         let lock = match Lock::wait().await {
             Ok(lock) => lock,
             Err(error) => {
-                // It may have come meanwhile.
+                // A foreground run may have started meanwhile.
                 refuse_foreground()?;
                 return Err(error.into());
             }
@@ -79,7 +79,7 @@ impl Transaction {
         })
     }
 
-    /// The state that is valid, if anything is active.
+    /// The state that is valid, if a redirect is active.
     #[must_use]
     pub const fn state(&self) -> Option<&State> {
         self.state.as_ref()
@@ -122,7 +122,8 @@ impl Transaction {
     ///
     /// # Errors
     ///
-    /// As [`Controller::apply`]. Nothing is left when nothing was active before.
+    /// Those of [`Controller::apply`]. If no redirect was active before, nothing is left
+    /// behind.
     pub async fn apply(
         self,
         change: Change,
@@ -146,7 +147,7 @@ impl Transaction {
         Ok(locked)
     }
 
-    /// Opens the maps for these settings, and makes them where nothing is active.
+    /// Opens the maps for these settings, and makes them where no redirect is active.
     ///
     /// # Errors
     ///
@@ -184,7 +185,7 @@ impl Locked {
     ///
     /// # Errors
     ///
-    /// As [`Controller::apply`].
+    /// Those of [`Controller::apply`].
     pub async fn apply(
         &mut self,
         action: Action,
@@ -207,7 +208,7 @@ impl Locked {
     }
 }
 
-/// Whether the programs are to log, by the log level of this process.
+/// Whether the programs should log, by the log level of this process.
 #[must_use]
 pub fn logging() -> Logging {
     if super::is_logging() {
@@ -217,12 +218,12 @@ pub fn logging() -> Logging {
     }
 }
 
-/// Detaches all programs and restores what attaching changed, then removes maps and
-/// state. A killed removal can be repeated.
+/// Detaches all programs and restores the settings that attaching changed, then removes
+/// maps and state. A killed removal can be repeated.
 ///
 /// # Errors
 ///
-/// What cannot be removed.
+/// Something cannot be removed.
 pub(super) async fn remove_all(
     pins: &PinDir,
     netlink: &Netlink,
@@ -234,8 +235,8 @@ pub(super) async fn remove_all(
         let had_filters = Datapath::sweep(interface);
         let is_known = |attachment: &Attachment| attachment.report.ifindex == interface.index;
         if had_filters && !attachments.iter().any(is_known) {
-            // Nothing says who made the qdisc. Whoever has no filters in it does not
-            // miss it.
+            // The qdisc has no mark of its maker. A program without filters in it does
+            // not miss it.
             let _ = netlink.remove_clsact(interface.index).await;
         }
     }
@@ -249,7 +250,7 @@ pub(super) async fn remove_all(
 ///
 /// # Errors
 ///
-/// What cannot be removed.
+/// Something cannot be removed.
 pub async fn remove_by_force(on_event: OnEvent<'_>) -> Result<(), ControllerError> {
     preflight::check_capabilities()?;
     watcher::stop(Stubborn::Kill, on_event);

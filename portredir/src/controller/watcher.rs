@@ -1,5 +1,5 @@
-//! The watcher: the process that keeps an active redirect in step with the host.
-//! Here it is started, told and stopped; what it does is in
+//! The watcher: the process that keeps an active redirect in step with the host. This
+//! module starts, notifies and stops it; its work is in
 //! [`event_loop`](super::event_loop).
 
 use std::io;
@@ -10,11 +10,11 @@ use super::error::ControllerError;
 use super::event::{Event, OnEvent};
 use crate::ipc::client::{self, Presence, Question, Request, Role, Who};
 
-/// How long a process may take to start or to stop.
+/// The longest time that a process may take to start or to stop.
 pub(super) const LONGEST: Duration = Duration::from_secs(5);
 
-/// The process that redirects in the foreground, if there is one. A process that
-/// does not answer is found by its lock.
+/// The process that redirects in the foreground, if there is one. The lock reveals a
+/// process that does not answer.
 #[must_use]
 pub fn foreground() -> Option<Who> {
     let who = client::ask(Request::Who).ok()??;
@@ -39,12 +39,12 @@ pub fn stop_foreground(pid: u32) -> Result<(), ControllerError> {
     }
 }
 
-/// A watcher that has been told to read the state again, which it does when
-/// nobody holds the lock any more.
+/// A watcher that has been notified to read the state again, which it does once the lock
+/// is free.
 #[derive(Debug)]
 pub struct Notified(io::Result<Option<Question>>);
 
-/// Tells the watcher that the state changes, and does not wait.
+/// Notifies the watcher that the state changes, and does not wait.
 #[must_use]
 pub fn notify() -> Notified {
     Notified(client::send(Request::Changed))
@@ -62,12 +62,12 @@ impl Notified {
     }
 }
 
-/// What is done with a watcher that does not stop.
+/// The treatment of a watcher that does not stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stubborn {
-    /// Nothing.
+    /// The watcher is left alone.
     Leave,
-    /// It is killed.
+    /// The watcher is killed.
     Kill,
 }
 
@@ -89,7 +89,7 @@ pub fn stop(stubborn: Stubborn, on_event: OnEvent<'_>) {
     }
 }
 
-/// Starts a watcher, unless one of this very program runs. A watcher of another
+/// Starts a watcher, unless one runs that is this very program. A watcher of another
 /// version is stopped first.
 ///
 /// # Errors

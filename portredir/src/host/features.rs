@@ -1,6 +1,5 @@
-//! What the planner needs to know of the kernel and the host, apart from the
-//! interfaces. Nothing here needs privileges; what is not permitted stays
-//! unknown.
+//! The features of the kernel and the host that the planner needs to know, apart from the
+//! interfaces. Nothing here needs privileges; features that may not be read stay unknown.
 
 use std::path::{Path, PathBuf};
 
@@ -10,19 +9,19 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::sys::cgroup::cgroup_root;
 
-/// What this host has.
+/// The features of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// The cgroup v2 directory whose processes are local clients.
+    /// The cgroup v2 directory of local clients.
     pub cgroup: Option<PathBuf>,
-    /// Whether the kernel has TCX; `None` when it may not be asked.
+    /// Whether the kernel has TCX; `None` without the permission to ask.
     pub tcx: Option<bool>,
     /// Bytes of a memory page, in which a packet for XDP without frags must fit.
     pub page_bytes: u32,
 }
 
 impl Features {
-    /// Finds out. `cgroup` is what the user named.
+    /// Reads the features. `cgroup` is the directory that the user named.
     #[must_use]
     pub fn read(cgroup: Option<&Path>) -> Self {
         let page_bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
@@ -57,7 +56,8 @@ fn has_tcx() -> Option<bool> {
             match (call, io_error.raw_os_error()) {
                 ("bpf_prog_query", Some(libc::EINVAL)) => Some(false),
                 ("bpf_prog_query", _) => None,
-                // The answer was there; it is its programs that we may not see.
+                // The kernel answered the question, but this process may not see its
+                // programs.
                 _ => Some(true),
             }
         }
@@ -65,17 +65,16 @@ fn has_tcx() -> Option<bool> {
     }
 }
 
-/// Tells of the programs that others attached: user space knows their IDs
-/// alone.
+/// Information about programs of others: user space knows only their IDs.
 pub trait Programs {
-    /// What the program with this ID is called.
+    /// The name of the program with this ID.
     fn name(&self, id: u32) -> String;
 
     /// The TCX programs of an interface, by name.
     fn tcx(&self, interface: &str) -> Vec<String>;
 }
 
-/// How the names of our programs begin.
+/// The prefix of the names of portredir's programs.
 const OURS: &str = "portredir_";
 
 /// The programs that are in the kernel.

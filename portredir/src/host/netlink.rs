@@ -22,13 +22,13 @@ use tokio::time::Instant;
 use super::snapshot::{Interface, Snapshot};
 use crate::sys::netdev;
 
-/// `TC_H_CLSACT`, as include/uapi/linux/pkt_sched.h has it.
+/// The constant `TC_H_CLSACT` of include/uapi/linux/pkt_sched.h.
 const CLSACT_PARENT: TcHandle = TcHandle {
     major: 0xffff,
     minor: 0xfff1,
 };
 
-/// The host cannot be asked or changed by netlink.
+/// An error of netlink: the host cannot be asked or changed.
 #[derive(Debug, Error)]
 pub enum HostError {
     /// The socket cannot be opened.
@@ -37,7 +37,7 @@ pub enum HostError {
     /// The kernel refuses a request.
     #[error("{action}")]
     Ask {
-        /// What was asked.
+        /// The request that was made.
         action: &'static str,
         /// The kernel's error.
         #[source]
@@ -51,10 +51,10 @@ impl HostError {
     }
 }
 
-/// A netlink socket that also hears of changes.
+/// A netlink socket that also receives notifications of changes.
 pub struct Netlink {
     handle: rtnetlink::Handle,
-    /// Each with the index of an interface, when one left.
+    /// The changes, each with the index of an interface if one left.
     changes: futures_util::stream::BoxStream<'static, Option<u32>>,
     left: BTreeSet<u32>,
     /// The first change since [`Self::changed`] last returned.
@@ -75,8 +75,8 @@ impl Netlink {
         ])
         .map_err(HostError::Open)?;
         tokio::spawn(connection);
-        // Whatever else the message says, also that some were lost: what counts
-        // is the state after it.
+        // The rest of the message does not matter, nor that some were lost: only the
+        // state after it counts.
         Ok(Self {
             handle,
             changes: messages.map(|(message, _)| left(&message)).boxed(),
@@ -139,7 +139,7 @@ impl Netlink {
             .map_err(HostError::ask("remove the clsact qdisc"))
     }
 
-    /// Waits until something changed and then, for a moment, calmed down.
+    /// Waits until the host changed and then, for a moment, calmed down.
     ///
     /// A change is not lost when the wait is given up before its end.
     pub async fn changed(&mut self) {
@@ -150,7 +150,7 @@ impl Netlink {
             None => {
                 match self.changes.next().await {
                     Some(left) => self.left.extend(left),
-                    // The connection is gone; there will be no news.
+                    // The connection is gone; no more notifications will come.
                     None => std::future::pending().await,
                 }
                 *self.changed_at.insert(Instant::now())
@@ -166,9 +166,8 @@ impl Netlink {
         self.changed_at = None;
     }
 
-    /// Returns the interfaces that left since this was last called. By now they
-    /// may be back, or others may have their indexes; what was attached to them
-    /// is gone.
+    /// Returns the interfaces that left since the last call. By now they may be back, or
+    /// others may have their indexes; the programs that were attached to them are gone.
     pub fn take_left(&mut self) -> BTreeSet<u32> {
         std::mem::take(&mut self.left)
     }
@@ -225,7 +224,7 @@ impl Netlink {
     }
 }
 
-/// Whether `br_netfilter` is there and on for all bridges of this namespace.
+/// Whether `br_netfilter` is loaded and on for all bridges of this namespace.
 fn are_bridges_tracked() -> bool {
     ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"]
         .into_iter()
@@ -236,7 +235,7 @@ fn are_bridges_tracked() -> bool {
 /// The interface that a message says has left this network namespace.
 fn left(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<u32> {
     match &message.payload {
-        // A bridge says the same of a port that is no longer one.
+        // A bridge sends the same message about a port that is no longer one.
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
             if link.header.interface_family != AddressFamily::Bridge =>
         {
@@ -280,7 +279,7 @@ fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> I
             _ => {}
         }
     }
-    // The other end of a veth is no device below it, wherever it is.
+    // The other end of a veth is not a lower device, wherever it is.
     if is_lower_elsewhere || interface.kind.as_deref() == Some("veth") {
         interface.lower = None;
     }

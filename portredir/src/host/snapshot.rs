@@ -6,41 +6,41 @@ use portredir_common::wire::frame::Link;
 
 use crate::sys::netdev::XdpFeatures;
 
-/// What the planner needs to know of an interface.
+/// The properties of an interface that the planner needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Index, which outlives a change of name.
+    /// The index, which outlives a change of name.
     pub index: u32,
-    /// Name.
+    /// The name.
     pub name: String,
-    /// Administratively up.
+    /// Whether the interface is administratively up.
     pub is_up: bool,
-    /// What its frames begin with.
+    /// The kind of header that frames of the interface begin with.
     pub link: Link,
-    /// Kind of a virtual device (`veth`, `bridge`, …) as `ip -d link` shows it.
+    /// The kind of a virtual device (`veth`, `bridge`, …) as `ip -d link` shows it.
     pub kind: Option<String>,
-    /// Driver, as `ethtool -i` shows it.
+    /// The driver, as `ethtool -i` shows it.
     pub driver: Option<String>,
-    /// The bridge, bond, team or VRF it is a port of.
+    /// The bridge, bond, team or VRF that the interface is a port of.
     pub master: Option<u32>,
-    /// A bridge whose packets the kernel shows to connection tracking when they
-    /// come in by a port, before the bridge has them: `br_netfilter`.
+    /// Whether the interface is a bridge and connection tracking sees its packets at the
+    /// port on which they come in, before the bridge: `br_netfilter`.
     pub is_tracked_bridge: bool,
-    /// The device below it in this namespace (VLAN, macvlan, …).
+    /// The lower device in this namespace (for a VLAN, macvlan, …).
     pub lower: Option<u32>,
-    /// ID of the XDP program that is attached.
+    /// The ID of the XDP program that is attached.
     pub xdp: Option<u32>,
-    /// Bytes of the largest packet, without the Ethernet header.
+    /// The size of the largest packet in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// What the driver's XDP can do; unknown before Linux 6.3.
+    /// The XDP features of the driver; unknown before Linux 6.3.
     pub xdp_features: Option<XdpFeatures>,
 }
 
 /// Interfaces and addresses at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// By index.
+    /// The interfaces by index.
     pub interfaces: BTreeMap<u32, Interface>,
-    /// Unicast addresses of this host; the value as in [`local`].
+    /// The unicast addresses of this host; the value is one of [`local`].
     pub addrs: HashMap<[u8; 16], u8>,
 }

@@ -1,4 +1,4 @@
-//! How commands talk to the process that redirects or follows: one line of
+//! The conversation of commands with the process that redirects or watches: one line of
 //! JSON each way, over a socket of the network namespace.
 
 use std::io::{self, Read as _, Write as _};
@@ -17,54 +17,56 @@ use crate::config::settings::Settings;
 use crate::observe::report::Report;
 use crate::sys::peer::Owner;
 
-/// An abstract name: it belongs to the network namespace, and nothing of it is
-/// left when the process ends.
+/// An abstract name: it belongs to the network namespace, and disappears when the process
+/// ends.
 const NAME: &str = "portredir.control";
 
-/// Members may read without being root.
+/// The group of users that may read without being root.
 const GROUP: &str = "portredir";
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// When to listen again after it was not possible.
+/// The time after which to listen again after a failure.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What is asked.
+/// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
-    /// Tell who answers.
+    /// A question for the identity of the process.
     Who,
-    /// Tell what there is.
+    /// A question for the running configuration.
     Status,
-    /// Somebody changed the rules: read them again. For root alone.
+    /// A notification that a command changed the rules: the process reads them again. For
+    /// root alone.
     Changed,
-    /// End: in the foreground as by Ctrl-C, else and leave everything attached.
-    /// For root alone.
+    /// An order to end: in the foreground, as by Ctrl-C; a watcher leaves everything
+    /// attached. For root alone.
     Stop,
 }
 
-/// What kind of process answers.
+/// The kind of process that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// It redirects for as long as it runs.
+    /// A process that redirects for as long as it runs.
     Foreground,
-    /// It keeps what `portredir up` left in step with interfaces and addresses.
+    /// A watcher, which keeps the redirect that `portredir up` made in step with
+    /// interfaces and addresses.
     Follower,
 }
 
-/// Who answers.
+/// The identity of the process that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
-    /// What kind of process it is.
+    /// The kind of process.
     pub role: Role,
-    /// Its ID.
+    /// The ID of the process.
     pub pid: u32,
 }
 
 impl Who {
-    /// This process.
+    /// The identity of this process.
     #[must_use]
     pub fn this(role: Role) -> Self {
         let pid = std::process::id();
@@ -72,30 +74,30 @@ impl Who {
     }
 }
 
-/// Who answers, and what there is.
+/// The answer to [`Request::Status`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Answer {
-    /// What kind of process it is; none where it only looked at the pins.
+    /// The kind of process; none where it only read the pins.
     pub role: Option<Role>,
-    /// Its ID.
+    /// The ID of the process.
     pub pid: u32,
-    /// Its version.
+    /// The version of the process.
     pub version: String,
-    /// Options and rules.
+    /// The options and the rules.
     pub settings: Settings,
-    /// Seconds until an unconfirmed change is taken back.
+    /// Seconds until an unconfirmed change is rolled back.
     pub confirm_within: Option<u64>,
     /// Interfaces and counters.
     #[serde(flatten)]
     pub report: Report,
 }
 
-/// Asks the process of this network namespace what there is; `None` when there
-/// is no such process.
+/// Asks the process of this network namespace for the running configuration; `None` when
+/// there is no such process.
 ///
 /// # Errors
 ///
-/// When it does not answer, or refuses.
+/// When the process does not answer, or refuses.
 pub fn status() -> io::Result<Option<Answer>> {
     match exchange(Request::Status)? {
         Some(Reply::Answer(answer)) => Ok(Some(*answer)),
@@ -104,12 +106,12 @@ pub fn status() -> io::Result<Option<Answer>> {
     }
 }
 
-/// Asks the process of this network namespace for something; who answers, or
-/// `None` when there is no such process.
+/// Sends a request to the process of this network namespace; returns the identity of the
+/// process, or `None` when there is no such process.
 ///
 /// # Errors
 ///
-/// When it does not answer, or refuses.
+/// When the process does not answer, or refuses.
 pub fn ask(request: Request) -> io::Result<Option<Who>> {
     match exchange(request)? {
         Some(Reply::Done(who)) => Ok(Some(who)),
@@ -122,7 +124,7 @@ fn exchange(request: Request) -> io::Result<Option<Reply>> {
     send(request)?.map_or(Ok(None), Question::reply)
 }
 
-/// What was asked, and is not answered yet.
+/// A request without its answer.
 #[derive(Debug)]
 #[must_use = "what is not answered may not be done"]
 pub struct Question {
@@ -130,13 +132,13 @@ pub struct Question {
     stream: UnixStream,
 }
 
-/// Asks the process of this network namespace for something, and does not wait;
-/// `None` when there is no such process. It is done also if the one who asks
+/// Sends a request to the process of this network namespace, and does not wait; `None`
+/// when there is no such process. The process carries the request out even if this one
 /// ends.
 ///
 /// # Errors
 ///
-/// When it cannot be asked.
+/// When the request cannot be sent.
 pub fn send(request: Request) -> io::Result<Option<Question>> {
     let Some((mut stream, _)) = connect()? else {
         return Ok(None);
@@ -147,11 +149,11 @@ pub fn send(request: Request) -> io::Result<Option<Question>> {
 }
 
 impl Question {
-    /// Waits until it is done, or begun.
+    /// Waits until the request is done, or begun.
     ///
     /// # Errors
     ///
-    /// When there is no answer, or it is refused.
+    /// When there is no answer, or the request is refused.
     pub fn wait(self) -> io::Result<()> {
         self.reply().map(drop)
     }
@@ -160,7 +162,7 @@ impl Question {
         let mut text = String::new();
         self.stream.read_to_string(&mut text)?;
         if self.request == Request::Stop && text.is_empty() {
-            // It was faster to end than to answer.
+            // The process ended before it could answer.
             return Ok(None);
         }
         match serde_json::from_str(&text)? {
@@ -174,12 +176,13 @@ impl Question {
 ///
 /// # Errors
 ///
-/// When it cannot be asked.
+/// When the process cannot be asked.
 pub fn pid() -> io::Result<Option<i32>> {
     Ok(connect()?.map(|(_, owner)| owner.pid))
 }
 
-/// Anybody may take the name, so what has no rights to redirect is not believed.
+/// Connects to the process. Every process may take the name, so one without the rights to
+/// redirect is not trusted.
 fn connect() -> io::Result<Option<(UnixStream, Owner)>> {
     let stream = match UnixStream::connect_addr(&address()?) {
         Ok(stream) => stream,
@@ -209,8 +212,8 @@ pub enum Presence {
     Gone,
 }
 
-/// Waits until a process answers, or none does any more; says whether it came to
-/// that within `timeout`.
+/// Waits until a process answers, or until none does; returns whether that happened
+/// within `timeout`.
 #[must_use]
 pub fn wait_for(presence: Presence, timeout: Duration) -> bool {
     let is_there = presence == Presence::Answers;
@@ -225,15 +228,15 @@ pub fn wait_for(presence: Presence, timeout: Duration) -> bool {
     }
 }
 
-/// What is answered.
+/// A reply.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
-    /// What was asked for is done, or begun.
+    /// The request is done, or begun.
     Done(Who),
-    /// What there is.
+    /// The running configuration.
     Answer(Box<Answer>),
-    /// It is not, and why.
+    /// The request is refused, for this reason.
     Refused(String),
 }
 
@@ -247,23 +250,23 @@ fn line(value: &impl Serialize) -> Vec<u8> {
     line
 }
 
-/// A request that came in.
+/// A request that came in, with the way to answer it.
 #[derive(Debug)]
 pub struct Call {
-    /// What is asked.
+    /// The request.
     pub request: Request,
     reply: oneshot::Sender<Reply>,
 }
 
 impl Call {
-    /// Answers it.
+    /// Sends the answer.
     pub fn answer(self, reply: Reply) {
-        // Who asked may be gone.
+        // The process that asked may be gone.
         let _ = self.reply.send(reply);
     }
 }
 
-/// Takes requests.
+/// The receiver of requests.
 #[derive(Debug)]
 pub struct Control(mpsc::Receiver<Call>);
 
@@ -272,7 +275,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when another process does.
+    /// `AddrInUse` when another process listens.
     pub fn listen() -> io::Result<Self> {
         let listener = std::os::unix::net::UnixListener::bind_addr(&address()?)?;
         listener.set_nonblocking(true)?;
@@ -284,8 +287,8 @@ impl Control {
                 let stream = match listener.accept().await {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        // Too many open files, here or in the whole system. To listen
-                        // no longer would be worse than to be late.
+                        // There are too many open files, here or in the whole system. An
+                        // end of listening would be worse than a delay.
                         log::debug!("control connection: {error}");
                         tokio::time::sleep(RETRY).await;
                         continue;
@@ -318,8 +321,8 @@ impl Control {
     }
 }
 
-/// How many are listened to at a time who are not root: anybody may connect, say
-/// nothing and keep a file of ours open.
+/// The number of users other than root that may be connected at a time: every user may
+/// connect, send nothing and keep a file of ours open.
 struct Seats {
     members: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
@@ -336,7 +339,7 @@ impl Default for Seats {
 }
 
 impl Seats {
-    /// A place for a user; root needs none, and there may be none for others.
+    /// A place for a user; root needs none, and others may find none free.
     fn take(&self, uid: Uid) -> Option<Option<OwnedSemaphorePermit>> {
         if may(uid, Request::Stop) {
             return Some(None);

@@ -1,4 +1,4 @@
-//! Taking over what another process has attached, replacing and detaching it.
+//! Adopts the programs that another process has attached; replaces and detaches them.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -16,7 +16,7 @@ use crate::state::attachment::{Mode, Place};
 use crate::sys::bpf_link;
 
 impl Datapath {
-    /// No longer watches connections, if packets are rewritten nowhere.
+    /// Ends the watch for accepted connections, if packets are rewritten on no interface.
     pub(super) fn end_watch(&mut self) {
         if !self.is_rewriting()
             && let Some(watch) = self.watch.take()
@@ -25,14 +25,14 @@ impl Datapath {
         }
     }
 
-    /// No longer knows what is attached. It stays so where it is pinned.
+    /// Drops the records of attached programs. Pinned programs stay attached.
     pub fn forget(&mut self) {
         self.attached.clear();
         self.lookup = None;
         self.watch = None;
     }
 
-    /// Takes over what another process has left attached to an interface.
+    /// Adopts the programs that another process has left active on an interface.
     pub fn adopt(&mut self, index: u32, engine: Engine, mode: &Mode) {
         let Some(pins) = self.pins.clone() else {
             return;
@@ -43,7 +43,8 @@ impl Datapath {
                 Hook::Filter(direction(*is_ingress), program.clone())
             }
         };
-        // As they were attached: what answers, or restores, comes first.
+        // The order is that of attaching: programs that answer, or rewrite replies, come
+        // first.
         let mut hooks: Vec<_> = mode.programs.iter().map(hook).collect();
         let attached = match engine {
             Engine::Lookup => {
@@ -84,12 +85,12 @@ impl Datapath {
         self.attached.insert(index, attached);
     }
 
-    /// Puts the programs of this process in the place of those that another one
-    /// has left attached to an interface. No packet is missed.
+    /// Replaces the programs that another process has left active on an interface with
+    /// those of this process. No packet is missed.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Replace`]: it is no longer attached, or the kernel
+    /// [`DatapathError::Replace`]: the old program is no longer attached, or the kernel
     /// refuses. [`DatapathError::Program`].
     pub fn replace(&mut self, interface: &str, mode: &Mode) -> Result<(), DatapathError> {
         let pins = self.pins.clone().expect("what was left is pinned");
@@ -125,8 +126,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Removes clsact filters of a run that was killed, which outlive it: we
-    /// hold the lock, so they are nobody else's. Says whether there were any.
+    /// Removes clsact filters of a killed run, which outlive it: we hold the lock, so no
+    /// other process uses them. Returns whether there were any.
     pub fn sweep(interface: &Interface) -> bool {
         let Interface { name, link, .. } = interface;
         let ours = [
@@ -141,8 +142,7 @@ impl Datapath {
             > 0
     }
 
-    /// Detaches what somebody has attached to an interface who was killed before
-    /// he could say so.
+    /// Detaches the programs of a process that was killed before it could record them.
     pub fn clear(&mut self, engine: Engine, index: u32) {
         if engine == Engine::Lookup {
             self.leave_scope(index);
@@ -160,16 +160,16 @@ impl Datapath {
                 watch.into_iter().chain(device).collect()
             }
         };
-        // What redirects goes before what restores.
+        // Programs that redirect go before those that rewrite replies.
         for name in names.iter().rev() {
-            // Most are not there.
+            // Most pins do not exist.
             let _ = bpf_link::detach(&pins.path(name));
         }
     }
 
-    /// The listeners no longer have the connections of an interface.
+    /// Takes the connections of an interface from the listeners.
     fn leave_scope(&mut self, index: u32) {
-        // It is not there when the interface was not told.
+        // The entry does not exist when the interface was not recorded.
         let _ = BpfHashMap::<_, u32, u8>::try_from(self.map_mut("SCOPE"))
             .and_then(|mut scope| scope.remove(&index));
     }
@@ -189,7 +189,8 @@ impl Datapath {
                 }
             }
             Some(Attached::Wire { ingress, egress }) => {
-                // A packet must not be rewritten after its reply no longer is.
+                // Ingress goes first: a packet must not be rewritten once its reply no
+                // longer is.
                 if let Some(ingress) = ingress {
                     ingress.detach(name);
                 }

@@ -22,7 +22,7 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// Any [`DatapathError`]; nothing is left attached then.
+    /// Any [`DatapathError`]; then no program stays attached.
     pub fn attach(&mut self, planned: &Planned) -> Result<Mode, DatapathError> {
         let (attached, mode) = match planned.engine {
             Engine::Lookup => self.attach_lookup(planned.interface.index)?,
@@ -34,7 +34,7 @@ impl Datapath {
     }
 
     fn attach_wire(&mut self, planned: &Planned) -> Result<(Attached, Mode), DatapathError> {
-        // What is refused once is not tried again for the next interface.
+        // A refused watch is not tried again for the next interface.
         if self.watch.is_none() && !self.is_rewriting() {
             self.watch = self.attach_watch();
         }
@@ -78,7 +78,7 @@ impl Datapath {
         Ok((Attached::Wire { ingress, egress }, mode))
     }
 
-    /// Keeps a link, by a pin where it is to outlive the process.
+    /// Keeps a link, by a pin if it outlives the process.
     fn hold(
         &self,
         link: Link,
@@ -100,7 +100,7 @@ impl Datapath {
             Link::Tc(link) => link.try_into(),
         };
         let link: FdLink = link.map_err(|e| error(e.to_string()))?;
-        // What was left by somebody who was killed before he could say so.
+        // A process that was killed before it could record the pin may have left it.
         let _ = fs::remove_file(&path);
         link.pin(&path).map_err(|e| error(chain(&e)))?;
         let place = Place::Pin(pin.to_owned());

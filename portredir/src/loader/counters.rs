@@ -1,4 +1,4 @@
-//! Reading and forgetting what was counted.
+//! Reads and removes counters.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -38,8 +38,7 @@ impl Datapath {
         Ok(counters.into_iter().collect())
     }
 
-    /// Makes the places of some counters in `HITS` nobody's, and returns what was
-    /// counted there.
+    /// Frees the places of some counters in `HITS`, and returns their counts.
     fn take_hits(
         &mut self,
         is_meant: impl Fn(&CounterKey) -> bool,
@@ -58,8 +57,8 @@ impl Datapath {
                 }
             }
             if taken.len() > before {
-                // Others that share the place, on other CPUs, may lose what they
-                // count in this moment.
+                // Other counters that share the place, on other CPUs, may lose the counts
+                // of this moment.
                 let per_cpu = PerCpuValues::try_from(per_cpu).expect("one for each CPU");
                 map.set(place, per_cpu, 0).map_err(map_error(name))?;
             }
@@ -67,8 +66,8 @@ impl Datapath {
         Ok(taken)
     }
 
-    /// Keeps what an interface that is gone has counted, but no longer by its
-    /// index: a host may see any number of them.
+    /// Keeps the counts of an interface that is gone, but no longer by its index: a host
+    /// may see any number of interfaces.
     ///
     /// # Errors
     ///
@@ -105,8 +104,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Forgets what all but some rules have counted, by their numbers: those that
-    /// are gone, and those that had the numbers of new ones before.
+    /// Removes the counters of all rules but these, by their numbers: those of removed
+    /// rules, and those that had the numbers of new ones before.
     ///
     /// # Errors
     ///
@@ -117,7 +116,7 @@ impl Datapath {
         self.take_counters(is_other).map(drop)
     }
 
-    /// Removes counters, and returns what was counted.
+    /// Removes counters, and returns their counts.
     fn take_counters(
         &mut self,
         is_meant: impl Fn(&CounterKey) -> bool,
@@ -136,8 +135,8 @@ impl Datapath {
         Ok(taken)
     }
 
-    /// How often each [`Reason`](portredir_common::verdict::Reason) was met,
-    /// in their order.
+    /// The number of packets for each [`Reason`](portredir_common::verdict::Reason), in
+    /// the order of reasons.
     ///
     /// # Errors
     ///

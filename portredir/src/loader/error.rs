@@ -1,4 +1,4 @@
-//! What the kernel refuses.
+//! The errors of the datapath.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -14,25 +14,25 @@ use thiserror::Error;
 
 use crate::sys::netdev;
 
-/// What went wrong with the kernel.
+/// An error of the kernel.
 #[derive(Debug, Error)]
 pub enum DatapathError {
-    /// The object was refused.
+    /// The kernel refused the object.
     #[error("load the eBPF object")]
     Load(#[from] EbpfError),
-    /// A program was refused.
+    /// The kernel refused a program.
     #[error("load program {name}")]
     Program {
-        /// Its name.
+        /// The name of the program.
         name: &'static str,
-        /// The verifier's words.
+        /// The verifier's message.
         #[source]
         source: ProgramError,
     },
     /// A map could not be read or written.
     #[error("access BPF map {name}")]
     Map {
-        /// Its name.
+        /// The name of the map.
         name: &'static str,
         /// The kernel's error.
         #[source]
@@ -41,7 +41,7 @@ pub enum DatapathError {
     /// A map cannot be accessed as memory.
     #[error("BPF map {name} does not have the expected type or size")]
     Memory {
-        /// Its name.
+        /// The name of the map.
         name: &'static str,
         /// The kernel's error.
         #[source]
@@ -56,7 +56,7 @@ pub enum DatapathError {
     /// An interface refused a program.
     #[error("attach {what} to {interface}: {reason}")]
     Attach {
-        /// Hook and mode.
+        /// The hook and the mode.
         what: &'static str,
         /// The interface.
         interface: String,
@@ -74,37 +74,37 @@ pub enum DatapathError {
         #[source]
         source: ProgramError,
     },
-    /// A file that stands for something to attach to.
+    /// A file that stands for an attach point cannot be opened.
     #[error("open {path}")]
     Open {
-        /// Its path.
+        /// The path of the file.
         path: String,
         /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// `sk_lookup` of Linux before 5.17.
+    /// The `sk_lookup` of this kernel does not know the ingress interface: Linux before
+    /// 5.17.
     #[error(
         "before Linux 5.17, --engine socket cannot tell on which ingress interface a connection \
          arrived; use --iface all without --no-local, or --engine tc"
     )]
     NoIfindex(#[source] ProgramError),
-    /// Servers that listen could not be looked up.
+    /// Listening servers cannot be listed.
     #[error("list listening sockets")]
     Scan(#[source] ProgramError),
-    /// Clients on this host are told apart by their cgroup.
+    /// There is no cgroup v2 hierarchy, which identifies local clients.
     #[error("no cgroup v2 hierarchy is mounted")]
     NoCgroup,
-    /// A link could not be made to outlive the process.
+    /// A link cannot be pinned to outlive the process.
     #[error("pin {path}: {reason}")]
     Pin {
-        /// Where.
+        /// The path of the pin.
         path: String,
         /// The kernel's error, in words.
         reason: String,
     },
-    /// A program that is attached could not be replaced by the one of this
-    /// process.
+    /// An attached program could not be replaced by that of this process.
     #[error("replace {program} on {interface}")]
     Replace {
         /// The program.
@@ -115,12 +115,13 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
-    /// What is attached is of another version.
+    /// An attached program belongs to another version.
     #[error("the attached program `{0}` does not exist in this version of portredir")]
     Unknown(String),
 }
 
-/// Not a link: kernels before ours attach otherwise.
+/// The error of an attachment that is not a link: kernels older than the supported ones
+/// attach otherwise.
 pub(super) fn link_error(error: LinkError) -> ProgramError {
     ProgramError::IOError(io::Error::other(error))
 }
@@ -140,8 +141,8 @@ pub(super) const fn map_error(name: &'static str) -> impl Fn(MapError) -> Datapa
     move |source| DatapathError::Map { name, source }
 }
 
-/// Why XDP was refused: the number's meaning, and the kernel's own words where
-/// it has any.
+/// The reason why XDP was refused: the meaning of the number, and the kernel's own
+/// message where there is one.
 pub(super) fn attach_reason(
     error: &ProgramError,
     program: &Xdp,
@@ -150,7 +151,7 @@ pub(super) fn attach_reason(
 ) -> String {
     let number = match error {
         ProgramError::SyscallError(SyscallError { io_error, .. }) => io_error.raw_os_error(),
-        // aya falls back to netlink where links are not to be had.
+        // aya falls back to netlink where links are not available.
         ProgramError::XdpError(XdpError::NetlinkError(error)) => error.raw_os_error(),
         _ => None,
     };
@@ -172,7 +173,7 @@ pub(super) fn attach_reason(
     }
 }
 
-/// An error with what caused it, on one line.
+/// An error with its causes, on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,4 +1,4 @@
-//! The flow tables, as user space sees them.
+//! The flow tables for user space.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
@@ -18,8 +18,8 @@ use crate::sys::sock_diag::TcpSocket;
 
 use crate::sys::mmap::Mapped;
 
-/// All flow tables. They are mapped for as long as this lives: what is mapped
-/// counts as memory of the process.
+/// All flow tables. They are mapped for as long as this lives: mapped memory counts as
+/// memory of the process.
 #[derive(Debug)]
 pub struct Flows {
     buckets: Mapped<Bucket<AtomicU64>>,
@@ -28,7 +28,7 @@ pub struct Flows {
 }
 
 impl Flows {
-    /// The tables in the memory of the map `FLOWS`.
+    /// Finds the tables in the memory of the map `FLOWS`.
     #[must_use]
     pub const fn new(buckets: Mapped<Bucket<AtomicU64>>, shares: Shares, seed: Seed) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl Flows {
         }
     }
 
-    /// Where a translated flow is, if it is anywhere.
+    /// The place of a translated flow, if it has one.
     #[must_use]
     pub fn bucket(&self, table: FlowTable, key: &FlowKey) -> (&Bucket<AtomicU64>, Hash) {
         let hash = self.seed.hash(key);
@@ -71,14 +71,14 @@ impl Flows {
         })
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub fn clear(&self) {
         self.buckets.iter().for_each(Bucket::clear);
     }
 }
 
 impl Datapath {
-    /// How many of the connections need their packets rewritten.
+    /// The number of connections with rewritten packets.
     ///
     /// # Errors
     ///
@@ -117,8 +117,8 @@ impl Datapath {
         Ok(Flows::new(buckets, shares, seed))
     }
 
-    /// The flows there are, by protocol, dialled port and target: of TCP those of
-    /// `connections`, of UDP those that are not idle.
+    /// The existing flows, by protocol, destination port and target port: for TCP those
+    /// of `connections`, for UDP those that are not idle.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What is attached, and what keeps it so.
+//! The attached programs, and the handles that keep them attached.
 
 use std::path::PathBuf;
 
@@ -10,14 +10,15 @@ use aya::programs::xdp::XdpLink;
 use crate::state::attachment::{Mode, Place};
 use crate::sys::bpf_link;
 
-/// Keeps a program attached.
+/// The handle that keeps a program attached.
 #[derive(Debug)]
 pub(super) enum Hook {
-    /// For as long as it is held.
+    /// The program stays for as long as the link is held.
     Held(#[expect(dead_code, reason = "held to be dropped")] Link),
-    /// Until the pin is removed.
+    /// The program stays until the pin is removed.
     Pinned(PathBuf),
-    /// Until the clsact filter is removed, which is known by its program.
+    /// The program stays until the clsact filter is removed, which is found by its
+    /// program.
     Filter(TcAttachType, String),
 }
 
@@ -31,14 +32,14 @@ impl Hook {
                 }
             }
             Self::Filter(direction, program) => {
-                // Not being there is fine: the qdisc may be gone.
+                // A missing filter is fine: the qdisc may be gone.
                 let _ = tc::qdisc_detach_program(interface, direction, &program);
             }
         }
     }
 }
 
-/// A link as the library has it.
+/// A link of the library.
 #[derive(Debug)]
 pub(super) enum Link {
     Fd(FdLink),
@@ -58,22 +59,24 @@ pub(super) mod pin {
     }
 }
 
-/// What redirects on one interface.
+/// The programs that redirect on one interface.
 #[derive(Debug)]
 pub(super) enum Attached {
-    /// Packets are rewritten.
+    /// Programs that rewrite packets.
     Wire {
-        /// `None` where packets that come in are met elsewhere.
+        /// The ingress program; `None` where incoming packets are seen on another
+        /// interface.
         ingress: Option<Hook>,
         egress: Hook,
     },
-    /// Connections are given to listeners: [`Datapath::lookup`].
+    /// A share of the socket lookup, which gives connections to listeners:
+    /// [`Datapath::lookup`].
     Lookup,
-    /// Clients on this host are pointed elsewhere. What asks goes first.
+    /// The cgroup hooks for local clients. Hooks that redirect are detached first.
     Clients(Vec<Hook>),
 }
 
-/// The engine for listeners, of the whole network namespace.
+/// The socket lookup, of the whole network namespace.
 #[derive(Debug)]
 pub(super) struct Lookup {
     pub(super) link: Hook,
@@ -90,11 +93,11 @@ impl Lookup {
     }
 }
 
-/// What notes connections when they are accepted, for all interfaces where
+/// The program that records connections when they are accepted, for all interfaces where
 /// packets are rewritten.
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) hook: Hook,
-    /// It, as a [`Mode`] has it.
+    /// The program in the form of a [`Mode`].
     pub(super) programs: Vec<(Place, String)>,
 }

@@ -1,4 +1,4 @@
-//! Registering servers that listen, for engine `socket`.
+//! Registers listening servers for engine `socket`.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use crate::sys::sock_diag::TcpSocket;
 /// A server that could not be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unregistered {
-    /// The port it listens on.
+    /// The port that the server listens on.
     pub port: u16,
     /// The kernel's `errno`.
     pub errno: i32,
@@ -29,8 +29,8 @@ impl Datapath {
         self.lookup.is_some()
     }
 
-    /// Registers those of the listening sockets that are on a target and are not
-    /// registered yet, and returns those that the kernel refused.
+    /// Registers the listening sockets that are on a target port and are not registered
+    /// yet, and returns those that the kernel refused.
     ///
     /// # Errors
     ///
@@ -45,7 +45,8 @@ impl Datapath {
         let map = self.map(name);
         let map = SockHash::<_, ListenerKey>::try_from(map).map_err(map_error(name))?;
         for key in map.keys() {
-            // One that closes meanwhile ends the walk; the next call sees the rest.
+            // An entry that is removed meanwhile ends the walk; the next call sees the
+            // rest.
             let Ok(key) = key else { break };
             *registered.entry((key.addr, key.port)).or_default() += 1;
         }
@@ -78,8 +79,8 @@ impl Datapath {
         group: &[TcpSocket],
         mut missing: usize,
     ) -> Result<Result<(), i32>, DatapathError> {
-        // The look-up chooses among a group by the client, so that one can only
-        // try. Those on different devices are found at once.
+        // The lookup chooses among a group by the client, so several clients are tried.
+        // Sockets on different devices are found at once.
         const TRIES: usize = 16;
         let tries = group.iter().cycle().take(TRIES * group.len());
         for (client_port, socket) in (0..=u16::MAX).zip(tries) {
@@ -90,7 +91,7 @@ impl Datapath {
             socket.key.client_port = Port::new(client_port);
             match self.scan(&socket)? {
                 Ok(is_new) => missing -= usize::from(is_new),
-                // One that closes, or whose device is gone, hides no other.
+                // A socket that closes, or one on a removed device, hides no other.
                 Err(libc::ENOENT | libc::ENODEV) => {}
                 Err(errno) => return Ok(Err(errno)),
             }
@@ -98,8 +99,8 @@ impl Datapath {
         Ok(Ok(()))
     }
 
-    /// Has the kernel look up a listening socket and register it; says whether it
-    /// was not registered before.
+    /// Lets the kernel look up a listening socket and register it; returns whether it was
+    /// not registered before.
     fn scan(&mut self, socket: &TcpSocket) -> Result<Result<bool, i32>, DatapathError> {
         // `ifindex` in `struct __sk_buff` of include/uapi/linux/bpf.h.
         const IFINDEX: usize = 40;

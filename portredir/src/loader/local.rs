@@ -1,4 +1,4 @@
-//! The addresses of this host, as the programs look them up.
+//! The addresses of this host, in the form that the programs look up.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,14 +12,14 @@ use super::Datapath;
 use super::error::{DatapathError, map_error};
 
 impl Datapath {
-    /// Makes `addrs` the addresses whose packets are redirected.
+    /// Sets the local addresses: packets to them are redirected.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`].
     pub fn set_local(&mut self, addrs: &HashMap<[u8; 16], u8>) -> Result<(), DatapathError> {
         let name = "LOCAL";
-        // What fails is tried again with the next change.
+        // A failed entry is tried again with the next change.
         let mut local = self.local.clone();
         let mut map =
             BpfHashMap::<_, Addr, u8>::try_from(self.map_mut(name)).map_err(map_error(name))?;
@@ -46,7 +46,7 @@ impl Datapath {
     fn set_own(&self) {
         let mut own = vec![[Addr::default(); 2]; LOCAL_ADDR_SLOTS as usize];
         let mut anywhere: Vec<_> = self.local.iter().collect();
-        // The same ones, where there is no room for all.
+        // Sorting makes the choice stable where there is no room for all.
         anywhere.sort_unstable();
         for (addr, _) in anywhere
             .into_iter()
@@ -61,7 +61,8 @@ impl Datapath {
             for (words, addr) in words.chunks_exact(2).zip(addrs) {
                 let [first, second] = addr.long_words();
                 if words[0].load(Relaxed) != first || words[1].load(Relaxed) != second {
-                    // Never half of one address and half of another.
+                    // The programs must never see half of one address and half of
+                    // another.
                     words[1].store(0, Relaxed);
                     words[0].store(first, Relaxed);
                     words[1].store(second, Relaxed);

@@ -1,5 +1,5 @@
-//! The compiled programs: how they are parsed, with which settings, and the maps
-//! that they share with user space.
+//! The compiled programs: parsing, their settings, and the maps that they share with user
+//! space.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd as _;
@@ -16,27 +16,27 @@ use crate::sys::mmap::{self, Mapped, Shared};
 /// The compiled programs. `cargo xtask build-ebpf` makes them anew.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/portredir.bpf.o");
 
-/// How many flows the kernel remembers.
+/// The sizes of the flow tables.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
-    /// Entries of the TCP table.
+    /// The number of entries in the TCP table.
     pub tcp_flows: u32,
-    /// Entries of the UDP table, and of the one of TCP flows being opened.
+    /// The number of entries in the UDP table, and in that of TCP flows being opened.
     pub udp_flows: u32,
 }
 
 /// Whether the programs log each decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Logging {
-    /// They do.
+    /// The programs log each decision.
     Decisions,
-    /// They do not.
+    /// The programs log nothing.
     #[default]
     Off,
 }
 
 impl Logging {
-    /// The level as programs compare it, see [`aya_log::Level`].
+    /// The level that programs compare, see [`aya_log::Level`].
     const fn level(self) -> u8 {
         match self {
             Self::Decisions => aya_log::Level::Debug as u8,
@@ -45,19 +45,19 @@ impl Logging {
     }
 }
 
-/// What is settled once, before the first program is loaded.
+/// The options that are fixed before the first program is loaded.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Of the flow tables.
+    /// The sizes of the flow tables.
     pub sizes: Sizes,
-    /// Whether the programs log each decision.
+    /// The logging of the programs.
     pub logging: Logging,
-    /// The cgroup of the processes that count as clients and servers here.
+    /// The cgroup of the local clients and of the servers.
     pub cgroup: Option<PathBuf>,
-    /// Whether servers on loopback addresses serve other hosts.
+    /// Whether servers on loopback addresses also serve other hosts.
     pub allow_loopback_target: bool,
-    /// Whether every interface is used, so that nothing is lost when the kernel
-    /// cannot tell by which one a connection came in.
+    /// Whether every interface is used, so that connections are redirected even when the
+    /// kernel cannot tell their ingress interface.
     pub is_everywhere: bool,
 }
 
@@ -96,7 +96,7 @@ pub(super) const MAPS: [&str; 22] = [
     "STATE",
 ];
 
-/// What programs know from their beginning.
+/// The constants that programs are loaded with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Globals {
     pub(super) netns_cookie: u64,
@@ -119,7 +119,7 @@ impl Globals {
         let log_level = options.logging.level();
         let loopback_target = u8::from(options.allow_loopback_target);
         let flow_shares = [shares.tcp, shares.udp, shares.syn];
-        // It parses the types of the whole kernel, which we do not need.
+        // The loader would parse the types of the whole kernel, which we do not need.
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
             for name in MAPS {
@@ -140,7 +140,7 @@ impl Globals {
     }
 }
 
-/// A seed of numbers that nobody can guess.
+/// A random seed that cannot be guessed.
 ///
 /// # Errors
 ///
@@ -153,7 +153,7 @@ pub(super) fn new_seed() -> Result<Seed, getrandom::Error> {
     Ok(Seed::new(random))
 }
 
-/// The seed of what another process has left.
+/// The seed that another process has left.
 pub(super) fn left_seed(pins: &PinDir) -> Option<Seed> {
     let map = Map::Array(MapData::from_pin(pins.path("SEED")).ok()?);
     let seed = Array::<_, Seed>::try_from(&map).ok()?.get(&0, 0).ok()?;

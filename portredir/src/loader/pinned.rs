@@ -1,4 +1,4 @@
-//! The pinned maps of a redirect that outlives the process: what they say.
+//! The pinned maps of a redirect that outlives the process, and the documents in them.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -20,18 +20,18 @@ use crate::sys::mmap::Mapped;
 /// generations come before.
 const INTERFACES: u32 = 1 << 31;
 
-/// What is pinned in a directory.
+/// The state of the pins in a directory.
 #[derive(Clone, Debug)]
 pub enum Found {
-    /// Nothing.
+    /// There are no pins.
     Nothing,
-    /// A state that is valid.
+    /// The pins have a valid state.
     Live(Box<State>),
-    /// What somebody left who was killed before anything became valid.
+    /// A process was killed before its state became valid.
     Unfinished,
 }
 
-/// Why pinned maps cannot be used.
+/// The reason why pinned maps cannot be used.
 #[derive(Debug, Error)]
 pub enum PinnedError {
     /// The pins may not be read.
@@ -52,7 +52,7 @@ pub enum PinnedError {
 }
 
 impl PinnedError {
-    /// How the program ends by this error.
+    /// The exit code for this error.
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         match self {
@@ -62,7 +62,7 @@ impl PinnedError {
     }
 }
 
-/// Reads what is pinned.
+/// Reads the state of the pins.
 ///
 /// # Errors
 ///
@@ -90,7 +90,7 @@ pub fn find(pins: &PinDir) -> Result<Found, PinnedError> {
     Ok(Found::Live(Box::new(State::parse(&text, &dir)?)))
 }
 
-/// How the interfaces are attached. An interface whose document is damaged is left out.
+/// The attachments of all interfaces, without those with a damaged document.
 #[must_use]
 pub fn attachments(pins: &PinDir) -> Vec<Attachment> {
     let Ok(Some(state)) = open(pins, "STATE") else {
@@ -137,7 +137,7 @@ impl Datapath {
             .map_err(map_error("STATE"))
     }
 
-    /// Writes how an interface is attached.
+    /// Writes the attachment of an interface.
     ///
     /// # Errors
     ///
@@ -148,7 +148,7 @@ impl Datapath {
             .map_err(map_error("STATE"))
     }
 
-    /// Removes what is written about an interface.
+    /// Removes the document of an interface.
     pub fn remove_attachment(&mut self, index: u32) {
         if let Ok(mut store) = self.store() {
             store.remove(INTERFACES | index);

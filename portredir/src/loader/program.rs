@@ -1,19 +1,19 @@
-//! The programs of the object, by what they are attached to.
+//! The programs of the object, by the hook they are attached to.
 
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, Xdp};
 use portredir_common::wire::frame::Link;
 
 pub const XDP_FRAGS: &str = "portredir_frags";
-/// Knows the interface.
+/// The socket lookup that knows the interface.
 pub const LOOKUP: &str = "portredir_look";
 pub const LOOKUP_EVERYWHERE: &str = "portredir_lkall";
 pub const REGISTER: &str = "portredir_reg";
 pub const ACCEPT: &str = "portredir_acc";
 pub const SCAN: &str = "portredir_scan";
-/// For clients on this host.
+/// The programs for local clients.
 pub const CLIENT: [&str; 8] = [
-    // What answers before what asks: a client must not be redirected before
-    // it would be told so.
+    // Programs that answer come before programs that redirect: a client must not be
+    // redirected before it can learn the address that it connected to.
     "portredir_recv4",
     "portredir_recv6",
     "portredir_peer4",
@@ -24,7 +24,7 @@ pub const CLIENT: [&str; 8] = [
     "portredir_conn6",
 ];
 
-/// The program of this name.
+/// The name as a constant, if a program has this name.
 pub fn known(name: &str) -> Option<&'static str> {
     let others = [XDP_FRAGS, LOOKUP, LOOKUP_EVERYWHERE, REGISTER, ACCEPT];
     let by_link = [Link::Ethernet, Link::Ip].map(|link| [xdp(link), ingress(link), egress(link)]);
@@ -53,7 +53,7 @@ pub const fn egress(link: Link) -> &'static str {
     }
 }
 
-/// Kinds of programs that are loaded on first use.
+/// A kind of program that is loaded on first use.
 pub trait Load {
     /// Loads the program into the kernel.
     ///

@@ -16,20 +16,20 @@ use super::error::{DatapathError, map_error};
 use crate::ruleset::compile::Table;
 use crate::sys::mmap::Mapped;
 
-/// Which generation of rules is live: 0 or 1.
+/// The generation of rules that is live: 0 or 1.
 #[must_use]
 pub fn live_generation(hot: &Mapped<PacketPath<AtomicU64>>) -> u32 {
     u32::from(hot[0].generation.load(Acquire) & 1 != 0)
 }
 
 impl Datapath {
-    /// Which generation of rules is live: 0 or 1.
+    /// The generation of rules that is live: 0 or 1.
     #[must_use]
     pub fn generation(&self) -> u32 {
         live_generation(&self.hot)
     }
 
-    /// Makes a generation the live one: between two packets.
+    /// Makes a generation the live one, between two packets.
     pub fn switch_to(&self, generation: u32) {
         self.hot[0].generation.store(generation.into(), Release);
     }
@@ -89,7 +89,7 @@ impl Datapath {
         Ok(generation)
     }
 
-    /// Writes what differs from what is there.
+    /// Writes the entries that differ from the present ones.
     fn fill_ports(&self, generation: u32, entries: &[PortEntry]) {
         for (both, entry) in self.hot[0].ports.iter().zip(entries) {
             let mut entry = *entry;
@@ -103,7 +103,8 @@ impl Datapath {
         }
     }
 
-    /// Says which interfaces are in which lists of the rules of a generation.
+    /// Writes the lists of interfaces that each interface is in, for the rules of a
+    /// generation.
     ///
     /// # Errors
     ///

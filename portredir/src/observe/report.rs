@@ -1,4 +1,4 @@
-//! Counters as people and programs read them.
+//! Counters in a form for people and programs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -13,53 +13,53 @@ use serde::{Deserialize, Serialize};
 use crate::rule::Rule;
 use crate::state::attachment::InterfaceReport;
 
-/// Raised when a field changes its meaning or goes.
+/// The version of the layout; raised when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;
 
 /// All counters at one moment: the object that `--json` prints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// Version of this layout.
+    /// The version of this layout.
     pub schema: u32,
-    /// When it was read.
+    /// The time when the counters were read.
     pub time: Timestamp,
-    /// In the order they were given.
+    /// The rules in the order in which they were given.
     pub rules: Vec<RuleReport>,
-    /// Interfaces that are attached.
+    /// The interfaces that are attached.
     pub interfaces: Vec<InterfaceReport>,
-    /// Packets dropped, by reason.
+    /// The dropped packets, by reason.
     pub drops: BTreeMap<String, u64>,
-    /// Packets that passed, by reason; redirected ones count at their rule.
+    /// The passed packets, by reason; redirected ones count at their rule.
     pub passes: BTreeMap<String, u64>,
 }
 
-/// Counters of one rule.
+/// The counters of one rule.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RuleReport {
-    /// Canonical text.
+    /// The canonical text of the rule.
     pub rule: String,
-    /// On all interfaces.
+    /// The counts on all interfaces.
     #[serde(flatten)]
     pub total: Hits,
-    /// By interface.
+    /// The counts by interface.
     pub interfaces: BTreeMap<String, Hits>,
 }
 
-/// Packets that a rule redirected.
+/// The packets that a rule redirected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hits {
-    /// Packets, from client to server.
+    /// The packets from client to server.
     pub packets: u64,
-    /// Their bytes, with all headers.
+    /// The bytes of these packets, with all headers.
     pub bytes: u64,
-    /// Flows begun.
+    /// The number of flows that began.
     pub flows: u64,
-    /// When the last packet came.
+    /// The time of the last packet.
     pub last_hit: Option<Timestamp>,
 }
 
 impl Report {
-    /// Puts a report together; each rule comes with the number of its counters.
+    /// Makes a report; each rule comes with the number of its counters.
     #[must_use]
     pub fn new(
         rules: &[(u16, Rule)],
@@ -86,7 +86,7 @@ impl Report {
                 .get(&key.rule)
                 .and_then(|&i: &usize| reports.get_mut(i))
             else {
-                // Of a rule that is gone, whose flows are not.
+                // The rule is gone, but it still has flows.
                 continue;
             };
             let hits = Hits {
@@ -117,7 +117,7 @@ impl Report {
         }
     }
 
-    /// A line for every rule that has redirected something since `before`.
+    /// A line for every rule that has redirected a packet since `before`.
     #[must_use]
     pub fn changes(&self, before: Option<&Self>) -> Vec<String> {
         self.rules
@@ -130,7 +130,7 @@ impl Report {
                 let old = old.map_or(Hits::default(), |old| old.total);
                 let packets = rule.total.packets - old.packets;
                 let flows = rule.total.flows - old.flows;
-                // Without packets to rewrite none are counted.
+                // An engine that rewrites no packets counts none.
                 let news = match (packets, flows) {
                     (0, 0) => return None,
                     (0, _) => format!("+{}", counted(flows, "flow")),
@@ -232,7 +232,7 @@ impl Clock {
         let ago = self
             .monotonic
             .saturating_sub(Duration::from_nanos(monotonic_ns));
-        // The two clocks are not read at the very same time: the rest is noise.
+        // The two clocks are not read at the very same time: a small difference is noise.
         let time = self.time - ago;
         (monotonic_ns != 0).then(|| time.round(Unit::Millisecond).unwrap_or(time))
     }

@@ -1,4 +1,4 @@
-//! Which interfaces need no programs, as others see their packets.
+//! Decides which interfaces need no programs, because others see their packets.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use crate::config::settings::Settings;
 use crate::host::snapshot::{Interface, Snapshot};
 
 impl Snapshot {
-    /// Why the packets of an interface are met elsewhere: a packet must cross
-    /// one of our hooks, not two, or `80:8080 8080:9090` would chain.
+    /// The reason why another interface handles the packets of this one: a packet must
+    /// cross one of our hooks, not two, or `80:8080 8080:9090` would chain.
     pub(super) fn covered(
         &self,
         interface: &Interface,
@@ -26,14 +26,14 @@ impl Snapshot {
         }) = master
         {
             let kind = kind.as_deref().unwrap_or("master");
-            // A socket look-up knows the device that delivers the packet: the
-            // bridge, the bond, also the VRF. Nothing else reaches it from here.
+            // A socket lookup knows the device that delivers the packet: the bridge, the
+            // bond, also the VRF. A port delivers no packet itself.
             if is_socket {
                 return Some(format!(
                     "port of {kind} {name}; sockets see its packets as received on {name}"
                 ));
             }
-            // The ports of a VRF receive for themselves.
+            // The ports of a VRF receive packets themselves.
             match (kind, selected.contains(index)) {
                 ("vrf", _) => {}
                 (_, true) if *is_tracked_bridge => {}
@@ -49,7 +49,7 @@ impl Snapshot {
         if is_socket {
             return None;
         }
-        // Where all ports are excluded the bridge itself is the next best.
+        // Where all ports are excluded, the bridge itself is used.
         let mut ports = self
             .interfaces
             .values()
@@ -66,7 +66,7 @@ impl Snapshot {
         if interface.kind.as_deref() == Some("vrf") {
             return Some("VRF; its member interfaces are used".into());
         }
-        // Tunnels name a device below them too, but packets arrive there wrapped.
+        // Tunnels name a lower device too, but packets arrive there wrapped.
         let kind = interface.kind.as_deref()?;
         if !matches!(kind, "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap") {
             return None;
@@ -84,8 +84,8 @@ impl Snapshot {
 }
 
 impl Interface {
-    /// Whether packets can leave by it that do not leave by the device below
-    /// it: macvlan and ipvlan devices on one device talk to each other.
+    /// Whether some outgoing packets leave through this interface but not through its
+    /// lower device: macvlan and ipvlan devices on one device talk to each other.
     pub(super) fn has_own_egress(&self) -> bool {
         matches!(
             self.kind.as_deref(),

@@ -1,4 +1,4 @@
-//! Which engine an interface gets, and why no other.
+//! Decides which engine an interface gets, and why no other.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use crate::config::selection::SelectedBy;
 use crate::host::features::{Features, Programs};
 use crate::host::snapshot::{Interface, Snapshot};
 
-/// Drivers of real NICs whose native XDP costs no offload that matters. Not
-/// among them: `virtio_net` (guest TSO and GRO go off), `veth` (the peer's TSO
-/// goes off and bulk TCP falls to a quarter).
+/// Drivers of real NICs whose native XDP costs no offload that matters. The list leaves
+/// out `virtio_net` (guest TSO and GRO go off) and `veth` (the peer's TSO goes off and
+/// bulk TCP falls to a quarter).
 const NATIVE_XDP_DRIVERS: &[&str] = &[
     "atlantic",
     "bnxt_en",
@@ -41,9 +41,9 @@ const NATIVE_XDP_DRIVERS: &[&str] = &[
 /// An engine that was considered and not taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rejected {
-    /// Its name.
+    /// The name of the engine.
     pub engine: &'static str,
-    /// Why not.
+    /// The reason against this engine.
     pub why: String,
 }
 
@@ -60,9 +60,9 @@ impl Rejected {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{name}: --engine {} is not available: {why}; use --engine tc or auto", .engine.name())]
 pub struct Refused {
-    /// Its index.
+    /// The index of the interface.
     pub index: u32,
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
     /// The engine.
     pub engine: Engine,
@@ -70,7 +70,7 @@ pub struct Refused {
     pub why: String,
 }
 
-/// An engine, why it, what instead of it not, and what is to be known.
+/// An engine, the reason for it, the rejected ones, and notes for the user.
 #[derive(Clone, Debug)]
 pub(super) struct Chosen {
     pub engine: Engine,
@@ -150,7 +150,7 @@ impl Snapshot {
         }
     }
 
-    /// Why no XDP program of ours can be on an interface.
+    /// The reason why no XDP program of ours can be on an interface.
     fn xdp_taken(
         &self,
         interface: &Interface,
@@ -163,8 +163,8 @@ impl Snapshot {
                 "XDP program {program} is already attached; portredir never replaces it"
             ));
         }
-        // "Cannot attach when an upper device already has a program":
-        // dev_xdp_attach() in net/core/dev.c. One of ours gives way.
+        // "Cannot attach when an upper device already has a program": dev_xdp_attach() in
+        // net/core/dev.c. A program of ours gives way.
         self.interfaces
             .values()
             .filter(|upper| upper.is_above(interface) && !attached.contains_key(&upper.index))
@@ -180,7 +180,8 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// What comes to an interface without passing the XDP program in its driver.
+    /// A note on packets that come to an interface without passing the XDP program in its
+    /// driver.
     fn missed_by_native_xdp(&self, interface: &Interface) -> Option<String> {
         self.interfaces
             .values()
@@ -197,7 +198,7 @@ impl Interface {
         self.index == LOOPBACK_IFINDEX
     }
 
-    /// What it is, for messages: the driver of a NIC, else the kind.
+    /// The kind of the interface for messages, or the driver of a NIC.
     fn what(&self) -> String {
         match (&self.kind, &self.driver) {
             (Some(kind), _) => kind.clone(),
@@ -206,8 +207,8 @@ impl Interface {
         }
     }
 
-    /// Whether the kernel knows this as an upper device of `lower`. Tunnels
-    /// have a device below them as well, but only by name.
+    /// Whether the kernel treats this as an upper device of `lower`. Tunnels have a lower
+    /// device as well, but only by name.
     fn is_above(&self, lower: &Self) -> bool {
         const STACKED: [&str; 6] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "vxlan"];
         let kind = self.kind.as_deref().unwrap_or_default();
@@ -215,7 +216,7 @@ impl Interface {
             || (self.lower == Some(lower.index) && STACKED.contains(&kind))
     }
 
-    /// Why native XDP is impossible.
+    /// The reason why native XDP is impossible.
     fn lacks_native_xdp(&self) -> Option<String> {
         let what = self.what();
         if self.link == Link::Ip {
@@ -225,7 +226,7 @@ impl Interface {
         (!features.has_native()).then(|| format!("{what} does not support native XDP"))
     }
 
-    /// Why native XDP is not worth it where it is possible.
+    /// The reason why native XDP is not worth its cost where it is possible.
     fn cost_of_native_xdp(&self, features: &Features) -> Option<String> {
         match (self.kind.as_deref(), self.driver.as_deref()) {
             (Some("veth"), _) => Some("native XDP on veth disables TSO on the peer".into()),
@@ -252,13 +253,13 @@ impl Interface {
     }
 }
 
-/// What is to be known of packets that are rewritten on loopback.
+/// A warning about packets that are rewritten on loopback.
 pub(super) const LOOPBACK_WARNING: &str = "conntrack classifies packets rewritten on loopback as \
                                            INVALID; if OUTPUT has `ct state invalid drop`, use \
                                            --engine socket for TCP";
 
-/// The engine on loopback. A packet there keeps the connection tracking entry
-/// that it got on its way out; rewritten, it no longer belongs to it.
+/// The engine on loopback. A packet there keeps the connection tracking entry that it got
+/// on its way out; after a rewrite, the packet no longer belongs to that entry.
 fn loopback(choice: EngineChoice, features: &Features) -> Chosen {
     let engine = match choice {
         EngineChoice::TcClsact => Engine::TcClsact,

@@ -1,4 +1,4 @@
-//! A plan as people and programs read it.
+//! A plan in a form for people and programs.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use super::{Firewall, Plan, Planned, Refused, Rejected, Skipped};
 
-/// Raised when a field changes its meaning or goes.
+/// The version of the layout; raised when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;
 
 /// The object that `portredir plan --json` prints.
 #[derive(Clone, Debug, Serialize)]
 pub struct PlanReport<'a> {
-    /// Version of this layout.
+    /// The version of this layout.
     pub schema: u32,
     /// The engine that was asked for.
     pub engine: String,
@@ -22,40 +22,40 @@ pub struct PlanReport<'a> {
     pub rules: &'a [String],
     /// Every interface that was looked at, by index.
     pub interfaces: Vec<InterfacePlan<'a>>,
-    /// What a firewall on this host has to let in.
+    /// The ports that a firewall on this host must allow.
     pub firewall: &'a Firewall,
-    /// What is to be known of the plan as a whole.
+    /// Notes on the plan as a whole.
     pub notes: &'a [String],
 }
 
 /// The plan for one interface.
 #[derive(Clone, Debug, Serialize)]
 pub struct InterfacePlan<'a> {
-    /// Name.
+    /// The name.
     pub name: &'a str,
-    /// Index.
+    /// The index.
     pub ifindex: u32,
-    /// What is done with it.
+    /// The action on the interface.
     pub action: Action,
     /// The engine; also the one that is impossible, none where it is skipped.
     pub engine: Option<&'static str>,
-    /// Where that engine attaches, where it is possible.
+    /// The hook of that engine, where it is possible.
     pub hook: Option<&'static str>,
-    /// Why this action and engine.
+    /// The reason for this action and engine.
     pub why: &'a str,
     /// The engines that were considered first.
     pub rejected: &'a [Rejected],
-    /// What is to be known of this interface.
+    /// Notes on this interface.
     pub notes: &'a [String],
 }
 
-/// What is done with an interface.
+/// The action on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Packets are redirected.
     Attach,
-    /// It is left alone.
+    /// The interface gets no programs.
     Skip,
     /// The engine that was asked for is impossible.
     Refuse,
@@ -145,7 +145,7 @@ impl InterfacePlan<'_> {
     }
 }
 
-/// One line, for an interface that comes later.
+/// Writes one line, for an interface that comes later.
 impl fmt::Display for InterfacePlan<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.row().join("  "))?;
@@ -167,7 +167,7 @@ impl fmt::Display for Skipped {
     }
 }
 
-/// The table, then notes; every line ends.
+/// Writes the table, then notes; every line ends with a line break.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.report();

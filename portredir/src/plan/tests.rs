@@ -81,7 +81,7 @@ impl Programs for Others {
     }
 }
 
-/// From a command line without the rule.
+/// The settings of a command line without the rule.
 fn settings(text: &str) -> Settings {
     let words = ["portredir"].into_iter().chain(text.split_whitespace());
     Cli::parse_from(words.chain(["80:8080"]))
@@ -95,7 +95,7 @@ fn plan(snapshot: &Snapshot, text: &str) -> Plan {
     snapshot.plan(&settings(text), &features(), &BTreeMap::new(), &Others)
 }
 
-/// The plan when these are attached already.
+/// The plan when these interfaces are attached already.
 fn next_plan(snapshot: &Snapshot, text: &str, attached: &[(u32, SelectedBy)]) -> Plan {
     let attached = attached.iter().copied().collect();
     snapshot.plan(&settings(text), &features(), &attached, &Others)
@@ -176,7 +176,7 @@ fn what_the_driver_says_of_its_xdp_counts() {
         why.contains("MTU 9001") && why.contains("maximum 3498"),
         "{why}"
     );
-    // The kernel may know better, and says why if it does not.
+    // The kernel may allow more than the plan knows, and gives a reason if it refuses.
     assert_eq!(engines(&plan(&jumbo, "--engine xdp"))[0].1, "xdp");
 
     let none = with(0, 1500);
@@ -241,7 +241,7 @@ fn a_packet_crosses_one_hook() {
         on(kind(8, "vxlan0", "vxlan"), 3),
     ]);
     let all = plan(&snapshot, "--engine tc");
-    // The port is left to the bridge, so a VLAN on the port is on its own.
+    // The bridge handles the port's packets, so a VLAN on the port is on its own.
     assert_eq!(names(&all), ["br0", "veth0.20", "vxlan0"]);
     assert_eq!(
         skipped(&all),
@@ -256,7 +256,7 @@ fn a_packet_crosses_one_hook() {
     );
     assert_eq!(names(&plan(&snapshot, "--iface veth0")), ["veth0"]);
     assert_eq!(names(&plan(&snapshot, "--iface veth0,br0")), ["br0"]);
-    // Who leaves the bridge out does not mean its ports.
+    // A user who leaves the bridge out does not mean its ports.
     let without = plan(&snapshot, "--iface !br0");
     assert_eq!(names(&without), ["br0.10", "veth0.20", "vxlan0"]);
     assert!(skipped(&without).contains(&("veth0", "port of bridge br0; br0 is not selected")));
@@ -332,7 +332,7 @@ fn xdp_on_a_device_above_allows_none_below() {
         );
         assert_eq!(plan(&snapshot, "--iface eth0 --engine xdp").refuse.len(), 1);
     }
-    // Ours gives way to the device below when that comes up.
+    // A program of ours gives way to the lower device when that comes up.
     let macvlan = with_xdp(on(kind(3, "mv0", "macvlan"), 2));
     let below = snapshot([driver(2, "eth0", "ice"), macvlan]);
     let ours = next_plan(&below, "--engine xdp", &[(3, SelectedBy::Pattern)]);
@@ -341,7 +341,7 @@ fn xdp_on_a_device_above_allows_none_below() {
         [("eth0", "xdp", "native"), ("mv0", "tc", "tcx")]
     );
     assert!(ours.attach[&3].is_egress_only);
-    // A tunnel is above by name alone.
+    // A tunnel is an upper device by name alone.
     let tunnel = with_xdp(on(kind(3, "gre0", "gre"), 2));
     let snapshot = snapshot([driver(2, "eth0", "ice"), tunnel]);
     assert_eq!(engines(&plan(&snapshot, "--iface eth0"))[0].1, "xdp");
@@ -452,13 +452,13 @@ fn attached_interfaces_are_kept_when_renamed() {
     let by_name = next_plan(&renamed, "--iface eth0", &[(2, SelectedBy::Name)]);
     assert_eq!(names(&by_name), ["lan0"]);
     assert_eq!(by_name.attach[&2].selected, SelectedBy::Name);
-    // Who gave a pattern meant what is called so.
+    // A pattern means interfaces by their names.
     let by_glob = next_plan(&renamed, "--iface eth*", &[(2, SelectedBy::Pattern)]);
     assert!(by_glob.attach.is_empty());
     let excluded = next_plan(&renamed, "--iface !lan0", &[(2, SelectedBy::Pattern)]);
     assert!(excluded.attach.is_empty());
     assert_eq!(names(&plan(&renamed, "--iface lan?")), ["lan0"]);
-    // What went down and was named itself stays as well.
+    // An interface that is down stays as well if it was selected by its exact name.
     let down = snapshot([Interface {
         is_up: false,
         ..interface(2, "eth0")
@@ -515,7 +515,7 @@ fn ports_of_a_tracked_bridge_are_hooked_instead() {
         ("all", vec!["eth0", "veth0", "veth1"]),
         ("br0", vec!["veth0", "veth1"]),
         ("br0,!veth1", vec!["veth0"]),
-        // Better there, where it is rewritten late, than nowhere.
+        // The bridge rewrites late, which is better than not at all.
         ("br0,!veth*", vec!["br0"]),
         ("veth1", vec!["veth1"]),
         ("!br0", vec!["eth0", "br0.7"]),

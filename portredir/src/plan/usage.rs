@@ -1,4 +1,4 @@
-//! What is typed, checked against itself and against what exists.
+//! Checks settings against themselves and against the interfaces that exist.
 
 use thiserror::Error;
 
@@ -7,16 +7,16 @@ use crate::config::settings::Settings;
 use crate::host::snapshot::Snapshot;
 use crate::rule::{Protocols, Rule};
 
-/// Why there can be no plan: what was typed is wrong.
+/// The reason why there can be no plan: the settings are wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UsageError {
     /// `--iface` names nothing that exists.
     #[error("interface `{name}` does not exist (a glob such as `{name}*` may match later); \
              existing interfaces: {}", .known.join(", "))]
     UnknownInterface {
-        /// What was asked for.
+        /// The name that was asked for.
         name: String,
-        /// What there is.
+        /// The interfaces that exist.
         known: Vec<String>,
     },
     /// The engine `socket` cannot redirect UDP.
@@ -25,7 +25,7 @@ pub enum UsageError {
          /tcp"
     )]
     SocketUdp(Rule),
-    /// `--allow-loopback-target` without the engine it is for.
+    /// The option `--allow-loopback-target` needs the engine `socket`.
     #[error(
         "--allow-loopback-target requires --engine socket; the other engines deliver packets to \
          the original destination address, on which such a server does not listen"
@@ -34,7 +34,7 @@ pub enum UsageError {
 }
 
 impl Snapshot {
-    /// Checks what was typed against itself and against what exists.
+    /// Checks the settings against themselves and against the interfaces that exist.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Rules beside each other, and where each was written.
+//! Lists of rules, with the place where each was written.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,17 +7,17 @@ use thiserror::Error;
 
 use super::{Rule, RuleError};
 
-/// Where a rule was written.
+/// The place where a rule was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// It runs already.
+    /// The rule is already one of the running rules.
     #[default]
     Running,
-    /// The how-manieth word of the command, from 1.
+    /// The command line; the number of the word, from 1.
     Argument(usize),
-    /// In a file.
+    /// A file.
     File {
-        /// Its path.
+        /// The path of the file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
@@ -39,12 +39,12 @@ impl fmt::Display for Origin {
 pub struct Sourced {
     /// The rule.
     pub rule: Rule,
-    /// Its place.
+    /// The place where the rule was written.
     pub origin: Origin,
 }
 
 impl Sourced {
-    /// A rule that is live.
+    /// Makes a running rule.
     #[must_use]
     pub const fn running(rule: Rule) -> Self {
         Self {
@@ -54,22 +54,22 @@ impl Sourced {
     }
 }
 
-/// A text that is no rule, and where it was written.
+/// A text that is not a rule, and the place where it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{origin}: {error}")]
 pub struct SourcedError {
-    /// Its place.
+    /// The place where the text was written.
     pub origin: Origin,
-    /// What is wrong.
+    /// The error.
     pub error: Box<RuleError>,
 }
 
-/// Reads rules from words of a command; `from` and `on`, with what stands behind
-/// them, belong to the rule before.
+/// Reads rules from words of a command; `from` and `on`, with the words after them,
+/// belong to the rule before.
 ///
 /// # Errors
 ///
-/// [`SourcedError`], naming the argument.
+/// [`SourcedError`], with the argument.
 pub fn from_words(words: &[String]) -> Result<Vec<Sourced>, SourcedError> {
     let mut texts = Vec::<(usize, String)>::new();
     // Whether the last word ends with `from` or `on`.
@@ -84,7 +84,7 @@ pub fn from_words(words: &[String]) -> Result<Vec<Sourced>, SourcedError> {
             }
             _ => texts.push((number, word.clone())),
         }
-        // What is behind a keyword is none: an interface can be called `on`.
+        // The word after a keyword is not a keyword: an interface can have the name `on`.
         for part in word.split_whitespace() {
             is_open = !is_open && is_keyword(part);
         }

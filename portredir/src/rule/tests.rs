@@ -1,4 +1,4 @@
-//! Texts and lists of rules, right and wrong ones.
+//! Valid and invalid texts and lists of rules.
 
 pub(crate) mod arbitrary;
 mod conflicts;
@@ -7,7 +7,7 @@ mod properties;
 
 use super::Rule;
 
-/// A rule of which it is known that it is one.
+/// Parses a text that is known to be a rule.
 pub(crate) fn rule(text: &str) -> Rule {
     text.parse().unwrap_or_else(|error| panic!("{error}"))
 }

@@ -1,9 +1,9 @@
-//! The rules as the programs read them. Pure: nothing here touches a map.
+//! The rules in the form that the programs read. Pure: nothing here touches a map.
 //!
-//! Each port has one entry, whatever there is of rules. Where rules have
-//! conditions, ports with the same rules share a set of them: by the address
-//! that was dialled, then by the client's, one look-up leads to the few rules
-//! that are left, the most specific first; they differ in their interfaces.
+//! Each port has one entry, whatever the number of rules. Where rules have conditions,
+//! ports with the same rules share a set of them: one lookup by the destination address,
+//! then one by the client's address leads to the few remaining rules, the most specific
+//! first; they differ in their interfaces.
 
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
@@ -23,7 +23,7 @@ use super::interval::{self, Holders, segments};
 use super::shadow::MAX_ON;
 use crate::rule::Rule;
 
-/// More than the maps hold.
+/// The error of rules that need more than the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TableError {
     /// Too many `on` lists.
@@ -35,36 +35,36 @@ pub enum TableError {
         Candidates::COUNT
     )]
     Candidates {
-        /// The port that is dialled.
+        /// The destination port.
         port: u16,
-        /// How many there are.
+        /// The number of conditions.
         count: usize,
     },
     /// Too many combinations of conditions.
     #[error("the rules need too many {what}; the maximum is {limit}")]
     Conditions {
-        /// Entries of what.
+        /// The kind of the entries.
         what: &'static str,
-        /// How many there can be.
+        /// The largest number of entries.
         limit: usize,
     },
 }
 
-/// As the maps are declared in `portredir-ebpf/src/maps.rs`.
+/// The size of the map, as declared in `portredir-ebpf/src/maps.rs`.
 const MAX_ADDRS: usize = 65_536 / 2;
 const MAX_SOURCES: usize = 262_144 / 2;
 
-/// What the maps of one generation contain; the generation itself is added
-/// when they are filled.
+/// The contents of the maps for one generation; the generation itself is added when the
+/// maps are filled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// By [`PortEntry::index`].
+    /// The entries of ports, by [`PortEntry::index`].
     pub ports: Vec<PortEntry>,
     /// By the same.
     pub old: BTreeMap<u32, PreviousTargets>,
     /// The group of rules for an address, by set and address.
     pub addrs: HashMap<AddrKey, u32>,
-    /// The rules for clients, by length of prefix.
+    /// The rules for clients, by set or group and by prefix.
     pub sources: HashMap<(u32, SourceKey), Candidates>,
     on: Vec<Vec<String>>,
 }
@@ -86,7 +86,7 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`TableError`]: more than the maps hold.
+    /// [`TableError`]: the rules need more than the maps hold.
     pub fn compile(
         rules: &[(u16, Rule)],
         history: &History,
@@ -147,9 +147,10 @@ impl Table {
         Ok(table)
     }
 
-    /// Marks the ports that rules lead to.
+    /// Marks the target ports of rules.
     fn add_targets(&mut self, rules: &[(u16, Rule)], protocol: Protocol, is_hidden: bool) {
-        // Rules by how many more begin or end at a port: a range costs two steps.
+        // The number of rules that more begin than end at each port: a range costs two
+        // steps.
         let mut steps = vec![0_i32; (1 << 16) + 1];
         for (_, rule) in rules {
             if rule.protocols.each().contains(&protocol) {
@@ -175,7 +176,7 @@ impl Table {
         places: &BTreeSet<usize>,
         conditions: &[Condition],
     ) -> Result<u16, TableError> {
-        // Of rules without conditions one holds.
+        // Of rules without conditions, only the first can match.
         if places.iter().all(|&i| conditions[i].is_none()) {
             return Ok(0);
         }
@@ -194,7 +195,8 @@ impl Table {
         }
     }
 
-    /// Adds the conditions of the rules of one port, and all that have the same.
+    /// Adds the conditions of the rules of one port; all ports with the same rules share
+    /// them.
     fn add_set(&mut self, id: u16, port: u16, rules: &[Condition]) -> Result<(), TableError> {
         let set = u32::from(id);
         let (general, own): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.addr.is_none());
@@ -207,7 +209,7 @@ impl Table {
                 .push(rule);
         }
         for (addr, mut rules) in of_addr {
-            // Above those that are sets.
+            // Numbers of groups are above those of sets.
             let group = u32::from(u16::MAX) + 1 + u32::try_from(self.addrs.len()).expect("few");
             let key = AddrKey {
                 set,
@@ -220,7 +222,7 @@ impl Table {
         Ok(())
     }
 
-    /// Adds the rules for one address, or for those that no rule names.
+    /// Adds the rules for one address, or for addresses that no rule names.
     fn add_group(
         &mut self,
         group: u32,
@@ -236,8 +238,8 @@ impl Table {
             if addr.is_some_and(|addr| is_v4(addr) != is_v4(none.addr())) {
                 continue;
             }
-            // What each rule is for; more specific first, then in order. A rule for
-            // all IPv4 clients is more specific than one for all.
+            // The rank of a rule: more specific first, then in order. A rule for all IPv4
+            // clients is more specific than one for all clients.
             let rank = |rule: &Condition| {
                 let length = rule.from.map_or(0, |from| u16::from(from.prefix_len()) + 1);
                 (Reverse(rule.addr.is_some()), Reverse(length))
@@ -267,7 +269,7 @@ impl Table {
                 }
                 let last = found.iter().position(|candidate| candidate.on == 0);
                 found.truncate(last.map_or(found.len(), |last| last + 1));
-                // Of those for the same interfaces the first is taken.
+                // Of rules for the same interfaces, the first is used.
                 let mut seen = 0_u64;
                 found.retain(|candidate| {
                     let before = seen;
@@ -288,7 +290,8 @@ impl Table {
                 };
                 let prefix = SourceKey::PREFIX + mapped + u32::from(net.prefix_len());
                 self.sources.insert((prefix, key), candidates);
-                // Not only at the end: there can be far too many.
+                // The check is made for each network, not only at the end, because there
+                // can be far too many entries.
                 for (what, count, limit) in [
                     ("address entries", self.addrs.len(), MAX_ADDRS),
                     ("client network entries", self.sources.len(), MAX_SOURCES),
@@ -306,7 +309,7 @@ impl Table {
         for (key, targets) in history.iter() {
             let place = index(key.protocol, key.dialled);
             let entry = self.ports[place];
-            // What is still so needs no history.
+            // A target that is still the same needs no history.
             let is_same =
                 |target: u16| entry.is_match() && entry.set == 0 && entry.target.get() == target;
             let targets = targets.iter().copied().filter(|&target| !is_same(target));
@@ -323,13 +326,13 @@ impl Table {
         }
     }
 
-    /// The lists of interfaces in rules; a rule's bit is its place plus one.
+    /// The lists of interfaces in rules; the bit of a list is its place plus one.
     #[must_use]
     pub fn on_lists(&self) -> &[Vec<String>] {
         &self.on
     }
 
-    /// Whether packets are sent to a port.
+    /// Whether a port is a target port.
     #[must_use]
     pub fn is_target(&self, protocol: Protocol, port: u16) -> bool {
         self.ports[index(protocol, port)].is_target()
@@ -345,7 +348,7 @@ struct Condition {
 }
 
 impl Condition {
-    /// What makes rules for the same packets.
+    /// The key that is equal for rules that match the same packets.
     const fn key(&self) -> interval::Condition {
         (self.addr, self.from, self.candidate.on as usize)
     }

@@ -1,4 +1,4 @@
-//! Where earlier rules sent packets.
+//! The targets of earlier rules.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::interval::{Holders, segments};
 use crate::rule::{Ports, Rule};
 
-/// Where rules that are gone sent the packets of a port; their flows still go
-/// there.
+/// The previous targets of each port: removed rules sent packets there, and their flows
+/// still go there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History(BTreeMap<HistoryKey, Vec<u16>>);
 
-/// `tcp/80` in JSON, which knows no other keys than text.
+/// The key of a port: `tcp/80` in JSON, which allows only text as keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub(super) struct HistoryKey {
@@ -48,9 +48,8 @@ impl TryFrom<String> for HistoryKey {
 }
 
 impl History {
-    /// What remains to be known when one list of rules takes the place of
-    /// another: the targets that are no longer those of their port, and the
-    /// earlier ones that still have flows.
+    /// The history after one list of rules replaces another: the targets that are no
+    /// longer those of their port, and the earlier ones that still have flows.
     #[must_use]
     pub fn after(
         &self,
@@ -95,14 +94,14 @@ impl History {
         self.0.iter()
     }
 
-    /// Whether it is of no port.
+    /// Whether the history has no ports.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Where a rule leads: to one port, or to those at a distance.
+/// The way of a rule: to one port, or to ports at a distance.
 fn way(rule: &Rule) -> (bool, i32) {
     let target = i32::from(rule.target.first);
     if rule.target.first == rule.target.last {
@@ -123,8 +122,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
 
-        /// The targets of rules that are gone are known, up to four, in the order of
-        /// the rules.
+        /// The history has the targets of removed rules, up to four, in the order of the
+        /// rules.
         #[test]
         fn targets_that_are_gone_are_remembered(
             before in vec(near_rule(), 0..10),

@@ -1,5 +1,5 @@
-//! Ports cut where a rule begins or ends, so that many rules with long ranges
-//! cost as much as their ends, not as their ports.
+//! Intervals of ports, cut where a rule begins or ends: many rules with long ranges cost
+//! as much as their ends, not as their ports.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -9,22 +9,22 @@ use portredir_common::net::Protocol;
 
 use crate::rule::{Ports, Rule};
 
-/// Ports for which the same rules are.
+/// An interval of ports that have the same rules.
 pub struct Segment {
-    /// The ports; behind the last that any rule is about there are none.
+    /// The ports; none after the last port of any rule.
     pub ports: Option<Ports>,
-    /// Rules whose ports ended before it, by their place in the list.
+    /// The rules with ports that ended before the interval, by their place in the list.
     pub ended: Vec<usize>,
-    /// Rules whose ports begin with it.
+    /// The rules with ports that begin at the interval.
     pub begun: Vec<usize>,
 }
 
-/// The segments of one protocol, from the lowest port.
+/// The intervals of one protocol, from the lowest port.
 pub fn segments<'a>(
     rules: impl IntoIterator<Item = (usize, &'a Rule)>,
     protocol: Protocol,
 ) -> Vec<Segment> {
-    // Ports, rules, and whether they begin there. At 65 536 the last ones end.
+    // Port, rule, and whether the rule begins there. At 65 536 the last ones end.
     let mut ends = Vec::<(u32, usize, bool)>::new();
     for (i, rule) in rules {
         if !rule.protocols.each().contains(&protocol) {
@@ -58,7 +58,7 @@ pub fn segments<'a>(
     segments
 }
 
-/// The rules of a segment, by what makes them equal: of equals the first holds.
+/// The rules of an interval by a key: of rules with equal keys, the first holds.
 pub struct Holders<K> {
     of: BTreeMap<K, BTreeSet<usize>>,
     first: BTreeSet<usize>,
@@ -76,7 +76,7 @@ impl<K> Default for Holders<K> {
 }
 
 impl<K: Ord + Clone> Holders<K> {
-    /// Goes on to the next segment. Whether others hold now.
+    /// Goes on to the next interval. Returns whether other rules hold now.
     pub fn pass(&mut self, segment: &Segment, key: impl Fn(usize) -> K) -> bool {
         self.new.clear();
         let mut is_changed = false;
@@ -108,30 +108,29 @@ impl<K: Ord + Clone> Holders<K> {
         is_changed
     }
 
-    /// The places of those that did not hold before, with some that do not hold
-    /// any more.
+    /// The places of the rules that did not hold before, with some that no longer hold.
     pub fn new_places(&self) -> &[usize] {
         &self.new
     }
 
-    /// The places of those that hold, in their order.
+    /// The places of the rules that hold, in their order.
     pub fn places(&self) -> &BTreeSet<usize> {
         &self.first
     }
 
-    /// Those that hold, by what makes rules equal, from a key on.
+    /// The rules that hold, by their keys, from a key on.
     pub fn range(&self, from: &K) -> impl Iterator<Item = (&K, usize)> {
         let places = self.of.range(from..);
         places.filter_map(|(key, equals)| Some((key, *equals.first()?)))
     }
 }
 
-/// For which packets a rule is, apart from their ports: the address that is
-/// dialled, the client, and the number of the list of interfaces.
+/// The packets that a rule is for, apart from their ports: the destination address, the
+/// client, and the number of the list of interfaces.
 pub type Condition = (Option<IpAddr>, Option<IpNet>, usize);
 
-/// The conditions of rules. 0 is the list of all interfaces, and each other list
-/// has a number from 1, in the order in which they come first.
+/// The conditions of rules. The number 0 is the list of all interfaces; each other list
+/// has a number from 1, in the order in which they first appear.
 pub fn conditions<'a>(
     rules: impl IntoIterator<Item = &'a Rule>,
 ) -> (Vec<Condition>, Vec<&'a [String]>) {

@@ -1,10 +1,9 @@
-//! Whether each rule of a list can match.
+//! Checks whether each rule of a list can match.
 //!
-//! A rule is hidden when others take all its packets: those that are for longer
-//! prefixes of clients, and of equal ones those that come first. Several can do
-//! so together, each for some of the ports, clients or interfaces. A rule that
-//! has packets left is none of our business: a narrow rule before or behind a
-//! wide one is how exceptions are written.
+//! A rule is shadowed when others take all its packets: rules for longer prefixes of
+//! clients, and earlier rules for equal prefixes. Several can do so together, each for
+//! some of the ports, clients or interfaces. A rule that still has packets is allowed:
+//! users write exceptions as a narrow rule before or after a wide one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -20,35 +19,36 @@ use super::interval::{Condition, Holders, Segment, conditions, segments};
 use crate::rule::Sourced;
 use crate::rule::parse::is_glob;
 
-/// As many as the programs can tell apart: they have 16 bits for a rule.
+/// The largest number of rules: the programs have 16 bits for a rule.
 pub const MAX_RULES: usize = 1 << 16;
 
-/// Different `on` lists: bits of a mask, of which the lowest means all.
+/// The largest number of different `on` lists: bits of a mask, of which the lowest means
+/// all interfaces.
 pub const MAX_ON: usize = 63;
 
-/// Why a list of rules cannot work together.
+/// The reason why a list of rules cannot work together.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConflictError {
-    /// A rule that can never match.
+    /// A rule can never match.
     #[error(
         "rule `{}` ({}) never matches: {} {}; remove one of them",
         .hidden.rule, .hidden.origin, Names(.by), ports(.hidden, .by.len())
     )]
     Hidden {
-        /// That rule.
+        /// The rule that can never match.
         hidden: Box<Sourced>,
         /// The rules that take its packets.
         by: Vec<Sourced>,
     },
-    /// A rule that is there twice.
+    /// A rule is given twice.
     #[error("rule `{}` is given twice ({first}, {again}); remove one of them", .again.rule, first = .first, again = .again.origin)]
     Twice {
-        /// Where it is first.
+        /// The place where the rule was first given.
         first: crate::rule::Origin,
-        /// The same rule.
+        /// The rule that was given again.
         again: Box<Sourced>,
     },
-    /// More than the programs can tell apart.
+    /// There are more rules than the programs can tell apart.
     #[error("too many rules: {0}; the maximum is {MAX_RULES}")]
     Rules(usize),
     /// Too many `on` lists.
@@ -56,7 +56,7 @@ pub enum ConflictError {
     On(usize),
 }
 
-/// Rules with their places: all of a few, some of many.
+/// The text of a list of rules with their places: all of a few, some of many.
 struct Names<'a>(&'a [Sourced]);
 
 impl fmt::Display for Names<'_> {
@@ -94,13 +94,13 @@ fn ports(hidden: &Sourced, takers: usize) -> String {
     format!("{verb} {noun} {ports}")
 }
 
-/// Refuses lists in which a rule could never match, and longer ones than the
-/// programs can have.
+/// Refuses lists in which a rule could never match, and lists that are too long for the
+/// programs.
 ///
 /// # Errors
 ///
-/// [`ConflictError`]; of rules that never match for the first, naming those that
-/// hide it.
+/// [`ConflictError`]; for the first rule that never matches, with the rules that shadow
+/// it.
 pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
     if rules.len() > MAX_RULES {
         return Err(ConflictError::Rules(rules.len()));
@@ -126,19 +126,18 @@ pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
     Err(ConflictError::Hidden { hidden, by })
 }
 
-/// Rules with what decides between them.
+/// The rules with the data that decides between them.
 struct List<'a> {
     rules: &'a [Sourced],
     conditions: Vec<Condition>,
-    /// Whether rules for narrower networks have all the clients of these. Most
-    /// often they do not, and then need not be looked at in each segment.
+    /// Whether rules for narrower networks together have all the clients of these. Most
+    /// often they do not, and then the check of each interval can skip them.
     is_divided: HashMap<(Option<IpAddr>, Option<IpNet>), bool>,
     /// Lists of interfaces by their number; the first, of all, is empty.
     on: Vec<&'a [String]>,
-    /// Of each list the lists that have all of its interfaces, and more: by
-    /// `covering[of][name]`.
+    /// The lists that have all interfaces of a list, and more: by `covering[of][name]`.
     covering: Vec<Vec<Vec<bool>>>,
-    /// For each protocol.
+    /// The intervals of each protocol.
     segments: Vec<Vec<Segment>>,
 }
 
@@ -166,12 +165,12 @@ impl<'a> List<'a> {
         }
     }
 
-    /// The first rule that is left no packet.
+    /// The first shadowed rule.
     fn hidden(&self) -> Option<usize> {
         let mut is_alive = vec![false; self.rules.len()];
         for segments in &self.segments {
             let mut holders = Holders::default();
-            // Those that hold among their equals, but are hidden so far.
+            // The rules that hold among their equals, but are shadowed so far.
             let mut waiting = Vec::<usize>::new();
             for segment in segments {
                 if !holders.pass(segment, |i| self.conditions[i]) {
@@ -190,7 +189,7 @@ impl<'a> List<'a> {
         is_alive.iter().position(|is_alive| !is_alive)
     }
 
-    /// The rules that take the packets of a hidden one, in their order.
+    /// The rules that take the packets of a shadowed one, in their order.
     fn hiders(&self, hidden: usize) -> Vec<usize> {
         let mut hiders = BTreeSet::new();
         for segments in &self.segments {
@@ -208,8 +207,8 @@ impl<'a> List<'a> {
         hiders.into_iter().collect()
     }
 
-    /// The rules of a segment that together take all packets of one of them;
-    /// `None` where some are left.
+    /// The rules of an interval that together take all packets of one of them; `None`
+    /// where some packets are left.
     fn takers(&self, place: usize, holders: &Holders<Condition>) -> Option<Vec<usize>> {
         let (addr, from, on) = self.conditions[place];
         let is_divided = self.is_divided[&(addr, from)];
@@ -244,15 +243,15 @@ fn is_within(all: Option<IpNet>, net: Option<IpNet>) -> bool {
     }
 }
 
-/// Which addresses and networks of clients have all their clients in narrower
-/// networks too, whatever the ports.
+/// The addresses and networks of clients that have all their clients in narrower networks
+/// too, for any ports.
 fn divided(conditions: &[Condition]) -> HashMap<(Option<IpAddr>, Option<IpNet>), bool> {
     let ends: BTreeSet<_> = conditions
         .iter()
         .map(|&(addr, from, _)| (addr, from))
         .collect();
     let is_divided = |&(addr, from): &_| {
-        // They follow in this order.
+        // The narrower networks come next in this order.
         let narrower = ends.range((Excluded((addr, from)), Unbounded));
         let narrower = narrower
             .take_while(|&&(other, net)| other == addr && is_within(from, net))
@@ -262,8 +261,8 @@ fn divided(conditions: &[Condition]) -> HashMap<(Option<IpAddr>, Option<IpNet>),
     ends.iter().map(|end| (*end, is_divided(end))).collect()
 }
 
-/// For each name of a list, or for all interfaces, which lists have it. Of two
-/// globs none is taken to be in the other.
+/// For each name of a list, or for all interfaces, the lists that have it. Two globs
+/// count as independent.
 fn covering(list: &[String], lists: &[&[String]]) -> Vec<Vec<bool>> {
     let has = |other: &[String], name: Option<&String>| {
         other.is_empty()
@@ -295,8 +294,8 @@ fn all_clients(addr: Option<IpAddr>, from: Option<IpNet>) -> Vec<IpNet> {
     }
 }
 
-/// Which of some rules together are for all of the clients; `None` when there
-/// are clients left. No network means all clients.
+/// The rules that together match all of the clients; `None` when there are clients left.
+/// No network means all clients.
 fn cover(clients: &[IpNet], rules: &[(Option<IpNet>, usize)]) -> Option<Vec<usize>> {
     let mut used = Vec::new();
     for all in clients {
@@ -307,7 +306,7 @@ fn cover(clients: &[IpNet], rules: &[(Option<IpNet>, usize)]) -> Option<Vec<usiz
         }
         let parts = rules.iter().filter_map(|&(net, i)| Some((net?, i)));
         let parts: Vec<_> = parts.filter(|(net, _)| all.contains(net)).collect();
-        // Most often they are far too few, which is cheaper to find out.
+        // Most often the networks are far too small, which is cheaper to find out.
         let share = |net: &IpNet| 0.5_f64.powi(i32::from(net.prefix_len() - all.prefix_len()));
         if parts.iter().map(|(net, _)| share(net)).sum::<f64>() < 1.0 {
             return None;

@@ -1,41 +1,41 @@
-//! How one interface is attached, as it is shown and as the next command finds it.
+//! The attachment of one interface, for reports and for the next command.
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::engine::Engine;
 use crate::config::selection::SelectedBy;
 
-/// How an interface is attached.
+/// The attachment of an interface, for reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceReport {
-    /// Name.
+    /// The name of the interface.
     pub name: String,
-    /// Index.
+    /// The index of the interface.
     pub ifindex: u32,
-    /// Engine.
+    /// The engine.
     pub engine: String,
-    /// How the engine is attached.
+    /// The mode in which the engine is attached.
     pub mode: String,
-    /// Why this engine.
+    /// The reason for this engine.
     pub why: String,
 }
 
-/// How one interface is attached.
+/// The attachment of one interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// As it is shown.
+    /// The attachment as reports show it.
     pub report: InterfaceReport,
-    /// How it was selected.
+    /// The way the interface was selected.
     pub selected: SelectedBy,
-    /// How its connections are redirected.
+    /// The engine that redirects its connections.
     pub engine: Engine,
-    /// Whether only what goes out passes here.
+    /// Whether only egress programs are attached.
     pub is_egress_only: bool,
-    /// What was attached.
+    /// The attached programs.
     pub mode: Mode,
-    /// Offloads to switch on again.
+    /// The offloads to switch on again.
     pub restore: Vec<String>,
-    /// Whether the clsact qdisc is ours.
+    /// Whether portredir made the clsact qdisc.
     pub is_clsact_ours: bool,
 }
 
@@ -47,7 +47,7 @@ impl Attachment {
     }
 }
 
-/// Where a program is attached that outlives the process.
+/// The place of an attached program that outlives the process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
@@ -55,22 +55,22 @@ pub enum Place {
     Pin(String),
     /// A clsact filter.
     Filter {
-        /// Its direction.
+        /// The direction of the filter.
         is_ingress: bool,
-        /// Its priority.
+        /// The priority of the filter.
         priority: u16,
-        /// Its handle.
+        /// The handle of the filter.
         handle: u32,
     },
 }
 
-/// How an interface was attached.
+/// The mode in which an interface was attached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mode {
-    /// The kernel's way: `native+frags`, `tcx`, ….
+    /// The name of the kernel's mechanism: `native+frags`, `tcx`, ….
     pub name: String,
-    /// What outlives the process, and its programs; in the order in which they
-    /// were attached.
+    /// The places that outlive the process, and their programs, in the order in which
+    /// they were attached.
     pub programs: Vec<(Place, String)>,
 }
 

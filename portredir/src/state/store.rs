@@ -4,7 +4,7 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use portredir_common::map::StateKey;
 use serde::Serialize;
 
-/// The bytes of one element.
+/// The number of bytes in one element.
 const CHUNK: usize = 1024;
 
 /// The map with the documents. A document is known by its number.

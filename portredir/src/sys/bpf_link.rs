@@ -1,4 +1,4 @@
-//! Links that are pinned in bpffs: replacing their programs and detaching them.
+//! Links that are pinned in bpffs: replaces their programs and detaches them.
 
 use std::ffi::CString;
 use std::fs;
@@ -7,11 +7,11 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-/// A link that is pinned.
+/// A pinned link.
 struct PinnedLink(OwnedFd);
 
-/// Commands of `bpf(2)` and their attributes: `union bpf_attr` of
-/// include/uapi/linux/bpf.h. No library does this for all kinds of links.
+/// The commands of `bpf(2)` and their attributes: `union bpf_attr` of
+/// include/uapi/linux/bpf.h. No library wraps them for all kinds of links.
 mod sys {
     pub const OBJ_GET: libc::c_long = 7;
     pub const LINK_UPDATE: libc::c_long = 29;
@@ -67,7 +67,7 @@ impl PinnedLink {
                 file_flags: 0,
             },
         )?;
-        // SAFETY: a new descriptor, which nobody else knows.
+        // SAFETY: a new descriptor, which no other code knows.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
@@ -76,11 +76,11 @@ impl PinnedLink {
     }
 }
 
-/// Puts another program into a link that is pinned: between two packets.
+/// Replaces the program of a pinned link, between two packets.
 ///
 /// # Errors
 ///
-/// `ENOLINK` when what it was attached to is gone, and others of the kernel.
+/// `ENOLINK` when the attach point is gone, and other errors of the kernel.
 pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
     let link = PinnedLink::open(pin)?;
     let update = sys::LinkUpdate {
@@ -92,16 +92,16 @@ pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
     bpf(sys::LINK_UPDATE, &update).map(drop)
 }
 
-/// Detaches a link that is pinned, and removes the pin.
+/// Detaches a pinned link, and removes the pin.
 ///
-/// The kernel would detach it without the pin as well, but some time later: it
-/// frees files of bpffs when nobody can see them any more.
+/// Without its pin, the kernel would detach the link as well, but some time later: it
+/// frees files of bpffs when no process can see them any more.
 ///
 /// # Errors
 ///
 /// When the pin cannot be removed.
 pub fn detach(pin: &Path) -> io::Result<()> {
-    // What it was attached to may be gone.
+    // The attach point may be gone.
     if let Ok(link) = PinnedLink::open(pin)
         && let Err(error) = bpf(sys::LINK_DETACH, &sys::LinkDetach { link_fd: link.fd() })
     {

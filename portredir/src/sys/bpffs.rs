@@ -13,16 +13,16 @@ use thiserror::Error;
 use super::bpf_link::detach;
 use super::netns::netns_cookie;
 
-/// Where bpffs is mounted, by systemd and by us.
+/// The mount point of bpffs, for systemd and for us.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// What a mount of ours names as its source.
+/// The source that our mount of bpffs names.
 const SOURCE: &str = "portredir";
 
-/// What went wrong with the directory.
+/// An error of the directory.
 #[derive(Debug, Error)]
 pub enum PinError {
-    /// bpffs is not there, and may not be mounted.
+    /// bpffs is not mounted, and mounting it failed.
     #[error("bpffs is not mounted and mounting it failed; mount it with: mount -t bpf bpf {BPFFS}")]
     Mount(#[source] io::Error),
     /// A mount would vanish with the process.
@@ -35,9 +35,9 @@ pub enum PinError {
     /// A file operation failed.
     #[error("{action} {path}")]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
-        /// On which path.
+        /// The path of the operation.
         path: String,
         /// The kernel's error.
         #[source]
@@ -50,7 +50,7 @@ pub enum PinError {
 pub struct PinDir(PathBuf);
 
 impl PinDir {
-    /// The directory of the network namespace with this cookie, there or not.
+    /// The directory of the network namespace with this cookie; it may not exist.
     #[must_use]
     pub fn new(netns_cookie: u64) -> Self {
         Self(
@@ -60,16 +60,16 @@ impl PinDir {
         )
     }
 
-    /// The directory of the network namespace of this process, there or not.
+    /// The directory of the network namespace of this process; it may not exist.
     ///
     /// # Errors
     ///
-    /// As [`netns_cookie`].
+    /// Those of [`netns_cookie`].
     pub fn current() -> io::Result<Self> {
         netns_cookie().map(Self::new)
     }
 
-    /// The directory itself.
+    /// The path of the directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.0
@@ -81,16 +81,16 @@ impl PinDir {
         self.0.join(name)
     }
 
-    /// Whether there is one, or may be: somebody has made it.
+    /// Whether the directory exists.
     ///
     /// # Errors
     ///
-    /// When this user may not look.
+    /// When this user may not read the path.
     pub fn exists(&self) -> Result<bool, PinError> {
         self.0.try_exists().map_err(io_error("look up", &self.0))
     }
 
-    /// Makes it, and mounts bpffs where it is missing.
+    /// Makes the directory, and mounts bpffs where it is missing.
     ///
     /// # Errors
     ///
@@ -115,14 +115,14 @@ impl PinDir {
     ///
     /// # Errors
     ///
-    /// [`PinError::Io`]: what is left is named.
+    /// [`PinError::Io`], with the path that is left.
     pub fn remove_links(&self) -> Result<(), PinError> {
         let mut names = self.names()?;
         names.retain(|name| {
             name.to_string_lossy()
                 .contains(|c: char| c.is_ascii_lowercase())
         });
-        // What restores and answers goes after what redirects.
+        // Hooks that rewrite replies or answer go after hooks that redirect.
         names.sort_by_key(|name| {
             let name = name.to_string_lossy();
             let later = ["egress", "recv", "peer", "register"];
@@ -154,22 +154,21 @@ impl PinDir {
         Ok(())
     }
 
-    /// Removes everything that is pinned, then the mount, if it was ours and
-    /// nobody else uses it.
+    /// Removes all pins, then the mount, if it is ours and no other process uses it.
     ///
     /// # Errors
     ///
-    /// [`PinError::Io`]: what is left is named.
+    /// [`PinError::Io`], with the path that is left.
     pub fn remove(&self) -> Result<(), PinError> {
         self.remove_links()?;
         self.remove_each(self.names()?, |path| fs::remove_file(path))?;
         remove_dir(&self.0)?;
         if let Some(parent) = self.0.parent()
-            // Other network namespaces may have theirs in it.
+            // Other network namespaces may have their pins in it.
             && remove_dir(parent).is_ok()
             && is_our_mount()
         {
-            // It is busy when somebody else uses it.
+            // The mount is busy when another process uses it.
             let _ = umount2(BPFFS, MntFlags::UMOUNT_NOFOLLOW);
         }
         Ok(())
@@ -194,8 +193,9 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinE
     }
 }
 
-/// Whether the first process has another mount namespace: one mount is never in
-/// two. (The link /proc/1/ns/mnt may be read by few.)
+/// Whether the first process has another mount namespace. The check compares mounts,
+/// because one mount is never in two namespaces, and few users may read the link
+/// /proc/1/ns/mnt.
 fn has_own_mounts() -> bool {
     let first_mount = |process: &str| {
         let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?;
@@ -215,7 +215,7 @@ fn is_bpffs() -> bool {
 fn is_our_mount() -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let mine = format!("{SOURCE} {BPFFS} bpf ");
-    // What the kernel itself puts there (kernel/bpf/preload).
+    // The kernel itself puts these there (kernel/bpf/preload).
     let is_kernels = |name: &str| matches!(name, "maps.debug" | "progs.debug");
     mounts.lines().any(|line| line.starts_with(&mine))
         && fs::read_dir(BPFFS).is_ok_and(|entries| {

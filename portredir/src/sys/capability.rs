@@ -2,7 +2,7 @@
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// What redirecting needs, as long as it follows interfaces.
+/// The capabilities that the watcher and the foreground run need.
 pub const NEEDED: [Capability; 3] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
@@ -22,7 +22,7 @@ pub fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
         .collect();
     let inherited = caps::read(None, CapSet::Inheritable)?;
     if kept == held && inherited.is_empty() {
-        // Also where a service manager has done it, and forbids the call.
+        // A service manager may have dropped them already, and forbid the call.
         return Ok(());
     }
     caps::clear(None, CapSet::Ambient)?;

@@ -1,4 +1,4 @@
-//! cgroup v2: where the hierarchy is mounted.
+//! cgroup v2: finds the mount point of the hierarchy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ pub fn is_cgroup2(path: &Path) -> bool {
     path.is_dir() && statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
-/// The root of the hierarchy. Hosts that still have cgroup v1 mount it
-/// elsewhere, most at /sys/fs/cgroup/unified.
+/// The root of the hierarchy. Hosts that still have cgroup v1 mount it elsewhere, mostly
+/// at /sys/fs/cgroup/unified.
 #[must_use]
 pub fn cgroup_root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    // Every directory but the root has this file: what a container sees as the
-    // root is one that most processes of the host are not in.
+    // Every directory but the root has this file: most processes of the host are not in
+    // the directory that a container sees as the root.
     let is_root = |mount: &PathBuf| is_cgroup2(mount) && !mount.join("cgroup.events").exists();
     cgroup_mounts(&mounts).into_iter().find(is_root)
 }

@@ -1,7 +1,7 @@
 //! Driver names and offload settings, by the ethtool ioctl.
 //!
 //! Generic XDP switches LRO and hardware GRO off and leaves them off
-//! (`generic_xdp_install` in `net/core/dev.c`), so we put them back.
+//! (`generic_xdp_install` in `net/core/dev.c`), so portredir restores them.
 
 #![expect(unsafe_code, reason = "the one system call that no library wraps")]
 
@@ -35,7 +35,8 @@ pub fn driver(interface: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// Which of `names` are on, by the names that `ethtool -k` prints for raw features.
+/// Which of `names` are on. The names are those that `ethtool -k` prints for raw
+/// features.
 ///
 /// # Errors
 ///
@@ -80,7 +81,7 @@ pub fn set_feature(interface: &str, name: &str, is_on: bool) -> io::Result<()> {
     request.send(interface)
 }
 
-/// The names of all features this kernel has.
+/// The names of all features that this kernel has.
 fn strings(interface: &str) -> io::Result<Vec<String>> {
     // struct ethtool_sset_info: reserved word, 64-bit mask, then the length.
     let mut info = Request::new(ETHTOOL_GSSET_INFO, 20);

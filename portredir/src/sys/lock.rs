@@ -1,5 +1,5 @@
-//! The lock of a network namespace: an abstract socket address, which the kernel
-//! frees however the process ends.
+//! The lock of a network namespace: an abstract socket address, which the kernel frees
+//! however the process ends.
 
 use std::fmt;
 use std::io;
@@ -13,15 +13,15 @@ use thiserror::Error;
 
 use super::peer::Owner;
 
-/// Why the lock cannot be taken.
+/// The reason why the lock cannot be taken.
 #[derive(Debug, Error)]
 pub enum LockError {
-    /// Another instance works in this network namespace.
+    /// Another instance runs in this network namespace.
     #[error(
         "portredir is already running in this network namespace{0}; stop it first: portredir down"
     )]
     Running(Holder),
-    /// Another command works for too long.
+    /// Another command takes too long.
     #[error(
         "another portredir command is running in this network namespace{0}; try again when it has \
          finished"
@@ -32,7 +32,7 @@ pub enum LockError {
     Lock(#[source] io::Error),
 }
 
-/// Who holds the lock, as far as that is known.
+/// The holder of the lock, as far as it is known.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Holder(Option<Owner>);
 
@@ -42,7 +42,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Held while an instance works in a network namespace.
+/// The held lock; an instance holds it while it works in a network namespace.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held for its existence")] UnixListener);
 
@@ -85,8 +85,8 @@ impl Lock {
         })
     }
 
-    /// An abstract socket address belongs to a network namespace and is freed
-    /// by the kernel however the process ends, so nothing can be left behind.
+    /// Binds the socket. An abstract socket address belongs to a network namespace, and
+    /// the kernel frees it however the process ends, so nothing can be left behind.
     fn bind() -> io::Result<Self> {
         let addr = SocketAddr::from_abstract_name(Self::NAME)?;
         UnixListener::bind_addr(&addr).map(Self)
@@ -94,7 +94,8 @@ impl Lock {
 
     fn holder() -> Holder {
         let ask = || {
-            // Nobody accepts it: it must not wait when others have asked before.
+            // No process accepts connections, so the socket must not wait when others
+            // have asked before.
             let socket = socket::socket(
                 AddressFamily::Unix,
                 SockType::Stream,

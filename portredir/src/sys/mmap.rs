@@ -1,5 +1,5 @@
-//! Memory: array maps as memory, so that what is large, or changes in many places
-//! at once, is read and written without a call per element; and what is given back.
+//! Array maps as memory, so that large data, or data that changes in many places at once,
+//! is read and written without a call per element; and the return of unused memory.
 
 use std::fmt;
 use std::io;
@@ -13,26 +13,26 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use portredir_common::map::bucket::Bucket;
 use portredir_common::map::rules::PacketPath;
 
-/// Has the allocator give back to the kernel what nobody uses any more, after
-/// much was needed for a moment. Not every C library keeps it.
+/// Lets the allocator return unused memory to the kernel, after much was needed for a
+/// moment. Some C libraries keep it otherwise.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     #[expect(unsafe_code, reason = "a function of the C library")]
-    // SAFETY: it may be called at any time (malloc_trim(3)).
+    // SAFETY: malloc_trim(3) may be called at any time.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// Elements that programs and user space may access at the same time, and of
-/// which any bytes are one.
+/// A type of elements that programs and user space may access at the same time, and for
+/// which any bytes are valid.
 pub trait Shared: Send + Sync + 'static {}
 
 impl Shared for Bucket<AtomicU64> {}
 impl Shared for PacketPath<AtomicU64> {}
 
-/// The elements of an array map that was made with `BPF_F_MMAPABLE`; their size
-/// is a multiple of eight.
+/// The elements of an array map that was made with `BPF_F_MMAPABLE`; their size is a
+/// multiple of eight.
 pub struct Mapped<T: Shared>(&'static [T]);
 
 impl<T: Shared> Mapped<T> {
@@ -61,8 +61,7 @@ impl<T: Shared> Drop for Mapped<T> {
     #[expect(unsafe_code, reason = "as above")]
     fn drop(&mut self) {
         let start = NonNull::from(self.0).cast();
-        // SAFETY: the whole of our own mapping, of which nobody has a reference
-        // any more.
+        // SAFETY: the whole of our own mapping, without any references left.
         let _ = unsafe { munmap(start, size_of_val(self.0)) };
     }
 }

@@ -1,5 +1,5 @@
-//! What a network device can do with XDP, and the kernel's own words when it
-//! refuses a program: two questions that neither rtnetlink nor bpf(2) answers.
+//! The XDP features of network devices, and the kernel's own message when it refuses a
+//! program: two questions that neither rtnetlink nor bpf(2) answers.
 //!
 //! Each question has a socket of its own; the kernel answers before `send`
 //! returns, so nothing waits.
@@ -21,7 +21,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 
 use super::netlink::{NetlinkError, ask};
 
-/// What a driver says its XDP can do: `enum netdev_xdp_act` of
+/// The XDP features that a driver reports: `enum netdev_xdp_act` of
 /// include/uapi/linux/netdev.h.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XdpFeatures(pub u64);
@@ -45,8 +45,8 @@ impl XdpFeatures {
     }
 }
 
-/// The features of all devices of this network namespace, by index. Linux 6.3
-/// has the family; needs no privileges.
+/// The features of all devices of this network namespace, by index. The netlink family
+/// exists since Linux 6.3; it needs no privileges.
 ///
 /// # Errors
 ///
@@ -72,9 +72,9 @@ pub fn xdp_features() -> Result<BTreeMap<u32, XdpFeatures>, NetlinkError> {
         .collect())
 }
 
-/// Why the kernel refuses an XDP program. bpf(2), by which it was attached in
-/// vain, has an error number alone, so it is tried once more by netlink, which
-/// has a sentence. Should that succeed, it is undone.
+/// The reason why the kernel refuses an XDP program. bpf(2) gives only an error number,
+/// so this tries again by netlink, which gives a sentence. If that succeeds, it is
+/// undone.
 #[must_use]
 pub fn refusal(index: u32, program: BorrowedFd<'_>, mode: XdpMode) -> Option<String> {
     // include/uapi/linux/if_link.h

@@ -10,15 +10,15 @@ use netlink_packet_core::{
 use netlink_sys::Socket;
 use thiserror::Error;
 
-/// Why a question has no answer.
+/// The reason why a question has no answer.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
     /// The kernel refused.
     #[error("{source}{}", .words.as_ref().map(|words| format!(": {words}")).unwrap_or_default())]
     Kernel {
-        /// The number.
+        /// The error number.
         source: io::Error,
-        /// The sentence, `NLMSGERR_ATTR_MSG`.
+        /// The sentence of the kernel, `NLMSGERR_ATTR_MSG`.
         words: Option<String>,
     },
     /// The socket failed.
@@ -29,7 +29,7 @@ pub enum NetlinkError {
     Decode(#[from] DecodeError),
 }
 
-/// Asks, and returns all answers.
+/// Sends a question, and returns all answers.
 pub(crate) fn ask<I>(
     protocol: isize,
     payload: NetlinkPayload<I>,
@@ -40,7 +40,7 @@ where
 {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
-    // Errors carry words, and not the whole question before them.
+    // Errors carry a message, and not the whole question before it.
     socket.set_ext_ack(true)?;
     socket.set_cap_ack(true)?;
     let mut question = NetlinkMessage::new(Default::default(), payload);
@@ -74,7 +74,7 @@ where
     }
 }
 
-/// The sentence in an error: behind the header of the question come attributes.
+/// The sentence in an error: attributes come after the header of the question.
 fn words(error: &[u8]) -> Option<String> {
     const HEADER_LEN: usize = 16;
     const NLMSGERR_ATTR_MSG: u16 = 1;

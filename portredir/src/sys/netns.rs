@@ -14,7 +14,7 @@ mod sockopt {
     );
 }
 
-/// What the kernel calls the current network namespace, since Linux 5.14.
+/// The kernel's cookie of the current network namespace, since Linux 5.14.
 ///
 /// # Errors
 ///

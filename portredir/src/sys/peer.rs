@@ -12,17 +12,17 @@ use nix::unistd::Uid;
 /// The process that listens at a socket.
 #[derive(Clone, Copy, Debug)]
 pub struct Owner {
-    /// Its ID.
+    /// The process ID.
     pub pid: i32,
     uid: Uid,
 }
 
 impl Owner {
-    /// Of the socket that another is connected to.
+    /// The process that listens at the socket to which `socket` is connected.
     ///
     /// # Errors
     ///
-    /// When the kernel does not tell.
+    /// When the kernel refuses.
     pub fn of(socket: &impl AsFd) -> io::Result<Self> {
         let peer = getsockopt(socket, PeerCredentials)?;
         Ok(Self {

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::sys::netlink::{NetlinkError, ask};
 
-/// What is asked about.
+/// The kind of sockets to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Servers that wait for connections.
@@ -24,9 +24,9 @@ pub enum Kind {
 /// One socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpSocket {
-    /// Its addresses and ports, this host's as the local ones.
+    /// The addresses and ports of the socket, those of this host as the local ones.
     pub key: FlowKey,
-    /// The interface it is bound to, or 0.
+    /// The interface that the socket is bound to, or 0.
     pub device: u32,
 }
 
@@ -70,7 +70,7 @@ pub fn list(kind: Kind) -> Result<Vec<TcpSocket>, SockDiagError> {
 }
 
 fn tcp_socket(id: &SocketId) -> TcpSocket {
-    // Sockets of both families have addresses like ::ffff:10.0.0.1.
+    // Dual-stack sockets have addresses like ::ffff:10.0.0.1.
     let is_v4 = id.source_address.to_canonical().is_ipv4();
     let version = if is_v4 { Version::V4 } else { Version::V6 };
     TcpSocket {

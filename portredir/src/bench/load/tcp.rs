@@ -1,5 +1,5 @@
-//! Load of TCP. A client that waits has given the processor to the server, so the
-//! time that passes is the cost of both.
+//! TCP load. A client that waits has given the processor to the server, so the time that
+//! passes is the cost of both.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddrV4, TcpStream};
@@ -12,7 +12,7 @@ use crate::bench::schedule::Load;
 use crate::bench::server::{DOWNLOAD, UPLOAD};
 use crate::bench::traffic::{CHUNK_BYTES, receive, send};
 
-/// No answer in this time is none.
+/// The longest time to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Repeats an operation for a time; returns nanoseconds per operation.
@@ -44,7 +44,7 @@ fn connect(addr: SocketAddrV4) -> anyhow::Result<TcpStream> {
 struct Streams {
     addrs: Vec<SocketAddrV4>,
     streams: Vec<Option<TcpStream>>,
-    /// Sent and awaited first; nothing where it is 0.
+    /// The first byte, which is sent and answered before all else; none where it is 0.
     hello: u8,
 }
 
@@ -78,7 +78,7 @@ fn exchange(stream: &mut TcpStream, byte: u8) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A byte and its answer, on one connection.
+/// The exchange of a byte and its answer, on one connection.
 pub struct RequestResponse(Streams);
 
 impl RequestResponse {
@@ -94,7 +94,7 @@ impl Load for RequestResponse {
     }
 }
 
-/// A connection, a byte and its answer, and the end, by the client.
+/// A connection, the exchange of a byte and its answer, and the end, by the client.
 pub struct Connections(Vec<SocketAddrV4>);
 
 impl Connections {
@@ -107,14 +107,15 @@ impl Load for Connections {
     fn slice(&mut self, target: usize, length: Duration) -> anyhow::Result<f64> {
         let addr = self.0[target];
         repeat(length, || {
-            // No options: each is a system call that all variants would pay for.
+            // The socket has no options: each is a system call that all variants would
+            // pay for.
             let mut stream = TcpStream::connect(addr).context("connect")?;
             exchange(&mut stream, b'x')
         })
     }
 }
 
-/// A MiB in one direction, and a byte in the other, on one connection.
+/// A transfer of a MiB in one direction, and of a byte in the other, on one connection.
 pub struct Bulk {
     streams: Streams,
     is_upload: bool,

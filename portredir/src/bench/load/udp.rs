@@ -1,9 +1,9 @@
-//! Load of UDP: the same frame again and again, for one flow or for as many as
-//! there are frames.
+//! UDP load: the same frame again and again, for one flow or for as many as there are
+//! frames.
 //!
-//! The kernel itself is the sender where it can be (`BPF_PROG_TEST_RUN` with live
-//! frames, Linux 5.18): it sends some millions of frames a second, all on this
-//! processor, and receives them there too. It tells the time of the whole batch.
+//! The kernel itself is the sender where it can be (`BPF_PROG_TEST_RUN` with live frames,
+//! Linux 5.18): it sends some millions of frames a second, all on this processor, and
+//! receives them there too. It reports the time of the whole batch.
 
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -23,24 +23,25 @@ use crate::bench::schedule::{Load, WARM_UP};
 use crate::bench::traffic::{FLOWS, Traffic};
 use crate::loader::OBJECT;
 
-/// Frames that are sent before the receiver has a turn; its ring has 256 places.
+/// The number of frames that are sent before the receiver has a turn; its ring has 256
+/// places.
 const BATCH: u32 = 64;
 
-/// Frames of the first turn.
+/// The number of frames in the first turn.
 const FIRST: u32 = 4 * BATCH;
 
-/// Frames of a turn, at most.
+/// The largest number of frames in a turn.
 const MOST: u32 = 100 * BATCH;
 
-/// New flows in all turns, about: less than a table of connections has entries, 65 536
-/// on small machines.
+/// The approximate number of new flows in all turns: less than the entries of a
+/// connection table, 65 536 on small machines.
 const MOST_FLOWS: u32 = 52_000;
 
-/// Frames for each target.
+/// The frames for each target.
 pub struct Packets {
     sender: Sender,
     frames: Vec<(Frame, Link, SocketAddrV4)>,
-    /// Frames of the next turn.
+    /// The number of frames in the next turn.
     counts: Vec<u32>,
     most: u32,
     sent: Vec<u64>,
@@ -91,7 +92,7 @@ impl Packets {
         }
         match Sender::kernel().and_then(|mut kernel| {
             let first = packets.frames.first().context("find a server")?;
-            // A kernel that knows no live frames refuses.
+            // A kernel without live frames refuses.
             kernel.send(first, BATCH)?;
             Ok(kernel)
         }) {
@@ -106,12 +107,12 @@ impl Packets {
         Ok(packets)
     }
 
-    /// By target, how many frames were sent.
+    /// The number of frames that were sent, by target.
     pub fn sent(&self) -> &[u64] {
         &self.sent
     }
 
-    /// Who sends.
+    /// The source of the frames.
     pub const fn source(&self) -> Source {
         match self.sender {
             Sender::Kernel(_) => Source::LiveFrames,
@@ -141,7 +142,7 @@ impl Load for Packets {
 
 impl Sender {
     fn kernel() -> anyhow::Result<Self> {
-        // The tables of the datapath are made as well, so they are made small.
+        // Loading makes the tables of the datapath too, so they are made small.
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("TCP", 1024)
             .map_max_entries("SYN", 1024)

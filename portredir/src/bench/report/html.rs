@@ -1,7 +1,7 @@
-//! The report as one page that needs nothing else, with a plot for each test.
+//! The report as one page that needs no other file, with a plot for each test.
 //!
-//! The plots are SVG with colours that stand for roles; the page's style sheet puts
-//! the real ones in their place, for light and for dark.
+//! The plots are SVG with colours that stand for roles; the page's style sheet puts the
+//! real ones in their place, for the light and the dark scheme.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::text::{HEADS, cells, line_cells, noise};
 use super::{Report, Row, Status, Table, TestReport, ratio};
 
-// Stand for roles.
+// The colours stand for roles.
 const INK: RGBColor = RGBColor(1, 1, 1);
 const GRID: RGBColor = RGBColor(2, 2, 2);
 const OURS: RGBColor = RGBColor(3, 3, 3);
@@ -44,7 +44,7 @@ svg [fill=\"#040404\"] { fill: var(--others); } svg [stroke=\"#040404\"] { strok
 svg [fill=\"#050505\"] { fill: var(--band); } svg [stroke=\"#050505\"] { stroke: var(--band); }
 ";
 
-/// All of it.
+/// Writes the whole report.
 ///
 /// # Errors
 ///
@@ -65,7 +65,7 @@ pub fn render(report: &Report) -> anyhow::Result<String> {
     }
     for test in &report.tests {
         body += &format!("<h2>{}</h2>\n", escape(test.title));
-        // In the plain setting; the others can be unfolded.
+        // The page shows verdicts in the plain setting; the others can be unfolded.
         let is_plain = |verdict: &&String| {
             let name = verdict.split(": ").next();
             name.is_some_and(|name| !name.contains(','))
@@ -106,7 +106,7 @@ all turns, the thick one over the medians of the repetitions. 1 is no redirect; 
 In the shaded band there is no difference: variants that are the same differ by up to half of it.</p>
 ";
 
-/// What was not measured comes first.
+/// The variants that were not measured; they come first.
 fn failures(report: &Report) -> String {
     let mut items = String::new();
     for variant in &report.variants {
@@ -127,7 +127,7 @@ fn failures(report: &Report) -> String {
     format!("<ul>\n{items}</ul>\n")
 }
 
-/// Left and right end of the axis: a little more than there is to see.
+/// The left and the right end of the axis: a little more than the data needs.
 fn range(test: &TestReport) -> (f64, f64) {
     let ratios = test.rows.iter().filter_map(|row| row.to_direct);
     let (mut low, mut high) = (0.9, 1.25);
@@ -135,11 +135,11 @@ fn range(test: &TestReport) -> (f64, f64) {
         low = f64::min(low, of.p10);
         high = f64::max(high, of.p90);
     }
-    // Room for the numbers.
+    // The numbers need room.
     (low / 1.03, high * f64::powf(high / low, 0.12))
 }
 
-/// Where the axis has marks: as many as have room for their numbers.
+/// The marks of the axis: as many as have room for their numbers.
 fn marks(low: f64, high: f64) -> Vec<f64> {
     const COARSE: [f64; 14] = [
         0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0,
@@ -155,7 +155,7 @@ fn marks(low: f64, high: f64) -> Vec<f64> {
 fn plot(test: &TestReport) -> anyhow::Result<String> {
     const ROW: u32 = 26;
     const WIDTH: u32 = 940;
-    // About as wide as a letter is at this size.
+    // The approximate width of a letter at this size.
     const LETTER: usize = 8;
     let has_ratio = |row: &&Row| row.to_direct.is_some();
     let rows: Vec<&Row> = test.rows.iter().filter(has_ratio).collect();

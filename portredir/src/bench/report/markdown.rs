@@ -1,11 +1,11 @@
-//! The report as Markdown, for docs and issues.
+//! The report as Markdown, for documents and issues.
 
 use comfy_table::presets;
 
 use super::text::{HEADS, cells, line_cells, noise, table};
 use super::{Report, Status};
 
-/// All of it, from headings of the third level on.
+/// Writes the whole report, from headings of the third level on.
 #[must_use]
 pub fn render(report: &Report) -> String {
     let mut text = format!(

@@ -1,10 +1,10 @@
-//! The report in the terminal.
+//! The report for the terminal.
 
 use comfy_table::{CellAlignment, Table, TableStyle, presets};
 
 use super::{Report, Row, Status, TestReport, figure, ratio};
 
-/// Column heads of a test, of which the first two are not figures.
+/// The heads of the columns of a test; the first two are not figures.
 pub const HEADS: [&str; 6] = [
     "variant",
     "best ns",
@@ -14,7 +14,7 @@ pub const HEADS: [&str; 6] = [
     "iptables to it",
 ];
 
-/// All of it.
+/// Writes the whole report.
 #[must_use]
 pub fn render(report: &Report) -> String {
     let mut text = String::new();
@@ -53,7 +53,7 @@ pub fn render(report: &Report) -> String {
     text + "\n" + &environment(report)
 }
 
-/// A table whose columns but the first are figures.
+/// A table with figures in all columns but the first.
 pub fn table(style: TableStyle, heads: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(style);
@@ -64,7 +64,7 @@ pub fn table(style: TableStyle, heads: &[&str]) -> Table {
     table
 }
 
-/// Of a row, below [`HEADS`].
+/// The cells of a row, below [`HEADS`].
 #[must_use]
 pub fn cells(row: &Row) -> Vec<String> {
     let none = || "-".to_owned();
@@ -90,7 +90,7 @@ pub fn cells(row: &Row) -> Vec<String> {
     vec![name, best, median, to_direct, spread, reference]
 }
 
-/// Of a line of figures of another kind.
+/// The cells of a line of a table without traffic.
 #[must_use]
 pub fn line_cells(line: &super::Line) -> Vec<String> {
     let figures = line.figures.iter();
@@ -98,7 +98,7 @@ pub fn line_cells(line: &super::Line) -> Vec<String> {
     std::iter::once(line.name.clone()).chain(figures).collect()
 }
 
-/// What differences of a test mean nothing.
+/// A sentence on the differences of a test that mean nothing.
 #[must_use]
 pub fn noise(test: &TestReport) -> String {
     let how = match test.source {

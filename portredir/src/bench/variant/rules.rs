@@ -1,4 +1,4 @@
-//! The rules of variants, as their programs read them.
+//! The rules of variants, in the language of their programs.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,14 @@ use crate::bench::traffic::Protocol;
 use crate::cli::{Opponent, TARGET_PORT};
 use crate::config::engine::EngineChoice;
 
-/// The rules that come before the one that matters.
+/// The first port of the rules that come before the one that matters.
 const FILLERS: u16 = 20_000;
-/// Where they lead.
+/// The first target port of these rules.
 const FILLER_TARGETS: u16 = 30_000;
 
 impl Variant {
-    /// The rules of the variant as its program reads them, of us a file of ours.
+    /// The rules of the variant in the language of its program; for portredir, a rule
+    /// file.
     #[must_use]
     pub fn rules_text(&self) -> String {
         let fillers = (0..self.rules - 1).map(|i| (FILLERS + i, FILLER_TARGETS + i));
@@ -43,7 +44,7 @@ impl Variant {
     }
 }
 
-/// Tracks connections as a firewall does that lets replies in.
+/// Rules that track connections, like a firewall that allows replies.
 pub const CONNTRACK: &str = "\
 table ip tracking {
   chain pre {
@@ -53,7 +54,7 @@ table ip tracking {
 }
 ";
 
-/// The rule that matters is the last, where rules are walked one by one.
+/// The rule that matters is the last, where a program walks its rules one by one.
 fn iptables(protocols: &[&str], fillers: impl Iterator<Item = (u16, u16)>) -> String {
     let mut text = "*nat\n:PREROUTING ACCEPT [0:0]\n".to_owned();
     let rule = |text: &mut String, protocol: &str, from, to| {
@@ -125,7 +126,7 @@ fn nginx() -> String {
         Some(Some(path)) => format!("load_module {};\n", path.display()),
         _ => String::new(),
     };
-    // Without a master, so that there is one process to stop.
+    // nginx runs without a master, so that there is one process to stop.
     format!(
         "{module}daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr crit;\n\
          events {{ worker_connections 16384; }}\n\
@@ -134,7 +135,7 @@ fn nginx() -> String {
     )
 }
 
-/// Where nginx has its stream module: in itself (`Some(None)`) or in a file.
+/// The stream module of nginx: built in (`Some(None)`) or in a file.
 pub(super) fn nginx_module() -> Option<Option<PathBuf>> {
     let output = Command::new(find("nginx")?).arg("-V").output().ok()?;
     let about = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -165,7 +166,7 @@ listen redirect
   server target 127.0.0.1:8080
 ";
 
-/// Its arguments.
+/// The arguments of socat.
 pub const SOCAT: [&str; 3] = [
     "socat",
     "TCP-LISTEN:80,fork,reuseaddr,backlog=4096,nodelay",

@@ -1,4 +1,4 @@
-//! Addresses of this host, and those of other hosts, which are refused.
+//! Parses addresses of this host, and refuses those of other hosts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,12 +7,12 @@ use crate::rule::error::{EXAMPLE, right};
 use crate::rule::{Ports, RuleError};
 
 impl<'a> Parser<'a> {
-    /// Address and ports, without a protocol.
+    /// The address and the ports, without a protocol.
     fn head(&self) -> &'a str {
         self.until(|c| c.is_whitespace() || c == '/')
     }
 
-    /// Reads `ADDR:` if there is one.
+    /// Reads `ADDR:`, if there is one.
     pub(super) fn addr(&mut self) -> Result<Option<IpAddr>, RuleError> {
         let (addr, length) = if self.next() == Some('[') {
             let Some(end) = self.rest().find(']') else {
@@ -56,7 +56,7 @@ impl<'a> Parser<'a> {
         Ok(Some(addr))
     }
 
-    /// `10.0.0.5:80` looks like a whole rule to who knows URLs.
+    /// Refuses `10.0.0.5:80`, which looks like a whole rule to users of URLs.
     fn no_lone_port(&self, addr: IpAddr) -> Result<(), RuleError> {
         let Ok(port) = self.head().parse::<u16>() else {
             return Ok(());
@@ -70,7 +70,7 @@ impl<'a> Parser<'a> {
         ))
     }
 
-    /// The address in brackets.
+    /// Reads the address in brackets.
     fn bracketed(&self, inner: &str) -> Result<IpAddr, RuleError> {
         if let Ok(addr) = inner.parse::<Ipv4Addr>() {
             return Err(self.error(
@@ -102,7 +102,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// An IPv6 address without brackets cannot be told from ports.
+    /// Refuses an IPv6 address without brackets: the parser cannot tell it from ports.
     fn no_plain_v6(&self) -> Result<(), RuleError> {
         let head = self.head();
         let problem = "an IPv6 address must be in brackets";
@@ -122,10 +122,11 @@ impl<'a> Parser<'a> {
                 return Err(self.error(problem, hint));
             }
         }
-        // `80::8080` is an IPv6 address too, but nobody means one.
+        // `80::8080` is an IPv6 address too, but users mean ports.
         let is_meant =
             head.contains(|c: char| c.is_ascii_alphabetic()) || head.matches(':').count() > 2;
-        // Nor is `80:2001:db8::1:8080` one.
+        // `80:2001:db8::1:8080` is one as well, but users mean a port, an address and a
+        // port.
         let is_other = head
             .split_once(':')
             .is_some_and(|(_, host)| is_v6_and_port(host));
@@ -170,8 +171,8 @@ impl<'a> Parser<'a> {
         Err(self.error(problem, hint))
     }
 
-    /// Refuses what no host has as its own. 240.0.0.0/4 is not among it: Linux
-    /// takes such addresses, and some networks use them.
+    /// Refuses addresses that no host can have. 240.0.0.0/4 is allowed: Linux accepts
+    /// such addresses, and some networks use them.
     fn check_local(&self, addr: IpAddr) -> Result<(), RuleError> {
         let problem = match addr {
             _ if addr.is_unspecified() => {
@@ -194,7 +195,7 @@ impl<'a> Parser<'a> {
         ))
     }
 
-    /// `PORT:ADDR:PORT` is kept for redirects to other hosts.
+    /// Refuses `PORT:ADDR:PORT`, which is reserved for redirects to other hosts.
     pub(super) fn no_other_host(&self, dialled: Ports) -> Result<(), RuleError> {
         let head = self.head();
         let word = match head.find(']') {
@@ -239,14 +240,14 @@ fn is_addr(word: &str) -> bool {
     word.parse::<IpAddr>().is_ok()
 }
 
-/// `2001:db8::1:8080`, or the address alone.
+/// Whether the text is like `2001:db8::1:8080`, or the address alone.
 fn is_v6_and_port(head: &str) -> bool {
     let is_long = head.matches(':').count() > 2;
     let addr = head.rsplit_once(':').map_or("", |(addr, _)| addr);
     is_long && addr.parse::<Ipv6Addr>().is_ok()
 }
 
-/// As it stands before ports.
+/// The address in the form that it has before ports.
 fn in_text(addr: IpAddr) -> String {
     match addr {
         IpAddr::V4(addr) => addr.to_string(),

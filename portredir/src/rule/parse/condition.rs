@@ -1,4 +1,4 @@
-//! `from CIDR` and `on IFACE,…`, in any order.
+//! Parses `from CIDR` and `on IFACE,…`, in any order.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -8,12 +8,12 @@ use super::Parser;
 use crate::rule::error::{EXAMPLE, spelled, visible};
 use crate::rule::{Rule, RuleError};
 
-/// Bytes of an interface's name, without the one at its end (`IFNAMSIZ` in
-/// include/uapi/linux/if.h).
+/// The longest name of an interface in bytes, without the zero byte at its end
+/// (`IFNAMSIZ` in include/uapi/linux/if.h).
 const LONGEST_NAME: usize = 15;
 
 impl Parser<'_> {
-    /// Reads what is behind the protocol, to the end.
+    /// Reads the text after the protocol, to the end.
     pub(super) fn conditions(&mut self, rule: &mut Rule) -> Result<(), RuleError> {
         let (mut has_from, mut has_on) = (false, false);
         loop {
@@ -51,7 +51,7 @@ impl Parser<'_> {
         }
     }
 
-    /// What is neither of the two.
+    /// The error for a word that is neither of the two.
     fn junk(&self, word: &str, has_on: bool) -> RuleError {
         let two = spelled(["80:8080", "443:8443"]);
         let lower = word.to_ascii_lowercase();
@@ -211,7 +211,8 @@ impl Parser<'_> {
             self.at += name.len() + 1;
         }
         self.at = start + list.len();
-        // The order means nothing, so there is one text for each rule.
+        // The order means nothing, so the names are sorted: there is one text for each
+        // rule.
         names.sort();
         names.dedup();
         Ok(names)
@@ -243,8 +244,8 @@ impl Parser<'_> {
                 "write globs as in `on wg*` or `on eth?`",
             ));
         }
-        // As `dev_valid_name` has it in net/core/dev.c.
-        // What the terminal would obey is no name either, as rules are printed.
+        // `dev_valid_name` in net/core/dev.c refuses these. Control characters are
+        // refused too, as rules are printed on terminals.
         let is_name = !name.contains(['/', ':'])
             && !name.contains(|c| visible(c) != c)
             && !matches!(name, "." | "..");
@@ -261,7 +262,7 @@ impl Parser<'_> {
     }
 }
 
-/// A condition for these clients, or an example where it would be refused.
+/// A condition for these clients, or an example if it would be refused.
 fn right_from(net: &str) -> String {
     let condition = format!("from {net}");
     match format!("80:8080 {condition}").parse::<Rule>() {
@@ -270,12 +271,12 @@ fn right_from(net: &str) -> String {
     }
 }
 
-/// Whether it stands for more names than itself.
+/// Whether the text can stand for more than one name.
 pub(crate) fn is_glob(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 
-/// A network as a bare address where it is one host.
+/// The text of a network; a bare address where the network is one host.
 fn shortest(net: IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() {
         net.addr().to_string()
@@ -284,7 +285,7 @@ fn shortest(net: IpNet) -> String {
     }
 }
 
-/// `[2001:db8::]/32` is taken for `2001:db8::/32`.
+/// Reads `[2001:db8::]/32` as `2001:db8::/32`.
 fn without_brackets(word: &str) -> String {
     let inner = word.strip_prefix('[').and_then(|word| word.split_once(']'));
     match inner {

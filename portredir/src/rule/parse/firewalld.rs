@@ -1,4 +1,4 @@
-//! `port=80:proto=tcp:toport=8080`, as firewalld has it.
+//! Parses `port=80:proto=tcp:toport=8080`, the syntax of firewalld.
 
 use super::Parser;
 use crate::rule::{Protocols, Rule, RuleError};
@@ -44,7 +44,7 @@ impl Parser<'_> {
                     protocols = Some(self.protocol(value)?);
                     self.at += value.len();
                 }
-                // As firewalld itself prints it.
+                // firewalld itself prints this.
                 "toaddr" if value.is_empty() => {}
                 "toaddr" => {
                     return Err(self.error_at(

@@ -10,7 +10,7 @@ use proptest::sample::select;
 
 use crate::rule::{Ports, Protocols, Rule};
 
-/// Every kind of rule there is.
+/// Rules of every kind.
 pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
     let names = vec(
         prop_oneof!["[a-z][a-z0-9._@-]{0,14}", "[a-z]{1,4}[*?]"],
@@ -37,15 +37,14 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
     )
 }
 
-/// Rules that meet each other often: of few ports, addresses, clients and
-/// interfaces.
+/// Rules that often match the same packets: few ports, addresses, clients and interfaces.
 pub(crate) fn near_rule() -> impl Strategy<Value = Rule> {
     let ports = (1_u16..6, 0_u16..4, 0_u16..3).prop_map(|(first, more, kind)| {
         let last = (first + more).min(6);
         let (first, last) = (Ports { first, last }, first + 100 + (last - first));
         let target = match kind {
             0 => Ports::one(100),
-            // Often within the range.
+            // The target is often within the range.
             1 if first.first != first.last => Ports::one(4),
             1 => Ports::one(101),
             _ => Ports {
@@ -100,7 +99,7 @@ const BOTH: [&str; 10] = [
 ];
 const ENDS: [(&str, &[&str]); 3] = [("", &BOTH), ("192.0.2.1", &V4), ("2001:db8:1::1", &V6)];
 
-/// A packet: protocol, address and port that were dialled, client, interface.
+/// A packet: protocol, destination address and port, client, interface.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Probe {
     pub protocol: portredir_common::net::Protocol,
@@ -147,8 +146,8 @@ pub(crate) fn probes() -> Vec<Probe> {
     probes
 }
 
-/// The place of the rule that a packet is for, by the words of the
-/// documentation: address before prefix length before order.
+/// The place of the rule that matches a packet, by the words of the documentation:
+/// address before prefix length before order.
 pub(crate) fn chosen(rules: &[Rule], packet: &Probe) -> Option<usize> {
     let is_for = |rule: &Rule| {
         let is_on = |name: &String| {
@@ -198,7 +197,7 @@ fn ports() -> impl Strategy<Value = (Ports, Ports)> {
         .prop_filter("to itself", |(dialled, target)| dialled != target)
 }
 
-/// Address and clients of one IP version.
+/// The address and the clients of one IP version.
 fn ends() -> impl Strategy<Value = (Option<IpAddr>, Option<IpNet>)> {
     let v4 = || any::<u32>().prop_map(|addr| IpAddr::from(Ipv4Addr::from(addr)));
     let v6 = || any::<u128>().prop_map(|addr| IpAddr::from(Ipv6Addr::from(addr)));

@@ -1,4 +1,4 @@
-//! Rules that leave each other nothing, and many rules.
+//! Lists in which rules shadow others, and long lists.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -50,7 +50,7 @@ const REFUSED: &[&[&str]] = &[
     &["1-65535:8080", "8081:9090"],
 ];
 
-/// Lists in which each rule has something left.
+/// Lists in which each rule can match.
 const ACCEPTED: &[&[&str]] = &[
     &["80:9090", "80-90:8080"],
     &["80-90:8080", "85-95:9090"],
@@ -129,7 +129,7 @@ fn what_leaves_something_is_accepted() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
 
-    /// Against all packets there are.
+    /// The check agrees with a look at every possible packet.
     #[test]
     fn a_rule_is_refused_when_no_packet_is_for_it(rules in vec(near_rule(), 1..9)) {
         let probes = probes();
@@ -143,7 +143,7 @@ proptest! {
             Ok(()) => prop_assert_eq!(unused, None),
             Err(ConflictError::Hidden { hidden, by }) => {
                 prop_assert_eq!(unused.map(|i| &places[i]), Some(&*hidden));
-                // Those that are named do it alone.
+                // The rules that the error names shadow it without the others.
                 let mut alone: Vec<_> = by.iter().map(|by| (by.origin.clone(), by.rule.clone())).collect();
                 alone.push((hidden.origin.clone(), hidden.rule.clone()));
                 alone.sort_by_key(|(origin, _)| match origin {
@@ -168,7 +168,7 @@ proptest! {
     }
 }
 
-/// Ten thousand rules of many shapes.
+/// Ten thousand rules, in lists of many shapes.
 fn many() -> Vec<(&'static str, Vec<String>)> {
     let shape = |f: &dyn Fn(usize) -> String| (0..10_000).map(f).collect::<Vec<_>>();
     let net = |i: usize| format!("10.{}.{}.0/24", i / 256, i % 256);
@@ -262,7 +262,7 @@ fn ten_thousand_rules() {
             .iter()
             .map(|rule| (rule.dialled, rule.target, rule.protocols))
             .collect();
-        // Some of the ports: each takes a look at each rule.
+        // The test takes some of the ports: each has to look at each rule.
         for port in (1..=u16::MAX).step_by(199) {
             for &protocol in Protocols::Both.each() {
                 let place = PortEntry::index(protocol, Port::new(port));

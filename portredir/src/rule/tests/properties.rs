@@ -1,4 +1,4 @@
-//! What holds for every text and every rule.
+//! The properties of every text and every rule.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -8,7 +8,7 @@ use proptest::test_runner::TestCaseResult;
 use super::arbitrary::any_rule;
 use crate::rule::{Rule, from_words};
 
-/// What texts are made of, right and wrong.
+/// The pieces of texts, right and wrong.
 const PIECES: [&str; 44] = [
     ":",
     "::",
@@ -60,9 +60,9 @@ const PIECES: [&str; 44] = [
 #[derive(Clone, Debug)]
 enum Change {
     Insert(&'static str),
-    /// So many characters.
+    /// Removes this number of characters.
     Remove(usize),
-    /// Characters that are there, again.
+    /// Repeats this number of characters.
     Repeat(usize),
     Uppercase,
 }
@@ -102,7 +102,7 @@ fn apply(text: &str, changes: &[(Index, Change)]) -> String {
     text.into_iter().collect()
 }
 
-/// As people and programs write a rule.
+/// A spelling of a rule that people or programs use.
 fn spelling(rule: &Rule, is_firewalld: bool) -> String {
     if !is_firewalld || rule.addr.is_some() {
         return rule.to_string();
@@ -122,7 +122,7 @@ fn spelling(rule: &Rule, is_firewalld: bool) -> String {
     format!("port={dialled}:proto={protocol}:toport={target}{conditions}")
 }
 
-/// What holds for any text.
+/// The properties of any text.
 fn holds(text: &str) -> TestCaseResult {
     match text.parse::<Rule>() {
         Ok(rule) => {
@@ -175,7 +175,7 @@ proptest! {
         holds(&text)?;
     }
 
-    /// A shell splits where it likes.
+    /// A shell may split the text anywhere.
     #[test]
     fn words_can_be_split_at_any_space(
         rules in vec(any_rule(), 0..4),

@@ -1,4 +1,4 @@
-//! The table against the words of the documentation.
+//! Compares the table with the words of the documentation.
 
 use portredir_common::datapath::rule_match;
 use portredir_common::flow::FlowKey;
@@ -100,7 +100,7 @@ proptest! {
     fn the_most_specific_wins(rules in vec(near_rule(), 0..10)) {
         let table = Table::compile(&numbered(&rules), &History::default(), false, false);
         let table = match table {
-            // Lists of interfaces are few here, but can be too many at one port.
+            // There are few lists of interfaces here, but one port can have too many.
             Err(TableError::Candidates { .. }) => return Ok(()),
             table => table.expect("a table"),
         };
