@@ -18,6 +18,8 @@ pub mod abi {
 /// Flow tables.
 pub mod bucket {
     pub use crate::map::bucket::*;
+    pub use crate::map::entry::*;
+    pub use crate::map::hash::{Hash, Seed};
 }
 
 /// Traffic of the benchmark.

@@ -120,7 +120,7 @@ impl FlowKey {
 /// What the client sees of a flow.
 ///
 /// **Shape**: 8 bytes in `SOCKETS`. A flow table holds an
-/// [`Entry`](crate::map::bucket::Entry) instead.
+/// [`Entry`](crate::map::entry::Entry) instead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Flow {

@@ -7,7 +7,9 @@
 use core::ops::Deref;
 
 use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original};
-use crate::map::bucket::{Bucket, Connection, Entry, Hash, Word};
+use crate::map::bucket::Bucket;
+use crate::map::entry::{Connection, Entry, Word};
+use crate::map::hash::Hash;
 use crate::map::rules::{
     AddrKey, Candidates, Choice, IfaceKey, PortEntry, PreviousTargets, SourceKey,
 };

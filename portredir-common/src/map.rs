@@ -1,28 +1,32 @@
 //! Keys and values of the BPF maps, as both sides of the kernel boundary see
-//! them. Every type is `repr(C)`, has no hidden padding and no invalid bit
-//! pattern; ports and addresses are bytes in network order.
+//! them.
+//!
+//! Every type is `repr(C)`, and has no hidden padding and no invalid bit pattern. Maps
+//! are pinned, and a program of another version may have filled them: layouts stay.
 
 pub mod bucket;
 pub mod counters;
+pub mod entry;
+pub mod hash;
 pub mod port_remap;
 pub mod rules;
 pub mod sockets;
 
-/// Value of `LOCAL`: how far an address of this host reaches.
+/// The values of `LOCAL`: the interfaces on which packets reach an address of this host.
 pub mod local {
-    /// ConnectedPeers through any interface.
+    /// Any interface.
     pub const ANYWHERE: u8 = 1;
-    /// ConnectedPeers through `lo` alone, as `::1` (a martian elsewhere).
+    /// Only `lo`, as for `::1` (a martian elsewhere).
     pub const LOOPBACK: u8 = 2;
 }
 
-/// Key of `STATE`, which programs do not touch.
+/// A key of `STATE`, which programs do not touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct StateKey {
-    /// Which document.
+    /// The number of the document.
     pub document: u32,
-    /// Which part of it.
+    /// The number of the part of the document.
     pub chunk: u32,
 }
 
@@ -34,39 +38,38 @@ mod pod {
     )]
 
     use super::StateKey;
-    use super::bucket::Seed;
     use super::counters::{Counter, CounterKey, Hits};
+    use super::hash::Seed;
     use super::rules::{AddrKey, Candidates, IfaceKey, PreviousTargets, SourceKey};
     use super::sockets::ListenerKey;
     use crate::flow::FlowKey;
     use crate::net::Addr;
 
-    // SAFETY: all are `repr(C)` or `repr(transparent)`, made of integers and
-    // byte arrays alone, and without padding (`tests::layout`).
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for Addr {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for FlowKey {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for Hits {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for Seed {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for CounterKey {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for Counter {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for ListenerKey {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for StateKey {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for PreviousTargets {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for AddrKey {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for SourceKey {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for Candidates {}
-    // SAFETY: as above.
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for IfaceKey {}
 }
 

@@ -1,6 +1,7 @@
 //! What user space sets before programs are loaded.
 
-use portredir_common::map::bucket::{Seed, Shares};
+use portredir_common::map::bucket::Shares;
+use portredir_common::map::hash::Seed;
 
 /// How [`FLOWS`] is divided, and its seed. Set by user space.
 #[unsafe(no_mangle)]

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::kernel::{Cached, Hit, Host, Socket, SocketCache, Tables};
-use portredir_common::map::bucket::Word as _;
+use portredir_common::map::entry::Word as _;
 use portredir_common::map::local;
 use portredir_common::map::rules::{
     Choice, PacketPath, PortEntry, PreviousTargets, local_addr_slot,

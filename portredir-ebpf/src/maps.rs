@@ -7,8 +7,9 @@ use aya_ebpf::btf_maps::{
 use aya_ebpf::macros::btf_map;
 use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::map::StateKey;
-use portredir_common::map::bucket::{Bucket, Seed};
+use portredir_common::map::bucket::Bucket;
 use portredir_common::map::counters::{Counter, CounterKey, Hits};
+use portredir_common::map::hash::Seed;
 use portredir_common::map::port_remap::REMAP_BLOOM_ELEMENTS;
 use portredir_common::map::rules::{
     AddrKey, Candidates, IfaceKey, PacketPath, PortEntry, PreviousTargets, SourceKey,

@@ -7,7 +7,7 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
-use portredir_common::map::bucket::{PLACES, Word};
+use portredir_common::map::entry::{PLACES, Word};
 
 /// A word of a map or of a static, which other processors read and write.
 #[repr(transparent)]

@@ -2,7 +2,8 @@
 
 use crate::flow::{Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original};
 use crate::kernel::{FlowBuckets, FlowTables, NewFlow};
-use crate::map::bucket::{Connection, Entry, Hash};
+use crate::map::entry::{Connection, Entry};
+use crate::map::hash::Hash;
 use crate::net::{Port, Protocol};
 
 /// The entry of a translated flow in one table: the body of [`FlowTables::entry`].

@@ -169,7 +169,8 @@ mod tests {
 
     use super::*;
     use crate::flow::{Epoch, Flow, FlowTable};
-    use crate::map::bucket::{Connection, Entry, Hash};
+    use crate::map::entry::{Connection, Entry};
+    use crate::map::hash::Hash;
     use crate::net::{Port, Version};
     use crate::wire::headers::{MAX_OFFSET, Packet, Payload};
 

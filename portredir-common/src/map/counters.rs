@@ -1,31 +1,31 @@
 //! Keys and values of the maps that count.
 
-/// Key of `COUNTERS`.
+/// A key of `COUNTERS`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C, align(8))]
 pub struct CounterKey {
-    /// The interface the packet came in by.
+    /// The ifindex of the ingress interface.
     pub ifindex: u32,
-    /// Index of the rule.
+    /// The index of the rule.
     pub rule: u32,
 }
 
-/// Value of `COUNTERS`, one per CPU.
+/// A value of `COUNTERS`, one per CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counter {
-    /// Packets redirected; a GRO packet counts as the segments it stands for.
+    /// The number of packets redirected; a GRO packet counts as the segments it stands for.
     pub packets: u64,
-    /// Their bytes, with all headers the hook saw.
+    /// The number of their bytes, with all headers the hook saw.
     pub bytes: u64,
-    /// Flows begun.
+    /// The number of flows begun.
     pub flows: u64,
-    /// The last packet, `CLOCK_MONOTONIC`, nanoseconds; 0 when none.
+    /// The time of the last packet, `CLOCK_MONOTONIC` in nanoseconds; 0 when none.
     pub last_hit_ns: u64,
 }
 
 impl Counter {
-    /// Adds what was counted elsewhere.
+    /// Adds another counter to this one.
     pub fn add(&mut self, other: &Self) {
         self.packets += other.packets;
         self.bytes += other.bytes;
@@ -35,7 +35,7 @@ impl Counter {
 }
 
 impl CounterKey {
-    /// Its place in `HITS`.
+    /// The place of this key in `HITS`.
     #[inline(always)]
     #[must_use]
     pub const fn place(self) -> u32 {
@@ -44,20 +44,20 @@ impl CounterKey {
     }
 }
 
-/// Value of `HITS`, one per CPU: what `COUNTERS` would count, but found by an
+/// A value of `HITS`, one per CPU: a counter as in `COUNTERS`, but found by an
 /// index. A place belongs to the first pair of rule and interface that came to
 /// it on its CPU; another that has the same place is counted in `COUNTERS`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Hits {
-    /// Whose they are.
+    /// The key that the place belongs to.
     pub key: CounterKey,
-    /// Nobody's while `last_hit_ns` is 0.
+    /// The counter; the place belongs to nobody while `last_hit_ns` is 0.
     pub counter: Counter,
 }
 
 impl Hits {
-    /// How many places there are.
+    /// The number of places.
     pub const PLACES: u32 = 1024;
 }
 

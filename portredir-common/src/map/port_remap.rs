@@ -1,10 +1,10 @@
-//! The map of clients that were given another port.
+//! The Bloom filter of clients that were given another port: the map `REMAPPED`.
 
 use crate::net::{Addr, Port};
 
-/// Where clients are noted in `REMAPPED` that were given another port: the
-/// element and the byte in it. A byte stands for many clients, and is never
-/// cleared: it says where looking into `REMAP` is worth while.
+/// The element of `REMAPPED`, and the byte in it, of a client that was given another port.
+/// A byte stands for many clients, and is never cleared: it tells where a look into
+/// `REMAP` is worth while.
 #[inline(always)]
 #[must_use]
 pub const fn remap_bloom_slot(client: Addr, port: Port) -> (u32, usize) {
@@ -15,7 +15,7 @@ pub const fn remap_bloom_slot(client: Addr, port: Port) -> (u32, usize) {
     (place >> 6, place as usize & 63)
 }
 
-/// How many elements of 64 bytes `REMAPPED` has.
+/// The number of elements of `REMAPPED`, of 64 bytes each.
 pub const REMAP_BLOOM_ELEMENTS: usize = 1 << 10;
 
 #[cfg(test)]

@@ -2,34 +2,34 @@
 
 use crate::net::{Addr, Port};
 
-/// Key of `LISTENERS`: where a server listens.
+/// A key of `LISTENERS`: the address and port that a server listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct ListenerKey {
-    /// The address it is bound to: [`Addr::V4_ANY`] and [`Addr::V6_ANY`] for all.
+    /// The address that the socket is bound to: [`Addr::V4_ANY`] and [`Addr::V6_ANY`] for all.
     pub addr: Addr,
-    /// The port it is bound to.
+    /// The port that the socket is bound to.
     pub port: Port,
-    /// Below [`Self::SLOTS`]: sockets that share address and port by
+    /// The slot, below [`Self::SLOTS`]: sockets that share address and port by
     /// `SO_REUSEPORT` are one listener each.
     pub slot: u8,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u8,
 }
 
 impl ListenerKey {
-    /// Sockets kept of a group, the last that came. The kernel balances over the
+    /// The number of sockets kept of a group, the last that came. The kernel balances over the
     /// whole group whichever is found, so one would do; the others are there when
-    /// it closes.
+    /// that one closes.
     pub const SLOTS: u8 = 4;
 }
 
-/// Value of `DIALLED`, kept at a client's socket: which of the peers it knows
-/// by another port.
+/// A value of `DIALLED`, kept at a client's socket: the peers that the client knows by
+/// another port than their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ConnectedPeers {
-    /// In no order. Unused ones are all zero: nobody dials port 0.
+    /// The peers, in no order. Unused ones are all zero: nobody connects to port 0.
     pub peers: [ConnectedPeer; Self::PEERS],
     /// The index to use next when all are used.
     pub next: u32,
@@ -39,19 +39,20 @@ pub struct ConnectedPeers {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ConnectedPeer {
-    /// Its address.
+    /// The address of the peer.
     pub addr: Addr,
-    /// The port it really has.
+    /// The peer's own port.
     pub port: Port,
-    /// The port the client dialled.
+    /// The port that the client connected to.
     pub dst_port: Port,
 }
 
 impl ConnectedPeers {
-    /// How many peers a socket has that it knows by another port.
+    /// The greatest number of peers that are kept at a socket.
     pub const PEERS: usize = 4;
 
-    /// Keeps a peer, in place of what was kept of it; says whether it is new.
+    /// Keeps a peer, in place of an earlier entry for the same peer; the result says whether
+    /// the peer is new.
     #[inline(always)]
     pub fn insert(&mut self, peer: ConnectedPeer) -> bool {
         if let Some(known) = self.known(peer.addr, peer.port) {
@@ -71,7 +72,7 @@ impl ConnectedPeers {
         true
     }
 
-    /// Stops knowing a peer by another port.
+    /// Removes a peer: the client knows it by its own port from now on.
     #[inline(always)]
     pub fn remove(&mut self, addr: Addr, port: Port) {
         if let Some(known) = self.known(addr, port) {
@@ -79,7 +80,7 @@ impl ConnectedPeers {
         }
     }
 
-    /// The port by which the client knows a peer.
+    /// The port that the client connected to, of a peer that is kept.
     #[inline(always)]
     pub fn dst_port_of(&mut self, addr: Addr, port: Port) -> Option<Port> {
         self.known(addr, port).map(|known| known.dst_port)

@@ -4,8 +4,8 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use portredir_common::flow::FlowLookup;
 use portredir_common::kernel::Hit;
-use portredir_common::map::bucket::Word as _;
 use portredir_common::map::counters::{Counter, CounterKey};
+use portredir_common::map::entry::Word as _;
 use portredir_common::verdict::Reason;
 
 use crate::maps::{CLOCK, COUNTERS, HITS, REASONS};

@@ -15,7 +15,9 @@ use portredir_common::kernel::{
     self, Admission, Cached, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow, Route, Socket,
     SocketCache, Subprograms,
 };
-use portredir_common::map::bucket::{Bucket, Connection, Entry, Hash, Seed};
+use portredir_common::map::bucket::Bucket;
+use portredir_common::map::entry::{Connection, Entry};
+use portredir_common::map::hash::{Hash, Seed};
 use portredir_common::map::local;
 use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
 use portredir_common::map::sockets::ListenerKey;
