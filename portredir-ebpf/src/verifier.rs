@@ -118,8 +118,11 @@ pub fn barrier_var(mut value: u64, unknown: u32) -> u64 {
 /// on the stack until then.
 #[inline(always)]
 pub fn computed(mut value: u64) -> u64 {
-    // SAFETY: no instructions. It is not `pure`, so the compiler does not move it.
-    unsafe { asm!("/* {0} */", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+    // An instruction, as the kernel refuses two lines of source at one offset
+    // (`check_btf_line` in kernel/bpf/verifier.c).
+    // SAFETY: plain arithmetic on a register. It is not `pure`, so that the compiler
+    // does not move it.
+    unsafe { asm!("{0} = {0}", inout(reg) value, options(nomem, nostack)) };
     value
 }
 

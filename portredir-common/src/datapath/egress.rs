@@ -57,7 +57,10 @@ fn restore<F: Frame, T: Tables + SocketCache>(
                 let flow = conntrack::reply(tables, protocol, &key);
                 // Also direct connections that are older than the programs, so
                 // that a forged packet cannot rename their replies later.
-                tables.cache(&key, &flow.unwrap_or(Flow::direct(&key, Epoch(0))));
+                match &flow {
+                    Some(flow) => tables.cache(&key, flow),
+                    None => tables.cache(&key, &Flow::direct(&key, Epoch(0))),
+                }
                 flow
             }
         },
