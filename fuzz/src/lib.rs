@@ -6,7 +6,8 @@ use std::path::Path;
 use portredir::config::file;
 use portredir::config::settings::Settings;
 use portredir::rule::{self, Rule};
-use portredir::ruleset::compile::{History, Table};
+use portredir::ruleset::compile::Table;
+use portredir::ruleset::history::History;
 use portredir::ruleset::shadow;
 use portredir::state::{Record, State};
 

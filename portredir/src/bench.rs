@@ -29,6 +29,7 @@ pub mod runner;
 pub mod schedule;
 pub mod server;
 pub mod statistics;
+pub mod stop;
 pub mod sweep;
 pub mod traffic;
 pub mod variant;
@@ -37,16 +38,10 @@ pub mod verify;
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
-use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-
-pub use self::traffic::Suite;
-pub use self::variant::{Opponent, TARGET_PORT};
 
 use self::environment::{Before, Environment};
 use self::namespace::Dir;
@@ -55,42 +50,15 @@ use self::process::Scheduling;
 use self::remote::Remote;
 use self::report::{Report, Status, VariantReport};
 use self::runner::Runner;
+use self::stop::Stop;
 use crate::cli::{BenchArgs, BenchRole};
 use crate::host::preflight;
-
-/// Somebody wants it to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("interrupted; everything that was made is removed")]
-pub struct Interrupted;
-
-/// Tells the work that it is to end.
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    /// To be asked wherever the work can end.
-    ///
-    /// # Errors
-    ///
-    /// [`Interrupted`], when it is to.
-    pub fn check(&self) -> Result<(), Interrupted> {
-        if self.0.load(Ordering::Relaxed) {
-            Err(Interrupted)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Does what was asked for.
 ///
 /// # Errors
 ///
-/// What is missing, what went wrong, or [`Interrupted`]. Nothing is left then.
+/// What is missing, what went wrong, or [`stop::Interrupted`]. Nothing is left then.
 pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match args.role {
         Some(BenchRole::Load) => return load::load(),

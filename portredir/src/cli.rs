@@ -5,17 +5,17 @@ mod bench;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use bench::{BenchArgs, BenchRole};
+pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT};
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::engine::EngineChoice;
 use crate::config::file::{self, Partial};
+use crate::config::safety::ChangeOptions;
 use crate::config::selection::Selection;
 use crate::config::settings::{self, Settings};
-use crate::controller::transaction::Care;
-use crate::host::features::is_cgroup2;
-use crate::plan::EngineChoice;
 use crate::rule;
 use crate::ruleset::shadow;
+use crate::sys::cgroup::is_cgroup2;
 
 /// Redirects ports in the kernel.
 ///
@@ -124,7 +124,7 @@ pub struct CareArgs {
     pub dry_run: bool,
 }
 
-impl From<CareArgs> for Care {
+impl From<CareArgs> for ChangeOptions {
     fn from(args: CareArgs) -> Self {
         let CareArgs {
             force,

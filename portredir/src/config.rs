@@ -1,6 +1,8 @@
 //! What the user asked for: options and rules from the command line, the
 //! environment and files, merged into [`settings::Settings`].
 
+pub mod engine;
 pub mod file;
+pub mod safety;
 pub mod selection;
 pub mod settings;

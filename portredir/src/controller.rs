@@ -13,13 +13,15 @@ use log::{Log, Metadata};
 use portredir_common::verdict::Reason;
 use tokio::time::Instant;
 
+use crate::config::engine::{Engine, EngineChoice};
 use crate::config::settings::Settings;
 use crate::controller::transaction::LifecycleError;
 use crate::host::features::{Facts, Loaded};
-use crate::host::netlink::{Netlink, Snapshot};
+use crate::host::netlink::Netlink;
+use crate::host::snapshot::Snapshot;
 use crate::loader::{self, Datapath, Sizes, Unregistered};
 use crate::observe::report::{InterfaceReport, Report};
-use crate::plan::{Engine, EngineChoice, Plan, Planned};
+use crate::plan::{Plan, Planned};
 use crate::ruleset::compile::Table;
 use crate::state::{self, Found, Record, State};
 use crate::sys::bpffs::PinDir;
@@ -380,7 +382,7 @@ impl Host {
             was_ours || (may_use_clsact && !self.netlink.has_clsact(index).await?);
         let restore = match planned.engine {
             Engine::XdpGeneric => {
-                let on = loader::features_on(name).into_iter();
+                let on = ethtool::features_on(name).into_iter();
                 on.map(str::to_owned).collect()
             }
             _ => Vec::new(),

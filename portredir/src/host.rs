@@ -4,3 +4,4 @@
 pub mod features;
 pub mod netlink;
 pub mod preflight;
+pub mod snapshot;

@@ -32,8 +32,8 @@ use self::program::Load;
 use crate::ruleset::compile::Table;
 use crate::state::{Record, State, Store};
 use crate::sys::bpffs::PinDir;
-use crate::sys::ethtool;
 use crate::sys::mmap::{self, Mapped, Shared};
+use crate::sys::netns::netns_cookie;
 use crate::sys::sock_diag::TcpSocket;
 
 pub use self::error::DatapathError;
@@ -174,7 +174,10 @@ impl Datapath {
             udp_flows,
         } = options.sizes;
         let globals = Globals {
-            netns_cookie: netns_cookie()?,
+            netns_cookie: netns_cookie().map_err(|source| DatapathError::Open {
+                path: "the cookie of the network namespace".to_owned(),
+                source,
+            })?,
             shares: Shares::new(tcp_flows, udp_flows),
             seed: match pins.and_then(left_seed) {
                 Some(seed) => seed,
@@ -504,48 +507,4 @@ fn map_memory<T: Shared>(
         unreachable!("{name} is an array");
     };
     Mapped::new(map.fd().as_fd(), len).map_err(|source| DatapathError::Memory { name, source })
-}
-
-/// The offloads of an interface that generic XDP will switch off.
-#[must_use]
-pub fn features_on(interface: &str) -> Vec<&'static str> {
-    let names = ethtool::CLEARED_BY_GENERIC_XDP;
-    let on = ethtool::features(interface, &names).unwrap_or_default();
-    names
-        .into_iter()
-        .zip(on)
-        .filter_map(|(name, is_on)| is_on.then_some(name))
-        .collect()
-}
-
-mod sockopt {
-    use nix::{getsockopt_impl, sockopt_impl};
-
-    sockopt_impl!(
-        NetnsCookie,
-        GetOnly,
-        libc::SOL_SOCKET,
-        libc::SO_NETNS_COOKIE,
-        u64
-    );
-}
-
-/// What the kernel calls the current network namespace, since Linux 5.14.
-///
-/// # Errors
-///
-/// [`DatapathError::Open`]: before Linux 5.14.
-pub fn netns_cookie() -> Result<u64, DatapathError> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
-    socket(
-        AddressFamily::Unix,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .and_then(|socket| getsockopt(&socket, sockopt::NetnsCookie))
-    .map_err(|errno| DatapathError::Open {
-        path: "the cookie of the network namespace".to_owned(),
-        source: errno.into(),
-    })
 }

@@ -19,7 +19,7 @@ use portredir::host::preflight::PreflightError;
 use portredir::ipc::client::{Answer, Role};
 use portredir::plan::UsageError;
 use portredir::rule::{self, Rule, Sourced, SourcedError};
-use portredir::ruleset::compile::History;
+use portredir::ruleset::history::History;
 use portredir::ruleset::shadow::{self, ConflictError};
 use portredir::state::{State, StateError};
 

@@ -1,25 +1,26 @@
 //! Which interfaces get programs, of which engine, and why. Pure: a snapshot
 //! and facts go in, nothing is touched.
 
+mod coverage;
 mod engine;
+mod firewall;
 pub mod lockout;
 mod report;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portredir_common::abi::Protocol;
-use serde::Serialize;
-use thiserror::Error;
-
-pub use self::engine::{Engine, EngineChoice, Refused, Rejected};
+pub use self::engine::{Refused, Rejected};
+pub use self::firewall::Firewall;
 pub use self::report::{Action, InterfacePlan, PlanReport};
+pub use self::usage::UsageError;
+use crate::config::engine::{Engine, EngineChoice};
 use crate::config::selection::SelectedBy;
 use crate::config::settings::Settings;
 use crate::host::features::{Facts, Programs};
-use crate::host::netlink::{Interface, Snapshot};
-use crate::rule::{Ports, Protocols, Rule};
+use crate::host::snapshot::{Interface, Snapshot};
 
 /// What will be done with one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,15 +82,6 @@ pub struct Skipped {
     pub is_covered: bool,
 }
 
-/// What a firewall on this host has to let in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Firewall {
-    /// Ports with their protocols, as `8080/tcp`.
-    pub open: Vec<String>,
-    /// Why these.
-    pub why: &'static str,
-}
-
 /// The whole plan. `Display` is a table for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -109,30 +101,6 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// Why there can be no plan: what was typed is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum UsageError {
-    /// `--iface` names nothing that exists.
-    #[error("no interface `{name}`; there are: {}", .known.join(", "))]
-    UnknownInterface {
-        /// What was asked for.
-        name: String,
-        /// What there is.
-        known: Vec<String>,
-    },
-    /// The engine `socket` cannot redirect UDP.
-    #[error(
-        "rule `{0}` has UDP, and the socket engine redirects TCP only; use --engine auto, or /tcp"
-    )]
-    SocketUdp(Rule),
-    /// `--allow-loopback-target` without the engine it is for.
-    #[error(
-        "--allow-loopback-target is for --engine socket; the other engines deliver to the address \
-         that was dialled, at which such a server does not listen"
-    )]
-    LoopbackTarget,
-}
-
 impl Plan {
     /// Whether the engine that was asked for is possible everywhere.
     ///
@@ -145,33 +113,6 @@ impl Plan {
 }
 
 impl Snapshot {
-    /// Checks what was typed against itself and against what exists.
-    ///
-    /// # Errors
-    ///
-    /// [`UsageError`].
-    pub fn check(&self, settings: &Settings) -> Result<(), UsageError> {
-        let is_socket = settings.engine == EngineChoice::Socket;
-        let udp = |rule: &&Rule| rule.protocols != Protocols::Tcp;
-        if let Some(rule) = settings.rules.iter().find(udp).filter(|_| is_socket) {
-            return Err(UsageError::SocketUdp(rule.clone()));
-        }
-        if settings.allow_loopback_target && !is_socket {
-            return Err(UsageError::LoopbackTarget);
-        }
-        let known: Vec<_> = self.interfaces.values().map(|i| i.name.clone()).collect();
-        let is_exact = |name: &&String| !name.contains(['*', '?', '[']);
-        let in_rules = settings.rules.iter().flat_map(|rule| &rule.on);
-        let mut names = settings.iface.names.iter().chain(in_rules.filter(is_exact));
-        match names.find(|name| !known.contains(name)) {
-            Some(name) => Err(UsageError::UnknownInterface {
-                name: name.clone(),
-                known,
-            }),
-            None => Ok(()),
-        }
-    }
-
     /// Plans what to attach to.
     ///
     /// `attached` is what is attached now, and how it was selected: the XDP
@@ -289,77 +230,6 @@ impl Snapshot {
         selected
     }
 
-    /// Why the packets of an interface are met elsewhere: a packet must cross
-    /// one of our hooks, not two, or `80:8080 8080:9090` would chain.
-    fn covered(
-        &self,
-        interface: &Interface,
-        settings: &Settings,
-        selected: &BTreeSet<u32>,
-    ) -> Option<String> {
-        let is_socket = settings.engine == EngineChoice::Socket;
-        let master = interface.master.and_then(|i| self.interfaces.get(&i));
-        if let Some(Interface {
-            index,
-            name,
-            kind,
-            is_tracked_bridge,
-            ..
-        }) = master
-        {
-            let kind = kind.as_deref().unwrap_or("master");
-            // A socket look-up knows the device that delivers the packet: the
-            // bridge, the bond, also the VRF. Nothing else reaches it from here.
-            if is_socket {
-                return Some(format!(
-                    "port of {kind} {name}; its packets reach sockets as {name}'s"
-                ));
-            }
-            // The ports of a VRF receive for themselves.
-            match (kind, selected.contains(index)) {
-                ("vrf", _) => {}
-                (_, true) if *is_tracked_bridge => {}
-                (_, true) => {
-                    return Some(format!("port of {kind} {name}, which is used instead"));
-                }
-                (_, false) if settings.iface.is_all => {
-                    return Some(format!("port of {kind} {name}, which is left out"));
-                }
-                (_, false) => {}
-            }
-        }
-        if is_socket {
-            return None;
-        }
-        // Where all ports are excluded the bridge itself is the next best.
-        let mut ports = self
-            .interfaces
-            .values()
-            .filter(|port| port.is_up && port.master == Some(interface.index))
-            .peekable();
-        if interface.is_tracked_bridge
-            && (ports.peek().is_none() || ports.any(|port| selected.contains(&port.index)))
-        {
-            return Some(
-                "its ports are used instead: br_netfilter has connection tracking see packets there"
-                    .into(),
-            );
-        }
-        if interface.kind.as_deref() == Some("vrf") {
-            return Some("VRF; its ports are used instead".into());
-        }
-        // Tunnels name a device below them too, but packets arrive there wrapped.
-        let kind = interface.kind.as_deref()?;
-        if !matches!(kind, "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap") {
-            return None;
-        }
-        let lower = self.interfaces.get(&interface.lower?)?;
-        let is_hooked =
-            lower.is_tracked_bridge || self.covered(lower, settings, selected).is_none();
-        (selected.contains(&lower.index) && is_hooked)
-            .then(|| format!("{kind} on {}, which sees its packets first", lower.name))
-    }
-
     fn notes(&self, settings: &Settings, facts: &Facts, plan: &Plan) -> Vec<String> {
         let mut notes = Vec::new();
         for glob in &settings.iface.globs {
@@ -382,15 +252,6 @@ impl Snapshot {
 }
 
 impl Interface {
-    /// Whether packets can leave by it that do not leave by the device below
-    /// it: macvlan and ipvlan devices on one device talk to each other.
-    pub(super) fn has_own_egress(&self) -> bool {
-        matches!(
-            self.kind.as_deref(),
-            Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap")
-        )
-    }
-
     fn egress_only(
         &self,
         selected: SelectedBy,
@@ -420,38 +281,6 @@ fn others(tcx: Vec<String>) -> Option<String> {
     let names = tcx.join(", ");
     (!names.is_empty())
         .then(|| format!("TCX programs of others go on running, after ours: {names}"))
-}
-
-impl Firewall {
-    /// The engines that rewrite packets do so before a firewall sees them, and
-    /// a client on this host that is turned to another port dials it; a socket
-    /// look-up comes after the firewall.
-    fn of(settings: &Settings) -> Self {
-        let is_socket = settings.engine == EngineChoice::Socket;
-        let ports: BTreeSet<_> = settings
-            .rules
-            .iter()
-            .flat_map(|rule| {
-                let ports = if is_socket { rule.dialled } else { rule.target };
-                let each = rule.protocols.each().iter();
-                each.map(move |protocol| match protocol {
-                    Protocol::Tcp => (ports.first, ports.last, "tcp"),
-                    Protocol::Udp => (ports.first, ports.last, "udp"),
-                })
-            })
-            .collect();
-        Self {
-            open: ports
-                .iter()
-                .map(|&(first, last, name)| format!("{}/{name}", Ports { first, last }))
-                .collect(),
-            why: if is_socket {
-                "it sees the dialled ports"
-            } else {
-                "it sees the target ports"
-            },
-        }
-    }
 }
 
 impl Interface {

@@ -15,13 +15,13 @@ use portredir_common::abi::StateKey;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config::engine::Engine;
 use crate::config::selection::SelectedBy;
 use crate::config::settings::Settings;
 use crate::loader::{Mode, live_generation};
 use crate::observe::report::InterfaceReport;
-use crate::plan::Engine;
 use crate::rule::Rule;
-use crate::ruleset::compile::History;
+use crate::ruleset::history::History;
 use crate::sys::bpffs::{PinDir, PinError};
 use crate::sys::mmap::Mapped;
 

@@ -1,7 +1,15 @@
 //! Kernel interfaces that no library wraps: one file for each.
 
+pub mod addr;
+pub mod bpf_link;
 pub mod bpffs;
+pub mod capability;
+pub mod cgroup;
 pub mod ethtool;
+pub mod lock;
 pub mod mmap;
 pub mod netdev;
+pub mod netlink;
+pub mod netns;
+pub mod peer;
 pub mod sock_diag;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use super::Stop;
 use super::load::{Event, Measured, Request};
 use super::process::{Launch, OURSELVES, Process};
+use super::stop::Stop;
 
 /// A cycle that takes longer has come to a standstill.
 const PATIENCE: Duration = Duration::from_secs(60);

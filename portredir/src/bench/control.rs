@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::Stop;
 use super::lab::alone;
 use super::namespace::{Dir, Namespace};
 use super::process::{Launch, OURSELVES, Process};
 use super::redirector::{self, INTERFACE};
 use super::report::{Line, Table};
 use super::statistics::median;
-use super::variant::{self, Opponent, Subject, Variant};
-use crate::plan::EngineChoice;
+use super::stop::Stop;
+use super::variant::{self, Subject, Variant};
+use crate::cli::Opponent;
+use crate::config::engine::EngineChoice;
 
 /// As many rules as every redirector has to hold.
 pub const RULES: u16 = 10_000;

@@ -18,18 +18,16 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use super::Stop;
 use super::load::{Link, Target};
 use super::namespace::{Dir, Namespace};
 use super::process::{Launch, OURSELVES, Process, Scheduling};
 use super::redirector::{self, INTERFACE};
+use super::stop::Stop;
+use super::traffic::FLOWS;
 use super::variant::{self, CONNTRACK, Subject, Variant};
 use super::{conntrack, server};
 use crate::host::features::Facts;
 use crate::sys::ethtool;
-
-/// Where new flows come from; the lower half of the address varies.
-pub const FLOWS: [u8; 4] = [198, 19, 0, 0];
 
 /// Of every host. Buffers of fixed size, or the bulk tests would show how each
 /// connection happened to tune its own.

@@ -3,12 +3,12 @@
 use anyhow::Context as _;
 use fastrand::Rng;
 
-use super::Stop;
 use super::client::Client;
 use super::load::{Measured, Request, Source, Target};
 use super::report::{Row, TestReport};
 use super::schedule::WARM_UP;
 use super::statistics::{Cost, Costs, Noise, Ratio};
+use super::stop::Stop;
 use super::traffic::Traffic;
 
 /// What a variant is to the comparison.

@@ -1,10 +1,10 @@
 //! From the command line to what is compared, and by what.
 
 use super::measure::{Effort, Role};
-use super::traffic::{Protocol, Suite, Traffic};
-use super::variant::{Opponent, Subject, Variant};
-use crate::cli::BenchArgs;
-use crate::plan::EngineChoice;
+use super::traffic::{Protocol, Traffic};
+use super::variant::{Subject, Variant};
+use crate::cli::{BenchArgs, Opponent, Suite};
+use crate::config::engine::EngineChoice;
 
 /// What is done.
 #[derive(Clone, Debug)]

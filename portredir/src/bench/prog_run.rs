@@ -30,7 +30,8 @@ use super::statistics::median;
 use crate::config::settings::Settings;
 use crate::loader::{Datapath, Sizes};
 use crate::rule::{self, Rule};
-use crate::ruleset::compile::{self, History};
+use crate::ruleset::compile;
+use crate::ruleset::history::History;
 
 /// Packets of a turn.
 const REPEATS: u32 = 100_000;

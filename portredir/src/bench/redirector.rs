@@ -7,7 +7,8 @@ use std::process::Command;
 use anyhow::Context as _;
 
 use super::process::{Launch, OURSELVES, Process};
-use super::variant::{self, Opponent, Subject, Variant, engine_name};
+use super::variant::{self, Subject, Variant, engine_name};
+use crate::cli::Opponent;
 
 /// The interface of the host that redirects.
 pub const INTERFACE: &str = "s0";

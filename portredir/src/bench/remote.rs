@@ -10,7 +10,7 @@ use anyhow::{bail, ensure};
 use super::load::Target;
 use super::measure::{Entry, Role};
 use super::traffic::Traffic;
-use super::variant::TARGET_PORT;
+use crate::cli::TARGET_PORT;
 
 /// The ports of the server, and what is behind them.
 #[derive(Clone, Debug)]

@@ -18,9 +18,11 @@ use super::prog_run;
 use super::progress::Progress;
 use super::remote::Remote;
 use super::report::{Status, Table, TestReport, VariantReport, abridge};
-use super::traffic::{Protocol, Suite, Traffic};
+use super::stop::Stop;
+use super::traffic::{Protocol, Traffic};
 use super::variant::Variant;
-use super::{Stop, verify};
+use super::verify;
+use crate::cli::Suite;
 
 /// What a variant takes until it works, in microseconds.
 const SETUP_US: u64 = 150_000;

@@ -3,29 +3,12 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// What a user can ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Suite {
-    /// TCP requests and responses of one byte on one connection.
-    Rr,
-    /// TCP connections with a request and a response of one byte.
-    Crr,
-    /// UDP packets of one flow.
-    Udp,
-    /// UDP packets of which each begins a flow.
-    UdpNew,
-    /// TCP with much data, in both directions.
-    Bulk,
-    /// The programs alone, on one packet (`BPF_PROG_TEST_RUN`).
-    ProgRun,
-    /// Loading 10 000 rules, and changing one of them.
-    Load,
-    /// Memory of programs and tables.
-    Memory,
-}
+use crate::cli::Suite;
+
+/// Where new flows come from; the lower half of the address varies.
+pub const FLOWS: [u8; 4] = [198, 19, 0, 0];
 
 /// What travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

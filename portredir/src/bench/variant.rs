@@ -8,41 +8,17 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
 
 pub use self::rules::{CONNTRACK, SOCAT};
 
 use super::traffic::Protocol;
-use crate::plan::EngineChoice;
+use crate::cli::{Opponent, TARGET_PORT};
+use crate::config::engine::EngineChoice;
 
 /// The port that clients dial.
 pub const PUBLIC_PORT: u16 = 80;
-/// The port that servers listen on.
-pub const TARGET_PORT: u16 = 8080;
 /// A port that no rule is about.
 pub const OTHER_PORT: u16 = 81;
-
-/// Somebody else's way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Opponent {
-    /// Nobody.
-    None,
-    /// `REDIRECT` of the iptables that has its own part of the kernel.
-    IptablesLegacy,
-    /// `REDIRECT` of the iptables that writes nftables rules.
-    IptablesNft,
-    /// nftables `redirect`, with the ports in a map.
-    NftMap,
-    /// nftables that rewrites ports without connection tracking.
-    NftStateless,
-    /// nginx with its stream module, one worker.
-    Nginx,
-    /// `HAProxy` in TCP mode, one thread.
-    Haproxy,
-    /// socat, which makes a process for each connection.
-    Socat,
-}
 
 impl Opponent {
     /// All that there are to compare with.

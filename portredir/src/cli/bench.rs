@@ -3,10 +3,56 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
-use crate::bench::{Opponent, Suite};
-use crate::plan::EngineChoice;
+use crate::config::engine::EngineChoice;
+
+/// The port that servers listen on.
+pub const TARGET_PORT: u16 = 8080;
+
+/// What a user can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Suite {
+    /// TCP requests and responses of one byte on one connection.
+    Rr,
+    /// TCP connections with a request and a response of one byte.
+    Crr,
+    /// UDP packets of one flow.
+    Udp,
+    /// UDP packets of which each begins a flow.
+    UdpNew,
+    /// TCP with much data, in both directions.
+    Bulk,
+    /// The programs alone, on one packet (`BPF_PROG_TEST_RUN`).
+    ProgRun,
+    /// Loading 10 000 rules, and changing one of them.
+    Load,
+    /// Memory of programs and tables.
+    Memory,
+}
+
+/// Somebody else's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Opponent {
+    /// Nobody.
+    None,
+    /// `REDIRECT` of the iptables that has its own part of the kernel.
+    IptablesLegacy,
+    /// `REDIRECT` of the iptables that writes nftables rules.
+    IptablesNft,
+    /// nftables `redirect`, with the ports in a map.
+    NftMap,
+    /// nftables that rewrites ports without connection tracking.
+    NftStateless,
+    /// nginx with its stream module, one worker.
+    Nginx,
+    /// `HAProxy` in TCP mode, one thread.
+    Haproxy,
+    /// socat, which makes a process for each connection.
+    Socat,
+}
 
 /// `portredir bench`.
 #[derive(Args, Clone, Debug)]
@@ -81,7 +127,7 @@ pub enum BenchRole {
     /// Answer the benchmark of another machine, until Ctrl-C.
     Serve {
         /// The port, TCP and UDP.
-        #[arg(long, default_value_t = crate::bench::TARGET_PORT)]
+        #[arg(long, default_value_t = TARGET_PORT)]
         port: u16,
     },
     /// Be the client; `bench` starts it and tells it what to do.

@@ -12,12 +12,14 @@ use crate::config::settings::Settings;
 use crate::controller::Host;
 use crate::controller::transaction::LifecycleError;
 use crate::host::netlink::Netlink;
-use crate::host::preflight::{self, Lock};
+use crate::host::preflight;
 use crate::ipc::client::{Answer, Control, Reply, Request, Role, Who};
-use crate::loader::netns_cookie;
 use crate::observe::report::Report;
 use crate::state::{self, Found, State};
 use crate::sys::bpffs::PinDir;
+use crate::sys::capability;
+use crate::sys::lock::Lock;
+use crate::sys::netns::netns_cookie;
 
 /// How often to look for servers that did not register by themselves: those
 /// outside of the cgroup.
@@ -36,7 +38,7 @@ pub async fn run(cli: &Run, settings: Settings) -> anyhow::Result<()> {
     preflight::check_capabilities()?;
     preflight::check_kernel()?;
     let _lock = Lock::take()?;
-    let pins = PinDir::new(netns_cookie()?);
+    let pins = PinDir::new(netns_cookie().context("the cookie of the network namespace")?);
     // Who may not look there has not been there.
     if matches!(state::find(&pins), Ok(Found::Live(_) | Found::Unfinished)) {
         return Err(LifecycleError::Attached.into());
@@ -66,7 +68,7 @@ pub async fn run(cli: &Run, settings: Settings) -> anyhow::Result<()> {
         host.detach_all().await;
         return Err(error);
     }
-    if let Err(error) = preflight::drop_capabilities() {
+    if let Err(error) = capability::drop_capabilities() {
         log::warn!("keep capabilities that are not needed: {error}");
     }
     let rules: Vec<_> = settings.rules.iter().map(ToString::to_string).collect();

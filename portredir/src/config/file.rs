@@ -10,9 +10,9 @@ use serde::Deserialize;
 use thiserror::Error;
 use toml::Spanned;
 
+use crate::config::engine::EngineChoice;
 use crate::config::selection::Selection;
 use crate::config::settings::{self, Settings};
-use crate::plan::EngineChoice;
 use crate::rule::{Origin, Rule, Sourced, SourcedError};
 use crate::ruleset::shadow::{self, ConflictError};
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::engine::EngineChoice;
 use crate::config::selection::Selection;
-use crate::plan::EngineChoice;
 use crate::rule::Rule;
 
 /// How many flows a table can have. The kernel's LRU maps evict early when they

@@ -16,11 +16,13 @@ use crate::command::run::{LISTENERS, every, is_logging, reply};
 use crate::controller::Host;
 use crate::controller::transaction::{LifecycleError, wipe};
 use crate::host::netlink::Netlink;
-use crate::host::preflight::{self, Lock};
+use crate::host::preflight;
 use crate::ipc::client::{Control, Request, Role};
-use crate::loader::netns_cookie;
 use crate::state::{self, Found};
 use crate::sys::bpffs::PinDir;
+use crate::sys::capability;
+use crate::sys::lock::Lock;
+use crate::sys::netns::netns_cookie;
 
 /// How long after a change the rules are read again, unless somebody asks for them:
 /// one change after the other need not wait for us.
@@ -34,7 +36,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub async fn follow() -> anyhow::Result<()> {
     preflight::check_capabilities()?;
     let lock = Lock::wait().await?;
-    let pins = PinDir::new(netns_cookie()?);
+    let pins = PinDir::new(netns_cookie().context("the cookie of the network namespace")?);
     let Found::Live(state) = state::find(&pins)? else {
         return Err(LifecycleError::NotRunning.into());
     };
@@ -65,7 +67,7 @@ pub async fn follow_with(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     step(&mut host).await;
-    if let Err(error) = preflight::drop_capabilities() {
+    if let Err(error) = capability::drop_capabilities() {
         log::warn!("keep capabilities that are not needed: {error}");
     }
     tell_manager(&[NotifyState::Ready]);
@@ -152,7 +154,7 @@ async fn roll_back(host: &mut Host) -> anyhow::Result<bool> {
             Ok(false)
         }
         None => {
-            let pins = PinDir::new(netns_cookie()?);
+            let pins = PinDir::new(netns_cookie().context("the cookie of the network namespace")?);
             wipe(&pins, &host.netlink, &snapshot).await?;
             Ok(true)
         }

@@ -13,16 +13,20 @@ use anyhow::Context as _;
 use thiserror::Error;
 
 use crate::command::run::{answer, is_logging};
+use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
 use crate::controller::{self, Host};
-use crate::host::netlink::{Netlink, Snapshot};
-use crate::host::preflight::{self, Lock};
+use crate::host::netlink::Netlink;
+use crate::host::preflight;
+use crate::host::snapshot::Snapshot;
 use crate::ipc::client::{self, Answer, Question, Request, Role, Who};
-use crate::loader::{Datapath, netns_cookie};
+use crate::loader::Datapath;
 use crate::plan::lockout;
 use crate::rule::Rule;
 use crate::state::{self, Found, Pending, Record, State};
 use crate::sys::bpffs::PinDir;
+use crate::sys::lock::Lock;
+use crate::sys::netns::netns_cookie;
 
 /// Why a command cannot do its work.
 #[derive(Debug, Error)]
@@ -61,17 +65,6 @@ pub enum LifecycleError {
     Pending(u64),
 }
 
-/// What all changes may be asked for.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Care {
-    /// Do not refuse what may lock somebody out.
-    pub force: bool,
-    /// Take the change back unless it is confirmed within this time.
-    pub confirm: Option<Duration>,
-    /// Only tell what would be done.
-    pub dry_run: bool,
-}
-
 /// What a change works on, with the lock held.
 struct Session {
     _lock: Lock,
@@ -97,7 +90,7 @@ impl Session {
         let snapshot = netlink.snapshot().await?;
         let session = Self {
             _lock: lock,
-            pins: PinDir::new(netns_cookie()?),
+            pins: PinDir::new(netns_cookie().context("the cookie of the network namespace")?),
             netlink,
             snapshot,
         };
@@ -169,7 +162,7 @@ fn refuse_foreground() -> Result<(), LifecycleError> {
     foreground().map_or(Ok(()), |who| Err(LifecycleError::Foreground(who.pid)))
 }
 
-fn refuse_lock_out(rules: &[Rule], settings: &Settings, care: Care) -> anyhow::Result<()> {
+fn refuse_lock_out(rules: &[Rule], settings: &Settings, care: ChangeOptions) -> anyhow::Result<()> {
     if !care.force {
         lockout::check(
             rules,
@@ -195,7 +188,7 @@ fn refuse_pending(state: &State) -> anyhow::Result<()> {
 /// # Errors
 ///
 /// What is wrong with the settings, the host or the kernel. What ran goes on.
-pub async fn up(settings: Settings, care: Care) -> anyhow::Result<Option<Host>> {
+pub async fn up(settings: Settings, care: ChangeOptions) -> anyhow::Result<Option<Host>> {
     let (session, state) = Session::begin().await?;
     session.snapshot.check(&settings)?;
     refuse_lock_out(&settings.rules, &settings, care)?;
@@ -241,7 +234,7 @@ async fn bring_up(
     snapshot: &Snapshot,
     settings: &Settings,
     before: Option<&Settings>,
-    care: Care,
+    care: ChangeOptions,
 ) -> anyhow::Result<()> {
     let plan = host.plan(snapshot, settings);
     eprint!("{plan}");
@@ -264,7 +257,7 @@ async fn bring_up(
     host.follow().await
 }
 
-fn pending(before: Option<&Settings>, care: Care) -> Option<Pending> {
+fn pending(before: Option<&Settings>, care: ChangeOptions) -> Option<Pending> {
     care.confirm.map(|within| Pending {
         deadline_ms: state::now_ms() + u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
         before: before.cloned(),
@@ -278,7 +271,7 @@ fn pending(before: Option<&Settings>, care: Care) -> Option<Pending> {
 ///
 /// What is wrong with the new settings. The old ones go on.
 pub async fn change(
-    care: Care,
+    care: ChangeOptions,
     change: impl FnOnce(&Settings) -> anyhow::Result<Settings>,
 ) -> anyhow::Result<()> {
     let (session, state) = Session::of_running().await?;
@@ -413,7 +406,12 @@ pub async fn down_by_force() -> anyhow::Result<()> {
         .inspect_err(|error| eprintln!("{error}; going on"));
     let netlink = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
-    wipe(&PinDir::new(netns_cookie()?), &netlink, &snapshot).await?;
+    wipe(
+        &PinDir::new(netns_cookie().context("the cookie of the network namespace")?),
+        &netlink,
+        &snapshot,
+    )
+    .await?;
     eprintln!("everything is detached");
     Ok(())
 }
@@ -507,7 +505,7 @@ pub async fn read() -> anyhow::Result<Answer> {
         // Root can still look for himself.
         Err(error) => log::debug!("{error}"),
     }
-    let pins = PinDir::new(netns_cookie()?);
+    let pins = PinDir::new(netns_cookie().context("the cookie of the network namespace")?);
     match state::find(&pins)? {
         Found::Live(state) if state.is_ending => Err(LifecycleError::Ending.into()),
         Found::Live(state) => {

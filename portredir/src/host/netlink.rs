@@ -1,7 +1,6 @@
 //! Network interfaces and addresses of this network namespace, by netlink.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,52 +11,15 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::tc::TcHandle;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use portredir_common::abi::{Addr, LOOPBACK_IFINDEX, local};
+use portredir_common::abi::{LOOPBACK_IFINDEX, local};
 use portredir_common::wire::Link;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use tokio::time::Instant;
 
-use crate::sys::netdev::{self, XdpFeatures};
-
-/// What the planner needs to know of an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// Index, which outlives a change of name.
-    pub index: u32,
-    /// Name.
-    pub name: String,
-    /// Administratively up.
-    pub is_up: bool,
-    /// What its frames begin with.
-    pub link: Link,
-    /// Kind of a virtual device (`veth`, `bridge`, …) as `ip -d link` shows it.
-    pub kind: Option<String>,
-    /// Driver, as `ethtool -i` shows it.
-    pub driver: Option<String>,
-    /// The bridge, bond, team or VRF it is a port of.
-    pub master: Option<u32>,
-    /// A bridge whose packets the kernel shows to connection tracking when they
-    /// come in by a port, before the bridge has them: `br_netfilter`.
-    pub is_tracked_bridge: bool,
-    /// The device below it in this namespace (VLAN, macvlan, …).
-    pub lower: Option<u32>,
-    /// ID of the XDP program that is attached.
-    pub xdp: Option<u32>,
-    /// Bytes of the largest packet, without the Ethernet header.
-    pub mtu: u32,
-    /// What the driver's XDP can do; unknown before Linux 6.3.
-    pub xdp_features: Option<XdpFeatures>,
-}
-
-/// Interfaces and addresses at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// By index.
-    pub interfaces: BTreeMap<u32, Interface>,
-    /// Unicast addresses of this host; the value as in [`local`].
-    pub addrs: HashMap<[u8; 16], u8>,
-}
+use crate::host::snapshot::{Interface, Snapshot};
+use crate::sys::addr::to_bytes;
+use crate::sys::netdev;
 
 /// `TC_H_CLSACT`, as include/uapi/linux/pkt_sched.h has it.
 const CLSACT_PARENT: TcHandle = TcHandle {
@@ -230,15 +192,6 @@ fn are_bridges_tracked() -> bool {
         .into_iter()
         .filter_map(|name| std::fs::read_to_string(format!("/proc/sys/net/bridge/{name}")).ok())
         .any(|value| value.trim() != "0")
-}
-
-/// An address as the maps hold it.
-#[must_use]
-pub const fn to_bytes(addr: IpAddr) -> [u8; 16] {
-    match addr {
-        IpAddr::V4(addr) => Addr::v4(addr.octets()).octets(),
-        IpAddr::V6(addr) => addr.octets(),
-    }
 }
 
 /// The interface that a message says has left this network namespace.

@@ -1,17 +1,12 @@
 //! How commands talk to the process that redirects or follows: one line of
 //! JSON each way, over a socket of the network namespace.
 
-use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use caps::{CapSet, Capability};
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
@@ -20,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::config::settings::Settings;
 use crate::observe::report::Report;
+use crate::sys::peer::Owner;
 
 /// An abstract name: it belongs to the network namespace, and nothing of it is
 /// left when the process ends.
@@ -198,40 +194,6 @@ fn connect() -> io::Result<Option<(UnixStream, Owner)>> {
             io::ErrorKind::PermissionDenied,
             format!("{owner} has taken the place of portredir"),
         ))
-    }
-}
-
-/// The process that listens at a socket.
-#[derive(Clone, Copy, Debug)]
-pub struct Owner {
-    /// Its ID.
-    pub pid: i32,
-    uid: Uid,
-}
-
-impl Owner {
-    /// Of the socket that another is connected to.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not tell.
-    pub fn of(socket: &impl AsFd) -> io::Result<Self> {
-        let peer = getsockopt(socket, PeerCredentials)?;
-        Ok(Self {
-            pid: peer.pid(),
-            uid: Uid::from_raw(peer.uid()),
-        })
-    }
-
-    fn may_redirect(self) -> bool {
-        let has_rights = || caps::has_cap(Some(self.pid), CapSet::Effective, Capability::CAP_BPF);
-        self.uid.is_root() || self.uid == Uid::effective() || has_rights().unwrap_or(false)
-    }
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} of user {}", self.pid, self.uid)
     }
 }
 

@@ -10,9 +10,9 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use super::error::DatapathError;
 use super::link::{Attached, Hook, Lookup, Mode, Place, Watch, pin};
 use super::{Datapath, program};
-use crate::host::netlink::Interface;
-use crate::plan::Engine;
-use crate::sys::bpffs;
+use crate::config::engine::Engine;
+use crate::host::snapshot::Interface;
+use crate::sys::bpf_link;
 
 impl Datapath {
     /// No longer watches connections, if packets are rewritten nowhere.
@@ -96,7 +96,7 @@ impl Datapath {
             let name = program::known(name).ok_or_else(|| DatapathError::Unknown(name.clone()))?;
             let fd = self.program_fd(name)?;
             let result = match place {
-                Place::Pin(pin) => bpffs::replace(&pins.path(pin), fd.as_fd()),
+                Place::Pin(pin) => bpf_link::replace(&pins.path(pin), fd.as_fd()),
                 Place::Filter {
                     is_ingress,
                     priority,
@@ -162,7 +162,7 @@ impl Datapath {
         // What redirects goes before what restores.
         for name in names.iter().rev() {
             // Most are not there.
-            let _ = bpffs::detach(&pins.path(name));
+            let _ = bpf_link::detach(&pins.path(name));
         }
     }
 

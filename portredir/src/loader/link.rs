@@ -8,7 +8,7 @@ use aya::programs::tc::{self, SchedClassifierLink};
 use aya::programs::xdp::XdpLink;
 use serde::{Deserialize, Serialize};
 
-use crate::sys::bpffs;
+use crate::sys::bpf_link;
 
 /// Keeps a program attached.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Hook {
         match self {
             Self::Held(_) => {}
             Self::Pinned(path) => {
-                if let Err(error) = bpffs::detach(&path) {
+                if let Err(error) = bpf_link::detach(&path) {
                     log::warn!("remove {}: {error}", path.display());
                 }
             }

@@ -4,77 +4,13 @@ use std::collections::BTreeMap;
 
 use portredir_common::abi::LOOPBACK_IFINDEX;
 use portredir_common::wire::Link;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use thiserror::Error;
 
+use crate::config::engine::{Engine, EngineChoice};
 use crate::config::selection::SelectedBy;
 use crate::host::features::{Facts, Programs};
-use crate::host::netlink::{Interface, Snapshot};
-
-/// What the user asked for with `--engine`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EngineChoice {
-    /// The best for each interface, never generic XDP.
-    #[default]
-    Auto,
-    /// Native XDP; on loopback as auto.
-    Xdp,
-    /// TC everywhere: TCX, or clsact on kernels before 6.6.
-    Tc,
-    /// No packet is rewritten, the server's socket is found instead: TCP only.
-    Socket,
-    /// Generic XDP: works on every device, slower than TC; on loopback as auto.
-    XdpGeneric,
-    /// TC by clsact even where TCX exists; for tests.
-    #[value(hide = true)]
-    TcClsact,
-}
-
-/// How connections are redirected that come in by an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Engine {
-    /// XDP in the driver rewrites packets.
-    XdpNative,
-    /// XDP in the stack rewrites packets.
-    XdpGeneric,
-    /// TC ingress rewrites packets: TCX, else clsact.
-    Tc,
-    /// TC ingress by clsact rewrites packets.
-    TcClsact,
-    /// `sk_lookup` hands TCP connections to the server's socket. One program
-    /// for the network namespace, which asks by which interface they came.
-    Lookup,
-    /// The connect, sendmsg and recvmsg hooks of a cgroup: clients on this host
-    /// dial the target port. For loopback.
-    Cgroup,
-}
-
-impl Engine {
-    /// The name in the plan and in `--json`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::XdpNative => "xdp",
-            Self::XdpGeneric => "xdp-generic",
-            Self::Tc | Self::TcClsact => "tc",
-            Self::Lookup | Self::Cgroup => "socket",
-        }
-    }
-
-    /// Where it attaches, as far as it is known before.
-    pub(super) const fn hook(self, has_tcx: Option<bool>) -> &'static str {
-        match (self, has_tcx) {
-            (Self::XdpNative, _) => "native",
-            (Self::XdpGeneric, _) => "generic",
-            (Self::Tc, Some(true)) => "tcx",
-            (Self::Tc, None) => "tcx or clsact",
-            (Self::Tc, Some(false)) | (Self::TcClsact, _) => "clsact",
-            (Self::Lookup, _) => "sk_lookup",
-            (Self::Cgroup, _) => "cgroup",
-        }
-    }
-}
+use crate::host::snapshot::{Interface, Snapshot};
 
 /// Drivers of real NICs whose native XDP costs no offload that matters. Not
 /// among them: `virtio_net` (guest TSO and GRO go off), `veth` (the peer's TSO
@@ -111,6 +47,15 @@ pub struct Rejected {
     pub why: String,
 }
 
+impl Rejected {
+    const fn new(engine: Engine, why: String) -> Self {
+        Self {
+            engine: engine.name(),
+            why,
+        }
+    }
+}
+
 /// An interface on which the engine that was asked for is impossible.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{name}: --engine {} is impossible: {why}; use --engine tc or auto", .engine.name())]
@@ -141,15 +86,6 @@ impl Chosen {
             why: why.into(),
             rejected: Vec::new(),
             notes: Vec::new(),
-        }
-    }
-}
-
-impl Engine {
-    const fn rejected(self, why: String) -> Rejected {
-        Rejected {
-            engine: self.name(),
-            why,
         }
     }
 }
@@ -205,7 +141,10 @@ impl Snapshot {
                     return Ok(Chosen::new(Engine::XdpNative, why));
                 }
                 let mut chosen = Chosen::new(Engine::Tc, whys.join("; "));
-                chosen.rejected = whys.into_iter().map(|why| engine.rejected(why)).collect();
+                chosen.rejected = whys
+                    .into_iter()
+                    .map(|why| Rejected::new(engine, why))
+                    .collect();
                 Ok(chosen)
             }
         }
@@ -330,13 +269,15 @@ fn loopback(choice: EngineChoice, facts: &Facts) -> Chosen {
     } else if facts.cgroup.is_some() {
         let why = "rewriting packets on loopback would break connection tracking";
         let mut chosen = Chosen::new(Engine::Cgroup, why);
-        let xdp = Engine::XdpNative.rejected("loopback has no native XDP".into());
-        chosen.rejected = vec![xdp, Engine::Tc.rejected(why.into())];
+        let xdp = Rejected::new(Engine::XdpNative, "loopback has no native XDP".into());
+        chosen.rejected = vec![xdp, Rejected::new(Engine::Tc, why.into())];
         chosen
     } else {
         let why = "no root of a cgroup v2 hierarchy is mounted; --cgroup names another directory";
         let mut chosen = Chosen::new(engine, why);
-        chosen.rejected.push(Engine::Cgroup.rejected(why.into()));
+        chosen
+            .rejected
+            .push(Rejected::new(Engine::Cgroup, why.into()));
         chosen.notes.push(LOOPBACK_WARNING.into());
         chosen
     }

@@ -7,20 +7,20 @@
 
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portredir_common::abi::{
     Addr, AddrKey, Candidate, Candidates, Old, Port, PortEntry, Protocol, SourceKey,
 };
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::history::History;
 use super::interval::{self, Holders, segments};
 use super::shadow::MAX_ON;
-use crate::host::netlink::to_bytes;
-use crate::rule::{Ports, Rule};
+use crate::rule::Rule;
+use crate::sys::addr::to_bytes;
 
 /// More than the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -55,104 +55,6 @@ pub enum TableError {
 /// As the maps are declared in `portredir-ebpf/src/maps.rs`.
 const MAX_ADDRS: usize = 65_536 / 2;
 const MAX_SOURCES: usize = 262_144 / 2;
-
-/// Where rules that are gone sent the packets of a port; their flows still go
-/// there.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct History(BTreeMap<HistoryKey, Vec<u16>>);
-
-/// `tcp/80` in JSON, which knows no other keys than text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-struct HistoryKey {
-    protocol: Protocol,
-    dialled: u16,
-}
-
-impl From<HistoryKey> for String {
-    fn from(HistoryKey { protocol, dialled }: HistoryKey) -> Self {
-        let name = match protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        format!("{name}/{dialled}")
-    }
-}
-
-impl TryFrom<String> for HistoryKey {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, &'static str> {
-        let (name, port) = text.split_once('/').ok_or("no protocol")?;
-        let protocol = match name {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            _ => return Err("unknown protocol"),
-        };
-        let dialled = port.parse().map_err(|_| "not a port")?;
-        Ok(Self { protocol, dialled })
-    }
-}
-
-impl History {
-    /// What remains to be known when one list of rules takes the place of
-    /// another: the targets that are no longer those of their port, and the
-    /// earlier ones that still have flows.
-    #[must_use]
-    pub fn after(
-        &self,
-        before: &[Rule],
-        after: &[Rule],
-        is_alive: impl Fn(Protocol, u16, u16) -> bool,
-    ) -> Self {
-        let mut history = BTreeMap::<HistoryKey, Vec<u16>>::new();
-        let mut add = |key, target| {
-            let targets = history.entry(key).or_default();
-            if targets.len() < Old::COUNT && !targets.contains(&target) {
-                targets.push(target);
-            }
-            targets.len() < Old::COUNT
-        };
-        let stay: HashSet<_> = after.iter().collect();
-        let gone: Vec<_> = before.iter().filter(|rule| !stay.contains(rule)).collect();
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let rules = gone.iter().copied().enumerate();
-            let mut holders = Holders::default();
-            for segment in segments(rules, protocol) {
-                holders.pass(&segment, |i| way(gone[i]));
-                for dialled in segment.ports.into_iter().flat_map(Ports::each) {
-                    let key = HistoryKey { protocol, dialled };
-                    let mut places = holders.places().iter();
-                    places.all(|&i| add(key, gone[i].target_of(dialled)));
-                }
-            }
-        }
-        for (&key, targets) in &self.0 {
-            for &target in targets {
-                if is_alive(key.protocol, key.dialled, target) {
-                    add(key, target);
-                }
-            }
-        }
-        Self(history)
-    }
-
-    /// Whether it is of no port.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-/// Where a rule leads: to one port, or to those at a distance.
-fn way(rule: &Rule) -> (bool, i32) {
-    let target = i32::from(rule.target.first);
-    if rule.target.first == rule.target.last {
-        (false, target)
-    } else {
-        (true, target - i32::from(rule.dialled.first))
-    }
-}
 
 /// What the maps of one generation contain; the generation itself is added
 /// when they are filled.
@@ -403,7 +305,7 @@ impl Table {
     }
 
     fn add_history(&mut self, history: &History) {
-        for (key, targets) in &history.0 {
+        for (key, targets) in history.iter() {
             let place = index(key.protocol, key.dialled);
             let entry = self.ports[place];
             // What is still so needs no history.

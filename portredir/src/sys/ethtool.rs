@@ -59,6 +59,18 @@ pub fn features(interface: &str, names: &[&str]) -> io::Result<Vec<bool>> {
         .collect())
 }
 
+/// The offloads of an interface that generic XDP will switch off.
+#[must_use]
+pub fn features_on(interface: &str) -> Vec<&'static str> {
+    let names = CLEARED_BY_GENERIC_XDP;
+    let on = features(interface, &names).unwrap_or_default();
+    names
+        .into_iter()
+        .zip(on)
+        .filter_map(|(name, is_on)| is_on.then_some(name))
+        .collect()
+}
+
 /// Asks the driver to switch `name` on or off.
 ///
 /// # Errors

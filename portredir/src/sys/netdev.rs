@@ -10,17 +10,16 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use aya::programs::XdpMode;
 use netlink_packet_core::{
-    DecodeError, Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, ParseableParametrized,
+    DecodeError, Emitable, NLM_F_ACK, NLM_F_DUMP, NlasIterator, ParseableParametrized,
 };
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
-use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
-use thiserror::Error;
+
+use crate::sys::netlink::{NetlinkError, ask};
 
 /// What a driver says its XDP can do: `enum netdev_xdp_act` of
 /// include/uapi/linux/netdev.h.
@@ -116,25 +115,6 @@ pub fn refusal(index: u32, program: BorrowedFd<'_>, mode: XdpMode) -> Option<Str
     }
 }
 
-/// Why a question has no answer.
-#[derive(Debug, Error)]
-pub enum NetlinkError {
-    /// The kernel refused.
-    #[error("{source}{}", .words.as_ref().map(|words| format!(": {words}")).unwrap_or_default())]
-    Kernel {
-        /// The number.
-        source: io::Error,
-        /// The sentence, `NLMSGERR_ATTR_MSG`.
-        words: Option<String>,
-    },
-    /// The socket failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// The answer cannot be read.
-    #[error(transparent)]
-    Decode(#[from] DecodeError),
-}
-
 /// A message of the family `netdev`: `NETDEV_CMD_DEV_GET` without attributes
 /// as the question, one device in each answer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -185,64 +165,6 @@ impl ParseableParametrized<[u8], GenlHeader> for Device {
     }
 }
 
-/// Asks, and returns all answers.
-pub(crate) fn ask<I>(
-    protocol: isize,
-    payload: NetlinkPayload<I>,
-    flags: u16,
-) -> Result<Vec<I>, NetlinkError>
-where
-    I: NetlinkSerializable + NetlinkDeserializable,
-{
-    let mut socket = Socket::new(protocol)?;
-    socket.bind_auto()?;
-    // Errors carry words, and not the whole question before them.
-    socket.set_ext_ack(true)?;
-    socket.set_cap_ack(true)?;
-    let mut question = NetlinkMessage::new(Default::default(), payload);
-    question.header.flags = NLM_F_REQUEST | flags;
-    question.finalize();
-    let mut bytes = vec![0; question.buffer_len()];
-    question.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
-    let mut answers = Vec::new();
-    loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<I>::deserialize(rest)?;
-            let len = (message.header.length as usize).next_multiple_of(4);
-            rest = rest.get(len..).unwrap_or_default();
-            match message.payload {
-                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
-                NetlinkPayload::Error(error) if error.code.is_some() => {
-                    return Err(NetlinkError::Kernel {
-                        source: error.to_io(),
-                        words: words(&error.header),
-                    });
-                }
-                // An error without a code is an ACK.
-                NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(answers),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// The sentence in an error: behind the header of the question come attributes.
-fn words(error: &[u8]) -> Option<String> {
-    const HEADER_LEN: usize = 16;
-    const NLMSGERR_ATTR_MSG: u16 = 1;
-    NlasIterator::new(error.get(HEADER_LEN..)?)
-        .filter_map(Result::ok)
-        .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
-        .map(|attribute| {
-            let text = String::from_utf8_lossy(attribute.value());
-            text.trim_end_matches('\0').to_owned()
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,19 +175,5 @@ mod tests {
             Ok(features) => assert!(!features[&1].has_native()),
             Err(error) => eprintln!("skipped, needs Linux 6.3: {error}"),
         }
-    }
-
-    #[test]
-    fn errors_of_the_kernel_have_words() {
-        let family = GenlMessage::from_payload(GenlCtrl {
-            cmd: GenlCtrlCmd::GetFamily,
-            nlas: vec![GenlCtrlAttrs::FamilyName("a-name-that-is-too-long".into())],
-        });
-        let error = ask(NETLINK_GENERIC, family.into(), NLM_F_ACK).expect_err("refused");
-        let NetlinkError::Kernel { source, words } = error else {
-            panic!("{error}");
-        };
-        assert!(source.raw_os_error().is_some());
-        assert!(words.is_some_and(|words| !words.is_empty()));
     }
 }

@@ -9,8 +9,8 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use portredir_common::abi::{Addr, FlowKey, Port, Protocol};
 use portredir_common::wire::Version;
 
-use crate::host::netlink::to_bytes;
-use crate::sys::netdev::ask;
+use crate::sys::addr::to_bytes;
+use crate::sys::netlink::ask;
 
 /// What is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct TcpSocket {
 ///
 /// # Errors
 ///
-/// When the dump fails: [`NetlinkError`](crate::sys::netdev::NetlinkError).
+/// When the dump fails: [`NetlinkError`](crate::sys::netlink::NetlinkError).
 pub fn list(kind: Kind) -> anyhow::Result<Vec<TcpSocket>> {
     let states = match kind {
         Kind::Listening => StateFlags::LISTEN,

@@ -29,7 +29,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use portredir::rule::Rule;
-use portredir::ruleset::compile::History;
+use portredir::ruleset::history::History;
 use portredir_common::abi::{Addr, Epoch, Flow, FlowKey, Port, Protocol, local};
 use portredir_common::flow::{Socket, Table};
 use portredir_common::verdict::Reason;

@@ -142,7 +142,7 @@ impl<'a> Host<'a> {
         let cookie = self
             .lab
             .host
-            .enter(portredir::loader::netns_cookie)
+            .enter(portredir::sys::netns::netns_cookie)
             .expect("a cookie");
         Path::new("/sys/fs/bpf/portredir").join(cookie.to_string())
     }

@@ -19,9 +19,8 @@ use nix::sys::socket::{
 use portredir_common::generator::{Frame, Recipe};
 
 use super::{Link, Request, Source, Target};
-use crate::bench::lab::FLOWS;
 use crate::bench::schedule::{Load, WARM_UP};
-use crate::bench::traffic::Traffic;
+use crate::bench::traffic::{FLOWS, Traffic};
 use crate::loader::OBJECT;
 
 /// Frames that are sent before the receiver has a turn; its ring has 256 places.

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Opponent, PUBLIC_PORT, Subject, TARGET_PORT, Variant, find};
+use super::{PUBLIC_PORT, Subject, Variant, find};
 use crate::bench::traffic::Protocol;
-use crate::plan::EngineChoice;
+use crate::cli::{Opponent, TARGET_PORT};
+use crate::config::engine::EngineChoice;
 
 /// The rules that come before the one that matters.
 const FILLERS: u16 = 20_000;

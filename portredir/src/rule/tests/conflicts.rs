@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use super::arbitrary::{chosen, near_rule, probes};
 use super::rule;
 use crate::rule::{Origin, Ports, Protocols, Rule, Sourced};
-use crate::ruleset::compile::{History, Table};
+use crate::ruleset::compile::Table;
+use crate::ruleset::history::History;
 use crate::ruleset::shadow::{ConflictError, check};
 
 /// Lists in which a rule never matches.

@@ -85,35 +85,6 @@ proptest! {
             }
         }
     }
-
-    /// The targets of rules that are gone are known, up to four, in the order of
-    /// the rules.
-    #[test]
-    fn targets_that_are_gone_are_remembered(
-        before in vec(near_rule(), 0..10),
-        stay in vec(any::<bool>(), 10),
-    ) {
-        let after: Vec<_> = before
-            .iter()
-            .zip(stay)
-            .filter(|(_, stays)| *stays)
-            .map(|(rule, _)| rule.clone())
-            .collect();
-        let history = History::default().after(&before, &after, |_, _, _| false);
-        let mut expected = BTreeMap::<_, Vec<u16>>::new();
-        for rule in before.iter().filter(|rule| !after.contains(rule)) {
-            for &protocol in rule.protocols.each() {
-                for dialled in rule.dialled.each().filter(|&port| rule.redirects(port)) {
-                    let targets = expected.entry(HistoryKey { protocol, dialled }).or_default();
-                    let target = rule.target_of(dialled);
-                    if targets.len() < Old::COUNT && !targets.contains(&target) {
-                        targets.push(target);
-                    }
-                }
-            }
-        }
-        prop_assert_eq!(history, History(expected));
-    }
 }
 
 fn refused(rules: impl IntoIterator<Item = String>) -> String {

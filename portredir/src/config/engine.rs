@@ -1,0 +1,69 @@
+//! Engines: what the user asks for, and what there is.
+
+use serde::{Deserialize, Serialize};
+
+/// What the user asked for with `--engine`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineChoice {
+    /// The best for each interface, never generic XDP.
+    #[default]
+    Auto,
+    /// Native XDP; on loopback as auto.
+    Xdp,
+    /// TC everywhere: TCX, or clsact on kernels before 6.6.
+    Tc,
+    /// No packet is rewritten, the server's socket is found instead: TCP only.
+    Socket,
+    /// Generic XDP: works on every device, slower than TC; on loopback as auto.
+    XdpGeneric,
+    /// TC by clsact even where TCX exists; for tests.
+    #[value(hide = true)]
+    TcClsact,
+}
+
+/// How connections are redirected that come in by an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Engine {
+    /// XDP in the driver rewrites packets.
+    XdpNative,
+    /// XDP in the stack rewrites packets.
+    XdpGeneric,
+    /// TC ingress rewrites packets: TCX, else clsact.
+    Tc,
+    /// TC ingress by clsact rewrites packets.
+    TcClsact,
+    /// `sk_lookup` hands TCP connections to the server's socket. One program
+    /// for the network namespace, which asks by which interface they came.
+    Lookup,
+    /// The connect, sendmsg and recvmsg hooks of a cgroup: clients on this host
+    /// dial the target port. For loopback.
+    Cgroup,
+}
+
+impl Engine {
+    /// The name in the plan and in `--json`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XdpNative => "xdp",
+            Self::XdpGeneric => "xdp-generic",
+            Self::Tc | Self::TcClsact => "tc",
+            Self::Lookup | Self::Cgroup => "socket",
+        }
+    }
+
+    /// Where it attaches, as far as it is known before.
+    #[must_use]
+    pub const fn hook(self, has_tcx: Option<bool>) -> &'static str {
+        match (self, has_tcx) {
+            (Self::XdpNative, _) => "native",
+            (Self::XdpGeneric, _) => "generic",
+            (Self::Tc, Some(true)) => "tcx",
+            (Self::Tc, None) => "tcx or clsact",
+            (Self::Tc, Some(false)) | (Self::TcClsact, _) => "clsact",
+            (Self::Lookup, _) => "sk_lookup",
+            (Self::Cgroup, _) => "cgroup",
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Which interfaces need no programs, as others see their packets.
+
+use std::collections::BTreeSet;
+
+use crate::config::engine::EngineChoice;
+use crate::config::settings::Settings;
+use crate::host::snapshot::{Interface, Snapshot};
+
+impl Snapshot {
+    /// Why the packets of an interface are met elsewhere: a packet must cross
+    /// one of our hooks, not two, or `80:8080 8080:9090` would chain.
+    pub(super) fn covered(
+        &self,
+        interface: &Interface,
+        settings: &Settings,
+        selected: &BTreeSet<u32>,
+    ) -> Option<String> {
+        let is_socket = settings.engine == EngineChoice::Socket;
+        let master = interface.master.and_then(|i| self.interfaces.get(&i));
+        if let Some(Interface {
+            index,
+            name,
+            kind,
+            is_tracked_bridge,
+            ..
+        }) = master
+        {
+            let kind = kind.as_deref().unwrap_or("master");
+            // A socket look-up knows the device that delivers the packet: the
+            // bridge, the bond, also the VRF. Nothing else reaches it from here.
+            if is_socket {
+                return Some(format!(
+                    "port of {kind} {name}; its packets reach sockets as {name}'s"
+                ));
+            }
+            // The ports of a VRF receive for themselves.
+            match (kind, selected.contains(index)) {
+                ("vrf", _) => {}
+                (_, true) if *is_tracked_bridge => {}
+                (_, true) => {
+                    return Some(format!("port of {kind} {name}, which is used instead"));
+                }
+                (_, false) if settings.iface.is_all => {
+                    return Some(format!("port of {kind} {name}, which is left out"));
+                }
+                (_, false) => {}
+            }
+        }
+        if is_socket {
+            return None;
+        }
+        // Where all ports are excluded the bridge itself is the next best.
+        let mut ports = self
+            .interfaces
+            .values()
+            .filter(|port| port.is_up && port.master == Some(interface.index))
+            .peekable();
+        if interface.is_tracked_bridge
+            && (ports.peek().is_none() || ports.any(|port| selected.contains(&port.index)))
+        {
+            return Some(
+                "its ports are used instead: br_netfilter has connection tracking see packets there"
+                    .into(),
+            );
+        }
+        if interface.kind.as_deref() == Some("vrf") {
+            return Some("VRF; its ports are used instead".into());
+        }
+        // Tunnels name a device below them too, but packets arrive there wrapped.
+        let kind = interface.kind.as_deref()?;
+        if !matches!(kind, "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap") {
+            return None;
+        }
+        let lower = self.interfaces.get(&interface.lower?)?;
+        let is_hooked =
+            lower.is_tracked_bridge || self.covered(lower, settings, selected).is_none();
+        (selected.contains(&lower.index) && is_hooked)
+            .then(|| format!("{kind} on {}, which sees its packets first", lower.name))
+    }
+}
+
+impl Interface {
+    /// Whether packets can leave by it that do not leave by the device below
+    /// it: macvlan and ipvlan devices on one device talk to each other.
+    pub(super) fn has_own_egress(&self) -> bool {
+        matches!(
+            self.kind.as_deref(),
+            Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap")
+        )
+    }
+}

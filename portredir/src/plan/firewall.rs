@@ -1,0 +1,52 @@
+//! What a firewall on this host has to let in.
+
+use std::collections::BTreeSet;
+
+use portredir_common::abi::Protocol;
+use serde::Serialize;
+
+use crate::config::engine::EngineChoice;
+use crate::config::settings::Settings;
+use crate::rule::Ports;
+
+/// What a firewall on this host has to let in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Firewall {
+    /// Ports with their protocols, as `8080/tcp`.
+    pub open: Vec<String>,
+    /// Why these.
+    pub why: &'static str,
+}
+
+impl Firewall {
+    /// The engines that rewrite packets do so before a firewall sees them, and
+    /// a client on this host that is turned to another port dials it; a socket
+    /// look-up comes after the firewall.
+    #[must_use]
+    pub fn of(settings: &Settings) -> Self {
+        let is_socket = settings.engine == EngineChoice::Socket;
+        let ports: BTreeSet<_> = settings
+            .rules
+            .iter()
+            .flat_map(|rule| {
+                let ports = if is_socket { rule.dialled } else { rule.target };
+                let each = rule.protocols.each().iter();
+                each.map(move |protocol| match protocol {
+                    Protocol::Tcp => (ports.first, ports.last, "tcp"),
+                    Protocol::Udp => (ports.first, ports.last, "udp"),
+                })
+            })
+            .collect();
+        Self {
+            open: ports
+                .iter()
+                .map(|&(first, last, name)| format!("{}/{name}", Ports { first, last }))
+                .collect(),
+            why: if is_socket {
+                "it sees the dialled ports"
+            } else {
+                "it sees the target ports"
+            },
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What is typed, checked against itself and against what exists.
+
+use thiserror::Error;
+
+use crate::config::engine::EngineChoice;
+use crate::config::settings::Settings;
+use crate::host::snapshot::Snapshot;
+use crate::rule::{Protocols, Rule};
+
+/// Why there can be no plan: what was typed is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum UsageError {
+    /// `--iface` names nothing that exists.
+    #[error("no interface `{name}`; there are: {}", .known.join(", "))]
+    UnknownInterface {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The engine `socket` cannot redirect UDP.
+    #[error(
+        "rule `{0}` has UDP, and the socket engine redirects TCP only; use --engine auto, or /tcp"
+    )]
+    SocketUdp(Rule),
+    /// `--allow-loopback-target` without the engine it is for.
+    #[error(
+        "--allow-loopback-target is for --engine socket; the other engines deliver to the address \
+         that was dialled, at which such a server does not listen"
+    )]
+    LoopbackTarget,
+}
+
+impl Snapshot {
+    /// Checks what was typed against itself and against what exists.
+    ///
+    /// # Errors
+    ///
+    /// [`UsageError`].
+    pub fn check(&self, settings: &Settings) -> Result<(), UsageError> {
+        let is_socket = settings.engine == EngineChoice::Socket;
+        let udp = |rule: &&Rule| rule.protocols != Protocols::Tcp;
+        if let Some(rule) = settings.rules.iter().find(udp).filter(|_| is_socket) {
+            return Err(UsageError::SocketUdp(rule.clone()));
+        }
+        if settings.allow_loopback_target && !is_socket {
+            return Err(UsageError::LoopbackTarget);
+        }
+        let known: Vec<_> = self.interfaces.values().map(|i| i.name.clone()).collect();
+        let is_exact = |name: &&String| !name.contains(['*', '?', '[']);
+        let in_rules = settings.rules.iter().flat_map(|rule| &rule.on);
+        let mut names = settings.iface.names.iter().chain(in_rules.filter(is_exact));
+        match names.find(|name| !known.contains(name)) {
+            Some(name) => Err(UsageError::UnknownInterface {
+                name: name.clone(),
+                known,
+            }),
+            None => Ok(()),
+        }
+    }
+}
