@@ -9,7 +9,8 @@ use portredir::rule::{self, Rule};
 use portredir::ruleset::compile::Table;
 use portredir::ruleset::history::History;
 use portredir::ruleset::shadow;
-use portredir::state::{Record, State};
+use portredir::state::State;
+use portredir::state::attachment::Attachment;
 
 /// A text is a rule whose own text is the same rule, or an error that points
 /// into it.
@@ -56,7 +57,7 @@ pub fn config(input: &[u8]) {
 /// What another process left is refused, or can be gone on with.
 pub fn state(input: &[u8]) {
     // Neither may panic; a record is of an interface.
-    let _ = Record::parse(input);
+    let _ = Attachment::parse(input);
     let Ok(state) = State::parse(input, "a directory") else {
         return;
     };

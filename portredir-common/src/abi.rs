@@ -606,6 +606,10 @@ impl Counter {
 }
 
 impl CounterKey {
+    /// The index of no interface: counters of interfaces that were removed, and
+    /// of all packets where the kernel does not name the interface.
+    pub const UNKNOWN_IFINDEX: u32 = 0;
+
     /// Its place in `HITS`.
     #[inline(always)]
     #[must_use]

@@ -104,13 +104,13 @@ pub enum Command {
     /// Keep what `up` left in step with interfaces and addresses.
     ///
     /// `up` starts it, and `status` says when it is missing.
-    #[command(hide = true)]
-    Follow,
+    #[command(hide = true, alias = "follow")]
+    Watch,
 }
 
 /// What every change can be asked for.
 #[derive(Args, Clone, Copy, Debug)]
-pub struct CareArgs {
+pub struct ChangeOptionArgs {
     /// Also do what may lock you out: take over SSH, DHCP, the Kubernetes API.
     #[arg(long)]
     pub force: bool,
@@ -124,9 +124,9 @@ pub struct CareArgs {
     pub dry_run: bool,
 }
 
-impl From<CareArgs> for ChangeOptions {
-    fn from(args: CareArgs) -> Self {
-        let CareArgs {
+impl From<ChangeOptionArgs> for ChangeOptions {
+    fn from(args: ChangeOptionArgs) -> Self {
+        let ChangeOptionArgs {
             force,
             confirm,
             dry_run,
@@ -148,13 +148,13 @@ pub struct UpArgs {
 
     /// How careful to be.
     #[command(flatten)]
-    pub care: CareArgs,
+    pub change: ChangeOptionArgs,
 
     /// Stay, and follow interfaces and addresses from here: for systemd.
     ///
     /// SIGHUP reads the files again; when this ends, the rest stays.
-    #[arg(long, conflicts_with = "dry_run")]
-    pub follow: bool,
+    #[arg(long = "follow", alias = "watch", conflicts_with = "dry_run")]
+    pub watch: bool,
 }
 
 /// `portredir down`.
@@ -183,7 +183,7 @@ pub struct ChangeArgs {
 
     /// How careful to be.
     #[command(flatten)]
-    pub care: CareArgs,
+    pub change: ChangeOptionArgs,
 }
 
 /// `portredir apply`.
@@ -195,7 +195,7 @@ pub struct ApplyArgs {
 
     /// How careful to be.
     #[command(flatten)]
-    pub care: CareArgs,
+    pub change: ChangeOptionArgs,
 }
 
 /// `portredir save`.
@@ -246,6 +246,21 @@ pub struct Run {
     /// Print counters as one JSON object per interval and one at the end.
     #[arg(long)]
     pub json: bool,
+
+    /// Allow rules for SSH, DHCP and Kubernetes API ports.
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl Run {
+    /// How carefully the run begins.
+    #[must_use]
+    pub fn change(&self) -> ChangeOptions {
+        ChangeOptions {
+            force: self.force,
+            ..ChangeOptions::default()
+        }
+    }
 }
 
 /// `portredir plan`.

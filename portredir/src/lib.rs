@@ -6,6 +6,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod controller;
+pub mod exit;
 pub mod host;
 pub mod ipc;
 pub mod loader;

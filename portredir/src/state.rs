@@ -4,26 +4,19 @@
 //! what it tells of. The rules are written for the generation that is not live;
 //! the switch to it makes rules and state valid in one step.
 
+pub mod attachment;
+pub mod store;
+
 use std::collections::HashSet;
-use std::io;
-use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData, MapError};
 use nix::time::{ClockId, clock_gettime};
-use portredir_common::abi::StateKey;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::config::engine::Engine;
-use crate::config::selection::SelectedBy;
 use crate::config::settings::Settings;
-use crate::loader::{Mode, live_generation};
-use crate::observe::report::InterfaceReport;
 use crate::rule::Rule;
 use crate::ruleset::history::History;
-use crate::sys::bpffs::{PinDir, PinError};
-use crate::sys::mmap::Mapped;
 
 /// Raised when maps or state change so that an older or newer program cannot
 /// work with them.
@@ -59,49 +52,13 @@ pub struct Pending {
     pub before: Option<Settings>,
 }
 
-/// How one interface is attached.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// As it is shown.
-    pub report: InterfaceReport,
-    /// How it was selected.
-    pub selected: SelectedBy,
-    /// How its connections are redirected.
-    pub engine: Engine,
-    /// Whether only what goes out passes here.
-    pub is_egress_only: bool,
-    /// What was attached.
-    pub mode: Mode,
-    /// Offloads to switch on again.
-    pub restore: Vec<String>,
-    /// Whether the clsact qdisc is ours.
-    pub is_clsact_ours: bool,
-}
-
-/// What is pinned in a directory.
-#[derive(Clone, Debug)]
-pub enum Found {
-    /// Nothing.
-    Nothing,
-    /// A state that is valid.
-    Live(Box<State>),
-    /// What somebody left who was killed before anything became valid.
-    Unfinished,
-}
-
 /// Why a state cannot be used.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// The pins may not be read.
-    #[error(
-        "not permitted: run it with sudo, or, where `portredir follow` runs, as a member of the \
-         group `portredir`"
-    )]
-    NotPermitted(#[source] io::Error),
     /// Another version's.
     #[error(
-        "what is attached is of portredir {version}, with layout {layout}, and this is {} with \
-         layout {LAYOUT}; use that version, or: portredir down --force",
+        "the attached programs belong to portredir {version} (state layout {layout}), but this is {} \
+         (state layout {LAYOUT}); use that version, or remove everything: portredir down --force",
         env!("CARGO_PKG_VERSION")
     )]
     Layout {
@@ -111,72 +68,8 @@ pub enum StateError {
         layout: u32,
     },
     /// Not a state.
-    #[error("the state in {0} is damaged; to remove it: portredir down --force")]
+    #[error("the state in {0} is corrupt; remove it with: portredir down --force")]
     Damaged(String),
-    /// A pin could not be read.
-    #[error("read {0}")]
-    Read(String, #[source] MapError),
-    /// The directory could not be read.
-    #[error(transparent)]
-    Dir(#[from] PinError),
-}
-
-/// Reads what is pinned.
-///
-/// # Errors
-///
-/// [`StateError`].
-pub fn find(pins: &PinDir) -> Result<Found, StateError> {
-    match pins.exists() {
-        Ok(true) => {}
-        Ok(false) => return Ok(Found::Nothing),
-        Err(PinError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(StateError::NotPermitted(source));
-        }
-        Err(error) => return Err(error.into()),
-    }
-    let (Some(state), Some(hot)) = (open(pins, "STATE")?, open(pins, "HOT")?) else {
-        return Ok(Found::Unfinished);
-    };
-    let state = Map::HashMap(state);
-    let read = |error| StateError::Read(pins.dir().display().to_string(), error);
-    let hot = Mapped::new(hot.fd().as_fd(), 1).map_err(|error| read(MapError::IoError(error)))?;
-    let generation = live_generation(&hot);
-    let Some(text) = Store::of(&state).map_err(read)?.read(generation) else {
-        return Ok(Found::Unfinished);
-    };
-    let state = State::parse(&text, &pins.dir().display().to_string())?;
-    Ok(Found::Live(Box::new(state)))
-}
-
-impl Record {
-    /// Reads what was written; `None` when it is damaged.
-    #[must_use]
-    pub fn parse(text: &[u8]) -> Option<Self> {
-        serde_json::from_slice(text).ok()
-    }
-}
-
-/// What is known of interfaces; those whose record is damaged are not.
-#[must_use]
-pub fn records(pins: &PinDir) -> Vec<Record> {
-    let Ok(Some(state)) = open(pins, "STATE") else {
-        return Vec::new();
-    };
-    Store::of(&Map::HashMap(state)).map_or_else(|_| Vec::new(), |store| store.records())
-}
-
-fn open(pins: &PinDir, name: &str) -> Result<Option<MapData>, StateError> {
-    let path = pins.path(name);
-    match MapData::from_pin(&path) {
-        Ok(map) => Ok(Some(map)),
-        Err(MapError::SyscallError(error)) => match error.io_error.kind() {
-            io::ErrorKind::NotFound => Ok(None),
-            io::ErrorKind::PermissionDenied => Err(StateError::NotPermitted(error.io_error)),
-            _ => Err(StateError::Read(path.display().to_string(), error.into())),
-        },
-        Err(error) => Err(StateError::Read(path.display().to_string(), error)),
-    }
 }
 
 /// `CLOCK_BOOTTIME` in milliseconds.
@@ -281,109 +174,6 @@ impl State {
             is_ending: false,
             pending: None,
             ..Self::empty(Settings::default())
-        }
-    }
-}
-
-/// The first document of an interface; before it are those of generations.
-const INTERFACES: u32 = 1 << 31;
-
-const CHUNK: usize = 1024;
-
-/// The map with the documents.
-pub struct Store<M>(HashMap<M, StateKey, [u8; CHUNK]>);
-
-impl<'a> Store<&'a MapData> {
-    /// To read.
-    ///
-    /// # Errors
-    ///
-    /// When it is another kind of map.
-    pub fn of(map: &'a Map) -> Result<Self, MapError> {
-        HashMap::try_from(map).map(Self)
-    }
-
-    /// What is known of interfaces.
-    pub fn records(&self) -> Vec<Record> {
-        let keys = self.0.keys().filter_map(Result::ok);
-        keys.filter(|key| key.document >= INTERFACES && key.chunk == 0)
-            .filter_map(|key| Record::parse(&self.read(key.document)?))
-            .collect()
-    }
-
-    fn read(&self, document: u32) -> Option<Vec<u8>> {
-        let mut text = Vec::new();
-        for chunk in 0.. {
-            let Ok(bytes) = self.0.get(&StateKey { document, chunk }, 0) else {
-                break;
-            };
-            text.extend(bytes);
-        }
-        let end = text.iter().rposition(|&byte| byte != 0)?;
-        text.truncate(end + 1);
-        Some(text)
-    }
-}
-
-impl<'a> Store<&'a mut MapData> {
-    /// To write.
-    ///
-    /// # Errors
-    ///
-    /// When it is another kind of map.
-    pub fn of_mut(map: &'a mut Map) -> Result<Self, MapError> {
-        HashMap::try_from(map).map(Self)
-    }
-
-    /// Writes the state of a generation that is not live.
-    ///
-    /// # Errors
-    ///
-    /// When the map is full.
-    pub fn set_state(&mut self, generation: u32, state: &State) -> Result<(), MapError> {
-        self.write(generation, state)
-    }
-
-    /// Writes what is known of an interface.
-    ///
-    /// # Errors
-    ///
-    /// When the map is full.
-    pub fn set_record(&mut self, record: &Record) -> Result<(), MapError> {
-        self.write(INTERFACES | record.report.ifindex, record)
-    }
-
-    /// Forgets an interface.
-    pub fn remove_record(&mut self, index: u32) {
-        self.cut(INTERFACES | index, 0);
-    }
-
-    /// In one step where it fits into one element. Where not, what a reader finds
-    /// half-way is no document: the first element comes last.
-    fn write(&mut self, document: u32, value: &impl Serialize) -> Result<(), MapError> {
-        let text = serde_json::to_vec(value).expect("state is JSON");
-        let chunks: Vec<_> = (0..).zip(text.chunks(CHUNK)).collect();
-        if chunks.len() > 1 {
-            self.cut(document, 0);
-        }
-        for (chunk, text) in chunks.into_iter().rev() {
-            let mut bytes = [0; CHUNK];
-            bytes[..text.len()].copy_from_slice(text);
-            self.0.insert(StateKey { document, chunk }, bytes, 0)?;
-        }
-        self.cut(
-            document,
-            u32::try_from(text.len().div_ceil(CHUNK)).expect("a small document"),
-        );
-        Ok(())
-    }
-
-    /// Removes a document from an element on.
-    fn cut(&mut self, document: u32, first: u32) {
-        for chunk in first.. {
-            if self.0.remove(&StateKey { document, chunk }).is_err() {
-                break;
-            }
         }
     }
 }

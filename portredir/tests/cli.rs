@@ -232,7 +232,7 @@ fn files_in_the_documents_are_right() {
         std::fs::write(&path, text).expect("a file");
         let output = check_file(&path);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(said, format!("{rules} rules are right\n"), "{output:?}");
+        assert_eq!(said, format!("OK: {rules} rules\n"), "{output:?}");
     }
     // Each key, option and variable of the table is one.
     let help = portredir(&["up", "--help"]);

@@ -1,4 +1,4 @@
-//! Cargo, as the one who started us runs it: never as root.
+//! Running cargo as the user who started this program, never as root.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,18 +9,19 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::{process, root};
+use crate::process;
+use crate::root::root;
 
 /// A program that cargo built.
 pub struct Program {
     pub path: PathBuf,
-    /// The folder of its package, where cargo would run its tests.
+    /// The folder of the package, where cargo would run the tests.
     pub package: PathBuf,
-    /// The name of its target.
+    /// The name of the cargo target.
     pub name: String,
     /// `bin`, `lib` or `test`.
     pub kind: String,
-    /// Whether it is made of the target's tests, not the target itself.
+    /// Whether the program is the test program of the target.
     pub is_test: bool,
 }
 
@@ -44,20 +45,20 @@ struct Profile {
     test: bool,
 }
 
-/// The cargo that runs us, in the workspace.
+/// A command of the cargo that runs this program, in the workspace.
 pub fn cargo(args: &[&str]) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(args).current_dir(root());
     cargo
 }
 
-/// Builds, and asks cargo where the programs are: that depends on the profile,
-/// on the environment and on the user's configuration.
+/// Builds, and returns the programs. Cargo names their paths, which depend on the
+/// profile, the environment and the user's configuration.
 pub fn build(args: &[&str]) -> Result<Vec<Program>> {
     programs(cargo(args))
 }
 
-/// What a command of cargo that builds has built.
+/// Runs a cargo command that builds, and returns the programs it built.
 pub fn programs(mut cargo: Command) -> Result<Vec<Program>> {
     cargo.arg("--message-format=json-render-diagnostics");
     eprintln!("$ {}", process::line(&cargo));
@@ -86,7 +87,8 @@ fn program(message: Message) -> Option<Program> {
     })
 }
 
-/// Builds portredir and becomes it, so that Ctrl-C reaches it and nobody else.
+/// Builds portredir and replaces this process by it, so that Ctrl-C reaches
+/// portredir alone.
 pub fn run(args: &[OsString]) -> Result<()> {
     let programs = build(&["build", "--release", "-p", "portredir", "--bin=portredir"])?;
     let program = programs.first().context("find portredir after its build")?;

@@ -1,6 +1,8 @@
-//! The committed object: compiled here, embedded by portredir. Beside it lies
-//! a record of what made it. The same sources and toolchain give the same
-//! bytes in any folder, so that anybody can check the committed ones.
+//! The committed eBPF object, which portredir embeds.
+//!
+//! A record beside the object names the sources and the toolchain it was built
+//! from. Equal sources and an equal toolchain give equal bytes in any folder, so
+//! anybody can check the committed object.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,10 +14,12 @@ use object::elf::SHT_STRTAB;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::root::root;
 use crate::toolchain::{BPF_LINKER, Toolchain, target_dir};
-use crate::{process, root, sources, stack};
+use crate::{process, sources, stack};
 
-/// What made the object, in `portredir.bpf.json`.
+/// The content of `portredir.bpf.json`: the sources and the toolchain of the
+/// object.
 #[derive(Serialize, Deserialize)]
 struct Record {
     sources_sha256: String,
@@ -69,7 +73,7 @@ pub fn check() -> Result<()> {
     );
     ensure!(
         old.object_sha256 == sha256(&old_object),
-        "portredir.bpf.o is not the object that portredir.bpf.json tells of: \
+        "portredir.bpf.o is not the object that portredir.bpf.json describes: \
          run cargo xtask build-ebpf"
     );
     if old.toolchain() != new.toolchain() {
@@ -83,12 +87,12 @@ pub fn check() -> Result<()> {
         let path = target_dir().join("portredir.bpf.o");
         fs::write(&path, object).context("write the object for comparison")?;
         bail!(
-            "portredir.bpf.o is not what its sources and {} give, which is in {}",
+            "portredir.bpf.o differs from what its sources and {} give; compare {}",
             new.toolchain(),
             path.display()
         );
     } else {
-        println!("portredir.bpf.o is what its sources give, byte for byte");
+        println!("portredir.bpf.o equals what its sources give, byte for byte");
     }
     Ok(())
 }
@@ -99,8 +103,8 @@ fn compile() -> Result<(Vec<u8>, Record)> {
         .context("no bpf-linker on PATH or in cargo's bin folder: run cargo xtask setup --ebpf")?;
     let linker_version = process::output(Command::new(&linker).arg("--version"))?;
     let linker_version = linker_version.trim_start_matches("bpf-linker ").to_owned();
-    // Before the build: a file that changes while it runs makes the object
-    // stale, not the other way round.
+    // The hash is taken before the build: a file that changes during the build
+    // then makes the object stale.
     let sources_sha256 = sources::sha256()?;
 
     let mut cargo = Command::new(toolchain.program("cargo"));
@@ -127,8 +131,8 @@ fn compile() -> Result<(Vec<u8>, Record)> {
     Ok((object, record))
 }
 
-/// Removes DWARF, which is five times the rest and which no loader reads.
-/// BTF stays. In Rust, because each LLVM's objcopy lies in another place.
+/// Removes DWARF, which no loader reads and which is five times as large as the
+/// rest. BTF stays. `objcopy` would do, but each LLVM has it in another place.
 fn strip(object: &[u8]) -> Result<Vec<u8>> {
     let mut elf = Builder::read(object).context("parse the linker's object")?;
     for section in &mut elf.sections {
@@ -136,8 +140,8 @@ fn strip(object: &[u8]) -> Result<Vec<u8>> {
             section.name.starts_with(b".debug_") || section.name.starts_with(b".rel.debug_");
     }
     elf.delete_orphans();
-    // LLVM keeps the sections' names with the symbols' names; this crate does
-    // not.
+    // LLVM keeps the names of sections in one table with those of symbols; the
+    // object crate wants a table for each.
     let names = elf.sections.add();
     names.name = b".shstrtab"[..].into();
     names.sh_type = SHT_STRTAB;

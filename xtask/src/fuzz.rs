@@ -1,5 +1,5 @@
-//! Fuzzing: random input, guided by what of the code it reaches. The corpus that
-//! is committed is replayed by the tests, without any of this.
+//! Fuzzing: random input, guided by the code that the input reaches. The tests
+//! replay the committed corpus and need nothing of this.
 
 use std::process::Command;
 use std::{env, fs};
@@ -7,18 +7,19 @@ use std::{env, fs};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use crate::{process, root};
+use crate::process;
+use crate::root::root;
 
-/// What is fed; each is a program in fuzz/fuzz_targets.
+/// A fuzz target. Each one is a program in fuzz/fuzz_targets.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Target {
-    /// Texts of rules.
+    /// The parser of rules.
     Rule,
-    /// Files with settings.
+    /// The parser of configuration files.
     Config,
-    /// What a process left behind for the next.
+    /// The reader of the state that an earlier process pinned.
     State,
-    /// Packets across a host.
+    /// The datapath, with packets across a host.
     Packet,
 }
 
@@ -33,7 +34,7 @@ impl Target {
     }
 }
 
-/// Runs one target, or all; fails at the first finding.
+/// Runs one target, or all of them, and fails at the first finding.
 pub fn fuzz(target: Option<Target>, seconds: u32) -> Result<()> {
     ensure!(
         process::find("cargo-fuzz").is_some(),
@@ -45,16 +46,15 @@ pub fn fuzz(target: Option<Target>, seconds: u32) -> Result<()> {
     );
     let all = Target::value_variants();
     for &target in target.as_ref().map_or(all, std::slice::from_ref) {
-        // What is found goes to the first folder; what is worth committing is
-        // for a person to choose.
+        // New inputs go to the first folder. A person chooses which of them are
+        // worth committing.
         let found = root().join("fuzz/target/corpus").join(target.name());
         let corpus = root().join("fuzz/corpus").join(target.name());
         fs::create_dir_all(&found).context("make a folder for findings")?;
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
-        // Safe Rust has nothing for a sanitizer to find. That it is off, and
-        // the coverage, are unstable options, which a release takes only when
-        // told so.
+        // A sanitizer finds nothing in safe Rust. Turning it off is an unstable
+        // option, which a stable compiler takes only with RUSTC_BOOTSTRAP.
         command
             .args(["fuzz", "run", "--sanitizer=none", "--features=fuzzer"])
             .arg(target.name())

@@ -1,5 +1,5 @@
-//! `cargo xtask`: what developers and CI run. Nothing here is needed to build
-//! or to install portredir.
+//! `cargo xtask`: the tasks of developers and CI. Building and installing
+//! portredir needs none of them.
 
 mod cargo;
 mod ebpf;
@@ -8,6 +8,7 @@ mod lint;
 mod mutants;
 mod process;
 mod report;
+mod root;
 mod setup;
 mod sources;
 mod stack;
@@ -16,11 +17,13 @@ mod toolchain;
 mod vm;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+
+use self::lint::Detail;
+use self::setup::Missing;
 
 /// Tasks around the portredir workspace.
 #[derive(Parser)]
@@ -32,62 +35,87 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Build portredir and run it, through sudo when not root.
+    /// Build portredir and run it, through sudo unless started by root.
     Run {
-        /// Arguments of portredir, as in `-- --iface all 80:8080`.
+        /// Arguments of portredir, for example `-- --iface all 80:8080`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Run the tests and count them; root's tests through sudo when not root.
+    /// Run the tests and count them; tests that need root run through sudo.
     Test {
-        /// What to run; everything when none is named.
+        /// Tiers of tests to run; all of them when none is named.
         tiers: Vec<test::Tier>,
         #[command(flatten)]
         options: test::Options,
     },
-    /// Check formatting, lints and docs; a warning is an error.
-    Lint,
-    /// Install the programs that the tests call, where they are missing.
-    Setup {
-        /// What `build-ebpf` needs, instead of what the tests need.
+    /// Check formatting, lints, docs, who imports whom, and the sizes of files and
+    /// functions; a warning is an error.
+    Lint {
+        /// Also print every exception and every place that is counted.
         #[arg(long)]
-        ebpf: bool,
-        /// What `bench` compares with, instead; Debian starts nginx and haproxy as
-        /// services when it installs them.
-        #[arg(long, conflicts_with = "ebpf")]
-        bench: bool,
-        /// What `test --kernel` needs, instead.
-        #[arg(long, conflicts_with_all = ["ebpf", "bench"])]
-        kernel: bool,
-        /// Only tell what is missing.
-        #[arg(long)]
-        check: bool,
+        list: bool,
     },
+    /// Install missing programs that the tests call.
+    Setup(SetupOptions),
     /// Compile the datapath into the object that portredir embeds.
     BuildEbpf {
-        /// Write nothing: fail when the committed object is not what the
+        /// Write nothing: fail when the committed object differs from what the
         /// sources give.
         #[arg(long)]
         check: bool,
     },
-    /// Feed random input to what reads rules, files, what a process left, and to
-    /// the datapath.
+    /// Feed random input to the parsers of rules, configuration and saved state, and
+    /// to the datapath.
     Fuzz {
-        /// Which; all, one after another, when none is named.
+        /// The fuzz target; all of them, one after another, when none is named.
         target: Option<fuzz::Target>,
-        /// How long each.
+        /// Seconds for each target.
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
         seconds: u32,
     },
-    /// Put defects into a copy of the datapath, one at a time, and see that the
-    /// tests find them.
+    /// Put defects into a copy of the datapath, one at a time, and check that the
+    /// tests find each of them.
     Mutants,
     /// Build portredir and run `portredir bench` as root.
     Bench {
-        /// Arguments of `portredir bench`, as in `-- --full --html report.html`.
+        /// Arguments of `portredir bench`, for example `-- --full --html report.html`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+}
+
+/// The programs to install.
+#[derive(Args)]
+struct SetupOptions {
+    /// Install the tools of `build-ebpf` instead.
+    #[arg(long)]
+    ebpf: bool,
+    /// Install the programs that `bench` compares with instead; Debian starts
+    /// nginx and haproxy as services when they are installed.
+    #[arg(long, conflicts_with = "ebpf")]
+    bench: bool,
+    /// Install the tools of `test --kernel` instead.
+    #[arg(long, conflicts_with_all = ["ebpf", "bench"])]
+    kernel: bool,
+    /// Install nothing: fail when something is missing, and name it.
+    #[arg(long)]
+    check: bool,
+}
+
+impl SetupOptions {
+    fn run(&self) -> Result<()> {
+        let missing = if self.check {
+            Missing::Report
+        } else {
+            Missing::Install
+        };
+        match self {
+            Self { ebpf: true, .. } => setup::ebpf_tools(missing),
+            Self { bench: true, .. } => setup::bench_tools(missing),
+            Self { kernel: true, .. } => setup::kernel_tools(missing),
+            _ => setup::test_tools(missing),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -104,19 +132,9 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Run { args } => cargo::run(&args)?,
         Task::Test { tiers, options } => return test::test(&tiers, &options),
-        Task::Lint => lint::lint()?,
-        Task::Setup {
-            ebpf: true, check, ..
-        } => setup::ebpf_tools(check)?,
-        Task::Setup {
-            bench: true, check, ..
-        } => setup::bench_tools(check)?,
-        Task::Setup {
-            kernel: true,
-            check,
-            ..
-        } => setup::kernel_tools(check)?,
-        Task::Setup { check, .. } => setup::test_tools(check)?,
+        Task::Lint { list: false } => lint::lint(Detail::Summary)?,
+        Task::Lint { list: true } => lint::lint(Detail::Everything)?,
+        Task::Setup(options) => options.run()?,
         Task::BuildEbpf { check: false } => ebpf::build()?,
         Task::BuildEbpf { check: true } => ebpf::check()?,
         Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds)?,
@@ -124,12 +142,4 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench { args } => cargo::run(&[vec!["bench".into()], args].concat())?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The workspace's folder.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask is a folder of the workspace")
-        .to_owned()
 }

@@ -11,12 +11,13 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::cargo::{self, cargo};
-use crate::{process, root};
+use crate::process;
+use crate::root::root;
 
-/// The defects.
+/// The list of defects.
 const LIST: &str = "portredir/tests/mutants.toml";
 
-/// What the tests are made of.
+/// The files and folders that the tests are built from.
 const SOURCES: [&str; 8] = [
     "Cargo.toml",
     "Cargo.lock",
@@ -28,8 +29,8 @@ const SOURCES: [&str; 8] = [
     "xtask",
 ];
 
-/// Not among them: cargo would put a program with a defect where people look
-/// for the one without.
+/// The program is not built in the copy: cargo would put a program with a defect
+/// into the workspace's target folder.
 const PROGRAM: &str = "portredir/src/main.rs";
 
 /// Defects are found within the first few thousand packets.
@@ -45,14 +46,14 @@ struct List {
 struct Mutant {
     name: String,
     file: PathBuf,
-    /// What stands in the file, once.
+    /// A text that occurs in the file exactly once.
     find: String,
     replace: String,
     /// The tests of `tests/host.rs` that fail with it.
     caught_by: Vec<String>,
 }
 
-/// Fails when a test does not fail that should, or does that should not.
+/// Fails when a named test passes in spite of its defect, or fails without one.
 pub fn mutants() -> Result<()> {
     let text = fs::read_to_string(root().join(LIST)).with_context(|| format!("read {LIST}"))?;
     let List { mutant: mutants } = toml::from_str(&text).with_context(|| LIST.to_owned())?;
@@ -77,7 +78,7 @@ pub fn mutants() -> Result<()> {
         let whole = fs::read_to_string(&file).with_context(|| mutant.file.display().to_string())?;
         fs::write(&file, mutant.of(&whole)?)?;
         let program = build(&sources).with_context(|| mutant.name.clone());
-        // The next one begins with what is right.
+        // The next defect starts from the original.
         fs::write(&file, whole)?;
         let program = program?;
         for test in &mutant.caught_by {
@@ -113,8 +114,8 @@ impl Mutant {
     }
 }
 
-/// Makes a copy the same again. Files that are keep their times, so that cargo
-/// does not compile them again.
+/// Updates a copy. Unchanged files keep their times, so that cargo does not
+/// compile them again.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     if from.is_file() {
         let content = fs::read(from).with_context(|| format!("read {}", from.display()))?;
@@ -146,8 +147,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the tests on the host, in the copy. What does not change is shared
-/// with the workspace.
+/// Builds the host tests in the copy. Dependencies are shared with the
+/// workspace.
 fn build(sources: &Path) -> Result<PathBuf> {
     let mut command = cargo(&[
         "test",
@@ -161,14 +162,14 @@ fn build(sources: &Path) -> Result<PathBuf> {
     command
         .current_dir(sources)
         .env("CARGO_TARGET_DIR", root().join("target"))
-        // Compiling takes longer than running.
+        // Compiling takes longer than running the tests.
         .env("CARGO_PROFILE_TEST_OPT_LEVEL", "0");
     let mut programs = cargo::programs(command)?.into_iter();
     let tests = programs.find(|program| program.kind == "test" && program.name == "host");
     Ok(tests.context("cargo built no tests")?.path)
 }
 
-/// Whether a test passes; it is an error when there is none of this name.
+/// Whether a test passes. A test that does not exist is an error.
 fn passes(program: &Path, test: &str) -> Result<bool> {
     let mut command = Command::new(program);
     command
@@ -187,4 +188,22 @@ fn passes(program: &Path, test: &str) -> Result<bool> {
         "there is no test {test}:\n{text}"
     );
     Ok(output.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_defect_fits_its_file() {
+        let text = fs::read_to_string(root().join(LIST)).expect("the list of defects");
+        let List { mutant: mutants } = toml::from_str(&text).expect("a list of defects");
+        for mutant in mutants {
+            let file = root().join(&mutant.file);
+            let whole = fs::read_to_string(&file).unwrap_or_else(|error| {
+                panic!("{}: {}: {error}", mutant.name, mutant.file.display())
+            });
+            mutant.of(&whole).expect("a place for the defect");
+        }
+    }
 }

@@ -17,7 +17,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What a command prints, without the last newline.
+/// Runs a command and returns its output without the last newline.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stderr(Stdio::inherit())
@@ -33,7 +33,7 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-/// A command as one would type it.
+/// The text of a command as a user would type it.
 pub fn line(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let words = program.file_name().into_iter().chain(command.get_args());
@@ -41,9 +41,9 @@ pub fn line(command: &Command) -> String {
     words.join(" ")
 }
 
-/// `program`, to be run as root.
+/// A command that runs `program` as root.
 pub fn as_root(program: impl AsRef<OsStr>) -> Command {
-    // The owner of /proc/self is the effective user.
+    // /proc/self belongs to the effective user.
     if fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0) {
         return Command::new(program);
     }
@@ -52,8 +52,8 @@ pub fn as_root(program: impl AsRef<OsStr>) -> Command {
     sudo
 }
 
-/// Where a program is. Looks where root would look too: a user's PATH often
-/// lacks the sbin folders, and the tests that need them run as root.
+/// The path of a program. The sbin folders are searched too: a user's PATH often
+/// lacks them, and the tests that need them run as root.
 pub fn find(program: impl AsRef<Path>) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain([
@@ -68,7 +68,7 @@ pub fn find(program: impl AsRef<Path>) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// Where cargo keeps downloaded sources and installed programs.
+/// The folder where cargo keeps downloaded sources and installed programs.
 pub fn cargo_home() -> PathBuf {
     let default = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo");
     env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from)

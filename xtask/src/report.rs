@@ -1,9 +1,9 @@
-//! What test programs print, read back. The harness of rustc and libtest-mimic
-//! print nearly the same.
+//! A reader of what test programs print. The output of rustc's harness and of
+//! libtest-mimic is nearly the same.
 
 use std::fmt;
 
-/// How many tests went how, and which ones did not pass.
+/// The numbers of tests by outcome, and the tests that did not pass.
 #[derive(Default, Debug, PartialEq)]
 pub struct Counts {
     pub passed: u32,
@@ -16,8 +16,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Takes in a line, and tells whether it is the one that ends a program's
-    /// tests.
+    /// Reads a line, and returns whether this line ends the tests of a program.
     pub fn read(&mut self, line: &str) -> bool {
         if let Some(result) = line.strip_prefix("test result: ") {
             for part in result.split(['.', ';']) {
@@ -55,7 +54,8 @@ impl Counts {
     }
 }
 
-/// rustc's harness writes `, reason`, libtest-mimic ` (reason)`.
+/// The reason of a skipped test: rustc's harness writes `, reason`, libtest-mimic
+/// ` (reason)`.
 fn trim_reason(reason: &str) -> &str {
     let in_brackets = reason.strip_prefix(" (").and_then(|r| r.strip_suffix(')'));
     let reason = in_brackets.or(reason.strip_prefix(", ")).unwrap_or(reason);

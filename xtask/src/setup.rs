@@ -1,10 +1,21 @@
-//! Programs that the tests or the eBPF build call, installed where missing.
-//! Looks for programs, not for packages: any distribution may provide them.
+//! Installation of the programs that the tests and the eBPF build call.
+//!
+//! The search is for programs, not for packages: any distribution may provide
+//! them.
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::toolchain::{BPF_LINKER, Toolchain};
 use crate::{cargo, process};
+
+/// The way to deal with a missing program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// Install the Debian package.
+    Install,
+    /// Name the program in an error.
+    Report,
+}
 
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
@@ -33,7 +44,7 @@ const TEST_TOOLS: [Tool; 21] = [
     ("wg", "wireguard-tools"),
 ];
 
-/// What `portredir bench` compares with, and what starts it.
+/// The programs that `portredir bench` compares with and starts them with.
 const BENCH_TOOLS: [Tool; 10] = [
     ("chrt", "util-linux"),
     ("haproxy", "haproxy"),
@@ -50,15 +61,20 @@ const BENCH_TOOLS: [Tool; 10] = [
     ("socat", "socat"),
 ];
 
-/// What boots other kernels, and gets them: Debian's packages.
-const KERNEL_TOOLS: [Tool; 6] = [
+/// The programs that download Debian's kernel packages and boot them.
+const KERNEL_TOOLS: [Tool; 8] = [
     ("apt-get", "apt"),
-    // Without libraries, which the guest has only later.
+    // Static: the guest has no libraries at first.
     ("/bin/busybox", "busybox-static"),
     ("depmod", "kmod"),
     ("dpkg-deb", "dpkg"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("timeout", "coreutils"),
+    (
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+    ("xz", "xz-utils"),
 ];
 
 const DEBIAN_TOOLCHAIN: [Tool; 4] = [
@@ -68,38 +84,38 @@ const DEBIAN_TOOLCHAIN: [Tool; 4] = [
     ("/usr/lib/rustlib/src/rust/library/core", "rust-web-src"),
 ];
 
-/// Installs what the tests call, or with `check` only tells.
-pub fn test_tools(check: bool) -> Result<()> {
-    provide(&missing(&TEST_TOOLS), check)
+/// Provides the programs that the tests call.
+pub fn test_tools(missing_tools: Missing) -> Result<()> {
+    provide(&missing(&TEST_TOOLS), missing_tools)
 }
 
-/// Installs what the benchmark compares with, or with `check` only tells.
-pub fn bench_tools(check: bool) -> Result<()> {
-    provide(&missing(&BENCH_TOOLS), check)
+/// Provides the programs that the benchmark compares with.
+pub fn bench_tools(missing_tools: Missing) -> Result<()> {
+    provide(&missing(&BENCH_TOOLS), missing_tools)
 }
 
-/// Installs what boots other kernels, or with `check` only tells.
-pub fn kernel_tools(check: bool) -> Result<()> {
-    provide(&missing(&KERNEL_TOOLS), check)
+/// Provides the programs that boot other kernels.
+pub fn kernel_tools(missing_tools: Missing) -> Result<()> {
+    provide(&missing(&KERNEL_TOOLS), missing_tools)
 }
 
-/// Installs what `build-ebpf` needs, or with `check` only tells.
-pub fn ebpf_tools(check: bool) -> Result<()> {
+/// Provides the toolchain that `build-ebpf` needs.
+pub fn ebpf_tools(missing_tools: Missing) -> Result<()> {
     let is_debians = |found: Toolchain| found.program("rustc").starts_with("/usr/bin");
     if Toolchain::find().map_or(true, is_debians) {
-        provide(&missing(&DEBIAN_TOOLCHAIN), check)?;
+        provide(&missing(&DEBIAN_TOOLCHAIN), missing_tools)?;
     }
     if process::find("bpf-linker").is_some() {
         return Ok(());
     }
-    if check {
+    if missing_tools == Missing::Report {
         bail!("missing: bpf-linker");
     }
     install_linker(&Toolchain::find()?.llvm)
 }
 
-/// Compiles the linker for the LLVM of the compiler: an older one could not
-/// read what the compiler writes.
+/// Compiles the linker with the LLVM version of the compiler: an older LLVM could
+/// not read what the compiler writes.
 fn install_linker(llvm: &str) -> Result<()> {
     let packages = [
         format!("llvm-{llvm}-dev"),
@@ -115,7 +131,7 @@ fn install_linker(llvm: &str) -> Result<()> {
     install
         .args(["--version", BPF_LINKER, "--no-default-features"])
         .args(["--features", &format!("llvm-{llvm}")]);
-    // Without these its build takes the default LLVM, of whatever version.
+    // Without these variables the build takes the default LLVM of any version.
     let prefix = format!("/usr/lib/llvm-{llvm}");
     install
         .env("LLVM_PREFIX", &prefix)
@@ -130,12 +146,12 @@ fn missing(tools: &[Tool]) -> Vec<Tool> {
     tools.iter().filter(is_missing).copied().collect()
 }
 
-/// Installs the tools' packages, or names the tools in an error.
-fn provide(tools: &[Tool], check: bool) -> Result<()> {
+/// Installs the packages of missing tools, or names the tools in an error.
+fn provide(tools: &[Tool], missing_tools: Missing) -> Result<()> {
     if tools.is_empty() {
         return Ok(());
     }
-    if !check && process::find("apt-get").is_some() {
+    if missing_tools == Missing::Install && process::find("apt-get").is_some() {
         let mut packages: Vec<_> = tools.iter().map(|(_, package)| *package).collect();
         packages.sort_unstable();
         packages.dedup();
@@ -157,7 +173,8 @@ fn apt_install(packages: &[&str]) -> Result<()> {
         command.args(["-o", "Dpkg::Use-Pty=0"]);
         command
     };
-    // One dead source among many must not stop us; the next step tells.
+    // One unreachable package source must not end the installation. A package
+    // that is then not found fails in the next step.
     if let Err(error) = process::run(apt_get().arg("update")) {
         eprintln!("warning: {error:#}");
     }

@@ -1,5 +1,7 @@
-//! What the object is made from, as one hash. It lets a plain `cargo test`,
-//! which cannot compile eBPF, tell that the committed object is stale.
+//! One hash over everything that the eBPF object is built from.
+//!
+//! A plain `cargo test` cannot compile eBPF. By this hash it still finds out that
+//! the committed object is stale.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use crate::root;
+use crate::root::root;
 
 /// The hash of every file and version that decides the object, in hex.
 pub fn sha256() -> Result<String> {
@@ -26,7 +28,7 @@ pub fn sha256() -> Result<String> {
     let mut hash = Sha256::new();
     for (name, content) in parts {
         for text in [name, content] {
-            // Lengths, so that text cannot move from one part to the next.
+            // The length keeps text from moving unnoticed to the next part.
             hash.update(u64::try_from(text.len())?.to_le_bytes());
             hash.update(text);
         }
@@ -43,7 +45,8 @@ fn read(root: &Path, name: &str) -> Result<String> {
     fs::read_to_string(root.join(name)).with_context(|| format!("read {name}"))
 }
 
-/// Adds the Rust files of a folder, and not what an editor leaves there.
+/// Adds the Rust files below a folder. Other files, as an editor leaves them, do
+/// not count.
 fn collect(root: &Path, folder: &str, parts: &mut Vec<(String, String)>) -> Result<()> {
     for entry in fs::read_dir(root.join(folder)).with_context(|| format!("read {folder}"))? {
         let entry = entry?;
@@ -58,7 +61,7 @@ fn collect(root: &Path, folder: &str, parts: &mut Vec<(String, String)>) -> Resu
     Ok(())
 }
 
-/// What Cargo.lock says of the crates that the kernel side is built with.
+/// The part of Cargo.lock about the crates that the kernel side is built with.
 fn versions(lock: &str) -> String {
     let is_ours = |package: &&str| {
         ["aya-ebpf", "aya-log"]

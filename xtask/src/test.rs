@@ -1,5 +1,5 @@
-//! The tests by tier. The tests are built and, where that does, run by the one
-//! who started us; only those that change the network run as root.
+//! The tests by tier. The user who started this program builds all of them and
+//! runs those that need no root; only tests that change the network run as root.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -10,20 +10,21 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::cargo::{self, Program};
+use crate::process;
 use crate::report::Counts;
+use crate::setup::{self, Missing};
 use crate::vm::Vm;
-use crate::{process, setup};
 
 /// A group of tests that need the same things.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum Tier {
-    /// The crates' own tests and the datapath without a kernel; no root.
+    /// The unit tests of the crates, and the datapath without a kernel; no root.
     Unit,
-    /// Help, exit codes and output of the program; no root.
+    /// The help, exit codes and output of the program; no root.
     Cli,
     /// One packet through the programs in the kernel; root.
     ProgRun,
-    /// Hosts that talk through portredir, in network namespaces; root.
+    /// Connections through portredir, in network namespaces; root.
     Netns,
 }
 
@@ -61,8 +62,8 @@ impl Tier {
 
     fn args(self) -> &'static [&'static str] {
         match self {
-            // They wait for each other's timers more than for a CPU, but each
-            // one starts several processes.
+            // These tests wait for timers more than for a CPU, but each one starts
+            // several processes.
             Self::Netns => &["--test-threads=2"],
             _ => &[],
         }
@@ -72,22 +73,22 @@ impl Tier {
 /// How to run the tests.
 #[derive(Args)]
 pub struct Options {
-    /// Do not look for, or install, the programs that the tests call.
+    /// Skip the search for, and the installation of, programs that the tests call.
     #[arg(long)]
     no_setup: bool,
-    /// Run root's tests on Debian's newest kernel of this series, as 6.1, in a
-    /// virtual machine; may be given more than once.
+    /// Run the tests that need root in a virtual machine with Debian's newest
+    /// kernel of this series, for example 6.1 or 7.2; can be given several times.
     #[arg(long)]
     kernel: Vec<String>,
-    /// Run all of them also where the machine is emulated, which takes hours.
+    /// Run all tests even without hardware virtualization, which takes hours.
     #[arg(long, requires = "kernel")]
     all: bool,
-    /// Arguments of the test programs, as a part of the names of tests.
+    /// Arguments for the test programs, for example a part of test names.
     #[arg(last = true)]
     args: Vec<String>,
 }
 
-/// How a tier went.
+/// The outcome of a tier.
 struct Outcome {
     tier: Tier,
     /// The release of the kernel, unless it is this one.
@@ -108,11 +109,11 @@ impl Outcome {
     }
 }
 
-/// Runs the tiers, or all of them, and prints what came of it.
+/// Runs the tiers, or all of them, and prints the outcomes.
 pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
     let has_kernels = !options.kernel.is_empty();
     if let Some(tier) = tiers.iter().find(|tier| has_kernels && !tier.needs_root()) {
-        bail!("tier {} depends on no kernel", tier.name());
+        bail!("tier {} runs without a kernel of its own", tier.name());
     }
     let is_chosen = |tier: &Tier| {
         tiers.contains(tier) || (tiers.is_empty() && (!has_kernels || tier.needs_root()))
@@ -123,10 +124,10 @@ pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
         .filter(is_chosen)
         .collect();
     if !options.no_setup && tiers.iter().any(|tier| tier.needs_root()) {
-        setup::test_tools(false)?;
+        setup::test_tools(Missing::Install)?;
     }
     if !options.no_setup && has_kernels {
-        setup::kernel_tools(false)?;
+        setup::kernel_tools(Missing::Install)?;
     }
     let programs = build(&tiers)?;
     for tier in &tiers {
@@ -158,8 +159,8 @@ pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
 }
 
 fn build(tiers: &[Tier]) -> Result<Vec<Program>> {
-    // Always the same packages: with others cargo would unify other features,
-    // and compile the dependencies again.
+    // The packages are always equal: with others cargo would unify other
+    // features, and compile the dependencies again.
     let mut args = vec!["test", "--no-run"];
     args.extend(["-p", "portredir-common", "-p", "portredir", "-p", "xtask"]);
     for tier in tiers {
@@ -193,7 +194,7 @@ fn run(tier: Tier, programs: &[Program], vm: Option<&Vm>, options: &Options) -> 
             counts.failed += 1;
             let words = vm.last_words();
             counts.failures.push(format!(
-                "{}: the machine ended first; its last words:\n{words}",
+                "{}: the virtual machine ended early; the last kernel messages:\n{words}",
                 program.name
             ));
         }
@@ -202,14 +203,15 @@ fn run(tier: Tier, programs: &[Program], vm: Option<&Vm>, options: &Options) -> 
     Ok(outcome)
 }
 
-/// Runs a test program on this kernel.
+/// A command that runs a test program on this kernel.
 fn here(tier: Tier, program: &Program, args: &[String]) -> Command {
     let mut command = if tier.needs_root() {
         process::as_root("env")
     } else {
         Command::new("env")
     };
-    // As cargo would: ours are those of xtask. Through env, as sudo drops them.
+    // Cargo sets this variable for tests; here it is that of xtask. The variables
+    // go through env, since sudo drops them.
     let mut package = OsString::from("CARGO_MANIFEST_DIR=");
     package.push(&program.package);
     command
@@ -221,20 +223,21 @@ fn here(tier: Tier, program: &Program, args: &[String]) -> Command {
     command
 }
 
-/// What tests ask for, which neither sudo nor a virtual machine passes on.
+/// The variables that the tests read. Neither sudo nor a virtual machine passes
+/// them on.
 fn variables() -> impl Iterator<Item = String> {
-    // Others need not be text.
+    // Other variables need not be text.
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("PORTREDIR_TEST_"))
         .map(|(name, value)| format!("{name}={value}"))
 }
 
-/// Runs it in a virtual machine.
+/// A command that runs a test program in a virtual machine.
 fn there(vm: &Vm, program: &Program, args: &[String], options: &Options) -> Result<Command> {
     let mut env = vec![
         format!("CARGO_MANIFEST_DIR={}", program.package.display()),
-        // They are nobody's: tests may take them.
+        // Tests may take these cards, since nothing else uses them.
         format!("TEST_NICS={}", Vm::NICS),
     ];
     if vm.is_emulated() {
@@ -254,7 +257,8 @@ fn there(vm: &Vm, program: &Program, args: &[String], options: &Options) -> Resu
     vm.command(limit, &program.package, &env, &words)
 }
 
-/// Counts what it prints; whether it came to its end.
+/// Runs a test program and counts its tests. Returns whether the program printed
+/// its last line.
 fn run_program(mut command: Command, program: &Program, counts: &mut Counts) -> Result<bool> {
     command.stdout(Stdio::piped());
     let context = || format!("run {}", program.path.display());
@@ -265,8 +269,8 @@ fn run_program(mut command: Command, program: &Program, counts: &mut Counts) -> 
     let failed = counts.failed;
     let mut line = Vec::new();
     let mut is_done = false;
-    // Not to the end of the pipe: a process that a test left behind would keep
-    // it open for ever.
+    // Reading ends before the end of the pipe: a process that a test left behind
+    // would keep the pipe open for ever.
     while !is_done && stdout.read_until(b'\n', &mut line).with_context(context)? > 0 {
         let text = String::from_utf8_lossy(&line);
         print!("{text}");
@@ -281,7 +285,7 @@ fn run_program(mut command: Command, program: &Program, counts: &mut Counts) -> 
     Ok(is_done)
 }
 
-/// The table, what was skipped and what failed, and last the line that sums up.
+/// Prints a table, the skipped and the failed tests, and the sum in the last line.
 fn print(outcomes: &[Outcome]) {
     let names: Vec<_> = outcomes.iter().map(Outcome::name).collect();
     let width = names.iter().map(String::len).max().unwrap_or(0).max(8);

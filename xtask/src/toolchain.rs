@@ -1,5 +1,5 @@
-//! The toolchain of the eBPF crate. It needs unstable options and the source
-//! of `core`, so the stable one of the rest of the workspace does not do.
+//! The toolchain of the eBPF crate, which needs unstable options and the source of
+//! `core`. The stable toolchain of the rest of the workspace has neither.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{process, root};
+use crate::process;
+use crate::root::root;
 
 /// The bpf-linker that `setup --ebpf` installs.
 pub const BPF_LINKER: &str = "0.13.0";
@@ -20,18 +21,19 @@ no toolchain for eBPF; install one of these two
                 cargo-web, rust-web-src and rust-web-clippy, and bpf-linker with
                 the LLVM packages that it is compiled with";
 
-/// A rustc, a cargo and the source of `core` of one version.
+/// A rustc, a cargo and the source of `core`, all of one version.
 pub struct Toolchain {
     /// The folder with `bin/rustc` and `lib/rustlib`.
     sysroot: PathBuf,
-    /// As in `rustc 1.96.0 (ac68faa20 2026-05-25), LLVM 22.1.8`.
+    /// The version, in the form `rustc 1.96.0 (ac68faa20 2026-05-25), LLVM 22.1.8`.
     pub version: String,
     /// The first number of LLVM's version.
     pub llvm: String,
 }
 
 impl Toolchain {
-    /// A nightly of rustup that has `rust-src`, else the distribution's.
+    /// Finds a nightly of rustup that has `rust-src`, or else the toolchain of the
+    /// distribution.
     pub fn find() -> Result<Self> {
         let candidates = nightly().into_iter().chain([PathBuf::from("/usr")]);
         for sysroot in candidates {
@@ -62,7 +64,7 @@ impl Toolchain {
         })
     }
 
-    /// Where a program of the toolchain is, or would be.
+    /// The path of a program of the toolchain, which need not exist.
     pub fn program(&self, name: &str) -> PathBuf {
         self.sysroot.join("bin").join(name)
     }
@@ -76,19 +78,19 @@ impl Toolchain {
             "--target=bpfel-unknown-none".into(),
             "-Zbuild-std=core".into(),
             "--target-dir".into(),
-            // Apart from the rest: another cargo wrote it.
+            // A folder of its own, because another cargo writes it.
             target_dir().display().to_string(),
         ]
     }
 
-    /// Makes a command use this toolchain, and nothing of the cargo that runs
-    /// us or of the user's settings that would change the object.
+    /// Makes a command use this toolchain. Settings of the user, and of the cargo
+    /// that runs this program, must not change the object.
     pub fn apply(&self, command: &mut Command) {
         for name in [
             "CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER",
             "CARGO_BUILD_RUSTC_WRAPPER",
             "CARGO_INCREMENTAL",
-            // Cargo points it at its own toolchain's libraries.
+            // Cargo points this variable at the libraries of its own toolchain.
             "LD_LIBRARY_PATH",
             "RUSTC_WORKSPACE_WRAPPER",
             "RUSTC_WRAPPER",
@@ -100,19 +102,19 @@ impl Toolchain {
         command
             .env("CARGO", self.program("cargo"))
             .env("RUSTC", self.program("rustc"))
-            // A release takes unstable options only when told so.
+            // A stable compiler takes unstable options only with this variable.
             .env("RUSTC_BOOTSTRAP", "1");
     }
 
-    /// Flags for `CARGO_ENCODED_RUSTFLAGS`.
+    /// The flags for `CARGO_ENCODED_RUSTFLAGS`.
     pub fn flags(&self, bpf_linker: &Path) -> Result<String> {
         let mut flags = vec![
             format!("-Clinker={}", bpf_linker.display()),
             "-Clink-arg=--btf".to_owned(),
-            // BTF is made from it.
+            // BTF is made from the debug information.
             "-Cdebuginfo=2".to_owned(),
-            // Chooses the layout of the registers that a kprobe sees. We have
-            // none, so one value for all hosts gives one object for all hosts.
+            // The layout of registers in a kprobe. The object has no kprobe, so one
+            // value for all hosts gives one object for all hosts.
             "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
         ];
         let mut remap = |from: &Path, to: &str| {
@@ -120,7 +122,7 @@ impl Toolchain {
         };
         remap(&root(), ".");
         remap(&self.sysroot.join("lib/rustlib/src/rust"), "/rustc");
-        // One folder for each registry, whose name depends on its address.
+        // Each registry has a folder, whose name depends on the registry's address.
         let registries = process::cargo_home().join("registry/src");
         for registry in fs::read_dir(&registries).context("list cargo's downloaded sources")? {
             remap(&registry?.path(), "/cargo");
@@ -129,7 +131,7 @@ impl Toolchain {
     }
 }
 
-/// Where the eBPF crate is built.
+/// The target folder of the eBPF crate.
 pub fn target_dir() -> PathBuf {
     root().join("target/ebpf")
 }

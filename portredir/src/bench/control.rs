@@ -159,7 +159,7 @@ fn ours(host: &Host, stop: &Stop) -> anyhow::Result<Vec<Option<f64>>> {
         &one,
     ];
     let mut follower = host.launch().start(&up)?;
-    let is_ready = |process: &Process| process.said().contains("redirecting by ");
+    let is_ready = |process: &Process| process.said().contains("redirecting with ");
     follower.wait_until("redirects", is_ready)?;
     let load = times(TIMES, stop, |_| {
         timed(host, &[OURSELVES, "apply", "-f", &one], "")?;

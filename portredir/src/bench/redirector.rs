@@ -45,7 +45,7 @@ pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Pro
                 ..launch
             };
             let mut process = launch.start(&args)?;
-            let is_ready = |process: &Process| process.said().contains("Ctrl-C ends it");
+            let is_ready = |process: &Process| process.said().contains("press Ctrl-C to stop");
             process.wait_until("redirects", is_ready)?;
             return Ok(Some(process));
         }

@@ -1,193 +1,182 @@
 //! The foreground run: redirect, show counters, end with the process.
 
 use std::io::Write as _;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::Interval;
 
+use super::event;
 use crate::cli::Run;
 use crate::config::settings::Settings;
-use crate::controller::Host;
-use crate::controller::transaction::LifecycleError;
+use crate::controller::change::{Action, Change, HostView};
+use crate::controller::error::ControllerError;
+use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every};
+use crate::controller::transaction::logging;
+use crate::controller::{Controller, Parts};
+use crate::host::features::Facts as Features;
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
-use crate::ipc::client::{Answer, Control, Reply, Request, Role, Who};
+use crate::ipc::client::{Control, Request, Role};
+use crate::loader::chain;
+use crate::loader::pinned::{self, Found};
 use crate::observe::report::Report;
-use crate::state::{self, Found, State};
+use crate::state::State;
 use crate::sys::bpffs::PinDir;
 use crate::sys::capability;
 use crate::sys::lock::Lock;
 use crate::sys::netns::netns_cookie;
 
-/// How often to look for servers that did not register by themselves: those
-/// outside of the cgroup.
-pub const LISTENERS: Duration = Duration::from_millis(500);
-
-/// Redirects until Ctrl-C or SIGTERM.
+/// Redirects until SIGINT, SIGTERM or SIGHUP.
 ///
 /// # Errors
 ///
-/// What is wrong with the rules, the host or the kernel. Nothing is left
-/// attached.
-pub async fn run(cli: &Run, settings: Settings) -> anyhow::Result<()> {
+/// The settings are impossible, or the kernel refuses. Nothing is left attached.
+pub async fn run(args: &Run) -> anyhow::Result<()> {
+    let settings = args.options.settings()?;
     let netlink = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
-    snapshot.check(&settings)?;
+    let host = HostView {
+        snapshot,
+        features: Features::read(settings.cgroup.as_deref()),
+        attached: Default::default(),
+    };
+    let wanted = (Action::Run(settings.clone()), args.change());
+    let change = Change::plan(None, wanted, host).map_err(ControllerError::from)?;
     preflight::check_capabilities()?;
     preflight::check_kernel()?;
     let _lock = Lock::take()?;
-    let pins = PinDir::new(netns_cookie().context("the cookie of the network namespace")?);
-    // Who may not look there has not been there.
-    if matches!(state::find(&pins), Ok(Found::Live(_) | Found::Unfinished)) {
-        return Err(LifecycleError::Attached.into());
-    }
-    let mut control = Control::listen().context("listen for commands")?;
-
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut host = Host::open(
-        &settings,
-        State::empty(settings.clone()),
+    refuse_active()?;
+    let mut control = Control::listen().context("listen on the control socket")?;
+    let mut signals = Signals::new()?;
+    let mut controller = Controller::open(Parts {
+        state: State::empty(settings.clone()),
+        settings: settings.clone(),
         netlink,
-        None,
-        is_logging(),
-    )?;
-    let plan = host.plan(&snapshot, &settings);
-    eprint!("{plan}");
-    plan.check()?;
-    let started = match host.start(&snapshot, &plan).await {
-        Ok(()) => host
-            .next(settings.clone())
-            .and_then(|state| host.commit(&snapshot, state)),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = started {
-        host.detach_all().await;
-        return Err(error);
+        pins: None,
+        logging: logging(),
+    })?;
+    if let Some(plan) = change.plan_of_interfaces() {
+        eprint!("{plan}");
     }
+    controller.apply(change, &mut event::print).await?;
     if let Err(error) = capability::drop_capabilities() {
-        log::warn!("keep capabilities that are not needed: {error}");
+        log::warn!("cannot drop unneeded capabilities: {error}");
     }
     let rules: Vec<_> = settings.rules.iter().map(ToString::to_string).collect();
-    eprintln!("redirecting {}; Ctrl-C ends it", rules.join(" "));
+    eprintln!("redirecting {}; press Ctrl-C to stop", rules.join(" "));
 
-    let mut ticks = every(cli.interval);
+    let mut ticks = every(args.interval);
     ticks.tick().await;
-    let mut watch = every(LISTENERS);
-    let mut before = None;
-    let result = loop {
-        // What changed while we were busy is followed as well.
-        tokio::select! {
-            _ = hang_up.recv() => break Ok(()),
-            _ = interrupt.recv() => break Ok(()),
-            _ = terminate.recv() => break Ok(()),
-            call = control.next() => {
-                let request = call.request;
-                call.answer(reply(&host, Role::Foreground, request));
-                if request == Request::Stop {
-                    break Ok(());
-                }
-            }
-            () = host.netlink.changed() => {
-                if let Err(error) = host.follow().await {
-                    log::warn!("{error:#}");
-                }
-            }
-            _ = watch.tick(), if host.needs_listeners() => {
-                if let Err(error) = host.register() {
-                    log::warn!("{error:#}");
-                }
-            }
-            _ = ticks.tick() => match print_changes(cli, &host, before.as_ref()) {
-                Ok(report) => before = Some(report),
-                Err(error) => break Err(error),
-            },
-        }
+    let mut view = View {
+        args,
+        ticks,
+        before: None,
     };
+    let result = view
+        .watch(&mut controller, &mut control, &mut signals)
+        .await;
     // The rules go with the draining, the counters of their flows go on.
-    let last = host.state.clone();
+    let last = controller.state().clone();
     if result.is_ok() {
         tokio::select! {
-            _ = hang_up.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            result = host.drain(settings.drain_timeout) => if let Err(error) = result {
-                log::warn!("{error:#}");
+            _ = signals.next() => {}
+            drained = drain(&mut controller, &settings) => if let Err(error) = drained {
+                log::warn!("{}", chain(&error));
             },
         }
     }
-    let report = host.report_of(&last);
-    host.detach_all().await;
+    let report = controller.report_of(&last);
+    step(&mut controller, Action::Detach).await?;
     result?;
-    print_final(cli, &report?)
+    view.print_final(&report?)
 }
 
-/// A clock that does not catch up on what it missed.
-#[must_use]
-pub fn every(period: Duration) -> Interval {
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
-}
-
-/// Whether the programs are to log what they decide.
-#[must_use]
-pub fn is_logging() -> bool {
-    log::log_enabled!(target: "portredir_ebpf", log::Level::Debug)
-}
-
-/// Says who this process is, and, where that is asked, what there is.
-pub fn reply(host: &Host, role: Role, request: Request) -> Reply {
-    match request {
-        Request::Status => answer(host, Some(role)).map_or_else(
-            |error| Reply::Refused(format!("{error:#}")),
-            |answer| Reply::Answer(Box::new(answer)),
-        ),
-        _ => Reply::Done(Who::this(role)),
+/// Refuses to redirect beside what `portredir up` has left active.
+fn refuse_active() -> Result<(), ControllerError> {
+    let pins = PinDir::new(netns_cookie().map_err(ControllerError::io(
+        "read the cookie of the network namespace",
+    ))?);
+    // A user who may not look there cannot have been there either.
+    match pinned::find(&pins) {
+        Ok(Found::Live(_) | Found::Unfinished) => Err(ControllerError::Attached),
+        _ => Ok(()),
     }
 }
 
-/// What there is, for who asks.
-///
-/// # Errors
-///
-/// When counters cannot be read.
-pub fn answer(host: &Host, role: Option<Role>) -> anyhow::Result<Answer> {
-    Ok(Answer {
-        role,
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        settings: host.state.settings.clone(),
-        confirm_within: host.state.confirm_within().map(|left| left.as_secs()),
-        report: host.report()?,
-    })
+async fn drain(controller: &mut Controller, settings: &Settings) -> Result<(), ControllerError> {
+    step(controller, Action::Drain(settings.drain_timeout)).await
 }
 
-fn print_changes(cli: &Run, host: &Host, before: Option<&Report>) -> anyhow::Result<Report> {
-    let report = host.report()?;
-    let mut out = std::io::stdout().lock();
-    if cli.json {
-        writeln!(out, "{}", serde_json::to_string(&report)?)?;
-    } else {
-        for line in report.changes(before) {
-            writeln!(out, "{line}")?;
+async fn step(controller: &mut Controller, action: Action) -> Result<(), ControllerError> {
+    let host = controller.host_view().await?;
+    let change = Change::plan(Some(controller.state()), (action, Default::default()), host)?;
+    controller.apply(change, &mut event::print).await
+}
+
+/// What the foreground run shows.
+struct View<'a> {
+    args: &'a Run,
+    ticks: Interval,
+    before: Option<Report>,
+}
+
+impl View<'_> {
+    /// Keeps the redirect in step with the host and prints counters, until a signal
+    /// or a request to stop.
+    async fn watch(
+        &mut self,
+        controller: &mut Controller,
+        control: &mut Control,
+        signals: &mut Signals,
+    ) -> anyhow::Result<()> {
+        let mut rescan = every(RESCAN_INTERVAL);
+        loop {
+            // What changed while this process was busy is noticed as well.
+            tokio::select! {
+                _ = signals.next() => return Ok(()),
+                call = control.next() => {
+                    let request = call.request;
+                    call.answer(controller.reply(Role::Foreground, request));
+                    if request == Request::Stop {
+                        return Ok(());
+                    }
+                }
+                () = controller.host_changed() => {
+                    if let Err(error) = controller.reconcile(&mut event::print).await {
+                        log::warn!("{}", chain(&error));
+                    }
+                }
+                _ = rescan.tick(), if controller.needs_listeners() => {
+                    if let Err(error) = controller.register(&mut event::print) {
+                        log::warn!("{}", chain(&error));
+                    }
+                }
+                _ = self.ticks.tick() => self.print_changes(controller)?,
+            }
         }
     }
-    out.flush().context("print counters")?;
-    Ok(report)
-}
 
-fn print_final(cli: &Run, report: &Report) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    if cli.json {
-        writeln!(out, "{}", serde_json::to_string(report)?)?;
-    } else {
-        for line in report.summary() {
-            writeln!(out, "{line}")?;
-        }
+    fn print_changes(&mut self, controller: &Controller) -> anyhow::Result<()> {
+        let report = controller.report()?;
+        let lines = report.changes(self.before.as_ref());
+        self.print(&report, &lines)?;
+        self.before = Some(report);
+        Ok(())
     }
-    out.flush().context("print counters")
+
+    fn print_final(&self, report: &Report) -> anyhow::Result<()> {
+        self.print(report, &report.summary())
+    }
+
+    fn print(&self, report: &Report, lines: &[String]) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        if self.args.json {
+            writeln!(out, "{}", serde_json::to_string(report)?)?;
+        } else {
+            for line in lines {
+                writeln!(out, "{line}")?;
+            }
+        }
+        out.flush().context("write counters to standard output")
+    }
 }

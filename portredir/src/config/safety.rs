@@ -1,14 +1,14 @@
-//! How careful a change is to be.
+//! How carefully a change is made.
 
 use std::time::Duration;
 
-/// What all changes may be asked for.
-#[derive(Clone, Copy, Debug, Default)]
+/// What every change can be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChangeOptions {
-    /// Do not refuse what may lock somebody out.
+    /// Allow rules for ports by which the host is administered.
     pub force: bool,
-    /// Take the change back unless it is confirmed within this time.
+    /// Roll the change back unless it is confirmed within this time.
     pub confirm: Option<Duration>,
-    /// Only tell what would be done.
+    /// Only show what would change.
     pub dry_run: bool,
 }

@@ -1,97 +1,106 @@
-//! The process that keeps what `portredir up` left in step with interfaces and
-//! addresses, registers servers, and takes unconfirmed changes back. Without it
-//! everything goes on as it is.
+//! What the watcher does: it keeps an active redirect in step with interfaces and
+//! addresses, registers servers, and rolls unconfirmed changes back. Without it
+//! traffic is redirected as before.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, sleep, sleep_until};
 
-use crate::command::run::{LISTENERS, every, is_logging, reply};
-use crate::controller::Host;
-use crate::controller::transaction::{LifecycleError, wipe};
+use super::change::{Action, Change, Wanted};
+use super::error::ControllerError;
+use super::event::{Event, OnEvent};
+use super::transaction::logging;
+use super::{Controller, Parts};
+use crate::config::safety::ChangeOptions;
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
 use crate::ipc::client::{Control, Request, Role};
-use crate::state::{self, Found};
+use crate::loader::chain;
+use crate::loader::pinned::{self, Found};
 use crate::sys::bpffs::PinDir;
 use crate::sys::capability;
 use crate::sys::lock::Lock;
 use crate::sys::netns::netns_cookie;
 
+/// How often to look for servers outside of the cgroup, which do not register by
+/// themselves.
+pub const RESCAN_INTERVAL: Duration = Duration::from_millis(500);
+
 /// How long after a change the rules are read again, unless somebody asks for them:
-/// one change after the other need not wait for us.
+/// one change after the other need not wait for the watcher.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// `portredir follow`: for a datapath that is there.
+/// Opens the redirect that is active, for [`watch`].
 ///
 /// # Errors
 ///
-/// [`LifecycleError::NotRunning`].
-pub async fn follow() -> anyhow::Result<()> {
+/// [`ControllerError::NotRunning`].
+pub async fn open() -> Result<Controller, ControllerError> {
     preflight::check_capabilities()?;
-    let lock = Lock::wait().await?;
-    let pins = PinDir::new(netns_cookie().context("the cookie of the network namespace")?);
-    let Found::Live(state) = state::find(&pins)? else {
-        return Err(LifecycleError::NotRunning.into());
+    let _lock = Lock::wait().await?;
+    let pins = PinDir::new(netns_cookie().map_err(ControllerError::io(
+        "read the cookie of the network namespace",
+    ))?);
+    let Found::Live(state) = pinned::find(&pins)? else {
+        return Err(ControllerError::NotRunning);
     };
-    let settings = state.settings.clone();
-    let host = Host::open(
-        &settings,
-        *state,
-        Netlink::open()?,
-        Some(pins),
-        is_logging(),
-    )?;
-    drop(lock);
-    follow_with(host, || Ok(())).await
+    Controller::open(Parts {
+        settings: state.settings.clone(),
+        state: *state,
+        netlink: Netlink::open()?,
+        pins: Some(pins),
+        logging: logging(),
+    })
 }
 
-/// The same for a host that this process has brought up. `check` says whether it
-/// would come up again as it was started.
+/// Watches until SIGINT, SIGTERM or a request to stop. On SIGHUP `reload` reads the
+/// settings again; where they are possible, this program is executed anew with the
+/// same arguments.
 ///
 /// # Errors
 ///
-/// When commands cannot be heard; what fails while it follows is said.
-pub async fn follow_with(
-    mut host: Host,
-    check: impl Fn() -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut control = Control::listen().context("another process follows already")?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    step(&mut host).await;
+/// Commands cannot be heard. What fails while it watches is told and tried again.
+pub async fn watch<E: Into<ControllerError>>(
+    mut controller: Controller,
+    reload: impl Fn() -> Result<Option<Wanted>, E>,
+    on_event: OnEvent<'_>,
+) -> Result<(), ControllerError> {
+    let mut control = Control::listen().map_err(ControllerError::io(
+        "another watcher process is already running",
+    ))?;
+    let mut signals = Signals::new()?;
+    step(&mut controller, on_event).await;
     if let Err(error) = capability::drop_capabilities() {
-        log::warn!("keep capabilities that are not needed: {error}");
+        log::warn!("cannot drop unneeded capabilities: {error}");
     }
     tell_manager(&[NotifyState::Ready]);
     let alive = sd_notify::watchdog_enabled().map(|period| period / 3);
     let mut alive = every(alive.unwrap_or(Duration::from_secs(3600)));
-    let mut watch = every(LISTENERS);
+    let mut rescan = every(RESCAN_INTERVAL);
     // When the rules that somebody changed are read again.
     let mut reread = None;
     loop {
-        let deadline = host.state.confirm_within();
+        let deadline = controller.state().confirm_within();
         tokio::select! {
-            _ = hang_up.recv() => match check() {
-                // What was read once is read anew, by the program as it is now.
-                Ok(()) => return Err(again().into()),
-                Err(error) => eprintln!("portredir: not reloaded: {error:#}"),
+            signal = signals.next() => match signal {
+                Signal::HangUp => match check(&controller, &reload).await {
+                    // The files are read anew, by the program as it is installed now.
+                    Ok(()) => return Err(ControllerError::io("execute portredir")(again())),
+                    Err(error) => on_event(Event::ReloadFailed(error)),
+                },
+                Signal::End => return Ok(()),
             },
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
             call = control.next() => {
                 let request = call.request;
                 if request == Request::Status && reread.take().is_some() {
-                    step(&mut host).await;
+                    step(&mut controller, on_event).await;
                 }
-                call.answer(reply(&host, Role::Follower, request));
+                call.answer(controller.reply(Role::Follower, request));
                 match request {
                     Request::Changed => {
                         reread.get_or_insert_with(|| Instant::now() + SETTLE);
@@ -102,18 +111,16 @@ pub async fn follow_with(
             }
             () = sleep_until(reread.unwrap_or_else(Instant::now)), if reread.is_some() => {
                 reread = None;
-                step(&mut host).await;
+                step(&mut controller, on_event).await;
             }
-            () = host.netlink.changed() => step(&mut host).await,
-            _ = watch.tick(), if host.needs_listeners() => {
-                if let Err(error) = host.register() {
-                    log::warn!("{error:#}");
+            () = controller.host_changed() => step(&mut controller, on_event).await,
+            _ = rescan.tick(), if controller.needs_listeners() => {
+                if let Err(error) = controller.register(on_event) {
+                    log::warn!("{}", chain(&error));
                 }
             }
-            () = sleep(deadline.unwrap_or_default()),
-                if deadline.is_some() =>
-            {
-                if roll_back(&mut host).await? {
+            () = sleep(deadline.unwrap_or_default()), if deadline.is_some() => {
+                if roll_back(&mut controller, on_event).await? == RolledBack::ToNothing {
                     return Ok(());
                 }
             }
@@ -122,43 +129,112 @@ pub async fn follow_with(
     }
 }
 
+/// Works out what a reload would do, and does nothing.
+async fn check<E: Into<ControllerError>>(
+    controller: &Controller,
+    reload: &impl Fn() -> Result<Option<Wanted>, E>,
+) -> Result<(), ControllerError> {
+    let Some(wanted) = reload().map_err(Into::into)? else {
+        return Ok(());
+    };
+    let host = controller.host_view().await?;
+    Change::plan(None, wanted, host)?.check()?;
+    Ok(())
+}
+
 /// Makes everything follow what the host and other commands did meanwhile. What
-/// fails is said, and tried again at the next change.
-async fn step(host: &mut Host) {
+/// fails is told, and tried again at the next change.
+async fn step(controller: &mut Controller, on_event: OnEvent<'_>) {
     let result = async {
         let _lock = Lock::wait().await?;
-        host.reread()?;
-        host.follow().await
+        controller.reread()?;
+        controller.reconcile(on_event).await
     };
     if let Err(error) = result.await {
-        log::warn!("{error:#}");
+        log::warn!("{}", chain(&error));
     }
 }
 
-/// Takes an unconfirmed change back, if it still is one; says whether nothing
-/// is left to follow.
-async fn roll_back(host: &mut Host) -> anyhow::Result<bool> {
+/// What a change that nobody confirmed was rolled back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RolledBack {
+    /// The change was confirmed meanwhile.
+    No,
+    /// The settings before the change.
+    ToSettings,
+    /// Nothing ran before the change, so nothing is left to watch.
+    ToNothing,
+}
+
+async fn roll_back(
+    controller: &mut Controller,
+    on_event: OnEvent<'_>,
+) -> Result<RolledBack, ControllerError> {
     let _lock = Lock::wait().await?;
-    host.reread()?;
-    let is_due = host.state.confirm_within() == Some(Duration::ZERO);
-    let Some(pending) = host.state.pending.clone().filter(|_| is_due) else {
-        return Ok(false);
-    };
-    eprintln!("nobody confirmed the last change in time; it is taken back");
-    let snapshot = host.netlink.snapshot().await?;
-    match pending.before {
-        Some(settings) => {
-            let state = host.next(settings)?;
-            host.commit(&snapshot, state)?;
-            host.follow().await?;
-            Ok(false)
-        }
-        None => {
-            let pins = PinDir::new(netns_cookie().context("the cookie of the network namespace")?);
-            wipe(&pins, &host.netlink, &snapshot).await?;
-            Ok(true)
+    controller.reread()?;
+    if controller.state().confirm_within() != Some(Duration::ZERO) {
+        return Ok(RolledBack::No);
+    }
+    let host = controller.host_view().await?;
+    let wanted = (Action::RollBack, ChangeOptions::default());
+    let change = Change::plan(Some(controller.state()), wanted, host)?;
+    let is_removal = change.is_removal();
+    on_event(Event::RolledBack);
+    controller.apply(change, on_event).await?;
+    if is_removal {
+        return Ok(RolledBack::ToNothing);
+    }
+    controller.reconcile(on_event).await?;
+    Ok(RolledBack::ToSettings)
+}
+
+/// A signal that the long-running modes listen to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGHUP.
+    HangUp,
+    /// SIGINT or SIGTERM.
+    End,
+}
+
+/// The signals of this process.
+pub struct Signals {
+    hang_up: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// Begins to listen. Must be called inside a runtime.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses a handler.
+    pub fn new() -> Result<Self, ControllerError> {
+        let listen = |kind| signal(kind).map_err(ControllerError::io("listen for signals"));
+        Ok(Self {
+            hang_up: listen(SignalKind::hangup())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    /// The next signal.
+    pub async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.hang_up.recv() => Signal::HangUp,
+            _ = self.interrupt.recv() => Signal::End,
+            _ = self.terminate.recv() => Signal::End,
         }
     }
+}
+
+/// A clock that does not catch up on ticks that it missed.
+#[must_use]
+pub fn every(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Becomes the program as it is installed now, with the same arguments. Returns
@@ -166,18 +242,18 @@ async fn roll_back(host: &mut Host) -> anyhow::Result<bool> {
 fn again() -> io::Error {
     let mut args = std::env::args_os();
     let Some(program) = args.next() else {
-        return io::Error::other("this program does not know its name");
+        return io::Error::other("the program was started without a name (argv[0])");
     };
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell_manager(&[NotifyState::Reloading, now]),
-        Err(error) => log::warn!("read the clock: {error}"),
+        Err(error) => log::warn!("cannot read the monotonic clock: {error}"),
     }
     Command::new(program).args(args).exec()
 }
 
-/// Tells systemd, if that started us.
+/// Tells systemd, if systemd has started this process.
 fn tell_manager(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        log::warn!("tell systemd: {error}");
+        log::warn!("cannot notify systemd: {error}");
     }
 }

@@ -6,6 +6,7 @@ use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
 use caps::{CapSet, Capability};
 use thiserror::Error;
 
+use crate::exit::ExitCode;
 use crate::sys::capability::NEEDED;
 
 /// Why the program cannot run here.
@@ -28,6 +29,17 @@ pub enum PreflightError {
         /// The first kernel that has it.
         since: &'static str,
     },
+}
+
+impl PreflightError {
+    /// How the program ends by this error.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Capabilities(_) => ExitCode::NotPermitted,
+            Self::Feature { .. } => ExitCode::Failed,
+        }
+    }
 }
 
 /// Checks that this process may load and attach programs.

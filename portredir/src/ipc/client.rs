@@ -197,10 +197,20 @@ fn connect() -> io::Result<Option<(UnixStream, Owner)>> {
     }
 }
 
+/// Whether a process answers in this network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// A process answers.
+    Answers,
+    /// No process answers any more.
+    Gone,
+}
+
 /// Waits until a process answers, or none does any more; says whether it came to
-/// that.
+/// that within `timeout`.
 #[must_use]
-pub fn is_there_within(is_there: bool, timeout: Duration) -> bool {
+pub fn wait_for(presence: Presence, timeout: Duration) -> bool {
+    let is_there = presence == Presence::Answers;
     const POLL: Duration = Duration::from_millis(10);
     let end = Instant::now() + timeout;
     loop {

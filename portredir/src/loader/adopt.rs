@@ -8,10 +8,11 @@ use aya::programs::tc::{self, SchedClassifierLink};
 use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::error::DatapathError;
-use super::link::{Attached, Hook, Lookup, Mode, Place, Watch, pin};
+use super::link::{Attached, Hook, Lookup, Watch, pin};
 use super::{Datapath, program};
 use crate::config::engine::Engine;
 use crate::host::snapshot::Interface;
+use crate::state::attachment::{Mode, Place};
 use crate::sys::bpf_link;
 
 impl Datapath {

@@ -13,11 +13,12 @@ use aya::sys::SyscallError;
 use portredir_common::wire::Link as FrameLink;
 
 use super::error::{DatapathError, attach_reason, chain, hook_error, link_error, map_error};
-use super::link::{Attached, Hook, Link, Lookup, Mode, Place, Watch, pin};
+use super::link::{Attached, Hook, Link, Lookup, Watch, pin};
 use super::{Datapath, program};
 use crate::config::engine::Engine;
 use crate::host::snapshot::Interface;
 use crate::plan::Planned;
+use crate::state::attachment::{Mode, Place};
 
 /// A link takes no flag; it always runs beside the programs of others.
 const LINK_MODE: CgroupAttachMode = CgroupAttachMode::Single;

@@ -8,7 +8,6 @@ use portredir_common::abi::{Counter, CounterKey, Hits};
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
-use crate::observe::report::ELSEWHERE;
 
 impl Datapath {
     /// The counters of all rules on all interfaces, summed over the CPUs.
@@ -86,7 +85,7 @@ impl Datapath {
             PerCpuHashMap::<_, CounterKey, Counter>::try_from(map).map_err(map_error(name))?;
         for (rule, sum) in sums {
             let key = CounterKey {
-                ifindex: ELSEWHERE,
+                ifindex: CounterKey::UNKNOWN_IFINDEX,
                 rule,
             };
             let mut per_cpu: Vec<_> = match map.get(&key, 0) {

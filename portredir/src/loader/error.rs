@@ -170,7 +170,7 @@ pub(super) fn attach_reason(
 }
 
 /// An error with what caused it, on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -1,10 +1,19 @@
 //! The flow tables, as user space sees them.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
-use portredir_common::abi::{FlowKey, Port};
+use nix::time::{ClockId, clock_gettime};
+use portredir_common::abi::{Epoch, FlowKey, Port, Protocol};
 use portredir_common::bucket::{Bucket, Entry, Hash, Seed, Shares};
-use portredir_common::flow::Table;
+use portredir_common::flow::{Table, UDP_IDLE};
+
+use super::Datapath;
+use super::error::DatapathError;
+use super::object::{Globals, map_memory};
+use crate::ruleset::compile::Table as RuleTable;
+use crate::sys::sock_diag::TcpSocket;
 
 use crate::sys::mmap::Mapped;
 
@@ -78,4 +87,75 @@ pub fn new_seed() -> Result<Seed, getrandom::Error> {
         *word = getrandom::u64()?;
     }
     Ok(Seed::new(random))
+}
+
+impl Datapath {
+    /// How many of the connections need their packets rewritten.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Memory`].
+    pub fn count_redirected(
+        &self,
+        table: &RuleTable,
+        connections: &[TcpSocket],
+    ) -> Result<usize, DatapathError> {
+        if !self.is_rewriting() {
+            return Ok(0);
+        }
+        let flows = self.flows()?;
+        let is_redirected = |key: &FlowKey| {
+            flows
+                .connection(key)
+                .is_some_and(|entry| entry.dialled_port() != key.local_port)
+        };
+        Ok(connections
+            .iter()
+            .map(|socket| &socket.key)
+            .filter(|key| {
+                table.is_target(Protocol::Tcp, key.local_port.get()) && is_redirected(key)
+            })
+            .count())
+    }
+
+    /// The flow tables.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Memory`].
+    pub fn flows(&self) -> Result<Flows, DatapathError> {
+        let Globals { shares, seed, .. } = self.globals;
+        let buckets = map_memory(&self.maps, "FLOWS", shares.total())?;
+        Ok(Flows::new(buckets, shares, seed))
+    }
+
+    /// The flows there are, by protocol, dialled port and target: of TCP those of
+    /// `connections`, of UDP those that are not idle.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Memory`].
+    pub fn live(
+        &self,
+        connections: &[TcpSocket],
+    ) -> Result<BTreeSet<(Protocol, u16, u16)>, DatapathError> {
+        let flows = self.flows()?;
+        let mut live = BTreeSet::new();
+        for TcpSocket { key, .. } in connections {
+            if let Some(entry) = flows.connection(key) {
+                let dialled = entry.dialled_port().get();
+                live.insert((Protocol::Tcp, dialled, key.local_port.get()));
+            }
+        }
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+            u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
+        });
+        let now = Epoch::at(now);
+        for (table, target, entry) in flows.entries() {
+            if table == Table::Udp && now.since(entry.seen()) < UDP_IDLE {
+                live.insert((Protocol::Udp, entry.dialled_port().get(), target.get()));
+            }
+        }
+        Ok(live)
+    }
 }

@@ -6,8 +6,8 @@ use aya::programs::TcAttachType;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{self, SchedClassifierLink};
 use aya::programs::xdp::XdpLink;
-use serde::{Deserialize, Serialize};
 
+use crate::state::attachment::{Mode, Place};
 use crate::sys::bpf_link;
 
 /// Keeps a program attached.
@@ -44,42 +44,6 @@ pub(super) enum Link {
     Fd(FdLink),
     Xdp(XdpLink),
     Tc(SchedClassifierLink),
-}
-
-/// Where a program is attached that outlives the process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Place {
-    /// A link, by the name of its pin.
-    Pin(String),
-    /// A clsact filter.
-    Filter {
-        /// Its direction.
-        is_ingress: bool,
-        /// Its priority.
-        priority: u16,
-        /// Its handle.
-        handle: u32,
-    },
-}
-
-/// How an interface was attached.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mode {
-    /// The kernel's way: `native+frags`, `tcx`, ….
-    pub name: String,
-    /// What outlives the process, and its programs; in the order in which they
-    /// were attached.
-    pub programs: Vec<(Place, String)>,
-}
-
-impl Mode {
-    pub(super) fn named(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            programs: Vec::new(),
-        }
-    }
 }
 
 /// The names of pins.

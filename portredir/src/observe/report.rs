@@ -11,10 +11,7 @@ use portredir_common::verdict::{Reason, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::rule::Rule;
-
-/// The index of no interface: of those that are gone, and of all where the
-/// kernel does not tell.
-pub const ELSEWHERE: u32 = 0;
+use crate::state::attachment::InterfaceReport;
 
 /// Raised when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;
@@ -61,21 +58,6 @@ pub struct Hits {
     pub last_hit: Option<Timestamp>,
 }
 
-/// How an interface is attached.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InterfaceReport {
-    /// Name.
-    pub name: String,
-    /// Index.
-    pub ifindex: u32,
-    /// Engine.
-    pub engine: String,
-    /// How the engine is attached.
-    pub mode: String,
-    /// Why this engine.
-    pub why: String,
-}
-
 impl Report {
     /// Puts a report together; each rule comes with the number of its counters.
     #[must_use]
@@ -104,7 +86,7 @@ impl Report {
             if let Some(report) = attached {
                 return report.name.clone();
             }
-            let name = (index != ELSEWHERE).then(|| if_indextoname(index));
+            let name = (index != CounterKey::UNKNOWN_IFINDEX).then(|| if_indextoname(index));
             match name {
                 None => "elsewhere".to_owned(),
                 Some(Ok(name)) => name.to_string_lossy().into_owned(),
@@ -163,8 +145,8 @@ impl Report {
                 // Without packets to rewrite none are counted.
                 let news = match (packets, flows) {
                     (0, 0) => return None,
-                    (0, _) => format!("+{flows} flows"),
-                    _ => format!("+{packets} packets"),
+                    (0, _) => format!("+{}", counted(flows, "flow")),
+                    _ => format!("+{}", counted(packets, "packet")),
                 };
                 Some(format!("{} ({news})", rule.line()))
             })
@@ -214,10 +196,19 @@ impl std::fmt::Display for Hits {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} packets, {} bytes, {} flows",
-            self.packets, self.bytes, self.flows
+            "{} in, {} in, {}",
+            counted(self.packets, "packet"),
+            counted(self.bytes, "byte"),
+            counted(self.flows, "flow")
         )
     }
+}
+
+/// A number and its noun: `1 rule`, `2 rules`.
+#[must_use]
+pub fn counted(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
 }
 
 /// Both clocks at one moment: the kernel counts by the monotonic one.
@@ -276,7 +267,11 @@ mod tests {
         Report::new(
             &rules,
             vec![eth0],
-            &[hit(2, 7, packets), hit(ELSEWHERE, 7, 1), hit(2, 1, 9)],
+            &[
+                hit(2, 7, packets),
+                hit(CounterKey::UNKNOWN_IFINDEX, 7, 1),
+                hit(2, 1, 9),
+            ],
             &reasons,
         )
     }
@@ -297,7 +292,7 @@ mod tests {
         let (before, after) = (report(3), report(5));
         assert_eq!(
             after.changes(Some(&before)),
-            ["80:8080           6 packets, 600 bytes, 2 flows (+2 packets)"]
+            ["80:8080           6 packets in, 600 bytes in, 2 flows (+2 packets)"]
         );
         assert!(after.changes(Some(&after)).is_empty());
     }

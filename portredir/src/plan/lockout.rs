@@ -50,6 +50,17 @@ pub struct SshConnection {
     pub server: SocketAddr,
 }
 
+/// The rules that take a guarded port over, or hide it, seen from the SSH connection
+/// of this process: each with the first such port.
+#[must_use]
+pub fn findings(rules: &[Rule], hides_targets: bool) -> Vec<GuardError> {
+    let ssh = ssh_connection();
+    rules
+        .iter()
+        .filter_map(|rule| check(std::slice::from_ref(rule), hides_targets, ssh.as_ref()).err())
+        .collect()
+}
+
 /// Refuses rules that take such ports over, or hide them.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
-//! `portredir bench`: does it measure, and is everything gone afterwards? How fast
-//! anything is, nobody asks here.
+//! `portredir bench`: the benchmark measures, and removes everything afterwards.
+//! These tests do not ask how fast anything is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use crate::Tests;
 use crate::lab::Dir;
-use crate::process::{Process, wait_for, wait_within};
-use crate::redirector::PROGRAM;
+use crate::lab::message::{INTERRUPTED, NOT_MEASURED};
+use crate::lab::process::{Process, wait_for, wait_within};
+use crate::lab::program::PROGRAM;
 
-/// What the names of everything it makes begin with; its pid comes next.
+/// The prefix of every name that the benchmark makes; its process ID comes next.
 const PREFIX: &str = "portredir-bench-";
 
 /// Longer than a run takes on a busy machine.
@@ -126,7 +127,7 @@ fn measures() {
                 assert!(figure.is_finite() && figure > 0.0, "{row}");
             }
         }
-        // A verdict for each of ours.
+        // One verdict for each of our engines.
         assert_eq!(list(&test["verdicts"]).len(), if is_udp { 2 } else { 3 });
     }
     assert!(
@@ -147,9 +148,9 @@ const INSTRUCTIONS: [(&str, f64); 4] = [
     ("portredir_out", 3700.0),
 ];
 
-/// What can be told on a busy machine: that many rules cost no more than one, that
-/// programs have not grown, and that large transfers keep their offloads. What is
-/// timed gets a second try.
+/// The gates that hold on a busy machine: many rules cost no more than one,
+/// programs have not grown, and large transfers keep their offloads. A gate on
+/// times gets a second try.
 fn gates() {
     let report = bench_report(&["--tests", "prog-run"]);
     let figures = |report: &Value, name: &str| {
@@ -217,7 +218,7 @@ fn bench_report(args: &[&str]) -> Value {
     serde_json::from_slice(&report).expect("JSON")
 }
 
-/// As on kernels before 5.18.
+/// Kernels before 5.18 have no other way.
 fn udp_from_a_socket() {
     let dir = dir();
     let json = dir.0.join("report.json").display().to_string();
@@ -257,11 +258,7 @@ fn interrupted(words: &str) {
     bench.signal(Signal::SIGINT);
     let status = bench.wait();
     assert_eq!(status.code(), Some(1), "{}", bench.err());
-    assert!(
-        bench
-            .err()
-            .contains("interrupted; everything that was made is removed")
-    );
+    assert!(bench.err().contains(INTERRUPTED));
     assert_eq!(left(bench.id()), [] as [PathBuf; 0]);
     assert_eq!(host(), before);
 }
@@ -297,7 +294,7 @@ fn remote() {
     let mut server = lab.host.start(&[PROGRAM, "bench", "serve"]);
     server.wait_for_words("listening on 8080");
     let redirector = ["--iface", "h0", "--no-local", "80:8080"];
-    let _redirector = crate::redirector::Redirector::start(&lab.host, &redirector);
+    let _redirector = crate::lab::program::Redirector::start(&lab.host, &redirector);
     let json = lab.dir.0.join("remote.json").display().to_string();
     let host = crate::lab::Family::V4.host(0).ip().to_string();
     let dial = "portredir=80,nothing=81";
@@ -305,13 +302,9 @@ fn remote() {
     let tests = ["--tests", "rr,crr,bulk", "--json", &json];
     let mut bench = lab.client.start(&[&args[..], &tests].concat());
     let status = wait_within(PATIENCE, "the benchmark", || bench.try_wait());
-    // Port 81 leads nowhere, which is said and not hidden.
+    // Nothing listens on port 81, and the benchmark says so.
     assert_eq!(status.code(), Some(1), "{}", bench.err());
-    assert!(
-        bench.out().contains("FAILED  nothing, not measured"),
-        "{}",
-        bench.out()
-    );
+    assert!(bench.out().contains(NOT_MEASURED), "{}", bench.out());
     let report = fs::read(&json).expect("the report");
     let report: Value = serde_json::from_slice(&report).expect("JSON");
     for test in report["tests"].as_array().expect("a list") {

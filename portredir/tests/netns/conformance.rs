@@ -1,14 +1,14 @@
-//! Conformance with netfilter: the same stimulus to a host that redirects by
-//! nftables and to one that redirects by portredir, and the same observation
-//! of what comes of it. What differs has to be listed, with the reason, in
-//! `conformance/differences.toml`. `docs/CONFORMANCE.md` has all of it;
+//! Conformance with netfilter: the same stimulus to a host that redirects with
+//! nftables and to one that redirects with portredir, and the same observation of
+//! the outcome. Every difference has to be listed, with the reason, in
+//! `conformance/differences.toml`. `docs/CONFORMANCE.md` has all outcomes;
 //! [`document`] writes it.
 //!
 //! A [`case`] is a stimulus and a small function. Most run one after another on
 //! hosts that they share ([`site`]) and are kept apart by their ports; some
 //! have hosts of their own. Clients have sockets ([`client`]) or make packets
-//! by hand ([`ghost`], with [`frame`] and [`wire`]; [`decode`] reads what is
-//! answered). [`server`] tells them whom they reached.
+//! of their own ([`ghost`], with [`frame`] and [`wire`]; [`decode`] reads the
+//! replies). A [`server`] sends its name to every client.
 
 mod case;
 mod checksum;
@@ -39,7 +39,7 @@ use self::results::{Cell, cell};
 use self::site::{SUBJECTS, Subject};
 use crate::{Tests, skip};
 
-/// What the tests run beyond the usual.
+/// The tools that these tests need beyond those of all tests.
 const TOOLS: &[&str] = &["nft", "python3"];
 
 /// Cases about one thing.
@@ -81,10 +81,10 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
     tests.add(DOCUMENT_TEST, TOOLS, document::check);
 }
 
-/// What an outcome contains when the case itself has failed.
+/// The mark of an outcome whose case failed itself.
 const FAILED: &str = "failed at ";
 
-/// Of the test that knows all of it.
+/// The name of the test that runs every case.
 const DOCUMENT_TEST: &str = "conformance/document";
 
 fn test_name(case: &Case, subject: Subject) -> String {
@@ -125,7 +125,7 @@ fn compare(oracle: &str, seen: &str, allowed: Option<&Difference>) -> Result<(),
     }
 }
 
-/// What is right.
+/// The expected outcome of a case.
 fn oracle(case: &'static Case) -> String {
     let seen = match (case.oracle, cell(case, Subject::Nft)) {
         (Oracle::Demanded(text), _) => return text.to_owned(),
@@ -140,7 +140,7 @@ fn oracle(case: &'static Case) -> String {
     seen
 }
 
-/// What is listed is about something that is tried.
+/// Every listed difference is about a case and an engine that are tested.
 fn differences() {
     let mut is_wrong = false;
     for difference in differences::read() {
@@ -149,7 +149,7 @@ fn differences() {
                 let case = cases().find(|case| case.name == name);
                 let case = case.expect("a known case");
                 if !case.subjects().any(|subject| subject.name() == engine) {
-                    crate::process::note(&format!("{name} is not tried by {engine}"));
+                    crate::lab::process::note(&format!("{name} is not tried by {engine}"));
                     is_wrong = true;
                 }
             }

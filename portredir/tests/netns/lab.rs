@@ -5,16 +5,29 @@
 //!   far f0 ---- c1 client c0 ---- h0 host     Far::BehindClient, a narrow link
 //! ```
 
+pub mod capture;
+pub mod cgroup;
+pub mod checksum;
+pub mod committed;
+pub mod extent;
+pub mod foreign;
+pub mod message;
+pub mod namespace;
+pub mod process;
+pub mod program;
+pub mod python;
+pub mod unprivileged;
+pub mod usage;
+
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use self::namespace::{Namespace, PREFIX};
+use self::process::wait_for;
 use crate::Cell;
-use crate::checksum;
-use crate::namespace::{Namespace, PREFIX};
-use crate::process::wait_for;
-use crate::talk;
+use crate::peer::conn;
 
 /// IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +37,9 @@ pub enum Family {
 }
 
 impl Family {
+    /// Both versions.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
     /// An address of the lab: host 1 and client 2 in net 1, and so on.
     pub fn addr(self, net: u8, host: u8) -> IpAddr {
         match self {
@@ -83,7 +99,7 @@ impl Lab {
     /// Client and host, linked as the cell says.
     pub fn new(cell: &Cell) -> Self {
         let lab = Self::unlinked();
-        link(&lab.host, "h0", (1, 1), &lab.client, "c0", (1, 2));
+        link((&lab.host, "h0", (1, 1)), (&lab.client, "c0", (1, 2)));
         if !cell.is_offloaded {
             lab.client.run(&["ethtool", "-K", "c0", "tx", "off"]);
             lab.host.run(&["ethtool", "-K", "h0", "tx", "off"]);
@@ -92,7 +108,7 @@ impl Lab {
         lab
     }
 
-    /// As [`Self::new`], and a third host.
+    /// Makes the hosts of [`Self::new`], and a third one.
     pub fn with_far(cell: &Cell, far: Far) -> Self {
         let mut lab = Self::new(cell);
         let far_ns = lab.third();
@@ -100,7 +116,7 @@ impl Lab {
             Far::BehindHost => (&lab.host, "h1", &lab.client, 1),
             Far::BehindClient(_) => (&lab.client, "c1", &lab.host, 2),
         };
-        link(gateway, port, (2, 1), &far_ns, "f0", (2, 2));
+        link((gateway, port, (2, 1)), (&far_ns, "f0", (2, 2)));
         gateway.sysctl("ipv4/ip_forward", "1");
         gateway.sysctl("ipv6/conf/all/forwarding", "1");
         far_ns.ip("route add default via 10.9.2.1\nroute add default via fd09:0:0:2::1");
@@ -115,7 +131,7 @@ impl Lab {
             far_ns.run(&["ethtool", "-K", "f0", "tx", "off"]);
         }
         for family in [Family::V4, Family::V6] {
-            wait_for_way(&far_ns, family.host(1));
+            wait_for_route(&far_ns, family.host(1));
         }
         lab.far = Some(far_ns);
         lab
@@ -131,7 +147,7 @@ impl Lab {
         Namespace::new(self.prefix(), letter, &self.dir.0)
     }
 
-    /// What the names of all its namespaces begin with.
+    /// The prefix of the names of all namespaces of this lab.
     pub fn prefix(&self) -> &str {
         self.host.name.trim_end_matches("-h")
     }
@@ -144,7 +160,7 @@ impl Lab {
     /// Waits until client and host reach each other.
     pub fn wait_for_link(&self) {
         for family in [Family::V4, Family::V6] {
-            wait_for_way(&self.client, family.host(1));
+            wait_for_route(&self.client, family.host(1));
         }
     }
 
@@ -157,15 +173,11 @@ impl Lab {
     }
 }
 
-/// Adds a veth pair between two hosts; `(net, host)` make the addresses.
-pub fn link(
-    a: &Namespace,
-    a_name: &str,
-    a_addr: (u8, u8),
-    b: &Namespace,
-    b_name: &str,
-    b_addr: (u8, u8),
-) {
+/// One end of a veth pair: its host, its name, and `(net, host)` of its addresses.
+pub type LinkEnd<'a> = (&'a Namespace, &'a str, (u8, u8));
+
+/// Adds a veth pair between two hosts.
+pub fn link((a, a_name, a_addr): LinkEnd<'_>, (b, b_name, b_addr): LinkEnd<'_>) {
     let b_netns = &b.name;
     // With one index on both sides the kernel would take its time to notice
     // that the link is up (`linkwatch_urgent_event` in net/core/link_watch.c).
@@ -187,9 +199,9 @@ pub fn add_addrs(namespace: &Namespace, name: &str, (net, host): (u8, u8)) {
     ));
 }
 
-/// Waits until a host refuses what nobody there listens for.
-pub fn wait_for_way(from: &Namespace, to: SocketAddr) {
+/// Waits until a host refuses a datagram for a port on which nothing listens.
+pub fn wait_for_route(from: &Namespace, to: SocketAddr) {
     wait_for(&format!("a way to {to}"), || {
-        talk::is_refused(from, talk::Proto::Udp, to).then_some(())
+        conn::is_refused(from, conn::Proto::Udp, to).then_some(())
     });
 }

@@ -1,67 +1,29 @@
 //! The tier `netns`: hosts that talk through portredir, in network namespaces
 //! of their own, with real servers and clients.
 //!
-//! [`lab`] makes the hosts, of [`namespace`]s. On them run servers ([`serve`],
-//! [`listen`]), clients ([`talk`], [`web`]), both that compare notes
-//! ([`witness`]), conversations of which the test holds both ends ([`pair`], [`ask`]),
-//! packets of nobody ([`forge`]), users without rights ([`nobody`]), observers ([`capture`], [`checksum`]) and the program under
-//! test ([`redirector`]), each a [`process`] or a thread, some in a [`cgroup`] of
-//! their own. [`usage`] tells what a process holds, [`extent`] how far tests go.
+//! [`lab`] makes the hosts and everything around them: network namespaces,
+//! processes, control groups, captures and the program under test. [`peer`] has
+//! the servers and clients that run on those hosts.
 //!
-//! The tests are in [`traffic`] (for each engine, with and without checksum
-//! offload, for IPv4 and IPv6), [`path`] (what is not the plain wire), [`paths`]
-//! (every path to a host, as a table), [`conformance`] (the same as nftables does,
-//! packet by packet), [`device`] (kinds of devices, and kernels of different age), [`socket`] (the engine that rewrites no
-//! packets), [`local`] (the host's own clients), [`life`] (start and end),
-//! [`drain`] (what goes on at the end), [`outlive`] (what goes on after it), [`load`] (the same under load),
-//! [`flood`] (floods, and everything at its limit), [`soak`] (everything at once, for
-//! some time), [`security`] (who has no right to it),
-//! [`follow`] and [`hotplug`] (interfaces and addresses that change), [`report`]
-//! (what is printed), [`bench`] (what measures), [`coexist`] (what others have attached, with programs of
-//! [`foreign`]) and [`corner`] (listeners and routes out of the ordinary).
+//! The tests are in [`path`] (links, devices and ways to a host), [`engine`]
+//! (what a single engine does, and what it does beside programs of others),
+//! [`lifecycle`] (start, change and end), [`stress`] (floods, limits and long
+//! runs), [`conformance`] (a comparison with nftables, packet by packet),
+//! [`security`] (users without rights, and forged packets), [`report`] (what is
+//! printed) and [`bench`] (the benchmark command).
 //!
 //! A test is a function that panics when something is wrong, or calls [`skip`].
 
-mod ask;
 mod bench;
-mod capture;
-mod cgroup;
-mod checksum;
-mod coexist;
-mod committed;
 mod conformance;
-mod corner;
-mod device;
-mod drain;
-mod extent;
-mod flood;
-mod follow;
-mod foreign;
-mod forge;
-mod hotplug;
+mod engine;
 mod lab;
-mod life;
-mod listen;
-mod load;
-mod local;
-mod namespace;
-mod nobody;
-mod outlive;
-mod pair;
+mod lifecycle;
 mod path;
-mod paths;
-mod process;
-mod redirector;
+mod peer;
 mod report;
 mod security;
-mod serve;
-mod soak;
-mod socket;
-mod talk;
-mod traffic;
-mod usage;
-mod web;
-mod witness;
+mod stress;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, set_hook};
@@ -71,12 +33,12 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::lab::Family;
-use crate::process::{DEADLINE, NOTES, note, slow};
+use crate::lab::process::{DEADLINE, NOTES, note, slow};
 
 /// A test that takes longer fails.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// What every test runs.
+/// The tools that every test needs.
 const TOOLS: [&str; 5] = ["ip", "tc", "ethtool", "setpriv", "tcpdump"];
 
 /// The engines, by the names the program has for them.
@@ -88,7 +50,7 @@ pub const ANYWHERE: [&str; 3] = ["xdp-generic", "tc", "tc-clsact"];
 /// One way to be redirected.
 #[derive(Clone, Copy, Debug)]
 pub struct Cell {
-    /// As `--engine` takes it.
+    /// The engine, by its name for `--engine`.
     pub engine: &'static str,
     /// Whether the devices compute checksums, and cut what is sent into
     /// packets. Without, a missing change of a checksum cannot hide.
@@ -100,7 +62,7 @@ pub struct Cell {
 /// Enough tests to run every program, engine and way to attach, for machines that
 /// are slow: `TEST_SUBSET=1`.
 const SUBSET: [&str; 34] = [
-    // Every program of packets, on every hook.
+    // Every packet program, on every hook.
     "xdp/tx-off/V6/http",
     "xdp-generic/tx-on/V4/http",
     "tc/tx-on/V4/http",
@@ -123,7 +85,7 @@ const SUBSET: [&str; 34] = [
     "xdp/virtio",
     "tc/virtio",
     "virtio_jumbo",
-    // Every way to attach, to end and to be followed by another.
+    // Every way to attach, to end and to be replaced by another program.
     "xdp/plan_is_kept",
     "xdp-generic/plan_is_kept",
     "tc/plan_is_kept",
@@ -170,7 +132,7 @@ impl Tests {
     pub fn add_matrix(&mut self, name: &str, tools: &'static [&'static str], test: fn(&Cell)) {
         for engine in ENGINES {
             for is_offloaded in [true, false] {
-                for family in [Family::V4, Family::V6] {
+                for family in Family::BOTH {
                     let tx = if is_offloaded { "tx-on" } else { "tx-off" };
                     let name = format!("{engine}/{tx}/{family:?}/{name}");
                     let cell = Cell {
@@ -224,7 +186,7 @@ fn run(tools: &[&str], test: impl FnOnce()) -> Result<Completion, Failed> {
     DEADLINE.set(Some(Instant::now() + slow(LIMIT)));
     let result = catch_unwind(AssertUnwindSafe(test));
     let notes = NOTES.take();
-    if result.is_ok() && extent::tells_all() && !notes.is_empty() {
+    if result.is_ok() && lab::extent::prints_all_notes() && !notes.is_empty() {
         eprint!("{notes}");
     }
     match result {
@@ -242,35 +204,23 @@ fn message(panic: &dyn Any) -> Option<&str> {
 }
 
 fn main() -> ExitCode {
-    // What a test says is printed with its failure, not among that of others.
+    // The panic of a test is printed with its failure, not among those of others.
     set_hook(Box::new(|info| {
         if let (Some(text), Some(place)) = (message(info.payload()), info.location()) {
             note(&format!("{place}: {text}"));
         }
     }));
-    namespace::sweep();
-    cgroup::sweep();
+    lab::namespace::sweep();
+    lab::cgroup::sweep();
     let mut tests = Tests::default();
-    traffic::add(&mut tests);
     path::add(&mut tests);
-    paths::add(&mut tests);
-    device::add(&mut tests);
-    life::add(&mut tests);
-    follow::add(&mut tests);
+    engine::add(&mut tests);
+    lifecycle::add(&mut tests);
     report::add(&mut tests);
-    coexist::add(&mut tests);
-    corner::add(&mut tests);
-    hotplug::add(&mut tests);
-    load::add(&mut tests);
-    socket::add(&mut tests);
-    local::add(&mut tests);
-    drain::add(&mut tests);
-    outlive::add(&mut tests);
     bench::add(&mut tests);
     let arguments = Arguments::from_args();
     conformance::add(&mut tests, arguments.filter.as_deref());
-    flood::add(&mut tests);
-    soak::add(&mut tests);
+    stress::add(&mut tests);
     security::add(&mut tests);
     let is_mounted = mount_bpffs();
     let mut tests = tests.0;

@@ -1,13 +1,13 @@
-//! What portredir prints of the packets it redirects.
+//! The reports that portredir prints about redirected packets.
 
 use std::net::SocketAddr;
 
 use nix::sys::signal::Signal;
 
+use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::{Family, Far, Lab};
-use crate::redirector::{PROGRAM, Redirector};
-use crate::serve::Echo;
-use crate::talk::{Conn, Proto};
+use crate::peer::conn::{Conn, Proto};
+use crate::peer::echo::EchoServer;
 use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
@@ -18,7 +18,7 @@ pub fn add(tests: &mut Tests) {
 /// Every packet is counted, once, where it came in.
 fn counters(cell: &Cell) {
     let lab = Lab::with_far(cell, Far::BehindHost);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let redirector = Redirector::of(cell, &lab, &["7777:7778/udp", "80:8080"]);
     let message = [7; 100];
     for (at, net, flows, packets) in [(&lab.client, 1, 3, 40), (lab.far(), 2, 2, 25)] {
@@ -50,7 +50,7 @@ fn counters(cell: &Cell) {
 /// A line for each change, nothing in between, a summary at the end.
 fn counters_as_text(cell: &Cell) {
     let lab = Lab::new(cell);
-    let _server = Echo::start(&lab.host, 7778);
+    let _server = EchoServer::start(&lab.host, 7778);
     let args = [
         "--iface",
         "h0",
@@ -65,11 +65,12 @@ fn counters_as_text(cell: &Cell) {
         Conn::to(&lab.client, Proto::Udp, 0, Family::V4.host(port)).echo(&[7; 100]);
         let rule = format!("{port}:7778/udp");
         let bytes = packets * 142;
-        let hits = format!("{packets} packets, {bytes} bytes, {packets} flows");
-        let line = format!("{rule:<17} {hits} (+1 packets)\n");
+        let s = if packets == 1 { "" } else { "s" };
+        let hits = format!("{packets} packet{s} in, {bytes} bytes in, {packets} flow{s}");
+        let line = format!("{rule:<17} {hits} (+1 packet)\n");
         redirector.process.wait_for_words(&line);
     };
-    // What the second rule does tells that time has passed for the first.
+    // The counters of the second rule show that time has passed for the first.
     (1..=2).for_each(|packets| say(9, packets));
     (1..=6).for_each(|packets| say(7777, packets));
     redirector.process.signal(Signal::SIGINT);
@@ -77,10 +78,10 @@ fn counters_as_text(cell: &Cell) {
     let out = redirector.process.out();
     let lines: Vec<_> = out.lines().collect();
     let summary = [
-        "9:7778/udp        2 packets, 284 bytes, 2 flows",
-        "  h0              2 packets, 284 bytes, 2 flows",
-        "7777:7778/udp     6 packets, 852 bytes, 6 flows",
-        "  h0              6 packets, 852 bytes, 6 flows",
+        "9:7778/udp        2 packets in, 284 bytes in, 2 flows",
+        "  h0              2 packets in, 284 bytes in, 2 flows",
+        "7777:7778/udp     6 packets in, 852 bytes in, 6 flows",
+        "  h0              6 packets in, 852 bytes in, 6 flows",
         "passed: restored 8",
     ];
     assert!(lines.ends_with(&summary), "{out}");

@@ -1,4 +1,4 @@
-//! Whether the CPU runs guests itself.
+//! Hardware virtualization, or emulation where that does not work.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -6,25 +6,26 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::boot;
+use super::guest::boot;
 use super::package::Package;
 
-/// A boot takes two seconds; where guests of guests are slow, ten.
+/// The time limit of a trial boot. A boot takes two seconds, nested in another
+/// guest ten.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What QEMU runs a guest with.
+/// The accelerator that QEMU runs a guest with.
 pub enum Accel {
-    /// The CPU.
+    /// Hardware virtualization.
     Kvm,
-    /// Emulation.
+    /// Software emulation.
     Tcg {
-        /// Why not the CPU.
+        /// Why the CPU does not run the guest.
         why: String,
     },
 }
 
 impl Accel {
-    /// Boots with KVM to see whether it works: that it is there says little.
+    /// Boots a guest with KVM. A device `/dev/kvm` that exists need not work.
     pub fn find(package: &Package) -> Result<Self> {
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
         let why = match kvm {
@@ -42,7 +43,7 @@ impl Accel {
         Ok(Self::Tcg { why })
     }
 
-    /// QEMU's name.
+    /// The name of the accelerator in QEMU.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Kvm => "kvm",

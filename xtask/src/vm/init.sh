@@ -1,12 +1,11 @@
 #!/bin/busybox sh
-# PID 1 of the guest: makes the host's files its own, then runs what is to be
-# run and ends. Modules that are needed before the host's files are there come
-# with us, the others with those files.
+# PID 1 of the guest: mounts the host's files as its root, then runs /run.sh. The
+# initramfs has the modules for that; all others come with the host's files.
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b modprobe -a virtio_pci virtio_console 9pnet_virtio 9p overlay 2>/dev/null
 $b mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=524288 host /host
-# What is written stays in memory.
+# Writes go to memory.
 $b mount -t tmpfs tmpfs /written
 $b mkdir /written/upper /written/work
 $b mount -t overlay -o lowerdir=/host,upperdir=/written/upper,workdir=/written/work overlay /whole

@@ -7,9 +7,9 @@ use crate::lab::Family;
 /// One stimulus, and how to see what comes of it.
 #[derive(Clone, Copy)]
 pub struct Case {
-    /// Its row in the document.
+    /// The row in the document.
     pub number: u16,
-    /// Of the test.
+    /// The name in the test.
     pub name: &'static str,
     /// For the document.
     pub stimulus: &'static str,
@@ -20,14 +20,14 @@ pub struct Case {
     pub run: Run,
 }
 
-/// What is right.
+/// The source of the expected outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Oracle {
-    /// What happens with nft in place of portredir.
+    /// The outcome with nft in place of portredir.
     Nft,
     /// nftables has nothing like it: this is demanded.
     Demanded(&'static str),
-    /// As [`Self::Nft`] where the kernel has a feature; this is what it says there.
+    /// The outcome with nft where the kernel has a feature, which is this text.
     Feature(&'static str),
 }
 
@@ -64,7 +64,7 @@ impl Case {
         }
     }
 
-    /// Over IPv6 alone.
+    /// Over IPv6 only.
     pub const fn v6(self) -> Self {
         Self {
             families: &[Family::V6],
@@ -114,7 +114,7 @@ impl Case {
         matches!(self.run, Run::Own(_))
     }
 
-    /// Who it is run with.
+    /// The subjects that run the case.
     pub fn subjects(&self) -> impl Iterator<Item = Subject> {
         SUBJECTS
             .into_iter()

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::time::Duration;
 
 use super::case::{Case, tcp, udp};
-use super::client::{Meeting, dial};
+use super::client::{Conversation, converse};
 use super::decode::{Arrival, Body};
 use super::frame::{SYN, Sum, options_header};
 use super::ghost::Ghost;
@@ -12,23 +12,24 @@ use super::observe::{Observation, check, failure};
 use super::site::{Site, Subject};
 use super::tcp::{echo_all, noise};
 use crate::lab::Family;
-use crate::redirector::PROGRAM;
-use crate::talk::{Conn, Proto};
+use crate::lab::message::NO_OTHER_HOSTS;
+use crate::lab::program::PROGRAM;
+use crate::peer::conn::{Conn, Proto};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
-    tcp(26, "full_checksum", "data with its whole checksum in the packet", full_checksum),
-    udp(27, "published_datagram", "a datagram to 85, whose target is published from another host by somebody's DNAT", published_datagram),
+    tcp(26, "full_checksum", "data with a complete checksum in the packet", full_checksum),
+    udp(27, "published_datagram", "a datagram to 85, whose target port a DNAT rule publishes from another host", published_datagram),
     tcp(28, "bad_tcp_checksum", "SYN with a wrong checksum", bad_tcp_checksum),
     tcp(29, "download", "300 KB down", download),
     tcp(30, "every_segment", "1 MB down: every packet on the wire", every_segment),
-    tcp(31, "other_host", "a rule that leads to another host", other_host).v4().demands("refused: other hosts are not supported; exit code 2"),
+    tcp(31, "other_host", "a rule with a target on another host", other_host).v4().demands("refused: other hosts are not supported; exit code 2"),
     tcp(32, "jumbo_frames", "MTU 9000: 1 MB each way", jumbo_frames),
     udp(33, "checksum_behind_extensions", "a datagram behind hop-by-hop and destination options", behind_extensions).v6(),
     udp(105, "jumbo_datagrams", "MTU 9000: datagrams of 8000 bytes", jumbo_datagrams),
     tcp(106, "bad_data_checksum", "data with a wrong checksum, then again with the right one", bad_data_checksum),
-    udp(107, "partial_datagram", "a datagram whose checksum is left to the hardware, whatever the setting", partial_datagram),
-    tcp(108, "partial_syn", "SYN whose checksum is left to the hardware, whatever the setting", partial_syn),
+    udp(107, "partial_datagram", "a datagram with checksum offload, whatever the setting of the device", partial_datagram),
+    tcp(108, "partial_syn", "SYN with checksum offload, whatever the setting of the device", partial_syn),
 ];
 
 fn full_checksum(site: &Site, family: Family) -> Observation {
@@ -40,13 +41,10 @@ fn full_checksum(site: &Site, family: Family) -> Observation {
     ip.sum = Sum::Right;
     ghost.send(&ip);
     connection.advance(0x18, 9);
-    Observation::of(check(
-        connection.is_said_back(b"summed up"),
-        "it is said back",
-    ))
+    Observation::of(check(connection.is_said_back(b"summed up"), "echoed"))
 }
 
-/// What somebody has published: packets for a port of the host go to another.
+/// A DNAT rule that publishes a port of another host on this host.
 pub const PUBLISH: &str = "
     chain published {
         type nat hook prerouting priority dstnat + 5
@@ -56,7 +54,7 @@ pub const PUBLISH: &str = "
 
 fn published_datagram(site: &Site, family: Family) -> Observation {
     let _filter = site.filter(PUBLISH);
-    dial(&site.lab.client, Proto::Udp, family.host(85))
+    converse(&site.lab.client, Proto::Udp, family.host(85))
 }
 
 fn bad_tcp_checksum(site: &Site, family: Family) -> Observation {
@@ -68,26 +66,29 @@ fn bad_tcp_checksum(site: &Site, family: Family) -> Observation {
 
 /// Has an echo send this much.
 fn download(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => Observation::of(echo_all(&meeting, &noise(300_000), Duration::ZERO)),
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+        Ok(conversation) => {
+            Observation::of(echo_all(&conversation, &noise(300_000), Duration::ZERO))
+        }
         Err(error) => Observation::of(failure(&error)),
     }
 }
 
 fn every_segment(site: &Site, family: Family) -> Observation {
     let wire = &site.wires[0];
-    let mut meeting = match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => meeting,
-        Err(error) => return Observation::of(failure(&error)),
-    };
-    let port = meeting.conn.local().port();
+    let mut conversation =
+        match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+            Ok(conversation) => conversation,
+            Err(error) => return Observation::of(failure(&error)),
+        };
+    let port = conversation.conn.local().port();
     wire.forget();
     let mut ports = Vec::new();
-    // In parts that the observer's buffer takes.
+    // In parts that fit the buffer of the observer.
     let noise = noise(50_000);
     for _ in 0..20 {
-        meeting.conn.send(&noise).expect("send");
-        let Conn::Tcp(stream) = &mut meeting.conn else {
+        conversation.conn.send(&noise).expect("send");
+        let Conn::Tcp(stream) = &mut conversation.conn else {
             unreachable!("a TCP connection")
         };
         let mut answer = vec![0; noise.len()];
@@ -117,7 +118,7 @@ fn other_host(site: &Site, _: Family) -> Observation {
     let args = [PROGRAM, "plan", "--engine", engine, rule];
     let mut program = site.lab.host.start(&args);
     let status = program.wait();
-    let says = program.err().contains("other hosts are not supported");
+    let says = program.err().contains(NO_OTHER_HOSTS);
     Observation::of(format!(
         "{}; exit code {}",
         check(says, "refused: other hosts are not supported").replace("not so: ", "no word of "),
@@ -129,7 +130,7 @@ fn other_host(site: &Site, _: Family) -> Observation {
 fn with_mtu(site: &Site, run: impl FnOnce() -> Observation) -> Observation {
     let set = |mtu: &str| {
         let ends = [(&site.lab.host, "h0"), (&site.lab.client, "c0")];
-        // Both, or nothing has changed.
+        // Both ends, or the setting has no effect.
         ends.map(|(at, name)| at.succeeds(&["ip", "link", "set", name, "mtu", mtu]))
     };
     let is_set = set("9000");
@@ -144,8 +145,10 @@ fn with_mtu(site: &Site, run: impl FnOnce() -> Observation) -> Observation {
 
 fn jumbo_frames(site: &Site, family: Family) -> Observation {
     with_mtu(site, || {
-        match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-            Ok(meeting) => Observation::of(echo_all(&meeting, &noise(1_000_000), Duration::ZERO)),
+        match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+            Ok(conversation) => {
+                Observation::of(echo_all(&conversation, &noise(1_000_000), Duration::ZERO))
+            }
             Err(error) => Observation::of(failure(&error)),
         }
     })
@@ -153,9 +156,9 @@ fn jumbo_frames(site: &Site, family: Family) -> Observation {
 
 fn jumbo_datagrams(site: &Site, family: Family) -> Observation {
     with_mtu(site, || {
-        match Meeting::begin(&site.lab.client, Proto::Udp, 0, family.host(80)) {
-            Ok(mut meeting) => Observation::of(match meeting.echoes(&noise(8000)) {
-                Ok(is_same) => check(is_same, "every byte came back"),
+        match Conversation::begin(&site.lab.client, Proto::Udp, 0, family.host(80)) {
+            Ok(mut conversation) => Observation::of(match conversation.echoes(&noise(8000)) {
+                Ok(is_same) => check(is_same, "every byte arrived"),
                 Err(error) => failure(&error).to_owned(),
             }),
             Err(error) => Observation::of(failure(&error)),
@@ -181,7 +184,7 @@ fn bad_data_checksum(site: &Site, family: Family) -> Observation {
     ip.sum = Sum::Right;
     ghost.send(&ip);
     connection.advance(0x18, 10);
-    let second = check(connection.is_said_back(b"said twice"), "it is said back");
+    let second = check(connection.is_said_back(b"said twice"), "echoed");
     Observation::default()
         .with("wrong", &first)
         .with("right", &Observation::of(second))

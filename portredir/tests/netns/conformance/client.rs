@@ -5,19 +5,19 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::observe::{Observation, failure};
-use crate::namespace::Namespace;
-use crate::talk::{Conn, Proto};
+use crate::lab::namespace::Namespace;
+use crate::peer::conn::{Conn, Proto};
 
 /// How long a client waits for an answer. Long enough for a busy machine: what
 /// is refused is refused at once, and few cases wait in vain.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A conversation that has begun.
-pub struct Meeting {
+pub struct Conversation {
     pub conn: Conn,
-    /// What was dialled.
+    /// The destination of the client.
     to: SocketAddr,
-    /// Who is there.
+    /// The name of the server.
     pub name: String,
     /// The server's own end, as the server saw it.
     pub local: SocketAddr,
@@ -27,10 +27,10 @@ pub struct Meeting {
     pub original: u16,
 }
 
-impl Meeting {
-    /// Dials, and hears who is there; `port` is the client's, or zero.
+impl Conversation {
+    /// Connects and reads the greeting; `port` is the client's port, or zero.
     pub fn begin(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> io::Result<Self> {
-        let mut conn = Conn::dial_within(PATIENCE, at, proto, port, to)?;
+        let mut conn = Conn::connect_within(PATIENCE, at, proto, (port, to))?;
         let line = match &mut conn {
             Conn::Tcp(stream) => {
                 let mut line = Vec::new();
@@ -74,7 +74,7 @@ impl Meeting {
         }
     }
 
-    /// Who was reached, and whether anything of the client was hidden.
+    /// The name of the server, and whether it saw the client's own port.
     pub fn facts(&mut self) -> Observation {
         let mut facts = Observation::of(format!("{} reached", self.name));
         if self.peer.port() != self.conn.local().port() {
@@ -90,15 +90,15 @@ impl Meeting {
     /// The address that the server saw as its own.
     pub fn addr_fact(&self) -> String {
         if self.local.ip() == self.to.ip().to_canonical() {
-            "dialled address kept".to_owned()
+            "destination address kept".to_owned()
         } else {
-            // By which is a matter of the order in which the host got them.
-            "dialled address replaced".to_owned()
+            // Which address it is depends on the order in which the host got them.
+            "destination address replaced".to_owned()
         }
     }
 }
 
-/// What a server says first: its name, its end, the client's end, and the
+/// Reads the greeting of a server: its name, its end, the client's end, and the
 /// original port.
 pub fn greeting(line: &[u8]) -> Option<(String, SocketAddr, SocketAddr, u16)> {
     let end = line.iter().position(|byte| *byte == b'\n')?;
@@ -114,15 +114,15 @@ pub fn greeting(line: &[u8]) -> Option<(String, SocketAddr, SocketAddr, u16)> {
     Some((words.next()?.to_owned(), local, peer, original))
 }
 
-/// Dials once, talks, and tells who was reached.
-pub fn dial(at: &Namespace, proto: Proto, to: SocketAddr) -> Observation {
-    dial_from(at, proto, 0, to)
+/// Connects once, sends a message, and observes which server answered.
+pub fn converse(at: &Namespace, proto: Proto, to: SocketAddr) -> Observation {
+    converse_from(at, proto, 0, to)
 }
 
-/// As [`dial`], from this port.
-pub fn dial_from(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> Observation {
-    match Meeting::begin(at, proto, port, to) {
-        Ok(mut meeting) => meeting.facts(),
+/// Observes as [`converse`] does, from this client port.
+pub fn converse_from(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> Observation {
+    match Conversation::begin(at, proto, port, to) {
+        Ok(mut conversation) => conversation.facts(),
         Err(error) => Observation::of(failure(&error)),
     }
 }

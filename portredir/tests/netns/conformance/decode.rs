@@ -15,7 +15,7 @@ pub struct Arrival {
     pub is_intact: bool,
 }
 
-/// What it carries.
+/// The body of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     Tcp {
@@ -40,69 +40,89 @@ pub enum Body {
     Other,
 }
 
+/// An IP header.
+struct Header {
+    src: IpAddr,
+    dst: IpAddr,
+    protocol: u8,
+    /// The length of the header, and that of the whole packet.
+    len: usize,
+    end: usize,
+    is_intact: bool,
+    is_fragment: bool,
+}
+
+impl Header {
+    fn read_v4(ip: &[u8]) -> Option<Self> {
+        let len = usize::from(ip.first()? & 0x0f) * 4;
+        let field = u16::from_be_bytes(ip.get(6..8)?.try_into().ok()?);
+        Some(Self {
+            src: IpAddr::from(<[u8; 4]>::try_from(ip.get(12..16)?).ok()?),
+            dst: IpAddr::from(<[u8; 4]>::try_from(ip.get(16..20)?).ok()?),
+            protocol: ip[9],
+            len,
+            end: usize::from(u16::from_be_bytes(ip.get(2..4)?.try_into().ok()?)),
+            is_intact: fold(words(ip.get(..len)?)) == 0xffff,
+            is_fragment: field & 0x3fff != 0,
+        })
+    }
+
+    fn read_v6(ip: &[u8]) -> Option<Self> {
+        let payload = u16::from_be_bytes(ip.get(4..6)?.try_into().ok()?);
+        Some(Self {
+            src: IpAddr::from(<[u8; 16]>::try_from(ip.get(8..24)?).ok()?),
+            dst: IpAddr::from(<[u8; 16]>::try_from(ip.get(24..40)?).ok()?),
+            protocol: *ip.get(6)?,
+            len: 40,
+            end: 40 + usize::from(payload),
+            is_intact: true,
+            is_fragment: false,
+        })
+    }
+
+    /// The sum of the pseudo-header before these bytes.
+    fn pseudo(&self, bytes: &[u8]) -> u32 {
+        pseudo(self.src, self.dst, self.protocol, bytes.len())
+    }
+}
+
 impl Arrival {
     /// Reads a frame; `None` for what is no IP packet.
     pub fn read(received: &Received) -> Option<Self> {
-        let frame = &received.frame;
-        let ip = frame.get(ETHERNET..)?;
-        let (src, dst, protocol, at, end, is_header_intact, is_fragment) =
-            match frame.get(12..14)? {
-                [0x08, 0x00] => {
-                    let len = usize::from(ip.first()? & 0x0f) * 4;
-                    let total = usize::from(u16::from_be_bytes(ip.get(2..4)?.try_into().ok()?));
-                    let field = u16::from_be_bytes(ip.get(6..8)?.try_into().ok()?);
-                    (
-                        IpAddr::from(<[u8; 4]>::try_from(ip.get(12..16)?).ok()?),
-                        IpAddr::from(<[u8; 4]>::try_from(ip.get(16..20)?).ok()?),
-                        ip[9],
-                        len,
-                        total,
-                        fold(words(ip.get(..len)?)) == 0xffff,
-                        field & 0x3fff != 0,
-                    )
-                }
-                [0x86, 0xdd] => {
-                    let len = usize::from(u16::from_be_bytes(ip.get(4..6)?.try_into().ok()?));
-                    (
-                        IpAddr::from(<[u8; 16]>::try_from(ip.get(8..24)?).ok()?),
-                        IpAddr::from(<[u8; 16]>::try_from(ip.get(24..40)?).ok()?),
-                        *ip.get(6)?,
-                        40,
-                        40 + len,
-                        true,
-                        false,
-                    )
-                }
-                _ => return None,
-            };
-        let bytes = ip.get(at..end)?;
-        let body = if is_fragment {
+        let ip = received.frame.get(ETHERNET..)?;
+        let header = match received.frame.get(12..14)? {
+            [0x08, 0x00] => Header::read_v4(ip)?,
+            [0x86, 0xdd] => Header::read_v6(ip)?,
+            _ => return None,
+        };
+        let bytes = ip.get(header.len..header.end)?;
+        let body = if header.is_fragment {
             Body::Other
         } else {
-            body(protocol, bytes).unwrap_or(Body::Other)
+            body(header.protocol, bytes).unwrap_or(Body::Other)
         };
         let is_sum_right = match &body {
             Body::Other => true,
-            Body::Udp { .. } if bytes[6..8] == [0, 0] => src.is_ipv4(),
+            Body::Udp { .. } if bytes[6..8] == [0, 0] => header.src.is_ipv4(),
             Body::Tcp { .. } if received.is_partial => {
-                fold(words(&bytes[16..18])) == fold(pseudo(src, dst, protocol, bytes.len()))
+                fold(words(&bytes[16..18])) == fold(header.pseudo(bytes))
             }
             Body::Udp { .. } if received.is_partial => {
-                fold(words(&bytes[6..8])) == fold(pseudo(src, dst, protocol, bytes.len()))
+                fold(words(&bytes[6..8])) == fold(header.pseudo(bytes))
             }
             _ => {
-                let pseudo = match protocol {
+                let pseudo = match header.protocol {
                     1 => 0,
-                    _ => pseudo(src, dst, protocol, bytes.len()),
+                    _ => header.pseudo(bytes),
                 };
                 fold(pseudo + words(bytes)) == 0xffff
             }
         };
         Some(Self {
-            src,
-            dst,
+            src: header.src,
+            dst: header.dst,
             body,
-            is_intact: is_header_intact && is_sum_right,
+            is_intact: header.is_intact && is_sum_right,
         })
     }
 

@@ -4,23 +4,26 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::case::{Case, own, tcp};
-use super::client::dial;
+use super::client::converse;
 use super::observe::{Observation, check};
 use super::rules;
 use super::server::{Manner, Server};
 use super::site::{Site, Subject};
+use crate::lab::message::NO_ETHERNET_HEADER;
+use crate::lab::program::{PROGRAM, Redirector};
+use crate::lab::python::python;
 use crate::lab::{Family, Lab, add_addrs, link};
-use crate::redirector::{PROGRAM, Redirector};
-use crate::talk::Proto;
-use crate::{path, serve, skip};
+use crate::path::link::TUNNEL;
+use crate::peer::conn::Proto;
+use crate::skip;
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
     own(71, "tun", "the client is behind a tun device, where packets begin with the IP header", |subject| tun(subject, Proto::Tcp)),
-    own(72, "vlan_device", "the client is in a VLAN that the host has a device for, tags in the packet", |subject| vlan_device(subject, Proto::Tcp)).known("IPv4: 8080 reached; IPv6: 8080 reached"),
-    own(165, "tun_datagram", "a datagram by a tun device", |subject| tun(subject, Proto::Udp)).udp(),
-    own(166, "vlan_datagram", "a datagram by a VLAN device", |subject| vlan_device(subject, Proto::Udp)).udp().known("IPv4: 8080 reached; IPv6: 8080 reached"),
-    tcp(73, "bridge_and_port", "a container dials 90, which leads to 9090, which leads to 9191", |site, family| dial(&site.a, Proto::Tcp, SocketAddr::new(family.addr(3, 1), 90))),
+    own(72, "vlan_device", "the client is in a VLAN for which the host has a device, with the tags in the packet", |subject| vlan_device(subject, Proto::Tcp)).known("IPv4: 8080 reached; IPv6: 8080 reached"),
+    own(165, "tun_datagram", "a datagram over a tun device", |subject| tun(subject, Proto::Udp)).udp(),
+    own(166, "vlan_datagram", "a datagram over a VLAN device", |subject| vlan_device(subject, Proto::Udp)).udp().known("IPv4: 8080 reached; IPv6: 8080 reached"),
+    tcp(73, "bridge_and_port", "a container connects to 90, redirected to 9090, which is redirected to 9191", |site, family| converse(&site.a, Proto::Tcp, SocketAddr::new(family.addr(3, 1), 90))),
     tcp(74, "new_interface", "an interface that appears while the redirect runs", new_interface),
     tcp(75, "new_address", "an address that appears while the redirect runs", new_address),
 ];
@@ -29,7 +32,7 @@ pub const CASES: &[Case] = &[
 /// machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What is seen when it is something, or at the end.
+/// The first observation that `is_it` accepts, or the last one.
 fn until(is_it: impl Fn(&Observation) -> bool, see: impl Fn() -> Observation) -> Observation {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -41,7 +44,7 @@ fn until(is_it: impl Fn(&Observation) -> bool, see: impl Fn() -> Observation) ->
     }
 }
 
-/// Redirects 80 on a host with one link and a server, and dials it.
+/// Redirects 80 on a host with one link and a server, and connects to it.
 fn redirect(subject: Subject, lab: &Lab, proto: Proto) -> Observation {
     let _server = Server::start(&lab.host, "8080", 8080, Manner::Echo);
     let redirector = match subject {
@@ -63,11 +66,11 @@ fn redirect(subject: Subject, lab: &Lab, proto: Proto) -> Observation {
                 "0",
                 rule,
             ];
-            // It may be refused, with a reason.
+            // The program may refuse, with a reason.
             let plan = [&[PROGRAM, "plan"][..], &args[..4], &args[6..]].concat();
             let mut plan = lab.host.start(&plan);
             if !plan.wait().success() {
-                let says_why = plan.err().contains("no Ethernet header");
+                let says_why = plan.err().contains(NO_ETHERNET_HEADER);
                 return Observation::of(check(says_why, "refused: no Ethernet header"));
             }
             Some(Redirector::start(&lab.host, &args))
@@ -75,7 +78,7 @@ fn redirect(subject: Subject, lab: &Lab, proto: Proto) -> Observation {
     };
     let mut all = Observation::default();
     for (name, family) in [("IPv4", Family::V4), ("IPv6", Family::V6)] {
-        all = all.with(name, &dial(&lab.client, proto, family.host(80)));
+        all = all.with(name, &converse(&lab.client, proto, family.host(80)));
     }
     if let Some(redirector) = redirector {
         redirector.stop();
@@ -91,7 +94,7 @@ fn tun(subject: Subject, proto: Proto) -> Observation {
     let names = [lab.host.name.as_str(), lab.client.name.as_str()];
     let mut tunnel = lab
         .host
-        .start(&[serve::python(), "-c", path::TUNNEL, names[0], names[1]]);
+        .start(&[python(), "-c", TUNNEL, names[0], names[1]]);
     tunnel.wait_for_words("ready");
     add_addrs(&lab.host, "h0", (1, 1));
     add_addrs(&lab.client, "c0", (1, 2));
@@ -101,7 +104,7 @@ fn tun(subject: Subject, proto: Proto) -> Observation {
 
 fn vlan_device(subject: Subject, proto: Proto) -> Observation {
     let lab = Lab::unlinked();
-    link(&lab.host, "h0", (3, 1), &lab.client, "c0", (3, 2));
+    link((&lab.host, "h0", (3, 1)), (&lab.client, "c0", (3, 2)));
     for (at, name, number) in [(&lab.host, "h0", 1), (&lab.client, "c0", 2)] {
         let device = format!("{name}.10");
         let add = [
@@ -123,10 +126,10 @@ fn new_interface(site: &Site, family: Family) -> Observation {
         Family::V6 => (12, "h6", "f6"),
     };
     let far = site.lab.far();
-    link(&site.lab.host, name, (net, 1), far, peer, (net, 2));
+    link((&site.lab.host, name, (net, 1)), (far, peer, (net, 2)));
     let to = SocketAddr::new(family.addr(net, 1), 80);
     let is_there = |seen: &Observation| *seen == Observation::of("8080 reached");
-    let seen = until(is_there, || dial(far, Proto::Tcp, to));
+    let seen = until(is_there, || converse(far, Proto::Tcp, to));
     site.lab.host.ip(&format!("link del {name}"));
     seen
 }
@@ -141,7 +144,7 @@ fn new_address(site: &Site, family: Family) -> Observation {
     host.ip(&format!("addr add {addr}/{len} dev h0{nodad}"));
     let to = SocketAddr::new(addr, 80);
     let is_there = |seen: &Observation| *seen == Observation::of("8080 reached");
-    let seen = until(is_there, || dial(&site.lab.client, Proto::Tcp, to));
+    let seen = until(is_there, || converse(&site.lab.client, Proto::Tcp, to));
     host.ip(&format!("addr del {addr}/{len} dev h0"));
     seen
 }

@@ -15,7 +15,7 @@ pub struct Difference {
     pub cases: Vec<String>,
     /// Names of engines.
     pub engines: Vec<String>,
-    /// What is seen instead of what the oracle says.
+    /// The outcome that differs from the expected one.
     pub outcome: String,
     /// Why that is allowed; in the file, the name of a reason.
     pub reason: String,

@@ -1,4 +1,4 @@
-//! `docs/CONFORMANCE.md`: all cases, what the oracle says, and where and why an
+//! `docs/CONFORMANCE.md`: all cases, the expected outcome of each, and where and why an
 //! engine differs.
 
 use std::fmt::Write as _;
@@ -8,7 +8,7 @@ use super::differences::{self, Difference};
 use super::results::{Cell, cell};
 use super::site::Subject;
 use super::{FAILED, TOPICS, cases, oracle};
-use crate::committed::{Document, wrap};
+use crate::lab::committed::{Document, wrap};
 
 const DOCUMENT: Document = Document {
     name: "docs/CONFORMANCE.md",
@@ -16,15 +16,15 @@ const DOCUMENT: Document = Document {
     tests: "conformance/document",
 };
 
-/// It says how many cases there are.
+/// The README, which names the number of cases.
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 
 const INTRO: &str = "\
 # Conformance
 
-What portredir does, packet by packet, beside what netfilter's REDIRECT does. The test `conformance` of the tier `netns`
-makes this file: it builds two hosts that are alike, has nftables redirect on one and portredir on the other, sends both
-the same, and writes down what came of it. nftables has the rules that a user would write,
+This document compares portredir with netfilter's REDIRECT, packet by packet. The test `conformance` of the tier `netns`
+writes it: the test builds two equal hosts, redirects with nftables on one and with portredir on the other, sends both the
+same packets, and records the outcome. nftables has the rules that a user would write,
 
 ```
 fib daddr type local tcp dport 80 redirect to :8080
@@ -38,24 +38,25 @@ client ──── interface 1   host   interface 2 ──── far
 container A ──────────────┘  └──────────── container B
 ```
 
-Each case is tried over IPv4 and IPv6, with checksum offload (the sender leaves the checksum to the hardware, and packets
-are cut late) and without; where that makes no difference one outcome is shown. What is said to be reached is the server
-that answered, by the port it listens on; all checksums of what was answered are verified. Bad checksums that a host
-counted are told.
+Each case runs over IPv4 and IPv6, with checksum offload (the sender leaves the checksum to the hardware, and packets
+are segmented late) and without. Where this makes no difference, the table has one outcome. `8080 reached` means that the
+server that listens on port 8080 answered. The test verifies every checksum of the replies, and reports bad checksums that
+a host counted.
 
-| cell | means |
+| cell | meaning |
 |---|---|
-| `=` | the same as the oracle |
-| `-` | not tried: `--engine socket` refuses rules for UDP |
-| else | what happens instead; the number leads to the reason |
+| `=` | as expected |
+| `-` | not tested: `--engine socket` refuses rules for UDP |
+| other | the outcome that differs; the number refers to the reason below |
 
-Column `xdp` holds for `--engine xdp` on veth, and for `xdp-generic` where nothing else is said; column `tc` for `tc` and
-for `tc-clsact`; `xdp-generic` and `tc-clsact` are tried without offload. Cases marked with ◦ have hosts of their own,
-without offload, and are tried by `xdp`, `tc` and `socket`.
+The column `expected` has the outcome with nftables, or *required:* and an outcome where nftables has no counterpart. The
+column `xdp` stands for `--engine xdp` on veth, and for `xdp-generic` unless the cell says otherwise; the column `tc` stands
+for `tc` and `tc-clsact`. `xdp-generic` and `tc-clsact` are tested without offload. Cases marked with ◦ have hosts of
+their own, without offload, and are tested with `xdp`, `tc` and `socket`.
 
-A difference that is not listed in `portredir/tests/netns/conformance/differences.toml` fails the test, and so does one
-that is listed and is not seen. `PORTREDIR_BLESS=1 cargo test -p portredir --test netns -- conformance/document` renews
-this file.
+A difference that is not listed in `portredir/tests/netns/conformance/differences.toml` fails the test, and so does a
+listed difference that does not occur. `PORTREDIR_BLESS=1 cargo test -p portredir --test netns -- conformance/document`
+writes this document again.
 ";
 
 /// Compares the whole document, or writes it.
@@ -81,7 +82,7 @@ fn render() -> String {
         write!(
             tables,
             "\n## {}\n\n\
-             | | case | stimulus | oracle | xdp | tc | socket |\n\
+             | | case | stimulus | expected | xdp | tc | socket |\n\
              |---|---|---|---|---|---|---|\n",
             topic.title
         )
@@ -92,7 +93,7 @@ fn render() -> String {
             differing += usize::from(cells.iter().any(|cell| !["=", "-"].contains(&&cell[..])));
             let mark = if case.is_alone() { " ◦" } else { "" };
             let oracle = match case.oracle {
-                Oracle::Demanded(what) => format!("*demanded:* {what}"),
+                Oracle::Demanded(what) => format!("*required:* {what}"),
                 _ => oracle(case),
             };
             let Case {
@@ -115,7 +116,7 @@ fn render() -> String {
     assert!(readme.contains(&words), "README.md does not say `{words}`");
     writeln!(
         text,
-        "\n{count} cases; in {differing} of them an engine differs, for one of {} reasons.",
+        "\n{count} cases; an engine differs in {differing} of them, for one of {} reasons.",
         reasons.len()
     )
     .expect("text");
@@ -127,7 +128,7 @@ fn render() -> String {
     text
 }
 
-/// What a column says of a case.
+/// The cell of a case in one column.
 fn column(
     case: &'static Case,
     engines: &[&'static str],
@@ -138,7 +139,7 @@ fn column(
     for engine in engines {
         let text = match cell(case, Subject::Engine(engine)) {
             Cell::NotTried => continue,
-            // What it says where it can be tried.
+            // The outcome on a kernel that has the feature.
             Cell::Skipped(_) => differences::find(all, case.name, engine)
                 .map_or_else(|| oracle(case), |difference| difference.outcome.clone()),
             Cell::Seen(text) => text,

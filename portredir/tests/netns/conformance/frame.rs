@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::lab::Family;
+
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
@@ -17,7 +19,7 @@ pub const UDP: u8 = 17;
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
-/// What follows the IP headers.
+/// The part of a packet after the IP headers.
 #[derive(Clone, Debug)]
 pub struct Segment {
     /// IP protocol.
@@ -75,10 +77,13 @@ pub fn udp(src: u16, dst: u16, payload: &[u8]) -> Segment {
 }
 
 /// An ICMP message, or an ICMPv6 one.
-pub fn icmp(is_v4: bool, kind: u8, code: u8, rest: [u8; 4], payload: &[u8]) -> Segment {
+pub fn icmp(family: Family, (kind, code): (u8, u8), rest: [u8; 4], payload: &[u8]) -> Segment {
     let bytes = [&[kind, code, 0, 0][..], &rest, payload].concat();
     Segment {
-        protocol: if is_v4 { 1 } else { 58 },
+        protocol: match family {
+            Family::V4 => 1,
+            Family::V6 => 58,
+        },
         bytes,
         check: 2,
     }
@@ -91,7 +96,7 @@ fn ports((src, dst): (u16, u16)) -> Vec<u8> {
 /// How the checksum of a segment is filled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
-    /// As it has to be.
+    /// The correct checksum.
     Right,
     /// Off by one.
     Wrong,

@@ -9,7 +9,7 @@ use super::client::greeting;
 use super::decode::{Arrival, Body, quoted_ports};
 use super::frame::{ACK, Ip, RST, SYN, Segment, Sum, Tcp, icmp, udp};
 use super::observe::Observation;
-use super::site::{GHOST, STRAY, Site};
+use super::site::{GHOST, Offload, STRAY, Site};
 use super::wire::{Received, Wire, ethernet, mac};
 use crate::lab::Family;
 
@@ -28,7 +28,7 @@ pub struct Ghost<'a> {
     to_mac: [u8; 6],
     pub addr: IpAddr,
     pub port: u16,
-    /// Of SYN-ACKs: the host's port, and the number that comes next.
+    /// The SYN-ACKs that came: the ports, and the next sequence number.
     half_open: RefCell<Vec<(u16, u16, u32)>>,
 }
 
@@ -76,7 +76,7 @@ impl<'a> Ghost<'a> {
         let mut ip = Ip::new(self.addr, self.host(), segment);
         // What is left of one packet's fragments must not meet another's.
         ip.id = self.port;
-        if self.site.is_offloaded && ip.segment.check != 2 {
+        if self.site.offload == Offload::On && ip.segment.check != 2 {
             ip.sum = Sum::Partial;
         }
         ip
@@ -112,8 +112,7 @@ impl<'a> Ghost<'a> {
             Family::V4 => (3, 4),
             Family::V6 => (2, 0),
         };
-        let is_v4 = self.family == Family::V4;
-        self.ip(icmp(is_v4, kind, code, [0, 0, high, low], quote))
+        self.ip(icmp(self.family, (kind, code), [0, 0, high, low], quote))
     }
 
     pub fn send(&self, ip: &Ip) {
@@ -207,7 +206,7 @@ impl<'a> Ghost<'a> {
                 Body::Udp { ports, .. } if ports.1 == port => {
                     last = Some(Instant::now() + GRACE);
                 }
-                // Said again and again.
+                // The same packet, sent again.
                 _ if answers.contains(&arrival) => {}
                 _ if self.is_for_us(&arrival) => {
                     if let Body::Tcp {
@@ -225,7 +224,7 @@ impl<'a> Ghost<'a> {
         }
     }
 
-    /// What was answered, in words: each once, a datagram with who sent it.
+    /// The replies, in words: each once, a datagram with the server that sent it.
     pub fn seen(&self) -> Observation {
         self.describe(&self.answers())
     }
@@ -260,7 +259,7 @@ impl<'a> Ghost<'a> {
             }
         }
         if facts.is_empty() {
-            facts.push("silence".to_owned());
+            facts.push("no reply".to_owned());
         }
         facts.into_iter().collect()
     }
@@ -319,7 +318,7 @@ impl Drop for Ghost<'_> {
 pub struct Connection<'a> {
     ghost: &'a Ghost<'a>,
     dst: u16,
-    /// What comes next, of either side.
+    /// The next sequence numbers of both sides.
     pub seq: u32,
     pub ack: u32,
 }
@@ -392,7 +391,7 @@ impl<'a> Connection<'a> {
         Some(heard)
     }
 
-    /// Whether the server says back what it is told.
+    /// Whether the server echoes a message.
     pub fn echoes(&mut self, message: &[u8]) -> bool {
         self.send(ACK | super::frame::PSH, message);
         self.is_said_back(message)
@@ -410,7 +409,7 @@ impl<'a> Connection<'a> {
         self.quote_from(self.ack, len)
     }
 
-    /// The same with another sequence number.
+    /// Quotes a segment with another sequence number.
     pub fn quote_from(&self, seq: u32, len: usize) -> Vec<u8> {
         let tcp = Tcp {
             ports: (self.dst, self.ghost.port),

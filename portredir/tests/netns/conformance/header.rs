@@ -1,7 +1,7 @@
 //! Fragments, options, extension headers, and packets that are none.
 
 use super::case::{Case, tcp, udp};
-use super::client::{Meeting, dial};
+use super::client::{Conversation, converse};
 use super::frame::{ETHERNET, SYN, Sum, options_header};
 use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
@@ -9,40 +9,40 @@ use super::site::Site;
 use super::tcp::noise;
 use super::udp::{send_all, whole};
 use crate::lab::Family;
-use crate::talk::Proto;
+use crate::peer::conn::Proto;
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
     udp(34, "fragmented", "datagrams of 4000 and 20 000 bytes", fragmented),
     udp(35, "fragments_reversed", "a datagram in three fragments, the last one first", fragments_reversed),
     tcp(36, "tiny_fragments", "SYN in fragments of 8 bytes, the first without the checksum", tiny_fragments),
-    udp(37, "looks_like_ports", "a direct datagram, whose second fragment begins like one to 80", looks_like_ports),
+    udp(37, "looks_like_ports", "a datagram to 8080, whose second fragment begins like a datagram to 80", looks_like_ports),
     udp(38, "first_fragment_twice", "the first fragment twice; another one that overlaps it", first_fragment_twice),
     tcp(39, "ip_options", "SYN behind the IPv4 option record route", ip_options).v4(),
-    tcp(40, "extension_headers", "SYN behind hop-by-hop, destination options, and a routing header that is used up", extension_headers).v6(),
-    udp(41, "atomic_fragment", "a datagram with a fragment header that is not cut", atomic_fragment).v6(),
+    tcp(40, "extension_headers", "SYN behind hop-by-hop, destination options, and a routing header without segments left", extension_headers).v6(),
+    udp(41, "atomic_fragment", "an unfragmented datagram with a fragment header", atomic_fragment).v6(),
     tcp(42, "unknown_extensions", "SYN behind AH, ESP, no next header, eight options headers", unknown_extensions).v6(),
     tcp(43, "truncated", "a SYN that ends after each number of bytes", truncated),
     udp(109, "fragments_interleaved", "two datagrams whose fragments alternate", fragments_interleaved),
     tcp(110, "data_in_fragments", "a TCP segment in two fragments", data_in_fragments),
     tcp(111, "source_route", "SYN behind the IPv4 option loose source route", source_route).v4(),
-    tcp(112, "segments_left", "SYN behind a routing header that is not used up", segments_left).v6(),
+    tcp(112, "segments_left", "SYN behind a routing header with segments left", segments_left).v6(),
     tcp(113, "six_extensions", "SYN behind six extension headers", six_extensions).v6(),
     tcp(114, "bad_header_checksum", "SYN with a wrong IPv4 header checksum", bad_header_checksum).v4(),
-    tcp(115, "bad_data_offset", "SYN whose header says it is too short; too long", bad_data_offset),
-    tcp(116, "length_beyond_frame", "SYN whose IP header says there is more", length_beyond_frame),
+    tcp(115, "bad_data_offset", "SYN with a data offset that is too small; too large", bad_data_offset),
+    tcp(116, "length_beyond_frame", "SYN whose IP header has a length beyond the frame", length_beyond_frame),
     tcp(117, "padded_syn", "SYN with Ethernet padding", padded_syn),
     tcp(118, "traffic_class", "SYN with a DSCP, and over IPv6 a flow label", traffic_class),
-    udp(119, "tagged_frame", "a datagram in a VLAN that the host has no device for", tagged_frame),
+    udp(119, "tagged_frame", "a datagram in a VLAN for which the host has no device", tagged_frame),
     tcp(120, "ah_v4", "SYN behind AH over IPv4", ah_v4).v4(),
 ];
 
 fn fragmented(site: &Site, family: Family) -> Observation {
     let mut all = Observation::default();
     for len in [4000, 20_000] {
-        let begun = Meeting::begin(&site.lab.client, Proto::Udp, 0, family.host(80));
-        let fact = match begun.and_then(|mut meeting| meeting.echoes(&noise(len))) {
-            Ok(is_same) => check(is_same, "every byte came back"),
+        let begun = Conversation::begin(&site.lab.client, Proto::Udp, 0, family.host(80));
+        let fact = match begun.and_then(|mut conversation| conversation.echoes(&noise(len))) {
+            Ok(is_same) => check(is_same, "every byte arrived"),
             Err(error) => failure(&error).to_owned(),
         };
         all = all.with(&len.to_string(), &Observation::of(fact));
@@ -82,7 +82,7 @@ fn looks_like_ports(site: &Site, family: Family) -> Observation {
     });
     ghost
         .describe(&answers)
-        .and(check(is_same, "every byte came back"))
+        .and(check(is_same, "every byte arrived"))
 }
 
 fn first_fragment_twice(site: &Site, family: Family) -> Observation {
@@ -212,7 +212,7 @@ fn data_in_fragments(site: &Site, family: Family) -> Observation {
     ip.sum = Sum::Right;
     send_all(&ghost, ip.cut(120));
     connection.advance(0x18, noise.len());
-    Observation::of(check(connection.is_said_back(&noise), "it is said back"))
+    Observation::of(check(connection.is_said_back(&noise), "echoed"))
 }
 
 fn source_route(site: &Site, family: Family) -> Observation {
@@ -299,10 +299,10 @@ fn tagged_frame(site: &Site, family: Family) -> Observation {
     let frame = [&to[..], &from, &[0x81, 0, 0, 10], &kind, &ip.whole()].concat();
     ghost.send_frame(&frame);
     let seen = ghost.seen();
-    // And it does no harm.
+    // The host still works afterwards.
     Observation::default().with("tagged", &seen).with(
         "later",
-        &dial(&site.lab.client, Proto::Udp, family.host(80)),
+        &converse(&site.lab.client, Proto::Udp, family.host(80)),
     )
 }
 

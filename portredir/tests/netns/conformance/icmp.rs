@@ -13,16 +13,16 @@ use crate::lab::Family;
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
     tcp(44, "too_big", "fragmentation needed, or packet too big: a router has an MTU of 1300", too_big),
-    tcp(45, "too_big_for_direct", "the same about a connection to 8080 itself, beside one to 80", too_big_beside),
+    tcp(45, "too_big_for_direct", "the same error about a connection to 8080 itself, beside one to 80", too_big_beside),
     tcp(46, "unreachable_for_syn_ack", "host unreachable, time exceeded, for our SYN-ACK; then the ACK", unreachable_for_syn_ack),
-    udp(47, "port_unreachable", "a datagram to 81, where nobody listens on the target: what the error quotes", port_unreachable),
-    tcp(48, "short_quotes", "too big with a quote of 8 bytes of TCP; with IPv4 options in it", short_quotes),
-    tcp(49, "direct_quote", "too big about a connection to 8080 itself", direct_quote),
+    udp(47, "port_unreachable", "a datagram to 81, where nothing listens on the target port: what the error quotes", port_unreachable),
+    tcp(48, "short_quotes", "packet too big with a quote of 8 bytes of TCP; with IPv4 options in it", short_quotes),
+    tcp(49, "direct_quote", "packet too big about a connection to 8080 itself", direct_quote),
     tcp(50, "echo_and_redirect", "echo request; redirect", echo_and_redirect),
-    udp(121, "datagram_too_big", "too big about a reply to a datagram", datagram_too_big),
-    tcp(122, "unknown_flow", "too big about a connection that does not exist", unknown_flow),
-    tcp(123, "bad_icmp_checksum", "too big with a wrong checksum", bad_icmp_checksum),
-    tcp(124, "later_fragment", "too big that quotes a fragment without ports", later_fragment).v4(),
+    udp(121, "datagram_too_big", "packet too big about a reply to a datagram", datagram_too_big),
+    tcp(122, "unknown_flow", "packet too big about a connection that does not exist", unknown_flow),
+    tcp(123, "bad_icmp_checksum", "packet too big with a wrong checksum", bad_icmp_checksum),
+    tcp(124, "later_fragment", "packet too big that quotes a fragment without ports", later_fragment).v4(),
     tcp(125, "soft_error", "host unreachable about an established connection", soft_error),
     udp(126, "client_is_gone", "port unreachable about a reply of a server whose socket is connected", client_is_gone),
     tcp(127, "expired_in_transit", "SYN to the far host's port 80 with TTL or hop limit 1", expired_in_transit),
@@ -47,8 +47,7 @@ fn learned(site: &Site, addr: IpAddr) -> String {
 fn learns(
     site: &Site,
     family: Family,
-    number: u8,
-    dst: u16,
+    (number, dst): (u8, u16),
     error: impl Fn(&Ghost, &Connection) -> Ip,
 ) -> Observation {
     let ghost = Ghost::at(site, family, number);
@@ -57,13 +56,13 @@ fn learns(
     };
     let error = error(&ghost, &connection);
     ghost.send(&error);
-    // When this is said back, the error has been dealt with.
+    // Once this is echoed, the kernel has processed the error.
     let goes_on = connection.echoes(b"and it goes on");
-    Observation::of(learned(site, ghost.addr)).and(check(goes_on, "the connection goes on"))
+    Observation::of(learned(site, ghost.addr)).and(check(goes_on, "the connection continues"))
 }
 
 fn too_big(site: &Site, family: Family) -> Observation {
-    learns(site, family, 201, 80, |ghost, connection| {
+    learns(site, family, (201, 80), |ghost, connection| {
         ghost.too_big(1300, &connection.quote(500))
     })
 }
@@ -73,18 +72,17 @@ fn too_big_beside(site: &Site, family: Family) -> Observation {
     let Some(mut beside) = direct.connect(8080) else {
         return Observation::of("no connection");
     };
-    let seen = learns(site, family, 203, 80, |ghost, connection| {
+    let seen = learns(site, family, (203, 80), |ghost, connection| {
         ghost.too_big(1300, &connection.quote(500))
     });
     seen.and(check(
         beside.echoes(b"me too"),
-        "and so does the direct one",
+        "the direct connection continues",
     ))
     .with("its address", &Observation::of(learned(site, direct.addr)))
 }
 
 fn unreachable_for_syn_ack(site: &Site, family: Family) -> Observation {
-    let is_v4 = family == Family::V4;
     let kinds = match family {
         Family::V4 => [("host unreachable", 3, 1), ("time exceeded", 11, 0)],
         Family::V6 => [("host unreachable", 1, 3), ("time exceeded", 3, 0)],
@@ -100,7 +98,7 @@ fn unreachable_for_syn_ack(site: &Site, family: Family) -> Observation {
             return all.with(name, &Observation::of("no SYN-ACK"));
         };
         let quote = connection_of(&ghost, theirs).quote_from(theirs, 40);
-        ghost.send(&ghost.ip(icmp(is_v4, kind, code, [0; 4], &quote)));
+        ghost.send(&ghost.ip(icmp(family, (kind, code), [0; 4], &quote)));
         let mut ip = ghost.tcp(80, ACK);
         ip.segment = connection_of(&ghost, theirs.wrapping_add(1)).segment(ACK, b"");
         ip.sum = Sum::Right;
@@ -120,12 +118,12 @@ fn port_unreachable(site: &Site, family: Family) -> Observation {
 }
 
 fn short_quotes(site: &Site, family: Family) -> Observation {
-    let short = learns(site, family, 204, 80, |ghost, connection| {
+    let short = learns(site, family, (204, 80), |ghost, connection| {
         ghost.too_big(1300, &connection.quote(8))
     });
     let mut all = Observation::default().with("8 bytes", &short);
     if family == Family::V4 {
-        let options = learns(site, family, 205, 80, |ghost, connection| {
+        let options = learns(site, family, (205, 80), |ghost, connection| {
             let quote = connection.quote(100);
             // No operation, four times.
             let mut longer = [&quote[..20], &[1; 4], &quote[20..]].concat();
@@ -138,7 +136,7 @@ fn short_quotes(site: &Site, family: Family) -> Observation {
 }
 
 fn direct_quote(site: &Site, family: Family) -> Observation {
-    learns(site, family, 206, 8080, |ghost, connection| {
+    learns(site, family, (206, 8080), |ghost, connection| {
         ghost.too_big(1300, &connection.quote(500))
     })
 }
@@ -147,9 +145,9 @@ fn echo_and_redirect(site: &Site, family: Family) -> Observation {
     let is_v4 = family == Family::V4;
     let ghost = Ghost::new(site, family);
     let (request, redirect) = if is_v4 { (8, 5) } else { (128, 137) };
-    let echo = ghost.ask(&ghost.ip(icmp(is_v4, request, 0, [0, 80, 0, 1], b"hello")));
+    let echo = ghost.ask(&ghost.ip(icmp(family, (request, 0), [0, 80, 0, 1], b"hello")));
     let quote = connection_of(&ghost, 1).quote(100);
-    let redirect = ghost.ask(&ghost.ip(icmp(is_v4, redirect, 1, [10, 9, 1, 9], &quote)));
+    let redirect = ghost.ask(&ghost.ip(icmp(family, (redirect, 1), [10, 9, 1, 9], &quote)));
     Observation::default()
         .with("echo", &echo)
         .with("redirect", &redirect)
@@ -178,7 +176,7 @@ fn unknown_flow(site: &Site, family: Family) -> Observation {
 }
 
 fn bad_icmp_checksum(site: &Site, family: Family) -> Observation {
-    learns(site, family, 209, 80, |ghost, connection| {
+    learns(site, family, (209, 80), |ghost, connection| {
         let mut ip = ghost.too_big(1300, &connection.quote(500));
         ip.sum = Sum::Wrong;
         ip
@@ -186,7 +184,7 @@ fn bad_icmp_checksum(site: &Site, family: Family) -> Observation {
 }
 
 fn later_fragment(site: &Site, family: Family) -> Observation {
-    learns(site, family, 211, 80, |ghost, connection| {
+    learns(site, family, (211, 80), |ghost, connection| {
         let mut quote = connection.quote(500);
         quote[7] = 10;
         ghost.too_big(1300, &quote)
@@ -196,14 +194,14 @@ fn later_fragment(site: &Site, family: Family) -> Observation {
 fn soft_error(site: &Site, family: Family) -> Observation {
     let is_v4 = family == Family::V4;
     let (kind, code) = if is_v4 { (3, 1) } else { (1, 3) };
-    learns(site, family, 212, 80, |ghost, connection| {
-        ghost.ip(icmp(is_v4, kind, code, [0; 4], &connection.quote(100)))
+    learns(site, family, (212, 80), |ghost, connection| {
+        ghost.ip(icmp(family, (kind, code), [0; 4], &connection.quote(100)))
     })
 }
 
 fn client_is_gone(site: &Site, family: Family) -> Observation {
-    // Once it is connected it speaks from this address alone, so it has to be
-    // the one that was dialled. REDIRECT may put another in its place.
+    // A connected server sends from this address alone, so it has to be the
+    // client's destination. REDIRECT may replace that address.
     let addr = match (site.subject, family) {
         (Subject::Nft, Family::V6) => family.addr(1, 11),
         _ => family.addr(1, 1),
@@ -232,10 +230,9 @@ fn client_is_gone(site: &Site, family: Family) -> Observation {
         Family::V4 => (3, 3),
         Family::V6 => (1, 4),
     };
-    let is_v4 = family == Family::V4;
-    ghost.send(&ghost.ip(icmp(is_v4, kind, code, [0; 4], &reply.whole())));
+    ghost.send(&ghost.ip(icmp(family, (kind, code), [0; 4], &reply.whole())));
     let told = match server.recv(&mut buffer) {
-        Ok(_) => "not told".to_owned(),
+        Ok(_) => "not notified".to_owned(),
         Err(error) => failure(&error).to_owned(),
     };
     seen.with("the server's socket", &Observation::of(told))
@@ -256,7 +253,7 @@ fn forwarded_error(site: &Site, family: Family) -> Observation {
     ip.dst = family.addr(2, 2);
     ip.sum = Sum::Right;
     ghost.send(&ip);
-    // It comes from another host: the sentinel does not wait for it.
+    // The error comes from another host, so the sentinel does not wait for it.
     let far = ip.dst;
     let answer = ghost.wait_for(|arrival| (arrival.src == far).then(|| arrival.clone()));
     ghost.describe(&answer.into_iter().collect::<Vec<_>>())

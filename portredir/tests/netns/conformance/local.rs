@@ -6,38 +6,38 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use nix::net::if_::if_nametoindex;
 
 use super::case::{Case, tcp, udp};
-use super::client::{Meeting, dial, dial_from};
+use super::client::{Conversation, converse, converse_from};
 use super::frame::SYN;
 use super::ghost::Ghost;
 use super::observe::{Observation, failure};
 use super::site::Site;
 use crate::lab::Family;
-use crate::namespace::Namespace;
-use crate::talk::Proto;
+use crate::lab::namespace::Namespace;
+use crate::peer::conn::Proto;
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
-    tcp(63, "own_addresses", "the host dials itself: loopback, its own address, link-local", |site, family| own_addresses(site, family, Proto::Tcp)),
+    tcp(63, "own_addresses", "the host connects to itself: by loopback, by its own address, by link-local", |site, family| own_addresses(site, family, Proto::Tcp)),
     tcp(64, "own_invalid_drop", "the same with `ct state invalid drop` on OUTPUT", own_invalid_drop),
     udp(65, "own_datagrams", "the host sends datagrams to itself", |site, family| own_addresses(site, family, Proto::Udp)),
-    tcp(66, "container_to_host", "a container dials the host: its gateway, its outer address", |site, family| container_to_host(site, family, Proto::Tcp)),
-    tcp(67, "container_to_container", "a container dials port 80 of another on the same bridge", |site, family| dial(&site.a, Proto::Tcp, at(family, 3, 3, 80))),
-    tcp(68, "forwarded", "the client dials port 80 of the far host, through the host", |site, family| dial(&site.lab.client, Proto::Tcp, at(family, 2, 2, 80))),
-    tcp(69, "other_namespace", "the client dials itself", other_namespace),
-    tcp(70, "from_target_port", "the host dials the far host from port 8081, a target", from_target_port),
+    tcp(66, "container_to_host", "a container connects to the host: by its gateway, by its outer address", |site, family| container_to_host(site, family, Proto::Tcp)),
+    tcp(67, "container_to_container", "a container connects to port 80 of another one on the same bridge", |site, family| converse(&site.a, Proto::Tcp, at(family, 3, 3, 80))),
+    tcp(68, "forwarded", "the client connects to port 80 of the far host, through the host", |site, family| converse(&site.lab.client, Proto::Tcp, at(family, 2, 2, 80))),
+    tcp(69, "other_namespace", "the client connects to itself", other_namespace),
+    tcp(70, "from_target_port", "the host connects to the far host from port 8081, a target port", from_target_port),
     udp(137, "container_datagrams", "a container sends datagrams to the host", |site, family| container_to_host(site, family, Proto::Udp)),
-    udp(138, "container_to_container_datagram", "a datagram from a container to another", |site, family| dial(&site.a, Proto::Udp, at(family, 3, 3, 80))),
-    udp(139, "forwarded_datagram", "a datagram to the far host's port 80", |site, family| dial(&site.lab.client, Proto::Udp, at(family, 2, 2, 80))),
-    tcp(140, "forwarded_target", "the client dials port 8080 of the far host", |site, family| dial(&site.lab.client, Proto::Tcp, at(family, 2, 2, 8080))),
-    tcp(141, "host_dials_out", "the host dials port 80 of the far host", |site, family| dial(&site.lab.host, Proto::Tcp, at(family, 2, 2, 80))),
-    tcp(142, "own_refused", "the host dials itself at 81, where nobody listens on the target", |site, family| dial(&site.lab.host, Proto::Tcp, SocketAddr::new(loopback(family), 81))),
-    tcp(143, "own_direct", "the host dials 8080 itself", |site, family| dial(&site.lab.host, Proto::Tcp, SocketAddr::new(loopback(family), 8080))),
-    tcp(144, "mapped", "the host dials `::ffff:127.0.0.1`", mapped).v6(),
-    tcp(145, "unspecified", "the host dials `0.0.0.0`, `::`", unspecified),
-    tcp(146, "link_local", "the client dials the host's link-local address", link_local).v6(),
-    tcp(147, "martian", "SYN from the wire to a loopback address", |site, family| misaddressed(site, family, true)),
-    tcp(148, "own_source", "SYN from the wire that says it is from the host itself", |site, family| misaddressed(site, family, false)),
-    udp(149, "own_refused_datagram", "the host sends a datagram to itself at 81", |site, family| dial(&site.lab.host, Proto::Udp, SocketAddr::new(loopback(family), 81))),
+    udp(138, "container_to_container_datagram", "a datagram from a container to another", |site, family| converse(&site.a, Proto::Udp, at(family, 3, 3, 80))),
+    udp(139, "forwarded_datagram", "a datagram to the far host's port 80", |site, family| converse(&site.lab.client, Proto::Udp, at(family, 2, 2, 80))),
+    tcp(140, "forwarded_target", "the client connects to port 8080 of the far host", |site, family| converse(&site.lab.client, Proto::Tcp, at(family, 2, 2, 8080))),
+    tcp(141, "host_dials_out", "the host connects to port 80 of the far host", |site, family| converse(&site.lab.host, Proto::Tcp, at(family, 2, 2, 80))),
+    tcp(142, "own_refused", "the host connects to its own port 81, where nothing listens on the target port", |site, family| converse(&site.lab.host, Proto::Tcp, SocketAddr::new(loopback(family), 81))),
+    tcp(143, "own_direct", "the host connects to its own port 8080", |site, family| converse(&site.lab.host, Proto::Tcp, SocketAddr::new(loopback(family), 8080))),
+    tcp(144, "mapped", "the host connects to `::ffff:127.0.0.1`", mapped).v6(),
+    tcp(145, "unspecified", "the host connects to `0.0.0.0`, `::`", unspecified),
+    tcp(146, "link_local", "the client connects to the host's link-local address", link_local).v6(),
+    tcp(147, "martian", "SYN from the wire to a loopback address", |site, family| misaddressed(site, family, Wrong::Destination)),
+    tcp(148, "own_source", "SYN from the wire with the host's own address as its source", |site, family| misaddressed(site, family, Wrong::Source)),
+    udp(149, "own_refused_datagram", "the host sends a datagram to its own port 81", |site, family| converse(&site.lab.host, Proto::Udp, SocketAddr::new(loopback(family), 81))),
 ];
 
 fn at(family: Family, net: u8, host: u8, port: u16) -> SocketAddr {
@@ -59,8 +59,8 @@ fn on_link(from: &Namespace, interface: &str, port: u16) -> SocketAddr {
 }
 
 fn meet(from: &Namespace, proto: Proto, to: SocketAddr) -> Observation {
-    match Meeting::begin(from, proto, 0, to) {
-        Ok(mut meeting) => meeting.facts().and(meeting.addr_fact()),
+    match Conversation::begin(from, proto, 0, to) {
+        Ok(mut conversation) => conversation.facts().and(conversation.addr_fact()),
         Err(error) => Observation::of(failure(&error)),
     }
 }
@@ -90,7 +90,7 @@ const INVALID_DROP: &str = "
 
 fn own_invalid_drop(site: &Site, family: Family) -> Observation {
     let _filter = site.filter(INVALID_DROP);
-    dial(
+    converse(
         &site.lab.host,
         Proto::Tcp,
         SocketAddr::new(loopback(family), 80),
@@ -99,23 +99,23 @@ fn own_invalid_drop(site: &Site, family: Family) -> Observation {
 
 fn container_to_host(site: &Site, family: Family, proto: Proto) -> Observation {
     Observation::default()
-        .with("gateway", &dial(&site.a, proto, at(family, 3, 1, 80)))
-        .with("outer", &dial(&site.a, proto, at(family, 1, 1, 80)))
+        .with("gateway", &converse(&site.a, proto, at(family, 3, 1, 80)))
+        .with("outer", &converse(&site.a, proto, at(family, 1, 1, 80)))
 }
 
 fn other_namespace(site: &Site, family: Family) -> Observation {
     let to = SocketAddr::new(loopback(family), 80);
-    dial(&site.lab.client, Proto::Tcp, to)
+    converse(&site.lab.client, Proto::Tcp, to)
 }
 
 fn from_target_port(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.host, Proto::Tcp, 8081, at(family, 2, 2, 80)) {
-        Ok(mut meeting) => {
-            let seen = meeting
+    match Conversation::begin(&site.lab.host, Proto::Tcp, 8081, at(family, 2, 2, 80)) {
+        Ok(mut conversation) => {
+            let seen = conversation
                 .facts()
-                .and(format!("seen from {}", meeting.peer.port()));
-            // Or the port would stay in use.
-            meeting.conn.reset();
+                .and(format!("source port {}", conversation.peer.port()));
+            // Without the reset the port would stay in use.
+            conversation.conn.reset();
             seen
         }
         Err(error) => Observation::of(failure(&error)),
@@ -124,7 +124,7 @@ fn from_target_port(site: &Site, family: Family) -> Observation {
 
 fn mapped(site: &Site, _: Family) -> Observation {
     let to = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
-    dial(&site.lab.host, Proto::Tcp, (to, 80).into())
+    converse(&site.lab.host, Proto::Tcp, (to, 80).into())
 }
 
 fn unspecified(site: &Site, family: Family) -> Observation {
@@ -132,23 +132,29 @@ fn unspecified(site: &Site, family: Family) -> Observation {
         Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
         Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
     };
-    dial(&site.lab.host, Proto::Tcp, (any, 80).into())
+    converse(&site.lab.host, Proto::Tcp, (any, 80).into())
 }
 
 fn link_local(site: &Site, _: Family) -> Observation {
     let to = on_link(&site.lab.client, "c0", 80);
-    dial_from(&site.lab.client, Proto::Tcp, 0, to)
+    converse_from(&site.lab.client, Proto::Tcp, 0, to)
 }
 
-/// A SYN that no honest host sends.
-fn misaddressed(site: &Site, family: Family, is_dst: bool) -> Observation {
+/// The address of a SYN that no honest host sends.
+#[derive(Clone, Copy)]
+enum Wrong {
+    Destination,
+    Source,
+}
+
+/// Sends a SYN that no honest host sends.
+fn misaddressed(site: &Site, family: Family, wrong: Wrong) -> Observation {
     let ghost = Ghost::new(site, family);
     let mut ip = ghost.tcp(80, SYN);
     ip.sum = super::frame::Sum::Right;
-    if is_dst {
-        ip.dst = loopback(family);
-    } else {
-        ip.src = ghost.host();
+    match wrong {
+        Wrong::Destination => ip.dst = loopback(family),
+        Wrong::Source => ip.src = ghost.host(),
     }
     ghost.ask(&ip)
 }

@@ -41,7 +41,7 @@ impl Display for Observation {
 
 /// Why a conversation failed.
 pub fn failure(error: &io::Error) -> &'static str {
-    // A `connect` that took too long says so.
+    // The error of a `connect` that took too long.
     if error.raw_os_error() == Some(libc::EINPROGRESS) {
         return "no answer";
     }
@@ -49,7 +49,7 @@ pub fn failure(error: &io::Error) -> &'static str {
         io::ErrorKind::ConnectionRefused => "refused",
         io::ErrorKind::ConnectionReset => "reset",
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer",
-        io::ErrorKind::UnexpectedEof => "hung up",
+        io::ErrorKind::UnexpectedEof => "connection closed",
         io::ErrorKind::HostUnreachable => "host unreachable",
         io::ErrorKind::InvalidInput => "invalid argument",
         _ => "another error",

@@ -8,28 +8,28 @@ use std::time::{Duration, Instant};
 
 use super::case::{Case, Run};
 use super::observe::Observation;
-use super::site::{SUBJECTS, Site, Subject};
+use super::site::{Offload, SUBJECTS, Site, Subject};
 use super::{DOCUMENT_TEST, FAILED, cases, test_name};
-use crate::checksum;
 use crate::lab::Family;
-use crate::process::{DEADLINE, NOTES, PATIENCE, note};
+use crate::lab::checksum;
+use crate::lab::process::{DEADLINE, NOTES, PATIENCE, note};
 
 /// A case that takes longer has failed. They run beside each other, and maybe
 /// beside much else.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What was seen of a case by one subject.
+/// The outcome of a case with one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cell {
     /// In words.
     Seen(String),
     /// The kernel cannot do it.
     Skipped(String),
-    /// It makes no sense.
+    /// The case does not apply to the subject.
     NotTried,
 }
 
-/// What was seen once.
+/// The outcome of one run.
 #[derive(Clone, Debug)]
 struct Once {
     variant: Variant,
@@ -44,7 +44,7 @@ enum Outcome {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Variant {
-    is_offloaded: bool,
+    offload: Offload,
     family: Family,
 }
 
@@ -72,8 +72,7 @@ fn is_wanted(case: &Case, subject: Subject) -> bool {
         || (is_oracle && case.subjects().any(is_named))
 }
 
-/// What was seen of a case by a subject. All of it is run when the first is
-/// asked for.
+/// The outcome of a case with a subject. The first call runs all cases.
 pub fn cell(case: &'static Case, subject: Subject) -> Cell {
     static RESULTS: OnceLock<Results> = OnceLock::new();
     if case.families(subject).is_empty() {
@@ -107,10 +106,9 @@ fn summary(all: &[Once]) -> String {
         format!("IPv4: {}. IPv6: {}", text(v4[0]), text(v6[0]))
     } else {
         let each = all.iter().map(|once| {
-            let offload = if once.variant.is_offloaded {
-                "on"
-            } else {
-                "off"
+            let offload = match once.variant.offload {
+                Offload::On => "on",
+                Offload::Off => "off",
             };
             format!(
                 "offload {offload}, {:?}: {}",
@@ -122,15 +120,15 @@ fn summary(all: &[Once]) -> String {
     }
 }
 
-/// What is run at a time. They wait for the kernel and for each other's
-/// answers more than they work.
+/// The number of jobs that run at a time. A job waits for the kernel and for
+/// replies more than it computes.
 const WORKERS: usize = 4;
 
 /// Something to run.
 #[derive(Clone, Copy)]
 enum Job {
     /// All cases that share hosts, with checksum offload or without.
-    Shared(Subject, bool),
+    Shared(Subject, Offload),
     /// One that has hosts of its own.
     Own(&'static Case, Subject, fn(Subject) -> Observation),
 }
@@ -138,10 +136,10 @@ enum Job {
 fn run_all() -> Results {
     let mut jobs = Vec::new();
     for subject in SUBJECTS {
-        jobs.push(Job::Shared(subject, false));
+        jobs.push(Job::Shared(subject, Offload::Off));
         // The two last attach the same datapath in another way.
         if !matches!(subject, Subject::Engine("xdp-generic" | "tc-clsact")) {
-            jobs.push(Job::Shared(subject, true));
+            jobs.push(Job::Shared(subject, Offload::On));
         }
     }
     for case in cases() {
@@ -158,7 +156,7 @@ fn run_all() -> Results {
                 PATIENCE.set(LIMIT / 2);
                 while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let done = match *job {
-                        Job::Shared(subject, is_offloaded) => run_shared(subject, is_offloaded),
+                        Job::Shared(subject, offload) => run_shared(subject, offload),
                         Job::Own(case, subject, run) => vec![run_own(case, subject, run)],
                     };
                     let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,7 +171,7 @@ fn run_all() -> Results {
     for all in results.values_mut() {
         all.sort_by_key(|once| {
             (
-                !once.variant.is_offloaded,
+                once.variant.offload == Offload::Off,
                 once.variant.family == Family::V6,
             )
         });
@@ -181,7 +179,7 @@ fn run_all() -> Results {
     results
 }
 
-fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(Key, Once)> {
+fn run_shared(subject: Subject, offload: Offload) -> Vec<(Key, Once)> {
     let is_ours = |case: &&Case| {
         matches!(case.run, Run::Shared(_))
             && !case.families(subject).is_empty()
@@ -193,7 +191,7 @@ fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(Key, Once)> {
     }
     let start = Instant::now();
     DEADLINE.set(Some(start + LIMIT));
-    let site = caught(|| Site::new(subject, is_offloaded));
+    let site = caught(|| Site::new(subject, offload));
     let mut results = Vec::new();
     let mut times = Vec::new();
     let begun = start.elapsed();
@@ -205,10 +203,7 @@ fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(Key, Once)> {
                 Ok(site) => observe(|| watched(site, || run(site, family))),
                 Err(outcome) => outcome.clone(),
             };
-            let variant = Variant {
-                is_offloaded,
-                family,
-            };
+            let variant = Variant { offload, family };
             results.push(((case.number, subject.name()), Once { variant, outcome }));
             times.push((start.elapsed(), case.name, family));
         }
@@ -216,7 +211,7 @@ fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(Key, Once)> {
     DEADLINE.set(Some(Instant::now() + LIMIT));
     let end = caught(|| site.map(|mut site| site.finish()));
     if let Err(Outcome::Seen(text)) = end {
-        // There is no case to put it to: let them all fail.
+        // The failure belongs to no single case, so all of them fail.
         for (_, once) in &mut results {
             once.outcome = Outcome::Seen(format!("{FAILED}the end: {text}"));
         }
@@ -226,7 +221,7 @@ fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(Key, Once)> {
         let slowest: Vec<_> = times.iter().rev().take(12).collect();
         let all = start.elapsed();
         eprintln!(
-            "{subject:?} {is_offloaded}: {all:?}, begun after {begun:?}, slowest {slowest:?}"
+            "{subject:?}, offload {offload:?}: {all:?}, begun after {begun:?}, slowest {slowest:?}"
         );
     }
     results
@@ -235,7 +230,7 @@ fn run_shared(subject: Subject, is_offloaded: bool) -> Vec<(Key, Once)> {
 fn run_own(case: &Case, subject: Subject, run: fn(Subject) -> Observation) -> (Key, Once) {
     let start = Instant::now();
     let variant = Variant {
-        is_offloaded: false,
+        offload: Offload::Off,
         family: Family::V4,
     };
     let outcome = observe(|| run(subject));
@@ -270,7 +265,7 @@ fn observe(run: impl FnOnce() -> Observation) -> Outcome {
     outcome.unwrap_or_else(|outcome| outcome)
 }
 
-/// What a panic says, or a skip.
+/// Runs a function, and returns the text of its panic or the reason of its skip.
 fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Outcome> {
     let before = NOTES.take();
     let result = catch_unwind(AssertUnwindSafe(run));

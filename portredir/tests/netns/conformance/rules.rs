@@ -6,8 +6,8 @@
 //! | 81 | 8081 | nobody listens |
 //! | 82 | 8082 | four servers share the port |
 //! | 83 | 8083 | TCP bound to a loopback address, UDP to none |
-//! | 84 | 8084 | IPv6 alone |
-//! | 85 | 8085 | another host, by somebody else's DNAT |
+//! | 84 | 8084 | IPv6 only |
+//! | 85 | 8085 | another host, by a foreign DNAT rule |
 //! | 86 to 88 | 8086 | an echo |
 //! | 90 | 9090 | an echo; 9090 itself goes to 9191, another one |
 //! | 93 | 8093 | an echo; another one listens on 93 |
@@ -71,7 +71,7 @@ const RULES: &[Rule] = &[
     ),
 ];
 
-/// As arguments; `socket` takes TCP alone.
+/// The rules as arguments of portredir; `socket` takes TCP rules alone.
 pub fn portredir(engine: &str) -> Vec<String> {
     let protocol = if engine == "socket" { "" } else { "/both" };
     let insert = |rule: &Rule| {
@@ -86,33 +86,28 @@ pub fn portredir(engine: &str) -> Vec<String> {
     RULES.iter().map(insert).collect()
 }
 
-/// As a ruleset: what a user of nftables would write for the same.
+/// The ruleset that a user of nftables would write for the same redirects.
 pub fn nft() -> String {
-    let lines = |is_output: bool| {
-        let rules = RULES.iter().filter(|rule| {
-            // A chain that sees what leaves knows no interface by which it came.
-            !(is_output && rule.nft.starts_with("iifname"))
-        });
-        let lines = rules.map(|rule| {
-            format!(
-                "fib daddr type local meta l4proto {{ tcp, udp }} {}\n",
-                rule.nft
-            )
-        });
-        lines.collect::<String>()
+    let line = |rule: &Rule| {
+        format!(
+            "fib daddr type local meta l4proto {{ tcp, udp }} {}\n",
+            rule.nft
+        )
     };
+    let prerouting: String = RULES.iter().map(line).collect();
+    // Local traffic has no interface on which it came in.
+    let has_no_iifname = |rule: &&Rule| !rule.nft.starts_with("iifname");
+    let output: String = RULES.iter().filter(has_no_iifname).map(line).collect();
     format!(
         "table inet redirects {{
             chain prerouting {{
                 type nat hook prerouting priority dstnat
-                {}
+                {prerouting}
             }}
             chain output {{
                 type nat hook output priority -100
-                {}
+                {output}
             }}
-        }}",
-        lines(false),
-        lines(true)
+        }}"
     )
 }

@@ -1,5 +1,5 @@
 //! Servers that tell each client who they are and what they saw of it. Their
-//! threads sleep until somebody comes: many of them run at a time.
+//! threads sleep until a client comes: many of them run at a time.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -21,17 +21,17 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use crate::namespace::Namespace;
-use crate::process::wait_for;
+use crate::lab::namespace::Namespace;
+use crate::lab::process::wait_for;
 
 /// How a server behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
-    /// It says back what it hears, from the address that was asked.
+    /// The server echoes, from the destination address of the request.
     Echo,
-    /// It hangs up once it has told who it is.
+    /// The server closes the connection after its greeting.
     HangsUp,
-    /// It shares its port with others.
+    /// The server shares its port with others.
     Shared,
     /// UDP is answered from whatever address the kernel takes.
     AnyAddress,
@@ -71,7 +71,7 @@ impl Server {
         let mut server = Self::new();
         let any = (Ipv6Addr::UNSPECIFIED, port).into();
         let fd = at
-            .enter(|| open(SockType::Stream, any, false, Manner::Echo))
+            .enter(|| open(SockType::Stream, any, Stack::Dual, Manner::Echo))
             .unwrap_or_else(|error| panic!("listen on {port}: {error}"));
         server.serve_tcp(fd, name, Manner::Echo);
         server
@@ -86,7 +86,7 @@ impl Server {
 
     fn add_tcp(&mut self, at: &Namespace, name: &str, addr: SocketAddr, manner: Manner) {
         let fd = at
-            .enter(|| open(SockType::Stream, addr, true, manner))
+            .enter(|| open(SockType::Stream, addr, Stack::Single, manner))
             .unwrap_or_else(|error| panic!("listen on {addr}: {error}"));
         self.serve_tcp(fd, name, manner);
     }
@@ -103,8 +103,8 @@ impl Server {
                 };
                 let (name, stop) = (name.clone(), Arc::clone(&stop));
                 std::thread::spawn(move || {
-                    // An error is the client's end too.
-                    let _ = serve(&name, stream, peer, manner, &stop);
+                    // The client sees an error as well.
+                    let _ = serve(&name, (stream, peer), manner, &stop);
                 });
             }
             // A program that is about to start may have a copy for a while.
@@ -114,14 +114,14 @@ impl Server {
 
     fn add_udp(&mut self, at: &Namespace, name: &str, addr: SocketAddr, manner: Manner) {
         let fd = at
-            .enter(|| open(SockType::Datagram, addr, true, manner))
+            .enter(|| open(SockType::Datagram, addr, Stack::Single, manner))
             .unwrap_or_else(|error| panic!("bind {addr}: {error}"));
         if manner != Manner::AnyAddress {
             match addr {
                 SocketAddr::V4(_) => setsockopt(&fd, Ipv4PacketInfo, &true),
                 SocketAddr::V6(_) => setsockopt(&fd, Ipv6RecvPacketInfo, &true),
             }
-            .expect("ask for the dialled address");
+            .expect("ask for the destination address");
         }
         let stop = Arc::clone(&self.stop);
         let name = name.to_owned();
@@ -144,7 +144,14 @@ impl Drop for Server {
     }
 }
 
-fn open(kind: SockType, addr: SocketAddr, is_alone: bool, manner: Manner) -> io::Result<OwnedFd> {
+/// The IP versions that an IPv6 socket serves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stack {
+    Single,
+    Dual,
+}
+
+fn open(kind: SockType, addr: SocketAddr, stack: Stack, manner: Manner) -> io::Result<OwnedFd> {
     let family = match addr {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
@@ -153,7 +160,7 @@ fn open(kind: SockType, addr: SocketAddr, is_alone: bool, manner: Manner) -> io:
     setsockopt(&fd, ReceiveTimeout, &TimeVal::milliseconds(TICK))?;
     setsockopt(&fd, ReuseAddr, &(kind == SockType::Stream))?;
     if addr.is_ipv6() {
-        setsockopt(&fd, Ipv6V6Only, &is_alone)?;
+        setsockopt(&fd, Ipv6V6Only, &(stack == Stack::Single))?;
     }
     if manner == Manner::Shared {
         setsockopt(&fd, ReusePort, &true)?;
@@ -170,8 +177,7 @@ fn open(kind: SockType, addr: SocketAddr, is_alone: bool, manner: Manner) -> io:
 
 fn serve(
     name: &str,
-    mut stream: TcpStream,
-    peer: SocketAddr,
+    (mut stream, peer): (TcpStream, SocketAddr),
     manner: Manner,
     stop: &AtomicBool,
 ) -> io::Result<()> {
@@ -194,7 +200,7 @@ fn serve(
     Ok(())
 }
 
-/// What `SO_ORIGINAL_DST` says; zero when it says nothing.
+/// The port that `SO_ORIGINAL_DST` returns; zero if there is none.
 fn original_port(stream: &TcpStream) -> u16 {
     let port = match stream.local_addr() {
         Ok(SocketAddr::V4(_)) => getsockopt(stream, OriginalDst).map(|addr| addr.sin_port),
@@ -280,7 +286,7 @@ fn by_any_way(info: ControlMessageOwned) -> ControlMessageOwned {
                 info.ipi6_ifindex = 0;
             }
             if addr.is_multicast() {
-                // Nobody speaks from there.
+                // A multicast address cannot be a source.
                 info.ipi6_addr.s6_addr = [0; 16];
             }
             ControlMessageOwned::Ipv6PacketInfo(info)

@@ -16,18 +16,25 @@ use nix::sys::signal::Signal;
 use super::rules;
 use super::server::{Manner, Server};
 use super::wire::{Wire, mac};
-use crate::lab::{Family, Lab, add_addrs, link, wait_for_way};
-use crate::namespace::Namespace;
-use crate::paths::has_br_netfilter;
-use crate::process::{Process, wait_for};
-use crate::redirector::{PROGRAM, Redirector};
+use crate::lab::namespace::Namespace;
+use crate::lab::process::{Process, wait_for};
+use crate::lab::program::{PROGRAM, Redirector};
+use crate::lab::{Family, Lab, add_addrs, link, wait_for_route};
+use crate::path::paths::has_br_netfilter;
+use crate::peer::conn::{Proto, is_refused};
 use crate::skip;
-use crate::talk::{Proto, is_refused};
 
-/// What redirects.
+/// Whether the devices compute checksums, and segment what is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    On,
+    Off,
+}
+
+/// The program that redirects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// What all others are compared with.
+    /// nftables, with which all others are compared.
     Nft,
     /// portredir, by this engine.
     Engine(&'static str),
@@ -55,20 +62,20 @@ impl Subject {
 /// The hosts, their servers and what redirects.
 pub struct Site {
     pub subject: Subject,
-    pub is_offloaded: bool,
+    pub offload: Offload,
     pub lab: Lab,
     pub a: Namespace,
-    /// It goes when this is dropped.
+    /// Container B, which is deleted with the site.
     _b: Namespace,
     servers: Vec<Server>,
     redirector: Option<Redirector>,
     next_port: AtomicU16,
-    /// What arrives at the client, and at the far host.
+    /// The frames that arrive at the client and at the far host.
     pub wires: [Wire; 2],
 }
 
-/// The number of an address on the client's network that no host has: what is
-/// sent from there is answered, and nobody answers back.
+/// The number of an address on the client's network that no host has: the host
+/// replies to packets from there, and no kernel answers the replies.
 pub const GHOST: u8 = 200;
 
 /// The first of the ports that are given to clients.
@@ -82,80 +89,37 @@ pub const GHOSTS: std::ops::RangeInclusive<u8> = GHOST..=250;
 
 impl Site {
     /// All of it, redirecting.
-    pub fn new(subject: Subject, is_offloaded: bool) -> Self {
-        let mut site = Self::idle(subject, is_offloaded);
+    pub fn new(subject: Subject, offload: Offload) -> Self {
+        let mut site = Self::idle(subject, offload);
         site.start();
         site
     }
 
     /// Without what redirects.
-    pub fn idle(subject: Subject, is_offloaded: bool) -> Self {
+    pub fn idle(subject: Subject, offload: Offload) -> Self {
         let mut lab = Lab::unlinked();
         let far = lab.third();
         let (a, b) = (lab.another("a"), lab.another("b"));
-        let host = &lab.host;
-        link(host, "h0", (1, 1), &lab.client, "c0", (1, 2));
-        link(host, "h1", (2, 1), &far, "f0", (2, 2));
-        host.ip("addr add 10.9.1.11/24 dev h0\n\
-             addr add fd09:0:0:1::b/64 dev h0 nodad\n\
-             addr add fe80::1/64 dev h0 nodad\n\
-             link add br0 type bridge");
-        for (port, at, name, number) in [("port-a", &a, "a0", 2), ("port-b", &b, "b0", 3)] {
-            link(host, port, (8, number), at, name, (3, number));
-            host.ip(&format!(
-                "addr flush dev {port}\nlink set {port} master br0"
-            ));
+        let hosts = Hosts {
+            lab: &lab,
+            far: &far,
+            a: &a,
+            b: &b,
+        };
+        hosts.add_links();
+        if offload == Offload::Off {
+            hosts.switch_offload_off();
         }
-        if !is_offloaded {
-            for (at, interface) in [
-                (&lab.client, "c0"),
-                (host, "h0"),
-                (host, "h1"),
-                (&far, "f0"),
-            ] {
-                at.run(&["ethtool", "-K", interface, "tx", "off"]);
-            }
-        }
-        // The engine `xdp` needs the ports of a bridge, which it gets where packets
-        // cross netfilter there.
-        for file in ["iptables", "ip6tables"] {
-            if has_br_netfilter() {
-                host.sysctl(&format!("bridge/bridge-nf-call-{file}"), "1");
-            } else if matches!(subject, Subject::Engine("xdp")) {
-                skip("needs br_netfilter");
-            }
-        }
-        host.sysctl("ipv4/ip_forward", "1");
-        host.sysctl("ipv6/conf/all/forwarding", "1");
-        for (at, net) in [(&lab.client, 1), (&far, 2), (&a, 3), (&b, 3)] {
-            let [v4, v6] = [Family::V4, Family::V6].map(|family| family.addr(net, 1));
-            at.ip(&format!(
-                "route add default via {v4}\nroute add default via {v6}"
-            ));
-        }
-        add_addrs(host, "br0", (3, 1));
-        let ghosts = neighbours(
-            GHOSTS.filter(|ghost| *ghost != STRAY),
-            &lab.client,
-            "c0",
-            "h0",
-        );
-        let stray = neighbours([STRAY], &far, "f0", "h1");
-        host.ip(&(ghosts + &stray));
-        for family in [Family::V4, Family::V6] {
-            let stray = family.addr(1, STRAY);
-            host.ip(&format!("route add {stray} dev h1"));
-            for at in [&lab.client, &far, &a, &b] {
-                wait_for_way(at, family.host(1));
-            }
-            wait_for_way(&a, SocketAddr::new(family.addr(3, 3), 1));
-        }
+        hosts.track_bridge(subject);
+        hosts.add_routes();
+        hosts.add_ghosts();
+        hosts.wait_for_ways();
         let servers = serve(&lab, &far, &b);
         let wires = [Wire::open(&lab.client, "c0"), Wire::open(&far, "f0")];
         lab.far = Some(far);
         Self {
             subject,
-            is_offloaded,
+            offload,
             lab,
             a,
             _b: b,
@@ -168,11 +132,11 @@ impl Site {
 
     /// Begins to redirect.
     pub fn start(&mut self) {
-        // Nobody is left at the end who could be waited for.
+        // At the end no client is left to wait for.
         self.start_with(&["--drain-timeout", "0"]);
     }
 
-    /// As [`Self::start`], with these options of portredir.
+    /// Starts to redirect, with these options of portredir.
     pub fn start_with(&mut self, options: &[&str]) {
         match self.subject {
             Subject::Nft => {
@@ -218,7 +182,7 @@ impl Site {
         }
     }
 
-    /// As `kill -9`.
+    /// Kills portredir by SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut redirector) = self.redirector.take() {
             redirector.process.kill();
@@ -235,7 +199,7 @@ impl Site {
         Down(self)
     }
 
-    /// A client port that nobody else uses here.
+    /// A client port that no other case uses here.
     pub fn port(&self) -> u16 {
         self.next_port.fetch_add(1, Ordering::Relaxed)
     }
@@ -268,6 +232,95 @@ impl Site {
     }
 }
 
+/// The hosts while they are made, and linked as at the top of this file.
+struct Hosts<'a> {
+    lab: &'a Lab,
+    far: &'a Namespace,
+    a: &'a Namespace,
+    b: &'a Namespace,
+}
+
+impl Hosts<'_> {
+    fn add_links(&self) {
+        let host = &self.lab.host;
+        link((host, "h0", (1, 1)), (&self.lab.client, "c0", (1, 2)));
+        link((host, "h1", (2, 1)), (self.far, "f0", (2, 2)));
+        host.ip("addr add 10.9.1.11/24 dev h0\n\
+             addr add fd09:0:0:1::b/64 dev h0 nodad\n\
+             addr add fe80::1/64 dev h0 nodad\n\
+             link add br0 type bridge");
+        for (port, at, name, number) in [("port-a", self.a, "a0", 2), ("port-b", self.b, "b0", 3)] {
+            link((host, port, (8, number)), (at, name, (3, number)));
+            host.ip(&format!(
+                "addr flush dev {port}\nlink set {port} master br0"
+            ));
+        }
+    }
+
+    fn switch_offload_off(&self) {
+        for (at, interface) in [
+            (&self.lab.client, "c0"),
+            (&self.lab.host, "h0"),
+            (&self.lab.host, "h1"),
+            (self.far, "f0"),
+        ] {
+            at.run(&["ethtool", "-K", interface, "tx", "off"]);
+        }
+    }
+
+    /// The engine `xdp` needs the ports of a bridge, which portredir uses where
+    /// packets cross netfilter there.
+    fn track_bridge(&self, subject: Subject) {
+        for file in ["iptables", "ip6tables"] {
+            if has_br_netfilter() {
+                let key = format!("bridge/bridge-nf-call-{file}");
+                self.lab.host.sysctl(&key, "1");
+            } else if matches!(subject, Subject::Engine("xdp")) {
+                skip("needs br_netfilter");
+            }
+        }
+    }
+
+    fn add_routes(&self) {
+        let host = &self.lab.host;
+        host.sysctl("ipv4/ip_forward", "1");
+        host.sysctl("ipv6/conf/all/forwarding", "1");
+        for (at, net) in [
+            (&self.lab.client, 1),
+            (self.far, 2),
+            (self.a, 3),
+            (self.b, 3),
+        ] {
+            let [v4, v6] = Family::BOTH.map(|family| family.addr(net, 1));
+            at.ip(&format!(
+                "route add default via {v4}\nroute add default via {v6}"
+            ));
+        }
+        add_addrs(host, "br0", (3, 1));
+    }
+
+    fn add_ghosts(&self) {
+        let host = &self.lab.host;
+        let ghosts = GHOSTS.filter(|ghost| *ghost != STRAY);
+        let ghosts = neighbours(ghosts, &self.lab.client, "c0", "h0");
+        let stray = neighbours([STRAY], self.far, "f0", "h1");
+        host.ip(&(ghosts + &stray));
+        for family in Family::BOTH {
+            let stray = family.addr(1, STRAY);
+            host.ip(&format!("route add {stray} dev h1"));
+        }
+    }
+
+    fn wait_for_ways(&self) {
+        for family in Family::BOTH {
+            for at in [&self.lab.client, self.far, self.a, self.b] {
+                wait_for_route(at, family.host(1));
+            }
+            wait_for_route(self.a, SocketAddr::new(family.addr(3, 3), 1));
+        }
+    }
+}
+
 impl Drop for Site {
     fn drop(&mut self) {
         self.servers.clear();
@@ -295,7 +348,7 @@ impl Drop for Filter<'_> {
     }
 }
 
-/// A setting that is put back when it is dropped.
+/// A setting that is restored when it is dropped.
 pub struct Tuned<'a> {
     host: &'a Namespace,
     key: &'static str,
@@ -320,7 +373,7 @@ fn neighbours(
         .join(":");
     let mut commands = String::new();
     for number in numbers {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             let addr = family.addr(1, number);
             commands += &format!("neigh add {addr} lladdr {mac} dev {by} nud permanent\n");
         }

@@ -4,69 +4,70 @@ use std::io::Write as _;
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 
 use super::case::{Case, own, tcp, udp};
-use super::client::{Meeting, dial};
+use super::client::{Conversation, converse};
 use super::decode::Body;
 use super::frame::{ACK, FIN, RST, SYN, Tcp};
 use super::ghost::{Connection, Ghost};
 use super::observe::{Observation, check, failure};
 use super::server::{Manner, Server};
-use super::site::{GHOSTS, STRAY, Site, Subject};
+use super::site::{GHOSTS, Offload, STRAY, Site, Subject};
 use crate::lab::Family;
-use crate::talk::{Conn, Proto};
+use crate::peer::conn::{Conn, Proto};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
     tcp(51, "one_port_redirected_first", "one client port to 80, then to 8080", |site, family| twice(site, family, Proto::Tcp, (80, 8080))),
     tcp(52, "one_port_direct_first", "one client port to 8080, then to 80", |site, family| twice(site, family, Proto::Tcp, (8080, 80))),
-    own(53, "evicted", "a server speaks again, after thousands of other connections with the smallest tables", evicted).demands("heard"),
-    own(54, "syn_flood", "20 000 spoofed SYNs with the smallest tables, while 100 connections are idle; then the server speaks", syn_flood),
-    tcp(55, "late_fin", "the server hangs up; the client's FIN comes twice", late_fin),
+    own(53, "evicted", "a server sends again, after thousands of other connections with the smallest tables", evicted).demands("received"),
+    own(54, "syn_flood", "20 000 spoofed SYNs with the smallest tables, while 100 connections are idle; then the server sends", syn_flood),
+    tcp(55, "late_fin", "the server closes the connection; the client's FIN comes twice", late_fin),
     tcp(56, "port_again", "the same client port while the server is in TIME_WAIT", port_again),
     tcp(57, "blind_rst", "RST with a sequence number out of the window", blind_rst),
     own(58, "older_connection", "a connection to a server on 80, older than the redirect", older_connection),
     own(59, "end_with_connections", "the redirect ends while a connection is open", end_with_connections),
-    own(60, "upgrade", "`portredir up` again, while a connection is open", upgrade).demands("before: 8080 reached; the connection goes on; new: 8080 reached"),
+    own(60, "upgrade", "`portredir up` again, while a connection is open", upgrade).demands("before: 8080 reached; the connection continues; new: 8080 reached"),
     tcp(61, "syn_cookies", "SYN cookies for every connection", syn_cookies),
-    tcp(62, "asymmetric", "SYN that comes in by one interface and is answered by the other", asymmetric),
+    tcp(62, "asymmetric", "SYN that comes in on one interface, with the reply leaving by the other", asymmetric),
     udp(129, "datagrams_one_port", "one client port to 80, then to 8080, by UDP", |site, family| twice(site, family, Proto::Udp, (80, 8080))),
     udp(130, "datagrams_one_port_direct_first", "one client port to 8080, then to 80, by UDP", |site, family| twice(site, family, Proto::Udp, (8080, 80))),
-    tcp(131, "one_port_one_target", "one client port to 86 and to 87, which lead to one port", |site, family| twice(site, family, Proto::Tcp, (86, 87))),
+    tcp(131, "one_port_one_target", "one client port to 86 and to 87, which have one target port", |site, family| twice(site, family, Proto::Tcp, (86, 87))),
     udp(132, "datagrams_one_target", "one client port to 86 and to 87, by UDP", |site, family| twice(site, family, Proto::Udp, (86, 87))),
     tcp(133, "right_rst", "RST in the window, then data", right_rst),
     tcp(134, "after_the_end", "data after the connection has ended", after_the_end),
-    udp(135, "asymmetric_datagram", "a datagram that comes in by one interface and is answered by the other", asymmetric_datagram),
+    udp(135, "asymmetric_datagram", "a datagram that comes in on one interface, with the reply leaving by the other", asymmetric_datagram),
     tcp(136, "forged_segment", "a forged segment to 80 with the addresses of a connection to 8080", forged_segment),
 ];
 
 /// Two conversations at once from one port of the client.
 fn twice(site: &Site, family: Family, proto: Proto, (first, second): (u16, u16)) -> Observation {
     let port = site.port();
-    let begin = |to| Meeting::begin(&site.lab.client, proto, port, family.host(to));
+    let begin = |to| Conversation::begin(&site.lab.client, proto, port, family.host(to));
     let mut all = Observation::default();
     let mut meetings = Vec::new();
     for to in [first, second] {
         match begin(to) {
-            Ok(mut meeting) => {
-                all = all.with(&to.to_string(), &meeting.facts());
-                meetings.push(meeting);
+            Ok(mut conversation) => {
+                all = all.with(&to.to_string(), &conversation.facts());
+                meetings.push(conversation);
             }
             Err(error) => all = all.with(&to.to_string(), &Observation::of(failure(&error))),
         }
     }
-    let is_alive = |meeting: &mut Meeting| meeting.echoes(b"still there?").unwrap_or(false);
+    let is_alive =
+        |conversation: &mut Conversation| conversation.echoes(b"still there?").unwrap_or(false);
     let count = meetings.iter_mut().map(is_alive).filter(|is| *is).count();
-    for meeting in meetings {
+    for conversation in meetings {
         if proto == Proto::Tcp {
-            // Or the next conversation from this port would have to wait.
-            meeting.conn.reset();
+            // Without the reset the next conversation from this port would have to wait.
+            conversation.conn.reset();
         }
     }
-    all.and(format!("{count} go on"))
+    all.and(format!("{count} continue"))
 }
 
 /// Hosts whose redirector has the smallest tables.
 fn small(subject: Subject) -> Site {
-    let mut site = Site::idle(subject, false);
+    let mut site = Site::idle(subject, Offload::Off);
     site.start_with(&["--max-tcp-flows", "1024", "--max-udp-flows", "1024"]);
     site
 }
@@ -81,7 +82,7 @@ fn quiet(site: &Site) -> TcpListener {
 }
 
 /// Connects to a quiet server: both ends.
-fn pair(site: &Site, listener: &TcpListener, family: Family) -> Pair {
+fn pair(site: &Site, listener: &TcpListener, family: Family) -> TcpPair {
     let conn = Conn::to(&site.lab.client, Proto::Tcp, 0, family.host(95));
     let (stream, _) = listener.accept().expect("accept");
     (conn, stream)
@@ -90,7 +91,7 @@ fn pair(site: &Site, listener: &TcpListener, family: Family) -> Pair {
 fn evicted(subject: Subject) -> Observation {
     let mut site = small(subject);
     let listener = quiet(&site);
-    let mut pairs = [Family::V4, Family::V6].map(|family| pair(&site, &listener, family));
+    let mut pairs = Family::BOTH.map(|family| pair(&site, &listener, family));
     let spoken = pairs.iter_mut().all(|pair| is_heard(pair, b"welcome"));
     assert!(spoken, "a connection");
     for _ in 0..2500 {
@@ -99,14 +100,14 @@ fn evicted(subject: Subject) -> Observation {
     }
     let is_heard = pairs.iter_mut().all(|pair| is_heard(pair, b"surprise"));
     site.finish();
-    Observation::of(if is_heard { "heard" } else { "reset" })
+    Observation::of(if is_heard { "received" } else { "reset" })
 }
 
 /// The client's end of a connection, and the server's.
-type Pair = (Conn, TcpStream);
+type TcpPair = (Conn, TcpStream);
 
 /// Whether the client hears what the server says.
-fn is_heard((conn, stream): &mut Pair, message: &[u8]) -> bool {
+fn is_heard((conn, stream): &mut TcpPair, message: &[u8]) -> bool {
     stream.write_all(message).is_ok()
         && conn
             .receive(message.len())
@@ -117,10 +118,10 @@ fn syn_flood(subject: Subject) -> Observation {
     let mut site = small(subject);
     let listener = quiet(&site);
     let mut pairs: Vec<_> = (0..100)
-        .map(|i| pair(&site, &listener, [Family::V4, Family::V6][i % 2]))
+        .map(|i| pair(&site, &listener, Family::BOTH[i % 2]))
         .collect();
     for number in GHOSTS.filter(|number| *number != STRAY).take(20) {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             let mut ghost = Ghost::at(&site, family, number);
             for port in 1024..1524 {
                 ghost.move_to(port);
@@ -128,10 +129,10 @@ fn syn_flood(subject: Subject) -> Observation {
             }
         }
     }
-    let is_heard = |pair: &mut Pair| is_heard(pair, b"surprise");
+    let is_heard = |pair: &mut TcpPair| is_heard(pair, b"surprise");
     let count = pairs.iter_mut().map(is_heard).filter(|is| *is).count();
-    let seen = Observation::of(format!("{count} of 100 hear it"));
-    let new = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let seen = Observation::of(format!("{count} of 100 receive it"));
+    let new = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     site.finish();
     seen.with("new", &new)
 }
@@ -196,28 +197,28 @@ fn blind_rst(site: &Site, family: Family) -> Observation {
     let seen = ghost.ask(&ghost.ip(reset));
     seen.and(check(
         connection.echoes(b"still there?"),
-        "the connection goes on",
+        "the connection continues",
     ))
 }
 
 fn older_connection(subject: Subject) -> Observation {
-    let mut site = Site::idle(subject, false);
+    let mut site = Site::idle(subject, Offload::Off);
     let _old = Server::start(&site.lab.host, "80", 80, Manner::Echo);
     let mut all = Observation::default();
     let mut meetings = Vec::new();
-    for family in [Family::V4, Family::V6] {
-        let begun = Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
+    for family in Family::BOTH {
+        let begun = Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
         meetings.push(begun.expect("the server"));
     }
     site.start();
-    for meeting in &mut meetings {
-        all = all.and(match meeting.echoes(b"after") {
-            Ok(is_same) => check(is_same, "the connection goes on"),
+    for conversation in &mut meetings {
+        all = all.and(match conversation.echoes(b"after") {
+            Ok(is_same) => check(is_same, "the connection continues"),
             Err(error) => failure(&error).to_owned(),
         });
     }
-    for family in [Family::V4, Family::V6] {
-        let new = dial(&site.lab.client, Proto::Tcp, family.host(80));
+    for family in Family::BOTH {
+        let new = converse(&site.lab.client, Proto::Tcp, family.host(80));
         all = all.with("new", &new);
     }
     drop(meetings);
@@ -226,29 +227,29 @@ fn older_connection(subject: Subject) -> Observation {
 }
 
 fn end_with_connections(subject: Subject) -> Observation {
-    let mut site = Site::idle(subject, false);
+    let mut site = Site::idle(subject, Offload::Off);
     site.start_with(&["--drain-timeout", "10"]);
     let mut meetings = Vec::new();
-    for family in [Family::V4, Family::V6] {
-        let begun = Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
+    for family in Family::BOTH {
+        let begun = Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
         meetings.push(begun.expect("the server"));
     }
     site.begin_to_end();
     let mut all = Observation::default();
-    for meeting in &mut meetings {
-        all = all.and(match meeting.echoes(b"after") {
-            Ok(is_same) => check(is_same, "the connection goes on"),
+    for conversation in &mut meetings {
+        all = all.and(match conversation.echoes(b"after") {
+            Ok(is_same) => check(is_same, "the connection continues"),
             Err(error) => failure(&error).to_owned(),
         });
     }
-    let new = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let new = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     drop(meetings);
     site.finish();
     all.with("new", &new)
 }
 
 fn upgrade(subject: Subject) -> Observation {
-    let site = Site::idle(subject, false);
+    let site = Site::idle(subject, Offload::Off);
     let Subject::Engine(engine) = subject else {
         unreachable!("nft is not asked")
     };
@@ -256,18 +257,19 @@ fn upgrade(subject: Subject) -> Observation {
     let mut up = site.command(&args);
     assert!(up.wait().success(), "{}", up.err());
     let _down = site.down_later();
-    let mut meeting = match Meeting::begin(&site.lab.client, Proto::Tcp, 0, Family::V4.host(80)) {
-        Ok(meeting) => meeting,
-        Err(error) => return Observation::of(failure(&error)),
-    };
-    let before = meeting.facts();
+    let mut conversation =
+        match Conversation::begin(&site.lab.client, Proto::Tcp, 0, Family::V4.host(80)) {
+            Ok(conversation) => conversation,
+            Err(error) => return Observation::of(failure(&error)),
+        };
+    let before = conversation.facts();
     let mut again = site.command(&args);
     assert!(again.wait().success(), "{}", again.err());
-    let goes_on = meeting.echoes(b"after").unwrap_or(false);
-    let new = dial(&site.lab.client, Proto::Tcp, Family::V4.host(80));
+    let goes_on = conversation.echoes(b"after").unwrap_or(false);
+    let new = converse(&site.lab.client, Proto::Tcp, Family::V4.host(80));
     Observation::default()
         .with("before", &before)
-        .and(check(goes_on, "the connection goes on"))
+        .and(check(goes_on, "the connection continues"))
         .with("new", &new)
 }
 
@@ -276,8 +278,8 @@ fn syn_cookies(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::new(site, family);
     let by_hand = ghost.connect(80).is_some();
     (0..3)
-        .map(|_| dial(&site.lab.client, Proto::Tcp, family.host(80)).to_string())
-        .chain([check(by_hand, "by hand too")])
+        .map(|_| converse(&site.lab.client, Proto::Tcp, family.host(80)).to_string())
+        .chain([check(by_hand, "raw packets too")])
         .collect()
 }
 
@@ -332,6 +334,9 @@ fn forged_segment(site: &Site, family: Family) -> Observation {
         return Observation::of("no connection");
     };
     let forged = ghost.ask(&ghost.tcp(80, ACK));
-    let goes_on = check(connection.echoes(b"still there?"), "the direct one goes on");
+    let goes_on = check(
+        connection.echoes(b"still there?"),
+        "the direct connection continues",
+    );
     Observation::default().with("forged", &forged).and(goes_on)
 }

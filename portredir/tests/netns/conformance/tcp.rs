@@ -2,28 +2,28 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send};
-use std::os::fd::AsRawFd as _;
 
 use super::case::{Case, tcp};
-use super::client::{Meeting, dial};
+use super::client::{Conversation, converse};
 use super::decode::Body;
 use super::frame::{ACK, CWR, ECE, FIN, PSH, RST, SYN, Tcp, URG};
 use super::ghost::Ghost;
 use super::observe::{Observation, check, failure};
-use super::site::Site;
+use super::site::{Offload, Site};
 use crate::lab::Family;
-use crate::talk::{Conn, Proto};
+use crate::peer::conn::{Conn, Proto};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
     tcp(1, "syn", "SYN to 80", |site, family| flags(site, family, SYN)),
-    tcp(2, "connection", "a whole connection to 80, and what the server sees of its ends", connection),
+    tcp(2, "connection", "a whole connection to 80, and the addresses and ports that the server sees", connection),
     tcp(3, "other_addresses", "the host's second address, and that of its other interface", other_addresses),
-    tcp(4, "direct", "8080 dialled directly, while 80 is redirected to it", direct),
+    tcp(4, "direct", "8080 itself, while 80 is redirected to it", direct),
     tcp(5, "bulk", "megabytes up and down at the same time", bulk),
     tcp(6, "stray_ack", "ACK to 80 without a connection", |site, family| flags(site, family, ACK)),
     tcp(7, "stray_rst", "RST to 80 without a connection", |site, family| flags(site, family, RST)),
@@ -31,18 +31,18 @@ pub const CASES: &[Case] = &[
     tcp(9, "ecn", "SYN that asks for ECN", |site, family| flags(site, family, SYN | ECE | CWR)),
     tcp(10, "ttl_1", "SYN with TTL or hop limit 1", ttl_1),
     tcp(11, "from_rule_ports", "SYN to 80 from the client's port 80, and from 8080", from_rule_ports),
-    tcp(12, "no_listener", "SYN to 81, where nobody listens on the target", no_listener),
+    tcp(12, "no_listener", "SYN to 81, where nothing listens on the target port", no_listener),
     tcp(13, "options", "SYN with 40 bytes of options: MSS, SACK, timestamps, window scale, Fast Open, MPTCP", options),
     tcp(14, "keepalive", "keepalive probe; zero window; urgent data", keepalive),
     tcp(85, "stray_fin", "FIN to 80 without a connection; FIN and ACK", stray_fin),
     tcp(86, "syn_fin", "SYN and FIN at once", |site, family| flags(site, family, SYN | FIN)),
-    tcp(87, "stray_syn_ack", "SYN-ACK to 80 that nobody asked for", |site, family| flags(site, family, SYN | ACK)),
+    tcp(87, "stray_syn_ack", "unsolicited SYN-ACK to 80", |site, family| flags(site, family, SYN | ACK)),
     tcp(88, "syn_with_data", "SYN with data and without Fast Open", syn_with_data),
     tcp(89, "syn_again", "the same SYN twice", syn_again),
     tcp(90, "odd_lengths", "segments of 1, 2, 3, 255 and 1111 bytes", odd_lengths),
-    tcp(91, "half_close", "the client ends its direction, the server goes on", half_close),
+    tcp(91, "half_close", "the client closes its direction, the server continues", half_close),
     tcp(92, "server_hangs_up", "the server ends the connection first", server_hangs_up),
-    tcp(93, "client_resets", "the client resets, and comes back by the same port", client_resets),
+    tcp(93, "client_resets", "the client resets, and connects again from the same port", client_resets),
     tcp(94, "many_connections", "200 connections of one client at once", many_connections),
 ];
 
@@ -53,13 +53,13 @@ fn flags(site: &Site, family: Family, flags: u8) -> Observation {
 }
 
 fn connection(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(mut meeting) => {
-            let facts = meeting.facts();
-            let port = meeting.local.port();
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+        Ok(mut conversation) => {
+            let facts = conversation.facts();
+            let port = conversation.local.port();
             facts
-                .and(meeting.addr_fact())
-                .and(format!("server's own port is {port}"))
+                .and(conversation.addr_fact())
+                .and(format!("server's local port is {port}"))
         }
         Err(error) => Observation::of(failure(&error)),
     }
@@ -69,8 +69,8 @@ fn other_addresses(site: &Site, family: Family) -> Observation {
     let mut all = Observation::default();
     for (name, net, number) in [("second", 1, 11), ("other interface", 2, 1)] {
         let to = SocketAddr::new(family.addr(net, number), 80);
-        let seen = match Meeting::begin(&site.lab.client, Proto::Tcp, 0, to) {
-            Ok(mut meeting) => meeting.facts().and(meeting.addr_fact()),
+        let seen = match Conversation::begin(&site.lab.client, Proto::Tcp, 0, to) {
+            Ok(mut conversation) => conversation.facts().and(conversation.addr_fact()),
             Err(error) => Observation::of(failure(&error)),
         };
         all = all.with(name, &seen);
@@ -81,7 +81,7 @@ fn other_addresses(site: &Site, family: Family) -> Observation {
 fn direct(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::new(site, family);
     let raw = ghost.ask(&ghost.tcp(8080, SYN));
-    dial(&site.lab.client, Proto::Tcp, family.host(8080)).with("SYN", &raw)
+    converse(&site.lab.client, Proto::Tcp, family.host(8080)).with("SYN", &raw)
 }
 
 /// Bytes of this length without a pattern.
@@ -92,8 +92,8 @@ pub fn noise(len: usize) -> Vec<u8> {
 
 /// Sends all of it to an echo and compares what comes back; `pause` is how
 /// long nothing is read.
-pub fn echo_all(meeting: &Meeting, bytes: &[u8], pause: Duration) -> String {
-    let Conn::Tcp(stream) = &meeting.conn else {
+pub fn echo_all(conversation: &Conversation, bytes: &[u8], pause: Duration) -> String {
+    let Conn::Tcp(stream) = &conversation.conn else {
         unreachable!("a TCP connection")
     };
     let (mut up, mut down): (TcpStream, TcpStream) = (
@@ -115,19 +115,19 @@ pub fn echo_all(meeting: &Meeting, bytes: &[u8], pause: Duration) -> String {
         read.and(sent).map(|()| answer)
     });
     match answer {
-        Ok(answer) => check(answer == bytes, "every byte came back"),
+        Ok(answer) => check(answer == bytes, "every byte arrived"),
         Err(error) => failure(&error).to_owned(),
     }
 }
 
 fn bulk(site: &Site, family: Family) -> Observation {
-    let len = if site.is_offloaded {
+    let len = if site.offload == Offload::On {
         8_000_000
     } else {
         2_000_000
     };
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => Observation::of(echo_all(&meeting, &noise(len), Duration::ZERO)),
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+        Ok(conversation) => Observation::of(echo_all(&conversation, &noise(len), Duration::ZERO)),
         Err(error) => Observation::of(failure(&error)),
     }
 }
@@ -177,10 +177,10 @@ fn no_listener(site: &Site, family: Family) -> Observation {
         .all(|arrival| matches!(arrival.body, Body::Tcp { ack, .. } if ack == 0x1000_0001));
     ghost
         .describe(&answers)
-        .and(check(is_right, "it acknowledges the SYN"))
+        .and(check(is_right, "SYN acknowledged"))
         .with(
             "socket",
-            &dial(&site.lab.client, Proto::Tcp, family.host(81)),
+            &converse(&site.lab.client, Proto::Tcp, family.host(81)),
         )
 }
 
@@ -214,7 +214,10 @@ fn options(site: &Site, family: Family) -> Observation {
             let echoed = has(&[1, 2, 3, 4]);
             let all = has(&[2, 4]) && has(&[4, 2, 8, 10]) && has(&[3, 3]);
             seen = seen
-                .and(check(all, "MSS, SACK, timestamps and window scale agreed"))
+                .and(check(
+                    all,
+                    "MSS, SACK, timestamps and window scale negotiated",
+                ))
                 .and(check(echoed, "our timestamp echoed"));
         }
     }
@@ -226,19 +229,19 @@ fn keepalive(site: &Site, family: Family) -> Observation {
     let Some(mut connection) = ghost.connect(80) else {
         return Observation::of("no connection");
     };
-    // One before what comes next, without data.
+    // The sequence number before the next one, without data.
     connection.seq -= 1;
     connection.send(ACK, b"");
     connection.seq += 1;
     let probe = ghost.seen();
     let goes_on = check(
         connection.echoes(b"and it goes on"),
-        "the connection goes on",
+        "the connection continues",
     );
     drop(connection);
-    let meeting = Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
-    let window = match &meeting {
-        Ok(meeting) => echo_all(meeting, &noise(4_000_000), Duration::from_millis(250)),
+    let conversation = Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
+    let window = match &conversation {
+        Ok(conversation) => echo_all(conversation, &noise(4_000_000), Duration::from_millis(250)),
         Err(error) => failure(error).to_owned(),
     };
     Observation::default()
@@ -249,16 +252,17 @@ fn keepalive(site: &Site, family: Family) -> Observation {
 
 /// The urgent byte is no part of the stream.
 fn urgent(site: &Site, family: Family) -> Observation {
-    let mut meeting = match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => meeting,
-        Err(error) => return Observation::of(failure(&error)),
-    };
-    let Conn::Tcp(stream) = &meeting.conn else {
+    let mut conversation =
+        match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+            Ok(conversation) => conversation,
+            Err(error) => return Observation::of(failure(&error)),
+        };
+    let Conn::Tcp(stream) = &conversation.conn else {
         unreachable!("a TCP connection")
     };
     send(stream.as_raw_fd(), b"abU", MsgFlags::MSG_OOB).expect("send");
     send(stream.as_raw_fd(), b"cd", MsgFlags::empty()).expect("send");
-    let heard = meeting.conn.receive(4);
+    let heard = conversation.conn.receive(4);
     Observation::of(match heard {
         Ok(heard) => check(heard == b"abcd", "left out of the stream"),
         Err(error) => failure(&error).to_owned(),
@@ -320,21 +324,23 @@ fn odd_lengths(site: &Site, family: Family) -> Observation {
     let is_right = [1, 2, 3, 255, 1111]
         .into_iter()
         .all(|len| connection.echoes(&noise[..len]));
-    Observation::of(check(is_right, "every byte came back"))
+    Observation::of(check(is_right, "every byte arrived"))
 }
 
 fn half_close(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
-        Ok(meeting) => Observation::of(echo_all(&meeting, b"the last words", Duration::ZERO)),
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80)) {
+        Ok(conversation) => {
+            Observation::of(echo_all(&conversation, b"the last words", Duration::ZERO))
+        }
         Err(error) => Observation::of(failure(&error)),
     }
 }
 
 fn server_hangs_up(site: &Site, family: Family) -> Observation {
-    match Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(94)) {
-        Ok(mut meeting) => {
-            let name = meeting.name.clone();
-            let end = meeting.conn.receive(1).expect_err("it hangs up");
+    match Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(94)) {
+        Ok(mut conversation) => {
+            let name = conversation.name.clone();
+            let end = conversation.conn.receive(1).expect_err("it hangs up");
             Observation::of(format!("{name} reached")).and(failure(&end))
         }
         Err(error) => Observation::of(failure(&error)),
@@ -345,7 +351,7 @@ fn client_resets(site: &Site, family: Family) -> Observation {
     let port = site.port();
     let mut all = Observation::default();
     for name in ["first", "second", "third"] {
-        let begin = || Meeting::begin(&site.lab.client, Proto::Tcp, port, family.host(80));
+        let begin = || Conversation::begin(&site.lab.client, Proto::Tcp, port, family.host(80));
         let mut begun = begin();
         // The own port can be held for some ms, with and without a redirector: perhaps by
         // a process that another thread starts, which has the socket until it runs.
@@ -358,9 +364,9 @@ fn client_resets(site: &Site, family: Family) -> Observation {
             begun = begin();
         }
         all = match begun {
-            Ok(mut meeting) => {
-                let facts = meeting.facts();
-                meeting.conn.reset();
+            Ok(mut conversation) => {
+                let facts = conversation.facts();
+                conversation.conn.reset();
                 all.with(name, &facts)
             }
             Err(error) => all.with(name, &Observation::of(failure(&error))),
@@ -370,14 +376,14 @@ fn client_resets(site: &Site, family: Family) -> Observation {
 }
 
 fn many_connections(site: &Site, family: Family) -> Observation {
-    let begin = |_| Meeting::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
+    let begin = |_| Conversation::begin(&site.lab.client, Proto::Tcp, 0, family.host(80));
     let mut meetings: Vec<_> = (0..200).map(begin).collect();
     let mut good = 0;
-    for (i, meeting) in meetings.iter_mut().enumerate() {
-        if let Ok(meeting) = meeting {
-            let is_said_back = meeting.echoes(format!("I am number {i}").as_bytes());
+    for (i, conversation) in meetings.iter_mut().enumerate() {
+        if let Ok(conversation) = conversation {
+            let is_said_back = conversation.echoes(format!("I am number {i}").as_bytes());
             good += u32::from(is_said_back.unwrap_or(false));
         }
     }
-    Observation::of(format!("{good} of 200 talk"))
+    Observation::of(format!("{good} of 200 exchange data"))
 }

@@ -6,7 +6,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
 
 use super::case::{Case, udp};
-use super::client::{Meeting, PATIENCE, dial, dial_from, greeting};
+use super::client::{Conversation, PATIENCE, converse, converse_from, greeting};
 use super::decode::Body;
 use super::frame::{Ip, Sum, fold, pseudo, udp as datagram, words};
 use super::ghost::Ghost;
@@ -14,8 +14,8 @@ use super::observe::{Observation, check, failure};
 use super::site::Site;
 use super::tcp::noise;
 use crate::lab::Family;
-use crate::namespace::Namespace;
-use crate::talk::{Conn, Proto, uninterrupted};
+use crate::lab::namespace::Namespace;
+use crate::peer::conn::{Conn, Proto, uninterrupted};
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
@@ -23,12 +23,12 @@ pub const CASES: &[Case] = &[
     udp(16, "no_checksum", "a datagram without a checksum", no_checksum).v4(),
     udp(17, "sum_becomes_zero", "a datagram whose checksum becomes zero, which is sent as 0xffff", sum_becomes_zero),
     udp(18, "sum_is_ffff", "a datagram whose checksum is 0xffff", sum_is_ffff),
-    udp(19, "bad_length", "a datagram that says it has 4 bytes; more bytes than there are", bad_length),
-    udp(20, "padding", "20 bytes of Ethernet padding behind the datagram", padding),
+    udp(19, "bad_length", "a datagram with a length field of 4; with one beyond the packet", bad_length),
+    udp(20, "padding", "20 bytes of Ethernet padding after the datagram", padding),
     udp(21, "broadcast", "broadcast and multicast to 93, where a server listens too", broadcast),
-    udp(22, "refused", "a datagram to 81, where nobody listens on the target, by a connected socket", refused),
-    udp(23, "segments", "ten datagrams in one piece (UDP_SEGMENT)", segments),
-    udp(24, "client_moves", "a client that goes on from another port, as QUIC does", client_moves),
+    udp(22, "refused", "a datagram to 81, where nothing listens on the target port, by a connected socket", refused),
+    udp(23, "segments", "ten datagrams in one segmented send (UDP_SEGMENT)", segments),
+    udp(24, "client_moves", "a client that continues from another port, as with QUIC", client_moves),
     udp(25, "late_reply", "a reply after conntrack has forgotten the flow", late_reply).v4(),
     udp(95, "no_checksum_v6", "a datagram without a checksum, which IPv6 forbids", no_checksum).v6(),
     udp(96, "bad_checksum", "a datagram with a wrong checksum", bad_checksum),
@@ -36,8 +36,8 @@ pub const CASES: &[Case] = &[
     udp(98, "longest", "the longest datagram, 65 507 bytes", longest),
     udp(99, "unconnected", "a client whose socket is not connected", unconnected),
     udp(100, "burst", "100 datagrams at once", burst),
-    udp(101, "any_address", "the host's second address; the server answers from whatever address the kernel takes", any_address),
-    udp(102, "direct_datagram", "8080 dialled directly, while 80 is redirected to it", direct),
+    udp(101, "any_address", "the host's second address; the server replies from the address that the kernel chooses", any_address),
+    udp(102, "direct_datagram", "8080 itself, while 80 is redirected to it", direct),
     udp(103, "source_port_0", "a datagram from port 0", source_port_0),
     udp(104, "lowest_checksums", "1000 lengths and contents, one after another", lowest_checksums),
 ];
@@ -45,7 +45,7 @@ pub const CASES: &[Case] = &[
 fn datagram_to_80(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::new(site, family);
     let raw = ghost.ask(&ghost.udp(80, b"hello"));
-    dial(&site.lab.client, Proto::Udp, family.host(80)).with("by hand", &raw)
+    converse(&site.lab.client, Proto::Udp, family.host(80)).with("raw packet", &raw)
 }
 
 fn no_checksum(site: &Site, family: Family) -> Observation {
@@ -122,7 +122,7 @@ fn broadcast(site: &Site, family: Family) -> Observation {
         ip.dst = dst.parse::<IpAddr>().expect("an address");
         ip.sum = Sum::Right;
         ghost.send_to(*mac, &ip);
-        // Another server than the sentinel's answers.
+        // A reply of another server than the sentinel's.
         let seen = ghost.wait_for(|arrival| match &arrival.body {
             Body::Udp { ports, payload } => {
                 let name = greeting(payload)?.0;
@@ -130,14 +130,14 @@ fn broadcast(site: &Site, family: Family) -> Observation {
             }
             _ => Some(arrival.words()),
         });
-        let seen = seen.unwrap_or_else(|| "silence".to_owned());
+        let seen = seen.unwrap_or_else(|| "no reply".to_owned());
         all = all.with(name, &Observation::of(seen));
     }
     all
 }
 
 fn refused(site: &Site, family: Family) -> Observation {
-    dial(&site.lab.client, Proto::Udp, family.host(81))
+    converse(&site.lab.client, Proto::Udp, family.host(81))
 }
 
 /// A socket that is not connected.
@@ -178,7 +178,7 @@ fn segments(site: &Site, family: Family) -> Observation {
 fn client_moves(site: &Site, family: Family) -> Observation {
     let at = &site.lab.client;
     (0..3)
-        .map(|_| dial_from(at, Proto::Udp, site.port(), family.host(80)).to_string())
+        .map(|_| converse_from(at, Proto::Udp, site.port(), family.host(80)).to_string())
         .collect()
 }
 
@@ -222,12 +222,12 @@ fn longest(site: &Site, family: Family) -> Observation {
     socket.send(&noise(65_507)).expect("send");
     let mut buffer = vec![0; 65_536];
     Observation::of(match uninterrupted(|| socket.recv(&mut buffer)) {
-        // The server's own words come first, what is too long is left out.
+        // The greeting comes first, and the end of a long message is cut off.
         Ok(len) => {
             let at = buffer.iter().position(|byte| *byte == b'\n').unwrap_or(0) + 1;
             check(
                 len == 65_507 && buffer[at..len] == noise(65_507)[..len - at],
-                "every byte came back",
+                "every byte arrived",
             )
         }
         Err(error) => failure(&error).to_owned(),
@@ -270,13 +270,17 @@ fn any_address(site: &Site, family: Family) -> Observation {
     match heard(&socket) {
         Ok((from, name)) => Observation::of(format!("{name} reached"))
             .and(format!("reply from {}", from.port()))
-            .and(check(from.ip() == to.ip(), "from the dialled address")),
+            .and(if from.ip() == to.ip() {
+                "from the destination address"
+            } else {
+                "from another address"
+            }),
         Err(error) => Observation::of(error),
     }
 }
 
 fn direct(site: &Site, family: Family) -> Observation {
-    dial(&site.lab.client, Proto::Udp, family.host(8080))
+    converse(&site.lab.client, Proto::Udp, family.host(8080))
 }
 
 fn source_port_0(site: &Site, family: Family) -> Observation {
@@ -286,20 +290,21 @@ fn source_port_0(site: &Site, family: Family) -> Observation {
 }
 
 fn lowest_checksums(site: &Site, family: Family) -> Observation {
-    let mut meeting = match Meeting::begin(&site.lab.client, Proto::Udp, 0, family.host(80)) {
-        Ok(meeting) => meeting,
-        Err(error) => return Observation::of(failure(&error)),
-    };
-    assert!(matches!(meeting.conn, Conn::Udp(_)));
+    let mut conversation =
+        match Conversation::begin(&site.lab.client, Proto::Udp, 0, family.host(80)) {
+            Ok(conversation) => conversation,
+            Err(error) => return Observation::of(failure(&error)),
+        };
+    assert!(matches!(conversation.conn, Conn::Udp(_)));
     let noise = noise(1200);
     let mut good = 0;
     for len in 0..1000 {
-        match meeting.echoes(&noise[len % 200..][..len]) {
+        match conversation.echoes(&noise[len % 200..][..len]) {
             Ok(is_same) => good += u32::from(is_same),
             Err(error) => return Observation::of(failure(&error)),
         }
     }
-    Observation::of(format!("{good} of 1000 came back"))
+    Observation::of(format!("{good} of 1000 echoed"))
 }
 
 /// A packet in pieces, in the order in which they shall arrive.

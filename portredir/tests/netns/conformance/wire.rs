@@ -14,8 +14,8 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::frame::{Ip, Sum};
-use crate::namespace::Namespace;
-use crate::process::wait_for;
+use crate::lab::namespace::Namespace;
+use crate::lab::process::wait_for;
 
 // Each frame has a `virtio_net_hdr` before it (packet(7)): with it the sender
 // leaves a checksum to the hardware, and the receiver sees that it did.

@@ -1,0 +1,66 @@
+//! Events as people read them.
+
+use super::count;
+use crate::controller::event::{DetachReason, Event, Interrupted};
+use crate::loader::chain;
+
+/// Prints what happened to standard error.
+#[expect(clippy::needless_pass_by_value, reason = "an event is told once")]
+pub fn print(event: Event) {
+    eprintln!("{}", text(&event));
+}
+
+fn text(event: &Event) -> String {
+    match event {
+        Event::Recovered(Interrupted::Up) => {
+            "an earlier `portredir up` was interrupted; removing what it attached".to_owned()
+        }
+        Event::Recovered(Interrupted::Down) => {
+            "an earlier `portredir down` was interrupted; finishing it".to_owned()
+        }
+        Event::Attached(planned) | Event::AttachedInstead(planned) => planned.to_string(),
+        Event::Detached { interface, reason } => match reason {
+            DetachReason::Stopped => format!("{interface}: detached"),
+            DetachReason::InterfaceGone => format!("{interface}: the interface was removed"),
+        },
+        Event::Renamed { from, to } => format!("{from} was renamed to {to}"),
+        Event::Covered(skipped) => skipped.to_string(),
+        Event::Refused(refused) => refused.to_string(),
+        Event::AttachFailed(error) => error.clone(),
+        Event::Unregistered { port, error } => {
+            let why = match error.raw_os_error() {
+                Some(libc::EOPNOTSUPP) => {
+                    "the server uses MPTCP, whose sockets this kernel does not accept in BPF maps"
+                        .to_owned()
+                }
+                _ => error.to_string(),
+            };
+            format!(
+                "--engine socket cannot deliver to the server on port {port}: {why}; use --engine \
+                 auto"
+            )
+        }
+        Event::Draining {
+            connections,
+            timeout,
+        } => format!(
+            "waiting up to {} s for {} to end; Ctrl-C stops waiting",
+            timeout.as_secs_f64(),
+            count(*connections, "connection")
+        ),
+        Event::CutOff { connections } => {
+            format!("cutting off {}", count(*connections, "connection"))
+        }
+        Event::RolledBack => "change rolled back: not confirmed in time".to_owned(),
+        Event::Killed(pid) => format!("killing process {pid}"),
+        Event::WatcherIsSlow => {
+            "the watcher process has not started within 5 s; check with: portredir status"
+                .to_owned()
+        }
+        Event::ReloadFailed(error) => format!(
+            "portredir: reload failed, keeping the running rules: {}",
+            chain(error)
+        ),
+        Event::Unlocked(error) => format!("{}; continuing", chain(error)),
+    }
+}

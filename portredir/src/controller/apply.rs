@@ -1,0 +1,104 @@
+//! Carrying out a change.
+
+use super::change::{Change, HostView, Step};
+use super::error::ControllerError;
+use super::event::OnEvent;
+use super::{Controller, transaction, watcher};
+use crate::state::State;
+
+impl Controller {
+    /// Carries out a change. The switch is atomic: whoever is killed before it has
+    /// changed nothing that is valid.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses, or [`ControllerError::Change`] where the plan is
+    /// impossible. What was valid before stays valid.
+    pub async fn apply(
+        &mut self,
+        change: Change,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        change.check()?;
+        let Change {
+            step,
+            host,
+            after,
+            pending,
+            ..
+        } = change;
+        let snapshot = &host.snapshot;
+        match step {
+            Step::Attach(plan) => {
+                if self.pins.is_some() && !self.state.settings.rules.is_empty() {
+                    // What is attached anew redirects by the old rules until the switch.
+                    self.reread()?;
+                }
+                self.upgrade(on_event).await;
+                self.start(snapshot, &plan, on_event).await?;
+                let state = State {
+                    pending,
+                    ..self.next(after)?
+                };
+                let result = self.switch(&host, state, on_event);
+                if self.pins.is_none() {
+                    if result.is_err() {
+                        self.detach_all(on_event).await;
+                    }
+                    return result;
+                }
+                result?;
+                // What is no longer wanted goes last.
+                self.reconcile(on_event).await
+            }
+            Step::Switch => {
+                let state = State {
+                    pending,
+                    ..self.next(after)?
+                };
+                self.switch(&host, state, on_event)
+            }
+            Step::RollBack => {
+                let state = self.next(after)?;
+                self.commit(snapshot, state, on_event)
+            }
+            Step::Keep => {
+                let state = State {
+                    pending: None,
+                    ..self.state.clone()
+                };
+                self.switch(&host, state, on_event)
+            }
+            Step::Drain(timeout) => {
+                let state = State {
+                    is_ending: true,
+                    ..self.next(after)?
+                };
+                self.commit(snapshot, state, on_event)?;
+                self.drain(timeout, on_event).await
+            }
+            Step::Remove => match self.pins.clone() {
+                Some(pins) => transaction::remove_all(&pins, &self.netlink, snapshot).await,
+                None => {
+                    self.detach_all(on_event).await;
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    /// Makes a state valid, and has the watcher read it. The watcher is told before
+    /// the switch: a command that is killed right after it must not leave a watcher
+    /// that does not know.
+    fn switch(
+        &mut self,
+        host: &HostView,
+        state: State,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        if self.pins.is_some() {
+            self.notified = Some(watcher::notify());
+        }
+        self.commit(&host.snapshot, state, on_event)
+    }
+}

@@ -1,0 +1,234 @@
+//! Attaching to interfaces and detaching from them, with a note of each step for
+//! whoever comes after a kill.
+
+use super::Controller;
+use super::error::ControllerError;
+use super::event::{DetachReason, Event, OnEvent};
+use crate::config::engine::{Engine, EngineChoice};
+use crate::host::netlink::Netlink;
+use crate::host::snapshot::Snapshot;
+use crate::loader::{Datapath, chain};
+use crate::plan::{Plan, Planned};
+use crate::state::attachment::{Attachment, InterfaceReport, Mode};
+use crate::sys::ethtool;
+
+impl Controller {
+    /// Restores what an interrupted attach or detach has changed on interfaces.
+    pub(super) async fn clear_unfinished(&mut self, snapshot: &Snapshot) {
+        for attachment in std::mem::take(&mut self.unfinished) {
+            let index = attachment.report.ifindex;
+            self.datapath.clear(attachment.engine, index);
+            if let Some(interface) = snapshot.interfaces.get(&index) {
+                Datapath::sweep(interface);
+                restore(&self.netlink, &attachment).await;
+            }
+            self.datapath.remove_attachment(index);
+        }
+    }
+
+    /// Attaches as planned, or not at all.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses; what was attached before is left as it was.
+    pub(super) async fn start(
+        &mut self,
+        snapshot: &Snapshot,
+        plan: &Plan,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        self.clear_unfinished(snapshot).await;
+        self.datapath.set_local(&snapshot.addrs)?;
+        self.told_interfaces = plan.skip.iter().map(ToString::to_string).collect();
+        let is_lookup = |planned: &Planned| planned.engine == Engine::Lookup;
+        if plan.attach.values().any(is_lookup) {
+            // Before the first connection looks for a server.
+            self.register(on_event)?;
+        }
+        let choice = plan.choice;
+        let mut attached = Vec::new();
+        for (&index, planned) in &plan.attach {
+            if self.is_attached_as(planned) {
+                continue;
+            }
+            self.detach(index, DetachReason::Stopped, on_event).await;
+            match self.attach(planned, choice, on_event).await {
+                Ok(instead) => {
+                    attached.push(index);
+                    if let Some(instead) = instead {
+                        on_event(Event::AttachedInstead(Box::new(instead)));
+                    }
+                }
+                Err(error) => {
+                    for index in attached {
+                        self.detach(index, DetachReason::Stopped, on_event).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the programs of this process in the place of those that another one
+    /// has left attached. What can no longer be replaced is detached, for the
+    /// plan to attach it again.
+    pub(super) async fn upgrade(&mut self, on_event: OnEvent<'_>) {
+        let attachments: Vec<_> = self.attachments.values().cloned().collect();
+        for attachment in attachments {
+            let name = &attachment.report.name;
+            if let Err(error) = self.datapath.replace(name, &attachment.mode) {
+                log::debug!("{}", chain(&error));
+                self.detach(attachment.report.ifindex, DetachReason::Stopped, on_event)
+                    .await;
+            }
+        }
+    }
+
+    /// Attaches to an interface; returns what was done instead where the plan
+    /// could not be carried out and has another way.
+    pub(super) async fn attach(
+        &mut self,
+        planned: &Planned,
+        choice: EngineChoice,
+        on_event: OnEvent<'_>,
+    ) -> Result<Option<Planned>, ControllerError> {
+        let mut instead = None;
+        let mut result = self.try_attach(planned, on_event).await;
+        let is_auto = choice == EngineChoice::Auto;
+        let has_other_way = match planned.engine {
+            Engine::Cgroup => true,
+            Engine::XdpNative => is_auto,
+            _ => false,
+        };
+        if has_other_way && let Err(error) = result {
+            let why = chain(&error);
+            let planned = instead.insert(planned.by_tc_instead(&self.features, &why));
+            result = self.try_attach(planned, on_event).await;
+        }
+        result.map(|()| instead)
+    }
+
+    /// Attaches to an interface as planned. What is to be put back is written
+    /// down first.
+    async fn try_attach(
+        &mut self,
+        planned: &Planned,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        let interface = &planned.interface;
+        let (index, name) = (interface.index, &interface.name);
+        let may_use_clsact = self.features.tcx != Some(true) || planned.engine == Engine::TcClsact;
+        let was_ours = Datapath::sweep(interface);
+        let is_clsact_ours =
+            was_ours || (may_use_clsact && !self.netlink.has_clsact(index).await?);
+        let offloads = match planned.engine {
+            Engine::XdpGeneric => {
+                let on = ethtool::features_on(name).into_iter();
+                on.map(str::to_owned).collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut attachment = Attachment {
+            report: InterfaceReport {
+                name: name.clone(),
+                ifindex: index,
+                engine: planned.engine.name().to_owned(),
+                mode: String::new(),
+                why: planned.why.clone(),
+            },
+            selected: planned.selected,
+            engine: planned.engine,
+            is_egress_only: planned.is_egress_only,
+            mode: Mode::default(),
+            restore: offloads,
+            is_clsact_ours,
+        };
+        self.write_down(&attachment)?;
+        match self.datapath.attach(planned) {
+            Ok(mode) => {
+                log::info!("attached to {name} ({})", mode.name);
+                attachment.report.mode.clone_from(&mode.name);
+                attachment.mode = mode;
+                let written = self.write_down(&attachment);
+                self.attachments.insert(index, attachment);
+                if written.is_err() {
+                    self.detach(index, DetachReason::Stopped, on_event).await;
+                }
+                written
+            }
+            Err(error) => {
+                restore(&self.netlink, &attachment).await;
+                self.datapath.remove_attachment(index);
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(super) fn write_down(&mut self, attachment: &Attachment) -> Result<(), ControllerError> {
+        if self.pins.is_some() {
+            self.datapath.set_attachment(attachment)?;
+        }
+        Ok(())
+    }
+
+    /// Whether an interface is attached, and by the engine that is planned.
+    fn is_attached_as(&self, planned: &Planned) -> bool {
+        self.attachments
+            .get(&planned.interface.index)
+            .is_some_and(|attachment| {
+                attachment.engine == planned.engine
+                    && attachment.is_egress_only == planned.is_egress_only
+            })
+    }
+
+    pub(super) async fn detach(&mut self, index: u32, reason: DetachReason, on_event: OnEvent<'_>) {
+        let Some(mut attachment) = self.attachments.remove(&index) else {
+            return;
+        };
+        // From here on the interface is unfinished business, also for the next process.
+        attachment.mode.programs.clear();
+        if let Err(error) = self.write_down(&attachment) {
+            log::warn!("{}", chain(&error));
+        }
+        let name = &attachment.report.name;
+        self.datapath.detach(index, name);
+        match reason {
+            DetachReason::Stopped => restore(&self.netlink, &attachment).await,
+            DetachReason::InterfaceGone => {
+                if let Err(error) = self.datapath.forget_interface(index) {
+                    log::warn!("cannot keep the counters of a removed interface: {error}");
+                }
+            }
+        }
+        self.datapath.remove_attachment(index);
+        on_event(Event::Detached {
+            interface: attachment.report.name,
+            reason,
+        });
+    }
+
+    /// Detaches from every interface.
+    pub(super) async fn detach_all(&mut self, on_event: OnEvent<'_>) {
+        let attached: Vec<_> = self.attachments.keys().copied().collect();
+        for index in attached {
+            self.detach(index, DetachReason::Stopped, on_event).await;
+        }
+    }
+}
+
+/// Restores the settings of an interface, once nothing is attached.
+pub async fn restore(netlink: &Netlink, attachment: &Attachment) {
+    let InterfaceReport { name, ifindex, .. } = &attachment.report;
+    for feature in &attachment.restore {
+        if let Err(error) = ethtool::set_feature(name, feature, true) {
+            log::warn!("{name}: cannot restore offload {feature}: {error}");
+        }
+    }
+    if attachment.is_clsact_ours
+        && let Err(error) = netlink.remove_clsact(*ifindex).await
+    {
+        // It may be gone with its interface.
+        log::debug!("{name}: {error:#}");
+    }
+}

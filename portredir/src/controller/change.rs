@@ -1,0 +1,285 @@
+//! A change: from the settings that are valid to those that are wanted, worked
+//! out once and before anything is touched.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use super::error::ChangeError;
+use crate::config::safety::ChangeOptions;
+use crate::config::selection::SelectedBy;
+use crate::config::settings::Settings;
+use crate::host::features::{Facts as Features, Loaded};
+use crate::host::snapshot::Snapshot;
+use crate::plan::Plan;
+use crate::plan::lockout::{self, GuardError};
+use crate::rule::Rule;
+use crate::state::{self, Pending, State};
+
+/// What a change is planned for.
+#[derive(Clone, Debug)]
+pub struct HostView {
+    /// Interfaces and addresses.
+    pub snapshot: Snapshot,
+    /// What the kernel can do.
+    pub features: Features,
+    /// The interfaces that are attached, by index, and how each was selected.
+    pub attached: BTreeMap<u32, SelectedBy>,
+}
+
+impl HostView {
+    /// What would be attached where, by these settings.
+    #[must_use]
+    pub fn plan(&self, settings: &Settings) -> Plan {
+        self.snapshot
+            .plan(settings, &self.features, &self.attached, &Loaded)
+    }
+}
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// `up` and the foreground run: these settings, whatever has to be attached anew.
+    Run(Settings),
+    /// `add`, `rm` and `apply`: these settings, with everything attached as it is.
+    Adjust(Settings),
+    /// `confirm`: the last change stays.
+    Confirm,
+    /// The last change was not confirmed in time.
+    RollBack,
+    /// The first step of `down`: no new flows, and a wait for those there are.
+    Drain(Duration),
+    /// The last step of `down`: nothing attached, all settings of the host restored.
+    Detach,
+}
+
+/// What is wanted, and how carefully.
+pub type Wanted = (Action, ChangeOptions);
+
+/// What a change does, once it is planned.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// Attach by the plan, replace programs, then switch to the settings.
+    Attach(Box<Plan>),
+    /// Switch to the settings.
+    Switch,
+    /// Switch back to the settings before an unconfirmed change.
+    RollBack,
+    /// Keep the settings and no longer the way back.
+    Keep,
+    /// Switch to settings without rules, and wait.
+    Drain(Duration),
+    /// Remove everything.
+    Remove,
+}
+
+/// A change that can be carried out: see [`super::Controller::apply`].
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub(super) step: Step,
+    pub(super) host: HostView,
+    pub(super) after: Settings,
+    pub(super) pending: Option<Pending>,
+    diff: Diff,
+    lockouts: Vec<GuardError>,
+}
+
+impl Change {
+    /// Works out a change. Without `before` nothing runs yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]: the wanted settings are impossible here, need `up`, lock
+    /// somebody out without `force`, or another change waits for its confirmation.
+    pub fn plan(
+        before: Option<&State>,
+        wanted: Wanted,
+        host: HostView,
+    ) -> Result<Self, ChangeError> {
+        let (action, options) = wanted;
+        let running = before.map(|state| &state.settings);
+        let pending = before.and_then(|state| state.pending.as_ref());
+        match action {
+            Action::Run(after) => Self::run(before, after, options, host),
+            Action::Adjust(after) => Self::adjust(before, after, options, host),
+            Action::Confirm if pending.is_none() => Err(ChangeError::NothingPending),
+            Action::Confirm => {
+                let after = running.cloned().unwrap_or_default();
+                Ok(Self::new(Step::Keep, running, after, host))
+            }
+            Action::RollBack => match pending.ok_or(ChangeError::NothingPending)? {
+                Pending {
+                    before: Some(settings),
+                    ..
+                } => Ok(Self::new(Step::RollBack, running, settings.clone(), host)),
+                Pending { before: None, .. } => {
+                    Ok(Self::new(Step::Remove, running, Settings::default(), host))
+                }
+            },
+            Action::Drain(timeout) => {
+                let after = Settings {
+                    rules: Vec::new(),
+                    ..running.cloned().unwrap_or_default()
+                };
+                Ok(Self::new(Step::Drain(timeout), running, after, host))
+            }
+            Action::Detach => Ok(Self::new(Step::Remove, running, Settings::default(), host)),
+        }
+    }
+
+    fn new(step: Step, before: Option<&Settings>, after: Settings, host: HostView) -> Self {
+        Self {
+            diff: Diff::between(before.unwrap_or(&Settings::default()), &after),
+            step,
+            host,
+            after,
+            pending: None,
+            lockouts: Vec::new(),
+        }
+    }
+
+    fn run(
+        before: Option<&State>,
+        after: Settings,
+        options: ChangeOptions,
+        host: HostView,
+    ) -> Result<Self, ChangeError> {
+        host.snapshot.check(&after)?;
+        let lockouts = lockout::findings(&after.rules, after.hide_target);
+        refuse_lockout(&lockouts, options)?;
+        refuse_pending(before)?;
+        let plan = host.plan(&after);
+        let running = before.map(|state| &state.settings);
+        Ok(Self {
+            pending: pending(running, options),
+            lockouts,
+            ..Self::new(Step::Attach(Box::new(plan)), running, after, host)
+        })
+    }
+
+    fn adjust(
+        before: Option<&State>,
+        after: Settings,
+        options: ChangeOptions,
+        host: HostView,
+    ) -> Result<Self, ChangeError> {
+        refuse_pending(before)?;
+        let empty = Settings::default();
+        let running = before.map_or(&empty, |state| &state.settings);
+        if let Some(option) = running.differs_where_attached(&after) {
+            return Err(ChangeError::NeedsUp(option));
+        }
+        host.snapshot.check(&after)?;
+        // What the running rules lock out was allowed when they came.
+        let lockouts = if after.hide_target && !running.hide_target {
+            lockout::findings(&after.rules, after.hide_target)
+        } else {
+            let new: Vec<_> = missing_in(&running.rules, &after.rules).cloned().collect();
+            lockout::findings(&new, after.hide_target)
+        };
+        refuse_lockout(&lockouts, options)?;
+        Ok(Self {
+            pending: pending(Some(running), options),
+            lockouts,
+            ..Self::new(Step::Switch, Some(running), after, host)
+        })
+    }
+
+    /// What would be attached where; `None` when everything stays attached as it is.
+    #[must_use]
+    pub const fn plan_of_interfaces(&self) -> Option<&Plan> {
+        match &self.step {
+            Step::Attach(plan) => Some(plan),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing is left when the change is carried out.
+    #[must_use]
+    pub const fn is_removal(&self) -> bool {
+        matches!(self.step, Step::Remove)
+    }
+
+    /// What differs from the running settings.
+    #[must_use]
+    pub const fn diff(&self) -> &Diff {
+        &self.diff
+    }
+
+    /// The rules that take over a port by which the host is administered. They are
+    /// allowed by `force`.
+    #[must_use]
+    pub fn lockouts(&self) -> &[GuardError] {
+        &self.lockouts
+    }
+
+    /// Whether the plan can be carried out.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError::Refused`], [`ChangeError::NoInterface`].
+    pub fn check(&self) -> Result<(), ChangeError> {
+        if let Step::Attach(plan) = &self.step {
+            plan.check()?;
+            if plan.attach.is_empty() && !self.after.iface.is_open() {
+                return Err(ChangeError::NoInterface);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refuse_lockout(lockouts: &[GuardError], options: ChangeOptions) -> Result<(), ChangeError> {
+    match lockouts.first() {
+        Some(lockout) if !options.force => Err(lockout.clone().into()),
+        _ => Ok(()),
+    }
+}
+
+fn refuse_pending(before: Option<&State>) -> Result<(), ChangeError> {
+    match before.and_then(State::confirm_within) {
+        Some(left) => Err(ChangeError::Pending(left.as_secs())),
+        None => Ok(()),
+    }
+}
+
+fn pending(before: Option<&Settings>, options: ChangeOptions) -> Option<Pending> {
+    options.confirm.map(|within| Pending {
+        deadline_ms: state::now_ms() + u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+        before: before.cloned(),
+    })
+}
+
+/// What differs between two settings, as far as `add`, `rm` and `apply` change it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// Rules that go.
+    pub removed: Vec<Rule>,
+    /// Rules that come.
+    pub added: Vec<Rule>,
+    /// Options that are switched, by name, and whether they are on afterwards.
+    pub switched: Vec<(&'static str, bool)>,
+}
+
+impl Diff {
+    fn between(before: &Settings, after: &Settings) -> Self {
+        let switches = [
+            ("hide-target", before.hide_target, after.hide_target),
+            ("if-listening", before.if_listening, after.if_listening),
+        ];
+        Self {
+            removed: missing_in(&after.rules, &before.rules).cloned().collect(),
+            added: missing_in(&before.rules, &after.rules).cloned().collect(),
+            switched: switches
+                .into_iter()
+                .filter(|(_, before, after)| before != after)
+                .map(|(name, _, after)| (name, after))
+                .collect(),
+        }
+    }
+}
+
+/// Those of `rules` that are not among others.
+fn missing_in<'a>(others: &'a [Rule], rules: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
+    let others: HashSet<_> = others.iter().collect();
+    rules.iter().filter(move |rule| !others.contains(rule))
+}

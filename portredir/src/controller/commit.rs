@@ -1,0 +1,149 @@
+//! The switch from one set of rules to the next, between two packets.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::Controller;
+use super::error::ControllerError;
+use super::event::{Event, OnEvent};
+use super::reconcile::on_masks;
+use crate::config::settings::Settings;
+use crate::host::snapshot::Snapshot;
+use crate::loader::Unregistered;
+use crate::loader::pinned::{self, Found};
+use crate::ruleset::compile::{Table, TableError};
+use crate::state::State;
+use crate::sys::mmap;
+use crate::sys::sock_diag::{self, Kind};
+
+impl Controller {
+    /// Makes rules, and what else can change without attaching anew, valid: all
+    /// of it between two packets. Flows that have begun keep their targets.
+    ///
+    /// # Errors
+    ///
+    /// More than the tables hold, or what the kernel refuses; then the old rules
+    /// go on.
+    pub(super) fn commit(
+        &mut self,
+        snapshot: &Snapshot,
+        state: State,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        let table = compile(&state)?;
+        let before = std::mem::replace(&mut self.table, table);
+        let result = self.try_commit(snapshot, &state, on_event);
+        if let Err(error) = result {
+            self.table = before;
+            return Err(error);
+        }
+        self.state = state;
+        mmap::give_back();
+        if self.needs_listeners() {
+            // Those that began to listen before the switch.
+            self.register(on_event)?;
+        }
+        Ok(())
+    }
+
+    fn try_commit(
+        &mut self,
+        snapshot: &Snapshot,
+        state: &State,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        if self.needs_listeners() {
+            self.register(on_event)?;
+        }
+        // Flows of rules that are gone may go on to count; nobody reads that.
+        let before = self.state.ids.iter().copied().collect();
+        self.datapath.keep_counters(&before)?;
+        let generation = self.datapath.fill(&self.table)?;
+        self.datapath
+            .set_on(generation, &on_masks(&self.table, snapshot))?;
+        if self.pins.is_some() {
+            self.datapath.set_state(generation, state)?;
+        }
+        self.datapath.switch_to(generation);
+        Ok(())
+    }
+
+    /// What follows the present state with other settings.
+    ///
+    /// # Errors
+    ///
+    /// When the connections of this host cannot be listed.
+    pub(super) fn next(&self, settings: Settings) -> Result<State, ControllerError> {
+        // To ask for all flows takes its time.
+        let live = if self.state.history.is_empty() {
+            BTreeSet::new()
+        } else {
+            self.datapath.live(&sock_diag::list(Kind::Connected)?)?
+        };
+        let history = self.state.history.after(
+            &self.state.settings.rules,
+            &settings.rules,
+            |protocol, dialled, target| live.contains(&(protocol, dialled, target)),
+        );
+        Ok(self.state.next(settings, history))
+    }
+
+    /// Reads what another process has committed.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses.
+    pub(super) fn reread(&mut self) -> Result<(), ControllerError> {
+        let Some(pins) = &self.pins else {
+            return Ok(());
+        };
+        let Found::Live(state) = pinned::find(pins)? else {
+            return Err(ControllerError::NotRunning);
+        };
+        self.table = compile(&state)?;
+        self.state = *state;
+        mmap::give_back();
+        self.adopt();
+        Ok(())
+    }
+
+    /// Whether engine `socket` is attached, so that servers have to be registered.
+    #[must_use]
+    pub const fn needs_listeners(&self) -> bool {
+        self.datapath.needs_listeners()
+    }
+
+    /// Registers servers that listen and are not registered yet.
+    ///
+    /// # Errors
+    ///
+    /// Listening sockets cannot be listed.
+    pub fn register(&mut self, on_event: OnEvent<'_>) -> Result<(), ControllerError> {
+        let listening = sock_diag::list(Kind::Listening)?;
+        let mut told = BTreeSet::new();
+        for Unregistered { port, errno } in self.datapath.register(&self.table, &listening)? {
+            let error = io::Error::from_raw_os_error(errno);
+            let line = format!("{port} {error}");
+            if !self.told_servers.contains(&line) {
+                on_event(Event::Unregistered { port, error });
+            }
+            told.insert(line);
+        }
+        self.told_servers = told;
+        Ok(())
+    }
+}
+
+/// The rules of a state, as the maps have them.
+///
+/// # Errors
+///
+/// The rules need more than the maps hold.
+pub fn compile(state: &State) -> Result<Table, TableError> {
+    let Settings {
+        hide_target,
+        if_listening,
+        ..
+    } = state.settings;
+    Table::compile(&state.rules(), &state.history, hide_target, if_listening)
+}

@@ -1,0 +1,88 @@
+//! What happens while a change is carried out or the host changes.
+
+use std::io;
+use std::time::Duration;
+
+use super::error::ControllerError;
+use crate::plan::{Planned, Refused, Skipped};
+
+/// One thing that happened and that a person, a journal or an agent may want to know.
+#[derive(Debug)]
+pub enum Event {
+    /// An earlier command was killed; this one finishes or undoes its work first.
+    Recovered(Interrupted),
+    /// An interface was attached that was not part of the first plan.
+    Attached(Box<Planned>),
+    /// The kernel refused the planned engine, and this was attached instead.
+    AttachedInstead(Box<Planned>),
+    /// An interface is no longer attached.
+    Detached {
+        /// The name of the interface.
+        interface: String,
+        /// The reason.
+        reason: DetachReason,
+    },
+    /// An interface has another name.
+    Renamed {
+        /// The old name.
+        from: String,
+        /// The new name.
+        to: String,
+    },
+    /// An interface gets no programs, because another one sees its packets.
+    Covered(Box<Skipped>),
+    /// The engine that was asked for is not available on a new interface.
+    Refused(Box<Refused>),
+    /// A new interface could not be attached.
+    AttachFailed(String),
+    /// Engine `socket` cannot deliver to a server.
+    Unregistered {
+        /// The port of the server.
+        port: u16,
+        /// The kernel's error.
+        error: io::Error,
+    },
+    /// Stopping waits for connections.
+    Draining {
+        /// How many there are.
+        connections: usize,
+        /// How long it waits at most.
+        timeout: Duration,
+    },
+    /// Connections that did not end in time are cut off.
+    CutOff {
+        /// How many there are.
+        connections: usize,
+    },
+    /// A change that nobody confirmed in time was rolled back.
+    RolledBack,
+    /// A process that did not stop is killed.
+    Killed(i32),
+    /// The watcher was started and does not answer yet.
+    WatcherIsSlow,
+    /// A reload was refused; the running rules stay.
+    ReloadFailed(ControllerError),
+    /// The lock could not be taken, and the work goes on without it.
+    Unlocked(ControllerError),
+}
+
+/// Why an interface is no longer attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DetachReason {
+    /// A change, or the plan for the host as it is now, detached it.
+    Stopped,
+    /// The interface was removed.
+    InterfaceGone,
+}
+
+/// A command that was killed before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupted {
+    /// `portredir up`.
+    Up,
+    /// `portredir down`.
+    Down,
+}
+
+/// Whoever is told.
+pub type OnEvent<'a> = &'a mut dyn FnMut(Event);

@@ -1,0 +1,192 @@
+//! Keeping what is attached in step with interfaces and addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Controller;
+use super::error::ControllerError;
+use super::event::{DetachReason, Event, OnEvent};
+use crate::config::engine::Engine;
+use crate::host::snapshot::Snapshot;
+use crate::loader::chain;
+use crate::plan::{Plan, Planned};
+use crate::ruleset::compile::Table;
+
+impl Controller {
+    /// Attaches to interfaces that appeared, detaches from those that are gone or no
+    /// longer meant, and updates the addresses of this host.
+    ///
+    /// # Errors
+    ///
+    /// Interfaces or addresses cannot be listed. What fails with a single interface
+    /// is an event.
+    pub async fn reconcile(&mut self, on_event: OnEvent<'_>) -> Result<(), ControllerError> {
+        for index in self.netlink.take_left() {
+            self.detach(index, DetachReason::InterfaceGone, on_event)
+                .await;
+        }
+        let snapshot = self.netlink.snapshot().await?;
+        self.clear_unfinished(&snapshot).await;
+        self.datapath.set_local(&snapshot.addrs)?;
+        let generation = self.datapath.generation();
+        self.datapath
+            .set_on(generation, &on_masks(&self.table, &snapshot))?;
+        self.rename(&snapshot, on_event)?;
+        let settings = self.state.settings.clone();
+        let plan = self.view_of(snapshot.clone()).plan(&settings);
+        self.tell_left_out(&plan, on_event);
+        self.detach_turned(&plan, on_event).await;
+        self.attach_new(&snapshot, &plan, on_event).await
+    }
+
+    /// Tells which interfaces get no programs, unless that was told before.
+    fn tell_left_out(&mut self, plan: &Plan, on_event: OnEvent<'_>) {
+        let mut told = BTreeSet::new();
+        for skipped in plan.skip.iter().filter(|skipped| skipped.is_covered) {
+            let line = skipped.to_string();
+            if !self.told_interfaces.contains(&line) {
+                on_event(Event::Covered(Box::new(skipped.clone())));
+            }
+            told.insert(line);
+        }
+        for refused in &plan.refuse {
+            let line = refused.to_string();
+            if !self.told_interfaces.contains(&line) {
+                on_event(Event::Refused(Box::new(refused.clone())));
+            }
+            told.insert(line);
+        }
+        // What failed before is forgotten by `attach_new`, when it succeeds.
+        let failed = self
+            .told_interfaces
+            .iter()
+            .filter(|line| line.starts_with(FAILED));
+        told.extend(failed.cloned());
+        self.told_interfaces = told;
+    }
+
+    /// Detaches interfaces whose device below came or went, so that they see packets
+    /// in another direction than before.
+    async fn detach_turned(&mut self, plan: &Plan, on_event: OnEvent<'_>) {
+        let is_egress_only = |index| plan.attach.get(index).map(|p| p.is_egress_only);
+        let turned: Vec<_> = self
+            .attachments
+            .iter()
+            .filter(|(index, attachment)| {
+                is_egress_only(index).is_some_and(|now| now != attachment.is_egress_only)
+            })
+            .map(|(&index, _)| index)
+            .collect();
+        for index in turned {
+            self.detach(index, DetachReason::Stopped, on_event).await;
+        }
+    }
+
+    async fn attach_new(
+        &mut self,
+        snapshot: &Snapshot,
+        plan: &Plan,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        let attached: Vec<_> = self.attachments.keys().copied().collect();
+        let new: Vec<_> = plan
+            .attach
+            .iter()
+            .filter(|(index, _)| !attached.contains(index))
+            .map(|(_, planned)| planned)
+            .collect();
+        if new.iter().any(|planned| planned.engine == Engine::Lookup) && !self.needs_listeners() {
+            self.register(on_event)?;
+        }
+        // A bridge may give way to its ports: no reply must leave between.
+        let mut refused = Vec::new();
+        for planned in new {
+            match self.attach(planned, plan.choice, on_event).await {
+                Ok(instead) => tell_attached(planned, instead, on_event),
+                Err(_) => refused.push(planned),
+            }
+        }
+        for index in attached {
+            if !plan.attach.contains_key(&index) {
+                let reason = if snapshot.interfaces.contains_key(&index) {
+                    DetachReason::Stopped
+                } else {
+                    DetachReason::InterfaceGone
+                };
+                self.detach(index, reason, on_event).await;
+            }
+        }
+        // What has gone may have been in the way, or they are gone themselves; if
+        // not, the others must work.
+        let mut failed = BTreeSet::new();
+        for planned in refused {
+            match self.attach(planned, plan.choice, on_event).await {
+                Ok(instead) => tell_attached(planned, instead, on_event),
+                Err(error) => {
+                    failed.insert(format!("{FAILED}{}", chain(&error)));
+                }
+            }
+        }
+        for line in failed.difference(&self.told_interfaces) {
+            let error = line.strip_prefix(FAILED).unwrap_or(line).to_owned();
+            on_event(Event::AttachFailed(error));
+        }
+        self.told_interfaces
+            .retain(|line| !line.starts_with(FAILED));
+        self.told_interfaces.extend(failed);
+        Ok(())
+    }
+
+    fn rename(
+        &mut self,
+        snapshot: &Snapshot,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        let mut renamed = Vec::new();
+        for (index, attachment) in &mut self.attachments {
+            let now = snapshot.interfaces.get(index).map(|now| &now.name);
+            if let Some(name) = now.filter(|name| **name != attachment.report.name) {
+                on_event(Event::Renamed {
+                    from: attachment.report.name.clone(),
+                    to: name.clone(),
+                });
+                attachment.report.name.clone_from(name);
+                renamed.push(attachment.clone());
+            }
+        }
+        for attachment in renamed {
+            self.write_down(&attachment)?;
+        }
+        Ok(())
+    }
+}
+
+/// What marks a line of [`Controller::told_interfaces`] as a failure.
+const FAILED: &str = "failed: ";
+
+fn tell_attached(planned: &Planned, instead: Option<Planned>, on_event: OnEvent<'_>) {
+    let planned = instead.unwrap_or_else(|| planned.clone());
+    on_event(Event::Attached(Box::new(planned)));
+}
+
+/// Which of the lists of interfaces in rules an interface is in.
+///
+/// What comes in by a port of a bridge, a bond or a VRF comes in by that too,
+/// wherever it is met.
+pub(super) fn on_masks(table: &Table, snapshot: &Snapshot) -> BTreeMap<u32, u64> {
+    let matches = |list: &[String], name: &str| {
+        list.iter()
+            .any(|text| glob::Pattern::new(text).is_ok_and(|glob| glob.matches(name)))
+    };
+    let lists = table.on_lists();
+    let masks = snapshot.interfaces.values().map(|interface| {
+        let master = interface.master.and_then(|i| snapshot.interfaces.get(&i));
+        let names = [Some(interface), master];
+        let names: Vec<_> = names.into_iter().flatten().map(|i| &i.name).collect();
+        let mask = lists.iter().zip(1..).fold(0, |mask, (list, bit)| {
+            let is_in = names.iter().any(|name| matches(list, name));
+            mask | u64::from(is_in) << bit
+        });
+        (interface.index, mask)
+    });
+    masks.filter(|(_, mask)| *mask != 0).collect()
+}

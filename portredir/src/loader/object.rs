@@ -1,0 +1,148 @@
+//! The compiled programs: how they are parsed, with which settings, and the maps
+//! that they share with user space.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+
+use aya::maps::{Array, Map, MapData};
+use aya::{Ebpf, EbpfLoader};
+use portredir_common::bucket::{Seed, Shares};
+
+use super::error::DatapathError;
+use crate::sys::bpffs::PinDir;
+use crate::sys::mmap::{self, Mapped, Shared};
+
+/// The compiled programs. `cargo xtask build-ebpf` makes them anew.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/portredir.bpf.o");
+
+/// How many flows the kernel remembers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sizes {
+    /// Entries of the TCP table.
+    pub tcp_flows: u32,
+    /// Entries of the UDP table, and of the one of TCP flows being opened.
+    pub udp_flows: u32,
+}
+
+/// What is settled once, before the first program is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Of the flow tables.
+    pub sizes: Sizes,
+    /// Above zero the programs log decisions, see [`aya_log::Level`].
+    pub log_level: u8,
+    /// The cgroup of the processes that count as clients and servers here.
+    pub cgroup: Option<PathBuf>,
+    /// Whether servers on loopback addresses serve other hosts.
+    pub allow_loopback_target: bool,
+    /// Whether every interface is used, so that nothing is lost when the kernel
+    /// cannot tell by which one a connection came in.
+    pub is_everywhere: bool,
+}
+
+impl From<Sizes> for Options {
+    fn from(sizes: Sizes) -> Self {
+        Self {
+            sizes,
+            ..Self::default()
+        }
+    }
+}
+
+/// The maps that outlive a process.
+pub(super) const MAPS: [&str; 22] = [
+    "ADDRS",
+    "COUNTERS",
+    "DIALLED",
+    "FLOWS",
+    "GIVEN",
+    "GIVEN_TCP",
+    "HITS",
+    "HOT",
+    "IFACES",
+    "LISTENERS",
+    "LOCAL",
+    "NEXT_SLOT",
+    "OLD",
+    "REASONS",
+    "REMAP",
+    "REMAPPED",
+    "REMAP_TCP",
+    "SCOPE",
+    "SEED",
+    "SOCKETS",
+    "SOURCES",
+    "STATE",
+];
+
+/// What programs know from their beginning.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Globals {
+    pub(super) netns_cookie: u64,
+    pub(super) shares: Shares,
+    pub(super) seed: Seed,
+}
+
+impl Globals {
+    /// Parses the object, and creates those of its maps that are not pinned.
+    pub(super) fn load(
+        &self,
+        options: &Options,
+        pins: Option<&PinDir>,
+    ) -> Result<Ebpf, DatapathError> {
+        let Self {
+            netns_cookie,
+            shares,
+            seed,
+        } = self;
+        let loopback_target = u8::from(options.allow_loopback_target);
+        let flow_shares = [shares.tcp, shares.udp, shares.syn];
+        // It parses the types of the whole kernel, which we do not need.
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = pins {
+            for name in MAPS {
+                loader.map_pin_path(name, pins.path(name));
+            }
+        }
+        let object = loader
+            .override_global(aya_log::LEVEL, &options.log_level, true)
+            .override_global("NETNS_COOKIE", netns_cookie, true)
+            .override_global("LOOPBACK_TARGET", &loopback_target, true)
+            .override_global("FLOW_SHARES", &flow_shares[..], true)
+            .override_global("FLOW_SEED", &seed.0[..], true)
+            .map_max_entries("FLOWS", shares.total())
+            .load(OBJECT)?;
+        drop(loader);
+        mmap::give_back();
+        Ok(object)
+    }
+}
+
+/// The seed of what another process has left.
+pub(super) fn left_seed(pins: &PinDir) -> Option<Seed> {
+    let map = Map::Array(MapData::from_pin(pins.path("SEED")).ok()?);
+    let seed = Array::<_, Seed>::try_from(&map).ok()?.get(&0, 0).ok()?;
+    seed.is_set().then_some(seed)
+}
+
+/// The maps that another process has left, if none is missing.
+pub(super) fn left_maps(pins: &PinDir) -> Option<HashMap<&'static str, Map>> {
+    let open = |name| {
+        let map = MapData::from_pin(pins.path(name));
+        Some((name, map.and_then(Map::from_map_data).ok()?))
+    };
+    MAPS.into_iter().map(open).collect()
+}
+
+/// Opens an array map as memory.
+pub(super) fn map_memory<T: Shared>(
+    maps: &HashMap<&'static str, Map>,
+    name: &'static str,
+    len: u32,
+) -> Result<Mapped<T>, DatapathError> {
+    let Map::Array(map) = &maps[name] else {
+        unreachable!("{name} is an array");
+    };
+    Mapped::new(map.fd().as_fd(), len).map_err(|source| DatapathError::Memory { name, source })
+}

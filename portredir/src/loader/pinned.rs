@@ -1,0 +1,157 @@
+//! The pinned maps of a redirect that outlives the process: what they say.
+
+use std::io;
+use std::os::fd::AsFd as _;
+
+use aya::maps::{Map, MapData, MapError};
+use thiserror::Error;
+
+use super::Datapath;
+use super::error::{DatapathError, map_error};
+use super::rules::live_generation;
+use crate::exit::ExitCode;
+use crate::state::attachment::Attachment;
+use crate::state::store::Store;
+use crate::state::{State, StateError};
+use crate::sys::bpffs::{PinDir, PinError};
+use crate::sys::mmap::Mapped;
+
+/// The document of the interface with index 0. The documents of the two
+/// generations come before.
+const INTERFACES: u32 = 1 << 31;
+
+/// What is pinned in a directory.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// A state that is valid.
+    Live(Box<State>),
+    /// What somebody left who was killed before anything became valid.
+    Unfinished,
+}
+
+/// Why pinned maps cannot be used.
+#[derive(Debug, Error)]
+pub enum PinnedError {
+    /// The pins may not be read.
+    #[error(
+        "not permitted: use sudo; while the watcher process runs, members of group `portredir` \
+         may read `rules` and `status`"
+    )]
+    NotPermitted(#[source] io::Error),
+    /// The state cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A pinned map could not be read.
+    #[error("read {0}")]
+    Map(String, #[source] MapError),
+    /// The directory could not be read.
+    #[error(transparent)]
+    Dir(#[from] PinError),
+}
+
+impl PinnedError {
+    /// How the program ends by this error.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::NotPermitted(_) => ExitCode::NotPermitted,
+            _ => ExitCode::Failed,
+        }
+    }
+}
+
+/// Reads what is pinned.
+///
+/// # Errors
+///
+/// [`PinnedError`].
+pub fn find(pins: &PinDir) -> Result<Found, PinnedError> {
+    match pins.exists() {
+        Ok(true) => {}
+        Ok(false) => return Ok(Found::Nothing),
+        Err(PinError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(PinnedError::NotPermitted(source));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let (Some(state), Some(hot)) = (open(pins, "STATE")?, open(pins, "HOT")?) else {
+        return Ok(Found::Unfinished);
+    };
+    let state = Map::HashMap(state);
+    let dir = pins.dir().display().to_string();
+    let read = |error| PinnedError::Map(dir.clone(), error);
+    let hot = Mapped::new(hot.fd().as_fd(), 1).map_err(|error| read(MapError::IoError(error)))?;
+    let generation = live_generation(&hot);
+    let Some(text) = Store::of(&state).map_err(read)?.read(generation) else {
+        return Ok(Found::Unfinished);
+    };
+    Ok(Found::Live(Box::new(State::parse(&text, &dir)?)))
+}
+
+/// How the interfaces are attached. An interface whose document is damaged is left out.
+#[must_use]
+pub fn attachments(pins: &PinDir) -> Vec<Attachment> {
+    let Ok(Some(state)) = open(pins, "STATE") else {
+        return Vec::new();
+    };
+    let state = Map::HashMap(state);
+    let Ok(store) = Store::of(&state) else {
+        return Vec::new();
+    };
+    let documents = store.documents().into_iter();
+    documents
+        .filter(|document| *document >= INTERFACES)
+        .filter_map(|document| Attachment::parse(&store.read(document)?))
+        .collect()
+}
+
+fn open(pins: &PinDir, name: &str) -> Result<Option<MapData>, PinnedError> {
+    let path = pins.path(name);
+    match MapData::from_pin(&path) {
+        Ok(map) => Ok(Some(map)),
+        Err(MapError::SyscallError(error)) => match error.io_error.kind() {
+            io::ErrorKind::NotFound => Ok(None),
+            io::ErrorKind::PermissionDenied => Err(PinnedError::NotPermitted(error.io_error)),
+            _ => Err(PinnedError::Map(path.display().to_string(), error.into())),
+        },
+        Err(error) => Err(PinnedError::Map(path.display().to_string(), error)),
+    }
+}
+
+impl Datapath {
+    fn store(&mut self) -> Result<Store<&mut MapData>, DatapathError> {
+        let name = "STATE";
+        Store::of_mut(self.map_mut(name)).map_err(map_error(name))
+    }
+
+    /// Writes the state of the generation that is not live.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_state(&mut self, generation: u32, state: &State) -> Result<(), DatapathError> {
+        self.store()?
+            .write(generation, state)
+            .map_err(map_error("STATE"))
+    }
+
+    /// Writes how an interface is attached.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_attachment(&mut self, attachment: &Attachment) -> Result<(), DatapathError> {
+        self.store()?
+            .write(INTERFACES | attachment.report.ifindex, attachment)
+            .map_err(map_error("STATE"))
+    }
+
+    /// Removes what is written about an interface.
+    pub fn remove_attachment(&mut self, index: u32) {
+        if let Ok(mut store) = self.store() {
+            store.remove(INTERFACES | index);
+        }
+    }
+}

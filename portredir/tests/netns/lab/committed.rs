@@ -1,0 +1,80 @@
+//! Documents that a test writes, and compares with what is committed.
+
+use std::fmt::Write as _;
+
+/// Set, it makes the test write the document instead of comparing it.
+const BLESS: &str = "PORTREDIR_BLESS";
+
+/// One of them.
+pub struct Document {
+    /// The name of the document in messages.
+    pub name: &'static str,
+    pub file: &'static str,
+    /// The prefix of the names of the tests that write the document.
+    pub tests: &'static str,
+}
+
+/// Whether documents are to be written.
+pub fn is_regenerating() -> bool {
+    std::env::var_os(BLESS).is_some_and(|value| value == "1")
+}
+
+impl Document {
+    /// Compares the whole document, or writes it.
+    pub fn check(&self, now: &str) {
+        if is_regenerating() {
+            std::fs::write(self.file, now).expect("write the document");
+        } else {
+            self.compare(&self.committed(), now);
+        }
+    }
+
+    /// The text that is committed.
+    pub fn committed(&self) -> String {
+        std::fs::read_to_string(self.file).unwrap_or_default()
+    }
+
+    /// Shows where two texts differ, and fails.
+    pub fn compare(&self, committed: &str, now: &str) {
+        let [old, new] = [committed, now].map(|text| text.lines().collect::<Vec<_>>());
+        if old == new {
+            return;
+        }
+        let same = |pairs: &mut dyn Iterator<Item = (&&str, &&str)>| {
+            pairs.take_while(|(old, new)| old == new).count()
+        };
+        let start = same(&mut old.iter().zip(&new));
+        let end = same(&mut old[start..].iter().rev().zip(new[start..].iter().rev()));
+        let mut diff = String::new();
+        for (sign, lines) in [("-", &old), ("+", &new)] {
+            for line in &lines[start..lines.len() - end] {
+                writeln!(diff, "{sign}{line}").expect("text");
+            }
+        }
+        let Self { name, tests, .. } = self;
+        panic!(
+            "{name} is not what was seen now:\n{diff}\
+             When that is meant, renew it: {BLESS}=1 cargo test -p portredir --test netns -- {tests}"
+        );
+    }
+}
+
+/// Breaks the line of a list.
+pub fn wrap(line: &str) -> String {
+    let mut text = String::new();
+    let mut columns = 0;
+    for word in line.split(' ') {
+        let len = word.chars().count();
+        if columns + 1 + len > 120 {
+            text += "\n ";
+            columns = 1;
+        }
+        if columns > 0 {
+            text.push(' ');
+            columns += 1;
+        }
+        text += word;
+        columns += len;
+    }
+    text + "\n"
+}

@@ -1,0 +1,42 @@
+//! Start, change and end: what each command does to the running program and
+//! to connections that are open meanwhile.
+
+pub mod attach;
+pub mod bridge;
+pub mod change;
+pub mod churn;
+pub mod confirm;
+pub mod drain;
+pub mod follow;
+pub mod host;
+pub mod hotplug;
+pub mod kill;
+pub mod life;
+pub mod objects;
+pub mod oracle;
+pub mod permissions;
+pub mod rules;
+pub mod service;
+pub mod up;
+pub mod upgrade;
+pub mod world;
+
+use crate::Tests;
+
+pub fn add(tests: &mut Tests) {
+    up::add(tests);
+    change::add(tests);
+    rules::add(tests);
+    confirm::add(tests);
+    kill::add(tests);
+    upgrade::add(tests);
+    service::add(tests);
+    permissions::add(tests);
+    life::add(tests);
+    drain::add(tests);
+    follow::add(tests);
+    hotplug::add(tests);
+    churn::add(tests);
+    bridge::add(tests);
+    attach::add(tests);
+}

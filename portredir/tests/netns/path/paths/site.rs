@@ -1,0 +1,178 @@
+//! The hosts of the paths.
+//!
+//! ```text
+//!   client 1 c0 ---- h0 host h1 ---- c0 client 2
+//!                      br0
+//!           port-a ----' '---- port-b
+//!   container A a0             b0 container B
+//! ```
+
+use std::net::SocketAddr;
+
+use crate::lab::cgroup::Cgroup;
+use crate::lab::namespace::Namespace;
+use crate::lab::process::Process;
+use crate::lab::program::PROGRAM;
+use crate::lab::{Family, Lab, add_addrs, link, wait_for_route};
+use crate::peer::whoami::whoami_server;
+
+/// Whether netfilter's hooks for IP can run for what crosses a bridge.
+pub fn has_br_netfilter() -> bool {
+    std::path::Path::new("/proc/sys/net/bridge").exists()
+}
+
+/// The places of clients and servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Client1,
+    Client2,
+    Host,
+    A,
+    B,
+}
+
+impl Place {
+    /// The name in the document.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client1 => "client 1",
+            Self::Client2 => "client 2",
+            Self::Host => "the host",
+            Self::A => "container A",
+            Self::B => "container B",
+        }
+    }
+}
+
+/// The hosts, their servers and their firewall.
+pub struct Site {
+    servers: Vec<Process>,
+    pub lab: Lab,
+    a: Namespace,
+    b: Namespace,
+    /// The cgroup of all clients and servers.
+    pub cgroup: Cgroup,
+}
+
+/// Makes conntrack follow all packets, and counts those that it does not
+/// understand.
+const RULESET: &str = "
+table inet watch {
+    chain prerouting {
+        type filter hook prerouting priority 0
+        ct state invalid counter
+    }
+    chain output {
+        type filter hook output priority 0
+        ct state invalid counter
+    }
+}";
+
+impl Site {
+    /// All of it, but for the bridge, which is down.
+    pub fn new() -> Self {
+        let mut lab = Lab::unlinked();
+        let cgroup = Cgroup::new(lab.prefix());
+        let client2 = lab.third();
+        let (a, b) = (lab.another("a"), lab.another("b"));
+        let host = &lab.host;
+        link((host, "h0", (1, 1)), (&lab.client, "c0", (1, 2)));
+        link((host, "h1", (2, 1)), (&client2, "c0", (2, 2)));
+        host.ip("addr add 10.9.1.11/24 dev h0\n\
+             addr add fd09:0:0:1::11/64 dev h0 nodad\n\
+             addr add fe80::1/64 dev h0 nodad\n\
+             link add br0 type bridge");
+        for (port, at, name, number) in [("port-a", &a, "a0", 2), ("port-b", &b, "b0", 3)] {
+            link((host, port, (8, number)), (at, name, (3, number)));
+            host.ip(&format!(
+                "addr flush dev {port}\nlink set {port} master br0"
+            ));
+        }
+        host.sysctl("ipv4/ip_forward", "1");
+        host.sysctl("ipv6/conf/all/forwarding", "1");
+        for (at, net) in [(&lab.client, 1), (&client2, 2), (&a, 3), (&b, 3)] {
+            let gateways = Family::BOTH.map(|family| family.addr(net, 1));
+            let [v4, v6] = gateways;
+            at.ip(&format!(
+                "route add default via {v4}\nroute add default via {v6}"
+            ));
+        }
+        lab.wait_for_link();
+        for family in Family::BOTH {
+            wait_for_route(&client2, family.host(1));
+        }
+        let servers = [
+            (host, Place::Host, 8080),
+            (&client2, Place::Client2, 80),
+            (&b, Place::B, 80),
+        ];
+        let servers =
+            servers.map(|(at, place, port)| whoami_server(at, &cgroup, place.name(), port));
+        host.run(&["nft", RULESET]);
+        lab.far = Some(client2);
+        Self {
+            servers: servers.into(),
+            lab,
+            a,
+            b,
+            cgroup,
+        }
+    }
+
+    /// Sets the bridge up, and waits until the containers are reached.
+    pub fn raise_bridge(&self) {
+        add_addrs(&self.lab.host, "br0", (3, 1));
+        for family in Family::BOTH {
+            for container in [&self.a, &self.b] {
+                wait_for_route(container, family.host(1));
+            }
+            wait_for_route(&self.a, SocketAddr::new(family.addr(3, 3), 1));
+        }
+    }
+
+    pub fn at(&self, place: Place) -> &Namespace {
+        match place {
+            Place::Client1 => &self.lab.client,
+            Place::Client2 => self.lab.far(),
+            Place::Host => &self.lab.host,
+            Place::A => &self.a,
+            Place::B => &self.b,
+        }
+    }
+
+    /// Makes netfilter's hooks for IP run for what crosses the bridge, or not.
+    pub fn set_br_netfilter(&self, is_on: bool) {
+        if has_br_netfilter() {
+            let value = if is_on { "1" } else { "0" };
+            for file in ["iptables", "ip6tables"] {
+                let key = format!("bridge/bridge-nf-call-{file}");
+                self.lab.host.sysctl(&key, value);
+            }
+        }
+    }
+
+    /// How many packets conntrack did not understand so far.
+    pub fn invalid(&self) -> u64 {
+        let ruleset = self.lab.host.run(&["nft", "list", "ruleset"]);
+        let counts = ruleset.split("counter packets ").skip(1).map(|rest| {
+            let count = rest.split_whitespace().next().expect("a count");
+            count.parse::<u64>().expect("a count")
+        });
+        counts.sum()
+    }
+
+    /// The program ends with this code when it is started so.
+    pub fn refuses(&self, code: i32, args: &[&str]) {
+        let args = [&[PROGRAM], args].concat();
+        let mut program = self.lab.host.start(&args);
+        let status = program.wait();
+        assert_eq!(status.code(), Some(code), "{}", args.join(" "));
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // The cgroup can be removed once the servers are gone.
+        self.servers.clear();
+    }
+}

@@ -1,0 +1,22 @@
+//! A DNS server.
+
+use crate::lab::Lab;
+use crate::lab::process::Process;
+
+/// A name server for `name.test`.
+pub fn dns_server(lab: &Lab, port: u16) -> Process {
+    let mut server = lab.host.start(&[
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--log-facility=-",
+        "--no-resolv",
+        "--no-hosts",
+        "--pid-file",
+        "--user=root",
+        "--host-record=name.test,192.0.2.7,2001:db8::7",
+        &format!("--port={port}"),
+    ]);
+    server.wait_for_words("started");
+    server
+}

@@ -1,0 +1,12 @@
+//! Floods, limits and long runs.
+
+mod flood;
+mod soak;
+mod workers;
+
+use crate::Tests;
+
+pub fn add(tests: &mut Tests) {
+    flood::add(tests);
+    soak::add(tests);
+}
