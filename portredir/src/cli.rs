@@ -8,14 +8,13 @@ use std::time::Duration;
 pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::engine::EngineChoice;
-use crate::config::file::{self, Partial};
+use crate::config::file::{self, ConfigError};
+use crate::config::options::Options;
 use crate::config::safety::ChangeOptions;
-use crate::config::selection::Selection;
-use crate::config::settings::{self, Settings};
+use crate::config::settings::Settings;
+use crate::config::value;
 use crate::rule;
 use crate::ruleset::shadow;
-use crate::sys::cgroup::is_cgroup2;
 
 /// Redirects ports in the kernel.
 ///
@@ -144,7 +143,7 @@ impl From<ChangeOptionArgs> for ChangeOptions {
 pub struct UpArgs {
     /// What to redirect, and where.
     #[command(flatten)]
-    pub options: Options,
+    pub options: SettingsArgs,
 
     /// How careful to be.
     #[command(flatten)]
@@ -161,7 +160,7 @@ pub struct UpArgs {
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DownArgs {
     /// How long to wait for connections whose packets are rewritten, in seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = drain_timeout)]
+    #[arg(long, value_name = "SECONDS", value_parser = value::drain_timeout)]
     pub drain_timeout: Option<Duration>,
 
     /// Do not wait for anything, and trust nothing that is there: for what is
@@ -237,7 +236,7 @@ pub struct ReadArgs {
 pub struct Run {
     /// What to redirect, and where.
     #[command(flatten)]
-    pub options: Options,
+    pub options: SettingsArgs,
 
     /// How often to print the counters that changed, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
@@ -269,105 +268,19 @@ impl Run {
 pub struct PlanArgs {
     /// What to redirect, and where.
     #[command(flatten)]
-    pub options: Options,
+    pub options: SettingsArgs,
 
     /// Print the plan as one JSON object.
     #[arg(long)]
     pub json: bool,
 }
 
-/// What to redirect, and where: shared by all commands that make a plan.
+/// Options, and rules of words or files: shared by all commands that make a plan.
 #[derive(Args, Clone, Debug)]
-pub struct Options {
-    /// Interfaces: `all`, names, globs, exclusions, separated by commas.
-    ///
-    /// `eth0,wg*` is eth0 and whatever is called wg and something, also when
-    /// it appears later. `!docker0` is everything but docker0. An exclusion
-    /// beats a name. Without it: all.
-    #[arg(long, value_name = "NAME,…", env = "PORTREDIR_IFACE", hide_env = true)]
-    pub iface: Option<Selection>,
-
-    /// How: auto, xdp, tc, socket or xdp-generic [default: auto].
-    #[arg(
-        long,
-        value_enum,
-        hide_possible_values = true,
-        env = "PORTREDIR_ENGINE",
-        hide_env = true
-    )]
-    pub engine: Option<EngineChoice>,
-
-    /// Leave clients on this host alone.
-    #[arg(
-        long,
-        env = "PORTREDIR_NO_LOCAL",
-        hide_env = true,
-        hide_short_help = true
-    )]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
-    pub no_local: Option<bool>,
-
-    /// Other hosts reach a target by way of its rule alone.
-    #[arg(
-        long,
-        env = "PORTREDIR_HIDE_TARGET",
-        hide_env = true,
-        hide_short_help = true
-    )]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
-    pub hide_target: Option<bool>,
-
-    /// Redirect only while something listens on the target.
-    ///
-    /// Else the packet goes to the port it was meant for.
-    #[arg(
-        long,
-        env = "PORTREDIR_IF_LISTENING",
-        hide_env = true,
-        hide_short_help = true
-    )]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
-    pub if_listening: Option<bool>,
-
-    /// With `--engine socket`: also reach servers on 127.0.0.1 or ::1 alone.
-    ///
-    /// Other hosts can then connect to servers that were meant for this host
-    /// alone, if a rule has their port as its target.
-    #[arg(
-        long,
-        env = "PORTREDIR_ALLOW_LOOPBACK_TARGET",
-        hide_env = true,
-        hide_short_help = true
-    )]
-    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
-    pub allow_loopback_target: Option<bool>,
-
-    /// The cgroup v2 directory whose processes are the clients on this host.
-    ///
-    /// Without it, that is the root of the hierarchy and so every process.
-    #[arg(long, value_name = "PATH", value_parser = cgroup, hide_short_help = true)]
-    #[arg(env = "PORTREDIR_CGROUP", hide_env = true)]
-    pub cgroup: Option<PathBuf>,
-
-    /// How long to wait at the end for connections whose packets are rewritten.
-    ///
-    /// New ones go to the dialled port itself meanwhile. Ctrl-C does not wait.
-    /// Without it: 10.
-    #[arg(long, value_name = "SECONDS", value_parser = drain_timeout, hide_short_help = true)]
-    #[arg(env = "PORTREDIR_DRAIN_TIMEOUT", hide_env = true)]
-    pub drain_timeout: Option<Duration>,
-
-    /// TCP connections to remember, also those that dial a target themselves; 32
-    /// bytes of kernel memory each [default: 262144].
-    #[arg(long, value_name = "N", value_parser = flows(), hide_short_help = true)]
-    #[arg(env = "PORTREDIR_MAX_TCP_FLOWS", hide_env = true)]
-    pub max_tcp_flows: Option<u32>,
-
-    /// UDP flows, and TCP flows without a connection yet, to remember; 32
-    /// bytes of kernel memory each, twice [default: 65536].
-    #[arg(long, value_name = "N", value_parser = flows(), hide_short_help = true)]
-    #[arg(env = "PORTREDIR_MAX_UDP_FLOWS", hide_env = true)]
-    pub max_udp_flows: Option<u32>,
+pub struct SettingsArgs {
+    /// The options.
+    #[command(flatten)]
+    pub options: Options,
 
     /// Rules and options of a file, or of a directory like /etc/portredir.
     #[arg(
@@ -392,41 +305,28 @@ pub struct Options {
     pub rules: Vec<String>,
 }
 
-impl Options {
-    /// What is given here, or in the environment, over what files say, over the
-    /// defaults.
+impl SettingsArgs {
+    /// Merges the options of the command line and of the environment with those of files
+    /// and with the defaults: the earlier ones of these win.
     ///
     /// # Errors
     ///
-    /// What is wrong with rules or files.
-    pub fn settings(&self) -> anyhow::Result<Settings> {
-        let partial = Partial {
-            iface: self.iface.clone(),
-            engine: self.engine,
-            no_local: self.no_local,
-            allow_loopback_target: self.allow_loopback_target,
-            cgroup: self.cgroup.clone(),
-            hide_target: self.hide_target,
-            if_listening: self.if_listening,
-            max_tcp_flows: self.max_tcp_flows,
-            max_udp_flows: self.max_udp_flows,
-            drain_timeout: self.drain_timeout,
-        };
+    /// [`ConfigError`]: a rule or a file is wrong.
+    pub fn settings(&self) -> Result<Settings, ConfigError> {
+        let defaults = Settings::default();
         let base = match &self.config {
-            Some(path) => file::load(path)?.over(&Settings::default()),
-            None if self.rules.is_empty() => {
-                file::load(Path::new(file::DIR))?.over(&Settings::default())
-            }
+            Some(path) => file::load(path)?.over(&defaults),
+            None if self.rules.is_empty() => file::load(Path::new(file::DIR))?.over(&defaults),
             None => {
                 let rules = rule::from_words(&self.rules)?;
                 shadow::check(&rules)?;
                 Settings {
                     rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
-                    ..Settings::default()
+                    ..defaults
                 }
             }
         };
-        Ok(partial.over(&base))
+        Ok(self.options.clone().over(base))
     }
 }
 
@@ -440,39 +340,10 @@ fn word(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn cgroup(text: &str) -> Result<PathBuf, &'static str> {
-    let path = PathBuf::from(text);
-    if is_cgroup2(&path) {
-        Ok(path)
-    } else {
-        Err("not a directory of a cgroup v2 hierarchy, as /sys/fs/cgroup/system.slice is one")
-    }
-}
-
 fn interval(text: &str) -> Result<Duration, String> {
-    seconds(text, 0.1)
-}
-
-fn drain_timeout(text: &str) -> Result<Duration, String> {
-    seconds(text, *settings::DRAIN_SECONDS.start())
+    value::duration(text, 0.1)
 }
 
 fn confirm(text: &str) -> Result<Duration, String> {
-    seconds(text.strip_suffix('s').unwrap_or(text), 1.0)
-}
-
-fn seconds(text: &str, least: f64) -> Result<Duration, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| "not a number of seconds, as 2 or 0.5")?;
-    let most = *settings::DRAIN_SECONDS.end();
-    if !(least..=most).contains(&seconds) {
-        return Err(format!("from {least} to {most} seconds are possible"));
-    }
-    Ok(Duration::from_secs_f64(seconds))
-}
-
-fn flows() -> clap::builder::RangedI64ValueParser<u32> {
-    let (least, most) = (*settings::FLOWS.start(), *settings::FLOWS.end());
-    clap::value_parser!(u32).range(i64::from(least)..=i64::from(most))
+    value::duration(text.strip_suffix('s').unwrap_or(text), 1.0)
 }

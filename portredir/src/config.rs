@@ -3,6 +3,8 @@
 
 pub mod engine;
 pub mod file;
+pub mod options;
 pub mod safety;
 pub mod selection;
 pub mod settings;
+pub mod value;

@@ -4,15 +4,11 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use serde::Deserialize;
 use thiserror::Error;
-use toml::Spanned;
 
-use crate::config::engine::EngineChoice;
-use crate::config::selection::Selection;
-use crate::config::settings::{self, Settings};
+use super::options::Options;
+use super::settings::Settings;
 use crate::rule::{Origin, Rule, Sourced, SourcedError};
 use crate::ruleset::shadow::{self, ConflictError};
 
@@ -71,91 +67,9 @@ pub enum ConfigError {
 /// What files say; the rest stays as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
-    options: Partial,
+    options: Options,
     /// All rules, in order.
     pub rules: Vec<Sourced>,
-}
-
-/// One file.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    rules: Vec<Spanned<String>>,
-    iface: Option<Selection>,
-    engine: Option<EngineChoice>,
-    no_local: Option<bool>,
-    allow_loopback_target: Option<bool>,
-    cgroup: Option<PathBuf>,
-    hide_target: Option<bool>,
-    if_listening: Option<bool>,
-    max_tcp_flows: Option<u32>,
-    max_udp_flows: Option<u32>,
-    drain_timeout: Option<f64>,
-}
-
-/// Options that may be given or not: by flags, the environment, or a file.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Partial {
-    /// As in [`Settings`].
-    pub iface: Option<Selection>,
-    /// As in [`Settings`].
-    pub engine: Option<EngineChoice>,
-    /// As in [`Settings`].
-    pub no_local: Option<bool>,
-    /// As in [`Settings`].
-    pub allow_loopback_target: Option<bool>,
-    /// As in [`Settings`].
-    pub cgroup: Option<PathBuf>,
-    /// As in [`Settings`].
-    pub hide_target: Option<bool>,
-    /// As in [`Settings`].
-    pub if_listening: Option<bool>,
-    /// As in [`Settings`].
-    pub max_tcp_flows: Option<u32>,
-    /// As in [`Settings`].
-    pub max_udp_flows: Option<u32>,
-    /// As in [`Settings`].
-    pub drain_timeout: Option<Duration>,
-}
-
-impl Partial {
-    /// What is given, else what `base` has.
-    #[must_use]
-    pub fn over(&self, base: &Settings) -> Settings {
-        let own = self.clone();
-        Settings {
-            iface: own.iface.unwrap_or_else(|| base.iface.clone()),
-            engine: own.engine.unwrap_or(base.engine),
-            no_local: own.no_local.unwrap_or(base.no_local),
-            allow_loopback_target: own
-                .allow_loopback_target
-                .unwrap_or(base.allow_loopback_target),
-            cgroup: own.cgroup.or_else(|| base.cgroup.clone()),
-            hide_target: own.hide_target.unwrap_or(base.hide_target),
-            if_listening: own.if_listening.unwrap_or(base.if_listening),
-            max_tcp_flows: own.max_tcp_flows.unwrap_or(base.max_tcp_flows),
-            max_udp_flows: own.max_udp_flows.unwrap_or(base.max_udp_flows),
-            drain_timeout: own.drain_timeout.unwrap_or(base.drain_timeout),
-            rules: base.rules.clone(),
-        }
-    }
-
-    /// What `later` gives, else what this gives.
-    fn and(self, later: Self) -> Self {
-        Self {
-            iface: later.iface.or(self.iface),
-            engine: later.engine.or(self.engine),
-            no_local: later.no_local.or(self.no_local),
-            allow_loopback_target: later.allow_loopback_target.or(self.allow_loopback_target),
-            cgroup: later.cgroup.or(self.cgroup),
-            hide_target: later.hide_target.or(self.hide_target),
-            if_listening: later.if_listening.or(self.if_listening),
-            max_tcp_flows: later.max_tcp_flows.or(self.max_tcp_flows),
-            max_udp_flows: later.max_udp_flows.or(self.max_udp_flows),
-            drain_timeout: later.drain_timeout.or(self.drain_timeout),
-        }
-    }
 }
 
 impl Config {
@@ -168,7 +82,7 @@ impl Config {
                 .iter()
                 .map(|sourced| sourced.rule.clone())
                 .collect(),
-            ..self.options.over(base)
+            ..self.options.clone().over(base.clone())
         }
     }
 }
@@ -192,7 +106,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let mut config = Config::default();
     for path in paths {
         let more = load_file(&path)?;
-        config.options = config.options.and(more.options);
+        config.options = config.options.merge(more.options);
         config.rules.extend(more.rules);
     }
     shadow::check(&config.rules)?;
@@ -247,35 +161,11 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
         message: message.trim_end().to_owned(),
     };
     let text = String::from_utf8(bytes).map_err(|_| toml("it is not UTF-8 text".into()))?;
-    let file: File = toml::from_str(&text).map_err(|error| toml(error.to_string()))?;
-    let drain_timeout = file.drain_timeout.map(|seconds| {
-        if settings::DRAIN_SECONDS.contains(&seconds) {
-            return Ok(Duration::from_secs_f64(seconds));
-        }
-        let (least, most) = (
-            settings::DRAIN_SECONDS.start(),
-            settings::DRAIN_SECONDS.end(),
-        );
-        Err(toml(format!(
-            "drain-timeout: {seconds} is not from {least} to {most} seconds"
-        )))
-    });
-    let drain_timeout = drain_timeout.transpose()?;
-    for (key, flows) in [
-        ("max-tcp-flows", file.max_tcp_flows),
-        ("max-udp-flows", file.max_udp_flows),
-    ] {
-        if let Some(flows) = flows.filter(|flows| !settings::FLOWS.contains(flows)) {
-            let (least, most) = (settings::FLOWS.start(), settings::FLOWS.end());
-            return Err(toml(format!(
-                "{key}: {flows} is not from {least} to {most}"
-            )));
-        }
-    }
+    let mut options: Options = toml::from_str(&text).map_err(|error| toml(error.to_string()))?;
     let mut rules = Vec::new();
     // They come in the order of the text.
     let (mut line, mut counted) = (1, 0);
-    for rule in file.rules {
+    for rule in std::mem::take(&mut options.rules) {
         let start = rule.span().start;
         line += text[counted..start].matches('\n').count();
         counted = start;
@@ -291,21 +181,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
             }
         }
     }
-    Ok(Config {
-        options: Partial {
-            iface: file.iface,
-            engine: file.engine,
-            no_local: file.no_local,
-            allow_loopback_target: file.allow_loopback_target,
-            cgroup: file.cgroup,
-            hide_target: file.hide_target,
-            if_listening: file.if_listening,
-            max_tcp_flows: file.max_tcp_flows,
-            max_udp_flows: file.max_udp_flows,
-            drain_timeout,
-        },
-        rules,
-    })
+    Ok(Config { options, rules })
 }
 
 /// Settings as a file: what differs from the defaults, and every rule.
@@ -362,6 +238,8 @@ pub fn save(path: &Path, settings: &Settings) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use proptest::prelude::*;
 

@@ -1,109 +1,98 @@
-//! What is to be redirected and how, wherever it was said: on the command line,
-//! in the environment, in files.
+//! What is redirected and how, after the command line, the environment and files are
+//! merged.
 
-use std::ops::RangeInclusive;
-use std::path::PathBuf;
-use std::time::Duration;
+use serde_json::{Map, Value};
 
-use serde::{Deserialize, Serialize};
+use super::options::ALL;
+pub use super::options::{Effect, Settings};
 
-use crate::config::engine::EngineChoice;
-use crate::config::selection::Selection;
-use crate::rule::Rule;
-
-/// How many flows a table can have. The kernel's LRU maps evict early when they
-/// are small: they hand out entries in batches of 128 per CPU.
-pub const FLOWS: RangeInclusive<u32> = 1024..=16_777_216;
-
-/// How long connections can be waited for.
-pub const DRAIN_SECONDS: RangeInclusive<f64> = 0.0..=3600.0;
-
-/// Everything that is settled when the redirecting begins.
-///
-/// The names of the fields are those of the options, and of the keys in files.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Settings {
-    /// Interfaces.
-    pub iface: Selection,
-    /// How connections are redirected.
-    pub engine: EngineChoice,
-    /// Whether clients on this host are left alone.
-    pub no_local: bool,
-    /// With the engine `socket`: whether servers on loopback addresses serve
-    /// other hosts.
-    pub allow_loopback_target: bool,
-    /// The cgroup v2 directory whose processes are the clients on this host;
-    /// `None` for all.
-    pub cgroup: Option<PathBuf>,
-    /// Whether other hosts reach a target by way of a rule alone.
-    pub hide_target: bool,
-    /// Whether a rule rests while nobody listens on its target.
-    pub if_listening: bool,
-    /// TCP flows to remember.
-    pub max_tcp_flows: u32,
-    /// UDP flows, and TCP flows without a connection yet, to remember.
-    pub max_udp_flows: u32,
-    /// How long to wait at the end for connections whose packets are rewritten.
-    #[serde(with = "seconds")]
-    pub drain_timeout: Duration,
-    /// The rules, in order.
-    pub rules: Vec<Rule>,
+/// An option whose value differs between two settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChangedOption {
+    /// The name of the option, as in files.
+    pub name: String,
+    /// What the change takes.
+    pub effect: Effect,
+    /// The value afterwards.
+    pub after: Value,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            iface: Selection::all(),
-            engine: EngineChoice::default(),
-            no_local: false,
-            allow_loopback_target: false,
-            cgroup: None,
-            hide_target: false,
-            if_listening: false,
-            max_tcp_flows: 262_144,
-            max_udp_flows: 65_536,
-            drain_timeout: Duration::from_secs(10),
-            rules: Vec::new(),
+impl Settings {
+    /// The options that differ from those of `before`, in the order of the list.
+    #[must_use]
+    pub fn changed_options(&self, before: &Self) -> Vec<ChangedOption> {
+        let (before, mut after) = (before.options(), self.options());
+        let changed = ALL.iter().filter_map(|&(field, effect)| {
+            let name = field.replace('_', "-");
+            let value = after.remove(&name)?;
+            (before.get(&name) != Some(&value)).then_some(ChangedOption {
+                name,
+                effect,
+                after: value,
+            })
+        });
+        changed.collect()
+    }
+
+    /// The first option that differs from that of `before` and cannot change while
+    /// programs are attached.
+    #[must_use]
+    pub fn first_attach_option(&self, before: &Self) -> Option<String> {
+        let changed = self.changed_options(before).into_iter();
+        let mut attach = changed.filter(|option| option.effect == Effect::Attach);
+        attach.next().map(|option| option.name)
+    }
+
+    /// The values of all options, by the names in files.
+    fn options(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(options)) => options,
+            _ => unreachable!("settings are a JSON object"),
         }
     }
 }
 
-impl Settings {
-    /// The first option that differs and that what is attached depends on.
-    #[must_use]
-    pub fn differs_where_attached(&self, other: &Self) -> Option<&'static str> {
-        let differs = [
-            ("iface", self.iface != other.iface),
-            ("engine", self.engine != other.engine),
-            ("no-local", self.no_local != other.no_local),
-            (
-                "allow-loopback-target",
-                self.allow_loopback_target != other.allow_loopback_target,
-            ),
-            ("cgroup", self.cgroup != other.cgroup),
-            ("max-tcp-flows", self.max_tcp_flows != other.max_tcp_flows),
-            ("max-udp-flows", self.max_udp_flows != other.max_udp_flows),
-        ];
-        differs
-            .into_iter()
-            .find(|(_, differs)| *differs)
-            .map(|(name, _)| name)
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A duration as its seconds.
-mod seconds {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer, de};
-
-    pub fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_f64(duration.as_secs_f64())
+    #[test]
+    fn changed_options_come_in_order_with_their_effect() {
+        let before = Settings::default();
+        let after = Settings {
+            max_udp_flows: 2048,
+            hide_target: true,
+            cgroup: Some("/sys/fs/cgroup/a".into()),
+            ..before.clone()
+        };
+        let changed = after.changed_options(&before);
+        let changed: Vec<_> = changed
+            .iter()
+            .map(|option| (option.name.as_str(), option.effect))
+            .collect();
+        assert_eq!(
+            changed,
+            [
+                ("hide-target", Effect::Live),
+                ("cgroup", Effect::Attach),
+                ("max-udp-flows", Effect::Attach),
+            ]
+        );
+        assert_eq!(after.changed_options(&after), []);
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let seconds = f64::deserialize(from)?;
-        Duration::try_from_secs_f64(seconds).map_err(de::Error::custom)
+    /// The state that an older program pinned has these keys.
+    #[test]
+    fn settings_of_an_older_program_are_read() {
+        let json = r#"{"iface":"eth0","engine":"tc-clsact","no-local":true,
+            "allow-loopback-target":false,"cgroup":null,"hide-target":true,
+            "if-listening":false,"max-tcp-flows":2048,"max-udp-flows":1024,
+            "drain-timeout":2.5,"rules":["80:8080"]}"#;
+        let settings: Settings = serde_json::from_str(json).expect("settings");
+        let again = serde_json::to_value(&settings).expect("JSON");
+        assert_eq!(again, serde_json::from_str::<Value>(json).expect("JSON"));
+        let fewer: Settings = serde_json::from_str(r#"{"no-local":true}"#).expect("settings");
+        assert!(fewer.no_local && fewer.rules.is_empty());
+        serde_json::from_str::<Settings>(r#"{"later":1}"#).expect_err("an unknown key");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::error::ChangeError;
 use crate::config::safety::ChangeOptions;
 use crate::config::selection::SelectedBy;
-use crate::config::settings::Settings;
+use crate::config::settings::{Effect, Settings};
 use crate::host::features::{Facts as Features, Loaded};
 use crate::host::snapshot::Snapshot;
 use crate::plan::Plan;
@@ -165,7 +165,7 @@ impl Change {
         refuse_pending(before)?;
         let empty = Settings::default();
         let running = before.map_or(&empty, |state| &state.settings);
-        if let Some(option) = running.differs_where_attached(&after) {
+        if let Some(option) = after.first_attach_option(running) {
             return Err(ChangeError::NeedsUp(option));
         }
         host.snapshot.check(&after)?;
@@ -257,23 +257,20 @@ pub struct Diff {
     /// Rules that come.
     pub added: Vec<Rule>,
     /// Options that are switched, by name, and whether they are on afterwards.
-    pub switched: Vec<(&'static str, bool)>,
+    pub switched: Vec<(String, bool)>,
 }
 
 impl Diff {
     fn between(before: &Settings, after: &Settings) -> Self {
-        let switches = [
-            ("hide-target", before.hide_target, after.hide_target),
-            ("if-listening", before.if_listening, after.if_listening),
-        ];
+        let switched = after
+            .changed_options(before)
+            .into_iter()
+            .filter(|option| option.effect == Effect::Live)
+            .filter_map(|option| Some((option.name, option.after.as_bool()?)));
         Self {
             removed: missing_in(&after.rules, &before.rules).cloned().collect(),
             added: missing_in(&before.rules, &after.rules).cloned().collect(),
-            switched: switches
-                .into_iter()
-                .filter(|(_, before, after)| before != after)
-                .map(|(name, _, after)| (name, after))
-                .collect(),
+            switched: switched.collect(),
         }
     }
 }

@@ -22,7 +22,7 @@ pub enum ChangeError {
     NoInterface,
     /// An option can only be changed by `up`.
     #[error("`{0}` cannot be changed while programs are attached; use: portredir up --config PATH")]
-    NeedsUp(&'static str),
+    NeedsUp(String),
     /// No change waits for its confirmation.
     #[error("no change is waiting for confirmation")]
     NothingPending,
