@@ -16,18 +16,18 @@ use crate::config::value;
 use crate::rule;
 use crate::ruleset::shadow;
 
-/// Redirects ports in the kernel.
+/// Redirect ports of this host in the kernel.
 ///
-/// Whoever dials the first port of a rule on this host reaches what listens on
-/// the second, and is answered from the first. Client and dialled address stay
-/// as they are.
+/// Connections to the destination port of a rule are delivered to the process that listens
+/// on the target port, and replies come from the destination port. The server sees the
+/// client's address and port, and the address that the client connected to.
 #[derive(Clone, Debug, Parser)]
 #[command(version, max_term_width = 100, arg_required_else_help = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(disable_help_subcommand = true)]
 #[command(after_help = "Example: sudo portredir --iface all 80:8080 53:5353/udp")]
 pub struct Cli {
-    /// What to do; without it, redirect until Ctrl-C.
+    /// The command; without one, redirect until Ctrl-C.
     #[command(subcommand)]
     pub command: Option<Command>,
 
@@ -35,9 +35,9 @@ pub struct Cli {
     #[command(flatten)]
     pub run: Run,
 
-    /// Say more, also what happens to every packet of a rule.
+    /// Verbose: also log every redirected packet and every reply.
     ///
-    /// `RUST_LOG` overrides it.
+    /// `RUST_LOG` overrides this option.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 }
@@ -45,64 +45,63 @@ pub struct Cli {
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Show what would be attached where, and why; attach nothing.
+    /// Show where programs would be attached, and why; attach nothing.
     ///
-    /// Needs no privileges. Exit code 1 means that the engine that was asked
-    /// for is impossible on an interface.
+    /// Needs no privileges. Exit code 1 means that the requested engine is not available on
+    /// an interface.
     #[command(after_help = "Example: portredir plan --iface 'all,!docker0' 80:8080")]
     Plan(PlanArgs),
 
-    /// Redirect, and leave it so when this command ends.
+    /// Start redirecting and keep it after this command exits.
     ///
-    /// What runs already is changed to what is asked for, and its programs are
-    /// replaced by those of this version; no packet is lost. Without rules those
-    /// of /etc/portredir are taken.
+    /// If portredir is already running, the given rules and options replace the running
+    /// ones, and the programs of this version replace the attached ones; no packet is lost.
+    /// Without RULE, the rules are read from /etc/portredir.
     #[command(after_help = "Example: sudo portredir up --iface all 80:8080 443:8443/both")]
     Up(UpArgs),
 
-    /// End it: wait for redirected connections, detach, put everything back.
+    /// Stop: drain connections, detach all programs, restore settings.
     Down(DownArgs),
 
-    /// Add rules to what runs.
+    /// Add rules to the running rules.
     #[command(after_help = "Example: sudo portredir add 81:8081 from 10.0.0.0/8")]
     Add(ChangeArgs),
 
-    /// Remove rules from what runs. Their connections go on.
+    /// Remove running rules; established connections continue.
     #[command(after_help = "Example: sudo portredir rm 81:8081")]
     Rm(ChangeArgs),
 
-    /// Make the rules of a file those that run, in one step.
+    /// Atomically replace the running rules with those in a file.
     #[command(after_help = "Example: sudo portredir apply -f rules.toml --confirm 30s")]
     Apply(ApplyArgs),
 
-    /// Keep the last change, which was made with --confirm.
+    /// Keep the last change made with --confirm.
     Confirm,
 
-    /// Write what runs to a file, for the next start.
+    /// Write the running configuration to a file for the next start.
     Save(SaveArgs),
 
-    /// Check a file or directory of rules; needs no privileges.
+    /// Check a configuration file or directory; needs no privileges.
     Check(CheckArgs),
 
-    /// Show the rules that run, as they can be typed.
+    /// Print the running rules in the syntax of the command line.
     Rules(ReadArgs),
 
-    /// Show what runs, with interfaces and counters.
+    /// Show the running configuration, interfaces and counters.
     ///
-    /// Exit code 3 means that nothing runs.
+    /// Exit code 3 means that portredir is not running.
     Status(ReadArgs),
 
-    /// Measure this host: redirecting by portredir, by others, and not at all.
+    /// Benchmark portredir, other redirectors and no redirect on this host.
     ///
-    /// In network namespaces of its own, which are gone at the end; needs root.
-    /// Interfaces, rules and traffic of the host are not touched, but one of its
-    /// processors is kept busy.
+    /// Runs in its own network namespaces, which are removed at the end; needs root.
+    /// Interfaces, rules and traffic of the host are not touched, but one CPU is kept busy.
     #[command(after_help = "Example: sudo portredir bench --full --html report.html")]
     Bench(BenchArgs),
 
-    /// Keep what `up` left in step with interfaces and addresses.
+    /// Run the watcher process: track interfaces and addresses after `up`.
     ///
-    /// `up` starts it, and `status` says when it is missing.
+    /// `up` starts the watcher; `status` reports when it is missing.
     #[command(hide = true, alias = "follow")]
     Watch,
 }
@@ -110,15 +109,17 @@ pub enum Command {
 /// What every change can be asked for.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct ChangeOptionArgs {
-    /// Also do what may lock you out: take over SSH, DHCP, the Kubernetes API.
+    /// Allow rules for SSH, DHCP and Kubernetes API ports, and for the port of your SSH
+    /// session.
     #[arg(long)]
     pub force: bool,
 
-    /// Take the change back unless `portredir confirm` comes in time, as in 30s.
+    /// Roll back automatically unless `portredir confirm` follows within TIME, for example
+    /// 30s.
     #[arg(long, value_name = "TIME", value_parser = confirm)]
     pub confirm: Option<Duration>,
 
-    /// Only show what would change.
+    /// Show what would change; change nothing.
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -149,9 +150,10 @@ pub struct UpArgs {
     #[command(flatten)]
     pub change: ChangeOptionArgs,
 
-    /// Stay, and follow interfaces and addresses from here: for systemd.
+    /// Stay in the foreground as the watcher process; for systemd units.
     ///
-    /// SIGHUP reads the files again; when this ends, the rest stays.
+    /// SIGHUP reloads the configuration files. When this process ends, the programs stay
+    /// attached.
     #[arg(long = "follow", alias = "watch", conflicts_with = "dry_run")]
     pub watch: bool,
 }
@@ -159,16 +161,15 @@ pub struct UpArgs {
 /// `portredir down`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DownArgs {
-    /// How long to wait for connections whose packets are rewritten, in seconds.
+    /// How long to wait for redirected connections to end, in seconds.
     #[arg(long, value_name = "SECONDS", value_parser = value::drain_timeout)]
     pub drain_timeout: Option<Duration>,
 
-    /// Do not wait for anything, and trust nothing that is there: for what is
-    /// damaged.
+    /// Remove everything without draining, even if the state is corrupt.
     #[arg(long)]
     pub force: bool,
 
-    /// Only show what would change.
+    /// Show what would change; change nothing.
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -176,7 +177,7 @@ pub struct DownArgs {
 /// `portredir add` and `portredir rm`.
 #[derive(Args, Clone, Debug)]
 pub struct ChangeArgs {
-    /// The rules.
+    /// The rules, in the syntax that `portredir rules` prints.
     #[arg(required = true, value_name = "RULE")]
     pub rules: Vec<String>,
 
@@ -188,7 +189,7 @@ pub struct ChangeArgs {
 /// `portredir apply`.
 #[derive(Args, Clone, Debug)]
 pub struct ApplyArgs {
-    /// A file, or a directory like /etc/portredir.
+    /// A file, or a directory with the layout of /etc/portredir.
     #[arg(short, long, value_name = "PATH")]
     pub file: PathBuf,
 
@@ -200,11 +201,11 @@ pub struct ApplyArgs {
 /// `portredir save`.
 #[derive(Args, Clone, Debug)]
 pub struct SaveArgs {
-    /// The file.
+    /// The file to write.
     #[arg(value_name = "PATH", default_value = "/etc/portredir/rules.toml")]
     pub file: PathBuf,
 
-    /// Only show what would be written.
+    /// Print what would be written; write nothing.
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -212,7 +213,7 @@ pub struct SaveArgs {
 /// `portredir check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
-    /// A file, or a directory like /etc/portredir.
+    /// A file, or a directory with the layout of /etc/portredir.
     #[arg(
         value_name = "PATH",
         default_value = "/etc/portredir",
@@ -238,7 +239,7 @@ pub struct Run {
     #[command(flatten)]
     pub options: SettingsArgs,
 
-    /// How often to print the counters that changed, in seconds.
+    /// How often to print changed counters, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
     pub interval: Duration,
 
@@ -282,7 +283,8 @@ pub struct SettingsArgs {
     #[command(flatten)]
     pub options: Options,
 
-    /// Rules and options of a file, or of a directory like /etc/portredir.
+    /// Read rules and options from a file, or from a directory with the layout of
+    /// /etc/portredir.
     #[arg(
         long,
         value_name = "PATH",
@@ -298,9 +300,10 @@ pub struct SettingsArgs {
     #[arg(
         value_name = "RULE",
         value_parser = word,
-        help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port first",
-        long_help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…], dialled port \
-                     first.\n\nPorts may be ranges, as in 8000-8100:9000-9100"
+        help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…]; destination port first",
+        long_help = "[ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…]; the destination \
+                     port comes first, then the target port.\n\nPorts may be ranges, for example \
+                     8000-8100:9000-9100"
     )]
     pub rules: Vec<String>,
 }
@@ -334,7 +337,7 @@ impl SettingsArgs {
 fn word(text: &str) -> Result<String, String> {
     if Command::has_subcommand(text) {
         return Err(format!(
-            "`{text}` is a command, and options come after it: portredir {text} [OPTIONS] <RULE>..."
+            "`{text}` is a command; options go after the command: portredir {text} [OPTIONS]"
         ));
     }
     Ok(text.to_owned())

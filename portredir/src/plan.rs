@@ -61,7 +61,7 @@ impl Planned {
         Self {
             engine,
             hook: engine.hook(facts.tcx),
-            why: format!("{} was refused: {why}", self.hook),
+            why: format!("{} mode failed: {why}", self.hook),
             rejected: [&self.rejected[..], &[refused]].concat(),
             notes,
             ..self.clone()
@@ -199,12 +199,10 @@ impl Snapshot {
             match by {
                 None => {}
                 Some(SelectedBy::Pattern) if !interface.is_up => {
-                    skip.push(interface.skipped("down; used when it comes up"));
+                    skip.push(interface.skipped("interface is down; attached when it comes up"));
                 }
                 Some(_) if interface.is_loopback() && settings.no_local => {
-                    skip.push(
-                        interface.skipped("clients on this host are left alone (--no-local)"),
-                    );
+                    skip.push(interface.skipped("local clients are not redirected (--no-local)"));
                 }
                 Some(by) => {
                     selected.insert(interface.index, by);
@@ -235,17 +233,14 @@ impl Snapshot {
         for glob in &settings.iface.globs {
             if !self.interfaces.values().any(|i| glob.matches(&i.name)) {
                 notes.push(format!(
-                    "`{glob}` matches no interface yet; those that appear will be used"
+                    "`{glob}` matches no interface yet; matching interfaces are used when they \
+                     appear"
                 ));
             }
         }
         let is_tc = |planned: &Planned| planned.engine == Engine::Tc;
         if facts.tcx.is_none() && plan.attach.values().any(is_tc) {
-            notes.push(
-                "whether this kernel has TCX may not be asked by this user, so the hook is shown \
-                 as `tcx or clsact`"
-                    .into(),
-            );
+            notes.push("cannot probe TCX without root; showing `tcx or clsact`".into());
         }
         notes
     }
@@ -269,7 +264,7 @@ impl Interface {
             engine,
             is_egress_only: true,
             hook: engine.hook(facts.tcx),
-            why: format!("replies alone; {why}"),
+            why: format!("replies only; {why}"),
             rejected: Vec::new(),
             notes: Vec::new(),
         }
@@ -280,7 +275,7 @@ impl Interface {
 fn others(tcx: Vec<String>) -> Option<String> {
     let names = tcx.join(", ");
     (!names.is_empty())
-        .then(|| format!("TCX programs of others go on running, after ours: {names}"))
+        .then(|| format!("other TCX programs stay attached and run after portredir: {names}"))
 }
 
 impl Interface {

@@ -71,7 +71,7 @@ fn rules_that_hide_each_other_are_refused() {
     assert_eq!(code, Some(2));
     assert!(
         message.contains(
-            "rule `80:8081` (argument 3) never matches: `80:8080` (argument 1) takes port 80"
+            "rule `80:8081` (argument 3) never matches: `80:8080` (argument 1) already covers port 80"
         ),
         "{message}"
     );
@@ -82,7 +82,8 @@ fn an_unknown_interface_is_refused_with_those_that_exist() {
     let (code, message) = failure(&["--iface", "lo,no-such-if", "80:8080"]);
     assert_eq!(code, Some(2));
     assert!(
-        message.contains("no interface `no-such-if`; there are: lo"),
+        message.contains("interface `no-such-if` does not exist")
+            && message.contains("existing interfaces: lo"),
         "{message}"
     );
 }
@@ -131,7 +132,7 @@ fn a_plan_needs_no_privileges() {
         "INTERFACE  ENGINE",
         "\nlo ",
         "`nothing-is-so*` matches no interface yet",
-        "let in 8080/tcp",
+        "allow 8080/tcp",
     ] {
         assert!(plan.contains(words), "{words} in {plan}");
     }

@@ -20,9 +20,9 @@ pub enum Suite {
     Crr,
     /// UDP packets of one flow.
     Udp,
-    /// UDP packets of which each begins a flow.
+    /// UDP packets, each of a new flow.
     UdpNew,
-    /// TCP with much data, in both directions.
+    /// Bulk TCP in both directions.
     Bulk,
     /// The programs alone, on one packet (`BPF_PROG_TEST_RUN`).
     ProgRun,
@@ -36,21 +36,21 @@ pub enum Suite {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Opponent {
-    /// Nobody.
+    /// Nothing.
     None,
-    /// `REDIRECT` of the iptables that has its own part of the kernel.
+    /// iptables-legacy `REDIRECT` (the x_tables backend).
     IptablesLegacy,
-    /// `REDIRECT` of the iptables that writes nftables rules.
+    /// iptables-nft `REDIRECT` (the nftables backend).
     IptablesNft,
     /// nftables `redirect`, with the ports in a map.
     NftMap,
-    /// nftables that rewrites ports without connection tracking.
+    /// nftables port rewriting without conntrack.
     NftStateless,
     /// nginx with its stream module, one worker.
     Nginx,
     /// `HAProxy` in TCP mode, one thread.
     Haproxy,
-    /// socat, which makes a process for each connection.
+    /// socat, one process per connection.
     Socat,
 }
 
@@ -58,19 +58,19 @@ pub enum Opponent {
 #[derive(Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct BenchArgs {
-    /// The other end of a benchmark.
+    /// The role; without one, run the benchmark.
     #[command(subcommand)]
     pub role: Option<BenchRole>,
 
-    /// What is soon known: a quarter of a minute, the common case only. The default.
+    /// Measure the common case only; takes about 15 seconds. This is the default.
     #[arg(long, conflicts_with = "full")]
     pub quick: bool,
 
-    /// Everything, five minutes.
+    /// Measure everything; takes about five minutes.
     #[arg(long)]
     pub full: bool,
 
-    /// Compare with these alone; `none` is without.
+    /// Compare only with these; `none` compares with nothing.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST")]
     pub against: Option<Vec<Opponent>>,
 
@@ -84,39 +84,39 @@ pub struct BenchArgs {
     )]
     pub engine: Option<Vec<EngineChoice>>,
 
-    /// How many rules there are, of which the last is the one that matters.
+    /// Numbers of rules to test with; only the last rule matches.
     #[arg(long, value_delimiter = ',', value_name = "LIST", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub rules: Option<Vec<u16>>,
 
-    /// Run these tests alone.
+    /// Run only these tests.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST")]
     pub tests: Option<Vec<Suite>>,
 
-    /// Use a server on another machine, where `portredir bench serve` runs.
+    /// Use the server on another machine, where `portredir bench serve` runs.
     #[arg(long, value_name = "ADDR", requires = "dial")]
     pub remote: Option<Ipv4Addr>,
 
-    /// With --remote: names for the ports of the server that lead to 8080.
+    /// With --remote: names for the server's ports that are redirected to 8080.
     #[arg(long, value_delimiter = ',', value_name = "NAME=PORT", value_parser = dial, requires = "remote")]
     pub dial: Vec<(String, u16)>,
 
-    /// Write the report as JSON as well.
+    /// Also write the report as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Write the report as a page with plots as well.
+    /// Also write the report as an HTML page with plots.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 
-    /// Write the report as Markdown as well.
+    /// Also write the report as Markdown.
     #[arg(long, value_name = "FILE")]
     pub markdown: Option<PathBuf>,
 
-    /// Send UDP from a raw socket, as on kernels that cannot send by themselves.
+    /// Send UDP from a raw socket, as on kernels without live frames.
     #[arg(long, hide = true)]
     pub raw_socket: bool,
 
-    /// Take turns in the order of this seed; without it, one is chosen and shown.
+    /// Seed for the order of the turns; by default a seed is chosen and printed.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
@@ -124,19 +124,19 @@ pub struct BenchArgs {
 /// What a benchmark is made of.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum BenchRole {
-    /// Answer the benchmark of another machine, until Ctrl-C.
+    /// Run the server for a benchmark on another machine, until Ctrl-C.
     Serve {
-        /// The port, TCP and UDP.
+        /// The port to listen on, TCP and UDP.
         #[arg(long, default_value_t = TARGET_PORT)]
         port: u16,
     },
-    /// Be the client; `bench` starts it and tells it what to do.
+    /// Run the client; started and controlled by `bench`.
     #[command(hide = true)]
     Load,
-    /// Run programs on packets; `bench` starts it.
+    /// Run programs on packets; started by `bench`.
     #[command(hide = true)]
     ProgRun {
-        /// Rounds, in each of which every packet has a turn.
+        /// Rounds; every packet has one turn in each.
         rounds: u32,
     },
 }
@@ -144,10 +144,12 @@ pub enum BenchRole {
 fn dial(text: &str) -> Result<(String, u16), &'static str> {
     let (name, port) = text
         .split_once('=')
-        .ok_or("no NAME=PORT, as portredir=80 is one")?;
-    let port = port.parse().map_err(|_| "not a port")?;
+        .ok_or("expected NAME=PORT, for example portredir=80")?;
+    let port = port
+        .parse()
+        .map_err(|_| "expected a port from 1 to 65535")?;
     if name.is_empty() || port == 0 {
-        return Err("no NAME=PORT, as portredir=80 is one");
+        return Err("expected NAME=PORT, for example portredir=80");
     }
     Ok((name.to_owned(), port))
 }

@@ -6,16 +6,18 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineChoice {
-    /// The best for each interface, never generic XDP.
+    /// The best engine for each interface; never generic XDP.
     #[default]
     Auto,
-    /// Native XDP; on loopback as auto.
+    /// Native XDP; on loopback, the same as auto.
     Xdp,
-    /// TC everywhere: TCX, or clsact on kernels before 6.6.
+    /// TC on every interface: TCX, or clsact before Linux 6.6.
     Tc,
-    /// No packet is rewritten, the server's socket is found instead: TCP only.
+    /// Assign new connections to the listening socket (BPF sk_lookup), without rewriting
+    /// packets; TCP only.
     Socket,
-    /// Generic XDP: works on every device, slower than TC; on loopback as auto.
+    /// Generic XDP: works on every device but is slower than TC; on loopback, the same as
+    /// auto.
     XdpGeneric,
     /// TC by clsact even where TCX exists; for tests.
     #[value(hide = true)]

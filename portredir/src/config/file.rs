@@ -29,7 +29,7 @@ pub enum ConfigError {
         hint: &'static str,
     },
     /// Anybody may write rules into it, which root would obey.
-    #[error("{path} can be written by anybody; type: chmod o-w {path}")]
+    #[error("{path} is world-writable; fix with: chmod o-w {path}")]
     Writable {
         /// Its path.
         path: String,
@@ -58,8 +58,8 @@ pub enum ConfigError {
     },
     /// Saved rules would be there twice at the next start.
     #[error(
-        "{} adds rules of its own, which would be there twice; move it away first, or save to \
-         another file", .0.display()
+        "{} also defines rules, which would then be loaded twice; move that file away first, or \
+         save to another path", .0.display()
     )]
     Beside(PathBuf),
 }
@@ -135,9 +135,7 @@ fn load_file(path: &Path) -> Result<Config, ConfigError> {
     let read = |error: io::Error| ConfigError::Read {
         path: name.clone(),
         hint: match error.kind() {
-            io::ErrorKind::NotFound => {
-                "; give rules on the command line, or write the file: portredir save"
-            }
+            io::ErrorKind::NotFound => "; create the file, or give rules on the command line",
             _ => "",
         },
         error,
@@ -160,7 +158,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
         path: path.display().to_string(),
         message: message.trim_end().to_owned(),
     };
-    let text = String::from_utf8(bytes).map_err(|_| toml("it is not UTF-8 text".into()))?;
+    let text = String::from_utf8(bytes).map_err(|_| toml("not UTF-8 text".into()))?;
     let mut options: Options = toml::from_str(&text).map_err(|error| toml(error.to_string()))?;
     let mut rules = Vec::new();
     // They come in the order of the text.
@@ -322,19 +320,19 @@ mod tests {
         for (text, words) in [
             ("rules = '80:8080'", "line 1, column 9"),
             ("engine = 'fast'", "unknown variant `fast`"),
-            ("iface = ''", "an interface name is empty"),
+            ("iface = ''", "empty interface name"),
             (
                 "drain-timeout = -1",
-                "drain-timeout: -1 is not from 0 to 3600 seconds",
+                "drain-timeout: -1 is not between 0 and 3600 seconds",
             ),
-            ("drain-timeout = nan", "drain-timeout: NaN is not from"),
+            ("drain-timeout = nan", "drain-timeout: NaN is not between"),
             (
                 "max-tcp-flows = 1",
-                "max-tcp-flows: 1 is not from 1024 to 16777216",
+                "max-tcp-flows: 1 is not between 1024 and 16777216",
             ),
             (
                 "max-udp-flows = 99999999",
-                "max-udp-flows: 99999999 is not from",
+                "max-udp-flows: 99999999 is not between",
             ),
             ("rules = ['80:8080'\n", "line 1"),
         ] {
@@ -351,7 +349,7 @@ mod tests {
         let none = load(Path::new("/nonexistent/rules.toml"))
             .expect_err("no file")
             .to_string();
-        assert!(none.contains("portredir save"), "{none}");
+        assert!(none.contains("create the file"), "{none}");
     }
 
     #[test]
@@ -369,7 +367,9 @@ mod tests {
         let path = dir.path().join("rules.toml");
         let refused = save(&path, &Settings::default()).expect_err("refused");
         assert!(
-            refused.to_string().contains("conf.d/10.toml adds rules"),
+            refused
+                .to_string()
+                .contains("conf.d/10.toml also defines rules"),
             "{refused}"
         );
         assert!(!path.exists());

@@ -36,10 +36,10 @@ pub enum SelectedBy {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SelectionError {
     /// Nothing between two commas.
-    #[error("an interface name is empty; write names like eth0,eth1, globs like wg*, or `all`")]
+    #[error("empty interface name; write names (eth0,eth1), globs (wg*) or `all`")]
     Empty,
     /// A name beside `all`.
-    #[error("`all` includes `{0}`; leave one of them out, or exclude it: all,!{0}")]
+    #[error("`all` already includes `{0}`; remove one of them, or exclude the interface: all,!{0}")]
     BesideAll(String),
     /// A glob that cannot be read.
     #[error("bad glob `{glob}`: {reason}")]
@@ -183,10 +183,10 @@ mod tests {
     #[test]
     fn what_is_refused() {
         for (text, expected) in [
-            ("", "an interface name is empty"),
-            ("eth0,", "an interface name is empty"),
-            ("!", "an interface name is empty"),
-            ("all,eth0", "`all` includes `eth0`"),
+            ("", "empty interface name"),
+            ("eth0,", "empty interface name"),
+            ("!", "empty interface name"),
+            ("all,eth0", "`all` already includes `eth0`"),
             ("eth[", "bad glob `eth[`"),
         ] {
             let error = text.parse::<Selection>().expect_err(text).to_string();

@@ -150,7 +150,7 @@ impl Netlink {
     pub async fn snapshot(&self) -> anyhow::Result<Snapshot> {
         let mut snapshot = Snapshot::default();
         let xdp_features = netdev::xdp_features().unwrap_or_else(|error| {
-            log::debug!("XDP features of devices: {error}");
+            log::debug!("cannot list XDP features of devices: {error}");
             BTreeMap::new()
         });
         let are_all_tracked = are_bridges_tracked();

@@ -14,14 +14,15 @@ use crate::sys::capability::NEEDED;
 pub enum PreflightError {
     /// Not privileged enough.
     #[error(
-        "not permitted: {} missing; run it with sudo, or give the binary its capabilities: \
+        "not permitted: missing {}; use sudo or, for foreground runs, set file capabilities: \
          setcap cap_bpf,cap_perfmon,cap_net_admin+ep portredir",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
     Capabilities(Vec<Capability>),
     /// The kernel is too old or was built without something.
     #[error(
-        "this kernel has no {feature}, which came with Linux {since}; portredir needs Linux 5.15"
+        "this kernel lacks {feature}, added in Linux {since}; portredir needs Linux 5.15 or \
+         newer"
     )]
     Feature {
         /// What is missing.

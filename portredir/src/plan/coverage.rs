@@ -30,7 +30,7 @@ impl Snapshot {
             // bridge, the bond, also the VRF. Nothing else reaches it from here.
             if is_socket {
                 return Some(format!(
-                    "port of {kind} {name}; its packets reach sockets as {name}'s"
+                    "port of {kind} {name}; sockets see its packets as received on {name}"
                 ));
             }
             // The ports of a VRF receive for themselves.
@@ -38,10 +38,10 @@ impl Snapshot {
                 ("vrf", _) => {}
                 (_, true) if *is_tracked_bridge => {}
                 (_, true) => {
-                    return Some(format!("port of {kind} {name}, which is used instead"));
+                    return Some(format!("port of {kind} {name}; {name} is used instead"));
                 }
                 (_, false) if settings.iface.is_all => {
-                    return Some(format!("port of {kind} {name}, which is left out"));
+                    return Some(format!("port of {kind} {name}; {name} is not selected"));
                 }
                 (_, false) => {}
             }
@@ -59,12 +59,12 @@ impl Snapshot {
             && (ports.peek().is_none() || ports.any(|port| selected.contains(&port.index)))
         {
             return Some(
-                "its ports are used instead: br_netfilter has connection tracking see packets there"
+                "bridge ports are used: with br_netfilter, conntrack sees packets at the port"
                     .into(),
             );
         }
         if interface.kind.as_deref() == Some("vrf") {
-            return Some("VRF; its ports are used instead".into());
+            return Some("VRF; its member interfaces are used".into());
         }
         // Tunnels name a device below them too, but packets arrive there wrapped.
         let kind = interface.kind.as_deref()?;
@@ -74,8 +74,12 @@ impl Snapshot {
         let lower = self.interfaces.get(&interface.lower?)?;
         let is_hooked =
             lower.is_tracked_bridge || self.covered(lower, settings, selected).is_none();
-        (selected.contains(&lower.index) && is_hooked)
-            .then(|| format!("{kind} on {}, which sees its packets first", lower.name))
+        (selected.contains(&lower.index) && is_hooked).then(|| {
+            format!(
+                "{kind} on {}, where its packets are redirected first",
+                lower.name
+            )
+        })
     }
 }
 

@@ -58,7 +58,7 @@ impl Rejected {
 
 /// An interface on which the engine that was asked for is impossible.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{name}: --engine {} is impossible: {why}; use --engine tc or auto", .engine.name())]
+#[error("{name}: --engine {} is not available: {why}; use --engine tc or auto", .engine.name())]
 pub struct Refused {
     /// Its index.
     pub index: u32,
@@ -101,7 +101,7 @@ impl Snapshot {
         programs: &dyn Programs,
     ) -> Result<Chosen, Refused> {
         let is_ours = attached.contains_key(&interface.index);
-        let asked = |engine| Ok(Chosen::new(engine, "asked for by --engine"));
+        let asked = |engine| Ok(Chosen::new(engine, "requested with --engine"));
         match choice {
             EngineChoice::Socket => return asked(Engine::Lookup),
             _ if interface.is_loopback() => return Ok(loopback(choice, facts)),
@@ -137,7 +137,7 @@ impl Snapshot {
                 let whys: Vec<_> = taken.into_iter().chain(costs).chain(misses).collect();
                 if whys.is_empty() {
                     let driver = interface.driver.as_deref().unwrap_or_default();
-                    let why = format!("driver {driver} has native XDP");
+                    let why = format!("driver {driver} supports native XDP");
                     return Ok(Chosen::new(Engine::XdpNative, why));
                 }
                 let mut chosen = Chosen::new(Engine::Tc, whys.join("; "));
@@ -160,7 +160,7 @@ impl Snapshot {
         if let Some(id) = interface.xdp {
             let program = programs.name(id);
             return Some(format!(
-                "XDP is taken by {program}, which is never replaced"
+                "XDP program {program} is already attached; portredir never replaces it"
             ));
         }
         // "Cannot attach when an upper device already has a program":
@@ -171,7 +171,9 @@ impl Snapshot {
             .find_map(|upper| Some((upper, upper.xdp?)))
             .map(|(upper, id)| {
                 let (name, program) = (&upper.name, programs.name(id));
-                format!("{name} above has XDP program {program}, so the kernel allows none here")
+                format!(
+                    "upper device {name} has XDP program {program}; the kernel allows none here"
+                )
             })
     }
 }
@@ -184,7 +186,7 @@ impl Snapshot {
             .find(|upper| upper.lower == Some(interface.index) && upper.has_own_egress())
             .map(|upper| {
                 let (kind, name) = (upper.what(), &upper.name);
-                format!("what {kind} {name} gets from its neighbours does not pass native XDP")
+                format!("packets that {kind} {name} receives from its siblings bypass native XDP")
             })
     }
 }
@@ -199,7 +201,7 @@ impl Interface {
         match (&self.kind, &self.driver) {
             (Some(kind), _) => kind.clone(),
             (None, Some(driver)) => format!("driver {driver}"),
-            (None, None) => "it".into(),
+            (None, None) => "the device".into(),
         }
     }
 
@@ -219,17 +221,15 @@ impl Interface {
             return Some(format!("{what} has no Ethernet header"));
         }
         let features = self.xdp_features?;
-        (!features.has_native()).then(|| format!("{what} has no native XDP here"))
+        (!features.has_native()).then(|| format!("{what} does not support native XDP"))
     }
 
     /// Why native XDP is not worth it where it is possible.
     fn cost_of_native_xdp(&self, facts: &Facts) -> Option<String> {
         match (self.kind.as_deref(), self.driver.as_deref()) {
-            (Some("veth"), _) => Some("native XDP on veth would cost the peer its TSO".into()),
+            (Some("veth"), _) => Some("native XDP on veth disables TSO on the peer".into()),
             (Some(kind), _) => Some(format!("{kind} is a virtual device")),
-            (None, Some("virtio_net")) => {
-                Some("native XDP would switch guest TSO and GRO off".into())
-            }
+            (None, Some("virtio_net")) => Some("native XDP disables guest TSO and GRO".into()),
             (None, Some(driver)) if NATIVE_XDP_DRIVERS.contains(&driver) => {
                 let max_mtu = facts.linear_mtu();
                 let has_frags = self
@@ -237,23 +237,23 @@ impl Interface {
                     .is_none_or(|features| features.has_frags());
                 (!has_frags && self.mtu > max_mtu).then(|| {
                     format!(
-                        "MTU {} is too large for native XDP without frags, which driver {driver} \
-                         lacks (at most {max_mtu})",
+                        "MTU {} is too large for native XDP: driver {driver} has no XDP \
+                         multi-buffer support (maximum {max_mtu})",
                         self.mtu
                     )
                 })
             }
             (None, Some(driver)) => Some(format!(
-                "driver {driver} is not known to be better with XDP"
+                "driver {driver} is not known to gain from native XDP"
             )),
-            (None, None) => Some("no driver known to be better with XDP".into()),
+            (None, None) => Some("no driver known to gain from native XDP".into()),
         }
     }
 }
 
 /// What is to be known of packets that are rewritten on loopback.
-pub(super) const LOOPBACK_WARNING: &str = "packets rewritten on loopback are invalid to connection tracking; where OUTPUT has \
-     `ct state invalid drop`, use --engine socket for TCP";
+pub(super) const LOOPBACK_WARNING: &str = "conntrack classifies packets rewritten on loopback as INVALID; if OUTPUT has `ct state \
+     invalid drop`, use --engine socket for TCP";
 
 /// The engine on loopback. A packet there keeps the connection tracking entry
 /// that it got on its way out; rewritten, it no longer belongs to it.
@@ -263,17 +263,21 @@ fn loopback(choice: EngineChoice, facts: &Facts) -> Chosen {
         _ => Engine::Tc,
     };
     if let EngineChoice::Tc | EngineChoice::TcClsact = choice {
-        let mut chosen = Chosen::new(engine, "asked for by --engine");
+        let mut chosen = Chosen::new(engine, "requested with --engine");
         chosen.notes.push(LOOPBACK_WARNING.into());
         chosen
     } else if facts.cgroup.is_some() {
-        let why = "rewriting packets on loopback would break connection tracking";
+        let why = "conntrack would classify packets rewritten on loopback as INVALID";
         let mut chosen = Chosen::new(Engine::Cgroup, why);
-        let xdp = Rejected::new(Engine::XdpNative, "loopback has no native XDP".into());
+        let xdp = Rejected::new(
+            Engine::XdpNative,
+            "loopback does not support native XDP".into(),
+        );
         chosen.rejected = vec![xdp, Rejected::new(Engine::Tc, why.into())];
         chosen
     } else {
-        let why = "no root of a cgroup v2 hierarchy is mounted; --cgroup names another directory";
+        let why = "the root of the cgroup v2 hierarchy is not mounted; name another cgroup v2 \
+                   directory with --cgroup";
         let mut chosen = Chosen::new(engine, why);
         chosen
             .rejected

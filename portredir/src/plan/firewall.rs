@@ -43,9 +43,9 @@ impl Firewall {
                 .map(|&(first, last, name)| format!("{}/{name}", Ports { first, last }))
                 .collect(),
             why: if is_socket {
-                "it sees the dialled ports"
+                "INPUT sees the port before redirection"
             } else {
-                "it sees the target ports"
+                "INPUT sees the port after redirection"
             },
         }
     }

@@ -10,7 +10,7 @@ use crate::rule::Rule;
 
 /// What a rule would cut off.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("rule `{rule}` {how} port {port}, {what}; if that is meant, add --force")]
+#[error("rule `{rule}` {how} port {port}, {what}; use --force if you are sure")]
 pub struct GuardError {
     /// The rule.
     pub rule: Box<Rule>,
@@ -24,21 +24,13 @@ pub struct GuardError {
 
 /// Ports by which hosts are reached, or reach others.
 const GUARDED: [(Protocol, u16, &str); 7] = [
-    (Protocol::Tcp, 22, "where SSH listens"),
-    (Protocol::Tcp, 6443, "where the Kubernetes API listens"),
-    (Protocol::Tcp, 10250, "where the kubelet listens"),
-    (Protocol::Udp, 67, "where DHCP servers listen"),
-    (
-        Protocol::Udp,
-        68,
-        "where this host gets its address by DHCP",
-    ),
-    (
-        Protocol::Udp,
-        546,
-        "where this host gets its address by DHCPv6",
-    ),
-    (Protocol::Udp, 547, "where DHCPv6 servers listen"),
+    (Protocol::Tcp, 22, "the SSH port"),
+    (Protocol::Tcp, 6443, "the Kubernetes API port"),
+    (Protocol::Tcp, 10250, "the kubelet port"),
+    (Protocol::Udp, 67, "the DHCP server port"),
+    (Protocol::Udp, 68, "the DHCP client port"),
+    (Protocol::Udp, 546, "the DHCPv6 client port"),
+    (Protocol::Udp, 547, "the DHCPv6 server port"),
 ];
 
 /// The connection that somebody types in: client, then this host.
@@ -81,7 +73,7 @@ pub fn check(
         let is_for_it = rule.addr.is_none_or(|addr| addr == server.ip())
             && rule.from.is_none_or(|from| from.contains(&client.ip()));
         if is_for_it {
-            let what = "by which the SSH connection came in that this command runs in";
+            let what = "which carries your current SSH session";
             refuse(rule, is_hiding, Protocol::Tcp, server.port(), what)?;
         }
     }
@@ -99,9 +91,9 @@ fn refuse(
         return Ok(());
     }
     let how = if rule.redirects(port) {
-        "takes over"
+        "would redirect"
     } else if is_hiding && rule.target.contains(port) {
-        "would hide"
+        "would block"
     } else {
         return Ok(());
     };
@@ -171,8 +163,8 @@ mod tests {
     #[test]
     fn what_is_refused() {
         for (rule, is_hiding, words) in [
-            ("22:2222", false, "takes over port 22, where SSH"),
-            ("20-30:1020-1030", false, "takes over port 22"),
+            ("22:2222", false, "would redirect port 22, the SSH port"),
+            ("20-30:1020-1030", false, "would redirect port 22"),
             ("22:2222/udp", false, ""),
             ("6443:8443", false, "Kubernetes API"),
             ("10250:8443/both", false, "kubelet"),
@@ -181,14 +173,14 @@ mod tests {
             ("546:5546/udp", false, "DHCPv6"),
             ("67:6767", false, ""),
             ("2222:22", false, ""),
-            ("2222:22", true, "would hide port 22"),
+            ("2222:22", true, "would block port 22"),
             ("80:8080", true, ""),
         ] {
             let message = refused(rule, is_hiding, None).unwrap_or_default();
             assert!(message.contains(words), "{rule}: {message}");
             assert_eq!(message.is_empty(), words.is_empty(), "{rule}: {message}");
             assert!(
-                words.is_empty() || message.ends_with("add --force"),
+                words.is_empty() || message.ends_with("use --force if you are sure"),
                 "{message}"
             );
         }
@@ -208,7 +200,7 @@ mod tests {
         ] {
             let message = refused(rule, false, ssh).unwrap_or_default();
             assert_eq!(
-                message.contains("2022, by which the SSH"),
+                message.contains("2022, which carries your current SSH session"),
                 is_refused,
                 "{rule}: {message}"
             );

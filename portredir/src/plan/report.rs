@@ -133,7 +133,7 @@ impl Refused {
 impl InterfacePlan<'_> {
     fn row(&self) -> [String; 4] {
         let hook = match self.action {
-            Action::Refuse => "impossible",
+            Action::Refuse => "unavailable",
             Action::Attach | Action::Skip => self.hook.unwrap_or("-"),
         };
         [
@@ -191,7 +191,7 @@ impl fmt::Display for Plan {
         for note in &self.notes {
             writeln!(f, "{note}")?;
         }
-        if !self.attach.is_empty() {
+        if !self.attach.is_empty() && !self.firewall.open.is_empty() {
             writeln!(f, "{}", self.firewall)?;
         }
         Ok(())
@@ -200,11 +200,6 @@ impl fmt::Display for Plan {
 
 impl fmt::Display for Firewall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "firewall: let in {} ({})",
-            self.open.join(", "),
-            self.why
-        )
+        write!(f, "firewall: allow {} ({})", self.open.join(", "), self.why)
     }
 }

@@ -148,7 +148,7 @@ fn auto_uses_native_xdp_on_real_nics_alone() {
         veth.rejected,
         [Rejected {
             engine: "xdp",
-            why: "native XDP on veth would cost the peer its TSO".into()
+            why: "native XDP on veth disables TSO on the peer".into()
         }]
     );
 }
@@ -173,7 +173,7 @@ fn what_the_driver_says_of_its_xdp_counts() {
     assert_eq!(engines(&auto)[0].1, "tc");
     let why = &auto.attach[&2].why;
     assert!(
-        why.contains("MTU 9001") && why.contains("at most 3498"),
+        why.contains("MTU 9001") && why.contains("maximum 3498"),
         "{why}"
     );
     // The kernel may know better, and says why if it does not.
@@ -181,11 +181,14 @@ fn what_the_driver_says_of_its_xdp_counts() {
 
     let none = with(0, 1500);
     let auto = plan(&none, "");
-    assert_eq!(auto.attach[&2].why, "driver ena has no native XDP here");
+    assert_eq!(
+        auto.attach[&2].why,
+        "driver ena does not support native XDP"
+    );
     let forced = plan(&none, "--engine xdp");
     assert_eq!(
         forced.refuse[0].to_string(),
-        "eth0: --engine xdp is impossible: driver ena has no native XDP here; \
+        "eth0: --engine xdp is not available: driver ena does not support native XDP; \
              use --engine tc or auto"
     );
     assert_eq!(
@@ -240,9 +243,12 @@ fn a_packet_crosses_one_hook() {
     assert_eq!(
         skipped(&all),
         [
-            ("eth9", "down; used when it comes up"),
-            ("veth0", "port of bridge br0, which is used instead"),
-            ("br0.10", "vlan on br0, which sees its packets first"),
+            ("eth9", "interface is down; attached when it comes up"),
+            ("veth0", "port of bridge br0; br0 is used instead"),
+            (
+                "br0.10",
+                "vlan on br0, where its packets are redirected first"
+            ),
         ]
     );
     assert_eq!(names(&plan(&snapshot, "--iface veth0")), ["veth0"]);
@@ -250,7 +256,7 @@ fn a_packet_crosses_one_hook() {
     // Who leaves the bridge out does not mean its ports.
     let without = plan(&snapshot, "--iface !br0");
     assert_eq!(names(&without), ["br0.10", "veth0.20", "vxlan0"]);
-    assert!(skipped(&without).contains(&("veth0", "port of bridge br0, which is left out")));
+    assert!(skipped(&without).contains(&("veth0", "port of bridge br0; br0 is not selected")));
 }
 
 #[test]
@@ -271,11 +277,11 @@ fn a_socket_look_up_sees_the_device_that_delivers() {
         [
             (
                 "veth0",
-                "port of bridge br0; its packets reach sockets as br0's"
+                "port of bridge br0; sockets see its packets as received on br0"
             ),
             (
                 "eth1",
-                "port of vrf red; its packets reach sockets as red's"
+                "port of vrf red; sockets see its packets as received on red"
             ),
         ]
     );
@@ -294,7 +300,10 @@ fn foreign_xdp_is_named_and_left_alone() {
         let forced = plan(&snapshot, &format!("--engine {engine}"));
         assert!(forced.attach.is_empty());
         let error = forced.refuse[0].to_string();
-        assert!(error.contains("XDP is taken by probe (id 7)"), "{error}");
+        assert!(
+            error.contains("XDP program probe (id 7) is already attached"),
+            "{error}"
+        );
     }
     let ours = next_plan(&snapshot, "--engine xdp", &[(2, SelectedBy::Pattern)]);
     assert_eq!(engines(&ours), [("eth0", "xdp", "native")]);
@@ -314,7 +323,7 @@ fn xdp_on_a_device_above_allows_none_below() {
         let auto = plan(&snapshot, "--iface eth0");
         let why = &auto.attach[&2].why;
         assert_eq!(auto.attach[&2].engine, Engine::Tc);
-        assert!(why.contains("above has XDP program probe (id 7)"), "{why}");
+        assert!(why.contains("has XDP program probe (id 7)"), "{why}");
         assert_eq!(plan(&snapshot, "--iface eth0 --engine xdp").refuse.len(), 1);
     }
     // Ours gives way to the device below when that comes up.
@@ -398,19 +407,21 @@ fn what_is_typed_wrong_is_refused() {
     for (text, expected) in [
         (
             "--iface eth0,eth1 80:8080",
-            "no interface `eth1`; there are: lo, eth0",
+            "interface `eth1` does not exist (a glob such as `eth1*` may match later); existing \
+             interfaces: lo, eth0",
         ),
         (
             "--engine socket 80:8080/both",
-            "rule `80:8080/both` has UDP, and the socket engine redirects TCP only",
+            "rule `80:8080/both` includes UDP, and the socket engine redirects TCP only",
         ),
         (
             "--allow-loopback-target 80:8080",
-            "--allow-loopback-target is for --engine socket",
+            "--allow-loopback-target requires --engine socket",
         ),
         (
             "80:8080 on eth0,wg*,eth7",
-            "no interface `eth7`; there are: lo, eth0",
+            "interface `eth7` does not exist (a glob such as `eth7*` may match later); existing \
+             interfaces: lo, eth0",
         ),
     ] {
         let error = check(text).expect_err(text);
@@ -463,11 +474,11 @@ fn a_table_for_people_and_an_object_for_programs() {
     assert_eq!(
         plan.to_string(),
         "\
-INTERFACE  ENGINE  HOOK        WHY
-br0        xdp     native      asked for by --engine
-veth0      -       -           port of bridge br0, which is used instead
-tun0       xdp     impossible  tun has no Ethernet header
-firewall: let in 8080/tcp (it sees the target ports)
+INTERFACE  ENGINE  HOOK         WHY
+br0        xdp     native       requested with --engine
+veth0      -       -            port of bridge br0; br0 is used instead
+tun0       xdp     unavailable  tun has no Ethernet header
+firewall: allow 8080/tcp (INPUT sees the port after redirection)
 "
     );
     let json = serde_json::to_value(plan.report()).expect("JSON");

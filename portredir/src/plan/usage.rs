@@ -11,7 +11,10 @@ use crate::rule::{Protocols, Rule};
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UsageError {
     /// `--iface` names nothing that exists.
-    #[error("no interface `{name}`; there are: {}", .known.join(", "))]
+    #[error(
+        "interface `{name}` does not exist (a glob such as `{name}*` may match later); existing \
+         interfaces: {}", .known.join(", ")
+    )]
     UnknownInterface {
         /// What was asked for.
         name: String,
@@ -20,13 +23,14 @@ pub enum UsageError {
     },
     /// The engine `socket` cannot redirect UDP.
     #[error(
-        "rule `{0}` has UDP, and the socket engine redirects TCP only; use --engine auto, or /tcp"
+        "rule `{0}` includes UDP, but --engine socket redirects only TCP; use --engine auto, or \
+         /tcp"
     )]
     SocketUdp(Rule),
     /// `--allow-loopback-target` without the engine it is for.
     #[error(
-        "--allow-loopback-target is for --engine socket; the other engines deliver to the address \
-         that was dialled, at which such a server does not listen"
+        "--allow-loopback-target requires --engine socket; the other engines deliver packets to \
+         the original destination address, on which such a server does not listen"
     )]
     LoopbackTarget,
 }

@@ -27,7 +27,7 @@ pub enum Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Running => f.write_str("it runs"),
+            Self::Running => f.write_str("running"),
             Self::Argument(number) => write!(f, "argument {number}"),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
         }

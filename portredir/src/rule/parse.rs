@@ -24,7 +24,7 @@ impl FromStr for Rule {
             return parser.firewalld();
         }
         let addr = parser.addr()?;
-        let dialled = parser.ports("the port that clients dial")?;
+        let dialled = parser.ports("the port that clients connect to")?;
         parser.colon(dialled)?;
         parser.no_other_host(dialled)?;
         let target_at = parser.at;
@@ -95,10 +95,10 @@ impl<'a> Parser<'a> {
         }
         let inner = self.rest().replace(is_quote, "").parse::<Rule>();
         Err(self.error(
-            "quotes are no part of a rule",
+            "a rule contains no quotes",
             inner.map_or_else(
                 |_| EXAMPLE.to_owned(),
-                |rule| format!("leave them out: `{rule}`"),
+                |rule| format!("remove the quotes: `{rule}`"),
             ),
         ))
     }
@@ -113,7 +113,7 @@ impl<'a> Parser<'a> {
         match word.parse::<u16>() {
             Ok(0) => Err(self.error("port 0 cannot be used", range)),
             Ok(port) if word.starts_with('0') => Err(self.error(
-                format!("port {word} begins with 0"),
+                format!("port {word} has a leading zero"),
                 format!("write {port}, as in `80:8080`"),
             )),
             Ok(port) => {
@@ -160,20 +160,20 @@ impl<'a> Parser<'a> {
         }
         if word.chars().all(char::is_numeric) {
             return self.error(
-                format!("`{word}` is not made of the digits 0 to 9"),
+                format!("`{word}` contains characters other than the digits 0 to 9"),
                 "write ports as in `80:8080`",
             );
         }
         let hint = match (word, well_known(word)) {
             (_, Some(port)) => format!("ports are numbers: write {port} for {word}"),
             ("tcp" | "udp" | "both", _) => {
-                "the protocol comes behind both ports, as in `53:5353/udp`".to_owned()
+                "the protocol goes after both ports, as in `53:5353/udp`".to_owned()
             }
             ("from" | "on", _) => {
-                "conditions come behind a rule, as in `80:8080 from 10.0.0.0/8`".to_owned()
+                "conditions go after the ports, as in `80:8080 from 10.0.0.0/8`".to_owned()
             }
             _ if digits_then(word, "from") || digits_then(word, "on") => {
-                "conditions stand apart, as in `80:8080 from 10.0.0.0/8`".to_owned()
+                "put a space before a condition, as in `80:8080 from 10.0.0.0/8`".to_owned()
             }
             _ => "ports are numbers from 1 to 65535, as in `80:8080`".to_owned(),
         };
@@ -204,7 +204,7 @@ impl<'a> Parser<'a> {
         if last < first {
             return Err(self.error_at(
                 first_at,
-                "the range runs backwards",
+                "the range is reversed",
                 format!("write {last}-{first}"),
             ));
         }
@@ -215,10 +215,7 @@ impl<'a> Parser<'a> {
         let Some(found) = self.next() else {
             return Err(self.error(
                 "expected `:` between the two ports, but the rule ends",
-                format!(
-                    "write the port of the server as well, as in `{}`",
-                    to(dialled, 8080)
-                ),
+                format!("add the target port, as in `{}`", to(dialled, 8080)),
             ));
         };
         if found == ':' {
@@ -234,20 +231,20 @@ impl<'a> Parser<'a> {
                 "tcp"
             };
             return Err(self.error(
-                "the protocol comes behind both ports",
+                "the protocol goes after both ports",
                 format!("write `{}/{known}`", self.to_number(dialled, behind)),
             ));
         }
         let hint = match found {
             ',' => format!(
-                "each port has a rule of its own, as in {}",
+                "write one rule per port, as in {}",
                 spelled(["80:8080", "443:8080"])
             ),
             '-' if !self.rest().starts_with("->") => {
                 "a range has a first and a last port, as in `8000-8100:9000-9100`".to_owned()
             }
             _ => format!(
-                "the ports stand on both sides of a colon: `{}`",
+                "write the ports on both sides of a colon: `{}`",
                 self.to_number(dialled, self.rest())
             ),
         };
@@ -273,18 +270,18 @@ impl<'a> Parser<'a> {
             let to_one = to(dialled, target.first);
             let last = u32::from(target.first) + count(dialled) - 1;
             let hint = if count(dialled) == 1 {
-                format!("one port leads to one port, as in `{to_one}`")
+                format!("one port can be redirected to only one port, as in `{to_one}`")
             } else if last <= 65535 && dialled.first != target.first {
                 let same = format!("{dialled}:{}-{last}", target.first);
-                format!("write `{same}`, or `{to_one}` for all to one")
+                format!("write `{same}`, or `{to_one}` to redirect all of them to one port")
             } else {
-                format!("write `{to_one}` for all to one")
+                format!("write `{to_one}` to redirect all of them to one port")
             };
             let from = match count(dialled) {
                 1 => "one port".to_owned(),
                 count => format!("{count} ports"),
             };
-            let problem = format!("{from} cannot lead to {} ports", count(target));
+            let problem = format!("{from} cannot be redirected to {} ports", count(target));
             return Err(self.error_at(at, problem, hint));
         }
         if dialled != target {
@@ -317,13 +314,13 @@ impl<'a> Parser<'a> {
     }
 
     fn protocol(&self, word: &str) -> Result<Protocols, RuleError> {
-        let use_these = "use `/tcp`, `/udp` or `/both`; without one, tcp is meant";
+        let use_these = "use `/tcp`, `/udp` or `/both`; the default is tcp";
         match word.to_ascii_lowercase().as_str() {
             "tcp" => Ok(Protocols::Tcp),
             "udp" => Ok(Protocols::Udp),
             "both" => Ok(Protocols::Both),
             "sctp" => Err(self.error(
-                "SCTP is not supported: its checksum covers the whole packet",
+                "SCTP is not supported: the SCTP checksum covers the whole packet",
                 "use `/tcp`, `/udp` or `/both`",
             )),
             "" => Err(self.error("expected a protocol", use_these)),

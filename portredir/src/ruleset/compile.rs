@@ -26,14 +26,11 @@ use crate::sys::addr::to_bytes;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TableError {
     /// Too many `on` lists.
-    #[error(
-        "the rules name {0} different lists of interfaces (`on …`); at most {MAX_ON} are possible"
-    )]
+    #[error("the rules use {0} different interface lists (`on …`); the maximum is {MAX_ON}")]
     On(usize),
     /// Too many conditions for one client.
     #[error(
-        "port {port}: {count} rules for the same clients differ in their interfaces alone; at most \
-         {} are possible",
+        "port {port}: {count} rules with equal `from` differ only in `on`; the maximum is {}",
         Candidates::COUNT
     )]
     Candidates {
@@ -43,7 +40,7 @@ pub enum TableError {
         count: usize,
     },
     /// Too many combinations of conditions.
-    #[error("the conditions of the rules need too many {what}; at most {limit} are possible")]
+    #[error("the rules need too many {what}; the maximum is {limit}")]
     Conditions {
         /// Entries of what.
         what: &'static str,
@@ -186,7 +183,7 @@ impl Table {
             Entry::Occupied(set) => Ok(*set.get()),
             Entry::Vacant(set) => {
                 let limit = usize::from(u16::MAX);
-                let what = "different sets of rules for ports";
+                let what = "different sets of rules per port";
                 let id =
                     u16::try_from(count).map_err(|_| TableError::Conditions { what, limit })?;
                 let rules: Vec<_> = set.key().iter().map(|&i| conditions[i]).collect();
@@ -292,8 +289,8 @@ impl Table {
                 self.sources.insert((prefix, key), candidates);
                 // Not only at the end: there can be far too many.
                 for (what, count, limit) in [
-                    ("entries for addresses", self.addrs.len(), MAX_ADDRS),
-                    ("entries for clients", self.sources.len(), MAX_SOURCES),
+                    ("address entries", self.addrs.len(), MAX_ADDRS),
+                    ("client network entries", self.sources.len(), MAX_SOURCES),
                 ] {
                     if count > limit {
                         return Err(TableError::Conditions { what, limit });

@@ -31,7 +31,7 @@ pub const MAX_ON: usize = 63;
 pub enum ConflictError {
     /// A rule that can never match.
     #[error(
-        "rule `{}` ({}) never matches: {} {} before it; leave one of them out",
+        "rule `{}` ({}) never matches: {} {}; remove one of them",
         .hidden.rule, .hidden.origin, Names(.by), ports(.hidden, .by.len())
     )]
     Hidden {
@@ -41,7 +41,7 @@ pub enum ConflictError {
         by: Vec<Sourced>,
     },
     /// A rule that is there twice.
-    #[error("rule `{}` is there twice: {first}, {again}; leave one of them out", .again.rule, first = .first, again = .again.origin)]
+    #[error("rule `{}` is given twice ({first}, {again}); remove one of them", .again.rule, first = .first, again = .again.origin)]
     Twice {
         /// Where it is first.
         first: crate::rule::Origin,
@@ -49,12 +49,10 @@ pub enum ConflictError {
         again: Box<Sourced>,
     },
     /// More than the programs can tell apart.
-    #[error("{0} rules are too many; at most {MAX_RULES} are possible")]
+    #[error("too many rules: {0}; the maximum is {MAX_RULES}")]
     Rules(usize),
     /// Too many `on` lists.
-    #[error(
-        "the rules name {0} different lists of interfaces (`on …`); at most {MAX_ON} are possible"
-    )]
+    #[error("the rules use {0} different interface lists (`on …`); the maximum is {MAX_ON}")]
     On(usize),
 }
 
@@ -82,7 +80,11 @@ impl fmt::Display for Names<'_> {
 }
 
 fn ports(hidden: &Sourced, takers: usize) -> String {
-    let verb = if takers == 1 { "takes" } else { "take" };
+    let verb = if takers == 1 {
+        "already covers"
+    } else {
+        "already cover"
+    };
     let ports = hidden.rule.dialled;
     let noun = if ports.first == ports.last {
         "port"

@@ -22,7 +22,7 @@ const SOURCE: &str = "portredir";
 #[derive(Debug, Error)]
 pub enum PinError {
     /// bpffs is not there, and may not be mounted.
-    #[error("bpffs is not mounted, and mounting it failed; type: mount -t bpf bpf {BPFFS}")]
+    #[error("bpffs is not mounted and mounting it failed; mount it with: mount -t bpf bpf {BPFFS}")]
     Mount(#[source] io::Error),
     /// A mount would vanish with the process.
     #[error(
@@ -76,7 +76,7 @@ impl PinDir {
     ///
     /// When this user may not look.
     pub fn exists(&self) -> Result<bool, PinError> {
-        self.0.try_exists().map_err(io_error("look for", &self.0))
+        self.0.try_exists().map_err(io_error("look up", &self.0))
     }
 
     /// Makes it, and mounts bpffs where it is missing.
@@ -97,7 +97,7 @@ impl PinDir {
             .recursive(true)
             .mode(0o700)
             .create(&self.0)
-            .map_err(io_error("make", &self.0))
+            .map_err(io_error("create", &self.0))
     }
 
     /// Removes all links, and so detaches them; maps stay.

@@ -16,15 +16,18 @@ use crate::sys::peer::Owner;
 #[derive(Debug, Error)]
 pub enum LockError {
     /// Another instance works in this network namespace.
-    #[error("another portredir runs in this network namespace{0}; stop it first: portredir down")]
+    #[error(
+        "portredir is already running in this network namespace{0}; stop it first: portredir down"
+    )]
     Running(Holder),
     /// Another command is at work for too long.
     #[error(
-        "another portredir command is at work in this network namespace{0}; try again when it is done"
+        "another portredir command is running in this network namespace{0}; try again when it \
+         has finished"
     )]
     Busy(Holder),
     /// The lock could not be taken.
-    #[error("take the lock of this network namespace")]
+    #[error("lock this network namespace")]
     Lock(#[source] io::Error),
 }
 

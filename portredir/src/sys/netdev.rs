@@ -108,7 +108,7 @@ pub fn refusal(index: u32, program: BorrowedFd<'_>, mode: XdpMode) -> Option<Str
                 LinkXdp::Flags(mode | REPLACE),
             ]);
             if let Err(error) = undone {
-                log::warn!("interface {index}: detach XDP program: {error}");
+                log::warn!("interface {index}: cannot detach the XDP program of a probe: {error}");
             }
             None
         }
@@ -155,7 +155,9 @@ impl ParseableParametrized<[u8], GenlHeader> for Device {
             match (attribute.kind(), attribute.value()) {
                 (IFINDEX, &[a, b, c, d]) => device.index = u32::from_ne_bytes([a, b, c, d]),
                 (XDP_FEATURES, value) => {
-                    let value = value.try_into().map_err(|_| "features are not 64 bits")?;
+                    let value = value
+                        .try_into()
+                        .map_err(|_| "the XDP features attribute is not 64 bits long")?;
                     device.xdp_features = XdpFeatures(u64::from_ne_bytes(value));
                 }
                 _ => {}

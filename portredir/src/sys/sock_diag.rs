@@ -56,7 +56,7 @@ pub fn list(kind: Kind) -> anyhow::Result<Vec<TcpSocket>> {
         };
         let request = SockDiagMessage::InetRequest(request);
         let answers = ask(NETLINK_SOCK_DIAG, request.into(), NLM_F_DUMP)
-            .context("list TCP sockets; is the kernel module tcp_diag there?")?;
+            .context("list TCP sockets (requires the kernel module tcp_diag)")?;
         sockets.extend(answers.iter().filter_map(|answer| match answer {
             SockDiagMessage::InetResponse(socket) => Some(tcp_socket(&socket.header.socket_id)),
             _ => None,

@@ -18,7 +18,7 @@ impl<'a> Parser<'a> {
             let Some(end) = self.rest().find(']') else {
                 return Err(self.error(
                     "`[` without `]`",
-                    "an IPv6 address stands in brackets, as in `[2001:db8::1]:80:8080`",
+                    "write IPv6 addresses in brackets, as in `[2001:db8::1]:80:8080`",
                 ));
             };
             (self.bracketed(&self.rest()[1..end])?, end + 1)
@@ -36,15 +36,15 @@ impl<'a> Parser<'a> {
         self.at += length;
         if self.next() == Some('/') {
             return Err(self.error(
-                "one address of this host comes before ports, no network",
-                "for clients of a network write as in `80:8080 from 10.0.0.0/8`",
+                "expected an address of this host before the ports, found a network",
+                "to match the clients of a network, write for example `80:8080 from 10.0.0.0/8`",
             ));
         }
         if self.next() != Some(':') {
             return Err(self.error(
-                "expected `:` behind the address",
+                "expected `:` after the address",
                 format!(
-                    "both ports come behind it, as in `{}:80:8080`",
+                    "write both ports after the address, as in `{}:80:8080`",
                     in_text(addr)
                 ),
             ));
@@ -65,7 +65,7 @@ impl<'a> Parser<'a> {
         let port = to(Ports::one(port.max(1)), 8080);
         Err(self.error_at(
             at,
-            "an address and one port: the other port is missing",
+            "the rule has an address but only one port",
             format!("write `{}:{port}`", in_text(addr)),
         ))
     }
@@ -85,7 +85,7 @@ impl<'a> Parser<'a> {
             let at = self.at + 1 + inner.find('%').unwrap_or_default();
             return Err(self.error_at(
                 at,
-                "an address has no zone here",
+                "an address cannot have a zone here",
                 with_zone(addr, zone, "80:8080"),
             ));
         }
@@ -94,10 +94,10 @@ impl<'a> Parser<'a> {
             self.error_at(
                 self.at + 1,
                 match inner {
-                    "" => "no address is in the brackets".to_owned(),
+                    "" => "the brackets are empty".to_owned(),
                     _ => format!("`{inner}` is not an IPv6 address"),
                 },
-                "write addresses as in `[2001:db8::1]:80:8080`; names are not looked up",
+                "write addresses as in `[2001:db8::1]:80:8080`; host names are not resolved",
             )
         })
     }
@@ -105,7 +105,7 @@ impl<'a> Parser<'a> {
     /// An IPv6 address without brackets cannot be told from ports.
     fn no_plain_v6(&self) -> Result<(), RuleError> {
         let head = self.head();
-        let problem = "an IPv6 address stands in brackets";
+        let problem = "an IPv6 address must be in brackets";
         let mut parts = head.rsplitn(3, ':');
         if let (Some(target), Some(dialled), Some(addr)) =
             (parts.next(), parts.next(), parts.next())
@@ -134,7 +134,7 @@ impl<'a> Parser<'a> {
             && !is_other
         {
             return Err(self.error(
-                format!("{problem}, and ports come behind it"),
+                format!("{problem}, followed by the ports"),
                 format!("write `{}`", v6_rule(addr, "80:8080")),
             ));
         }
@@ -146,21 +146,21 @@ impl<'a> Parser<'a> {
             return Ok(addr.into());
         }
         let hint = match word {
-            "localhost" => {
-                "for clients on this host that dial 127.0.0.1, write `127.0.0.1:80:8080`"
-            }
+            "localhost" => "for local clients that connect to 127.0.0.1, write `127.0.0.1:80:8080`",
             "*" => EVERYWHERE,
-            "tcp" | "udp" => "the protocol comes behind both ports, as in `53:5353/udp`",
+            "tcp" | "udp" => "the protocol goes after both ports, as in `53:5353/udp`",
             "" => EXAMPLE,
             _ if !word.contains('.') && word.starts_with(|c: char| c.is_ascii_alphabetic()) => {
                 let rule = right(&format!("80:8080 on {word}"), "80:8080 on eth0");
-                let hint =
-                    format!("for an interface write as in `{rule}`; names are not looked up");
+                let hint = format!(
+                    "to match an interface, write for example `{rule}`; host names are not \
+                         resolved"
+                );
                 return Err(self.error(format!("`{word}` is not an address"), hint));
             }
             _ => {
-                "an address is a number, as in `10.0.0.5:80:8080` or `[2001:db8::1]:80:8080`; \
-                 names are not looked up"
+                "write a numeric address, as in `10.0.0.5:80:8080` or `[2001:db8::1]:80:8080`; \
+                 host names are not resolved"
             }
         };
         let problem = match word {
@@ -175,21 +175,21 @@ impl<'a> Parser<'a> {
     fn check_local(&self, addr: IpAddr) -> Result<(), RuleError> {
         let problem = match addr {
             _ if addr.is_unspecified() => {
-                let problem = format!("{addr} is not an address of a host");
+                let problem = format!("{addr} is not the address of a host");
                 return Err(self.error(problem, EVERYWHERE));
             }
             _ if addr.is_multicast() => "multicast",
             IpAddr::V4(addr) if addr.is_broadcast() => "broadcast",
             IpAddr::V6(addr) if let Some(mapped) = addr.to_ipv4_mapped() => {
                 return Err(self.error(
-                    format!("{addr} is an IPv4 address in disguise"),
+                    format!("{addr} is an IPv4-mapped IPv6 address"),
                     format!("write `{}`", right(&format!("{mapped}:80:8080"), V4)),
                 ));
             }
             _ => return Ok(()),
         };
         Err(self.error(
-            format!("{addr} is {problem}; no host has it as its own"),
+            format!("{addr} is a {problem} address, not an address of this host"),
             EVERYWHERE,
         ))
     }
@@ -211,10 +211,10 @@ impl<'a> Parser<'a> {
         }
         let problem = match word {
             "localhost" | "127.0.0.1" | "[::1]" => {
-                format!("`{word}` behind the dialled port would be another host")
+                format!("`{word}` after the destination port would name another host")
             }
             _ => {
-                format!("`{word}` is another host, and redirects to other hosts are not supported")
+                format!("`{word}` is another host; redirects to other hosts are not supported")
             }
         };
         let rule = self.to_number(dialled, behind);
@@ -233,8 +233,7 @@ fn v6_rule(addr: Ipv6Addr, ports: &str) -> String {
     right(&format!("{addr}:{ports}"), "[2001:db8::1]:80:8080")
 }
 
-const EVERYWHERE: &str =
-    "to redirect on every address of this host, leave the address out, as in `80:8080`";
+const EVERYWHERE: &str = "to match every address of this host, omit the address, as in `80:8080`";
 
 fn is_addr(word: &str) -> bool {
     word.parse::<IpAddr>().is_ok()

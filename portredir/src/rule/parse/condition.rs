@@ -27,13 +27,13 @@ impl Parser<'_> {
                 _ if self.at == before => return Err(self.junk(word, has_on)),
                 "from" if has_from => {
                     return Err(
-                        self.error("a second `from`", "give one rule per network of clients")
+                        self.error("`from` is given twice", "write one rule per client network")
                     );
                 }
                 "on" if has_on => {
                     return Err(self.error(
-                        "a second `on`",
-                        "list interfaces with commas: `on eth0,wg0`",
+                        "`on` is given twice",
+                        "separate interfaces with commas: `on eth0,wg0`",
                     ));
                 }
                 "from" => {
@@ -57,18 +57,18 @@ impl Parser<'_> {
         let lower = word.to_ascii_lowercase();
         let (problem, hint) = if word.starts_with([',', ';', '+', '&', '|']) {
             (
-                "nothing but a space comes between rules",
-                format!("give each as a word of its own: {two}"),
+                "rules are separated only by spaces",
+                format!("write each rule as a separate argument: {two}"),
             )
         } else if [":tcp", ":udp", ":both"].contains(&lower.as_str()) {
             (
-                "the protocol comes behind `/`",
+                "the protocol goes after `/`",
                 format!("as in `80:8080/{}`", &lower[1..]),
             )
         } else if word.starts_with(':') {
             (
                 "a rule has two ports",
-                "an address comes before both, as in `10.0.0.5:80:8080`".to_owned(),
+                "an address goes before both ports, as in `10.0.0.5:80:8080`".to_owned(),
             )
         } else if word.starts_with('-') && word[1..].starts_with(|c: char| c.is_ascii_digit()) {
             (
@@ -77,28 +77,28 @@ impl Parser<'_> {
             )
         } else if word.parse::<Rule>().is_ok() {
             (
-                "another rule begins here",
-                format!("give each as a word of its own: {two}"),
+                "a second rule begins here",
+                format!("write each rule as a separate argument: {two}"),
             )
         } else if let Some(protocol) = ["/tcp", "/udp", "/both"].iter().find(|p| lower == **p) {
             (
-                "no space comes before the protocol",
+                "no space is allowed before the protocol",
                 format!("as in `80:8080{protocol}`"),
             )
         } else if ["from", "on"].contains(&lower.as_str()) {
             (
-                "conditions are written in small letters",
+                "conditions are lower case",
                 "as in `from 10.0.0.0/8` and `on eth0`".to_owned(),
             )
         } else if ["tcp", "udp", "both"].contains(&lower.as_str()) {
             (
-                "the protocol comes behind `/`",
+                "the protocol goes after `/`",
                 format!("as in `80:8080/{lower}`"),
             )
         } else if has_on {
             (
                 "the rule should end here",
-                "list interfaces with commas and without spaces: `on eth0,wg0`".to_owned(),
+                "separate interfaces with commas, without spaces: `on eth0,wg0`".to_owned(),
             )
         } else {
             ("the rule should end here", EXAMPLE.to_owned())
@@ -111,7 +111,7 @@ impl Parser<'_> {
         let word = self.word();
         if word.is_empty() {
             return Err(self.error(
-                "expected a network behind `from`",
+                "expected a network after `from`",
                 "write a network or an address, as in `from 10.0.0.0/8`",
             ));
         }
@@ -122,7 +122,7 @@ impl Parser<'_> {
             .map_err(|_| self.no_network(word, &plain))?;
         if net != net.trunc() {
             return Err(self.error(
-                format!("{net} has bits behind its prefix"),
+                format!("{net} has host bits set"),
                 format!(
                     "for the network write `{}`, for the one host `{}`",
                     right_from(&net.trunc().to_string()),
@@ -137,7 +137,7 @@ impl Parser<'_> {
             let net = Ipv4Net::new(mapped, length)
                 .map_or_else(|_| mapped.to_string(), |net| shortest(net.into()));
             return Err(self.error(
-                format!("{word} is IPv4 in disguise"),
+                format!("{word} is an IPv4-mapped IPv6 address"),
                 format!("write `{}`", right_from(&net)),
             ));
         }
@@ -148,14 +148,14 @@ impl Parser<'_> {
                 "::/0"
             };
             return Err(self.error(
-                format!("{} is the address of no client", net.addr()),
-                format!("for all of that IP version write `from {all}`"),
+                format!("{} cannot be the address of a client", net.addr()),
+                format!("to match all clients of this IP version, write `from {all}`"),
             ));
         }
         if let Some(local) = local.filter(|local| local.is_ipv4() != net.addr().is_ipv4()) {
             return Err(self.error(
-                format!("a client of {net} cannot dial {local}"),
-                "give both as IPv4 or both as IPv6; such a rule would never match",
+                format!("clients in {net} cannot connect to {local}"),
+                "use two IPv4 addresses or two IPv6 addresses; this rule would never match",
             ));
         }
         self.at += word.len();
@@ -167,7 +167,7 @@ impl Parser<'_> {
         if word.contains(',') {
             return self.error(
                 problem,
-                "give one rule per network, as in `from 10.0.0.0/8`",
+                "write one rule per network, as in `from 10.0.0.0/8`",
             );
         }
         if let Some((addr, zone)) = plain.split_once('%')
@@ -177,9 +177,10 @@ impl Parser<'_> {
                 problem,
                 match format!("80:8080 from {addr} on {zone}").parse::<Rule>() {
                     Ok(_) if !zone.contains('`') => {
-                        format!("an address has no zone here: `from {addr} on {zone}`")
+                        format!("an address cannot have a zone here; write `from {addr} on {zone}`")
                     }
-                    _ => "an address has no zone here: `from fe80::1 on eth0`".to_owned(),
+                    _ => "an address cannot have a zone here; write `from fe80::1 on eth0`"
+                        .to_owned(),
                 },
             );
         }
@@ -187,13 +188,14 @@ impl Parser<'_> {
             .split_once('/')
             .map(|(addr, _)| addr.parse::<IpAddr>());
         let hint = match addr {
-            Some(Ok(IpAddr::V4(_))) => {
-                "the length of an IPv4 prefix is 0 to 32, as in `from 10.0.0.0/8`"
-            }
+            Some(Ok(IpAddr::V4(_))) => "an IPv4 prefix length is 0 to 32, as in `from 10.0.0.0/8`",
             Some(Ok(IpAddr::V6(_))) => {
-                "the length of an IPv6 prefix is 0 to 128, as in `from 2001:db8::/32`"
+                "an IPv6 prefix length is 0 to 128, as in `from 2001:db8::/32`"
             }
-            _ => "write a network or an address, as in `from 10.0.0.0/8`; names are not looked up",
+            _ => {
+                "write a network or an address, as in `from 10.0.0.0/8`; host names are not \
+                 resolved"
+            }
         };
         self.error(problem, hint)
     }
@@ -219,20 +221,20 @@ impl Parser<'_> {
     fn name(&self, name: &str) -> Result<(), RuleError> {
         if name.is_empty() {
             return Err(self.error(
-                "expected the name of an interface",
-                "list interfaces with commas and without spaces: `on eth0,wg*`",
+                "expected an interface name",
+                "separate interfaces with commas, without spaces: `on eth0,wg*`",
             ));
         }
         if name == "all" || name == "any" {
             return Err(self.error(
-                format!("`{name}` is what holds without `on`"),
-                "leave it out, as in `80:8080`",
+                format!("`{name}` is the default; a rule without `on` matches every interface"),
+                "omit the condition, as in `80:8080`",
             ));
         }
         if let Some(name) = name.strip_prefix('!') {
             return Err(self.error(
-                "a rule names the interfaces it is for, not others",
-                format!("to leave {name} out of all rules use --iface 'all,!{name}'"),
+                "a rule cannot exclude interfaces",
+                format!("to exclude {name} from all rules, use --iface 'all,!{name}'"),
             ));
         }
         if let Err(error) = glob::Pattern::new(name) {
@@ -248,8 +250,11 @@ impl Parser<'_> {
             && !matches!(name, "." | "..");
         if !is_name || (!is_glob(name) && name.len() > LONGEST_NAME) {
             return Err(self.error(
-                format!("`{name}` cannot be the name of an interface"),
-                format!("names have at most {LONGEST_NAME} characters, and no slash, colon or control character"),
+                format!("`{name}` is not a valid interface name"),
+                format!(
+                    "a name has at most {LONGEST_NAME} characters and no slash, colon or control \
+                     character"
+                ),
             ));
         }
         Ok(())

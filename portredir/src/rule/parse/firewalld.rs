@@ -31,11 +31,11 @@ impl Parser<'_> {
                 _ => false,
             };
             if is_twice {
-                return Err(self.error(format!("a second `{key}=`"), HINT));
+                return Err(self.error(format!("`{key}=` is given twice"), HINT));
             }
             self.at += key.len() + 1;
             match key {
-                "port" => dialled = Some(self.ports("the port that clients dial")?),
+                "port" => dialled = Some(self.ports("the port that clients connect to")?),
                 "toport" => {
                     target_at = self.at;
                     target = Some(self.ports("the port that the server listens on")?);
@@ -49,8 +49,8 @@ impl Parser<'_> {
                 "toaddr" => {
                     return Err(self.error_at(
                         key_at,
-                        "`toaddr` is another host, and redirects to other hosts are not supported",
-                        "to redirect to a port of this host, leave it out: \
+                        "`toaddr` names another host; redirects to other hosts are not supported",
+                        "to redirect to a port of this host, omit toaddr: \
                          `port=80:proto=tcp:toport=8080`",
                     ));
                 }

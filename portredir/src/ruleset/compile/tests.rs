@@ -98,26 +98,23 @@ fn limits_are_named() {
     let lists = (0..64).map(|i| format!("{}:8080 on eth{i}", i + 1));
     assert_eq!(
         refused(lists),
-        "the rules name 64 different lists of interfaces (`on …`); at most 63 are possible"
+        "the rules use 64 different interface lists (`on …`); the maximum is 63"
     );
     let lists = (0..9).map(|i| format!("80:{} on eth{i}", 8080 + i));
     assert_eq!(
         refused(lists),
-        "port 80: 9 rules for the same clients differ in their interfaces alone; at most 8 are \
-         possible"
+        "port 80: 9 rules with equal `from` differ only in `on`; the maximum is 8"
     );
     let addrs = (0..32_769).map(|i| format!("10.0.{}.{}:80:8080", i / 256, i % 256));
     assert_eq!(
         refused(addrs),
-        "the conditions of the rules need too many entries for addresses; at most 32768 are \
-         possible"
+        "the rules need too many address entries; the maximum is 32768"
     );
     let nets = (0..300).map(|i| format!("1-65535:8080 from 10.{}.{}.0/24", i / 250, i % 250));
     let ports = (0..600).map(|i| format!("{}:9090", i + 1));
     assert_eq!(
         refused(nets.chain(ports)),
-        "the conditions of the rules need too many entries for clients; at most 131072 are \
-         possible"
+        "the rules need too many client network entries; the maximum is 131072"
     );
     let ports = (1..=u16::MAX)
         .filter(|port| *port != 8080)
@@ -130,7 +127,6 @@ fn limits_are_named() {
     let ports: Vec<_> = ports.take(65_536).collect();
     assert_eq!(
         refused(ports),
-        "the conditions of the rules need too many different sets of rules for ports; at most \
-         65535 are possible"
+        "the rules need too many different sets of rules per port; the maximum is 65535"
     );
 }

@@ -13,9 +13,9 @@ pub const NOT_RELOADED: &str = "reload failed";
 pub const H2_IS_GONE: &str = "h2: the interface was removed";
 
 /// A second instance is refused in a network namespace.
-pub const ANOTHER_INSTANCE: &str = "another portredir runs in this network namespace";
+pub const ANOTHER_INSTANCE: &str = "portredir is already running in this network namespace";
 /// Another command holds the lock.
-pub const ANOTHER_COMMAND: &str = "another portredir command is at work";
+pub const ANOTHER_COMMAND: &str = "another portredir command is running";
 /// A change waiting for confirmation.
 pub const UNCONFIRMED: &str = "waiting for confirmation";
 /// `apply` cannot change the interfaces.
@@ -26,26 +26,26 @@ pub const RUN_DOWN_FIRST: &str = "portredir down";
 pub const OWN_MOUNT_NAMESPACE: &str = "mount namespace of its own";
 
 /// A rule takes over the port of SSH.
-pub const SSH_PORT: &str = "port 22, where SSH listens";
+pub const SSH_PORT: &str = "port 22, the SSH port";
 /// A rule takes over the port of the current SSH session.
-pub const SSH_SESSION: &str = "the SSH connection";
+pub const SSH_SESSION: &str = "your current SSH session";
 /// Users without rights may join this group.
 pub const GROUP: &str = "group `portredir`";
 
 /// A foreign XDP program is in the way; its name and ID follow or come before.
-pub const TAKEN_BY_DISPATCHER: &str = "taken by xdp_dispatcher (id ";
+pub const TAKEN_BY_DISPATCHER: &str = "XDP program xdp_dispatcher (id ";
 /// One of our XDP programs, which another instance attached, is in the way.
 pub const TAKEN_BY_OURS: &str = "portredir_xdp (id ";
 /// A filter of another program runs first.
 pub const FILTER_BEFORE_OURS: &str = "comes before ours";
 /// A bridge whose ports carry the programs.
-pub const PORTS_ARE_USED: &str = "its ports are used instead";
+pub const PORTS_ARE_USED: &str = "bridge ports are used";
 /// A port whose bridge carries the programs.
-pub const BRIDGE_IS_USED: &str = "port of bridge br0, which is used instead";
+pub const BRIDGE_IS_USED: &str = "port of bridge br0; br0 is used instead";
 /// An interface without an Ethernet header cannot have native XDP.
 pub const NO_ETHERNET_HEADER: &str = "no Ethernet header";
 /// Native XDP is refused on a tun device.
-pub const XDP_IMPOSSIBLE: &str = "tun0: --engine xdp is impossible: tun has no Ethernet header";
+pub const XDP_IMPOSSIBLE: &str = "tun0: --engine xdp is not available: tun has no Ethernet header";
 /// A rule has a target on another host.
 pub const NO_OTHER_HOSTS: &str = "other hosts are not supported";
 /// `check` found that a file of two rules is valid.
