@@ -25,7 +25,7 @@ use self::error::ControllerError;
 use self::log::DecisionLog;
 use self::watcher::Notified;
 use crate::config::settings::Settings;
-use crate::host::features::Facts as Features;
+use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::host::snapshot::Snapshot;
 use crate::loader::pinned;

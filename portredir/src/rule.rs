@@ -19,10 +19,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use self::error::RuleError;
 pub use self::list::{Origin, Sourced, SourcedError, from_words};
 
-/// The transport protocols a rule is about.
+/// The transport protocols of a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocols {
-    /// TCP alone; what a rule means that names none, as with `docker -p`.
+    /// TCP alone: the default, as with `docker -p`.
     #[default]
     Tcp,
     /// UDP alone.
@@ -32,7 +32,7 @@ pub enum Protocols {
 }
 
 impl Protocols {
-    /// Each of them.
+    /// The protocols one by one.
     #[must_use]
     pub const fn each(self) -> &'static [Protocol] {
         match self {
@@ -43,17 +43,17 @@ impl Protocols {
     }
 }
 
-/// Ports from `first` to `last`, both included.
+/// A range of ports, from `first` to `last`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ports {
-    /// The lowest.
+    /// The lowest port.
     pub first: u16,
-    /// The highest, not below `first`.
+    /// The highest port, not below `first`.
     pub last: u16,
 }
 
 impl Ports {
-    /// One port.
+    /// A range of one port.
     #[must_use]
     pub const fn one(port: u16) -> Self {
         Self {
@@ -62,13 +62,13 @@ impl Ports {
         }
     }
 
-    /// Whether a port is one of them.
+    /// Whether a port is in the range.
     #[must_use]
     pub const fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
     }
 
-    /// Each of them.
+    /// The ports one by one.
     pub fn each(self) -> impl Iterator<Item = u16> {
         self.first..=self.last
     }
@@ -85,49 +85,50 @@ impl fmt::Display for Ports {
     }
 }
 
-/// One redirect: who dials `dialled` reaches what listens on `target`.
+/// One redirect: a connection to one of `dst_ports` is delivered to the server that
+/// listens on `target`.
 ///
 /// `Display` gives the canonical text, which parses to the same rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// The address of this host that clients dial; `None` for all.
+    /// The address of this host that clients connect to; `None` for all.
     pub addr: Option<IpAddr>,
-    /// The ports that clients dial. A range may have its one target among them,
-    /// which then stays what it is.
-    pub dialled: Ports,
-    /// The ports the server listens on: as many as `dialled`, or one.
+    /// The ports that clients connect to. A single target port may be one of them; it is
+    /// not redirected then.
+    pub dst_ports: Ports,
+    /// The ports that the server listens on: as many as `dst_ports`, or one.
     pub target: Ports,
-    /// For which protocols.
+    /// The protocols that are redirected.
     pub protocols: Protocols,
-    /// The clients it is for; `None` for all.
+    /// The clients whose connections match; `None` for all.
     pub from: Option<IpNet>,
-    /// Names and globs of the interfaces it is for, sorted; none for all.
+    /// Names and globs of the ingress interfaces that match, sorted; none for all.
     pub on: Vec<String>,
 }
 
 impl Rule {
-    /// Where packets to one of the dialled ports go.
+    /// The target port of one of the destination ports.
     #[must_use]
-    pub const fn target_of(&self, dialled: u16) -> u16 {
+    pub const fn target_of(&self, dst_port: u16) -> u16 {
         if self.target.first == self.target.last {
             self.target.first
         } else {
-            self.target.first + (dialled - self.dialled.first)
+            self.target.first + (dst_port - self.dst_ports.first)
         }
     }
 
-    /// Whether it leads from a port to another one.
+    /// Whether the rule redirects a destination port to another port.
     #[must_use]
     pub fn redirects(&self, port: u16) -> bool {
-        self.dialled.contains(port) && self.target_of(port) != port
+        self.dst_ports.contains(port) && self.target_of(port) != port
     }
 
-    /// The ports that lead to another one: one stretch, or two around a target
-    /// that is among the dialled ports.
-    pub fn stretches(&self) -> impl Iterator<Item = Ports> + use<> {
-        let Ports { first, last } = self.dialled;
+    /// The destination ports that are redirected to another port: one range, or two around
+    /// a target port that is among the destination ports.
+    pub fn redirected_ranges(&self) -> impl Iterator<Item = Ports> + use<> {
+        let Ports { first, last } = self.dst_ports;
         let target = self.target.first;
-        let stretches = if self.target.first != self.target.last || !self.dialled.contains(target) {
+        let ranges = if self.target.first != self.target.last || !self.dst_ports.contains(target) {
             [(first, Some(last)), (1, Some(0))]
         } else {
             [
@@ -138,7 +139,7 @@ impl Rule {
                 ),
             ]
         };
-        stretches.into_iter().filter_map(|(first, last)| {
+        ranges.into_iter().filter_map(|(first, last)| {
             let last = last.filter(|&last| first <= last)?;
             Some(Ports { first, last })
         })
@@ -152,7 +153,7 @@ impl fmt::Display for Rule {
             Some(IpAddr::V6(addr)) => write!(f, "[{addr}]:")?,
             None => {}
         }
-        write!(f, "{}:{}", self.dialled, self.target)?;
+        write!(f, "{}:{}", self.dst_ports, self.target)?;
         f.write_str(match self.protocols {
             Protocols::Tcp => "",
             Protocols::Udp => "/udp",

@@ -26,7 +26,7 @@ use super::stop::Stop;
 use super::traffic::FLOWS;
 use super::variant::{self, CONNTRACK, Subject, Variant};
 use super::{conntrack, server};
-use crate::host::features::Facts;
+use crate::host::features::Features;
 use crate::sys::ethtool;
 
 /// Of every host. Buffers of fixed size, or the bulk tests would show how each
@@ -159,7 +159,7 @@ impl Lab {
         let mut lab = Self {
             members: Vec::new(),
             client,
-            cgroups: Facts::read(None).cgroup,
+            cgroups: Features::read(None).cgroup,
         };
         let mut versions = HashMap::new();
         for (number, variant) in (1..=u8::MAX).zip(variants) {

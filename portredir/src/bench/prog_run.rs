@@ -216,8 +216,7 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
     datapath.commit(&compile::Table::compile(
         &rules,
         &History::default(),
-        false,
-        false,
+        compile::TableOptions::default(),
     )?)?;
     let generation = datapath.generation();
     datapath.set_on(generation, &BTreeMap::new())?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::namespace::{self, Namespace};
-use crate::host::features::Facts;
+use crate::host::features::Features;
 
 /// Removes what a run left behind that was killed, and says so.
 pub fn sweep() {
@@ -18,7 +18,7 @@ pub fn sweep() {
     for path in namespace::stale(&std::env::temp_dir()) {
         let _ = fs::remove_dir_all(path);
     }
-    if let Some(root) = Facts::read(None).cgroup {
+    if let Some(root) = Features::read(None).cgroup {
         for path in namespace::stale(&root) {
             let _ = fs::remove_dir(path);
         }

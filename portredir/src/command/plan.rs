@@ -8,7 +8,7 @@ use crate::config::file;
 use crate::config::settings::Settings;
 use crate::controller::change::HostView;
 use crate::controller::compile;
-use crate::host::features::Facts as Features;
+use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::plan::lockout;
 use crate::ruleset::history::History;

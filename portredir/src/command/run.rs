@@ -13,7 +13,7 @@ use crate::controller::error::ControllerError;
 use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every};
 use crate::controller::transaction::logging;
 use crate::controller::{Controller, Parts};
-use crate::host::features::Facts as Features;
+use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
 use crate::ipc::client::{Control, Request, Role};

@@ -103,7 +103,7 @@ impl Controller {
         };
         if has_other_way && let Err(error) = result {
             let why = chain(&error);
-            let planned = instead.insert(planned.by_tc_instead(&self.features, &why));
+            let planned = instead.insert(planned.fall_back_to_tc(&self.features, &why));
             result = self.try_attach(planned, on_event).await;
         }
         result.map(|()| instead)

@@ -8,7 +8,7 @@ use super::error::ChangeError;
 use crate::config::safety::ChangeOptions;
 use crate::config::selection::SelectedBy;
 use crate::config::settings::{Effect, Settings};
-use crate::host::features::{Facts as Features, Loaded};
+use crate::host::features::{Features, Loaded};
 use crate::host::snapshot::Snapshot;
 use crate::plan::Plan;
 use crate::plan::lockout::{self, GuardError};

@@ -11,7 +11,7 @@ use super::watcher::{self, Stubborn};
 use super::{Controller, Logging, Parts, attach};
 use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
-use crate::host::features::Facts as Features;
+use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
 use crate::host::snapshot::Snapshot;

@@ -12,7 +12,7 @@ use crate::sys::cgroup::cgroup_root;
 
 /// What this host has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct Features {
     /// The cgroup v2 directory whose processes are local clients.
     pub cgroup: Option<PathBuf>,
     /// Whether the kernel has TCX; `None` when it may not be asked.
@@ -21,7 +21,7 @@ pub struct Facts {
     pub page_bytes: u32,
 }
 
-impl Facts {
+impl Features {
     /// Finds out. `cgroup` is what the user named.
     #[must_use]
     pub fn read(cgroup: Option<&Path>) -> Self {
@@ -36,7 +36,7 @@ impl Facts {
     }
 }
 
-impl Facts {
+impl Features {
     /// The largest MTU of native XDP without frags. Drivers differ by a few
     /// bytes; this is `ENA_XDP_MAX_MTU` of
     /// drivers/net/ethernet/amazon/ena/ena_xdp.h, which is among the smallest:

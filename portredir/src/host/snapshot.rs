@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use portredir_common::abi::LOOPBACK_IFINDEX;
 use portredir_common::wire::Link;
 
 use crate::sys::netdev::XdpFeatures;
@@ -34,6 +35,34 @@ pub struct Interface {
     pub mtu: u32,
     /// What the driver's XDP can do; unknown before Linux 6.3.
     pub xdp_features: Option<XdpFeatures>,
+}
+
+impl Interface {
+    /// Whether this is the loopback interface.
+    #[must_use]
+    pub const fn is_loopback(&self) -> bool {
+        self.index == LOOPBACK_IFINDEX
+    }
+
+    /// Whether packets can leave through this interface that do not leave through the
+    /// device below it: macvlan and ipvlan devices on one device talk to each other.
+    #[must_use]
+    pub fn has_own_egress(&self) -> bool {
+        matches!(
+            self.kind.as_deref(),
+            Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap")
+        )
+    }
+
+    /// Whether the kernel knows this interface as an upper device of `lower`. Tunnels
+    /// have a device below them as well, but only by name.
+    #[must_use]
+    pub fn is_upper_of(&self, lower: &Self) -> bool {
+        const STACKED: [&str; 6] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "vxlan"];
+        let kind = self.kind.as_deref().unwrap_or_default();
+        lower.master == Some(self.index)
+            || (self.lower == Some(lower.index) && STACKED.contains(&kind))
+    }
 }
 
 /// Interfaces and addresses at one moment.

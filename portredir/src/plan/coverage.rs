@@ -1,95 +1,96 @@
-//! Which interfaces need no programs, as others see their packets.
+//! Which selected interfaces need no programs, as another interface redirects their
+//! packets.
+//!
+//! A packet must pass one of our hooks, not two, or the rules `80:8080 8080:9090` would
+//! redirect a packet to port 80 twice.
 
 use std::collections::BTreeSet;
 
+use super::input::Input;
 use crate::config::engine::EngineChoice;
-use crate::config::settings::Settings;
-use crate::host::snapshot::{Interface, Snapshot};
+use crate::host::snapshot::Interface;
 
-impl Snapshot {
-    /// Why the packets of an interface are met elsewhere: a packet must cross
-    /// one of our hooks, not two, or `80:8080 8080:9090` would chain.
-    pub(super) fn covered(
-        &self,
-        interface: &Interface,
-        settings: &Settings,
-        selected: &BTreeSet<u32>,
-    ) -> Option<String> {
-        let is_socket = settings.engine == EngineChoice::Socket;
-        let master = interface.master.and_then(|i| self.interfaces.get(&i));
-        if let Some(Interface {
-            index,
-            name,
-            kind,
-            is_tracked_bridge,
-            ..
-        }) = master
-        {
-            let kind = kind.as_deref().unwrap_or("master");
-            // A socket look-up knows the device that delivers the packet: the
-            // bridge, the bond, also the VRF. Nothing else reaches it from here.
-            if is_socket {
-                return Some(format!(
-                    "port of {kind} {name}; sockets see its packets as received on {name}"
-                ));
-            }
-            // The ports of a VRF receive for themselves.
-            match (kind, selected.contains(index)) {
-                ("vrf", _) => {}
-                (_, true) if *is_tracked_bridge => {}
-                (_, true) => {
-                    return Some(format!("port of {kind} {name}; {name} is used instead"));
-                }
-                (_, false) if settings.iface.is_all => {
-                    return Some(format!("port of {kind} {name}; {name} is not selected"));
-                }
-                (_, false) => {}
-            }
+/// Why another interface redirects the packets of this one, if one does.
+pub(super) fn covered(
+    input: Input<'_>,
+    interface: &Interface,
+    selected: &BTreeSet<u32>,
+) -> Option<String> {
+    let is_socket = input.settings.engine == EngineChoice::Socket;
+    let by_master = covered_by_master(input, interface, selected);
+    if is_socket || by_master.is_some() {
+        return by_master;
+    }
+    covered_by_ports(input, interface, selected)
+        .or_else(|| covered_by_lower(input, interface, selected))
+}
+
+/// Ports of a bridge, a bond, a team or a VRF.
+fn covered_by_master(
+    input: Input<'_>,
+    interface: &Interface,
+    selected: &BTreeSet<u32>,
+) -> Option<String> {
+    let master = input.snapshot.interfaces.get(&interface.master?)?;
+    let (name, kind) = (&master.name, master.kind.as_deref().unwrap_or("master"));
+    // A socket look-up knows the device that delivers the packet: the bridge, the bond,
+    // also the VRF. Nothing else reaches a socket from here.
+    if input.settings.engine == EngineChoice::Socket {
+        return Some(format!(
+            "port of {kind} {name}; sockets see its packets as received on {name}"
+        ));
+    }
+    // The ports of a VRF receive for themselves.
+    if kind == "vrf" {
+        return None;
+    }
+    match selected.contains(&master.index) {
+        true if master.is_tracked_bridge => None,
+        true => Some(format!("port of {kind} {name}; {name} is used instead")),
+        false if input.settings.iface.is_all => {
+            Some(format!("port of {kind} {name}; {name} is not selected"))
         }
-        if is_socket {
-            return None;
-        }
-        // Where all ports are excluded the bridge itself is the next best.
-        let mut ports = self
-            .interfaces
-            .values()
-            .filter(|port| port.is_up && port.master == Some(interface.index))
-            .peekable();
-        if interface.is_tracked_bridge
-            && (ports.peek().is_none() || ports.any(|port| selected.contains(&port.index)))
-        {
-            return Some(
-                "bridge ports are used: with br_netfilter, conntrack sees packets at the port"
-                    .into(),
-            );
-        }
-        if interface.kind.as_deref() == Some("vrf") {
-            return Some("VRF; its member interfaces are used".into());
-        }
-        // Tunnels name a device below them too, but packets arrive there wrapped.
-        let kind = interface.kind.as_deref()?;
-        if !matches!(kind, "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap") {
-            return None;
-        }
-        let lower = self.interfaces.get(&interface.lower?)?;
-        let is_hooked =
-            lower.is_tracked_bridge || self.covered(lower, settings, selected).is_none();
-        (selected.contains(&lower.index) && is_hooked).then(|| {
-            format!(
-                "{kind} on {}, where its packets are redirected first",
-                lower.name
-            )
-        })
+        false => None,
     }
 }
 
-impl Interface {
-    /// Whether packets can leave by it that do not leave by the device below
-    /// it: macvlan and ipvlan devices on one device talk to each other.
-    pub(super) fn has_own_egress(&self) -> bool {
-        matches!(
-            self.kind.as_deref(),
-            Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap")
-        )
+/// Bridges and VRFs whose ports have the programs.
+fn covered_by_ports(
+    input: Input<'_>,
+    interface: &Interface,
+    selected: &BTreeSet<u32>,
+) -> Option<String> {
+    // Where all ports are excluded the bridge itself is the next best.
+    let mut ports = input
+        .interfaces()
+        .filter(|port| port.is_up && port.master == Some(interface.index))
+        .peekable();
+    if interface.is_tracked_bridge
+        && (ports.peek().is_none() || ports.any(|port| selected.contains(&port.index)))
+    {
+        let why = "bridge ports are used: with br_netfilter, conntrack sees packets at the port";
+        return Some(why.into());
     }
+    (interface.kind.as_deref() == Some("vrf")).then(|| "VRF; its member interfaces are used".into())
+}
+
+/// VLANs, and the macvlan and ipvlan devices on another device.
+fn covered_by_lower(
+    input: Input<'_>,
+    interface: &Interface,
+    selected: &BTreeSet<u32>,
+) -> Option<String> {
+    // Tunnels name a device below them too, but packets arrive there encapsulated.
+    let kind = interface.kind.as_deref()?;
+    if !matches!(kind, "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap") {
+        return None;
+    }
+    let lower = input.snapshot.interfaces.get(&interface.lower?)?;
+    let is_hooked = lower.is_tracked_bridge || covered(input, lower, selected).is_none();
+    (selected.contains(&lower.index) && is_hooked).then(|| {
+        format!(
+            "{kind} on {}, where its packets are redirected first",
+            lower.name
+        )
+    })
 }

@@ -1,20 +1,16 @@
 //! Which engine an interface gets, and why no other.
 
-use std::collections::BTreeMap;
-
-use portredir_common::abi::LOOPBACK_IFINDEX;
 use portredir_common::wire::Link;
-use serde::Serialize;
-use thiserror::Error;
 
+use super::input::Input;
+use super::planned::{LOOPBACK_WARNING, Refused, Rejected};
 use crate::config::engine::{Engine, EngineChoice};
-use crate::config::selection::SelectedBy;
-use crate::host::features::{Facts, Programs};
-use crate::host::snapshot::{Interface, Snapshot};
+use crate::host::features::Features;
+use crate::host::snapshot::Interface;
 
-/// Drivers of real NICs whose native XDP costs no offload that matters. Not
-/// among them: `virtio_net` (guest TSO and GRO go off), `veth` (the peer's TSO
-/// goes off and bulk TCP falls to a quarter).
+/// Drivers of real NICs whose native XDP costs no offload that matters. Two others are
+/// left out: `virtio_net` loses guest TSO and GRO, and with `veth` the peer loses TSO, so
+/// that bulk TCP falls to a quarter.
 const NATIVE_XDP_DRIVERS: &[&str] = &[
     "atlantic",
     "bnxt_en",
@@ -38,39 +34,7 @@ const NATIVE_XDP_DRIVERS: &[&str] = &[
     "sfc",
 ];
 
-/// An engine that was considered and not taken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Rejected {
-    /// Its name.
-    pub engine: &'static str,
-    /// Why not.
-    pub why: String,
-}
-
-impl Rejected {
-    const fn new(engine: Engine, why: String) -> Self {
-        Self {
-            engine: engine.name(),
-            why,
-        }
-    }
-}
-
-/// An interface on which the engine that was asked for is impossible.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{name}: --engine {} is not available: {why}; use --engine tc or auto", .engine.name())]
-pub struct Refused {
-    /// Its index.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// The engine.
-    pub engine: Engine,
-    /// The reason.
-    pub why: String,
-}
-
-/// An engine, why it, what instead of it not, and what is to be known.
+/// The engine for an interface, why that one, and why no other.
 #[derive(Clone, Debug)]
 pub(super) struct Chosen {
     pub engine: Engine,
@@ -88,185 +52,165 @@ impl Chosen {
             notes: Vec::new(),
         }
     }
+
+    fn requested(engine: Engine) -> Self {
+        Self::new(engine, "requested with --engine")
+    }
 }
 
-impl Snapshot {
-    /// The engine of an interface. XDP programs on those in `attached` are ours.
-    pub(super) fn choose(
-        &self,
-        interface: &Interface,
-        choice: EngineChoice,
-        facts: &Facts,
-        attached: &BTreeMap<u32, SelectedBy>,
-        programs: &dyn Programs,
-    ) -> Result<Chosen, Refused> {
-        let is_ours = attached.contains_key(&interface.index);
-        let asked = |engine| Ok(Chosen::new(engine, "requested with --engine"));
-        match choice {
-            EngineChoice::Socket => return asked(Engine::Lookup),
-            _ if interface.is_loopback() => return Ok(loopback(choice, facts)),
-            EngineChoice::Tc => return asked(Engine::Tc),
-            EngineChoice::TcClsact => return asked(Engine::TcClsact),
-            EngineChoice::Auto | EngineChoice::Xdp | EngineChoice::XdpGeneric => {}
-        }
-        let taken = if is_ours {
-            None
-        } else {
-            self.xdp_taken(interface, attached, programs)
-        };
-        let engine = match choice {
-            EngineChoice::XdpGeneric => Engine::XdpGeneric,
-            _ => Engine::XdpNative,
-        };
-        let refuse = |why| {
-            Err(Refused {
-                index: interface.index,
-                name: interface.name.clone(),
-                engine,
-                why,
-            })
-        };
-        let lacks = interface.lacks_native_xdp();
-        match (choice, taken, lacks) {
-            (EngineChoice::Xdp | EngineChoice::XdpGeneric, Some(taken), _) => refuse(taken),
-            (EngineChoice::Xdp, None, Some(lacks)) if !is_ours => refuse(lacks),
-            (EngineChoice::Xdp | EngineChoice::XdpGeneric, None, _) => asked(engine),
-            (_, taken, lacks) => {
-                let costs = lacks.or_else(|| interface.cost_of_native_xdp(facts));
-                let misses = self.missed_by_native_xdp(interface);
-                let whys: Vec<_> = taken.into_iter().chain(costs).chain(misses).collect();
-                if whys.is_empty() {
-                    let driver = interface.driver.as_deref().unwrap_or_default();
-                    let why = format!("driver {driver} supports native XDP");
-                    return Ok(Chosen::new(Engine::XdpNative, why));
-                }
-                let mut chosen = Chosen::new(Engine::Tc, whys.join("; "));
-                chosen.rejected = whys
-                    .into_iter()
-                    .map(|why| Rejected::new(engine, why))
-                    .collect();
-                Ok(chosen)
-            }
-        }
+/// Chooses the engine of an interface.
+///
+/// # Errors
+///
+/// The requested engine is not available there.
+pub(super) fn choose(input: Input<'_>, interface: &Interface) -> Result<Chosen, Refused> {
+    let choice = input.settings.engine;
+    match choice {
+        EngineChoice::Socket => Ok(Chosen::requested(Engine::Lookup)),
+        _ if interface.is_loopback() => Ok(for_loopback(choice, input.features)),
+        EngineChoice::Tc => Ok(Chosen::requested(Engine::Tc)),
+        EngineChoice::TcClsact => Ok(Chosen::requested(Engine::TcClsact)),
+        EngineChoice::Xdp | EngineChoice::XdpGeneric => requested_xdp(input, interface),
+        EngineChoice::Auto => Ok(best(input, interface)),
     }
+}
 
-    /// Why no XDP program of ours can be on an interface.
-    fn xdp_taken(
-        &self,
-        interface: &Interface,
-        attached: &BTreeMap<u32, SelectedBy>,
-        programs: &dyn Programs,
-    ) -> Option<String> {
-        if let Some(id) = interface.xdp {
-            let program = programs.name(id);
-            return Some(format!(
-                "XDP program {program} is already attached; portredir never replaces it"
-            ));
-        }
-        // "Cannot attach when an upper device already has a program":
-        // dev_xdp_attach() in net/core/dev.c. One of ours gives way.
-        self.interfaces
-            .values()
-            .filter(|upper| upper.is_above(interface) && !attached.contains_key(&upper.index))
-            .find_map(|upper| Some((upper, upper.xdp?)))
-            .map(|(upper, id)| {
-                let (name, program) = (&upper.name, programs.name(id));
+fn requested_xdp(input: Input<'_>, interface: &Interface) -> Result<Chosen, Refused> {
+    let is_generic = input.settings.engine == EngineChoice::XdpGeneric;
+    let engine = if is_generic {
+        Engine::XdpGeneric
+    } else {
+        Engine::XdpNative
+    };
+    let lacks = if is_generic || input.is_attached(interface) {
+        None
+    } else {
+        lacks_native_xdp(interface)
+    };
+    match xdp_taken(input, interface).or(lacks) {
+        None => Ok(Chosen::requested(engine)),
+        Some(why) => Err(Refused {
+            index: interface.index,
+            name: interface.name.clone(),
+            engine,
+            why,
+        }),
+    }
+}
+
+/// Native XDP where it is better, else TC.
+fn best(input: Input<'_>, interface: &Interface) -> Chosen {
+    let costs =
+        lacks_native_xdp(interface).or_else(|| cost_of_native_xdp(interface, input.features));
+    let whys: Vec<_> = xdp_taken(input, interface)
+        .into_iter()
+        .chain(costs)
+        .chain(missed_by_native_xdp(input, interface))
+        .collect();
+    if whys.is_empty() {
+        let driver = interface.driver.as_deref().unwrap_or_default();
+        let why = format!("driver {driver} supports native XDP");
+        return Chosen::new(Engine::XdpNative, why);
+    }
+    let mut chosen = Chosen::new(Engine::Tc, whys.join("; "));
+    chosen.rejected = whys
+        .into_iter()
+        .map(|why| Rejected::new(Engine::XdpNative, why))
+        .collect();
+    chosen
+}
+
+/// Why an interface can have no XDP program of ours, if others have programs in the way.
+fn xdp_taken(input: Input<'_>, interface: &Interface) -> Option<String> {
+    if input.is_attached(interface) {
+        return None;
+    }
+    if let Some(id) = interface.xdp {
+        let program = input.programs.name(id);
+        return Some(format!(
+            "XDP program {program} is already attached; portredir never replaces it"
+        ));
+    }
+    // "Cannot attach when an upper device already has a program": dev_xdp_attach() in
+    // net/core/dev.c. A program of ours gives way.
+    input
+        .interfaces()
+        .filter(|upper| upper.is_upper_of(interface) && !input.is_attached(upper))
+        .find_map(|upper| Some((upper, upper.xdp?)))
+        .map(|(upper, id)| {
+            let (name, program) = (&upper.name, input.programs.name(id));
+            format!("upper device {name} has XDP program {program}; the kernel allows none here")
+        })
+}
+
+/// Which packets reach an interface without passing the XDP program of its driver.
+fn missed_by_native_xdp(input: Input<'_>, interface: &Interface) -> Option<String> {
+    input
+        .interfaces()
+        .find(|upper| upper.lower == Some(interface.index) && upper.has_own_egress())
+        .map(|upper| {
+            let (kind, name) = (what(upper), &upper.name);
+            format!("packets that {kind} {name} receives from its siblings bypass native XDP")
+        })
+}
+
+/// Why native XDP is impossible.
+fn lacks_native_xdp(interface: &Interface) -> Option<String> {
+    let what = what(interface);
+    if interface.link == Link::Ip {
+        return Some(format!("{what} has no Ethernet header"));
+    }
+    let features = interface.xdp_features?;
+    (!features.has_native()).then(|| format!("{what} does not support native XDP"))
+}
+
+/// Why native XDP is no gain where it is possible.
+fn cost_of_native_xdp(interface: &Interface, features: &Features) -> Option<String> {
+    match (interface.kind.as_deref(), interface.driver.as_deref()) {
+        (Some("veth"), _) => Some("native XDP on veth disables TSO on the peer".into()),
+        (Some(kind), _) => Some(format!("{kind} is a virtual device")),
+        (None, Some("virtio_net")) => Some("native XDP disables guest TSO and GRO".into()),
+        (None, Some(driver)) if NATIVE_XDP_DRIVERS.contains(&driver) => {
+            let max_mtu = features.linear_mtu();
+            let has_frags = interface
+                .xdp_features
+                .is_none_or(|features| features.has_frags());
+            (!has_frags && interface.mtu > max_mtu).then(|| {
                 format!(
-                    "upper device {name} has XDP program {program}; the kernel allows none here"
+                    "MTU {} is too large for native XDP: driver {driver} has no XDP multi-buffer \
+                     support (maximum {max_mtu})",
+                    interface.mtu
                 )
             })
+        }
+        (None, Some(driver)) => Some(format!(
+            "driver {driver} is not known to gain from native XDP"
+        )),
+        (None, None) => Some("no driver known to gain from native XDP".into()),
     }
 }
 
-impl Snapshot {
-    /// What comes to an interface without passing the XDP program in its driver.
-    fn missed_by_native_xdp(&self, interface: &Interface) -> Option<String> {
-        self.interfaces
-            .values()
-            .find(|upper| upper.lower == Some(interface.index) && upper.has_own_egress())
-            .map(|upper| {
-                let (kind, name) = (upper.what(), &upper.name);
-                format!("packets that {kind} {name} receives from its siblings bypass native XDP")
-            })
+/// The subject of messages about an interface: its kind, or the driver of a NIC.
+fn what(interface: &Interface) -> String {
+    match (&interface.kind, &interface.driver) {
+        (Some(kind), _) => kind.clone(),
+        (None, Some(driver)) => format!("driver {driver}"),
+        (None, None) => "the device".into(),
     }
 }
 
-impl Interface {
-    pub(super) const fn is_loopback(&self) -> bool {
-        self.index == LOOPBACK_IFINDEX
-    }
-
-    /// What it is, for messages: the driver of a NIC, else the kind.
-    fn what(&self) -> String {
-        match (&self.kind, &self.driver) {
-            (Some(kind), _) => kind.clone(),
-            (None, Some(driver)) => format!("driver {driver}"),
-            (None, None) => "the device".into(),
-        }
-    }
-
-    /// Whether the kernel knows this as an upper device of `lower`. Tunnels
-    /// have a device below them as well, but only by name.
-    fn is_above(&self, lower: &Self) -> bool {
-        const STACKED: [&str; 6] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "vxlan"];
-        let kind = self.kind.as_deref().unwrap_or_default();
-        lower.master == Some(self.index)
-            || (self.lower == Some(lower.index) && STACKED.contains(&kind))
-    }
-
-    /// Why native XDP is impossible.
-    fn lacks_native_xdp(&self) -> Option<String> {
-        let what = self.what();
-        if self.link == Link::Ip {
-            return Some(format!("{what} has no Ethernet header"));
-        }
-        let features = self.xdp_features?;
-        (!features.has_native()).then(|| format!("{what} does not support native XDP"))
-    }
-
-    /// Why native XDP is not worth it where it is possible.
-    fn cost_of_native_xdp(&self, facts: &Facts) -> Option<String> {
-        match (self.kind.as_deref(), self.driver.as_deref()) {
-            (Some("veth"), _) => Some("native XDP on veth disables TSO on the peer".into()),
-            (Some(kind), _) => Some(format!("{kind} is a virtual device")),
-            (None, Some("virtio_net")) => Some("native XDP disables guest TSO and GRO".into()),
-            (None, Some(driver)) if NATIVE_XDP_DRIVERS.contains(&driver) => {
-                let max_mtu = facts.linear_mtu();
-                let has_frags = self
-                    .xdp_features
-                    .is_none_or(|features| features.has_frags());
-                (!has_frags && self.mtu > max_mtu).then(|| {
-                    format!(
-                        "MTU {} is too large for native XDP: driver {driver} has no XDP \
-                         multi-buffer support (maximum {max_mtu})",
-                        self.mtu
-                    )
-                })
-            }
-            (None, Some(driver)) => Some(format!(
-                "driver {driver} is not known to gain from native XDP"
-            )),
-            (None, None) => Some("no driver known to gain from native XDP".into()),
-        }
-    }
-}
-
-/// What is to be known of packets that are rewritten on loopback.
-pub(super) const LOOPBACK_WARNING: &str = "conntrack classifies packets rewritten on loopback as INVALID; if OUTPUT has `ct state \
-     invalid drop`, use --engine socket for TCP";
-
-/// The engine on loopback. A packet there keeps the connection tracking entry
-/// that it got on its way out; rewritten, it no longer belongs to it.
-fn loopback(choice: EngineChoice, facts: &Facts) -> Chosen {
-    let engine = match choice {
+/// The engine for loopback. A packet there keeps the conntrack entry of its way out; when
+/// it is rewritten, it no longer belongs to that entry.
+fn for_loopback(choice: EngineChoice, features: &Features) -> Chosen {
+    let tc = match choice {
         EngineChoice::TcClsact => Engine::TcClsact,
         _ => Engine::Tc,
     };
     if let EngineChoice::Tc | EngineChoice::TcClsact = choice {
-        let mut chosen = Chosen::new(engine, "requested with --engine");
+        let mut chosen = Chosen::requested(tc);
         chosen.notes.push(LOOPBACK_WARNING.into());
         chosen
-    } else if facts.cgroup.is_some() {
+    } else if features.cgroup.is_some() {
         let why = "conntrack would classify packets rewritten on loopback as INVALID";
         let mut chosen = Chosen::new(Engine::Cgroup, why);
         let xdp = Rejected::new(
@@ -278,7 +222,7 @@ fn loopback(choice: EngineChoice, facts: &Facts) -> Chosen {
     } else {
         let why = "the root of the cgroup v2 hierarchy is not mounted; name another cgroup v2 \
                    directory with --cgroup";
-        let mut chosen = Chosen::new(engine, why);
+        let mut chosen = Chosen::new(tc, why);
         chosen
             .rejected
             .push(Rejected::new(Engine::Cgroup, why.into()));

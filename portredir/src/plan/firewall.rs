@@ -1,4 +1,4 @@
-//! What a firewall on this host has to let in.
+//! The ports that a firewall on this host has to allow.
 
 use std::collections::BTreeSet;
 
@@ -9,19 +9,21 @@ use crate::config::engine::EngineChoice;
 use crate::config::settings::Settings;
 use crate::rule::Ports;
 
-/// What a firewall on this host has to let in.
+/// The ports that a firewall on this host has to allow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Firewall {
-    /// Ports with their protocols, as `8080/tcp`.
+    /// Ports with their protocols, such as `8080/tcp`.
     pub open: Vec<String>,
-    /// Why these.
+    /// Why these ports.
     pub why: &'static str,
 }
 
 impl Firewall {
-    /// The engines that rewrite packets do so before a firewall sees them, and
-    /// a client on this host that is turned to another port dials it; a socket
-    /// look-up comes after the firewall.
+    /// Works out the ports of the rules.
+    ///
+    /// An engine that rewrites packets does so before the firewall, and a local client
+    /// that is redirected connects to the target port. A socket look-up comes after the
+    /// firewall.
     #[must_use]
     pub fn of(settings: &Settings) -> Self {
         let is_socket = settings.engine == EngineChoice::Socket;
@@ -29,7 +31,11 @@ impl Firewall {
             .rules
             .iter()
             .flat_map(|rule| {
-                let ports = if is_socket { rule.dialled } else { rule.target };
+                let ports = if is_socket {
+                    rule.dst_ports
+                } else {
+                    rule.target
+                };
                 let each = rule.protocols.each().iter();
                 each.map(move |protocol| match protocol {
                     Protocol::Tcp => (ports.first, ports.last, "tcp"),

@@ -1,4 +1,5 @@
-//! Rules that would lock somebody out of this host are refused unless forced.
+//! Rules that would lock an administrator out of this host; commands refuse them
+//! without `--force`.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -6,107 +7,131 @@ use std::net::{IpAddr, SocketAddr};
 use portredir_common::abi::Protocol;
 use thiserror::Error;
 
+use crate::exit::ExitCode;
 use crate::rule::Rule;
 
-/// What a rule would cut off.
+/// A rule takes a guarded port.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("rule `{rule}` {how} port {port}, {what}; use --force if you are sure")]
 pub struct GuardError {
     /// The rule.
     pub rule: Box<Rule>,
-    /// What it does to the port.
+    /// The effect of the rule on the port.
     pub how: &'static str,
     /// The port.
     pub port: u16,
-    /// Who needs it.
-    pub what: String,
+    /// The use of the port.
+    pub what: &'static str,
 }
 
-/// Ports by which hosts are reached, or reach others.
-const GUARDED: [(Protocol, u16, &str); 7] = [
-    (Protocol::Tcp, 22, "the SSH port"),
-    (Protocol::Tcp, 6443, "the Kubernetes API port"),
-    (Protocol::Tcp, 10250, "the kubelet port"),
-    (Protocol::Udp, 67, "the DHCP server port"),
-    (Protocol::Udp, 68, "the DHCP client port"),
-    (Protocol::Udp, 546, "the DHCPv6 client port"),
-    (Protocol::Udp, 547, "the DHCPv6 server port"),
+impl GuardError {
+    /// The exit code of a command that ends with this error.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        ExitCode::Failed
+    }
+}
+
+/// A port that a host needs to be reached, or to get its address.
+#[derive(Clone, Copy)]
+struct Guarded {
+    protocol: Protocol,
+    port: u16,
+    what: &'static str,
+}
+
+const fn guarded(protocol: Protocol, port: u16, what: &'static str) -> Guarded {
+    Guarded {
+        protocol,
+        port,
+        what,
+    }
+}
+
+const GUARDED: [Guarded; 7] = [
+    guarded(Protocol::Tcp, 22, "the SSH port"),
+    guarded(Protocol::Tcp, 6443, "the Kubernetes API port"),
+    guarded(Protocol::Tcp, 10250, "the kubelet port"),
+    guarded(Protocol::Udp, 67, "the DHCP server port"),
+    guarded(Protocol::Udp, 68, "the DHCP client port"),
+    guarded(Protocol::Udp, 546, "the DHCPv6 client port"),
+    guarded(Protocol::Udp, 547, "the DHCPv6 server port"),
 ];
 
-/// The connection that somebody types in: client, then this host.
+/// The TCP connection of an SSH session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SshConnection {
-    /// The client's end.
+    /// The address and port of the client.
     pub client: SocketAddr,
-    /// This end.
+    /// The address and port of this host.
     pub server: SocketAddr,
 }
 
-/// The rules that take a guarded port over, or hide it, seen from the SSH connection
-/// of this process: each with the first such port.
+/// Whether other hosts may connect to target ports directly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TargetPorts {
+    Open,
+    Blocked,
+}
+
+/// The rules that take a guarded port, each with the first such port. The port of the SSH
+/// session of this process is guarded too.
 #[must_use]
-pub fn findings(rules: &[Rule], hides_targets: bool) -> Vec<GuardError> {
+pub fn findings(rules: &[Rule], hide_target: bool) -> Vec<GuardError> {
     let ssh = ssh_connection();
+    let targets = if hide_target {
+        TargetPorts::Blocked
+    } else {
+        TargetPorts::Open
+    };
     rules
         .iter()
-        .filter_map(|rule| check(std::slice::from_ref(rule), hides_targets, ssh.as_ref()).err())
+        .filter_map(|rule| finding(rule, targets, ssh.as_ref()))
         .collect()
 }
 
-/// Refuses rules that take such ports over, or hide them.
-///
-/// # Errors
-///
-/// [`GuardError`] for the first of them.
-pub fn check(
-    rules: &[Rule],
-    is_hiding: bool,
-    ssh: Option<&SshConnection>,
-) -> Result<(), GuardError> {
-    for rule in rules {
-        for (protocol, port, what) in GUARDED {
-            refuse(rule, is_hiding, protocol, port, what)?;
-        }
-        let Some(SshConnection { client, server }) = ssh else {
-            continue;
-        };
-        let is_for_it = rule.addr.is_none_or(|addr| addr == server.ip())
-            && rule.from.is_none_or(|from| from.contains(&client.ip()));
-        if is_for_it {
+fn finding(rule: &Rule, targets: TargetPorts, ssh: Option<&SshConnection>) -> Option<GuardError> {
+    let session = ssh
+        .filter(|SshConnection { client, server }| {
+            rule.addr.is_none_or(|addr| addr == server.ip())
+                && rule.from.is_none_or(|from| from.contains(&client.ip()))
+        })
+        .map(|ssh| {
             let what = "which carries your current SSH session";
-            refuse(rule, is_hiding, Protocol::Tcp, server.port(), what)?;
-        }
-    }
-    Ok(())
+            guarded(Protocol::Tcp, ssh.server.port(), what)
+        });
+    GUARDED
+        .into_iter()
+        .chain(session)
+        .find_map(|guarded| taken(rule, targets, guarded))
 }
 
-fn refuse(
-    rule: &Rule,
-    is_hiding: bool,
-    protocol: Protocol,
-    port: u16,
-    what: &str,
-) -> Result<(), GuardError> {
+fn taken(rule: &Rule, targets: TargetPorts, guarded: Guarded) -> Option<GuardError> {
+    let Guarded {
+        protocol,
+        port,
+        what,
+    } = guarded;
     if !rule.protocols.each().contains(&protocol) {
-        return Ok(());
+        return None;
     }
     let how = if rule.redirects(port) {
         "would redirect"
-    } else if is_hiding && rule.target.contains(port) {
+    } else if targets == TargetPorts::Blocked && rule.target.contains(port) {
         "would block"
     } else {
-        return Ok(());
+        return None;
     };
-    Err(GuardError {
+    Some(GuardError {
         rule: Box::new(rule.clone()),
         how,
         port,
-        what: what.to_owned(),
+        what,
     })
 }
 
-/// The SSH connection of this process or of those it was started by: sudo does
-/// not pass the variable on.
+/// The SSH connection of this process or of a process that started it: sudo does not pass
+/// the variable on.
 #[must_use]
 pub fn ssh_connection() -> Option<SshConnection> {
     const DEEPEST: usize = 64;
@@ -116,7 +141,7 @@ pub fn ssh_connection() -> Option<SshConnection> {
     let mut pid = std::process::id();
     for _ in 0..DEEPEST {
         pid = parent(pid)?;
-        // Those that this user may not read are passed by.
+        // This user may not read the environment of some processes.
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let variable = environment
             .split(|&byte| byte == 0)
@@ -152,31 +177,31 @@ fn parse(text: &str) -> Option<SshConnection> {
 mod tests {
     use super::*;
 
-    fn refused(rule: &str, is_hiding: bool, ssh: Option<&str>) -> Option<String> {
+    use TargetPorts::{Blocked, Open};
+
+    fn refused(rule: &str, targets: TargetPorts, ssh: Option<&str>) -> Option<String> {
         let ssh = ssh.map(|text| parse(text).expect("a connection"));
-        let rules = [rule.parse().expect("a rule")];
-        check(&rules, is_hiding, ssh.as_ref())
-            .err()
-            .map(|error| error.to_string())
+        let rule = rule.parse().expect("a rule");
+        finding(&rule, targets, ssh.as_ref()).map(|error| error.to_string())
     }
 
     #[test]
     fn what_is_refused() {
-        for (rule, is_hiding, words) in [
-            ("22:2222", false, "would redirect port 22, the SSH port"),
-            ("20-30:1020-1030", false, "would redirect port 22"),
-            ("22:2222/udp", false, ""),
-            ("6443:8443", false, "Kubernetes API"),
-            ("10250:8443/both", false, "kubelet"),
-            ("67:6767/udp", false, "DHCP"),
-            ("68:6868/both", false, "DHCP"),
-            ("546:5546/udp", false, "DHCPv6"),
-            ("67:6767", false, ""),
-            ("2222:22", false, ""),
-            ("2222:22", true, "would block port 22"),
-            ("80:8080", true, ""),
+        for (rule, targets, words) in [
+            ("22:2222", Open, "would redirect port 22, the SSH port"),
+            ("20-30:1020-1030", Open, "would redirect port 22"),
+            ("22:2222/udp", Open, ""),
+            ("6443:8443", Open, "Kubernetes API"),
+            ("10250:8443/both", Open, "kubelet"),
+            ("67:6767/udp", Open, "DHCP"),
+            ("68:6868/both", Open, "DHCP"),
+            ("546:5546/udp", Open, "DHCPv6"),
+            ("67:6767", Open, ""),
+            ("2222:22", Open, ""),
+            ("2222:22", Blocked, "would block port 22"),
+            ("80:8080", Blocked, ""),
         ] {
-            let message = refused(rule, is_hiding, None).unwrap_or_default();
+            let message = refused(rule, targets, None).unwrap_or_default();
             assert!(message.contains(words), "{rule}: {message}");
             assert_eq!(message.is_empty(), words.is_empty(), "{rule}: {message}");
             assert!(
@@ -198,7 +223,7 @@ mod tests {
             ("2022:8080 from 10.0.0.0/8", false),
             ("2022:8080/udp", false),
         ] {
-            let message = refused(rule, false, ssh).unwrap_or_default();
+            let message = refused(rule, Open, ssh).unwrap_or_default();
             assert_eq!(
                 message.contains("2022, which carries your current SSH session"),
                 is_refused,

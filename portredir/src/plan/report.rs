@@ -6,7 +6,8 @@ use clap::ValueEnum as _;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
-use super::{Firewall, Plan, Planned, Refused, Rejected, Skipped};
+use super::firewall::Firewall;
+use super::planned::{Plan, Planned, Refused, Rejected, Skipped};
 
 /// Raised when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;

@@ -1,8 +1,15 @@
 use clap::Parser as _;
 use portredir_common::wire::Link;
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::cli::Cli;
+use crate::config::engine::Engine;
+use crate::config::selection::SelectedBy;
+use crate::config::settings::Settings;
+use crate::host::features::{Features, Programs};
+use crate::host::snapshot::{Interface, Snapshot};
 use crate::sys::netdev::XdpFeatures;
 
 fn interface(index: u32, name: &str) -> Interface {
@@ -57,8 +64,8 @@ fn snapshot(interfaces: impl IntoIterator<Item = Interface>) -> Snapshot {
     }
 }
 
-fn facts() -> Facts {
-    Facts {
+fn features() -> Features {
+    Features {
         cgroup: Some("/sys/fs/cgroup".into()),
         tcx: Some(true),
         page_bytes: 4096,
@@ -92,13 +99,13 @@ fn settings(text: &str) -> Settings {
 }
 
 fn plan(snapshot: &Snapshot, text: &str) -> Plan {
-    snapshot.plan(&settings(text), &facts(), &BTreeMap::new(), &Others)
+    snapshot.plan(&settings(text), &features(), &BTreeMap::new(), &Others)
 }
 
 /// The plan when these are attached already.
 fn next_plan(snapshot: &Snapshot, text: &str, attached: &[(u32, SelectedBy)]) -> Plan {
     let attached = attached.iter().copied().collect();
-    snapshot.plan(&settings(text), &facts(), &attached, &Others)
+    snapshot.plan(&settings(text), &features(), &attached, &Others)
 }
 
 fn engines(plan: &Plan) -> Vec<(&str, &str, &str)> {
@@ -201,13 +208,16 @@ fn what_the_driver_says_of_its_xdp_counts() {
 fn packets_are_not_rewritten_on_loopback_unless_they_must() {
     let snapshot = snapshot([interface(1, "lo")]);
     let with = |text: &str, cgroup| {
-        let facts = Facts { cgroup, ..facts() };
-        let mut plan = snapshot.plan(&settings(text), &facts, &BTreeMap::new(), &Others);
+        let features = Features {
+            cgroup,
+            ..features()
+        };
+        let mut plan = snapshot.plan(&settings(text), &features, &BTreeMap::new(), &Others);
         plan.attach.remove(&1).expect("planned")
     };
     for engine in ["auto", "xdp", "xdp-generic"] {
         let text = format!("--engine {engine} --iface lo");
-        let planned = with(&text, facts().cgroup);
+        let planned = with(&text, features().cgroup);
         assert_eq!(planned.engine, Engine::Cgroup, "{engine}");
         assert!(planned.notes.is_empty());
         let planned = with(&text, None);
@@ -215,7 +225,7 @@ fn packets_are_not_rewritten_on_loopback_unless_they_must() {
         assert!(planned.notes[0].contains("ct state invalid drop"));
     }
     for (engine, hook) in [("tc", "tcx"), ("tc-clsact", "clsact")] {
-        let planned = with(&format!("--engine {engine}"), facts().cgroup);
+        let planned = with(&format!("--engine {engine}"), features().cgroup);
         assert_eq!(planned.hook, hook);
         assert!(planned.notes[0].contains("ct state invalid drop"));
     }
@@ -373,12 +383,12 @@ fn foreign_tcx_is_named() {
 #[test]
 fn what_is_not_known_is_said_once() {
     let snapshot = snapshot([interface(2, "eth0"), interface(3, "eth1")]);
-    let facts = Facts {
+    let features = Features {
         tcx: None,
-        ..facts()
+        ..features()
     };
     let settings = settings("--iface eth*,wg*");
-    let plan = snapshot.plan(&settings, &facts, &BTreeMap::new(), &Others);
+    let plan = snapshot.plan(&settings, &features, &BTreeMap::new(), &Others);
     assert_eq!(plan.attach[&2].hook, "tcx or clsact");
     assert_eq!(plan.notes.len(), 2);
     assert!(plan.notes[0].starts_with("`wg*` matches no interface yet"));

@@ -1,24 +1,25 @@
-//! What is typed, checked against itself and against what exists.
+//! Settings that contradict themselves or the host.
 
 use thiserror::Error;
 
 use crate::config::engine::EngineChoice;
 use crate::config::settings::Settings;
+use crate::exit::ExitCode;
 use crate::host::snapshot::Snapshot;
 use crate::rule::{Protocols, Rule};
 
-/// Why there can be no plan: what was typed is wrong.
+/// Why no plan is possible: the settings are wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UsageError {
-    /// `--iface` names nothing that exists.
+    /// `--iface` or a rule names an interface that does not exist.
     #[error(
         "interface `{name}` does not exist (a glob such as `{name}*` may match later); existing \
          interfaces: {}", .known.join(", ")
     )]
     UnknownInterface {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
-        /// What there is.
+        /// The names of the existing interfaces.
         known: Vec<String>,
     },
     /// The engine `socket` cannot redirect UDP.
@@ -27,7 +28,7 @@ pub enum UsageError {
          /tcp"
     )]
     SocketUdp(Rule),
-    /// `--allow-loopback-target` without the engine it is for.
+    /// `--allow-loopback-target` is given without `--engine socket`.
     #[error(
         "--allow-loopback-target requires --engine socket; the other engines deliver packets to \
          the original destination address, on which such a server does not listen"
@@ -35,16 +36,24 @@ pub enum UsageError {
     LoopbackTarget,
 }
 
+impl UsageError {
+    /// The exit code of a command that ends with this error.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        ExitCode::Usage
+    }
+}
+
 impl Snapshot {
-    /// Checks what was typed against itself and against what exists.
+    /// Checks settings against themselves and against the interfaces that exist.
     ///
     /// # Errors
     ///
     /// [`UsageError`].
     pub fn check(&self, settings: &Settings) -> Result<(), UsageError> {
         let is_socket = settings.engine == EngineChoice::Socket;
-        let udp = |rule: &&Rule| rule.protocols != Protocols::Tcp;
-        if let Some(rule) = settings.rules.iter().find(udp).filter(|_| is_socket) {
+        let has_udp = |rule: &&Rule| rule.protocols != Protocols::Tcp;
+        if let Some(rule) = settings.rules.iter().find(has_udp).filter(|_| is_socket) {
             return Err(UsageError::SocketUdp(rule.clone()));
         }
         if settings.allow_loopback_target && !is_socket {

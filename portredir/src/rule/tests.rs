@@ -60,10 +60,13 @@ fn a_range_leaves_out_its_own_target() {
         ("80-90:85-95", "80-90"),
     ] {
         let rule = rule(text);
-        let stretches: Vec<_> = rule.stretches().map(|ports| ports.to_string()).collect();
-        assert_eq!(stretches.join(" "), expected, "{text}");
+        let ranges: Vec<_> = rule
+            .redirected_ranges()
+            .map(|ports| ports.to_string())
+            .collect();
+        assert_eq!(ranges.join(" "), expected, "{text}");
         for port in 1..=u16::MAX {
-            let is_there = rule.stretches().any(|ports| ports.contains(port));
+            let is_there = rule.redirected_ranges().any(|ports| ports.contains(port));
             assert_eq!(rule.redirects(port), is_there, "{text} {port}");
         }
     }

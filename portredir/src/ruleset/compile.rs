@@ -1,69 +1,49 @@
-//! The rules as the programs read them. Pure: nothing here touches a map.
+//! The rules as the programs in the kernel read them.
 //!
-//! Each port has one entry, whatever there is of rules. Where rules have
-//! conditions, ports with the same rules share a set of them: by the address
-//! that was dialled, then by the client's, one look-up leads to the few rules
-//! that are left, the most specific first; they differ in their interfaces.
+//! The compiler is pure: nothing here touches a map. Each port has one entry, whatever
+//! the number of rules. Where rules have conditions, ports with the same rules share a
+//! set of them: two look-ups, by the destination address and by the address of the
+//! client, lead to the few rules that remain, the most specific first. These differ in
+//! their interfaces.
 
-use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portredir_common::abi::{
     Addr, AddrKey, Candidate, Candidates, Old, Port, PortEntry, Protocol, SourceKey,
 };
-use thiserror::Error;
 
+use super::candidates::{Condition, Group};
+pub use super::error::TableError;
 use super::history::History;
-use super::interval::{self, Holders, segments};
+use super::interval::{self, Holders, intervals};
 use super::shadow::MAX_ON;
 use crate::rule::Rule;
 use crate::sys::addr::to_bytes;
 
-/// More than the maps hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum TableError {
-    /// Too many `on` lists.
-    #[error("the rules use {0} different interface lists (`on …`); the maximum is {MAX_ON}")]
-    On(usize),
-    /// Too many conditions for one client.
-    #[error(
-        "port {port}: {count} rules with equal `from` differ only in `on`; the maximum is {}",
-        Candidates::COUNT
-    )]
-    Candidates {
-        /// The port that is dialled.
-        port: u16,
-        /// How many there are.
-        count: usize,
-    },
-    /// Too many combinations of conditions.
-    #[error("the rules need too many {what}; the maximum is {limit}")]
-    Conditions {
-        /// Entries of what.
-        what: &'static str,
-        /// How many there can be.
-        limit: usize,
-    },
+/// The maximum of entries for addresses: half of the map `ADDRS`, which holds two
+/// generations.
+const MAX_ADDRS: usize = 65_536 / 2;
+
+/// The options that every port entry carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableOptions {
+    /// Whether direct access to target ports is blocked.
+    pub hide_target: bool,
+    /// Whether a rule matches only while a process listens on its target port.
+    pub if_listening: bool,
 }
 
-/// As the maps are declared in `portredir-ebpf/src/maps.rs`.
-const MAX_ADDRS: usize = 65_536 / 2;
-const MAX_SOURCES: usize = 262_144 / 2;
-
-/// What the maps of one generation contain; the generation itself is added
-/// when they are filled.
+/// The contents of the maps of one generation, without the generation itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// By [`PortEntry::index`].
+    /// Port entries, by [`PortEntry::index`].
     pub ports: Vec<PortEntry>,
-    /// By the same.
+    /// Previous targets, by [`PortEntry::index`].
     pub old: BTreeMap<u32, Old>,
     /// The group of rules for an address, by set and address.
     pub addrs: HashMap<AddrKey, u32>,
-    /// The rules for clients, by length of prefix.
+    /// The rules for clients, by the length of the prefix of the key.
     pub sources: HashMap<(u32, SourceKey), Candidates>,
     on: Vec<Vec<String>>,
 }
@@ -89,48 +69,23 @@ impl Table {
     pub fn compile(
         rules: &[(u16, Rule)],
         history: &History,
-        hide_target: bool,
-        if_listening: bool,
+        options: TableOptions,
     ) -> Result<Self, TableError> {
         let mut table = Self::default();
-        let (conditions, lists) = interval::conditions(rules.iter().map(|(_, rule)| rule));
-        if lists.len() > MAX_ON {
-            return Err(TableError::On(lists.len()));
-        }
-        table.on = lists.into_iter().map(<[_]>::to_vec).collect();
-        let conditions: Vec<_> = rules
-            .iter()
-            .zip(conditions)
-            .map(|((id, rule), (addr, from, on))| Condition {
-                addr,
-                from,
-                candidate: Candidate {
-                    target: rule.target.first,
-                    dialled: rule.dialled.first,
-                    rule: *id,
-                    on: u8::try_from(on).expect("few lists"),
-                    is_range: u8::from(rule.target.first != rule.target.last),
-                },
-            })
-            .collect();
-        let flags = PortEntry::MATCH
-            | if if_listening {
-                PortEntry::IF_LISTENING
-            } else {
-                0
-            };
+        let conditions = table.conditions(rules)?;
         let mut sets = HashMap::new();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            table.add_targets(rules, protocol, hide_target);
+            table.add_targets(rules, protocol, options);
             let mut holders = Holders::default();
             let mut set = 0;
-            for segment in segments(rules.iter().map(|(_, rule)| rule).enumerate(), protocol) {
-                let is_changed = holders.pass(&segment, |i| conditions[i].key());
-                let (Some(&first), Some(ports)) = (holders.places().first(), segment.ports) else {
+            let rules = rules.iter().map(|(_, rule)| rule).enumerate();
+            for interval in intervals(rules, protocol) {
+                let is_changed = holders.pass(&interval, |i| conditions[i].key());
+                let (Some(&first), Some(ports)) = (holders.places().first(), interval.ports) else {
                     continue;
                 };
                 if is_changed {
-                    set = table.set(&mut sets, ports.first, holders.places(), &conditions)?;
+                    set = table.set((&mut sets, holders.places()), ports.first, &conditions)?;
                 }
                 let candidate = conditions[first].candidate;
                 for port in ports.each() {
@@ -138,7 +93,7 @@ impl Table {
                     entry.set = set;
                     entry.target = candidate.target_of(port);
                     entry.rule = candidate.rule;
-                    entry.flags |= flags;
+                    entry.flags |= options.match_flags();
                 }
             }
         }
@@ -146,9 +101,32 @@ impl Table {
         Ok(table)
     }
 
-    /// Marks the ports that rules lead to.
-    fn add_targets(&mut self, rules: &[(u16, Rule)], protocol: Protocol, is_hidden: bool) {
-        // Rules by how many more begin or end at a port: a range costs two steps.
+    /// Numbers the interface lists, and returns the conditions of the rules.
+    fn conditions(&mut self, rules: &[(u16, Rule)]) -> Result<Vec<Condition>, TableError> {
+        let (conditions, lists) = interval::conditions(rules.iter().map(|(_, rule)| rule));
+        if lists.len() > MAX_ON {
+            return Err(TableError::On(lists.len()));
+        }
+        self.on = lists.into_iter().map(<[_]>::to_vec).collect();
+        let conditions = rules.iter().zip(conditions);
+        Ok(conditions
+            .map(|((id, rule), (addr, from, on))| Condition {
+                addr,
+                from,
+                candidate: Candidate {
+                    target: rule.target.first,
+                    dialled: rule.dst_ports.first,
+                    rule: *id,
+                    on: u8::try_from(on).expect("few lists"),
+                    is_range: u8::from(rule.target.first != rule.target.last),
+                },
+            })
+            .collect())
+    }
+
+    /// Marks the target ports of all rules.
+    fn add_targets(&mut self, rules: &[(u16, Rule)], protocol: Protocol, options: TableOptions) {
+        // How many more rules begin than end at a port: a range costs two steps.
         let mut steps = vec![0_i32; (1 << 16) + 1];
         for (_, rule) in rules {
             if rule.protocols.each().contains(&protocol) {
@@ -156,22 +134,20 @@ impl Table {
                 steps[usize::from(rule.target.last) + 1] -= 1;
             }
         }
-        let hidden = if is_hidden { PortEntry::HIDDEN } else { 0 };
         let mut count = 0;
         for (port, step) in (0..=u16::MAX).zip(steps) {
             count += step;
             if count > 0 {
-                self.ports[index(protocol, port)].flags |= PortEntry::TARGET | hidden;
+                self.ports[index(protocol, port)].flags |= options.target_flags();
             }
         }
     }
 
-    /// The number of a set of rules; 0 where they have no conditions.
+    /// Returns the number of a set of rules, which is 0 where they have no conditions.
     fn set(
         &mut self,
-        sets: &mut HashMap<Vec<usize>, u16>,
+        (sets, places): (&mut HashMap<Vec<usize>, u16>, &BTreeSet<usize>),
         port: u16,
-        places: &BTreeSet<usize>,
         conditions: &[Condition],
     ) -> Result<u16, TableError> {
         // Of rules without conditions one holds.
@@ -193,119 +169,53 @@ impl Table {
         }
     }
 
-    /// Adds the conditions of the rules of one port, and all that have the same.
+    /// Adds the conditions of the rules of one port, and of all ports with the same rules.
     fn add_set(&mut self, id: u16, port: u16, rules: &[Condition]) -> Result<(), TableError> {
         let set = u32::from(id);
         let (general, own): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.addr.is_none());
-        self.add_group(set, None, port, &general)?;
-        let mut of_addr = BTreeMap::<_, Vec<Condition>>::new();
+        let group = Group {
+            id: set,
+            addr: None,
+            port,
+            rules: &general,
+        };
+        group.add_to(&mut self.sources)?;
+        let mut by_addr = BTreeMap::<_, Vec<Condition>>::new();
         for rule in own {
-            of_addr
-                .entry(rule.addr.expect("it has one"))
-                .or_default()
-                .push(rule);
+            let addr = rule.addr.expect("the rule has an address");
+            by_addr.entry(addr).or_default().push(rule);
         }
-        for (addr, mut rules) in of_addr {
-            // Above those that are sets.
-            let group = u32::from(u16::MAX) + 1 + u32::try_from(self.addrs.len()).expect("few");
+        for (addr, mut rules) in by_addr {
+            // Numbers above those of sets.
+            let id = u32::from(u16::MAX) + 1 + u32::try_from(self.addrs.len()).expect("few");
             let key = AddrKey {
                 set,
                 addr: Addr::new(to_bytes(addr)),
             };
-            self.addrs.insert(key, group);
-            rules.extend(&general);
-            self.add_group(group, Some(addr), port, &rules)?;
-        }
-        Ok(())
-    }
-
-    /// Adds the rules for one address, or for those that no rule names.
-    fn add_group(
-        &mut self,
-        group: u32,
-        addr: Option<IpAddr>,
-        port: u16,
-        rules: &[Condition],
-    ) -> Result<(), TableError> {
-        for none in [
-            IpNet::from(Ipv4Net::default()),
-            IpNet::from(Ipv6Net::default()),
-        ] {
-            let is_v4 = |addr: IpAddr| addr.is_ipv4();
-            if addr.is_some_and(|addr| is_v4(addr) != is_v4(none.addr())) {
-                continue;
-            }
-            // What each rule is for; more specific first, then in order. A rule for
-            // all IPv4 clients is more specific than one for all.
-            let rank = |rule: &Condition| {
-                let length = rule.from.map_or(0, |from| u16::from(from.prefix_len()) + 1);
-                (Reverse(rule.addr.is_some()), Reverse(length))
-            };
-            let mut of_net = BTreeMap::<_, Vec<Candidate>>::new();
-            for rule in rules {
-                let from = rule.from.unwrap_or(none);
-                if is_v4(from.addr()) == is_v4(none.addr()) {
-                    let same = of_net.entry((rank(rule), from)).or_default();
-                    same.push(rule.candidate);
-                }
-            }
-            let ranks: BTreeSet<_> = of_net.keys().map(|(rank, _)| *rank).collect();
-            let nets: BTreeSet<_> = of_net.keys().map(|(_, net)| *net).collect();
-            let mut found = Vec::<Candidate>::new();
-            for net in nets {
-                found.clear();
-                for rank in &ranks {
-                    let length = u8::try_from(rank.1.0.saturating_sub(1)).expect("a length");
-                    if length > net.prefix_len() {
-                        continue;
-                    }
-                    let wider = IpNet::new(net.addr(), length).expect("a shorter prefix");
-                    if let Some(more) = of_net.get(&(*rank, wider.trunc())) {
-                        found.extend(more);
-                    }
-                }
-                let last = found.iter().position(|candidate| candidate.on == 0);
-                found.truncate(last.map_or(found.len(), |last| last + 1));
-                // Of those for the same interfaces the first is taken.
-                let mut seen = 0_u64;
-                found.retain(|candidate| {
-                    let before = seen;
-                    seen |= 1 << candidate.on;
-                    seen != before
+            self.addrs.insert(key, id);
+            if self.addrs.len() > MAX_ADDRS {
+                return Err(TableError::Conditions {
+                    what: "address entries",
+                    limit: MAX_ADDRS,
                 });
-                if found.len() > Candidates::COUNT {
-                    let count = found.len();
-                    return Err(TableError::Candidates { port, count });
-                }
-                let mut candidates = Candidates::default();
-                candidates.0[..found.len()].copy_from_slice(&found);
-                let (version, mapped) = if is_v4(net.addr()) { (4, 96) } else { (6, 0) };
-                let key = SourceKey {
-                    group,
-                    version,
-                    client: Addr::new(to_bytes(net.addr())),
-                };
-                let prefix = SourceKey::PREFIX + mapped + u32::from(net.prefix_len());
-                self.sources.insert((prefix, key), candidates);
-                // Not only at the end: there can be far too many.
-                for (what, count, limit) in [
-                    ("address entries", self.addrs.len(), MAX_ADDRS),
-                    ("client network entries", self.sources.len(), MAX_SOURCES),
-                ] {
-                    if count > limit {
-                        return Err(TableError::Conditions { what, limit });
-                    }
-                }
             }
+            rules.extend(&general);
+            let group = Group {
+                id,
+                addr: Some(addr),
+                port,
+                rules: &rules,
+            };
+            group.add_to(&mut self.sources)?;
         }
         Ok(())
     }
 
     fn add_history(&mut self, history: &History) {
         for (key, targets) in history.iter() {
-            let place = index(key.protocol, key.dialled);
+            let place = index(key.protocol, key.dst_port);
             let entry = self.ports[place];
-            // What is still so needs no history.
+            // A target that is still valid needs no history.
             let is_same =
                 |target: u16| entry.is_match() && entry.set == 0 && entry.target == target;
             let targets = targets.iter().copied().filter(|&target| !is_same(target));
@@ -322,7 +232,7 @@ impl Table {
         }
     }
 
-    /// The lists of interfaces in rules; a rule's bit is its place plus one.
+    /// The interface lists of the rules; the bit of a list is its place plus one.
     #[must_use]
     pub fn on_lists(&self) -> &[Vec<String>] {
         &self.on
@@ -335,22 +245,21 @@ impl Table {
     }
 }
 
-/// A rule of a set.
-#[derive(Clone, Copy, Debug)]
-struct Condition {
-    addr: Option<IpAddr>,
-    from: Option<IpNet>,
-    candidate: Candidate,
-}
-
-impl Condition {
-    /// What makes rules for the same packets.
-    const fn key(&self) -> interval::Condition {
-        (self.addr, self.from, self.candidate.on as usize)
+impl TableOptions {
+    const fn match_flags(self) -> u16 {
+        if self.if_listening {
+            PortEntry::MATCH | PortEntry::IF_LISTENING
+        } else {
+            PortEntry::MATCH
+        }
     }
 
-    fn is_none(&self) -> bool {
-        self.addr.is_none() && self.from.is_none() && self.candidate.on == 0
+    const fn target_flags(self) -> u16 {
+        if self.hide_target {
+            PortEntry::TARGET | PortEntry::HIDDEN
+        } else {
+            PortEntry::TARGET
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portredir_common::abi::Protocol;
 use thiserror::Error;
 
-use super::interval::{Condition, Holders, Segment, conditions, segments};
+use super::interval::{Condition, Holders, Interval, conditions, intervals};
 use crate::rule::Sourced;
 use crate::rule::parse::is_glob;
 
@@ -85,7 +85,7 @@ fn ports(hidden: &Sourced, takers: usize) -> String {
     } else {
         "already cover"
     };
-    let ports = hidden.rule.dialled;
+    let ports = hidden.rule.dst_ports;
     let noun = if ports.first == ports.last {
         "port"
     } else {
@@ -131,7 +131,7 @@ struct List<'a> {
     rules: &'a [Sourced],
     conditions: Vec<Condition>,
     /// Whether rules for narrower networks have all the clients of these. Most
-    /// often they do not, and then need not be looked at in each segment.
+    /// often they do not, and then need not be looked at in each interval.
     is_divided: HashMap<(Option<IpAddr>, Option<IpNet>), bool>,
     /// Lists of interfaces by their number; the first, of all, is empty.
     on: Vec<&'a [String]>,
@@ -139,7 +139,7 @@ struct List<'a> {
     /// `covering[of][name]`.
     covering: Vec<Vec<Vec<bool>>>,
     /// For each protocol.
-    segments: Vec<Vec<Segment>>,
+    intervals: Vec<Vec<Interval>>,
 }
 
 impl<'a> List<'a> {
@@ -153,7 +153,7 @@ impl<'a> List<'a> {
         };
         let of = |protocol| {
             let rules = rules.iter().map(|sourced| &sourced.rule);
-            segments(rules.enumerate(), protocol)
+            intervals(rules.enumerate(), protocol)
         };
         let is_divided = divided(&conditions);
         Self {
@@ -162,19 +162,19 @@ impl<'a> List<'a> {
             is_divided,
             on,
             covering,
-            segments: vec![of(Protocol::Tcp), of(Protocol::Udp)],
+            intervals: vec![of(Protocol::Tcp), of(Protocol::Udp)],
         }
     }
 
     /// The first rule that is left no packet.
     fn hidden(&self) -> Option<usize> {
         let mut is_alive = vec![false; self.rules.len()];
-        for segments in &self.segments {
+        for intervals in &self.intervals {
             let mut holders = Holders::default();
             // Those that hold among their equals, but are hidden so far.
             let mut waiting = Vec::<usize>::new();
-            for segment in segments {
-                if !holders.pass(segment, |i| self.conditions[i]) {
+            for interval in intervals {
+                if !holders.pass(interval, |i| self.conditions[i]) {
                     continue;
                 }
                 waiting.extend(holders.new_places());
@@ -193,13 +193,13 @@ impl<'a> List<'a> {
     /// The rules that take the packets of a hidden one, in their order.
     fn hiders(&self, hidden: usize) -> Vec<usize> {
         let mut hiders = BTreeSet::new();
-        for segments in &self.segments {
+        for intervals in &self.intervals {
             let mut holders = Holders::default();
             let mut is_here = false;
-            for segment in segments {
-                holders.pass(segment, |i| self.conditions[i]);
-                is_here = (is_here && !segment.ended.contains(&hidden))
-                    || segment.begun.contains(&hidden);
+            for interval in intervals {
+                holders.pass(interval, |i| self.conditions[i]);
+                is_here = (is_here && !interval.ended.contains(&hidden))
+                    || interval.begun.contains(&hidden);
                 if is_here {
                     hiders.extend(self.takers(hidden, &holders).into_iter().flatten());
                 }
@@ -208,7 +208,7 @@ impl<'a> List<'a> {
         hiders.into_iter().collect()
     }
 
-    /// The rules of a segment that together take all packets of one of them;
+    /// The rules of a interval that together take all packets of one of them;
     /// `None` where some are left.
     fn takers(&self, place: usize, holders: &Holders<Condition>) -> Option<Vec<usize>> {
         let (addr, from, on) = self.conditions[place];

@@ -129,13 +129,11 @@ impl Setup {
         let rules = self.parsed();
         let history = History::default().after(&parse(self.earlier), &rules, |_, _, _| false);
         let rules: Vec<_> = (0..).zip(rules).collect();
-        let Self {
-            is_hiding,
-            if_listening,
-            ..
-        } = self;
-        let table =
-            portredir::ruleset::compile::Table::compile(&rules, &history, is_hiding, if_listening);
+        let options = portredir::ruleset::compile::TableOptions {
+            hide_target: self.is_hiding,
+            if_listening: self.if_listening,
+        };
+        let table = portredir::ruleset::compile::Table::compile(&rules, &history, options);
         Arc::new(table.expect("a table"))
     }
 }

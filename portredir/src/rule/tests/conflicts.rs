@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::arbitrary::{chosen, near_rule, probes};
 use super::rule;
 use crate::rule::{Origin, Ports, Protocols, Rule, Sourced};
-use crate::ruleset::compile::Table;
+use crate::ruleset::compile::{Table, TableOptions};
 use crate::ruleset::history::History;
 use crate::ruleset::shadow::{ConflictError, check};
 
@@ -243,7 +243,7 @@ fn ten_thousand_rules() {
             .zip(places.into_iter().map(|place| place.rule))
             .collect();
         let start = Instant::now();
-        let table = Table::compile(&numbered, &History::default(), false, false);
+        let table = Table::compile(&numbered, &History::default(), TableOptions::default());
         let compiled = start.elapsed();
         let table = table.unwrap_or_else(|error| panic!("{shape}: {error}"));
         let start = Instant::now();
@@ -259,18 +259,18 @@ fn ten_thousand_rules() {
         assert!(!history.is_empty(), "{shape}");
         let alike: HashSet<_> = all
             .iter()
-            .map(|rule| (rule.dialled, rule.target, rule.protocols))
+            .map(|rule| (rule.dst_ports, rule.target, rule.protocols))
             .collect();
         // Some of the ports: each takes a look at each rule.
         for port in (1..=u16::MAX).step_by(199) {
             for &protocol in Protocols::Both.each() {
                 let place = PortEntry::index(protocol, Port::new(port));
-                let is_dialled = alike.iter().any(|(ports, target, protocols)| {
+                let is_redirected = alike.iter().any(|(ports, target, protocols)| {
                     let is_itself = *target == Ports::one(port);
                     protocols.each().contains(&protocol) && ports.contains(port) && !is_itself
                 });
                 let entry = table.ports[place as usize];
-                assert_eq!(entry.is_match(), is_dialled, "{shape}: port {port}");
+                assert_eq!(entry.is_match(), is_redirected, "{shape}: port {port}");
             }
         }
     }
