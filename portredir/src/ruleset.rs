@@ -1,4 +1,5 @@
-//! A list of rules as a whole: which rules can match, and the maps they become.
+//! A list of rules as a whole: rules that can never match, and the maps that the rules
+//! become.
 
 mod candidates;
 pub mod compile;

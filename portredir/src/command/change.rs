@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::event;
 use super::{count, diff, print, print_pending};
 use crate::cli::{ApplyArgs, ChangeArgs, DownArgs, UpArgs};
-use crate::config::file;
+use crate::config::file::{self, ConfigError};
 use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change};
@@ -53,7 +53,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     watcher::stop(Stubborn::Kill, &mut event::print);
     let reload = || {
         let settings = args.options.settings()?;
-        anyhow::Ok(Some((Action::Run(settings), options)))
+        Ok::<_, ConfigError>(Some((Action::Run(settings), options)))
     };
     Ok(event_loop::watch(controller, reload, &mut event::print).await?)
 }
@@ -65,7 +65,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
 /// Nothing is active, or another watcher runs.
 pub async fn watch() -> anyhow::Result<()> {
     let controller = event_loop::open().await?;
-    let reload = || anyhow::Ok(None);
+    let reload = || Ok::<_, ConfigError>(None);
     Ok(event_loop::watch(controller, reload, &mut event::print).await?)
 }
 

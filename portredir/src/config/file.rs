@@ -1,4 +1,4 @@
-//! Settings in files: `rules.toml`, and what `conf.d` adds to it.
+//! Settings in files: `rules.toml`, and the files of `conf.d` that add to it.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -9,54 +9,55 @@ use thiserror::Error;
 
 use super::options::Options;
 use super::settings::Settings;
+use crate::exit::ExitCode;
 use crate::rule::{Origin, Rule, Sourced, SourcedError};
 use crate::ruleset::shadow::{self, ConflictError};
 
-/// Where files are looked for when nothing else is said.
+/// The directory of the files, unless a path is given.
 pub const DIR: &str = "/etc/portredir";
 
-/// What is wrong with a file.
+/// A file of settings, or the rules of a command line, are wrong.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// A file cannot be read.
     #[error("read {path}: {error}{hint}")]
     Read {
-        /// Its path.
+        /// The path of the file.
         path: String,
         /// The kernel's error.
         error: io::Error,
-        /// What to do.
+        /// What to do about it, or nothing.
         hint: &'static str,
     },
-    /// Anybody may write rules into it, which root would obey.
+    /// Every user may write rules into the file, which root would then apply.
     #[error("{path} is world-writable; fix with: chmod o-w {path}")]
     Writable {
-        /// Its path.
+        /// The path of the file.
         path: String,
     },
-    /// It is not what is expected: the library's words, with line and column.
+    /// The text is not TOML, or has an unknown key or a wrong value.
     #[error("{path}: {message}")]
     Toml {
-        /// Its path.
+        /// The path of the file.
         path: String,
-        /// What is wrong.
+        /// The message of the library, with line and column.
         message: String,
     },
-    /// A rule cannot be read.
+    /// A rule cannot be parsed.
     #[error(transparent)]
     Rule(#[from] SourcedError),
-    /// The rules contradict each other.
+    /// The rules do not work together.
     #[error(transparent)]
     Conflict(#[from] ConflictError),
-    /// It cannot be written.
+    /// A file cannot be written.
     #[error("write {path}: {error}")]
     Write {
-        /// Its path.
+        /// The path of the file.
         path: String,
         /// The kernel's error.
         error: io::Error,
     },
-    /// Saved rules would be there twice at the next start.
+    /// Saved rules would be loaded twice at the next start.
     #[error(
         "{} also defines rules, which would then be loaded twice; move that file away first, or \
          save to another path", .0.display()
@@ -64,16 +65,24 @@ pub enum ConfigError {
     Beside(PathBuf),
 }
 
-/// What files say; the rest stays as it is.
+impl ConfigError {
+    /// The exit code of a command that ends with this error.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        ExitCode::Usage
+    }
+}
+
+/// The options and rules of files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     options: Options,
-    /// All rules, in order.
+    /// All rules, in order, each with its place.
     pub rules: Vec<Sourced>,
 }
 
 impl Config {
-    /// The rules of the files, and their options over those of `base`.
+    /// Puts the rules and options of the files in the place of those of `base`.
     #[must_use]
     pub fn over(&self, base: &Settings) -> Settings {
         Settings {
@@ -87,18 +96,19 @@ impl Config {
     }
 }
 
-/// Reads a file, or of a directory `rules.toml` and `conf.d/*.toml`: those by
-/// name, options of a later one win, rules are added up.
+/// Loads a file, or `rules.toml` and `conf.d/*.toml` of a directory. The files of
+/// `conf.d` come in the order of their names: options of a later file win, and rules are
+/// added up.
 ///
 /// # Errors
 ///
-/// [`ConfigError`], naming the place.
+/// [`ConfigError`], with the place of the mistake.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let mut paths = vec![path.to_owned()];
     if path.is_dir() {
         paths = additions(path);
         let main = path.join("rules.toml");
-        // Either is enough.
+        // One of the two is enough.
         if main.exists() || paths.is_empty() {
             paths.insert(0, main);
         }
@@ -113,7 +123,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// The files of `conf.d`, by name.
+/// The files of `conf.d`, in the order of their names.
 fn additions(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join("conf.d"))
         .into_iter()
@@ -148,11 +158,11 @@ fn load_file(path: &Path) -> Result<Config, ConfigError> {
     parse(path, bytes)
 }
 
-/// Reads the bytes of a file.
+/// Parses the bytes of a file.
 ///
 /// # Errors
 ///
-/// [`ConfigError::Toml`] and [`ConfigError::Rule`], naming the place.
+/// [`ConfigError::Toml`] and [`ConfigError::Rule`], with the place of the mistake.
 pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     let toml = |message: String| ConfigError::Toml {
         path: path.display().to_string(),
@@ -161,7 +171,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     let text = String::from_utf8(bytes).map_err(|_| toml("not UTF-8 text".into()))?;
     let mut options: Options = toml::from_str(&text).map_err(|error| toml(error.to_string()))?;
     let mut rules = Vec::new();
-    // They come in the order of the text.
+    // Rules come in the order of the text.
     let (mut line, mut counted) = (1, 0);
     for rule in std::mem::take(&mut options.rules) {
         let start = rule.span().start;
@@ -182,7 +192,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     Ok(Config { options, rules })
 }
 
-/// Settings as a file: what differs from the defaults, and every rule.
+/// Formats settings as a file: the options that differ from the defaults, and every rule.
 #[must_use]
 pub fn to_toml(settings: &Settings) -> String {
     let table = |settings: &Settings| toml::Table::try_from(settings).expect("settings are TOML");
@@ -201,8 +211,8 @@ pub fn to_toml(settings: &Settings) -> String {
     text + "]\n"
 }
 
-/// Writes settings to a file: the old one, or all of the new one, is there at
-/// any moment.
+/// Writes settings to a file, atomically: at any moment either the old file exists or the
+/// whole new one.
 ///
 /// # Errors
 ///

@@ -229,6 +229,6 @@ pub async fn restore(netlink: &Netlink, attachment: &Attachment) {
         && let Err(error) = netlink.remove_clsact(*ifindex).await
     {
         // It may be gone with its interface.
-        log::debug!("{name}: {error:#}");
+        log::debug!("{name}: {}", chain(&error));
     }
 }

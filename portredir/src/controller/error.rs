@@ -4,7 +4,9 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::config::file::ConfigError;
 use crate::exit::ExitCode;
+use crate::host::netlink::HostError;
 use crate::host::preflight::PreflightError;
 use crate::loader::DatapathError;
 use crate::loader::pinned::PinnedError;
@@ -13,6 +15,7 @@ use crate::plan::{Refused, UsageError};
 use crate::ruleset::compile::TableError;
 use crate::sys::bpffs::PinError;
 use crate::sys::lock::LockError;
+use crate::sys::sock_diag::SockDiagError;
 
 /// Why a change is refused before anything is touched.
 #[derive(Debug, Error)]
@@ -111,15 +114,15 @@ pub enum ControllerError {
         #[source]
         source: io::Error,
     },
-    /// The host cannot be asked.
-    #[error("{0:#}")]
-    Host(anyhow::Error),
-}
-
-impl From<anyhow::Error> for ControllerError {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Host(error)
-    }
+    /// The files of a reload are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The host cannot be asked for its interfaces.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The sockets of the host cannot be listed.
+    #[error(transparent)]
+    Sockets(#[from] SockDiagError),
 }
 
 impl ControllerError {
@@ -136,6 +139,7 @@ impl ControllerError {
             Self::Change(error) => error.exit_code(),
             Self::Preflight(error) => error.exit_code(),
             Self::Pinned(error) => error.exit_code(),
+            Self::Config(error) => error.exit_code(),
             _ => ExitCode::Failed,
         }
     }

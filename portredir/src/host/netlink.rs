@@ -1,23 +1,21 @@
-//! Network interfaces and addresses of this network namespace, by netlink.
+//! Reading interfaces and addresses of this network namespace, with rtnetlink.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{
-    InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkXdp,
-};
 use netlink_packet_route::tc::TcHandle;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use portredir_common::abi::{LOOPBACK_IFINDEX, local};
-use portredir_common::wire::Link;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::host::snapshot::{Interface, Snapshot};
+use crate::host::link;
+use crate::host::snapshot::Snapshot;
 use crate::sys::addr::to_bytes;
 use crate::sys::netdev;
 
@@ -27,13 +25,41 @@ const CLSACT_PARENT: TcHandle = TcHandle {
     minor: 0xfff1,
 };
 
-/// A netlink socket that also hears of changes.
+/// The host cannot be asked for its interfaces and addresses, or refuses a change.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// The kernel refuses the socket.
+    #[error("open a netlink socket")]
+    Open(#[source] io::Error),
+    /// The kernel refuses a request, or its answer cannot be read.
+    #[error("{action}")]
+    Request {
+        /// What was tried.
+        action: &'static str,
+        /// The error of the library, with that of the kernel.
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// No interface can have this index.
+    #[error("interface index {0} is out of range")]
+    Index(u32),
+}
+
+fn failed(action: &'static str) -> impl Fn(rtnetlink::Error) -> HostError {
+    move |source| HostError::Request { action, source }
+}
+
+fn signed(index: u32) -> Result<i32, HostError> {
+    i32::try_from(index).map_err(|_| HostError::Index(index))
+}
+
+/// A netlink socket that also receives notifications of changes.
 pub struct Netlink {
     handle: rtnetlink::Handle,
-    /// Each with the index of an interface, when one left.
+    /// Notifications, with the index of an interface that was removed.
     changes: futures_util::stream::BoxStream<'static, Option<u32>>,
     left: BTreeSet<u32>,
-    /// The first change since [`Self::changed`] last returned.
+    /// The time of the first change since [`Self::changed`] last returned.
     changed_at: Option<Instant>,
 }
 
@@ -42,17 +68,17 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the socket. Must be called inside a runtime.
-    pub fn open() -> anyhow::Result<Self> {
+    /// [`HostError::Open`]. Must be called inside a runtime.
+    pub fn open() -> Result<Self, HostError> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
         ])
-        .context("open a netlink socket")?;
+        .map_err(HostError::Open)?;
         tokio::spawn(connection);
-        // Whatever else the message says, also that some were lost: what counts
-        // is the state after it.
+        // The rest of a message does not matter, also that messages were lost: the state
+        // is read again after each.
         Ok(Self {
             handle,
             changes: messages.map(|(message, _)| left(&message)).boxed(),
@@ -65,15 +91,10 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// When qdiscs cannot be listed.
-    pub async fn has_clsact(&self, index: u32) -> anyhow::Result<bool> {
-        let mut qdiscs = self
-            .handle
-            .qdisc()
-            .get()
-            .index(i32::try_from(index)?)
-            .execute();
-        while let Some(qdisc) = qdiscs.try_next().await.context("list qdiscs")? {
+    /// [`HostError::Request`].
+    pub async fn has_clsact(&self, index: u32) -> Result<bool, HostError> {
+        let mut qdiscs = self.handle.qdisc().get().index(signed(index)?).execute();
+        while let Some(qdisc) = qdiscs.try_next().await.map_err(failed("list qdiscs"))? {
             if qdisc.header.parent == CLSACT_PARENT && qdisc.header.index.cast_unsigned() == index {
                 return Ok(true);
             }
@@ -85,32 +106,33 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// When the interface is gone, or the kernel refuses.
-    pub async fn remove_clsact(&self, index: u32) -> anyhow::Result<()> {
-        let index = i32::try_from(index)?;
+    /// [`HostError::Request`]: the interface is gone, or the kernel refuses.
+    pub async fn remove_clsact(&self, index: u32) -> Result<(), HostError> {
+        let index = signed(index)?;
         let ingress = self.handle.traffic_filter(index).get().ingress().execute();
         let egress = self.handle.traffic_filter(index).get().egress().execute();
         let mut filters = ingress
             .try_collect::<Vec<_>>()
             .await
-            .context("list filters")?;
+            .map_err(failed("list filters"))?;
         filters.extend(
             egress
                 .try_collect::<Vec<_>>()
                 .await
-                .context("list filters")?,
+                .map_err(failed("list filters"))?,
         );
         if !filters.is_empty() {
             return Ok(());
         }
         let mut request = self.handle.qdisc().del(index);
         request.message_mut().header.parent = CLSACT_PARENT;
-        request.execute().await.context("remove the clsact qdisc")
+        let removed = request.execute().await;
+        removed.map_err(failed("remove the clsact qdisc"))
     }
 
-    /// Waits until something changed and then, for a moment, calmed down.
+    /// Waits until something changed, and then until there was no change for a moment.
     ///
-    /// A change is not lost when the wait is given up before its end.
+    /// No change is lost when the future is dropped before it is ready.
     pub async fn changed(&mut self) {
         const CALM: Duration = Duration::from_millis(20);
         const LATEST: Duration = Duration::from_millis(200);
@@ -119,7 +141,7 @@ impl Netlink {
             None => {
                 match self.changes.next().await {
                     Some(left) => self.left.extend(left),
-                    // The connection is gone; there will be no news.
+                    // The connection is closed; no notification will come.
                     None => std::future::pending().await,
                 }
                 *self.changed_at.insert(Instant::now())
@@ -130,14 +152,13 @@ impl Netlink {
                 self.left.extend(left);
             }
         };
-        // A link that flaps forever must not keep us from acting.
+        // A link that flaps must not delay the reaction for ever.
         let _ = tokio::time::timeout_at(changed_at + LATEST, calm).await;
         self.changed_at = None;
     }
 
-    /// Returns the interfaces that left since this was last called. By now they
-    /// may be back, or others may have their indexes; what was attached to them
-    /// is gone.
+    /// Returns the interfaces that were removed since the last call. By now they may be
+    /// back, or others may have their indexes; programs that were attached to them are gone.
     pub fn take_left(&mut self) -> BTreeSet<u32> {
         std::mem::take(&mut self.left)
     }
@@ -146,8 +167,8 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// When a dump fails.
-    pub async fn snapshot(&self) -> anyhow::Result<Snapshot> {
+    /// [`HostError::Request`].
+    pub async fn snapshot(&self) -> Result<Snapshot, HostError> {
         let mut snapshot = Snapshot::default();
         let xdp_features = netdev::xdp_features().unwrap_or_else(|error| {
             log::debug!("cannot list XDP features of devices: {error}");
@@ -155,19 +176,19 @@ impl Netlink {
         });
         let are_all_tracked = are_bridges_tracked();
         let mut links = self.handle.link().get().execute();
-        while let Some(message) = links.try_next().await.context("list interfaces")? {
-            let mut interface = interface(message.header.index, &message);
+        while let Some(message) = links.try_next().await.map_err(failed("list interfaces"))? {
+            let mut interface = link::interface(&message);
             interface.xdp_features = xdp_features.get(&interface.index).copied();
             let is_bridge = interface.kind.as_deref() == Some("bridge");
             interface.is_tracked_bridge |= is_bridge && are_all_tracked;
             snapshot.interfaces.insert(interface.index, interface);
         }
         let mut addrs = self.handle.address().get().execute();
-        while let Some(message) = addrs.try_next().await.context("list addresses")? {
+        while let Some(message) = addrs.try_next().await.map_err(failed("list addresses"))? {
             let mut addr = None;
             for attribute in &message.attributes {
                 match attribute {
-                    // On point-to-point links `Address` is the other end.
+                    // On point-to-point links `Address` is the address of the peer.
                     AddressAttribute::Local(local) => addr = Some(*local),
                     AddressAttribute::Address(address) if addr.is_none() => addr = Some(*address),
                     _ => {}
@@ -186,7 +207,7 @@ impl Netlink {
     }
 }
 
-/// Whether `br_netfilter` is there and on for all bridges of this namespace.
+/// Whether `br_netfilter` is loaded and enabled for all bridges of this namespace.
 fn are_bridges_tracked() -> bool {
     ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"]
         .into_iter()
@@ -194,10 +215,10 @@ fn are_bridges_tracked() -> bool {
         .any(|value| value.trim() != "0")
 }
 
-/// The interface that a message says has left this network namespace.
+/// The interface that was removed from this network namespace, if a message says so.
 fn left(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<u32> {
     match &message.payload {
-        // A bridge says the same of a port that is no longer one.
+        // A bridge sends such a message about a port that leaves the bridge.
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
             if link.header.interface_family != AddressFamily::Bridge =>
         {
@@ -205,76 +226,4 @@ fn left(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<u32> {
         }
         _ => None,
     }
-}
-
-fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> Interface {
-    let link = match message.header.link_layer_type {
-        LinkLayerType::Ether | LinkLayerType::Loopback => Link::Ethernet,
-        _ => Link::Ip,
-    };
-    let mut interface = Interface {
-        index,
-        name: String::new(),
-        is_up: message.header.flags.contains(LinkFlags::Up),
-        link,
-        kind: None,
-        driver: None,
-        master: None,
-        is_tracked_bridge: false,
-        lower: None,
-        xdp: None,
-        mtu: 0,
-        xdp_features: None,
-    };
-    let mut is_lower_elsewhere = false;
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => interface.name.clone_from(name),
-            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
-            LinkAttribute::Controller(master) => interface.master = Some(*master),
-            LinkAttribute::Link(lower) if *lower != 0 && *lower != index => {
-                interface.lower = Some(*lower);
-            }
-            LinkAttribute::LinkNetNsId(_) => is_lower_elsewhere = true,
-            LinkAttribute::LinkInfo(infos) => {
-                for info in infos {
-                    match info {
-                        LinkInfo::Kind(kind) => interface.kind = Some(kind.to_string()),
-                        LinkInfo::Data(InfoData::Bridge(attributes)) => {
-                            interface.is_tracked_bridge = attributes.iter().any(|attribute| {
-                                matches!(
-                                    attribute,
-                                    InfoBridge::NfCallIpTables(true)
-                                        | InfoBridge::NfCallIp6Tables(true)
-                                )
-                            });
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            LinkAttribute::Xdp(attributes) => {
-                for attribute in attributes {
-                    match attribute {
-                        LinkXdp::ProgId(id)
-                        | LinkXdp::DrvProgId(id)
-                        | LinkXdp::SkbProgId(id)
-                        | LinkXdp::HwProgId(id)
-                            if *id != 0 =>
-                        {
-                            interface.xdp = Some(*id);
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    // The other end of a veth is no device below it, wherever it is.
-    if is_lower_elsewhere || interface.kind.as_deref() == Some("veth") {
-        interface.lower = None;
-    }
-    interface.driver = crate::sys::ethtool::driver(&interface.name);
-    interface
 }

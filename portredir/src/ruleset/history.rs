@@ -1,4 +1,4 @@
-//! Where earlier rules sent packets.
+//! The previous targets of ports: their flows still go there.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::interval::{Holders, intervals};
 use crate::rule::{Ports, Rule};
 
-/// Where rules that are gone sent the packets of a port; their flows still go
-/// there.
+/// The targets of removed rules, for each port. Flows that began under these rules still
+/// go to these targets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History(BTreeMap<HistoryKey, Vec<u16>>);
 
-/// `tcp/80` in JSON, which knows no other keys than text.
+/// A port of a protocol. The JSON form is a text such as `tcp/80`, as JSON has no other
+/// keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub(super) struct HistoryKey {
@@ -47,9 +48,8 @@ impl TryFrom<String> for HistoryKey {
 }
 
 impl History {
-    /// What remains to be known when one list of rules takes the place of
-    /// another: the targets that are no longer those of their port, and the
-    /// earlier ones that still have flows.
+    /// The history after one list of rules replaced another: the targets that no longer
+    /// belong to their port, and the earlier targets that still have flows.
     #[must_use]
     pub fn after(
         &self,
@@ -71,7 +71,7 @@ impl History {
             let rules = gone.iter().copied().enumerate();
             let mut holders = Holders::default();
             for interval in intervals(rules, protocol) {
-                holders.pass(&interval, |i| way(gone[i]));
+                holders.pass(&interval, |i| mapping(gone[i]));
                 for dst_port in interval.ports.into_iter().flat_map(Ports::each) {
                     let key = HistoryKey { protocol, dst_port };
                     let mut places = holders.places().iter();
@@ -89,20 +89,20 @@ impl History {
         Self(history)
     }
 
-    /// The targets of each port.
+    /// Iterates over the ports and their previous targets.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&HistoryKey, &Vec<u16>)> {
         self.0.iter()
     }
 
-    /// Whether it is of no port.
+    /// Whether no port has a previous target.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Where a rule leads: to one port, or to those at a distance.
-fn way(rule: &Rule) -> (bool, i32) {
+/// The mapping of a rule: to one port, or to ports at a fixed distance.
+fn mapping(rule: &Rule) -> (bool, i32) {
     let target = i32::from(rule.target.first);
     if rule.target.first == rule.target.last {
         (false, target)
@@ -122,8 +122,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
 
-        /// The targets of rules that are gone are known, up to four, in the order of
-        /// the rules.
+        /// The targets of removed rules are known, up to four, in the order of the rules.
         #[test]
         fn targets_that_are_gone_are_remembered(
             before in vec(near_rule(), 0..10),

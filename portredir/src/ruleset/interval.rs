@@ -1,5 +1,5 @@
-//! Ports cut where a rule begins or ends, so that many rules with long ranges
-//! cost as much as their ends, not as their ports.
+//! Ports cut where a rule begins or ends, so that the cost of many rules with long ranges
+//! grows with the number of their ends, not of their ports.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -9,22 +9,22 @@ use portredir_common::abi::Protocol;
 
 use crate::rule::{Ports, Rule};
 
-/// Ports for which the same rules are.
+/// An interval of ports for which the same rules apply.
 pub struct Interval {
-    /// The ports; behind the last that any rule is about there are none.
+    /// The ports; `None` after the last port of all rules.
     pub ports: Option<Ports>,
-    /// Rules whose ports ended before it, by their place in the list.
+    /// The rules whose ports ended before this interval, by their place in the list.
     pub ended: Vec<usize>,
-    /// Rules whose ports begin with it.
+    /// The rules whose ports begin with this interval.
     pub begun: Vec<usize>,
 }
 
-/// The intervals of one protocol, from the lowest port.
+/// Returns the intervals of one protocol, from the lowest port.
 pub fn intervals<'a>(
     rules: impl IntoIterator<Item = (usize, &'a Rule)>,
     protocol: Protocol,
 ) -> Vec<Interval> {
-    // Ports, rules, and whether they begin there. At 65 536 the last ones end.
+    // Ports, rules, and whether the rule begins there. The last rules end at 65 536.
     let mut ends = Vec::<(u32, usize, bool)>::new();
     for (i, rule) in rules {
         if !rule.protocols.each().contains(&protocol) {
@@ -58,7 +58,8 @@ pub fn intervals<'a>(
     intervals
 }
 
-/// The rules of a interval, by what makes them equal: of equals the first holds.
+/// The rules of an interval, by the key that makes rules equal: of equal rules the first
+/// one holds.
 pub struct Holders<K> {
     of: BTreeMap<K, BTreeSet<usize>>,
     first: BTreeSet<usize>,
@@ -76,7 +77,7 @@ impl<K> Default for Holders<K> {
 }
 
 impl<K: Ord + Clone> Holders<K> {
-    /// Goes on to the next interval. Whether others hold now.
+    /// Passes to the next interval, and returns whether other rules hold now.
     pub fn pass(&mut self, interval: &Interval, key: impl Fn(usize) -> K) -> bool {
         self.new.clear();
         let mut is_changed = false;
@@ -108,30 +109,30 @@ impl<K: Ord + Clone> Holders<K> {
         is_changed
     }
 
-    /// The places of those that did not hold before, with some that do not hold
-    /// any more.
+    /// The places of the rules that did not hold before; some of them may not hold any
+    /// more.
     pub fn new_places(&self) -> &[usize] {
         &self.new
     }
 
-    /// The places of those that hold, in their order.
+    /// The places of the rules that hold, in their order.
     pub fn places(&self) -> &BTreeSet<usize> {
         &self.first
     }
 
-    /// Those that hold, by what makes rules equal, from a key on.
+    /// The rules that hold, by key, from a key on.
     pub fn range(&self, from: &K) -> impl Iterator<Item = (&K, usize)> {
         let places = self.of.range(from..);
         places.filter_map(|(key, equals)| Some((key, *equals.first()?)))
     }
 }
 
-/// For which packets a rule is, apart from their ports: the address that is
-/// dialled, the client, and the number of the list of interfaces.
+/// The condition of a rule apart from its ports: the destination address, the network of
+/// the clients, and the number of the interface list.
 pub type Condition = (Option<IpAddr>, Option<IpNet>, usize);
 
-/// The conditions of rules. 0 is the list of all interfaces, and each other list
-/// has a number from 1, in the order in which they come first.
+/// The conditions of rules, and their interface lists. The list of all interfaces has the
+/// number 0; the others count from 1, in the order in which they come first.
 pub fn conditions<'a>(
     rules: impl IntoIterator<Item = &'a Rule>,
 ) -> (Vec<Condition>, Vec<&'a [String]>) {

@@ -1,10 +1,9 @@
-//! Whether each rule of a list can match.
+//! Rules that can never match.
 //!
-//! A rule is hidden when others take all its packets: those that are for longer
-//! prefixes of clients, and of equal ones those that come first. Several can do
-//! so together, each for some of the ports, clients or interfaces. A rule that
-//! has packets left is none of our business: a narrow rule before or behind a
-//! wide one is how exceptions are written.
+//! A rule is shadowed when other rules cover all its packets: rules with longer prefixes
+//! of clients, and earlier rules with equal ones. Several rules can do so together, each
+//! for some of the ports, clients or interfaces. A rule that has packets left is valid: a
+//! narrow rule before or after a wide one is the way to write exceptions.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -17,38 +16,41 @@ use portredir_common::abi::Protocol;
 use thiserror::Error;
 
 use super::interval::{Condition, Holders, Interval, conditions, intervals};
-use crate::rule::Sourced;
 use crate::rule::parse::is_glob;
+use crate::rule::{Origin, Sourced};
 
-/// As many as the programs can tell apart: they have 16 bits for a rule.
+/// The maximum of rules: the programs have 16 bits for the number of a rule.
 pub const MAX_RULES: usize = 1 << 16;
 
-/// Different `on` lists: bits of a mask, of which the lowest means all.
+/// The maximum of different `on` lists: bits of a mask, of which the lowest means all
+/// interfaces.
 pub const MAX_ON: usize = 63;
 
-/// Why a list of rules cannot work together.
+/// Why a list of rules is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConflictError {
     /// A rule that can never match.
     #[error(
         "rule `{}` ({}) never matches: {} {}; remove one of them",
-        .hidden.rule, .hidden.origin, Names(.by), ports(.hidden, .by.len())
+        .shadowed.rule, .shadowed.origin, Names(.by), ports(.shadowed, .by.len())
     )]
-    Hidden {
-        /// That rule.
-        hidden: Box<Sourced>,
-        /// The rules that take its packets.
+    Shadowed {
+        /// The shadowed rule.
+        shadowed: Box<Sourced>,
+        /// The rules that cover its packets.
         by: Vec<Sourced>,
     },
-    /// A rule that is there twice.
-    #[error("rule `{}` is given twice ({first}, {again}); remove one of them", .again.rule, first = .first, again = .again.origin)]
+    /// A rule that is given twice.
+    #[error(
+        "rule `{}` is given twice ({first}, {}); remove one of them", .again.rule, .again.origin
+    )]
     Twice {
-        /// Where it is first.
-        first: crate::rule::Origin,
-        /// The same rule.
+        /// The place of the first one.
+        first: Origin,
+        /// The second one.
         again: Box<Sourced>,
     },
-    /// More than the programs can tell apart.
+    /// More rules than the programs can tell apart.
     #[error("too many rules: {0}; the maximum is {MAX_RULES}")]
     Rules(usize),
     /// Too many `on` lists.
@@ -56,7 +58,7 @@ pub enum ConflictError {
     On(usize),
 }
 
-/// Rules with their places: all of a few, some of many.
+/// A text that names rules with their origins: all of a few, some of many.
 struct Names<'a>(&'a [Sourced]);
 
 impl fmt::Display for Names<'_> {
@@ -79,13 +81,13 @@ impl fmt::Display for Names<'_> {
     }
 }
 
-fn ports(hidden: &Sourced, takers: usize) -> String {
-    let verb = if takers == 1 {
+fn ports(shadowed: &Sourced, covering: usize) -> String {
+    let verb = if covering == 1 {
         "already covers"
     } else {
         "already cover"
     };
-    let ports = hidden.rule.dst_ports;
+    let ports = shadowed.rule.dst_ports;
     let noun = if ports.first == ports.last {
         "port"
     } else {
@@ -94,13 +96,12 @@ fn ports(hidden: &Sourced, takers: usize) -> String {
     format!("{verb} {noun} {ports}")
 }
 
-/// Refuses lists in which a rule could never match, and longer ones than the
+/// Refuses lists in which a rule could never match, and lists that are longer than the
 /// programs can have.
 ///
 /// # Errors
 ///
-/// [`ConflictError`]; of rules that never match for the first, naming those that
-/// hide it.
+/// [`ConflictError`]; for the first shadowed rule, with the rules that cover it.
 pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
     if rules.len() > MAX_RULES {
         return Err(ConflictError::Rules(rules.len()));
@@ -109,36 +110,35 @@ pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
     if list.on.len() > MAX_ON + 1 {
         return Err(ConflictError::On(list.on.len() - 1));
     }
-    let Some(hidden) = list.hidden() else {
+    let Some(shadowed) = list.shadowed() else {
         return Ok(());
     };
-    let by = list.hiders(hidden);
-    let hidden = Box::new(rules[hidden].clone());
+    let by = list.shadowed_by(shadowed);
+    let shadowed = Box::new(rules[shadowed].clone());
     if let [first] = by[..]
-        && rules[first].rule == hidden.rule
+        && rules[first].rule == shadowed.rule
     {
         return Err(ConflictError::Twice {
             first: rules[first].origin.clone(),
-            again: hidden,
+            again: shadowed,
         });
     }
     let by = by.into_iter().map(|i| rules[i].clone()).collect();
-    Err(ConflictError::Hidden { hidden, by })
+    Err(ConflictError::Shadowed { shadowed, by })
 }
 
 /// Rules with what decides between them.
 struct List<'a> {
     rules: &'a [Sourced],
     conditions: Vec<Condition>,
-    /// Whether rules for narrower networks have all the clients of these. Most
-    /// often they do not, and then need not be looked at in each interval.
+    /// Whether rules for narrower networks cover all the clients of an address and a
+    /// network. Most often they do not, and need no comparison in each interval then.
     is_divided: HashMap<(Option<IpAddr>, Option<IpNet>), bool>,
-    /// Lists of interfaces by their number; the first, of all, is empty.
+    /// The interface lists by number; the first one, for all interfaces, is empty.
     on: Vec<&'a [String]>,
-    /// Of each list the lists that have all of its interfaces, and more: by
-    /// `covering[of][name]`.
+    /// For each name of each list, `covering[list][name]`, which lists include the name.
     covering: Vec<Vec<Vec<bool>>>,
-    /// For each protocol.
+    /// The intervals of each protocol.
     intervals: Vec<Vec<Interval>>,
 }
 
@@ -166,12 +166,12 @@ impl<'a> List<'a> {
         }
     }
 
-    /// The first rule that is left no packet.
-    fn hidden(&self) -> Option<usize> {
-        let mut is_alive = vec![false; self.rules.len()];
+    /// The first rule whose packets are all covered.
+    fn shadowed(&self) -> Option<usize> {
+        let mut has_packets = vec![false; self.rules.len()];
         for intervals in &self.intervals {
             let mut holders = Holders::default();
-            // Those that hold among their equals, but are hidden so far.
+            // The first of their equals, shadowed in all intervals so far.
             let mut waiting = Vec::<usize>::new();
             for interval in intervals {
                 if !holders.pass(interval, |i| self.conditions[i]) {
@@ -179,38 +179,38 @@ impl<'a> List<'a> {
                 }
                 waiting.extend(holders.new_places());
                 waiting.retain(|&i| {
-                    if is_alive[i] || !holders.places().contains(&i) {
+                    if has_packets[i] || !holders.places().contains(&i) {
                         return false;
                     }
-                    is_alive[i] = self.takers(i, &holders).is_none();
-                    !is_alive[i]
+                    has_packets[i] = self.covered_by(i, &holders).is_none();
+                    !has_packets[i]
                 });
             }
         }
-        is_alive.iter().position(|is_alive| !is_alive)
+        has_packets.iter().position(|has_packets| !has_packets)
     }
 
-    /// The rules that take the packets of a hidden one, in their order.
-    fn hiders(&self, hidden: usize) -> Vec<usize> {
-        let mut hiders = BTreeSet::new();
+    /// The rules that cover the packets of a shadowed rule, in their order.
+    fn shadowed_by(&self, shadowed: usize) -> Vec<usize> {
+        let mut by = BTreeSet::new();
         for intervals in &self.intervals {
             let mut holders = Holders::default();
-            let mut is_here = false;
+            let mut is_in_interval = false;
             for interval in intervals {
                 holders.pass(interval, |i| self.conditions[i]);
-                is_here = (is_here && !interval.ended.contains(&hidden))
-                    || interval.begun.contains(&hidden);
-                if is_here {
-                    hiders.extend(self.takers(hidden, &holders).into_iter().flatten());
+                is_in_interval = (is_in_interval && !interval.ended.contains(&shadowed))
+                    || interval.begun.contains(&shadowed);
+                if is_in_interval {
+                    by.extend(self.covered_by(shadowed, &holders).into_iter().flatten());
                 }
             }
         }
-        hiders.into_iter().collect()
+        by.into_iter().collect()
     }
 
-    /// The rules of a interval that together take all packets of one of them;
-    /// `None` where some are left.
-    fn takers(&self, place: usize, holders: &Holders<Condition>) -> Option<Vec<usize>> {
+    /// The rules of an interval that together cover all packets of one of them; `None`
+    /// where packets are left.
+    fn covered_by(&self, place: usize, holders: &Holders<Condition>) -> Option<Vec<usize>> {
         let (addr, from, on) = self.conditions[place];
         let is_divided = self.is_divided[&(addr, from)];
         let before: Vec<_> = holders
@@ -225,17 +225,17 @@ impl<'a> List<'a> {
             return None;
         }
         let clients = all_clients(addr, from);
-        let mut takers = Vec::new();
+        let mut covered_by = Vec::new();
         for is_covered in &self.covering[on] {
             let here = before.iter().filter(|(_, list, _)| is_covered[*list]);
             let here: Vec<_> = here.map(|&(net, _, i)| (net, i)).collect();
-            takers.extend(cover(&clients, &here)?);
+            covered_by.extend(cover(&clients, &here)?);
         }
-        Some(takers)
+        Some(covered_by)
     }
 }
 
-/// Whether the clients of one rule are among those of another.
+/// Whether the clients of one rule include the clients of another.
 fn is_within(all: Option<IpNet>, net: Option<IpNet>) -> bool {
     match (all, net) {
         (None, _) => true,
@@ -244,15 +244,15 @@ fn is_within(all: Option<IpNet>, net: Option<IpNet>) -> bool {
     }
 }
 
-/// Which addresses and networks of clients have all their clients in narrower
-/// networks too, whatever the ports.
+/// For each address and network of clients, whether narrower networks cover all clients,
+/// whatever the ports.
 fn divided(conditions: &[Condition]) -> HashMap<(Option<IpAddr>, Option<IpNet>), bool> {
     let ends: BTreeSet<_> = conditions
         .iter()
         .map(|&(addr, from, _)| (addr, from))
         .collect();
     let is_divided = |&(addr, from): &_| {
-        // They follow in this order.
+        // Narrower networks follow in this order.
         let narrower = ends.range((Excluded((addr, from)), Unbounded));
         let narrower = narrower
             .take_while(|&&(other, net)| other == addr && is_within(from, net))
@@ -262,8 +262,8 @@ fn divided(conditions: &[Condition]) -> HashMap<(Option<IpAddr>, Option<IpNet>),
     ends.iter().map(|end| (*end, is_divided(end))).collect()
 }
 
-/// For each name of a list, or for all interfaces, which lists have it. Of two
-/// globs none is taken to be in the other.
+/// For each name of a list, or for all interfaces, which lists include it. No glob is
+/// taken to include another glob.
 fn covering(list: &[String], lists: &[&[String]]) -> Vec<Vec<bool>> {
     let has = |other: &[String], name: Option<&String>| {
         other.is_empty()
@@ -283,7 +283,7 @@ fn covering(list: &[String], lists: &[&[String]]) -> Vec<Vec<bool>> {
     }
 }
 
-/// The clients of a rule as networks.
+/// The clients of a rule, as networks.
 fn all_clients(addr: Option<IpAddr>, from: Option<IpNet>) -> Vec<IpNet> {
     let v4 = IpNet::from(Ipv4Net::default());
     let v6 = IpNet::from(Ipv6Net::default());
@@ -295,8 +295,8 @@ fn all_clients(addr: Option<IpAddr>, from: Option<IpNet>) -> Vec<IpNet> {
     }
 }
 
-/// Which of some rules together are for all of the clients; `None` when there
-/// are clients left. No network means all clients.
+/// The rules that together cover all of the clients; `None` when clients are left. A rule
+/// without a network covers all clients.
 fn cover(clients: &[IpNet], rules: &[(Option<IpNet>, usize)]) -> Option<Vec<usize>> {
     let mut used = Vec::new();
     for all in clients {
@@ -307,7 +307,7 @@ fn cover(clients: &[IpNet], rules: &[(Option<IpNet>, usize)]) -> Option<Vec<usiz
         }
         let parts = rules.iter().filter_map(|&(net, i)| Some((net?, i)));
         let parts: Vec<_> = parts.filter(|(net, _)| all.contains(net)).collect();
-        // Most often they are far too few, which is cheaper to find out.
+        // Most often the networks are far too few, which is cheaper to find out.
         let share = |net: &IpNet| 0.5_f64.powi(i32::from(net.prefix_len() - all.prefix_len()));
         if parts.iter().map(|(net, _)| share(net)).sum::<f64>() < 1.0 {
             return None;

@@ -1,6 +1,5 @@
 //! TCP sockets of this network namespace, by sock_diag(7).
 
-use anyhow::Context as _;
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -8,25 +7,31 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use portredir_common::abi::{Addr, FlowKey, Port, Protocol};
 use portredir_common::wire::Version;
+use thiserror::Error;
 
 use crate::sys::addr::to_bytes;
-use crate::sys::netlink::ask;
+use crate::sys::netlink::{NetlinkError, ask};
 
-/// What is asked about.
+/// TCP sockets cannot be listed.
+#[derive(Debug, Error)]
+#[error("list TCP sockets (requires the kernel module tcp_diag)")]
+pub struct SockDiagError(#[source] NetlinkError);
+
+/// A kind of TCP sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Servers that wait for connections.
+    /// Sockets that listen.
     Listening,
     /// Connections, from the first SYN to the last ACK.
     Connected,
 }
 
-/// One socket.
+/// A TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpSocket {
-    /// Its addresses and ports, this host's as the local ones.
+    /// The addresses and ports: those of this host are the local ones.
     pub key: FlowKey,
-    /// The interface it is bound to, or 0.
+    /// The index of the interface that the socket is bound to, or 0.
     pub device: u32,
 }
 
@@ -34,8 +39,8 @@ pub struct TcpSocket {
 ///
 /// # Errors
 ///
-/// When the dump fails: [`NetlinkError`](crate::sys::netlink::NetlinkError).
-pub fn list(kind: Kind) -> anyhow::Result<Vec<TcpSocket>> {
+/// [`SockDiagError`].
+pub fn list(kind: Kind) -> Result<Vec<TcpSocket>, SockDiagError> {
     let states = match kind {
         Kind::Listening => StateFlags::LISTEN,
         Kind::Connected => {
@@ -55,8 +60,7 @@ pub fn list(kind: Kind) -> anyhow::Result<Vec<TcpSocket>> {
             socket_id,
         };
         let request = SockDiagMessage::InetRequest(request);
-        let answers = ask(NETLINK_SOCK_DIAG, request.into(), NLM_F_DUMP)
-            .context("list TCP sockets (requires the kernel module tcp_diag)")?;
+        let answers = ask(NETLINK_SOCK_DIAG, request.into(), NLM_F_DUMP).map_err(SockDiagError)?;
         sockets.extend(answers.iter().filter_map(|answer| match answer {
             SockDiagMessage::InetResponse(socket) => Some(tcp_socket(&socket.header.socket_id)),
             _ => None,

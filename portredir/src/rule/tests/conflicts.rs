@@ -140,20 +140,20 @@ proptest! {
         let places = sourced(rules.clone());
         match check(&places) {
             Ok(()) => prop_assert_eq!(unused, None),
-            Err(ConflictError::Hidden { hidden, by }) => {
-                prop_assert_eq!(unused.map(|i| &places[i]), Some(&*hidden));
+            Err(ConflictError::Shadowed { shadowed, by }) => {
+                prop_assert_eq!(unused.map(|i| &places[i]), Some(&*shadowed));
                 // Those that are named do it alone.
                 let mut alone: Vec<_> = by.iter().map(|by| (by.origin.clone(), by.rule.clone())).collect();
-                alone.push((hidden.origin.clone(), hidden.rule.clone()));
+                alone.push((shadowed.origin.clone(), shadowed.rule.clone()));
                 alone.sort_by_key(|(origin, _)| match origin {
                     Origin::Argument(i) => *i,
                     _ => 0,
                 });
-                let place = alone.iter().position(|(origin, _)| *origin == hidden.origin);
+                let place = alone.iter().position(|(origin, _)| *origin == shadowed.origin);
                 let alone: Vec<_> = alone.into_iter().map(|(_, rule)| rule).collect();
                 prop_assert!(
                     !probes.iter().any(|probe| chosen(&alone, probe) == place),
-                    "{} is not hidden by {:?}", hidden.rule, by
+                    "{} is not shadowed by {:?}", shadowed.rule, by
                 );
             }
             Err(ConflictError::Twice { first, again }) => {
