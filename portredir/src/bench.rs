@@ -1,14 +1,13 @@
-//! `portredir bench`: what redirecting costs, here, compared with what others do and
-//! with not redirecting at all.
+//! The benchmark, `portredir bench`: the cost of redirecting on this host, compared with
+//! other redirectors and with no redirect.
 //!
-//! [`plan`] says what is compared, and [`runner`] does it. [`lab`] makes the hosts,
-//! each a [`namespace`] with a [`server`], other [`process`]es and, by a
-//! [`redirector`], one of the [`variant`]s. [`verify`] looks whether they do what they
-//! should. [`load`] is a process of its own that puts [`traffic`] on them, turn by turn
-//! ([`schedule`]), and [`client`] is our side of it. [`statistics`] and [`measure`]
-//! make figures of what comes back. [`prog_run`] and [`control`] measure what needs no
-//! traffic, [`remote`] asks a server on another machine. [`report`] tells all of it,
-//! with the [`environment`] it depends on.
+//! A [`plan`] selects the comparison, and the [`runner`] carries it out. The [`lab`]
+//! makes the hosts, each a [`namespace`] with a [`server`], other [`process`]es and, with
+//! a [`redirector`], one of the [`variant`]s. The module [`verify`] checks each variant.
+//! The process [`load`] puts [`traffic`] on the variants, turn by turn ([`schedule`]);
+//! [`client`] controls that process. [`statistics`] and [`measure`] turn the results into
+//! figures. [`prog_run`] and [`control`] measure without traffic, and [`remote`] uses a
+//! server on another machine. The [`report`] has all results and the [`environment`].
 
 pub mod client;
 pub mod conntrack;
@@ -54,11 +53,12 @@ use self::stop::Stop;
 use crate::cli::{BenchArgs, BenchRole};
 use crate::host::preflight;
 
-/// Does what was asked for.
+/// Runs the benchmark, or one of its processes.
 ///
 /// # Errors
 ///
-/// What is missing, what went wrong, or [`stop::Interrupted`]. Nothing is left then.
+/// A missing privilege or program, a failure, or [`stop::Interrupted`]. Everything that
+/// was made is removed then.
 pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match args.role {
         Some(BenchRole::Load) => return load::load(),
@@ -70,8 +70,8 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = Stop::default();
-    // On a thread of its own: it waits for processes. What it made is removed when
-    // it ends, be it by a panic.
+    // The work has its own thread, because it waits for processes. Everything that it
+    // made is removed when the thread ends, also by a panic.
     let mut work = {
         let (args, stop) = (args.clone(), stop.clone());
         tokio::task::spawn_blocking(move || bench(&args, &stop))
@@ -104,7 +104,15 @@ fn bench(args: &BenchArgs, stop: &Stop) -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let plan = Plan::of(args);
     let began = jiff::Timestamp::now();
-    let mut runner = Runner::new(plan, &dir, scheduling, seed, stop);
+    let mut runner = Runner::new(
+        plan,
+        seed,
+        lab::Setup {
+            dir: &dir,
+            scheduling,
+            stop,
+        },
+    );
     let (variants, tests) = match &args.remote {
         Some(addr) => runner.remote(&Remote {
             addr: *addr,
@@ -154,7 +162,7 @@ fn tell(args: &BenchArgs, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As it was typed, without where this program is.
+/// The command line, without the path of this program.
 fn command() -> String {
     let words = std::env::args().skip(1);
     let words: Vec<_> = std::iter::once("portredir".to_owned())

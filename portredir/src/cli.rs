@@ -31,7 +31,7 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// For the run in the foreground.
+    /// The arguments of the run in the foreground.
     #[command(flatten)]
     pub run: Run,
 
@@ -106,7 +106,7 @@ pub enum Command {
     Watch,
 }
 
-/// What every change can be asked for.
+/// The options of every change.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct ChangeOptionArgs {
     /// Allow rules for SSH, DHCP and Kubernetes API ports, and for the port of your SSH
@@ -142,11 +142,11 @@ impl From<ChangeOptionArgs> for ChangeOptions {
 /// `portredir up`.
 #[derive(Args, Clone, Debug)]
 pub struct UpArgs {
-    /// What to redirect, and where.
+    /// The settings.
     #[command(flatten)]
     pub options: SettingsArgs,
 
-    /// How careful to be.
+    /// The options of the change.
     #[command(flatten)]
     pub change: ChangeOptionArgs,
 
@@ -181,7 +181,7 @@ pub struct ChangeArgs {
     #[arg(required = true, value_name = "RULE")]
     pub rules: Vec<String>,
 
-    /// How careful to be.
+    /// The options of the change.
     #[command(flatten)]
     pub change: ChangeOptionArgs,
 }
@@ -193,7 +193,7 @@ pub struct ApplyArgs {
     #[arg(short, long, value_name = "PATH")]
     pub file: PathBuf,
 
-    /// How careful to be.
+    /// The options of the change.
     #[command(flatten)]
     pub change: ChangeOptionArgs,
 }
@@ -231,11 +231,11 @@ pub struct ReadArgs {
     pub json: bool,
 }
 
-/// Redirect until Ctrl-C or SIGTERM.
+/// The run in the foreground, until Ctrl-C or SIGTERM.
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("rules", |rules| rules.required_unless_present("config")))]
 pub struct Run {
-    /// What to redirect, and where.
+    /// The settings.
     #[command(flatten)]
     pub options: SettingsArgs,
 
@@ -267,7 +267,7 @@ impl Run {
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("rules", |rules| rules.required_unless_present("config")))]
 pub struct PlanArgs {
-    /// What to redirect, and where.
+    /// The settings.
     #[command(flatten)]
     pub options: SettingsArgs,
 
@@ -296,7 +296,7 @@ pub struct SettingsArgs {
     pub config: Option<PathBuf>,
 
     /// The rules.
-    // Not a comment for both: rustdoc takes what is in brackets for links.
+    // The texts are no doc comment: rustdoc takes brackets for links.
     #[arg(
         value_name = "RULE",
         value_parser = word,
@@ -333,7 +333,7 @@ impl SettingsArgs {
     }
 }
 
-/// Behind an option a command is taken for a rule, so say what it is.
+/// Refuses the name of a command: after an option, clap takes it for a rule.
 fn word(text: &str) -> Result<String, String> {
     if Command::has_subcommand(text) {
         return Err(format!(

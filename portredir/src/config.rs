@@ -1,5 +1,5 @@
-//! What the user asked for: options and rules from the command line, the
-//! environment and files, merged into [`settings::Settings`].
+//! The configuration: options and rules from the command line, the environment and files,
+//! merged into [`settings::Settings`].
 
 pub mod engine;
 pub mod file;

@@ -1,4 +1,4 @@
-//! Kernel interfaces that no library wraps: one file for each.
+//! Interfaces of the kernel that no library wraps: one file for each.
 
 pub mod addr;
 pub mod bpf_link;

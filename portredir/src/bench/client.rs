@@ -1,4 +1,4 @@
-//! Our side of the client: tells it what to measure, and hears of it.
+//! Control of the client process: requests to it, and events from it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{ChildStdin, ChildStdout};
@@ -12,10 +12,10 @@ use super::load::{Event, Measured, Request};
 use super::process::{Launch, OURSELVES, Process};
 use super::stop::Stop;
 
-/// A cycle that takes longer has come to a standstill.
+/// The longest time of a cycle; a longer one never ends.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The client's process.
+/// The client process.
 #[derive(Debug)]
 pub struct Client {
     process: Process,
@@ -24,11 +24,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts it.
+    /// Starts the process.
     ///
     /// # Errors
     ///
-    /// When it cannot be started.
+    /// The process cannot be started.
     pub fn start(launch: Launch<'_>) -> anyhow::Result<Self> {
         let launch = Launch {
             is_piped: true,
@@ -44,11 +44,11 @@ impl Client {
         })
     }
 
-    /// Has it measure; `on_cycle` hears of each cycle.
+    /// Makes the client measure, and calls `on_cycle` after each cycle.
     ///
     /// # Errors
     ///
-    /// What the client says, when it ends, or when we are to stop.
+    /// The error that the client reports, the end of the client, or a request to stop.
     pub fn measure(
         &mut self,
         request: &Request,
@@ -84,7 +84,7 @@ impl Client {
     }
 }
 
-/// The lines that a process prints, from a thread that ends with the process.
+/// Receives the lines that a process prints, from a thread that ends with the process.
 #[must_use]
 pub fn lines(stdout: ChildStdout) -> Receiver<String> {
     let (sender, lines) = channel();

@@ -1,14 +1,13 @@
-//! The table of connections that netfilter tracks.
+//! The conntrack table of netfilter.
 
 use anyhow::Context as _;
 use netlink_sys::{Socket, SocketAddr};
 
-/// As `conntrack -F`: deletes whatever matches nothing in particular, in this network
-/// namespace.
+/// Deletes all tracked connections of this network namespace, like `conntrack -F`.
 ///
 /// # Errors
 ///
-/// When the kernel does not let us.
+/// The kernel refuses.
 pub fn flush() -> anyhow::Result<()> {
     // include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
     const NETLINK_NETFILTER: isize = 12;

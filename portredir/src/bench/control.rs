@@ -1,4 +1,4 @@
-//! What needs no traffic: loading and changing rules, and memory.
+//! Measurements without traffic: loading and changing rules, and memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,18 +18,18 @@ use super::variant::{self, Subject, Variant};
 use crate::cli::Opponent;
 use crate::config::engine::EngineChoice;
 
-/// As many rules as every redirector has to hold.
+/// The number of rules that every redirector has to hold.
 pub const RULES: u16 = 10_000;
 
-/// How often each command is timed.
+/// The number of times that each command is timed.
 const TIMES: usize = 5;
 
-/// Times in milliseconds: of loading all rules in the place of one, and of adding one
-/// more, with the start of the command that does it.
+/// Measures, in milliseconds, how long it takes to replace one rule with all rules, and
+/// to add one more. The times include the start of the command.
 ///
 /// # Errors
 ///
-/// When a command fails that is there.
+/// A command that exists fails.
 pub fn load(dir: &Dir, opponents: &[Opponent], stop: &Stop) -> anyhow::Result<Table> {
     let mut lines = vec![Line {
         name: "nothing (/bin/true)".to_owned(),
@@ -100,7 +100,8 @@ impl Host {
     }
 }
 
-/// Calls `f` so many times with the number of the call; collects milliseconds.
+/// Calls `f` `count` times with the number of the call, and returns the times in
+/// milliseconds.
 fn times(
     count: usize,
     stop: &Stop,
@@ -114,7 +115,7 @@ fn times(
         .collect()
 }
 
-/// Runs a command of a host, and says how long it took.
+/// Runs a command on a host, and returns how long it took.
 fn timed(host: &Host, args: &[&str], input: &str) -> anyhow::Result<Duration> {
     let path = if args[0] == OURSELVES {
         PathBuf::from("/proc/self/exe")
@@ -128,7 +129,7 @@ fn timed(host: &Host, args: &[&str], input: &str) -> anyhow::Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// Takes down what `up` has left attached, and pinned.
+/// Stops the redirect that `up` started, when dropped.
 struct Down<'a>(&'a Host);
 
 impl Drop for Down<'_> {
@@ -231,11 +232,11 @@ fn theirs(host: &Host, opponent: Opponent, stop: &Stop) -> anyhow::Result<Vec<Op
     Ok(vec![median(load), median(change)])
 }
 
-/// Memory of programs that redirect, and of the tables of ours in the kernel.
+/// Measures the memory of redirectors, and of our maps in the kernel.
 ///
 /// # Errors
 ///
-/// When a program does not start that is there.
+/// A program that exists does not start.
 pub fn memory(dir: &Dir, opponents: &[Opponent], stop: &Stop) -> anyhow::Result<Table> {
     let mut lines = Vec::new();
     for rules in [1, RULES] {
@@ -266,7 +267,7 @@ fn used(dir: &Dir, variant: &Variant) -> anyhow::Result<Line> {
     let host = Host::new(dir, "m")?;
     let process = redirector::start(variant, host.launch())?;
     let process = process.context("find the program that redirects")?;
-    // Proxies say nothing when they are ready.
+    // Proxies print nothing when they are ready.
     std::thread::sleep(Duration::from_millis(300));
     let proc = PathBuf::from(format!("/proc/{}", process.id()));
     let maps = maps_bytes(&proc).context("read about maps")?;

@@ -1,4 +1,4 @@
-//! The machine, as far as it decides the figures.
+//! The machine, as far as it influences the figures.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -7,38 +7,38 @@ use serde::Serialize;
 
 use super::process::Scheduling;
 
-/// What figures depend on.
+/// The machine and the kernel of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Environment {
-    /// Release and version.
+    /// The release and version of the kernel.
     pub kernel: String,
-    /// The processors' model.
+    /// The model of the CPUs.
     pub cpu: String,
-    /// How many there are.
+    /// The number of CPUs.
     pub cpus: usize,
-    /// The hypervisor's or maker's words; `None` on bare metal that says nothing.
+    /// The names of the hypervisor or of the maker; `None` if the firmware has none.
     pub machine: Option<String>,
-    /// Whether a hypervisor is below.
+    /// Whether the machine is virtual.
     pub is_virtual: bool,
-    /// What the kernel does against processors' faults, where it does something.
+    /// The mitigations of CPU vulnerabilities that are active.
     pub mitigations: Vec<String>,
-    /// Ticks a second; `None` where the kernel's configuration cannot be read.
+    /// Ticks a second; `None` if the configuration of the kernel cannot be read.
     pub hz: Option<u32>,
-    /// Of the frequency; `None` where the kernel does not choose it.
+    /// The governor of the CPU frequency; `None` if the kernel does not control it.
     pub governor: Option<String>,
     /// Whether two threads share a core.
     pub smt: Option<bool>,
     /// Whether eBPF is compiled.
     pub jit: bool,
-    /// Processes that wanted to run, on average of the last minute, before and after.
+    /// The load average of the last minute, before and after the run.
     pub load_average: [f64; 2],
-    /// The part of time that the hypervisor gave to others meanwhile.
+    /// The part of the time that the hypervisor gave to other machines during the run.
     pub steal: Option<f64>,
-    /// How the traffic was run.
+    /// The scheduling of clients and servers.
     pub scheduling: Scheduling,
 }
 
-/// Reads what is read twice: at the beginning and at the end.
+/// The values that are read twice: at the beginning and at the end.
 #[derive(Clone, Debug)]
 pub struct Before {
     load_average: f64,
@@ -46,7 +46,7 @@ pub struct Before {
 }
 
 impl Before {
-    /// Now.
+    /// Reads the values at the beginning.
     #[must_use]
     pub fn read() -> Self {
         Self {
@@ -57,7 +57,7 @@ impl Before {
 }
 
 impl Environment {
-    /// Now, at the end.
+    /// Reads the values at the end.
     #[must_use]
     pub fn read(before: &Before, scheduling: Scheduling) -> Self {
         let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
@@ -91,7 +91,7 @@ impl Environment {
         }
     }
 
-    /// For people, as names and values.
+    /// Returns names and values for people.
     #[must_use]
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let yes = |is_so: bool| if is_so { "yes" } else { "no" }.to_owned();
@@ -197,11 +197,11 @@ fn ticks() -> Option<[u64; 2]> {
         .split_whitespace()
         .filter_map(|word| word.parse().ok())
         .collect();
-    // Those of guests are in those of users already.
+    // The ticks of guests are part of the ticks of users.
     Some([ticks.iter().take(8).sum(), *ticks.get(7)?])
 }
 
-/// For tests.
+/// An example for tests.
 #[cfg(test)]
 pub fn sample() -> Environment {
     Environment {

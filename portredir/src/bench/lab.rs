@@ -6,8 +6,8 @@
 //!          …
 //! ```
 //!
-//! All variants are there before the first is measured: making a namespace costs
-//! more than what is measured. Addresses are of 198.18.0.0/15, which is for
+//! All variants exist before the first one is measured, because making a namespace takes
+//! longer than measuring. The addresses are in 198.18.0.0/15, which is reserved for
 //! benchmarks (RFC 2544).
 
 use std::collections::HashMap;
@@ -29,8 +29,8 @@ use super::{conntrack, server};
 use crate::host::features::Features;
 use crate::sys::ethtool;
 
-/// Of every host. Buffers of fixed size, or the bulk tests would show how each
-/// connection happened to tune its own.
+/// The sysctls of every host. Buffers have a fixed size: with autotuning the bulk tests
+/// would differ from connection to connection.
 const SETTINGS: [(&str, &str); 6] = [
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
@@ -47,9 +47,9 @@ const FIRST_IFINDEX: u32 = 1000;
 
 /// A cgroup that is deleted when dropped, after its processes.
 ///
-/// Ours hears of servers and connections by programs on a cgroup. On the root
-/// every other variant would pay for them too. Each variant has one, as to be in
-/// a cgroup has its own cost.
+/// portredir has programs on a cgroup for servers and connections. On the root cgroup
+/// every other variant would pay for them too. Every variant has a cgroup, as being in
+/// one has a cost.
 #[derive(Debug)]
 struct Cgroup(PathBuf);
 
@@ -63,7 +63,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // The kernel takes a moment to let killed processes go.
+        // The kernel removes killed processes from a cgroup only after a moment.
         for _ in 0..100 {
             match fs::remove_dir(&self.0) {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
@@ -76,10 +76,10 @@ impl Drop for Cgroup {
     }
 }
 
-/// A variant at work. Its processes end before its namespace does.
+/// A variant that runs. The processes end before the namespace is deleted.
 #[derive(Debug)]
 pub struct Site {
-    /// Who redirects, where that is a program.
+    /// The redirector, if it is a process.
     pub redirector: Option<Process>,
     server: Process,
     _cgroup: Option<Cgroup>,
@@ -87,30 +87,30 @@ pub struct Site {
     number: u8,
 }
 
-/// A variant, and what became of it.
+/// A variant and its state.
 #[derive(Debug)]
 pub struct Member {
-    /// Which.
+    /// The variant.
     pub variant: Variant,
-    /// What the redirecting program says of itself.
+    /// The version that the redirector prints.
     pub version: Option<String>,
-    /// Whether it can be measured.
+    /// The state of the variant.
     pub state: State,
 }
 
-/// What became of a variant.
+/// The state of a variant.
 #[derive(Debug)]
 pub enum State {
-    /// It works.
+    /// The variant works.
     Ready(Box<Site>),
-    /// It cannot be tried here, and why.
+    /// The variant cannot be tried here, for this reason.
     Skipped(String),
-    /// It was tried, and did not work.
+    /// The variant was tried and does not work, for this reason.
     Failed(String),
 }
 
 impl Member {
-    /// Its namespace and processes, if it works.
+    /// The namespace and processes of the variant, if it works.
     #[must_use]
     pub fn site(&self) -> Option<&Site> {
         match &self.state {
@@ -123,37 +123,51 @@ impl Member {
 /// All hosts.
 #[derive(Debug)]
 pub struct Lab {
-    /// One for each variant that was asked for.
+    /// The variants of the plan.
     pub members: Vec<Member>,
-    /// Where clients are.
+    /// The namespace of the clients.
     pub client: Namespace,
-    /// Where cgroups are made, if anywhere.
+    /// The directory for cgroups, if there is one.
     cgroups: Option<PathBuf>,
 }
 
+/// The surroundings of a lab.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup<'a> {
+    /// The directory of the benchmark.
+    pub dir: &'a Dir,
+    /// The CPU and the priority of processes.
+    pub scheduling: Scheduling,
+    /// The request to end early.
+    pub stop: &'a Stop,
+}
+
 impl Lab {
-    /// Makes all hosts; says before each which.
+    /// Makes all hosts, and calls `on_variant` before each.
     ///
     /// # Errors
     ///
-    /// When nothing can be measured here. What is wrong with one variant is in its
+    /// Nothing can be measured here. The failure of a single variant is in its
     /// [`Member`].
     pub fn new(
         variants: &[Variant],
-        dir: &Dir,
-        scheduling: Scheduling,
-        stop: &Stop,
+        setup: Setup<'_>,
         mut on_variant: impl FnMut(&Variant),
     ) -> anyhow::Result<Self> {
+        let Setup {
+            dir,
+            scheduling,
+            stop,
+        } = setup;
         let name = &dir.name;
         let client = Namespace::new(format!("{name}-c"))?;
         client.run(&mut ip(), "link set lo up\n")?;
         client.sysctl(&SETTINGS)?;
         client.sysctl(&[
-            // Some ten thousand connections a second are made and closed here.
+            // Some ten thousand connections a second are opened and closed here.
             ("ipv4/tcp_tw_reuse", "1"),
             ("ipv4/ip_local_port_range", "1024 65535"),
-            // Who does not answer is soon given up.
+            // A server that does not answer is soon given up.
             ("ipv4/tcp_syn_retries", "1"),
         ])?;
         let mut lab = Self {
@@ -268,7 +282,7 @@ impl Lab {
 }
 
 impl Site {
-    /// For the client.
+    /// Returns the target for requests to the client process.
     #[must_use]
     pub fn target(&self, variant: &Variant) -> Target {
         Target {
@@ -277,7 +291,7 @@ impl Site {
         }
     }
 
-    /// Where its server is.
+    /// Returns the address of the server.
     #[must_use]
     pub const fn addr(&self) -> Ipv4Addr {
         server_addr(self.number)
@@ -288,27 +302,27 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// When the interface does not let us.
+    /// The interface refuses.
     pub fn set_gro(&self, is_on: bool) -> anyhow::Result<()> {
         let set = || ethtool::set_feature(INTERFACE, "rx-gro", is_on);
         self.namespace.enter(set)?.context("switch GRO")
     }
 
-    /// Forgets all tracked connections.
+    /// Deletes all tracked connections.
     ///
     /// # Errors
     ///
-    /// When the kernel does not let us.
+    /// The kernel refuses.
     pub fn flush_conntrack(&self) -> anyhow::Result<()> {
         self.namespace.enter(conntrack::flush)?
     }
 
-    /// Datagrams that the server's socket filter has dropped, all others being
-    /// answered.
+    /// Returns the number of datagrams that the socket filter of the server dropped. The
+    /// server answers all others.
     ///
     /// # Errors
     ///
-    /// When the kernel does not tell.
+    /// The kernel has no counter.
     pub fn dropped(&self) -> anyhow::Result<u64> {
         let snmp = self.namespace.proc_net("snmp")?;
         let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
@@ -327,12 +341,12 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// When the kernel lets us not in.
+    /// The kernel refuses to enter.
     pub fn enter<T>(&self, f: impl FnOnce() -> T) -> anyhow::Result<T> {
         self.namespace.enter(f)
     }
 
-    /// The server's process ID.
+    /// The process ID of the server.
     #[must_use]
     pub fn server_id(&self) -> u32 {
         self.server.id()
@@ -362,7 +376,7 @@ fn link(number: u8) -> Link {
 ///
 /// # Errors
 ///
-/// When `ip` cannot.
+/// `ip` fails.
 pub fn alone(name: String) -> anyhow::Result<Namespace> {
     let namespace = Namespace::new(name)?;
     let batch = format!(
@@ -377,11 +391,11 @@ fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Checks that the programs are there that every run needs.
+/// Checks that the programs are installed that every run needs.
 ///
 /// # Errors
 ///
-/// Names the first that is missing.
+/// The first missing program.
 pub fn check_tools() -> anyhow::Result<()> {
     const TOOLS: [(&str, &str); 5] = [
         ("ip", "iproute2"),

@@ -1,9 +1,9 @@
-//! The client of the benchmark: a process of its own, in the clients' namespace and
-//! on the processor of the servers, that puts load on variants as it is told.
+//! The client process of the benchmark. It runs in the namespace of the clients, on the
+//! CPU of the servers, and puts load on variants on request.
 //!
-//! Requests and events are JSON, one a line. A process of its own, because it runs
-//! with real-time priority: what goes wrong in it ends it alone, and those who
-//! clean up are not held up.
+//! Requests and events are lines of JSON. The client is a separate process because it
+//! runs with real-time priority: a failure ends only this process, and the cleanup is not
+//! delayed.
 
 mod tcp;
 mod udp;
@@ -19,89 +19,88 @@ use serde::{Deserialize, Serialize};
 use super::schedule::{self, Load};
 use super::traffic::Traffic;
 
-/// What to measure.
+/// A request to measure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
-    /// Of what kind.
+    /// The kind of traffic.
     pub traffic: Traffic,
-    /// The variants.
+    /// The targets, one for each variant.
     pub targets: Vec<Target>,
-    /// About how long a turn is.
+    /// The approximate length of a turn in microseconds.
     pub length_us: u64,
-    /// How many cycles count.
+    /// The number of cycles that are counted.
     pub cycles: usize,
-    /// Of the order of turns.
+    /// The seed for the order of turns.
     pub seed: u64,
-    /// Whether a socket sends packets of UDP, also where the kernel could.
+    /// Whether a socket sends UDP packets, even if the kernel can generate them.
     pub is_raw: bool,
 }
 
-/// Where a variant is.
+/// The place of a variant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Target {
-    /// The server, and the port to dial.
+    /// The server, and the port to connect to.
     pub addr: SocketAddrV4,
-    /// The link to it; `None` where there is none of its own.
+    /// The link to the variant; `None` on another machine.
     pub link: Option<Link>,
 }
 
-/// The client's side of a link.
+/// The end of a link at the client.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Link {
     /// The interface of the client.
     pub ifindex: u32,
-    /// The client's address.
+    /// The address of the client.
     pub addr: Ipv4Addr,
-    /// Of the client.
+    /// The MAC address of the client.
     pub mac: [u8; 6],
-    /// Of the server.
+    /// The MAC address of the server.
     pub server_mac: [u8; 6],
 }
 
-/// Where packets of UDP come from.
+/// The sender of UDP packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// A socket of the client.
+    /// A UDP socket of the client.
     Socket,
-    /// The kernel, by `BPF_PROG_TEST_RUN` with live frames: the cost is that of the
+    /// The kernel, with `BPF_PROG_TEST_RUN` and live frames: the cost is that of the
     /// receiver, and a little of the generator.
     LiveFrames,
-    /// A raw socket, by `sendmmsg`: the cost of sending is part of the cost.
+    /// A raw socket, with `sendmmsg`: the cost includes sending.
     RawSocket,
 }
 
-/// What the client has to say.
+/// An event of the client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
-    /// A cycle is done, also of the warm-up.
+    /// A cycle has ended, also one of the warm-up.
     Cycle,
-    /// All is done.
+    /// All cycles have ended.
     Done(Measured),
     /// Nothing could be measured.
     Failed(String),
 }
 
-/// What was measured.
+/// The results of a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measured {
-    /// By target, then by cycle: nanoseconds per operation; `None` where there was
-    /// no turn.
+    /// Nanoseconds per operation, by target and then by cycle; `None` without a turn.
     pub costs: Vec<Vec<Option<f64>>>,
-    /// By target, what was wrong.
+    /// The failure of each target.
     pub failures: Vec<Option<String>>,
-    /// By target, packets that a server had to get, also in the warm-up; of UDP.
+    /// The number of UDP packets sent to each target, also in the warm-up.
     pub sent: Vec<u64>,
-    /// Of the packets.
+    /// The sender of the packets.
     pub source: Source,
 }
 
-/// Does what it is told, until its input ends.
+/// Serves requests from standard input until it ends.
 ///
 /// # Errors
 ///
-/// When it is not understood, or nobody listens.
+/// A request cannot be parsed, or standard output is closed.
 pub fn load() -> anyhow::Result<()> {
     for line in io::stdin().lines() {
         let line = line.context("read a request")?;
@@ -125,8 +124,14 @@ fn measure(request: &Request) -> anyhow::Result<Measured> {
     match request.traffic {
         Traffic::Rr => run(request, &mut tcp::RequestResponse::new(&request.targets)),
         Traffic::Crr => run(request, &mut tcp::Connections::new(&request.targets)),
-        Traffic::Upload => run(request, &mut tcp::Bulk::new(&request.targets, true)),
-        Traffic::Download => run(request, &mut tcp::Bulk::new(&request.targets, false)),
+        Traffic::Upload => run(
+            request,
+            &mut tcp::Bulk::new(&request.targets, tcp::Transfer::Upload),
+        ),
+        Traffic::Download => run(
+            request,
+            &mut tcp::Bulk::new(&request.targets, tcp::Transfer::Download),
+        ),
         Traffic::Udp | Traffic::UdpNew => {
             let mut load = udp::Packets::new(request)?;
             let mut measured = run(request, &mut load)?;
@@ -141,9 +146,11 @@ fn run(request: &Request, load: &mut dyn Load) -> anyhow::Result<Measured> {
     let mut result = Ok(());
     let outcome = schedule::run(
         load,
-        request.targets.len(),
-        request.cycles,
-        Duration::from_micros(request.length_us),
+        schedule::Schedule {
+            variants: request.targets.len(),
+            cycles: request.cycles,
+            length: Duration::from_micros(request.length_us),
+        },
         &mut Rng::with_seed(request.seed),
         || {
             if result.is_ok() {

@@ -1,4 +1,4 @@
-//! From variants that work to figures about them.
+//! Tests: figures about the variants that work.
 
 use anyhow::Context as _;
 use fastrand::Rng;
@@ -11,45 +11,45 @@ use super::statistics::{Cost, Costs, Noise, Ratio};
 use super::stop::Stop;
 use super::traffic::Traffic;
 
-/// What a variant is to the comparison.
+/// The role of a variant in the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// What all are compared with.
+    /// No redirect: all variants are compared with it.
     Direct,
-    /// The same once more.
+    /// No redirect once more, to measure noise.
     DirectAgain,
-    /// Ours.
+    /// A variant of portredir.
     Ours,
-    /// What ours is compared with.
+    /// The variant that portredir is compared with.
     Reference,
-    /// All else.
+    /// Another redirector.
     Other,
 }
 
-/// Who takes part in a test.
+/// A variant that takes part in a test.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// In reports.
+    /// The name in reports.
     pub name: String,
-    /// Where it is.
+    /// The place of the variant.
     pub target: Target,
-    /// What it is to the comparison.
+    /// The role of the variant in the comparison.
     pub role: Role,
-    /// What has to be the same for a comparison to be fair: the rules, and whether
+    /// The settings that have to be equal in a fair comparison: the rules, and whether
     /// connections are tracked anyway.
     pub setting: (u16, bool),
 }
 
-/// How much is measured.
+/// The amount of measuring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
-    /// Turns of each variant.
+    /// The number of turns of each variant.
     pub cycles: usize,
-    /// How often all that is repeated.
+    /// The number of repetitions.
     pub repetitions: usize,
 }
 
-/// About how long a turn of this traffic is, in microseconds.
+/// The approximate length of a turn of this traffic, in microseconds.
 const fn length_us(traffic: Traffic) -> u64 {
     match traffic {
         Traffic::Rr => 2000,
@@ -59,7 +59,7 @@ const fn length_us(traffic: Traffic) -> u64 {
     }
 }
 
-/// What a turn takes in all, in microseconds, for the forecast: the kernel takes some
+/// The whole time of a turn in microseconds, for the forecast: the kernel takes some
 /// milliseconds to make and to free the frames of a turn of UDP.
 #[must_use]
 pub const fn forecast_us(traffic: Traffic) -> u64 {
@@ -69,35 +69,45 @@ pub const fn forecast_us(traffic: Traffic) -> u64 {
     }
 }
 
-/// What is measured.
+/// A test.
 #[derive(Clone, Copy, Debug)]
 pub struct Test<'a> {
-    /// By what.
+    /// The kind of traffic.
     pub traffic: Traffic,
-    /// Who takes part.
+    /// The variants that take part.
     pub entries: &'a [Entry],
-    /// How much.
+    /// The amount of measuring.
     pub effort: Effort,
-    /// Whether a socket sends packets of UDP.
+    /// Whether a socket sends UDP packets.
     pub is_raw: bool,
 }
 
+/// The surroundings of a test.
+#[derive(Debug)]
+pub struct Session<'a> {
+    /// The process that sends.
+    pub client: &'a mut Client,
+    /// The source of the order of turns.
+    pub rng: &'a mut Rng,
+    /// The request to end early.
+    pub stop: &'a Stop,
+}
+
 impl Test<'_> {
-    /// Measures; also returns how many packets each was sent. `before` is called
-    /// before each repetition, `advance` after each cycle, with the time that was
-    /// forecast.
+    /// Measures, and returns the report and the number of packets that were sent to each
+    /// variant. Calls `before` before each repetition, and `advance` after each cycle
+    /// with the time that was forecast.
     ///
     /// # Errors
     ///
-    /// When nothing could be measured, or we are to stop.
+    /// Nothing can be measured, or the benchmark is to stop.
     pub fn run(
         self,
-        client: &mut Client,
-        rng: &mut Rng,
-        stop: &Stop,
+        session: Session<'_>,
         advance: impl Fn(u64),
         mut before: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<(TestReport, Vec<u64>)> {
+        let Session { client, rng, stop } = session;
         let Self {
             traffic,
             entries,
@@ -144,13 +154,13 @@ impl Test<'_> {
     }
 }
 
-/// Cycles of a test, with those that are not counted.
+/// The number of cycles of a test, with those that are not counted.
 #[must_use]
 pub const fn cycles(effort: Effort) -> u64 {
     ((effort.cycles + WARM_UP) * effort.repetitions) as u64
 }
 
-/// What came of an entry.
+/// The results of an entry.
 #[derive(Clone, Debug, Default)]
 struct Course {
     costs: Costs,

@@ -13,27 +13,27 @@ use nix::sched::{CloneFlags, setns};
 /// them comes next.
 pub const PREFIX: &str = "portredir-bench-";
 
-/// Where `ip netns` keeps them.
+/// The directory of `ip netns`.
 const DIR: &str = "/run/netns";
 
 /// Deleted when dropped, with its interfaces.
 #[derive(Debug)]
 pub struct Namespace {
-    /// As `ip netns` knows it.
+    /// The name for `ip netns`.
     pub name: String,
     file: File,
 }
 
 impl Namespace {
-    /// Makes one.
+    /// Makes a namespace.
     ///
     /// # Errors
     ///
-    /// When `ip` cannot.
+    /// `ip` fails.
     pub fn new(name: String) -> anyhow::Result<Self> {
         run(Command::new("ip").args(["netns", "add", &name]), "")?;
         let file = File::open(Path::new(DIR).join(&name));
-        // It has to go also when this fails.
+        // The namespace has to be deleted even if the next step fails.
         let file = file.inspect_err(|_| delete(&name));
         let file = file.with_context(|| format!("open network namespace {name}"))?;
         Ok(Self { name, file })
@@ -43,7 +43,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When the kernel lets us not in.
+    /// The kernel refuses to enter.
     pub fn enter<T>(&self, f: impl FnOnce() -> T) -> anyhow::Result<T> {
         struct Back(File);
         impl Drop for Back {
@@ -64,7 +64,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// What it said on stderr.
+    /// The text that the program printed on stderr.
     pub fn run(&self, command: &mut Command, input: &str) -> anyhow::Result<()> {
         self.enter(|| run(command, input))?
     }
@@ -74,7 +74,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When one is refused.
+    /// The kernel refuses a value.
     pub fn sysctl(&self, values: &[(&str, &str)]) -> anyhow::Result<()> {
         self.enter(|| {
             for (key, value) in values {
@@ -91,7 +91,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When it cannot be read.
+    /// The file cannot be read.
     pub fn proc_net(&self, name: &str) -> anyhow::Result<String> {
         let path = Path::new("/proc/thread-self/net").join(name);
         let text = self.enter(|| fs::read_to_string(path))?;
@@ -115,7 +115,7 @@ fn delete(name: &str) {
 ///
 /// # Errors
 ///
-/// What it said on stderr.
+/// The text that the program printed on stderr.
 pub fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
@@ -125,23 +125,23 @@ pub fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
         .spawn()
         .with_context(|| format!("start {name}"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // What it does not want to read, it complains about.
+        // A program that does not read its input reports why.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child
         .wait_with_output()
         .with_context(|| format!("wait for {name}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    // Of what is wrong with a list, the first says enough.
+    // The first line says enough.
     let said = said.trim().lines().next().unwrap_or("no reason given");
     ensure!(output.status.success(), "{name}: {said}");
     Ok(())
 }
 
-/// A directory that is deleted when dropped. Its name is one that nobody else has.
+/// A directory with a unique name, which is deleted when dropped.
 #[derive(Debug)]
 pub struct Dir {
-    /// With [`PREFIX`] and our pid; also for namespaces and cgroups.
+    /// The name, with [`PREFIX`] and our process ID; namespaces and cgroups use it too.
     pub name: String,
     path: PathBuf,
 }
@@ -151,7 +151,7 @@ impl Dir {
     ///
     /// # Errors
     ///
-    /// When it cannot be made.
+    /// The directory cannot be made.
     pub fn new() -> anyhow::Result<Self> {
         let random = fastrand::u16(..);
         let name = format!("{PREFIX}{}-{random:04x}", std::process::id());
@@ -160,11 +160,11 @@ impl Dir {
         Ok(Self { name, path })
     }
 
-    /// Makes one in it.
+    /// Makes a directory inside.
     ///
     /// # Errors
     ///
-    /// When it cannot be made.
+    /// The directory cannot be made.
     pub fn inner(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.path.join(name);
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;

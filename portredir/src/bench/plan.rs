@@ -6,18 +6,18 @@ use super::variant::{Subject, Variant};
 use crate::cli::{BenchArgs, Opponent, Suite};
 use crate::config::engine::EngineChoice;
 
-/// What is done.
+/// The plan of a benchmark.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What is compared.
+    /// The variants that are compared.
     pub variants: Vec<Variant>,
-    /// Who is compared with, also where nothing travels.
+    /// The other redirectors, also for measurements without traffic.
     pub opponents: Vec<Opponent>,
-    /// By what, in this order.
+    /// The suites, in this order.
     pub suites: Vec<Suite>,
     /// The most rules that variants have.
     pub most_rules: u16,
-    /// Whether it may take its time.
+    /// Whether the long benchmark was requested.
     pub is_full: bool,
     /// Whether a socket sends packets of UDP.
     pub is_raw: bool,
@@ -49,7 +49,7 @@ const FULL_ENGINES: [EngineChoice; 5] = [
 const FULL_RULES: [u16; 4] = [1, 100, 1000, 10_000];
 
 impl Plan {
-    /// What was asked for.
+    /// Makes the plan for arguments.
     #[must_use]
     pub fn of(args: &BenchArgs) -> Self {
         let is_full = args.full;
@@ -200,7 +200,7 @@ impl Plan {
         }
     }
 
-    /// What a variant is to the comparison.
+    /// The role of a variant in the comparison.
     #[must_use]
     pub fn role(&self, variant: &Variant) -> Role {
         match variant.subject {

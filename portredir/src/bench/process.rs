@@ -59,7 +59,7 @@ impl Scheduling {
         })
     }
 
-    /// What comes before a command.
+    /// The words before a command.
     fn words(self) -> Vec<String> {
         let cpu = self.cpu.to_string();
         let words: &[&str] = if self.is_realtime {
@@ -82,7 +82,7 @@ pub struct Process {
 /// Where and how to start a program.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// Its network namespace; `None` for ours.
+    /// The network namespace; `None` for ours.
     pub namespace: Option<&'a Namespace>,
     /// `None` for what takes no part in the traffic.
     pub scheduling: Option<Scheduling>,
@@ -147,13 +147,13 @@ impl Launch<'_> {
 }
 
 impl Process {
-    /// Its process ID.
+    /// The process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its standard input and output, once.
+    /// Takes the standard input and output.
     ///
     /// # Panics
     ///
@@ -214,7 +214,7 @@ impl Drop for Process {
     }
 }
 
-/// As the first argument: this program.
+/// The first argument that stands for this program.
 pub const OURSELVES: &str = "portredir";
 
 /// This program, as the kernel knows it: also after its file was replaced.

@@ -1,13 +1,12 @@
-//! What one packet costs in each program alone, by `BPF_PROG_TEST_RUN`, and how big
-//! the programs are.
+//! The cost of one packet in each program, with `BPF_PROG_TEST_RUN`, and the sizes of the
+//! programs.
 //!
-//! The kernel runs a program many times on one buffer and does not put the packet
-//! back, so a second run sees what the first made of it. A redirect has to be one the
-//! next time too: the rules lead from 80 to 8080 and back, and the flow has an entry
-//! in both directions. Whether every run was what it should be is told by the
-//! programs' own counters; what was not is not shown.
+//! The kernel runs a program many times on one buffer and does not restore the packet, so
+//! the second run sees the result of the first. Every run has to redirect: the rules
+//! redirect 80 to 8080 and 8080 to 80, and the flow has an entry in both directions. The
+//! counters of the programs show whether every run did so; other results are left out.
 //!
-//! Runs in a process of its own, like the load.
+//! The measurement has its own process, like the load.
 
 mod packet;
 
@@ -22,9 +21,12 @@ use portredir_common::abi::{Epoch, Flow, Port, Protocol, local};
 use portredir_common::bucket::Entry;
 use portredir_common::flow::Table as FlowTable;
 use portredir_common::verdict::Reason;
+use portredir_common::wire::Version;
 use serde::{Deserialize, Serialize};
 
-use self::packet::{CLIENT_PORT, DIALLED, HOST, KINDS, Kind, OTHER, TARGET, addr};
+use self::packet::{
+    CLIENT_PORT, Direction, Ends, HOST, KINDS, Kind, OTHER, PUBLIC, Stage, TARGET, addr,
+};
 use super::report::{Line, Table};
 use super::statistics::median;
 use crate::config::settings::Settings;
@@ -39,7 +41,7 @@ const REPEATS: u32 = 100_000;
 /// New flows, each a run of its own.
 const FLOWS: u16 = 2000;
 
-/// What came of it.
+/// The results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     costs: Vec<Line>,
@@ -48,7 +50,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// For the report.
+    /// Makes the tables of the report.
     #[must_use]
     pub fn into_tables(self) -> [Table; 3] {
         [
@@ -84,13 +86,20 @@ impl Figures {
 /// A program, and where its packets come from.
 #[derive(Clone, Copy)]
 struct Program {
-    /// In reports.
+    /// The title in reports.
     title: &'static str,
-    /// In the object.
+    /// The name in the object.
     name: &'static str,
     empty: &'static str,
-    is_xdp: bool,
-    is_ingress: bool,
+    hook: Hook,
+    direction: Direction,
+}
+
+/// The hook of a program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hook {
+    Xdp,
+    Tc,
 }
 
 const PROGRAMS: [Program; 3] = [
@@ -98,31 +107,31 @@ const PROGRAMS: [Program; 3] = [
         title: "xdp",
         name: "portredir_frags",
         empty: "portredir_pass",
-        is_xdp: true,
-        is_ingress: true,
+        hook: Hook::Xdp,
+        direction: Direction::Ingress,
     },
     Program {
         title: "tc ingress",
         name: "portredir_in",
         empty: "portredir_next",
-        is_xdp: false,
-        is_ingress: true,
+        hook: Hook::Tc,
+        direction: Direction::Ingress,
     },
     Program {
         title: "tc egress",
         name: "portredir_out",
         empty: "portredir_next",
-        is_xdp: false,
-        is_ingress: false,
+        hook: Hook::Tc,
+        direction: Direction::Egress,
     },
 ];
 
 /// All programs whose packets are of Ethernet, for the table of sizes.
-const SIZES: [(&str, bool); 4] = [
-    ("portredir_xdp", true),
-    ("portredir_frags", true),
-    ("portredir_in", false),
-    ("portredir_out", false),
+const SIZES: [(&str, Hook); 4] = [
+    ("portredir_xdp", Hook::Xdp),
+    ("portredir_frags", Hook::Xdp),
+    ("portredir_in", Hook::Tc),
+    ("portredir_out", Hook::Tc),
 ];
 
 /// How a run shows in the counters.
@@ -141,7 +150,7 @@ struct Subject {
     /// Which of the datapaths.
     rig: usize,
     program: &'static str,
-    is_xdp: bool,
+    hook: Hook,
     packet: Vec<u8>,
     counted: Counted,
     /// Nanoseconds per packet, a number for each round; none when a round was not
@@ -206,7 +215,7 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
     };
     let mut datapath = Datapath::load(sizes.into(), None)?;
     let fillers = (0..fillers).map(|i| format!("{}:{}/both", 20_000 + i, 30_000 + i));
-    let there_and_back = [(DIALLED, TARGET), (TARGET, DIALLED)];
+    let there_and_back = [(PUBLIC, TARGET), (TARGET, PUBLIC)];
     let there_and_back = there_and_back.map(|(from, to)| format!("{from}:{to}/both"));
     let words: Vec<_> = fillers.chain(there_and_back).collect();
     let rules = rule::from_words(&words)?
@@ -220,31 +229,27 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
     )?)?;
     let generation = datapath.generation();
     datapath.set_on(generation, &BTreeMap::new())?;
-    let hosts = [true, false].map(|is_ipv4| (addr(is_ipv4, HOST).octets(), local::ANYWHERE));
+    let hosts =
+        [Version::V4, Version::V6].map(|version| (addr(version, HOST).octets(), local::ANYWHERE));
     datapath.set_local(&HashMap::from(hosts))?;
     let last = u16::try_from(rules.len() - 1)?;
     for kind in KINDS {
         // The flow through 80 to 8080, and the one back that it is the next time.
-        remember(&datapath, kind, TARGET, DIALLED, last - 1)?;
-        remember(&datapath, kind, DIALLED, TARGET, last)?;
+        for (local_port, dst_port, rule) in [(TARGET, PUBLIC, last - 1), (PUBLIC, TARGET, last)] {
+            let flow = Flow {
+                dialled_port: Port::new(dst_port),
+                client_port: Port::new(CLIENT_PORT),
+                rule,
+                seen: now()?,
+            };
+            insert(&datapath, kind, local_port, &flow)?;
+        }
     }
     Ok(datapath)
 }
 
-/// Makes a flow known.
-fn remember(
-    datapath: &Datapath,
-    kind: Kind,
-    local_port: u16,
-    dialled: u16,
-    rule: u16,
-) -> anyhow::Result<()> {
-    let flow = Flow {
-        dialled_port: Port::new(dialled),
-        client_port: Port::new(CLIENT_PORT),
-        rule,
-        seen: now()?,
-    };
+/// Inserts a flow into its table.
+fn insert(datapath: &Datapath, kind: Kind, local_port: u16, flow: &Flow) -> anyhow::Result<()> {
     let table = match kind.protocol {
         Protocol::Tcp => FlowTable::Tcp,
         Protocol::Udp => FlowTable::Udp,
@@ -252,11 +257,11 @@ fn remember(
     let key = kind.key(local_port);
     let flows = datapath.flows()?;
     let (bucket, hash) = flows.bucket(table, &key);
-    bucket.put(hash, key.local_port, Entry::new(hash, &flow, false));
+    bucket.put(hash, key.local_port, Entry::new(hash, flow, false));
     Ok(())
 }
 
-/// Now, as the programs have it.
+/// The current time, in the unit of the flow tables.
 fn now() -> anyhow::Result<Epoch> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
     Ok(Epoch::at(u64::try_from(now.as_nanos())?))
@@ -265,45 +270,50 @@ fn now() -> anyhow::Result<Epoch> {
 fn subjects() -> Vec<Subject> {
     let mut subjects = Vec::new();
     for program in PROGRAMS {
-        let Program {
-            title,
-            is_xdp,
-            is_ingress,
-            ..
-        } = program;
-        let (hit, counted, port) = if is_ingress {
-            ("redirected", Counted::AtARule, DIALLED)
-        } else {
-            ("restored", Counted::As(Reason::Restored), TARGET)
-        };
         let empty = subjects.len();
-        let mut add = |name: &str, rig, kind: Kind, port, counted, is_empty| {
-            subjects.push(Subject {
-                name: format!("{title}: {name}"),
-                empty: Some(empty),
-                rig,
-                program: if is_empty {
-                    program.empty
-                } else {
-                    program.name
-                },
-                is_xdp,
-                packet: kind.packet(CLIENT_PORT, port, is_ingress, false),
-                counted,
-                times: Some(Vec::new()),
-            });
+        let no_rule = |name: String, rig| Subject {
+            rig,
+            ..subject(program, (name, KINDS[0]), OTHER, empty)
         };
-        add("empty", 0, KINDS[0], OTHER, Counted::Nowhere, true);
+        subjects.push(Subject {
+            program: program.empty,
+            ..no_rule("empty".to_owned(), 0)
+        });
         for (rig, rules) in [(0, ""), (1, ", 10000 rules")] {
-            let name = format!("no rule, TCP v4{rules}");
-            add(&name, rig, KINDS[0], OTHER, Counted::Nowhere, false);
+            subjects.push(no_rule(format!("no rule, TCP v4{rules}"), rig));
             for kind in KINDS {
+                let (hit, counted, port) = match program.direction {
+                    Direction::Ingress => ("redirected", Counted::AtARule, PUBLIC),
+                    Direction::Egress => ("restored", Counted::As(Reason::Restored), TARGET),
+                };
                 let name = format!("{hit}, {}{rules}", kind.name);
-                add(&name, rig, kind, port, counted, false);
+                subjects.push(Subject {
+                    rig,
+                    counted,
+                    ..subject(program, (name, kind), port, empty)
+                });
             }
         }
     }
     subjects
+}
+
+/// A packet that no rule counts, in the datapath with few rules.
+fn subject(program: Program, (name, kind): (String, Kind), port: u16, empty: usize) -> Subject {
+    let ends = Ends {
+        client: CLIENT_PORT,
+        host: port,
+    };
+    Subject {
+        name: format!("{}: {name}", program.title),
+        empty: Some(empty),
+        rig: 0,
+        program: program.name,
+        hook: program.hook,
+        packet: kind.packet(ends, program.direction, Stage::Later),
+        counted: Counted::Nowhere,
+        times: Some(Vec::new()),
+    }
 }
 
 impl Subject {
@@ -313,7 +323,15 @@ impl Subject {
             return Ok(());
         };
         let before = counts(rig)?;
-        let ns = run(rig, self.program, self.is_xdp, &self.packet, repeats)?;
+        let ns = run(
+            rig,
+            &Run {
+                program: self.program,
+                hook: self.hook,
+                packet: &self.packet,
+                repeats,
+            },
+        )?;
         let (rules, flows, reasons) = counts(rig)?;
         let (mut expected_rules, expected_flows, mut expected_reasons) = before;
         match self.counted {
@@ -345,23 +363,25 @@ fn counts(rig: &Datapath) -> anyhow::Result<(u64, u64, Vec<u64>)> {
     Ok((packets, flows, rig.reasons()?))
 }
 
-/// Runs a program; returns nanoseconds per packet.
-fn run(
-    rig: &mut Datapath,
-    name: &'static str,
-    is_xdp: bool,
-    packet: &[u8],
+/// A run of a program on a packet.
+struct Run<'a> {
+    program: &'static str,
+    hook: Hook,
+    packet: &'a [u8],
     repeats: u32,
-) -> anyhow::Result<f64> {
+}
+
+/// Runs a program; returns nanoseconds per packet.
+fn run(rig: &mut Datapath, run: &Run<'_>) -> anyhow::Result<f64> {
+    let name = run.program;
     let options = TestRunOptions {
-        data_in: Some(packet),
-        repeat: repeats,
+        data_in: Some(run.packet),
+        repeat: run.repeats,
         ..TestRunOptions::new()
     };
-    let result = if is_xdp {
-        rig.program::<Xdp>(name)?.test_run(options)
-    } else {
-        rig.program::<SchedClassifier>(name)?.test_run(options)
+    let result = match run.hook {
+        Hook::Xdp => rig.program::<Xdp>(name)?.test_run(options),
+        Hook::Tc => rig.program::<SchedClassifier>(name)?.test_run(options),
     };
     let result = result.with_context(|| format!("run {name}"))?;
     Ok(result.duration.as_secs_f64() * 1e9)
@@ -372,15 +392,26 @@ fn first_packets(rig: &mut Datapath, flows: u16) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
     // Of another client port than the flows that are known.
     let mut ports = 2000..;
-    for program in PROGRAMS.iter().filter(|program| program.is_ingress) {
+    for program in PROGRAMS
+        .iter()
+        .filter(|program| program.direction == Direction::Ingress)
+    {
         for (name, kind) in [("UDP v4", KINDS[2]), ("SYN v4", KINDS[0])] {
             let (mut first, mut second) = (Vec::new(), Vec::new());
             let (packets_before, flows_before, _) = counts(rig)?;
             for port in ports.by_ref().take(flows.into()) {
-                let packet = kind.packet(port, DIALLED, true, true);
-                let mut once = || run(rig, program.name, program.is_xdp, &packet, 1);
-                first.push(once()?);
-                second.push(once()?);
+                let ends = Ends {
+                    client: port,
+                    host: PUBLIC,
+                };
+                let once = Run {
+                    program: program.name,
+                    hook: program.hook,
+                    packet: &kind.packet(ends, Direction::Ingress, Stage::First),
+                    repeats: 1,
+                };
+                first.push(run(rig, &once)?);
+                second.push(run(rig, &once)?);
             }
             let (packets_after, flows_after, _) = counts(rig)?;
             let counted = (packets_after - packets_before, flows_after - flows_before);
@@ -405,11 +436,10 @@ fn first_packets(rig: &mut Datapath, flows: u16) -> anyhow::Result<Vec<Line>> {
 
 fn programs(rig: &mut Datapath) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
-    for (name, is_xdp) in SIZES {
-        let info = if is_xdp {
-            rig.program::<Xdp>(name)?.info()
-        } else {
-            rig.program::<SchedClassifier>(name)?.info()
+    for (name, hook) in SIZES {
+        let info = match hook {
+            Hook::Xdp => rig.program::<Xdp>(name)?.info(),
+            Hook::Tc => rig.program::<SchedClassifier>(name)?.info(),
         };
         let info = info.with_context(|| format!("ask about {name}"))?;
         let figures = [

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Of a whole benchmark.
+/// The progress of a whole benchmark.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// Of work that takes about this long, in microseconds.
+    /// Makes a progress bar for work that takes about this long, in microseconds.
     #[must_use]
     pub fn new(work_us: u64) -> Self {
         let target = ProgressDrawTarget::stderr();

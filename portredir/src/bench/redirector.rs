@@ -1,5 +1,4 @@
-//! Whoever redirects, at work: a program that is started, or rules that the kernel is
-//! given.
+//! The start of a redirector: a process, or rules in the kernel.
 
 use std::fs;
 use std::process::Command;
@@ -13,11 +12,11 @@ use crate::cli::Opponent;
 /// The interface of the host that redirects.
 pub const INTERFACE: &str = "s0";
 
-/// Starts who redirects, or gives the kernel its rules.
+/// Starts the process that redirects, or loads rules into the kernel.
 ///
 /// # Errors
 ///
-/// What the program says.
+/// The message of the program.
 pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Process>> {
     let namespace = launch.namespace.context("find the namespace")?;
     let text = variant.rules_text();
@@ -38,7 +37,7 @@ pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Pro
             if let Some(cgroup) = &cgroup {
                 args.extend(["--cgroup", cgroup]);
             }
-            // It takes no part in the traffic: the kernel does.
+            // The process is not on the path of the traffic: the kernel redirects.
             let launch = Launch {
                 scheduling: None,
                 cgroup: None,

@@ -1,4 +1,4 @@
-//! A server on another machine: what a network card and its driver make of it.
+//! The benchmark with a server on another machine, to measure NICs and drivers.
 //!
 //! There `portredir bench serve` listens, and the machine's owner redirects ports to
 //! it, each in another way. Nothing is changed here or there.
@@ -17,14 +17,14 @@ use crate::cli::TARGET_PORT;
 pub struct Remote {
     /// The server.
     pub addr: Ipv4Addr,
-    /// Names, and the ports that lead to the target.
+    /// Names, and the ports that are redirected to the target port.
     pub dial: Vec<(String, u16)>,
 }
 
 impl Remote {
-    /// Who takes part: the target three times, and every port that leads to it. The first
-    /// whose name begins with `iptables` is the reference, and all whose names begin
-    /// with `portredir` are ours.
+    /// The variants: the target port three times, and every port that is redirected to
+    /// it. The first variant whose name begins with `iptables` is the reference, and all
+    /// variants whose names begin with `portredir` are ours.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         let entry = |name: &str, port, role| Entry {
@@ -60,7 +60,7 @@ impl Remote {
     ///
     /// # Errors
     ///
-    /// Names the first that cannot.
+    /// The first kind of traffic that cannot be measured.
     pub fn check(&self, traffic: impl Iterator<Item = Traffic>) -> anyhow::Result<()> {
         let mut is_any = false;
         for traffic in traffic {

@@ -1,5 +1,5 @@
-//! What came of it, as it is written into files: [`text`] for the terminal,
-//! [`markdown`], [`html`], and JSON, which is these types.
+//! The report: [`text`] for the terminal, [`markdown`], [`html`], and JSON, whose layout
+//! these types define.
 
 pub mod html;
 pub mod markdown;
@@ -12,142 +12,143 @@ use super::load::Source;
 use super::statistics::{Cost, Noise, Ratio};
 use super::traffic::Traffic;
 
-/// Of the JSON; grows when a reader of the old one would misunderstand the new one.
+/// The version of the JSON layout, which grows when a reader of the old layout would
+/// misunderstand the new one.
 pub const SCHEMA: u32 = 1;
 
-/// Everything.
+/// The whole report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// [`SCHEMA`].
+    /// The version of the layout, [`SCHEMA`].
     pub schema: u32,
-    /// Of this program.
+    /// The version of this program.
     pub version: String,
-    /// What was typed.
+    /// The command line.
     pub command: String,
-    /// Of the order of turns.
+    /// The seed for the order of turns.
     pub seed: u64,
-    /// When it began, RFC 3339.
+    /// The time of the start, in the format of RFC 3339.
     pub began: String,
-    /// How long it took.
+    /// The duration in seconds.
     pub seconds: f64,
-    /// Of what machine.
+    /// The machine.
     pub environment: Environment,
-    /// What was compared, also what could not be.
+    /// All variants, also those that could not be measured.
     pub variants: Vec<VariantReport>,
-    /// What was measured by traffic.
+    /// The tests with traffic.
     pub tests: Vec<TestReport>,
-    /// What was measured otherwise.
+    /// The measurements without traffic.
     pub tables: Vec<Table>,
 }
 
 /// A way to be redirected.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct VariantReport {
-    /// As in the rows.
+    /// The name, as in the rows.
     pub name: String,
-    /// What the redirecting program says of itself.
+    /// The version that the redirector prints.
     pub version: Option<String>,
-    /// What became of it.
+    /// The state.
     pub status: Status,
-    /// Its rules, without the middle of long lists.
+    /// The rules, without the middle of long lists.
     pub rules: String,
 }
 
-/// What became of a variant.
+/// The state of a variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// It does what it should, and was measured.
+    /// The variant works, and was measured.
     Verified,
-    /// It could not be tried, for this reason.
+    /// The variant could not be tried, for this reason.
     Skipped(String),
-    /// It was tried and does not what it should: it was not measured.
+    /// The variant was tried and does not work, so it was not measured.
     Failed(String),
 }
 
 /// One kind of traffic.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TestReport {
-    /// Which.
+    /// The kind.
     pub traffic: Traffic,
-    /// In words.
+    /// The title.
     pub title: &'static str,
-    /// What is counted.
+    /// The operation that is counted.
     pub operation: &'static str,
-    /// Who sent.
+    /// The sender.
     pub source: Source,
-    /// Turns of each variant in a repetition.
+    /// The number of turns of each variant in a repetition.
     pub cycles: usize,
-    /// How often that was repeated.
+    /// The number of repetitions.
     pub repetitions: usize,
-    /// What means nothing; `None` without two variants that are the same.
+    /// The noise; `None` without two equal variants.
     pub noise: Option<Noise>,
     /// The variants, in the order of their list.
     pub rows: Vec<Row>,
-    /// What it says about us, a line for each of our variants.
+    /// The verdict, a line for each variant of portredir.
     pub verdicts: Vec<String>,
 }
 
 /// A variant in a test.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// As in [`VariantReport::name`].
+    /// The name, as in [`VariantReport::name`].
     pub variant: String,
-    /// Whether it is one of ours.
+    /// Whether this is a variant of portredir.
     pub is_ours: bool,
     /// Why there are no figures, or not all.
     pub failure: Option<String>,
-    /// What an operation costs.
+    /// The cost of an operation.
     pub cost: Option<Cost>,
-    /// The cost by that of no redirect, of the same cycle.
+    /// The cost divided by the cost of no redirect in the same cycle.
     pub to_direct: Option<Ratio>,
-    /// The cost of iptables (or of the opponent that [`Self::reference`] names) by
-    /// that of this variant.
+    /// The cost of iptables (or of the redirector that [`Self::reference`] names) divided
+    /// by the cost of this variant.
     pub reference_to_this: Option<Ratio>,
-    /// The variant that it is compared with.
+    /// The variant that this one is compared with.
     pub reference: Option<String>,
 }
 
 /// Figures of another kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Table {
-    /// What it is about.
+    /// The title.
     pub title: &'static str,
-    /// How it was measured, and what is to be kept in mind.
+    /// How the figures were measured.
     pub note: String,
-    /// Of the figures, with units.
+    /// The heads of the columns, with units.
     pub columns: Vec<&'static str>,
-    /// What there are figures of, and the figures.
+    /// The lines.
     pub lines: Vec<Line>,
 }
 
 /// A line of a [`Table`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// Of what.
+    /// The name of the line.
     pub name: String,
-    /// For each column; `None` where there is none.
+    /// A figure for each column; `None` where there is none.
     pub figures: Vec<Option<f64>>,
 }
 
 impl Report {
-    /// The whole of it, for programs.
+    /// Formats the report as JSON.
     ///
     /// # Errors
     ///
-    /// None that we know of.
+    /// No error is known.
     pub fn to_json(&self) -> serde_json::Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 }
 
 impl Row {
-    /// Of a variant without figures.
+    /// The row of a variant without figures.
     #[must_use]
-    pub fn failed(variant: String, is_ours: bool, reason: String) -> Self {
+    pub fn failed(variant: String, reason: String) -> Self {
         Self {
             variant,
-            is_ours,
+            is_ours: false,
             failure: Some(reason),
             cost: None,
             to_direct: None,
@@ -305,7 +306,7 @@ pub mod sample {
                     row("direct 2", 378.2, 0.996, Some(1.59)),
                     row("portredir auto", 430.4, 1.136, Some(1.395)),
                     row("iptables-legacy", 613.0, 1.585, None),
-                    Row::failed("nft-map".to_owned(), false, "connect: refused".to_owned()),
+                    Row::failed("nft-map".to_owned(), "connect: refused".to_owned()),
                 ],
                 verdicts: vec![
                     "portredir auto: fewer ns per packet than iptables-legacy (1.40x); more than \

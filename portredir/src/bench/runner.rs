@@ -1,4 +1,4 @@
-//! Does what the plan says, step by step.
+//! The runner carries out the plan, step by step.
 
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use fastrand::Rng;
 
 use super::client::{self, Client};
 use super::control;
-use super::lab::{self, Lab, Member, Site, State};
+use super::lab::{self, Lab, Member, Setup, Site, State};
 use super::load::Source;
 use super::measure::{self, Entry, Role};
 use super::namespace::{Dir, Namespace};
@@ -23,11 +23,12 @@ use super::traffic::{Protocol, Traffic};
 use super::variant::Variant;
 use super::verify;
 use crate::cli::Suite;
+use crate::rule::Protocols;
 
-/// What a variant takes until it works, in microseconds.
+/// The time to set up a variant, in microseconds.
 const SETUP_US: u64 = 150_000;
 
-/// A benchmark under way.
+/// A running benchmark.
 #[derive(Debug)]
 pub struct Runner<'a> {
     plan: Plan,
@@ -39,15 +40,14 @@ pub struct Runner<'a> {
 }
 
 impl<'a> Runner<'a> {
-    /// About to begin.
+    /// Makes a runner; nothing begins yet.
     #[must_use]
-    pub fn new(
-        plan: Plan,
-        dir: &'a Dir,
-        scheduling: Scheduling,
-        seed: u64,
-        stop: &'a Stop,
-    ) -> Self {
+    pub fn new(plan: Plan, seed: u64, setup: Setup<'a>) -> Self {
+        let Setup {
+            dir,
+            scheduling,
+            stop,
+        } = setup;
         Self {
             progress: Progress::new(forecast_us(&plan)),
             rng: Rng::with_seed(seed),
@@ -58,11 +58,11 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// All that is measured by traffic between namespaces.
+    /// Runs all tests with traffic between namespaces.
     ///
     /// # Errors
     ///
-    /// When nothing works here, or we are to stop.
+    /// Nothing works here, or the benchmark is to stop.
     pub fn traffic(&mut self) -> anyhow::Result<(Vec<VariantReport>, Vec<TestReport>)> {
         if self.plan.variants.is_empty() {
             return Ok((Vec::new(), Vec::new()));
@@ -75,7 +75,12 @@ impl<'a> Runner<'a> {
             progress,
             ..
         } = &*self;
-        let mut lab = Lab::new(&plan.variants, dir, *scheduling, stop, |variant| {
+        let setup = Setup {
+            dir,
+            scheduling: *scheduling,
+            stop,
+        };
+        let mut lab = Lab::new(&plan.variants, setup, |variant| {
             progress.step(format!("setting up {}", variant.name()));
             progress.advance(SETUP_US);
         })?;
@@ -92,11 +97,11 @@ impl<'a> Runner<'a> {
         Ok((variants, tests))
     }
 
-    /// All that a server on another machine is measured by.
+    /// Runs all tests with a server on another machine.
     ///
     /// # Errors
     ///
-    /// When there is no server, or we are to stop.
+    /// There is no server, or the benchmark is to stop.
     pub fn remote(
         &mut self,
         remote: &Remote,
@@ -107,7 +112,7 @@ impl<'a> Runner<'a> {
         for entry in remote.entries() {
             self.stop.check()?;
             self.progress.step(format!("verifying {}", entry.name));
-            let status = match verify::verify(entry.target.addr, false) {
+            let status = match verify::verify(entry.target.addr, Protocols::Tcp) {
                 Ok(()) => Status::Verified,
                 Err(error) => Status::Failed(format!("{error:#}")),
             };
@@ -134,11 +139,11 @@ impl<'a> Runner<'a> {
         Ok((variants, tests))
     }
 
-    /// All that needs no traffic.
+    /// Runs all measurements without traffic.
     ///
     /// # Errors
     ///
-    /// What does not work, or when we are to stop.
+    /// A measurement fails, or the benchmark is to stop.
     pub fn tables(&self) -> anyhow::Result<Vec<Table>> {
         let mut tables = Vec::new();
         let opponents = &self.plan.opponents;
@@ -190,10 +195,15 @@ impl<'a> Runner<'a> {
             is_raw: self.plan.is_raw,
         };
         let advance = |work_us| self.progress.advance(work_us);
-        request.run(client, &mut self.rng, self.stop, advance, before)
+        let session = measure::Session {
+            client,
+            rng: &mut self.rng,
+            stop: self.stop,
+        };
+        request.run(session, advance, before)
     }
 
-    /// In a process of its own, like the load.
+    /// Runs programs in a separate process, like the load.
     fn prog_run(&self) -> anyhow::Result<[Table; 3]> {
         let namespace = lab::alone(format!("{}-p", self.dir.name))?;
         let rounds = if self.plan.is_full { 25_u32 } else { 10 };
@@ -235,8 +245,12 @@ impl<'a> Runner<'a> {
             if let State::Ready(site) = &member.state {
                 self.progress.step(format!("verifying {name}"));
                 let addr = site.target(&member.variant).addr;
-                let has_udp = member.variant.has_udp();
-                let verified = client.enter(|| verify::verify(addr, has_udp))?;
+                let protocols = if member.variant.has_udp() {
+                    Protocols::Both
+                } else {
+                    Protocols::Tcp
+                };
+                let verified = client.enter(|| verify::verify(addr, protocols))?;
                 if let Err(error) = verified {
                     member.state = State::Failed(format!("{error:#}"));
                 }
@@ -334,7 +348,7 @@ fn forecast_us(plan: &Plan) -> u64 {
     traffic.sum::<u64>() + plan.variants.len() as u64 * SETUP_US + suites
 }
 
-/// Of what needs no traffic, in microseconds.
+/// The time of measurements without traffic, in microseconds.
 const fn forecast_of(suite: Suite) -> u64 {
     match suite {
         Suite::ProgRun => 12_000_000,

@@ -1,5 +1,5 @@
-//! Whose turn it is: every variant once in each cycle, in an order that is drawn
-//! anew, so that no variant always follows the same other one.
+//! The order of turns: every variant has one turn in each cycle, in a random order, so
+//! that no variant always follows the same other one.
 
 use std::time::Duration;
 
@@ -7,36 +7,49 @@ use fastrand::Rng;
 
 /// Something that puts load on variants.
 pub trait Load {
-    /// Puts load on a variant for about this long; returns nanoseconds per
-    /// operation.
+    /// Puts load on a variant for about this long, and returns nanoseconds per operation.
     ///
     /// # Errors
     ///
-    /// What is wrong with the variant, which then gets no further turn.
+    /// The variant fails, and gets no further turn.
     fn slice(&mut self, variant: usize, length: Duration) -> anyhow::Result<f64>;
 }
 
-/// How the cycles went.
+/// The results of all cycles.
 #[derive(Debug)]
 pub struct Outcome {
-    /// By variant, then by cycle; not a number where there was no turn.
+    /// The costs by variant, then by cycle; not a number without a turn.
     pub costs: Vec<Vec<f64>>,
-    /// By variant, what was wrong with it.
+    /// The failure of each variant.
     pub failures: Vec<Option<String>>,
 }
 
-/// Cycles that are not counted, in which caches and connections get warm.
+/// The number of cycles that are not counted, in which caches and connections warm up.
 pub const WARM_UP: usize = 2;
 
-/// Runs the cycles; `on_cycle` hears of each that is done.
+/// The size of a schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// The number of variants.
+    pub variants: usize,
+    /// The number of cycles that are counted.
+    pub cycles: usize,
+    /// The length of a turn.
+    pub length: Duration,
+}
+
+/// Runs all cycles, and calls `on_cycle` after each.
 pub fn run(
     load: &mut dyn Load,
-    variants: usize,
-    cycles: usize,
-    length: Duration,
+    schedule: Schedule,
     rng: &mut Rng,
     mut on_cycle: impl FnMut(),
 ) -> Outcome {
+    let Schedule {
+        variants,
+        cycles,
+        length,
+    } = schedule;
     let mut order: Vec<_> = (0..variants).collect();
     let mut outcome = Outcome {
         costs: vec![vec![f64::NAN; cycles]; variants],
@@ -66,7 +79,7 @@ pub fn run(
 mod tests {
     use super::*;
 
-    /// Writes down the turns; the cost is the number of the turn.
+    /// A load that records the turns; the cost is the number of the turn.
     struct Turns {
         turns: Vec<usize>,
         failing: Option<usize>,
@@ -85,8 +98,13 @@ mod tests {
             turns: Vec::new(),
             failing,
         };
+        let schedule = Schedule {
+            variants: 4,
+            cycles: 20,
+            length: Duration::ZERO,
+        };
         let mut rng = Rng::with_seed(seed);
-        let outcome = run(&mut load, 4, 20, Duration::ZERO, &mut rng, || {});
+        let outcome = run(&mut load, schedule, &mut rng, || {});
         (load.turns, outcome)
     }
 

@@ -1,25 +1,25 @@
-//! How the benchmark ends early.
+//! The early end of the benchmark.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
-/// Somebody wants it to end.
+/// The user or the system asked the benchmark to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("interrupted; everything that was made is removed")]
 pub struct Interrupted;
 
-/// Tells the work that it is to end.
+/// A request to end, shared by all threads.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// To be asked wherever the work can end.
+    /// Checks for the request, wherever the work can end.
     ///
     /// # Errors
     ///
-    /// [`Interrupted`], when it is to.
+    /// [`Interrupted`]: the work is to end.
     pub fn check(&self) -> Result<(), Interrupted> {
         if self.0.load(Ordering::Relaxed) {
             Err(Interrupted)
@@ -28,7 +28,7 @@ impl Stop {
         }
     }
 
-    /// Tells the work to end.
+    /// Requests the end.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

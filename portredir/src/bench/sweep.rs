@@ -1,4 +1,4 @@
-//! What a run leaves behind that is killed, and only then.
+//! The cleanup after a killed run.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use super::namespace::{self, Namespace};
 use crate::host::features::Features;
 
-/// Removes what a run left behind that was killed, and says so.
+/// Removes everything that a killed run left, and prints it.
 pub fn sweep() {
     for name in namespace::left_behind() {
         eprintln!("removing network namespace {name}, left by a run that was killed");
@@ -25,9 +25,9 @@ pub fn sweep() {
     }
 }
 
-/// Only `up` leaves something outside of a namespace: its pins.
+/// The pins of `up` are outside of a namespace.
 fn end_what_was_left(namespace: &Namespace) {
     let mut down = Command::new("/proc/self/exe");
-    // That nothing is there to be taken down is the rule.
+    // Most often nothing is active there.
     let _ = namespace.run(down.args(["down", "--force"]), "");
 }

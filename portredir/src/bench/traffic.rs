@@ -1,4 +1,4 @@
-//! What is measured, by the traffic that measures it.
+//! The kinds of traffic.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::Suite;
 
-/// Where new flows come from; the lower half of the address varies.
+/// The source addresses of new flows; the lower half varies.
 pub const FLOWS: [u8; 4] = [198, 19, 0, 0];
 
-/// What travels.
+/// A kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Traffic {
@@ -28,7 +28,7 @@ pub enum Traffic {
     Download,
 }
 
-/// The protocol that traffic is of.
+/// The protocol of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
@@ -48,7 +48,7 @@ pub const CHUNK_BYTES: usize = 1 << 17;
 ///
 /// # Errors
 ///
-/// As writing.
+/// Writing fails.
 pub fn send(stream: &mut TcpStream, chunk: &[u8; CHUNK_BYTES]) -> io::Result<()> {
     (0..TRANSFER_BYTES / CHUNK_BYTES).try_for_each(|_| stream.write_all(chunk))
 }
@@ -57,13 +57,13 @@ pub fn send(stream: &mut TcpStream, chunk: &[u8; CHUNK_BYTES]) -> io::Result<()>
 ///
 /// # Errors
 ///
-/// As reading; `UnexpectedEof` when it ends early.
+/// Reading fails; `UnexpectedEof` if the transfer ends early.
 pub fn receive(stream: &mut TcpStream, chunk: &mut [u8; CHUNK_BYTES]) -> io::Result<()> {
     (0..TRANSFER_BYTES / CHUNK_BYTES).try_for_each(|_| stream.read_exact(chunk))
 }
 
 impl Suite {
-    /// The traffic of it; none where nothing travels.
+    /// The kinds of traffic of this suite; none if it needs no traffic.
     #[must_use]
     pub const fn traffic(self) -> &'static [Traffic] {
         match self {
@@ -78,7 +78,7 @@ impl Suite {
 }
 
 impl Traffic {
-    /// In reports.
+    /// The title in reports.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {
@@ -91,7 +91,7 @@ impl Traffic {
         }
     }
 
-    /// What one operation is.
+    /// The name of one operation.
     #[must_use]
     pub const fn operation(self) -> &'static str {
         match self {
@@ -111,7 +111,7 @@ impl Traffic {
         }
     }
 
-    /// Whether rules are looked up again and again.
+    /// Whether every operation looks up rules.
     #[must_use]
     pub const fn begins_flows(self) -> bool {
         matches!(self, Self::Crr | Self::UdpNew)

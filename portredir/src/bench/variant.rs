@@ -1,5 +1,5 @@
-//! What is compared: ways to be redirected, each in a network namespace of its
-//! own, with the rules and the programs that make it so.
+//! The variants: ways to redirect, each in its own network namespace with its rules and
+//! programs.
 
 mod rules;
 
@@ -15,13 +15,13 @@ use super::traffic::Protocol;
 use crate::cli::{Opponent, TARGET_PORT};
 use crate::config::engine::EngineChoice;
 
-/// The port that clients dial.
+/// The destination port.
 pub const PUBLIC_PORT: u16 = 80;
 /// A port that no rule is about.
 pub const OTHER_PORT: u16 = 81;
 
 impl Opponent {
-    /// All that there are to compare with.
+    /// All other redirectors.
     pub const ALL: [Self; 7] = [
         Self::IptablesLegacy,
         Self::IptablesNft,
@@ -32,14 +32,14 @@ impl Opponent {
         Self::Socat,
     ];
 
-    /// As on the command line.
+    /// The name on the command line.
     #[must_use]
     pub fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// The program that is run.
+    /// The name of the program.
     #[must_use]
     pub const fn program(self) -> &'static str {
         match self {
@@ -53,11 +53,11 @@ impl Opponent {
         }
     }
 
-    /// What the program says of itself, or why there is nothing to compare with.
+    /// The version that the program prints.
     ///
     /// # Errors
     ///
-    /// In words.
+    /// Why the program cannot be used.
     pub fn version(self) -> Result<String, String> {
         let program = self.program();
         let path = find(program).ok_or_else(|| format!("{program} is not installed"))?;
@@ -72,7 +72,7 @@ impl Opponent {
         let text = String::from_utf8_lossy(&text).into_owned();
         let is_version = |line: &&str| line.contains(|c: char| c.is_ascii_digit());
         let mut lines = text.lines().map(str::trim).filter(is_version);
-        // The first line of socat is its authors'.
+        // The first line of socat names its authors.
         let line = match self {
             Self::Socat => text.lines().find(|line| line.starts_with("socat version")),
             _ => lines.next(),
@@ -84,13 +84,13 @@ impl Opponent {
         Ok(line)
     }
 
-    /// Whether it redirects UDP here.
+    /// Whether UDP is redirected.
     #[must_use]
     pub const fn has_udp(self) -> bool {
         !matches!(self, Self::Nginx | Self::Haproxy | Self::Socat)
     }
 
-    /// Whether it can have more rules than one.
+    /// Whether more than one rule is possible.
     #[must_use]
     pub const fn has_rules(self) -> bool {
         matches!(
@@ -99,41 +99,41 @@ impl Opponent {
         )
     }
 
-    /// Whether it is a program that every byte goes through.
+    /// Whether this is a proxy: a process that copies every byte.
     #[must_use]
     pub const fn is_proxy(self) -> bool {
         !self.has_udp()
     }
 }
 
-/// Who redirects.
+/// The redirector of a variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// Nobody: clients dial the target.
+    /// No redirect: clients connect to the target port.
     Direct,
-    /// The same once more, to see what differences mean nothing; from 2 on.
+    /// No redirect once more, to measure noise; numbered from 2.
     DirectAgain(u8),
-    /// We.
+    /// portredir.
     Ours(EngineChoice),
-    /// Somebody else.
+    /// Another redirector.
     Against(Opponent),
 }
 
-/// A way to be redirected.
+/// A variant of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variant {
-    /// Who does it.
+    /// The redirector.
     pub subject: Subject,
-    /// How many rules there are.
+    /// The number of rules.
     pub rules: u16,
-    /// Which protocol the other rules are for; `None` for both.
+    /// The protocol of the other rules; `None` for both.
     pub fillers: Option<Protocol>,
-    /// Whether connections are tracked whoever redirects.
+    /// Whether connections are tracked with every redirector.
     pub has_conntrack: bool,
 }
 
 impl Variant {
-    /// With one rule.
+    /// A variant with one rule.
     #[must_use]
     pub const fn of(subject: Subject) -> Self {
         Self {
@@ -144,7 +144,7 @@ impl Variant {
         }
     }
 
-    /// A name in reports, and on the command line where it is an opponent's.
+    /// The name in reports.
     #[must_use]
     pub fn name(&self) -> String {
         let mut name = match self.subject {
@@ -162,7 +162,7 @@ impl Variant {
         name
     }
 
-    /// The port that clients dial.
+    /// The port that clients connect to.
     #[must_use]
     pub const fn dialled(&self) -> u16 {
         match self.subject {
@@ -171,7 +171,7 @@ impl Variant {
         }
     }
 
-    /// Whether datagrams are redirected too.
+    /// Whether UDP is redirected too.
     #[must_use]
     pub fn has_udp(&self) -> bool {
         match self.subject {
@@ -181,7 +181,7 @@ impl Variant {
         }
     }
 
-    /// Whether it tracks connections, so that its table fills.
+    /// Whether the variant tracks connections, so that the conntrack table fills.
     #[must_use]
     pub fn tracks(&self) -> bool {
         use Opponent::{IptablesLegacy, IptablesNft, NftMap};
@@ -193,14 +193,14 @@ impl Variant {
     }
 }
 
-/// As on the command line.
+/// The name of an engine on the command line.
 #[must_use]
 pub fn engine_name(engine: EngineChoice) -> String {
     let value = engine.to_possible_value();
     value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-/// Where a program is. Looks where root would look too.
+/// Finds a program, also in the directories of root.
 #[must_use]
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What a variant has to do before it is measured: what is fast because it does not
-//! work must not win.
+//! The check of a variant before it is measured: a variant that is fast because it does
+//! not work must not win.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 
 use super::variant::OTHER_PORT;
+use crate::rule::Protocols;
 
-/// For the first answer; proxies take a moment to start.
+/// The time for the first answer; proxies take a moment to start.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Longer than any answer takes.
@@ -22,22 +23,22 @@ const DATAGRAMS: u32 = 1000;
 /// Datagrams that are under way at a time; a socket holds some hundreds.
 const WINDOW: u32 = 20;
 
-/// Checks that TCP, and UDP if it has to, is answered at `addr`, from the port that
-/// was dialled, and that a port without a rule is not. For the thread of a client.
+/// Checks that the server answers at `addr`, from the destination port, and that nothing
+/// answers on a port without a rule. The thread has to be in the namespace of a client.
 ///
 /// # Errors
 ///
-/// What does not work.
-pub fn verify(addr: SocketAddrV4, has_udp: bool) -> anyhow::Result<()> {
+/// The check that failed.
+pub fn verify(addr: SocketAddrV4, protocols: Protocols) -> anyhow::Result<()> {
     tcp(addr).with_context(|| format!("TCP to port {}", addr.port()))?;
-    if has_udp {
+    if protocols == Protocols::Both {
         udp(addr).with_context(|| format!("UDP to port {}", addr.port()))?;
     }
     let other = SocketAddrV4::new(*addr.ip(), OTHER_PORT);
     silence(other).with_context(|| format!("port {OTHER_PORT}, which no rule is about"))
 }
 
-/// A connection sees only what comes from the port that it dialled.
+/// Checks TCP. A connection receives only packets from its destination port.
 fn tcp(addr: SocketAddrV4) -> anyhow::Result<()> {
     let start = Instant::now();
     let echo = || -> anyhow::Result<()> {
@@ -59,7 +60,7 @@ fn tcp(addr: SocketAddrV4) -> anyhow::Result<()> {
     }
 }
 
-/// A connected socket sees only what comes from the port that it dialled.
+/// Checks UDP. A connected socket receives only packets from its destination port.
 fn udp(addr: SocketAddrV4) -> anyhow::Result<()> {
     let socket = client(addr)?;
     let mut answered = 0;

@@ -1,8 +1,8 @@
-//! Engines: what the user asks for, and what there is.
+//! Engines: the choice of the user, and the ways to redirect.
 
 use serde::{Deserialize, Serialize};
 
-/// What the user asked for with `--engine`.
+/// The value of `--engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineChoice {
@@ -24,7 +24,7 @@ pub enum EngineChoice {
     TcClsact,
 }
 
-/// How connections are redirected that come in by an interface.
+/// The way in which the connections of an ingress interface are redirected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Engine {
     /// XDP in the driver rewrites packets.
@@ -35,11 +35,11 @@ pub enum Engine {
     Tc,
     /// TC ingress by clsact rewrites packets.
     TcClsact,
-    /// `sk_lookup` hands TCP connections to the server's socket. One program
-    /// for the network namespace, which asks by which interface they came.
+    /// `sk_lookup` assigns TCP connections to the socket of the server. There is one
+    /// program for the network namespace, which looks up the ingress interface.
     Lookup,
-    /// The connect, sendmsg and recvmsg hooks of a cgroup: clients on this host
-    /// dial the target port. For loopback.
+    /// The connect, sendmsg and recvmsg hooks of a cgroup change the destination port:
+    /// local clients connect to the target port. This engine is for loopback.
     Cgroup,
 }
 
@@ -55,7 +55,7 @@ impl Engine {
         }
     }
 
-    /// Where it attaches, as far as it is known before.
+    /// The hook, as far as it is known before programs are attached.
     #[must_use]
     pub const fn hook(self, has_tcx: Option<bool>) -> &'static str {
         match (self, has_tcx) {

@@ -26,7 +26,7 @@ pub enum ConfigError {
         path: String,
         /// The kernel's error.
         error: io::Error,
-        /// What to do about it, or nothing.
+        /// The advice, or nothing.
         hint: &'static str,
     },
     /// Every user may write rules into the file, which root would then apply.

@@ -164,7 +164,7 @@ options! {
     max_udp_flows: u32 => u32 = 65_536, Attach;
 }
 
-/// What a change of an option takes.
+/// The effect of a change of an option on attached programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Programs have to be attached again: `portredir up` does it.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What every change can be asked for.
+/// The options of every change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChangeOptions {
     /// Allow rules for ports by which the host is administered.

@@ -1,4 +1,4 @@
-//! Which interfaces `--iface` means: names, globs, exclusions.
+//! The interfaces that `--iface` selects: names, globs, exclusions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,52 +7,52 @@ use glob::Pattern;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
-/// `--iface`, as it was written.
+/// The value of `--iface`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Everything but the exclusions: `all`, or exclusions alone.
+    /// Whether every interface is selected that is not excluded: `all`, or exclusions
+    /// alone.
     pub is_all: bool,
     /// Exact names.
     pub names: Vec<String>,
     /// Globs.
     pub globs: Vec<Pattern>,
-    /// Exclusions, which beat all the others.
+    /// Exclusions, which take precedence over all the others.
     pub excluded: Vec<Pattern>,
-    /// The text itself.
+    /// The text as the user wrote it.
     text: String,
 }
 
 /// How an interface was selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SelectedBy {
-    /// By its exact name. It was meant itself, and is kept under another name.
+    /// The exact name selects the interface. It stays selected when it is renamed.
     Name,
-    /// By `all`, a glob or an exclusion. What its name is decides anew when it
-    /// changes.
+    /// `all`, a glob or an exclusion selects the interface. A new name is matched again.
     Pattern,
 }
 
-/// What is wrong with the text of `--iface`.
+/// The text of `--iface` is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SelectionError {
-    /// Nothing between two commas.
+    /// An element of the list is empty.
     #[error("empty interface name; write names (eth0,eth1), globs (wg*) or `all`")]
     Empty,
-    /// A name beside `all`.
+    /// The list has a name and `all`.
     #[error("`all` already includes `{0}`; remove one of them, or exclude the interface: all,!{0}")]
     BesideAll(String),
-    /// A glob that cannot be read.
+    /// A glob is invalid.
     #[error("bad glob `{glob}`: {reason}")]
     Glob {
-        /// As it was written.
+        /// The glob.
         glob: String,
-        /// The library's words.
+        /// The message of the library.
         reason: &'static str,
     },
 }
 
 impl Selection {
-    /// Every interface.
+    /// Selects every interface.
     #[must_use]
     pub fn all() -> Self {
         Self {
@@ -76,19 +76,19 @@ impl Selection {
         }
     }
 
-    /// The exclusion that a name matches.
+    /// The exclusion that matches a name.
     #[must_use]
     pub fn excludes(&self, name: &str) -> Option<&Pattern> {
         self.excluded.iter().find(|glob| glob.matches(name))
     }
 
-    /// Whether no interface is left out.
+    /// Whether every interface is selected.
     #[must_use]
     pub const fn is_everything(&self) -> bool {
         self.is_all && self.excluded.is_empty()
     }
 
-    /// Whether interfaces that do not exist yet can be meant.
+    /// Whether interfaces can be selected that do not exist yet.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         self.is_all || !self.globs.is_empty()

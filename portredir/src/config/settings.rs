@@ -1,5 +1,5 @@
-//! What is redirected and how, after the command line, the environment and files are
-//! merged.
+//! The settings: the merged options and rules of the command line, the environment and
+//! files.
 
 use serde_json::{Map, Value};
 
@@ -11,7 +11,7 @@ pub use super::options::{Effect, Settings};
 pub struct ChangedOption {
     /// The name of the option, as in files.
     pub name: String,
-    /// What the change takes.
+    /// The effect of the change on attached programs.
     pub effect: Effect,
     /// The value afterwards.
     pub after: Value,

@@ -1,6 +1,5 @@
-//! What the planner needs to know of the kernel and the host, apart from the
-//! interfaces. Nothing here needs privileges; what is not permitted stays
-//! unknown.
+//! Features of the kernel and of the host that the planner needs. Probing them needs no
+//! privileges; features that this user may not probe stay unknown.
 
 use std::path::{Path, PathBuf};
 
@@ -10,19 +9,20 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::sys::cgroup::cgroup_root;
 
-/// What this host has.
+/// The features of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features {
     /// The cgroup v2 directory whose processes are local clients.
     pub cgroup: Option<PathBuf>,
-    /// Whether the kernel has TCX; `None` when it may not be asked.
+    /// Whether the kernel has TCX; `None` when this user may not probe it.
     pub tcx: Option<bool>,
-    /// Bytes of a memory page, in which a packet for XDP without frags must fit.
+    /// The size of a memory page in bytes: a packet for XDP without frags must fit in
+    /// one.
     pub page_bytes: u32,
 }
 
 impl Features {
-    /// Finds out. `cgroup` is what the user named.
+    /// Probes the features. `cgroup` is the directory that the user named.
     #[must_use]
     pub fn read(cgroup: Option<&Path>) -> Self {
         let page_bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
@@ -37,19 +37,18 @@ impl Features {
 }
 
 impl Features {
-    /// The largest MTU of native XDP without frags. Drivers differ by a few
-    /// bytes; this is `ENA_XDP_MAX_MTU` of
-    /// drivers/net/ethernet/amazon/ena/ena_xdp.h, which is among the smallest:
-    /// a page, without `XDP_PACKET_HEADROOM`, `struct skb_shared_info`, and the
-    /// Ethernet header, VLAN tag and checksum.
+    /// The largest MTU of native XDP without frags. Drivers differ by a few bytes; this
+    /// value is `ENA_XDP_MAX_MTU` of drivers/net/ethernet/amazon/ena/ena_xdp.h, which is
+    /// among the smallest: a page, without `XDP_PACKET_HEADROOM`, `struct
+    /// skb_shared_info`, and the Ethernet header, VLAN tag and checksum.
     #[must_use]
     pub const fn linear_mtu(&self) -> u32 {
         self.page_bytes.saturating_sub(256 + 320 + 14 + 4 + 4)
     }
 }
 
-/// Asks for the TCX programs of loopback: a kernel before 6.6 does not know
-/// the attach type.
+/// Queries the TCX programs of loopback: a kernel before 6.6 does not know the attach
+/// type.
 fn has_tcx() -> Option<bool> {
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
         Ok(_) => Some(true),
@@ -57,7 +56,7 @@ fn has_tcx() -> Option<bool> {
             match (call, io_error.raw_os_error()) {
                 ("bpf_prog_query", Some(libc::EINVAL)) => Some(false),
                 ("bpf_prog_query", _) => None,
-                // The answer was there; it is its programs that we may not see.
+                // The query succeeded; this user may not see the programs in the answer.
                 _ => Some(true),
             }
         }
@@ -65,20 +64,19 @@ fn has_tcx() -> Option<bool> {
     }
 }
 
-/// Tells of the programs that others attached: user space knows their IDs
-/// alone.
+/// The names of programs that others attached; netlink and links have only their IDs.
 pub trait Programs {
-    /// What the program with this ID is called.
+    /// The name of the program with this ID.
     fn name(&self, id: u32) -> String;
 
     /// The TCX programs of an interface, by name.
     fn tcx(&self, interface: &str) -> Vec<String>;
 }
 
-/// How the names of our programs begin.
+/// The prefix of the names of our programs.
 const OURS: &str = "portredir_";
 
-/// The programs that are in the kernel.
+/// The programs that are loaded in the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Loaded;
 

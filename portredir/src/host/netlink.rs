@@ -34,7 +34,7 @@ pub enum HostError {
     /// The kernel refuses a request, or its answer cannot be read.
     #[error("{action}")]
     Request {
-        /// What was tried.
+        /// The request.
         action: &'static str,
         /// The error of the library, with that of the kernel.
         #[source]

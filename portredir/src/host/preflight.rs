@@ -1,4 +1,4 @@
-//! What must be there before anything is touched: privileges and features.
+//! The checks before anything is touched: privileges, and features of the kernel.
 
 use aya::maps::MapType;
 use aya::programs::ProgramType;
@@ -9,31 +9,31 @@ use thiserror::Error;
 use crate::exit::ExitCode;
 use crate::sys::capability::NEEDED;
 
-/// Why the program cannot run here.
+/// The program cannot run here.
 #[derive(Debug, Error)]
 pub enum PreflightError {
-    /// Not privileged enough.
+    /// Capabilities are missing.
     #[error(
         "not permitted: missing {}; use sudo or, for foreground runs, set file capabilities: \
          setcap cap_bpf,cap_perfmon,cap_net_admin+ep portredir",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
     Capabilities(Vec<Capability>),
-    /// The kernel is too old or was built without something.
+    /// The kernel is too old, or was built without a feature.
     #[error(
         "this kernel lacks {feature}, added in Linux {since}; portredir needs Linux 5.15 or \
          newer"
     )]
     Feature {
-        /// What is missing.
+        /// The missing feature.
         feature: &'static str,
-        /// The first kernel that has it.
+        /// The first kernel with the feature.
         since: &'static str,
     },
 }
 
 impl PreflightError {
-    /// How the program ends by this error.
+    /// The exit code of a command that ends with this error.
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         match self {
@@ -47,13 +47,13 @@ impl PreflightError {
 ///
 /// # Errors
 ///
-/// [`PreflightError::Capabilities`], naming those that are missing.
+/// [`PreflightError::Capabilities`], with the missing ones.
 pub fn check_capabilities() -> Result<(), PreflightError> {
     let has = |cap| caps::has_cap(None, CapSet::Effective, cap).unwrap_or(false);
     let missing: Vec<_> = NEEDED
         .into_iter()
         .filter(|&cap| {
-            // CAP_SYS_ADMIN includes the two that were split from it in 5.8.
+            // CAP_SYS_ADMIN includes the two capabilities that were split from it in 5.8.
             !has(cap) && (cap == Capability::CAP_NET_ADMIN || !has(Capability::CAP_SYS_ADMIN))
         })
         .collect();
@@ -64,11 +64,11 @@ pub fn check_capabilities() -> Result<(), PreflightError> {
     }
 }
 
-/// Checks that the kernel has what every engine needs, by trying it.
+/// Checks that the kernel has the features that every engine needs, by probing each.
 ///
 /// # Errors
 ///
-/// [`PreflightError::Feature`], naming the first that is missing.
+/// [`PreflightError::Feature`], with the first missing one.
 pub fn check_kernel() -> Result<(), PreflightError> {
     let maps = [
         (
@@ -83,7 +83,8 @@ pub fn check_kernel() -> Result<(), PreflightError> {
         ),
     ];
     for (map, feature, since) in maps {
-        // An error of the probe itself says nothing; loading will tell.
+        // An error of the probe itself says nothing about the feature; loading will fail
+        // then.
         if matches!(is_map_supported(map), Ok(false)) {
             return Err(PreflightError::Feature { feature, since });
         }

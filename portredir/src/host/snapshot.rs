@@ -7,33 +7,33 @@ use portredir_common::wire::Link;
 
 use crate::sys::netdev::XdpFeatures;
 
-/// What the planner needs to know of an interface.
+/// An interface, as far as the planner needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Index, which outlives a change of name.
+    /// The index, which stays when the interface is renamed.
     pub index: u32,
-    /// Name.
+    /// The name.
     pub name: String,
-    /// Administratively up.
+    /// Whether the interface is administratively up.
     pub is_up: bool,
-    /// What its frames begin with.
+    /// The header that frames begin with.
     pub link: Link,
-    /// Kind of a virtual device (`veth`, `bridge`, …) as `ip -d link` shows it.
+    /// The kind of a virtual device (`veth`, `bridge`, …), as in `ip -d link`.
     pub kind: Option<String>,
-    /// Driver, as `ethtool -i` shows it.
+    /// The driver, as in `ethtool -i`.
     pub driver: Option<String>,
-    /// The bridge, bond, team or VRF it is a port of.
+    /// The index of the bridge, bond, team or VRF that has this interface as a port.
     pub master: Option<u32>,
-    /// A bridge whose packets the kernel shows to connection tracking when they
-    /// come in by a port, before the bridge has them: `br_netfilter`.
+    /// Whether this is a bridge with `br_netfilter`: conntrack sees a packet at the
+    /// ingress port, before the bridge does.
     pub is_tracked_bridge: bool,
-    /// The device below it in this namespace (VLAN, macvlan, …).
+    /// The index of the lower device in this namespace (VLAN, macvlan, …).
     pub lower: Option<u32>,
-    /// ID of the XDP program that is attached.
+    /// The ID of the attached XDP program.
     pub xdp: Option<u32>,
-    /// Bytes of the largest packet, without the Ethernet header.
+    /// The MTU: bytes of the largest packet, without the Ethernet header.
     pub mtu: u32,
-    /// What the driver's XDP can do; unknown before Linux 6.3.
+    /// The XDP features of the driver; unknown before Linux 6.3.
     pub xdp_features: Option<XdpFeatures>,
 }
 
@@ -68,8 +68,9 @@ impl Interface {
 /// Interfaces and addresses at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// By index.
+    /// The interfaces, by index.
     pub interfaces: BTreeMap<u32, Interface>,
-    /// Unicast addresses of this host; the value as in [`portredir_common::abi::local`].
+    /// The unicast addresses of this host; the values are those of
+    /// [`portredir_common::abi::local`].
     pub addrs: HashMap<[u8; 16], u8>,
 }

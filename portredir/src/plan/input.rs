@@ -1,4 +1,4 @@
-//! What the planner reads.
+//! The input of the planner.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! A plan as people and programs read it.
+//! The plan as a table and as JSON.
 
 use std::fmt;
 
@@ -9,61 +9,61 @@ use serde::Serialize;
 use super::firewall::Firewall;
 use super::planned::{Plan, Planned, Refused, Rejected, Skipped};
 
-/// Raised when a field changes its meaning or goes.
+/// The version of the layout, which grows when a field changes its meaning or is removed.
 const SCHEMA: u32 = 1;
 
-/// The object that `portredir plan --json` prints.
+/// The JSON object of `portredir plan --json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct PlanReport<'a> {
-    /// Version of this layout.
+    /// The version of this layout.
     pub schema: u32,
-    /// The engine that was asked for.
+    /// The requested engine.
     pub engine: String,
-    /// Canonical texts of the rules.
+    /// The canonical texts of the rules.
     pub rules: &'a [String],
-    /// Every interface that was looked at, by index.
+    /// Every interface in the plan, by index.
     pub interfaces: Vec<InterfacePlan<'a>>,
-    /// What a firewall on this host has to let in.
+    /// The ports that a firewall on this host has to allow.
     pub firewall: &'a Firewall,
-    /// What is to be known of the plan as a whole.
+    /// Notes on the plan as a whole.
     pub notes: &'a [String],
 }
 
 /// The plan for one interface.
 #[derive(Clone, Debug, Serialize)]
 pub struct InterfacePlan<'a> {
-    /// Name.
+    /// The name.
     pub name: &'a str,
-    /// Index.
+    /// The index.
     pub ifindex: u32,
-    /// What is done with it.
+    /// The decision.
     pub action: Action,
-    /// The engine; also the one that is impossible, none where it is skipped.
+    /// The engine, also if it is not available; `None` for a skipped interface.
     pub engine: Option<&'static str>,
-    /// Where that engine attaches, where it is possible.
+    /// The hook of the engine, if the engine is available.
     pub hook: Option<&'static str>,
-    /// Why this action and engine.
+    /// Why this action and this engine.
     pub why: &'a str,
     /// The engines that were considered first.
     pub rejected: &'a [Rejected],
-    /// What is to be known of this interface.
+    /// Notes on this interface.
     pub notes: &'a [String],
 }
 
-/// What is done with an interface.
+/// The decision about an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// Packets are redirected.
+    /// Programs redirect packets of the interface.
     Attach,
-    /// It is left alone.
+    /// The interface gets no programs.
     Skip,
-    /// The engine that was asked for is impossible.
+    /// The requested engine is not available.
     Refuse,
 }
 
 impl Plan {
-    /// The plan as `--json` prints it.
+    /// The plan in the layout of `--json`.
     #[must_use]
     pub fn report(&self) -> PlanReport<'_> {
         let attach = self.attach.values().map(Planned::report);
@@ -146,7 +146,7 @@ impl InterfacePlan<'_> {
     }
 }
 
-/// One line, for an interface that comes later.
+/// Formats one line, for an interface that appears later.
 impl fmt::Display for InterfacePlan<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.row().join("  "))?;
@@ -168,7 +168,7 @@ impl fmt::Display for Skipped {
     }
 }
 
-/// The table, then notes; every line ends.
+/// Formats the table, then the notes. Every line has a line break.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.report();

@@ -1,4 +1,4 @@
-//! What is wrong with the text of a rule.
+//! Mistakes in the text of a rule.
 
 use std::fmt::Write as _;
 
@@ -6,22 +6,22 @@ use thiserror::Error;
 
 use super::Rule;
 
-/// What is wrong with the text of a rule, and where.
+/// A mistake in the text of a rule, with its position.
 ///
-/// What stands in backticks in the last line of its text is a right spelling:
-/// a rule, or a condition or protocol to be put behind one.
+/// Text in backticks in the last line of the message is valid: a rule, or a condition or
+/// protocol that can follow a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("bad rule `{text}`: {problem}\n    {text}\n    {caret:>width$}\n  {hint}", width = self.at + 1, caret = '^')]
 pub struct RuleError {
-    /// Without control characters, of which each is one other character here.
+    /// The text of the rule, where another character replaces each control character.
     text: String,
-    /// Characters before the one at fault.
+    /// The number of characters before the mistake.
     at: usize,
     problem: String,
     hint: String,
 }
 
-/// What a rule looks like.
+/// The syntax of a rule, with examples.
 pub(super) const EXAMPLE: &str = "a rule is [ADDR:]PORT[-PORT]:PORT[-PORT][/tcp|/udp|/both] [from CIDR] \
      [on IFACE,…], for example `80:8080` or `53:5353/udp`";
 
@@ -35,25 +35,25 @@ impl RuleError {
         }
     }
 
-    /// How many characters come before the one at fault: as many as the text has
-    /// when something is missing at its end.
+    /// The number of characters before the mistake: the length of the text when something
+    /// is missing at the end.
     #[must_use]
     pub const fn at(&self) -> usize {
         self.at
     }
 
-    /// What to write instead.
+    /// The advice what to write instead.
     #[must_use]
     pub fn hint(&self) -> &str {
         &self.hint
     }
 }
 
-/// A line break would tear the caret from what it points at, and an escape
-/// sequence would reach the terminal.
+/// Replaces a control character: a line break would separate the caret from its position,
+/// and an escape sequence would reach the terminal.
 pub(super) const fn visible(c: char) -> char {
     match c {
-        // The pictures of control characters are in their order.
+        // The pictures of control characters have the same order.
         '\0'..='\x1f' => match char::from_u32(0x2400 + c as u32) {
             Some(picture) => picture,
             None => c,
@@ -64,16 +64,16 @@ pub(super) const fn visible(c: char) -> char {
     }
 }
 
-/// A text as it is printed when it is a rule, else an example.
+/// Formats a text as a rule; returns an example if the text is no rule.
 pub(super) fn right(text: &str, example: &str) -> String {
     match text.parse::<Rule>() {
-        // The name of an interface can have one.
+        // The name of an interface can contain a backtick.
         Ok(rule) if !text.contains('`') => rule.to_string(),
         _ => example.to_owned(),
     }
 }
 
-/// Several right spellings, as `80:8080` `81:8081`.
+/// Formats several valid rules, such as `80:8080` `81:8081`.
 pub(super) fn spelled<T: std::fmt::Display>(rules: impl IntoIterator<Item = T>) -> String {
     rules.into_iter().fold(String::new(), |mut text, rule| {
         let gap = if text.is_empty() { "" } else { " " };

@@ -1,4 +1,4 @@
-//! Rules beside each other, and where each was written.
+//! Lists of rules, and the origin of each rule.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,19 +7,19 @@ use thiserror::Error;
 
 use super::{Rule, RuleError};
 
-/// Where a rule was written.
+/// The origin of a rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// It runs already.
+    /// The rule is one of the running rules.
     #[default]
     Running,
-    /// The how-manieth word of the command, from 1.
+    /// The position of the command-line argument, counting from 1.
     Argument(usize),
-    /// In a file.
+    /// A line of a file.
     File {
-        /// Its path.
+        /// The path of the file.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, counting from 1.
         line: usize,
     },
 }
@@ -34,17 +34,17 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A rule and where it was written.
+/// A rule with its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sourced {
     /// The rule.
     pub rule: Rule,
-    /// Its place.
+    /// The origin of the rule.
     pub origin: Origin,
 }
 
 impl Sourced {
-    /// A rule that is live.
+    /// One of the running rules.
     #[must_use]
     pub const fn running(rule: Rule) -> Self {
         Self {
@@ -54,22 +54,22 @@ impl Sourced {
     }
 }
 
-/// A text that is no rule, and where it was written.
+/// A text that is no rule, with its origin.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{origin}: {error}")]
 pub struct SourcedError {
-    /// Its place.
+    /// The origin of the text.
     pub origin: Origin,
-    /// What is wrong.
+    /// The mistake.
     pub error: Box<RuleError>,
 }
 
-/// Reads rules from words of a command; `from` and `on`, with what stands behind
-/// them, belong to the rule before.
+/// Parses rules from words of a command line. The words `from` and `on`, and the word
+/// after each, belong to the rule before.
 ///
 /// # Errors
 ///
-/// [`SourcedError`], naming the argument.
+/// [`SourcedError`], with the position of the argument.
 pub fn from_words(words: &[String]) -> Result<Vec<Sourced>, SourcedError> {
     let mut texts = Vec::<(usize, String)>::new();
     // Whether the last word ends with `from` or `on`.
@@ -84,7 +84,7 @@ pub fn from_words(words: &[String]) -> Result<Vec<Sourced>, SourcedError> {
             }
             _ => texts.push((number, word.clone())),
         }
-        // What is behind a keyword is none: an interface can be called `on`.
+        // The word after a keyword is no keyword: an interface can be called `on`.
         for part in word.split_whitespace() {
             is_open = !is_open && is_keyword(part);
         }

@@ -1,4 +1,4 @@
-//! The text of a rule, read in one pass.
+//! The parser of rules: one pass over the text.
 
 mod addr;
 mod condition;
@@ -46,7 +46,7 @@ impl FromStr for Rule {
 
 struct Parser<'a> {
     text: &'a str,
-    /// Bytes read.
+    /// The number of bytes that are parsed.
     at: usize,
 }
 
@@ -59,13 +59,13 @@ impl<'a> Parser<'a> {
         self.rest().chars().next()
     }
 
-    /// What comes before a character that is so, or the end.
+    /// The text before the first character that matches, or before the end.
     fn until(&self, is_stop: impl Fn(char) -> bool) -> &'a str {
         let rest = self.rest();
         &rest[..rest.find(is_stop).unwrap_or(rest.len())]
     }
 
-    /// What comes before the next space.
+    /// The text before the next space.
     fn word(&self) -> &'a str {
         self.until(char::is_whitespace)
     }
@@ -78,7 +78,7 @@ impl<'a> Parser<'a> {
         self.error_at(self.at, problem, hint)
     }
 
-    /// Points at another place.
+    /// Makes an error that points at another place.
     fn error_at(
         &self,
         at: usize,
@@ -124,7 +124,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What is there instead of a port.
+    /// An error about the text that is there instead of a port.
     fn no_port(&self, what: &str, word: &str) -> RuleError {
         let Some(found) = self.next() else {
             let begun = self.text.trim();
@@ -254,7 +254,8 @@ impl<'a> Parser<'a> {
         ))
     }
 
-    /// The rule from `dst_ports` to the next number, whatever is before it.
+    /// The rule from `dst_ports` to the next number in the text, whatever stands before
+    /// that number.
     fn to_number(&self, dst_ports: Ports, behind: &str) -> String {
         let behind = behind.rsplit(':').next().unwrap_or_default();
         let number = behind.trim_start_matches(|c: char| !c.is_alphanumeric());
@@ -334,8 +335,8 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// The text of a rule that leads to a port, or to the next where that would be
-/// no rule.
+/// The text of a rule with this target port, or with the next one where the rule would be
+/// invalid.
 fn to(dst_ports: Ports, port: u16) -> String {
     if dst_ports == Ports::one(port) {
         format!("{dst_ports}:{}", if port == 8080 { 8081 } else { 8080 })
@@ -344,13 +345,13 @@ fn to(dst_ports: Ports, port: u16) -> String {
     }
 }
 
-/// Whether a word is a number with another word behind it.
+/// Whether a word is a number, directly followed by another word.
 fn digits_then(word: &str, end: &str) -> bool {
     let digits = word.strip_suffix(end).unwrap_or_default();
     !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit())
 }
 
-/// Names that people type for ports.
+/// The ports of service names that users type.
 fn well_known(name: &str) -> Option<u16> {
     match name.to_ascii_lowercase().as_str() {
         "http" => Some(80),

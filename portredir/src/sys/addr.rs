@@ -1,10 +1,10 @@
-//! Addresses as the kernel's programs see them.
+//! Addresses in the layout of the maps.
 
 use std::net::IpAddr;
 
 use portredir_common::abi::Addr;
 
-/// An address as the maps hold it.
+/// The 16 bytes of an address in the layout of the maps.
 #[must_use]
 pub const fn to_bytes(addr: IpAddr) -> [u8; 16] {
     match addr {

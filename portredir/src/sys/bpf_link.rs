@@ -1,4 +1,4 @@
-//! Links of `bpf(2)` that are pinned: replace their program, detach them.
+//! Pinned links of bpf(2): replacing their program, and detaching.
 
 use std::ffi::CString;
 use std::fs;
@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-/// A link that is pinned.
+/// The descriptor of a pinned link.
 struct PinnedLink(OwnedFd);
 
 /// Commands of `bpf(2)` and their attributes: `union bpf_attr` of
@@ -67,7 +67,7 @@ impl PinnedLink {
                 file_flags: 0,
             },
         )?;
-        // SAFETY: a new descriptor, which nobody else knows.
+        // SAFETY: the descriptor is new, and nothing else owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
@@ -76,11 +76,12 @@ impl PinnedLink {
     }
 }
 
-/// Puts another program into a link that is pinned: between two packets.
+/// Replaces the program of a pinned link, between two packets.
 ///
 /// # Errors
 ///
-/// `ENOLINK` when what it was attached to is gone, and others of the kernel.
+/// `ENOLINK` when the interface or cgroup of the link is gone, and other errors of the
+/// kernel.
 pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
     let link = PinnedLink::open(pin)?;
     let update = sys::LinkUpdate {
@@ -92,16 +93,16 @@ pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
     bpf(sys::LINK_UPDATE, &update).map(drop)
 }
 
-/// Detaches a link that is pinned, and removes the pin.
+/// Detaches a pinned link, and removes the pin.
 ///
-/// The kernel would detach it without the pin as well, but some time later: it
-/// frees files of bpffs when nobody can see them any more.
+/// Without the detach, removing the pin would detach the link some time later: the kernel
+/// frees files of bpffs after a grace period.
 ///
 /// # Errors
 ///
-/// When the pin cannot be removed.
+/// The pin cannot be removed.
 pub fn detach(pin: &Path) -> io::Result<()> {
-    // What it was attached to may be gone.
+    // The interface or cgroup of the link may be gone.
     if let Ok(link) = PinnedLink::open(pin)
         && let Err(error) = bpf(sys::LINK_DETACH, &sys::LinkDetach { link_fd: link.fd() })
     {

@@ -1,4 +1,4 @@
-//! The directory of bpffs that keeps maps and links when the process ends.
+//! The directory in bpffs whose pins keep maps and links after the process ends.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
@@ -12,16 +12,16 @@ use thiserror::Error;
 
 use crate::sys::bpf_link::detach;
 
-/// Where bpffs is mounted, by systemd and by us.
+/// The mount point of bpffs, for systemd and for portredir.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// What a mount of ours names as its source.
+/// The source of a mount that portredir made.
 const SOURCE: &str = "portredir";
 
-/// What went wrong with the directory.
+/// The directory cannot be used.
 #[derive(Debug, Error)]
 pub enum PinError {
-    /// bpffs is not there, and may not be mounted.
+    /// bpffs is not mounted, and mounting it failed.
     #[error("bpffs is not mounted and mounting it failed; mount it with: mount -t bpf bpf {BPFFS}")]
     Mount(#[source] io::Error),
     /// A mount would vanish with the process.
@@ -33,9 +33,9 @@ pub enum PinError {
     /// A file operation failed.
     #[error("{action} {path}")]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On which path.
+        /// The path of the file.
         path: String,
         /// The kernel's error.
         #[source]
@@ -48,7 +48,7 @@ pub enum PinError {
 pub struct PinDir(PathBuf);
 
 impl PinDir {
-    /// The directory of the network namespace with this cookie, there or not.
+    /// The directory of the network namespace with this cookie. It need not exist.
     #[must_use]
     pub fn new(netns_cookie: u64) -> Self {
         Self(
@@ -58,7 +58,7 @@ impl PinDir {
         )
     }
 
-    /// The directory itself.
+    /// The path of the directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.0
@@ -70,16 +70,16 @@ impl PinDir {
         self.0.join(name)
     }
 
-    /// Whether there is one, or may be: somebody has made it.
+    /// Whether the directory exists, and so pins may exist.
     ///
     /// # Errors
     ///
-    /// When this user may not look.
+    /// [`PinError::Io`]: this user may not search the directory.
     pub fn exists(&self) -> Result<bool, PinError> {
         self.0.try_exists().map_err(io_error("look up", &self.0))
     }
 
-    /// Makes it, and mounts bpffs where it is missing.
+    /// Creates the directory, and mounts bpffs if it is not mounted.
     ///
     /// # Errors
     ///
@@ -100,18 +100,18 @@ impl PinDir {
             .map_err(io_error("create", &self.0))
     }
 
-    /// Removes all links, and so detaches them; maps stay.
+    /// Detaches all links and removes their pins; the maps stay.
     ///
     /// # Errors
     ///
-    /// [`PinError::Io`]: what is left is named.
+    /// [`PinError::Io`], with the path that remains.
     pub fn remove_links(&self) -> Result<(), PinError> {
         let mut names = self.names()?;
         names.retain(|name| {
             name.to_string_lossy()
                 .contains(|c: char| c.is_ascii_lowercase())
         });
-        // What restores and answers goes after what redirects.
+        // Programs for replies are removed after programs that redirect.
         names.sort_by_key(|name| {
             let name = name.to_string_lossy();
             let later = ["egress", "recv", "peer", "register"];
@@ -143,22 +143,22 @@ impl PinDir {
         Ok(())
     }
 
-    /// Removes everything that is pinned, then the mount, if it was ours and
-    /// nobody else uses it.
+    /// Removes all pins, then the mount if portredir made it and no other program uses
+    /// it.
     ///
     /// # Errors
     ///
-    /// [`PinError::Io`]: what is left is named.
+    /// [`PinError::Io`], with the path that remains.
     pub fn remove(&self) -> Result<(), PinError> {
         self.remove_links()?;
         self.remove_each(self.names()?, |path| fs::remove_file(path))?;
         remove_dir(&self.0)?;
         if let Some(parent) = self.0.parent()
-            // Other network namespaces may have theirs in it.
+            // Other network namespaces may have a directory there.
             && remove_dir(parent).is_ok()
             && is_our_mount()
         {
-            // It is busy when somebody else uses it.
+            // The mount is busy when another program uses it.
             let _ = umount2(BPFFS, MntFlags::UMOUNT_NOFOLLOW);
         }
         Ok(())
@@ -183,8 +183,9 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinE
     }
 }
 
-/// Whether the first process has another mount namespace: one mount is never in
-/// two. (The link /proc/1/ns/mnt may be read by few.)
+/// Whether this process has another mount namespace than process 1. A mount is never in
+/// two namespaces, so the first mounts are compared; few users may read the link
+/// /proc/1/ns/mnt.
 fn has_own_mounts() -> bool {
     let first_mount = |process: &str| {
         let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?;
@@ -200,11 +201,11 @@ fn is_bpffs() -> bool {
     statfs(BPFFS).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Whether the mount is one of ours, and empty.
+/// Whether portredir made the mount, and it is empty.
 fn is_our_mount() -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let mine = format!("{SOURCE} {BPFFS} bpf ");
-    // What the kernel itself puts there (kernel/bpf/preload).
+    // The kernel itself makes these files (kernel/bpf/preload).
     let is_kernels = |name: &str| matches!(name, "maps.debug" | "progs.debug");
     mounts.lines().any(|line| line.starts_with(&mine))
         && fs::read_dir(BPFFS).is_ok_and(|entries| {

@@ -2,18 +2,18 @@
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// What redirecting needs, as long as it follows interfaces.
+/// The capabilities that are needed for as long as the program runs.
 pub const NEEDED: [Capability; 3] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
     Capability::CAP_NET_ADMIN,
 ];
 
-/// Gives up, for good, every capability that redirecting does not need.
+/// Drops, for good, every capability that is not needed.
 ///
 /// # Errors
 ///
-/// When the kernel refuses.
+/// The kernel refuses.
 pub fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
     let held = caps::read(None, CapSet::Permitted)?;
     let kept: CapsHashSet = NEEDED
@@ -22,7 +22,7 @@ pub fn drop_capabilities() -> Result<(), caps::errors::CapsError> {
         .collect();
     let inherited = caps::read(None, CapSet::Inheritable)?;
     if kept == held && inherited.is_empty() {
-        // Also where a service manager has done it, and forbids the call.
+        // A service manager may have dropped them already, and may forbid the call.
         return Ok(());
     }
     caps::clear(None, CapSet::Ambient)?;

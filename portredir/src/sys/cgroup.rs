@@ -11,24 +11,24 @@ pub fn is_cgroup2(path: &Path) -> bool {
     path.is_dir() && statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
-/// The root of the hierarchy. Hosts that still have cgroup v1 mount it
-/// elsewhere, most at /sys/fs/cgroup/unified.
+/// The mount point of the root of the hierarchy. Hosts that still have cgroup v1 mount
+/// the root elsewhere, most of them at /sys/fs/cgroup/unified.
 #[must_use]
 pub fn cgroup_root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    // Every directory but the root has this file: what a container sees as the
-    // root is one that most processes of the host are not in.
+    // Every directory but the root has this file. A container sees another directory as
+    // the root, and most processes of the host are not in it.
     let is_root = |mount: &PathBuf| is_cgroup2(mount) && !mount.join("cgroup.events").exists();
     cgroup_mounts(&mounts).into_iter().find(is_root)
 }
 
-/// The mount points of cgroup v2, those of its root first.
+/// The mount points of cgroup v2; mounts of the root come first.
 fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
     let mut mounts: Vec<_> = mountinfo
         .lines()
         .filter_map(|line| {
-            // proc_pid_mountinfo(5): the type comes after a dash, which comes
-            // after as many optional fields as there are.
+            // proc_pid_mountinfo(5): a dash ends the optional fields, and the type of the
+            // filesystem follows.
             let (mount, filesystem) = line.split_once(" - ")?;
             let mut fields = mount.split(' ').skip(3);
             let (root, mount_point) = (fields.next()?, fields.next()?);

@@ -1,7 +1,7 @@
-//! Driver names and offload settings, by the ethtool ioctl.
+//! Driver names and offload settings, with the ethtool ioctl.
 //!
 //! Generic XDP switches LRO and hardware GRO off and leaves them off
-//! (`generic_xdp_install` in `net/core/dev.c`), so we put them back.
+//! (`generic_xdp_install` in net/core/dev.c), so detaching has to restore them.
 
 #![expect(unsafe_code, reason = "the one system call that no library wraps")]
 
@@ -23,10 +23,10 @@ const GSTRING_LEN: usize = 32;
 /// The offloads that attaching generic XDP switches off.
 pub const CLEARED_BY_GENERIC_XDP: [&str; 2] = ["rx-lro", "rx-gro-hw"];
 
-/// The driver of an interface, `None` where it has none.
+/// The driver of an interface; `None` if the interface has no driver.
 #[must_use]
 pub fn driver(interface: &str) -> Option<String> {
-    // struct ethtool_drvinfo: the name is 32 bytes behind `cmd`.
+    // struct ethtool_drvinfo: the 32 bytes after `cmd` are the name.
     let mut request = Request::new(ETHTOOL_GDRVINFO, 196);
     request.send(interface).ok()?;
     let answer = request.bytes();
@@ -35,11 +35,12 @@ pub fn driver(interface: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// Which of `names` are on, by the names that `ethtool -k` prints for raw features.
+/// Returns whether each of `names` is on; they are the names of raw features in `ethtool
+/// -k`.
 ///
 /// # Errors
 ///
-/// When the interface is gone or has no features.
+/// The interface is gone, or has no features.
 pub fn features(interface: &str, names: &[&str]) -> io::Result<Vec<bool>> {
     let strings = strings(interface)?;
     // struct ethtool_gfeatures: size, then available, requested, active and
@@ -75,7 +76,7 @@ pub fn features_on(interface: &str) -> Vec<&'static str> {
 ///
 /// # Errors
 ///
-/// When the interface is gone or does not know the feature.
+/// The interface is gone, or does not know the feature.
 pub fn set_feature(interface: &str, name: &str, is_on: bool) -> io::Result<()> {
     let strings = strings(interface)?;
     let bit = strings
@@ -92,7 +93,7 @@ pub fn set_feature(interface: &str, name: &str, is_on: bool) -> io::Result<()> {
     request.send(interface)
 }
 
-/// The names of all features this kernel has.
+/// The names of all features of this kernel.
 fn strings(interface: &str) -> io::Result<Vec<String>> {
     // struct ethtool_sset_info: reserved word, 64-bit mask, then the length.
     let mut info = Request::new(ETHTOOL_GSSET_INFO, 20);
@@ -114,7 +115,7 @@ fn strings(interface: &str) -> io::Result<Vec<String>> {
         .collect())
 }
 
-/// An ethtool command and room for its answer, in words of native order.
+/// An ethtool command with room for the answer, in words of native order.
 struct Request {
     words: Vec<u32>,
 }
@@ -161,8 +162,8 @@ impl Request {
                 ifru_data: self.words.as_mut_ptr().cast(),
             },
         };
-        // SAFETY: the kernel reads and writes what the command in the first
-        // word says, for which the caller made room.
+        // SAFETY: the command in the first word decides how much the kernel reads and
+        // writes, and the caller made room for that.
         let ret = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCETHTOOL, &raw mut ifreq) };
         if ret < 0 {
             Err(io::Error::last_os_error())

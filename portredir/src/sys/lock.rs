@@ -12,26 +12,26 @@ use thiserror::Error;
 
 use crate::sys::peer::Owner;
 
-/// Why the lock cannot be had.
+/// The lock cannot be taken.
 #[derive(Debug, Error)]
 pub enum LockError {
-    /// Another instance works in this network namespace.
+    /// Another instance runs in this network namespace.
     #[error(
         "portredir is already running in this network namespace{0}; stop it first: portredir down"
     )]
     Running(Holder),
-    /// Another command is at work for too long.
+    /// Another command has held the lock for too long.
     #[error(
         "another portredir command is running in this network namespace{0}; try again when it \
          has finished"
     )]
     Busy(Holder),
-    /// The lock could not be taken.
+    /// The kernel refuses the socket.
     #[error("lock this network namespace")]
     Lock(#[source] io::Error),
 }
 
-/// Who holds the lock, as far as that is known.
+/// The process that holds the lock, if it is known.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Holder(Option<Owner>);
 
@@ -41,7 +41,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Held while an instance works in a network namespace.
+/// The lock of a network namespace, until the value is dropped.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held for its existence")] UnixListener);
 
@@ -53,7 +53,7 @@ impl Lock {
     ///
     /// # Errors
     ///
-    /// [`LockError::Busy`] when another instance still holds it.
+    /// [`LockError::Busy`]: another instance still holds the lock.
     pub async fn wait() -> Result<Self, LockError> {
         const LONGEST: Duration = Duration::from_secs(10);
         const POLL: Duration = Duration::from_millis(10);
@@ -76,7 +76,7 @@ impl Lock {
     ///
     /// # Errors
     ///
-    /// [`LockError::Running`] when another instance holds it.
+    /// [`LockError::Running`]: another instance holds the lock.
     pub fn take() -> Result<Self, LockError> {
         Self::bind().map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => LockError::Running(Self::holder()),
@@ -84,8 +84,8 @@ impl Lock {
         })
     }
 
-    /// An abstract socket address belongs to a network namespace and is freed
-    /// by the kernel however the process ends, so nothing can be left behind.
+    /// Binds an abstract socket address. The address belongs to a network namespace, and
+    /// the kernel frees it however the process ends, so no lock remains.
     fn bind() -> io::Result<Self> {
         let addr = SocketAddr::from_abstract_name(Self::NAME)?;
         UnixListener::bind_addr(&addr).map(Self)
@@ -93,7 +93,8 @@ impl Lock {
 
     fn holder() -> Holder {
         let ask = || {
-            // Nobody accepts it: it must not wait when others have asked before.
+            // No process accepts the connection, so the call must not block when the
+            // backlog is full.
             let socket = socket::socket(
                 AddressFamily::Unix,
                 SockType::Stream,

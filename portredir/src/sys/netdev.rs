@@ -1,8 +1,8 @@
-//! What a network device can do with XDP, and the kernel's own words when it
-//! refuses a program: two questions that neither rtnetlink nor bpf(2) answers.
+//! The XDP features of network devices, and the kernel's message when it refuses a
+//! program: neither rtnetlink nor bpf(2) has them.
 //!
-//! Each question has a socket of its own; the kernel answers before `send`
-//! returns, so nothing waits.
+//! Each request has its own socket; the kernel answers before `send` returns, so no call
+//! waits.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,8 +21,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 
 use crate::sys::netlink::{NetlinkError, ask};
 
-/// What a driver says its XDP can do: `enum netdev_xdp_act` of
-/// include/uapi/linux/netdev.h.
+/// The XDP features of a driver: `enum netdev_xdp_act` of include/uapi/linux/netdev.h.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XdpFeatures(pub u64);
 
@@ -38,15 +37,15 @@ impl XdpFeatures {
         self.0 & Self::BASIC != 0
     }
 
-    /// Whether native XDP takes packets of several buffers (frags).
+    /// Whether native XDP accepts packets of several buffers (frags).
     #[must_use]
     pub const fn has_frags(self) -> bool {
         self.0 & Self::RX_SG != 0
     }
 }
 
-/// The features of all devices of this network namespace, by index. Linux 6.3
-/// has the family; needs no privileges.
+/// Reads the XDP features of all devices of this network namespace, by index. Linux 6.3
+/// has the netlink family; the request needs no privileges.
 ///
 /// # Errors
 ///
@@ -72,9 +71,9 @@ pub fn xdp_features() -> Result<BTreeMap<u32, XdpFeatures>, NetlinkError> {
         .collect())
 }
 
-/// Why the kernel refuses an XDP program. bpf(2), by which it was attached in
-/// vain, has an error number alone, so it is tried once more by netlink, which
-/// has a sentence. Should that succeed, it is undone.
+/// Asks the kernel why it refuses an XDP program. The failed bpf(2) call returned only an
+/// error number, so the program is attached once more with netlink, which returns a
+/// message. If that succeeds, the program is detached again.
 #[must_use]
 pub fn refusal(index: u32, program: BorrowedFd<'_>, mode: XdpMode) -> Option<String> {
     // include/uapi/linux/if_link.h
@@ -115,8 +114,8 @@ pub fn refusal(index: u32, program: BorrowedFd<'_>, mode: XdpMode) -> Option<Str
     }
 }
 
-/// A message of the family `netdev`: `NETDEV_CMD_DEV_GET` without attributes
-/// as the question, one device in each answer.
+/// A message of the family `netdev`: the request is `NETDEV_CMD_DEV_GET` without
+/// attributes, and each answer has one device.
 #[derive(Clone, Copy, Debug, Default)]
 struct Device {
     index: u32,

@@ -1,5 +1,5 @@
-//! Questions to the kernel by netlink, each with a socket of its own: the kernel
-//! answers before `send` returns, so nothing waits.
+//! Netlink requests, each with its own socket: the kernel answers before `send` returns,
+//! so no call waits.
 
 use std::io;
 
@@ -10,15 +10,15 @@ use netlink_packet_core::{
 use netlink_sys::Socket;
 use thiserror::Error;
 
-/// Why a question has no answer.
+/// A request failed.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
-    /// The kernel refused.
+    /// The kernel refused the request.
     #[error("{source}{}", .words.as_ref().map(|words| format!(": {words}")).unwrap_or_default())]
     Kernel {
-        /// The number.
+        /// The error number.
         source: io::Error,
-        /// The sentence, `NLMSGERR_ATTR_MSG`.
+        /// The message, `NLMSGERR_ATTR_MSG`.
         words: Option<String>,
     },
     /// The socket failed.
@@ -29,7 +29,7 @@ pub enum NetlinkError {
     Decode(#[from] DecodeError),
 }
 
-/// Asks, and returns all answers.
+/// Sends a request, and returns all answers.
 pub(crate) fn ask<I>(
     protocol: isize,
     payload: NetlinkPayload<I>,
@@ -40,7 +40,7 @@ where
 {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
-    // Errors carry words, and not the whole question before them.
+    // Errors then carry a message, and do not repeat the whole request.
     socket.set_ext_ack(true)?;
     socket.set_cap_ack(true)?;
     let mut question = NetlinkMessage::new(Default::default(), payload);
@@ -74,7 +74,7 @@ where
     }
 }
 
-/// The sentence in an error: behind the header of the question come attributes.
+/// The message in an error: attributes follow the header of the request.
 fn words(error: &[u8]) -> Option<String> {
     const HEADER_LEN: usize = 16;
     const NLMSGERR_ATTR_MSG: u16 = 1;

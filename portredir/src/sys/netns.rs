@@ -16,7 +16,7 @@ mod sockopt {
     );
 }
 
-/// What the kernel calls the current network namespace, since Linux 5.14.
+/// The cookie of the current network namespace: its unique number, since Linux 5.14.
 ///
 /// # Errors
 ///

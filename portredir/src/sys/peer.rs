@@ -1,4 +1,4 @@
-//! The process at the other end of a socket.
+//! The process that owns the other end of a socket.
 
 use std::fmt;
 use std::io;
@@ -9,20 +9,20 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::Uid;
 
-/// The process that listens at a socket.
+/// The process that listens on a socket.
 #[derive(Clone, Copy, Debug)]
 pub struct Owner {
-    /// Its ID.
+    /// The process ID.
     pub pid: i32,
     uid: Uid,
 }
 
 impl Owner {
-    /// Of the socket that another is connected to.
+    /// Reads the owner of the socket that `socket` is connected to.
     ///
     /// # Errors
     ///
-    /// When the kernel does not tell.
+    /// The kernel refuses.
     pub fn of(socket: &impl AsFd) -> io::Result<Self> {
         let peer = getsockopt(socket, PeerCredentials)?;
         Ok(Self {
@@ -31,7 +31,7 @@ impl Owner {
         })
     }
 
-    /// Whether this process has the rights that redirecting needs.
+    /// Whether the process has the privileges that redirecting needs.
     #[must_use]
     pub fn may_redirect(self) -> bool {
         let has_rights = || caps::has_cap(Some(self.pid), CapSet::Effective, Capability::CAP_BPF);

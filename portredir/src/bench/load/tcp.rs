@@ -12,10 +12,10 @@ use crate::bench::schedule::Load;
 use crate::bench::server::{DOWNLOAD, UPLOAD};
 use crate::bench::traffic::{CHUNK_BYTES, receive, send};
 
-/// No answer in this time is none.
+/// The longest time to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Repeats an operation for a time; returns nanoseconds per operation.
+/// Repeats an operation for a time, and returns nanoseconds per operation.
 fn repeat(
     length: Duration,
     mut operation: impl FnMut() -> anyhow::Result<()>,
@@ -114,18 +114,31 @@ impl Load for Connections {
     }
 }
 
+/// The direction of a bulk transfer, seen from the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// From the client to the server.
+    Upload,
+    /// From the server to the client.
+    Download,
+}
+
 /// A MiB in one direction, and a byte in the other, on one connection.
 pub struct Bulk {
     streams: Streams,
-    is_upload: bool,
+    transfer: Transfer,
     chunk: Box<[u8; CHUNK_BYTES]>,
 }
 
 impl Bulk {
-    pub fn new(targets: &[Target], is_upload: bool) -> Self {
+    pub fn new(targets: &[Target], transfer: Transfer) -> Self {
+        let first_byte = match transfer {
+            Transfer::Upload => UPLOAD,
+            Transfer::Download => DOWNLOAD,
+        };
         Self {
-            streams: Streams::new(targets, if is_upload { UPLOAD } else { DOWNLOAD }),
-            is_upload,
+            streams: Streams::new(targets, first_byte),
+            transfer,
             chunk: Box::new([0; CHUNK_BYTES]),
         }
     }
@@ -136,12 +149,15 @@ impl Load for Bulk {
         let stream = self.streams.get(target)?;
         repeat(length, || {
             let mut byte = [0];
-            if self.is_upload {
-                send(stream, &self.chunk).context("send")?;
-                stream.read_exact(&mut byte).context("receive")
-            } else {
-                stream.write_all(&byte).context("send")?;
-                receive(stream, &mut self.chunk).context("receive")
+            match self.transfer {
+                Transfer::Upload => {
+                    send(stream, &self.chunk).context("send")?;
+                    stream.read_exact(&mut byte).context("receive")
+                }
+                Transfer::Download => {
+                    stream.write_all(&byte).context("send")?;
+                    receive(stream, &mut self.chunk).context("receive")
+                }
             }
         })
     }

@@ -106,12 +106,12 @@ impl Packets {
         Ok(packets)
     }
 
-    /// By target, how many frames were sent.
+    /// The number of frames sent to each target.
     pub fn sent(&self) -> &[u64] {
         &self.sent
     }
 
-    /// Who sends.
+    /// The sender of the packets.
     pub const fn source(&self) -> Source {
         match self.sender {
             Sender::Kernel(_) => Source::LiveFrames,

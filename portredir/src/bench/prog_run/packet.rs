@@ -1,11 +1,12 @@
 //! The packets that programs are run on, and the flows they belong to.
 
 use portredir_common::abi::{Addr, FlowKey, Port, Protocol};
+use portredir_common::wire::Version;
 
 pub const CLIENT_PORT: u16 = 40_000;
-pub const DIALLED: u16 = 80;
+pub const PUBLIC: u16 = 80;
 pub const TARGET: u16 = 8080;
-/// Without a rule.
+/// A port without a rule.
 pub const OTHER: u16 = 443;
 
 /// A protocol over a version of IP.
@@ -13,55 +14,86 @@ pub const OTHER: u16 = 443;
 pub struct Kind {
     pub name: &'static str,
     pub protocol: Protocol,
-    is_ipv4: bool,
+    version: Version,
 }
 
 pub const KINDS: [Kind; 4] = [
-    kind("TCP v4", Protocol::Tcp, true),
-    kind("TCP v6", Protocol::Tcp, false),
-    kind("UDP v4", Protocol::Udp, true),
-    kind("UDP v6", Protocol::Udp, false),
+    kind("TCP v4", Protocol::Tcp, Version::V4),
+    kind("TCP v6", Protocol::Tcp, Version::V6),
+    kind("UDP v4", Protocol::Udp, Version::V4),
+    kind("UDP v6", Protocol::Udp, Version::V6),
 ];
 
-const fn kind(name: &'static str, protocol: Protocol, is_ipv4: bool) -> Kind {
+const fn kind(name: &'static str, protocol: Protocol, version: Version) -> Kind {
     Kind {
         name,
         protocol,
-        is_ipv4,
+        version,
     }
 }
 
 /// The client's address, or the host's.
-pub const fn addr(is_ipv4: bool, last: u8) -> Addr {
-    if is_ipv4 {
-        Addr::v4([192, 0, 2, last])
-    } else {
-        Addr::new([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last])
+pub const fn addr(version: Version, last: u8) -> Addr {
+    match version {
+        Version::V4 => Addr::v4([192, 0, 2, last]),
+        Version::V6 => Addr::new([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]),
     }
+}
+
+/// The direction of a packet, seen from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the host.
+    Ingress,
+    /// From the host to the client.
+    Egress,
+}
+
+/// The place of a packet in its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The first packet: with TCP a SYN.
+    First,
+    /// A later packet.
+    Later,
+}
+
+/// The ports of a flow.
+#[derive(Clone, Copy)]
+pub struct Ends {
+    pub client: u16,
+    pub host: u16,
 }
 
 pub const HOST: u8 = 1;
 pub const CLIENT: u8 = 2;
 
 impl Kind {
-    /// Of the client to a port, or of the port to the client. Nobody looks at the
-    /// checksums, which are only updated.
-    pub fn packet(self, client_port: u16, port: u16, is_ingress: bool, is_syn: bool) -> Vec<u8> {
-        let (client, host) = (addr(self.is_ipv4, CLIENT), addr(self.is_ipv4, HOST));
-        let (src, dst) = if is_ingress {
-            (client, host)
-        } else {
-            (host, client)
-        };
-        let (src_port, dst_port) = if is_ingress {
-            (client_port, port)
-        } else {
-            (port, client_port)
+    /// Makes a packet of a flow. The checksums are wrong: programs only update them.
+    pub fn packet(self, ends: Ends, direction: Direction, stage: Stage) -> Vec<u8> {
+        let client = (addr(self.version, CLIENT), ends.client);
+        let host = (addr(self.version, HOST), ends.host);
+        let ((src, src_port), (dst, dst_port)) = match direction {
+            Direction::Ingress => (client, host),
+            Direction::Egress => (host, client),
         };
         let mut payload = [src_port.to_be_bytes(), dst_port.to_be_bytes()].concat();
         if self.protocol == Protocol::Tcp {
-            let flags = if is_syn { 0x02 } else { 0x10 };
-            payload.extend([0, 0, 0, 1, 0, 0, 0, u8::from(!is_syn), 0x50, flags, 0x20, 0]);
+            let flags = if stage == Stage::First { 0x02 } else { 0x10 };
+            payload.extend([
+                0,
+                0,
+                0,
+                1,
+                0,
+                0,
+                0,
+                u8::from(stage == Stage::Later),
+                0x50,
+                flags,
+                0x20,
+                0,
+            ]);
             payload.extend([0x12, 0x34, 0, 0]);
         } else {
             payload.extend([0, 26, 0x12, 0x34]);
@@ -70,7 +102,7 @@ impl Kind {
         let [high, low] = u16::try_from(payload.len()).expect("short").to_be_bytes();
         let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
         let protocol = self.protocol as u8;
-        if self.is_ipv4 {
+        if self.version == Version::V4 {
             packet.extend([
                 0x08,
                 0x00,
@@ -98,12 +130,12 @@ impl Kind {
 
     pub fn key(self, local_port: u16) -> FlowKey {
         FlowKey {
-            client: addr(self.is_ipv4, CLIENT),
-            local: addr(self.is_ipv4, HOST),
+            client: addr(self.version, CLIENT),
+            local: addr(self.version, HOST),
             client_port: Port::new(CLIENT_PORT),
             local_port: Port::new(local_port),
             protocol: self.protocol as u8,
-            version: if self.is_ipv4 { 4 } else { 6 },
+            version: self.version as u8,
             pad: [0; 2],
         }
     }
@@ -117,8 +149,12 @@ mod tests {
     #[test]
     fn packets_are_what_they_are_called() {
         for kind in KINDS {
-            for is_ingress in [true, false] {
-                let packet = kind.packet(CLIENT_PORT, OTHER, is_ingress, true);
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let ends = Ends {
+                    client: CLIENT_PORT,
+                    host: OTHER,
+                };
+                let packet = kind.packet(ends, direction, Stage::First);
                 let headers = PacketHeaders::from_ethernet_slice(&packet).expect("a packet");
                 assert_eq!(headers.payload.slice(), [b'x'; 18], "{}", kind.name);
                 let ports = match headers.transport.expect("a transport header") {
@@ -133,10 +169,9 @@ mod tests {
                     other => panic!("{other:?}"),
                 };
                 let there = (CLIENT_PORT, OTHER);
-                let expected = if is_ingress {
-                    there
-                } else {
-                    (there.1, there.0)
+                let expected = match direction {
+                    Direction::Ingress => there,
+                    Direction::Egress => (there.1, there.0),
                 };
                 assert_eq!(ports, expected, "{}", kind.name);
             }

@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::text::{HEADS, cells, line_cells, noise};
 use super::{Report, Row, Status, Table, TestReport, ratio};
 
-// Stand for roles.
+// Colours that stand for roles.
 const INK: RGBColor = RGBColor(1, 1, 1);
 const GRID: RGBColor = RGBColor(2, 2, 2);
 const OURS: RGBColor = RGBColor(3, 3, 3);
@@ -44,11 +44,11 @@ svg [fill=\"#040404\"] { fill: var(--others); } svg [stroke=\"#040404\"] { strok
 svg [fill=\"#050505\"] { fill: var(--band); } svg [stroke=\"#050505\"] { stroke: var(--band); }
 ";
 
-/// All of it.
+/// Formats the whole report.
 ///
 /// # Errors
 ///
-/// When a plot cannot be drawn.
+/// A plot cannot be drawn.
 pub fn render(report: &Report) -> anyhow::Result<String> {
     let mut body = format!(
         "<h1>Redirecting ports: what it costs</h1>\n<p class=\"dim\"><code>{}</code>, seed {}, \
@@ -106,7 +106,7 @@ all turns, the thick one over the medians of the repetitions. 1 is no redirect; 
 In the shaded band there is no difference: variants that are the same differ by up to half of it.</p>
 ";
 
-/// What was not measured comes first.
+/// Variants that were not measured come first.
 fn failures(report: &Report) -> String {
     let mut items = String::new();
     for variant in &report.variants {

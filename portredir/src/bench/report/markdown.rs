@@ -5,7 +5,7 @@ use comfy_table::presets;
 use super::text::{HEADS, cells, line_cells, noise, table};
 use super::{Report, Status};
 
-/// All of it, from headings of the third level on.
+/// Formats the whole report, with headings from the third level on.
 #[must_use]
 pub fn render(report: &Report) -> String {
     let mut text = format!(

@@ -14,7 +14,7 @@ pub const HEADS: [&str; 6] = [
     "iptables to it",
 ];
 
-/// All of it.
+/// Formats the whole report.
 #[must_use]
 pub fn render(report: &Report) -> String {
     let mut text = String::new();
@@ -64,7 +64,7 @@ pub fn table(style: TableStyle, heads: &[&str]) -> Table {
     table
 }
 
-/// Of a row, below [`HEADS`].
+/// The cells of a row, below [`HEADS`].
 #[must_use]
 pub fn cells(row: &Row) -> Vec<String> {
     let none = || "-".to_owned();
@@ -90,7 +90,7 @@ pub fn cells(row: &Row) -> Vec<String> {
     vec![name, best, median, to_direct, spread, reference]
 }
 
-/// Of a line of figures of another kind.
+/// The cells of a line of another table.
 #[must_use]
 pub fn line_cells(line: &super::Line) -> Vec<String> {
     let figures = line.figures.iter();
@@ -98,7 +98,7 @@ pub fn line_cells(line: &super::Line) -> Vec<String> {
     std::iter::once(line.name.clone()).chain(figures).collect()
 }
 
-/// What differences of a test mean nothing.
+/// A sentence about the noise of a test.
 #[must_use]
 pub fn noise(test: &TestReport) -> String {
     let how = match test.source {

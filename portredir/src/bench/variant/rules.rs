@@ -1,4 +1,4 @@
-//! The rules of variants, as their programs read them.
+//! The rules of variants, in the syntax of their programs.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use crate::config::engine::EngineChoice;
 
 /// The rules that come before the one that matters.
 const FILLERS: u16 = 20_000;
-/// Where they lead.
+/// The target ports of these rules.
 const FILLER_TARGETS: u16 = 30_000;
 
 impl Variant {
-    /// The rules of the variant as its program reads them, of us a file of ours.
+    /// The rules of the variant in the syntax of its program.
     #[must_use]
     pub fn rules_text(&self) -> String {
         let fillers = (0..self.rules - 1).map(|i| (FILLERS + i, FILLER_TARGETS + i));
@@ -43,7 +43,7 @@ impl Variant {
     }
 }
 
-/// Tracks connections as a firewall does that lets replies in.
+/// Rules that track connections, as a firewall does that allows replies.
 pub const CONNTRACK: &str = "\
 table ip tracking {
   chain pre {
@@ -165,7 +165,7 @@ listen redirect
   server target 127.0.0.1:8080
 ";
 
-/// Its arguments.
+/// The arguments of the program.
 pub const SOCAT: [&str; 3] = [
     "socat",
     "TCP-LISTEN:80,fork,reuseaddr,backlog=4096,nodelay",

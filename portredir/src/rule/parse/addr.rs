@@ -1,4 +1,4 @@
-//! Addresses of this host, and those of other hosts, which are refused.
+//! The address in a rule: one of this host. Addresses of other hosts are refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ impl<'a> Parser<'a> {
         self.until(|c| c.is_whitespace() || c == '/')
     }
 
-    /// Reads `ADDR:` if there is one.
+    /// Parses `ADDR:` if the text begins with one.
     pub(super) fn addr(&mut self) -> Result<Option<IpAddr>, RuleError> {
         let (addr, length) = if self.next() == Some('[') {
             let Some(end) = self.rest().find(']') else {
@@ -56,7 +56,7 @@ impl<'a> Parser<'a> {
         Ok(Some(addr))
     }
 
-    /// `10.0.0.5:80` looks like a whole rule to who knows URLs.
+    /// The text `10.0.0.5:80` looks like a whole rule to a user who knows URLs.
     fn no_lone_port(&self, addr: IpAddr) -> Result<(), RuleError> {
         let Ok(port) = self.head().parse::<u16>() else {
             return Ok(());
@@ -70,7 +70,7 @@ impl<'a> Parser<'a> {
         ))
     }
 
-    /// The address in brackets.
+    /// Parses an address in brackets.
     fn bracketed(&self, inner: &str) -> Result<IpAddr, RuleError> {
         if let Ok(addr) = inner.parse::<Ipv4Addr>() {
             return Err(self.error(
@@ -102,7 +102,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// An IPv6 address without brackets cannot be told from ports.
+    /// Refuses an IPv6 address without brackets, which cannot be told from ports.
     fn no_plain_v6(&self) -> Result<(), RuleError> {
         let head = self.head();
         let problem = "an IPv6 address must be in brackets";
@@ -122,10 +122,10 @@ impl<'a> Parser<'a> {
                 return Err(self.error(problem, hint));
             }
         }
-        // `80::8080` is an IPv6 address too, but nobody means one.
+        // The text `80::8080` is an IPv6 address too, but no user means one.
         let is_meant =
             head.contains(|c: char| c.is_ascii_alphabetic()) || head.matches(':').count() > 2;
-        // Nor is `80:2001:db8::1:8080` one.
+        // The text `80:2001:db8::1:8080` is no such address either.
         let is_other = head
             .split_once(':')
             .is_some_and(|(_, host)| is_v6_and_port(host));
@@ -170,8 +170,8 @@ impl<'a> Parser<'a> {
         Err(self.error(problem, hint))
     }
 
-    /// Refuses what no host has as its own. 240.0.0.0/4 is not among it: Linux
-    /// takes such addresses, and some networks use them.
+    /// Refuses addresses that no host can have. Addresses of 240.0.0.0/4 are valid: Linux
+    /// accepts them, and some networks use them.
     fn check_local(&self, addr: IpAddr) -> Result<(), RuleError> {
         let problem = match addr {
             _ if addr.is_unspecified() => {
@@ -194,7 +194,7 @@ impl<'a> Parser<'a> {
         ))
     }
 
-    /// `PORT:ADDR:PORT` is kept for redirects to other hosts.
+    /// Refuses `PORT:ADDR:PORT`, which is reserved for redirects to other hosts.
     pub(super) fn no_other_host(&self, dst_ports: Ports) -> Result<(), RuleError> {
         let head = self.head();
         let word = match head.find(']') {
@@ -227,7 +227,7 @@ impl<'a> Parser<'a> {
 
 const V4: &str = "10.0.0.5:80:8080";
 
-/// The rule for an address that was written without brackets.
+/// The rule that a user meant who wrote an IPv6 address without brackets.
 fn v6_rule(addr: Ipv6Addr, ports: &str) -> String {
     let addr = in_text(IpAddr::from(addr).to_canonical());
     right(&format!("{addr}:{ports}"), "[2001:db8::1]:80:8080")
@@ -239,14 +239,14 @@ fn is_addr(word: &str) -> bool {
     word.parse::<IpAddr>().is_ok()
 }
 
-/// `2001:db8::1:8080`, or the address alone.
+/// Splits `2001:db8::1:8080` into address and port; the port may be missing.
 fn is_v6_and_port(head: &str) -> bool {
     let is_long = head.matches(':').count() > 2;
     let addr = head.rsplit_once(':').map_or("", |(addr, _)| addr);
     is_long && addr.parse::<Ipv6Addr>().is_ok()
 }
 
-/// As it stands before ports.
+/// Formats an address as it stands before ports.
 fn in_text(addr: IpAddr) -> String {
     match addr {
         IpAddr::V4(addr) => addr.to_string(),

@@ -1,4 +1,4 @@
-//! `from CIDR` and `on IFACE,…`, in any order.
+//! The conditions of a rule: `from CIDR` and `on IFACE,…`, in any order.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -8,12 +8,12 @@ use super::Parser;
 use crate::rule::error::{EXAMPLE, spelled, visible};
 use crate::rule::{Rule, RuleError};
 
-/// Bytes of an interface's name, without the one at its end (`IFNAMSIZ` in
-/// include/uapi/linux/if.h).
+/// The maximum of bytes in the name of an interface, without the zero at the end
+/// (`IFNAMSIZ` in include/uapi/linux/if.h).
 const LONGEST_NAME: usize = 15;
 
 impl Parser<'_> {
-    /// Reads what is behind the protocol, to the end.
+    /// Parses the text after the protocol, to the end.
     pub(super) fn conditions(&mut self, rule: &mut Rule) -> Result<(), RuleError> {
         let (mut has_from, mut has_on) = (false, false);
         loop {
@@ -51,7 +51,7 @@ impl Parser<'_> {
         }
     }
 
-    /// What is neither of the two.
+    /// An error about a word that begins neither condition.
     fn junk(&self, word: &str, has_on: bool) -> RuleError {
         let two = spelled(["80:8080", "443:8443"]);
         let lower = word.to_ascii_lowercase();
@@ -211,7 +211,7 @@ impl Parser<'_> {
             self.at += name.len() + 1;
         }
         self.at = start + list.len();
-        // The order means nothing, so there is one text for each rule.
+        // The order has no meaning: sorted, each rule has one text.
         names.sort();
         names.dedup();
         Ok(names)
@@ -243,8 +243,9 @@ impl Parser<'_> {
                 "write globs as in `on wg*` or `on eth?`",
             ));
         }
-        // As `dev_valid_name` has it in net/core/dev.c.
-        // What the terminal would obey is no name either, as rules are printed.
+        // The conditions are those of `dev_valid_name` in net/core/dev.c.
+        // Control characters are refused as well, because rules are printed to a
+        // terminal.
         let is_name = !name.contains(['/', ':'])
             && !name.contains(|c| visible(c) != c)
             && !matches!(name, "." | "..");
@@ -261,7 +262,7 @@ impl Parser<'_> {
     }
 }
 
-/// A condition for these clients, or an example where it would be refused.
+/// A condition for these clients, or an example if the condition would be refused.
 fn right_from(net: &str) -> String {
     let condition = format!("from {net}");
     match format!("80:8080 {condition}").parse::<Rule>() {
@@ -270,12 +271,12 @@ fn right_from(net: &str) -> String {
     }
 }
 
-/// Whether it stands for more names than itself.
+/// Whether a name is a glob, which can match other names.
 pub(crate) fn is_glob(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 
-/// A network as a bare address where it is one host.
+/// Formats a network; a network of one host as an address.
 fn shortest(net: IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() {
         net.addr().to_string()
@@ -284,7 +285,7 @@ fn shortest(net: IpNet) -> String {
     }
 }
 
-/// `[2001:db8::]/32` is taken for `2001:db8::/32`.
+/// Removes the brackets of `[2001:db8::]/32`.
 fn without_brackets(word: &str) -> String {
     let inner = word.strip_prefix('[').and_then(|word| word.split_once(']'));
     match inner {

@@ -1,4 +1,4 @@
-//! `port=80:proto=tcp:toport=8080`, as firewalld has it.
+//! The syntax of firewalld: `port=80:proto=tcp:toport=8080`.
 
 use super::Parser;
 use crate::rule::{Protocols, Rule, RuleError};
@@ -44,7 +44,7 @@ impl Parser<'_> {
                     protocols = Some(self.protocol(value)?);
                     self.at += value.len();
                 }
-                // As firewalld itself prints it.
+                // firewalld itself prints an empty `toaddr=`.
                 "toaddr" if value.is_empty() => {}
                 "toaddr" => {
                     return Err(self.error_at(

@@ -1,4 +1,4 @@
-//! What people are told who type a rule wrong.
+//! The messages for users who type a rule wrong.
 
 use std::fmt::Write as _;
 
@@ -219,7 +219,7 @@ const WRONG: &[&str] = &[
     "toaddr=:port=80",
 ];
 
-/// What stands in backticks is right, put behind a rule where it is none.
+/// Checks that text in backticks is valid, after a rule if it is no rule itself.
 pub(super) fn hint_is_right(error: &RuleError) -> Result<(), String> {
     let hint = error.hint();
     for spelled in hint.split('`').skip(1).step_by(2) {
