@@ -248,7 +248,7 @@ pub struct Run {
     pub json: bool,
 
     /// Allow rules for SSH, DHCP and Kubernetes API ports.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub force: bool,
 }
 

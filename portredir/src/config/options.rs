@@ -89,7 +89,7 @@ macro_rules! options {
 }
 
 options! {
-    /// Interfaces: `all`, names, globs and !exclusions, separated by commas [default: all].
+    /// Interfaces: names, globs, !exclusions, comma-separated [default: all].
     ///
     /// `eth0,wg*` selects eth0 and every interface whose name begins with wg, also one
     /// that appears later. `!docker0` selects every interface except docker0. An

@@ -422,7 +422,7 @@ fn what_is_typed_wrong_is_refused() {
         ),
         (
             "--engine socket 80:8080/both",
-            "rule `80:8080/both` includes UDP, and the socket engine redirects TCP only",
+            "rule `80:8080/both` includes UDP, but --engine socket redirects only TCP",
         ),
         (
             "--allow-loopback-target 80:8080",
