@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-use super::process::Scheduling;
+use crate::bench::process::Scheduling;
 
 /// What figures depend on.
 #[derive(Clone, Debug, PartialEq, Serialize)]

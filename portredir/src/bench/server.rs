@@ -16,7 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{setsockopt, sockopt};
 use portredir_common::generator::MARK;
 
-use super::traffic::{CHUNK_BYTES, receive, send};
+use crate::bench::traffic::{CHUNK_BYTES, receive, send};
 
 /// As the first byte: answered by itself, then a transfer from the client is
 /// answered by one byte, again and again.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::namespace::{self, Namespace};
+use crate::bench::namespace::{self, Namespace};
 use crate::host::features::Features;
 
 /// Removes what a run left behind that was killed, and says so.
