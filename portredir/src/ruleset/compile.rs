@@ -5,17 +5,17 @@
 //! that was dialled, then by the client's, one look-up leads to the few rules
 //! that are left, the most specific first; they differ in their interfaces.
 
-use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use portredir_common::abi::{
     Addr, AddrKey, Candidate, Candidates, Old, Port, PortEntry, Protocol, SourceKey,
 };
 use thiserror::Error;
 
+use super::candidates::{self, Condition, TooMany};
 use super::history::History;
 use super::interval::{self, Holders, segments};
 use super::shadow::MAX_ON;
@@ -226,75 +226,26 @@ impl Table {
         port: u16,
         rules: &[Condition],
     ) -> Result<(), TableError> {
-        for none in [
-            IpNet::from(Ipv4Net::default()),
-            IpNet::from(Ipv6Net::default()),
-        ] {
-            let is_v4 = |addr: IpAddr| addr.is_ipv4();
-            if addr.is_some_and(|addr| is_v4(addr) != is_v4(none.addr())) {
-                continue;
-            }
-            // What each rule is for; more specific first, then in order. A rule for
-            // all IPv4 clients is more specific than one for all.
-            let rank = |rule: &Condition| {
-                let length = rule.from.map_or(0, |from| u16::from(from.prefix_len()) + 1);
-                (Reverse(rule.addr.is_some()), Reverse(length))
-            };
-            let mut of_net = BTreeMap::<_, Vec<Candidate>>::new();
-            for rule in rules {
-                let from = rule.from.unwrap_or(none);
-                if is_v4(from.addr()) == is_v4(none.addr()) {
-                    let same = of_net.entry((rank(rule), from)).or_default();
-                    same.push(rule.candidate);
-                }
-            }
-            let ranks: BTreeSet<_> = of_net.keys().map(|(rank, _)| *rank).collect();
-            let nets: BTreeSet<_> = of_net.keys().map(|(_, net)| *net).collect();
-            let mut found = Vec::<Candidate>::new();
-            for net in nets {
-                found.clear();
-                for rank in &ranks {
-                    let length = u8::try_from(rank.1.0.saturating_sub(1)).expect("a length");
-                    if length > net.prefix_len() {
-                        continue;
-                    }
-                    let wider = IpNet::new(net.addr(), length).expect("a shorter prefix");
-                    if let Some(more) = of_net.get(&(*rank, wider.trunc())) {
-                        found.extend(more);
-                    }
-                }
-                let last = found.iter().position(|candidate| candidate.on == 0);
-                found.truncate(last.map_or(found.len(), |last| last + 1));
-                // Of those for the same interfaces the first is taken.
-                let mut seen = 0_u64;
-                found.retain(|candidate| {
-                    let before = seen;
-                    seen |= 1 << candidate.on;
-                    seen != before
-                });
-                if found.len() > Candidates::COUNT {
-                    let count = found.len();
-                    return Err(TableError::Candidates { port, count });
-                }
-                let mut candidates = Candidates::default();
-                candidates.0[..found.len()].copy_from_slice(&found);
-                let (version, mapped) = if is_v4(net.addr()) { (4, 96) } else { (6, 0) };
-                let key = SourceKey {
-                    group,
-                    version,
-                    client: Addr::from(net.addr()),
-                };
-                let prefix = SourceKey::PREFIX + mapped + u32::from(net.prefix_len());
-                self.sources.insert((prefix, key), candidates);
+        for networks in candidates::networks(addr, rules) {
+            for net in networks.nets() {
+                let candidates = networks
+                    .candidates(net)
+                    .map_err(|TooMany(count)| TableError::Candidates { port, count })?;
+                self.sources.insert(source_key(group, net), candidates);
                 // Not only at the end: there can be far too many.
-                for (what, count, limit) in [
-                    ("address entries", self.addrs.len(), MAX_ADDRS),
-                    ("client network entries", self.sources.len(), MAX_SOURCES),
-                ] {
-                    if count > limit {
-                        return Err(TableError::Conditions { what, limit });
-                    }
-                }
+                self.check_limits()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), TableError> {
+        for (what, count, limit) in [
+            ("address entries", self.addrs.len(), MAX_ADDRS),
+            ("client network entries", self.sources.len(), MAX_SOURCES),
+        ] {
+            if count > limit {
+                return Err(TableError::Conditions { what, limit });
             }
         }
         Ok(())
@@ -334,23 +285,20 @@ impl Table {
     }
 }
 
-/// A rule of a set.
-#[derive(Clone, Copy, Debug)]
-struct Condition {
-    addr: Option<IpAddr>,
-    from: Option<IpNet>,
-    candidate: Candidate,
-}
-
-impl Condition {
-    /// What makes rules for the same packets.
-    const fn key(&self) -> interval::Condition {
-        (self.addr, self.from, self.candidate.on as usize)
-    }
-
-    fn is_none(&self) -> bool {
-        self.addr.is_none() && self.from.is_none() && self.candidate.on == 0
-    }
+/// The key of a client network in a group, with the length of the prefix.
+fn source_key(group: u32, net: IpNet) -> (u32, SourceKey) {
+    let (version, mapped) = if net.addr().is_ipv4() {
+        (4, 96)
+    } else {
+        (6, 0)
+    };
+    let key = SourceKey {
+        group,
+        version,
+        client: Addr::from(net.addr()),
+    };
+    let prefix = SourceKey::PREFIX + mapped + u32::from(net.prefix_len());
+    (prefix, key)
 }
 
 fn index(protocol: Protocol, port: u16) -> usize {
