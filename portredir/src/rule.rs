@@ -85,17 +85,18 @@ impl fmt::Display for Ports {
     }
 }
 
-/// One redirect: who dials `dialled` reaches what listens on `target`.
+/// One redirect: connections to `ports` are delivered to the process that listens on
+/// `target`.
 ///
 /// `Display` gives the canonical text, which parses to the same rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// The address of this host that clients dial; `None` for all.
+    /// The address of this host that clients connect to; `None` for all.
     pub addr: Option<IpAddr>,
-    /// The ports that clients dial. A range may have its one target among them,
-    /// which then stays what it is.
-    pub dialled: Ports,
-    /// The ports the server listens on: as many as `dialled`, or one.
+    /// The destination ports. A range may include its one target port, which is
+    /// then not redirected.
+    pub ports: Ports,
+    /// The ports the server listens on: as many as `ports`, or one.
     pub target: Ports,
     /// For which protocols.
     pub protocols: Protocols,
@@ -106,28 +107,28 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Where packets to one of the dialled ports go.
+    /// The target port for one of the destination ports.
     #[must_use]
-    pub const fn target_of(&self, dialled: u16) -> u16 {
+    pub const fn target_of(&self, dst_port: u16) -> u16 {
         if self.target.first == self.target.last {
             self.target.first
         } else {
-            self.target.first + (dialled - self.dialled.first)
+            self.target.first + (dst_port - self.ports.first)
         }
     }
 
     /// Whether it leads from a port to another one.
     #[must_use]
     pub fn redirects(&self, port: u16) -> bool {
-        self.dialled.contains(port) && self.target_of(port) != port
+        self.ports.contains(port) && self.target_of(port) != port
     }
 
     /// The ports that lead to another one: one stretch, or two around a target
-    /// that is among the dialled ports.
+    /// that is among the destination ports.
     pub fn stretches(&self) -> impl Iterator<Item = Ports> + use<> {
-        let Ports { first, last } = self.dialled;
+        let Ports { first, last } = self.ports;
         let target = self.target.first;
-        let stretches = if self.target.first != self.target.last || !self.dialled.contains(target) {
+        let stretches = if self.target.first != self.target.last || !self.ports.contains(target) {
             [(first, Some(last)), (1, Some(0))]
         } else {
             [
@@ -152,7 +153,7 @@ impl fmt::Display for Rule {
             Some(IpAddr::V6(addr)) => write!(f, "[{addr}]:")?,
             None => {}
         }
-        write!(f, "{}:{}", self.dialled, self.target)?;
+        write!(f, "{}:{}", self.ports, self.target)?;
         f.write_str(match self.protocols {
             Protocols::Tcp => "",
             Protocols::Udp => "/udp",

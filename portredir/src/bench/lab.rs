@@ -272,7 +272,7 @@ impl Site {
     #[must_use]
     pub fn target(&self, variant: &Variant) -> Target {
         Target {
-            addr: SocketAddrV4::new(server_addr(self.number), variant.dialled()),
+            addr: SocketAddrV4::new(server_addr(self.number), variant.dst_port()),
             link: Some(link(self.number)),
         }
     }

@@ -237,11 +237,11 @@ fn remember(
     datapath: &Datapath,
     kind: Kind,
     local_port: u16,
-    dialled: u16,
+    dst_port: u16,
     rule: u16,
 ) -> anyhow::Result<()> {
     let flow = Flow {
-        dialled_port: Port::new(dialled),
+        dialled_port: Port::new(dst_port),
         client_port: Port::new(CLIENT_PORT),
         rule,
         seen: now()?,

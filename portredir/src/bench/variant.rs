@@ -164,7 +164,7 @@ impl Variant {
 
     /// The port that clients dial.
     #[must_use]
-    pub const fn dialled(&self) -> u16 {
+    pub const fn dst_port(&self) -> u16 {
         match self.subject {
             Subject::Direct | Subject::DirectAgain(_) => TARGET_PORT,
             Subject::Ours(_) | Subject::Against(_) => PUBLIC_PORT,

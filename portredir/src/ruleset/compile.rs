@@ -2,7 +2,7 @@
 //!
 //! Each port has one entry, whatever there is of rules. Where rules have
 //! conditions, ports with the same rules share a set of them: by the address
-//! that was dialled, then by the client's, one look-up leads to the few rules
+//! of the destination, then by that of the client, one look-up leads to the few rules
 //! that are left, the most specific first; they differ in their interfaces.
 
 use std::collections::hash_map::Entry;
@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::candidates::{self, Condition, TooMany};
 use super::history::History;
-use super::interval::{self, Holders, segments};
+use super::interval::{self, Holders, intervals};
 use super::shadow::MAX_ON;
 use crate::rule::Rule;
 
@@ -33,7 +33,7 @@ pub enum TableError {
         Candidates::COUNT
     )]
     Candidates {
-        /// The port that is dialled.
+        /// The destination port.
         port: u16,
         /// How many there are.
         count: usize,
@@ -105,7 +105,7 @@ impl Table {
                 from,
                 candidate: Candidate {
                     target: rule.target.first,
-                    dialled: rule.dialled.first,
+                    dialled: rule.ports.first,
                     rule: *id,
                     on: u8::try_from(on).expect("few lists"),
                     is_range: u8::from(rule.target.first != rule.target.last),
@@ -123,9 +123,9 @@ impl Table {
             table.add_targets(rules, protocol, hide_target);
             let mut holders = Holders::default();
             let mut set = 0;
-            for segment in segments(rules.iter().map(|(_, rule)| rule).enumerate(), protocol) {
-                let is_changed = holders.pass(&segment, |i| conditions[i].key());
-                let (Some(&first), Some(ports)) = (holders.places().first(), segment.ports) else {
+            for interval in intervals(rules.iter().map(|(_, rule)| rule).enumerate(), protocol) {
+                let is_changed = holders.pass(&interval, |i| conditions[i].key());
+                let (Some(&first), Some(ports)) = (holders.places().first(), interval.ports) else {
                     continue;
                 };
                 if is_changed {
@@ -253,7 +253,7 @@ impl Table {
 
     fn add_history(&mut self, history: &History) {
         for (key, targets) in history.iter() {
-            let place = index(key.protocol, key.dialled);
+            let place = index(key.protocol, key.port);
             let entry = self.ports[place];
             // What is still so needs no history.
             let is_same =

@@ -10,7 +10,7 @@ use portredir_common::abi::Protocol;
 use crate::rule::{Ports, Rule};
 
 /// Ports for which the same rules are.
-pub struct Segment {
+pub struct Interval {
     /// The ports; behind the last that any rule is about there are none.
     pub ports: Option<Ports>,
     /// Rules whose ports ended before it, by their place in the list.
@@ -19,11 +19,11 @@ pub struct Segment {
     pub begun: Vec<usize>,
 }
 
-/// The segments of one protocol, from the lowest port.
-pub fn segments<'a>(
+/// The intervals of one protocol, from the lowest port.
+pub fn intervals<'a>(
     rules: impl IntoIterator<Item = (usize, &'a Rule)>,
     protocol: Protocol,
-) -> Vec<Segment> {
+) -> Vec<Interval> {
     // Ports, rules, and whether they begin there. At 65 536 the last ones end.
     let mut ends = Vec::<(u32, usize, bool)>::new();
     for (i, rule) in rules {
@@ -37,7 +37,7 @@ pub fn segments<'a>(
     }
     ends.sort_unstable();
     let mut cuts = ends.chunk_by(|a, b| a.0 == b.0).peekable();
-    let mut segments = Vec::new();
+    let mut intervals = Vec::new();
     while let Some(cut) = cuts.next() {
         let rules = |begin| {
             let those = cut.iter().filter(|&&(_, _, begins)| begins == begin);
@@ -49,16 +49,16 @@ pub fn segments<'a>(
                 last: u16::try_from(next[0].0 - 1).ok()?,
             })
         });
-        segments.push(Segment {
+        intervals.push(Interval {
             ports,
             ended: rules(false),
             begun: rules(true),
         });
     }
-    segments
+    intervals
 }
 
-/// The rules of a segment, by what makes them equal: of equals the first holds.
+/// The rules of an interval, by what makes them equal: of equals the first holds.
 pub struct Holders<K> {
     of: BTreeMap<K, BTreeSet<usize>>,
     first: BTreeSet<usize>,
@@ -76,11 +76,11 @@ impl<K> Default for Holders<K> {
 }
 
 impl<K: Ord + Clone> Holders<K> {
-    /// Goes on to the next segment. Whether others hold now.
-    pub fn pass(&mut self, segment: &Segment, key: impl Fn(usize) -> K) -> bool {
+    /// Goes on to the next interval. Whether others hold now.
+    pub fn pass(&mut self, interval: &Interval, key: impl Fn(usize) -> K) -> bool {
         self.new.clear();
         let mut is_changed = false;
-        for &i in &segment.ended {
+        for &i in &interval.ended {
             let key = key(i);
             let equals = self.of.get_mut(&key).expect("it has begun");
             equals.remove(&i);
@@ -94,7 +94,7 @@ impl<K: Ord + Clone> Holders<K> {
                 is_changed = true;
             }
         }
-        for &i in &segment.begun {
+        for &i in &interval.begun {
             let equals = self.of.entry(key(i)).or_default();
             let before = equals.first().copied();
             equals.insert(i);
@@ -126,8 +126,8 @@ impl<K: Ord + Clone> Holders<K> {
     }
 }
 
-/// For which packets a rule is, apart from their ports: the address that is
-/// dialled, the client, and the number of the list of interfaces.
+/// For which packets a rule is, apart from their ports: the destination
+/// address, the client, and the number of the list of interfaces.
 pub type Condition = (Option<IpAddr>, Option<IpNet>, usize);
 
 /// The conditions of rules. 0 is the list of all interfaces, and each other list

@@ -1,6 +1,6 @@
 //! Whether each rule of a list can match.
 //!
-//! A rule is hidden when others take all its packets: those that are for longer
+//! A rule is shadowed when others take all its packets: those that are for longer
 //! prefixes of clients, and of equal ones those that come first. Several can do
 //! so together, each for some of the ports, clients or interfaces. A rule that
 //! has packets left is none of our business: a narrow rule before or behind a
@@ -16,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portredir_common::abi::Protocol;
 use thiserror::Error;
 
-use super::interval::{Condition, Holders, Segment, conditions, segments};
+use super::interval::{Condition, Holders, Interval, conditions, intervals};
 use crate::rule::Sourced;
 use crate::rule::parse::is_glob;
 
@@ -32,11 +32,11 @@ pub enum ConflictError {
     /// A rule that can never match.
     #[error(
         "rule `{}` ({}) never matches: {} {}; remove one of them",
-        .hidden.rule, .hidden.origin, Names(.by), ports(.hidden, .by.len())
+        .shadowed.rule, .shadowed.origin, Names(.by), ports(.shadowed, .by.len())
     )]
-    Hidden {
+    Shadowed {
         /// That rule.
-        hidden: Box<Sourced>,
+        shadowed: Box<Sourced>,
         /// The rules that take its packets.
         by: Vec<Sourced>,
     },
@@ -79,13 +79,13 @@ impl fmt::Display for Names<'_> {
     }
 }
 
-fn ports(hidden: &Sourced, takers: usize) -> String {
+fn ports(shadowed: &Sourced, takers: usize) -> String {
     let verb = if takers == 1 {
         "already covers"
     } else {
         "already cover"
     };
-    let ports = hidden.rule.dialled;
+    let ports = shadowed.rule.ports;
     let noun = if ports.first == ports.last {
         "port"
     } else {
@@ -100,7 +100,7 @@ fn ports(hidden: &Sourced, takers: usize) -> String {
 /// # Errors
 ///
 /// [`ConflictError`]; of rules that never match for the first, naming those that
-/// hide it.
+/// shadow it.
 pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
     if rules.len() > MAX_RULES {
         return Err(ConflictError::Rules(rules.len()));
@@ -109,21 +109,21 @@ pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
     if list.on.len() > MAX_ON + 1 {
         return Err(ConflictError::On(list.on.len() - 1));
     }
-    let Some(hidden) = list.hidden() else {
+    let Some(shadowed) = list.shadowed() else {
         return Ok(());
     };
-    let by = list.hiders(hidden);
-    let hidden = Box::new(rules[hidden].clone());
+    let by = list.shadowing(shadowed);
+    let shadowed = Box::new(rules[shadowed].clone());
     if let [first] = by[..]
-        && rules[first].rule == hidden.rule
+        && rules[first].rule == shadowed.rule
     {
         return Err(ConflictError::Twice {
             first: rules[first].origin.clone(),
-            again: hidden,
+            again: shadowed,
         });
     }
     let by = by.into_iter().map(|i| rules[i].clone()).collect();
-    Err(ConflictError::Hidden { hidden, by })
+    Err(ConflictError::Shadowed { shadowed, by })
 }
 
 /// Rules with what decides between them.
@@ -131,7 +131,7 @@ struct List<'a> {
     rules: &'a [Sourced],
     conditions: Vec<Condition>,
     /// Whether rules for narrower networks have all the clients of these. Most
-    /// often they do not, and then need not be looked at in each segment.
+    /// often they do not, and then need not be looked at in each interval.
     is_divided: HashMap<(Option<IpAddr>, Option<IpNet>), bool>,
     /// Lists of interfaces by their number; the first, of all, is empty.
     on: Vec<&'a [String]>,
@@ -139,7 +139,7 @@ struct List<'a> {
     /// `covering[of][name]`.
     covering: Vec<Vec<Vec<bool>>>,
     /// For each protocol.
-    segments: Vec<Vec<Segment>>,
+    intervals: Vec<Vec<Interval>>,
 }
 
 impl<'a> List<'a> {
@@ -153,7 +153,7 @@ impl<'a> List<'a> {
         };
         let of = |protocol| {
             let rules = rules.iter().map(|sourced| &sourced.rule);
-            segments(rules.enumerate(), protocol)
+            intervals(rules.enumerate(), protocol)
         };
         let is_divided = divided(&conditions);
         Self {
@@ -162,19 +162,19 @@ impl<'a> List<'a> {
             is_divided,
             on,
             covering,
-            segments: vec![of(Protocol::Tcp), of(Protocol::Udp)],
+            intervals: vec![of(Protocol::Tcp), of(Protocol::Udp)],
         }
     }
 
     /// The first rule that is left no packet.
-    fn hidden(&self) -> Option<usize> {
+    fn shadowed(&self) -> Option<usize> {
         let mut is_alive = vec![false; self.rules.len()];
-        for segments in &self.segments {
+        for intervals in &self.intervals {
             let mut holders = Holders::default();
-            // Those that hold among their equals, but are hidden so far.
+            // Those that hold among their equals, but are shadowed so far.
             let mut waiting = Vec::<usize>::new();
-            for segment in segments {
-                if !holders.pass(segment, |i| self.conditions[i]) {
+            for interval in intervals {
+                if !holders.pass(interval, |i| self.conditions[i]) {
                     continue;
                 }
                 waiting.extend(holders.new_places());
@@ -190,25 +190,25 @@ impl<'a> List<'a> {
         is_alive.iter().position(|is_alive| !is_alive)
     }
 
-    /// The rules that take the packets of a hidden one, in their order.
-    fn hiders(&self, hidden: usize) -> Vec<usize> {
-        let mut hiders = BTreeSet::new();
-        for segments in &self.segments {
+    /// The rules that take the packets of a shadowed one, in their order.
+    fn shadowing(&self, shadowed: usize) -> Vec<usize> {
+        let mut shadowing = BTreeSet::new();
+        for intervals in &self.intervals {
             let mut holders = Holders::default();
             let mut is_here = false;
-            for segment in segments {
-                holders.pass(segment, |i| self.conditions[i]);
-                is_here = (is_here && !segment.ended.contains(&hidden))
-                    || segment.begun.contains(&hidden);
+            for interval in intervals {
+                holders.pass(interval, |i| self.conditions[i]);
+                is_here = (is_here && !interval.ended.contains(&shadowed))
+                    || interval.begun.contains(&shadowed);
                 if is_here {
-                    hiders.extend(self.takers(hidden, &holders).into_iter().flatten());
+                    shadowing.extend(self.takers(shadowed, &holders).into_iter().flatten());
                 }
             }
         }
-        hiders.into_iter().collect()
+        shadowing.into_iter().collect()
     }
 
-    /// The rules of a segment that together take all packets of one of them;
+    /// The rules of an interval that together take all packets of one of them;
     /// `None` where some are left.
     fn takers(&self, place: usize, holders: &Holders<Condition>) -> Option<Vec<usize>> {
         let (addr, from, on) = self.conditions[place];

@@ -12,7 +12,7 @@ impl Parser<'_> {
     }
 
     pub(super) fn firewalld(&mut self) -> Result<Rule, RuleError> {
-        let (mut dialled, mut target, mut protocols) = (None, None, None);
+        let (mut ports, mut target, mut protocols) = (None, None, None);
         let mut target_at = self.at;
         loop {
             let word = self.until(|c| c.is_whitespace() || c == ':');
@@ -25,7 +25,7 @@ impl Parser<'_> {
             };
             let key_at = self.at;
             let is_twice = match key {
-                "port" => dialled.is_some(),
+                "port" => ports.is_some(),
                 "toport" => target.is_some(),
                 "proto" => protocols.is_some(),
                 _ => false,
@@ -35,7 +35,7 @@ impl Parser<'_> {
             }
             self.at += key.len() + 1;
             match key {
-                "port" => dialled = Some(self.ports("the port that clients connect to")?),
+                "port" => ports = Some(self.ports("the port that clients connect to")?),
                 "toport" => {
                     target_at = self.at;
                     target = Some(self.ports("the port that the server listens on")?);
@@ -72,12 +72,12 @@ impl Parser<'_> {
             }
         }
         let missing = |name| self.error(format!("`{name}=` is missing"), HINT);
-        let dialled = dialled.ok_or_else(|| missing("port"))?;
+        let ports = ports.ok_or_else(|| missing("port"))?;
         let target = target.ok_or_else(|| missing("toport"))?;
-        self.check_ports(dialled, target, target_at)?;
+        self.check_ports(ports, target, target_at)?;
         let mut rule = Rule {
             addr: None,
-            dialled,
+            ports,
             target,
             protocols: protocols.unwrap_or(Protocols::default()),
             from: None,
