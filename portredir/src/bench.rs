@@ -54,11 +54,12 @@ use self::stop::Stop;
 use crate::cli::{BenchArgs, BenchRole};
 use crate::host::preflight;
 
-/// Does what was asked for.
+/// Runs the role that was requested.
 ///
 /// # Errors
 ///
-/// What is missing, what went wrong, or [`stop::Interrupted`]. Nothing is left then.
+/// The reason why the benchmark cannot run or did not finish, or [`stop::Interrupted`].
+/// Nothing is left behind then.
 pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match args.role {
         Some(BenchRole::Load) => return load::load(),
@@ -70,8 +71,8 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = Stop::default();
-    // On a thread of its own: it waits for processes. What it made is removed when
-    // it ends, be it by a panic.
+    // The work has a thread of its own, as it waits for processes. Everything that it
+    // made is removed when it ends, also by a panic.
     let mut work = {
         let (args, stop) = (args.clone(), stop.clone());
         tokio::task::spawn_blocking(move || bench(&args, &stop))
@@ -154,7 +155,7 @@ fn tell(args: &BenchArgs, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As it was typed, without where this program is.
+/// The command as it was typed, without the path of this program.
 fn command() -> String {
     let words = std::env::args().skip(1);
     let words: Vec<_> = std::iter::once("portredir".to_owned())

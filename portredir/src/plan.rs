@@ -1,5 +1,5 @@
-//! Which interfaces get programs, of which engine, and why. Pure: a snapshot
-//! and features go in, nothing is touched.
+//! The plan: which interfaces get programs, of which engine, and why. Pure: a
+//! snapshot and features go in, nothing is touched.
 
 mod coverage;
 mod engine;
@@ -22,7 +22,7 @@ use crate::config::settings::Settings;
 use crate::host::features::{Features, Programs};
 use crate::host::snapshot::{Interface, Snapshot};
 
-/// What will be done with one interface.
+/// The plan for one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     /// The interface.
@@ -31,22 +31,21 @@ pub struct Planned {
     pub selected: SelectedBy,
     /// How its connections are redirected.
     pub engine: Engine,
-    /// Whether packets that come in are met elsewhere, and only what goes out
+    /// Whether incoming packets are redirected elsewhere, and only outgoing packets
     /// may pass here alone.
     pub is_egress_only: bool,
-    /// Where that engine will attach. When it is attached, the mode is known
-    /// better.
+    /// The hook that the engine will attach to. The mode is known better after that.
     pub hook: &'static str,
-    /// Why there.
+    /// Why this engine.
     pub why: String,
-    /// Engines that would have come first.
+    /// Engines that were considered first.
     pub rejected: Vec<Rejected>,
-    /// What is to be known of it: warnings, programs of others.
+    /// Notes on the interface: warnings, programs of others.
     pub notes: Vec<String>,
 }
 
 impl Planned {
-    /// What to do when the kernel refused the engine that was planned.
+    /// The plan by TC, for when the kernel refused the engine that was planned.
     #[must_use]
     pub fn by_tc_instead(&self, features: &Features, why: &str) -> Self {
         let engine = Engine::Tc;
@@ -72,37 +71,37 @@ impl Planned {
 /// Why an interface that was looked at gets no programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// Its index.
+    /// The index of the interface.
     pub index: u32,
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
     /// The reason.
     pub why: String,
-    /// Whether it was meant, and its packets are met elsewhere.
+    /// Whether the interface was selected and its packets are redirected elsewhere.
     pub is_covered: bool,
 }
 
 /// The whole plan. `Display` is a table for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The engine that was asked for.
+    /// The requested engine.
     pub choice: EngineChoice,
     /// Canonical texts of the rules.
     pub rules: Vec<String>,
-    /// By interface index.
+    /// The interfaces with programs, by index.
     pub attach: BTreeMap<u32, Planned>,
-    /// The others.
+    /// The interfaces without programs.
     pub skip: Vec<Skipped>,
-    /// Where the engine that was asked for is impossible.
+    /// The interfaces on which the requested engine is not available.
     pub refuse: Vec<Refused>,
-    /// What has to be open.
+    /// The ports that a firewall has to allow.
     pub firewall: Firewall,
-    /// What is to be known of the plan as a whole.
+    /// Notes on the plan as a whole.
     pub notes: Vec<String>,
 }
 
 impl Plan {
-    /// Whether the engine that was asked for is possible everywhere.
+    /// Whether the requested engine is available everywhere.
     ///
     /// # Errors
     ///
@@ -115,11 +114,11 @@ impl Plan {
 impl Snapshot {
     /// Plans what to attach to.
     ///
-    /// `attached` is what is attached now, and how it was selected: the XDP
-    /// and TCX programs there are ours, and what was selected by its exact
-    /// name is kept under another.
+    /// `attached` has the interfaces with programs now, and how they were selected: the
+    /// XDP and TCX programs there are ours, and an interface that was selected by its
+    /// exact name is kept under another name.
     ///
-    /// What is impossible is in [`Plan::refuse`].
+    /// Interfaces without the requested engine are in [`Plan::refuse`].
     #[must_use]
     pub fn plan(
         &self,
@@ -177,8 +176,8 @@ impl Snapshot {
         plan
     }
 
-    /// The interfaces that `--iface` means. Those that it leaves out, and
-    /// somebody could expect, go to `skip`.
+    /// The interfaces that `--iface` selects. Interfaces that are not selected, but
+    /// that a user could expect, go to `skip`.
     fn select(
         &self,
         settings: &Settings,
@@ -214,7 +213,7 @@ impl Snapshot {
                 .filter(|index| selected.contains_key(index))
                 .is_some_and(|index| self.interfaces[&index].is_tracked_bridge)
         };
-        // Who names a bridge means what comes in by its ports.
+        // A bridge that is named stands for its ports.
         let ports: Vec<_> = self
             .interfaces
             .values()

@@ -48,7 +48,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// What the client says, when it ends, or when we are to stop.
+    /// An error of the client, its end, or [`Interrupted`](crate::bench::stop::Interrupted).
     pub fn measure(
         &mut self,
         request: &Request,

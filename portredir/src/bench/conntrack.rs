@@ -3,8 +3,7 @@
 use anyhow::Context as _;
 use netlink_sys::{Socket, SocketAddr};
 
-/// As `conntrack -F`: deletes whatever matches nothing in particular, in this network
-/// namespace.
+/// Deletes all tracked connections of this network namespace, as `conntrack -F` does.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What needs no traffic: loading and changing rules, and memory.
+//! Measurements that need no traffic: loading and changing rules, and memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::bench::variant::{self, Subject, Variant};
 use crate::cli::Opponent;
 use crate::config::engine::EngineChoice;
 
-/// As many rules as every redirector has to hold.
+/// The number of rules that every redirector has to hold.
 pub const RULES: u16 = 10_000;
 
 /// How often each command is timed.
@@ -128,7 +128,7 @@ fn timed(host: &Host, args: &[&str], input: &str) -> anyhow::Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// Takes down what `up` has left attached, and pinned.
+/// Stops what `up` has started.
 struct Down<'a>(&'a Host);
 
 impl Drop for Down<'_> {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::bench::process::Scheduling;
 
-/// What figures depend on.
+/// The environment that the figures depend on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Environment {
     /// Release and version.
@@ -20,11 +20,11 @@ pub struct Environment {
     pub machine: Option<String>,
     /// Whether a hypervisor is below.
     pub is_virtual: bool,
-    /// What the kernel does against processors' faults, where it does something.
+    /// The mitigations of processor faults that the kernel uses.
     pub mitigations: Vec<String>,
     /// Ticks a second; `None` where the kernel's configuration cannot be read.
     pub hz: Option<u32>,
-    /// Of the frequency; `None` where the kernel does not choose it.
+    /// The frequency governor; `None` where the kernel does not choose the frequency.
     pub governor: Option<String>,
     /// Whether two threads share a core.
     pub smt: Option<bool>,
@@ -197,7 +197,7 @@ fn ticks() -> Option<[u64; 2]> {
         .split_whitespace()
         .filter_map(|word| word.parse().ok())
         .collect();
-    // Those of guests are in those of users already.
+    // The times of guests are part of those of users.
     Some([ticks.iter().take(8).sum(), *ticks.get(7)?])
 }
 

@@ -29,8 +29,8 @@ use crate::bench::{conntrack, server};
 use crate::host::features::Features;
 use crate::sys::ethtool;
 
-/// Of every host. Buffers of fixed size, or the bulk tests would show how each
-/// connection happened to tune its own.
+/// The settings of every host. Buffers have a fixed size, or the bulk tests would show
+/// how each connection happened to tune its own.
 const SETTINGS: [(&str, &str); 6] = [
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
@@ -79,7 +79,7 @@ impl Drop for Cgroup {
 /// A variant at work. Its processes end before its namespace does.
 #[derive(Debug)]
 pub struct Site {
-    /// Who redirects, where that is a program.
+    /// The process that redirects, where a program does.
     pub redirector: Option<Process>,
     server: Process,
     _cgroup: Option<Cgroup>,
@@ -92,25 +92,25 @@ pub struct Site {
 pub struct Member {
     /// Which.
     pub variant: Variant,
-    /// What the redirecting program says of itself.
+    /// The version that the redirecting program reports.
     pub version: Option<String>,
     /// Whether it can be measured.
     pub state: State,
 }
 
-/// What became of a variant.
+/// The state of a variant.
 #[derive(Debug)]
 pub enum State {
-    /// It works.
+    /// The variant works.
     Ready(Box<Site>),
-    /// It cannot be tried here, and why.
+    /// The variant cannot be tried here; the text says why.
     Skipped(String),
-    /// It was tried, and did not work.
+    /// The variant was tried and does not work.
     Failed(String),
 }
 
 impl Member {
-    /// Its namespace and processes, if it works.
+    /// The namespace and the processes of the variant, if it works.
     #[must_use]
     pub fn site(&self) -> Option<&Site> {
         match &self.state {
@@ -123,7 +123,7 @@ impl Member {
 /// All hosts.
 #[derive(Debug)]
 pub struct Lab {
-    /// One for each variant that was asked for.
+    /// A member for each variant of the plan.
     pub members: Vec<Member>,
     /// Where clients are.
     pub client: Namespace,
@@ -136,7 +136,7 @@ impl Lab {
     ///
     /// # Errors
     ///
-    /// When nothing can be measured here. What is wrong with one variant is in its
+    /// When nothing can be measured here. The error of one variant is in its
     /// [`Member`].
     pub fn new(
         variants: &[Variant],
@@ -153,7 +153,7 @@ impl Lab {
             // Some ten thousand connections a second are made and closed here.
             ("ipv4/tcp_tw_reuse", "1"),
             ("ipv4/ip_local_port_range", "1024 65535"),
-            // Who does not answer is soon given up.
+            // A server that does not answer is soon given up.
             ("ipv4/tcp_syn_retries", "1"),
         ])?;
         let mut lab = Self {

@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use crate::bench::schedule::{self, Load};
 use crate::bench::traffic::Traffic;
 
-/// What to measure.
+/// The measurement that the client is to make.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
-    /// Of what kind.
+    /// The kind of traffic.
     pub traffic: Traffic,
     /// The variants.
     pub targets: Vec<Target>,
@@ -30,7 +30,7 @@ pub struct Request {
     pub length_us: u64,
     /// How many cycles count.
     pub cycles: usize,
-    /// Of the order of turns.
+    /// The seed for the order of turns.
     pub seed: u64,
     /// Whether a socket sends packets of UDP, also where the kernel could.
     pub is_raw: bool,
@@ -39,7 +39,7 @@ pub struct Request {
 /// Where a variant is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Target {
-    /// The server, and the port to dial.
+    /// The server, and the port to connect to.
     pub addr: SocketAddrV4,
     /// The link to it; `None` where there is none of its own.
     pub link: Option<Link>,
@@ -52,9 +52,9 @@ pub struct Link {
     pub ifindex: u32,
     /// The client's address.
     pub addr: Ipv4Addr,
-    /// Of the client.
+    /// The MAC address of the client.
     pub mac: [u8; 6],
-    /// Of the server.
+    /// The MAC address of the server.
     pub server_mac: [u8; 6],
 }
 
@@ -65,13 +65,13 @@ pub enum Source {
     /// A socket of the client.
     Socket,
     /// The kernel, by `BPF_PROG_TEST_RUN` with live frames: the cost is that of the
-    /// receiver, and a little of the generator.
+    /// receiver, and a little of the traffic generator.
     LiveFrames,
     /// A raw socket, by `sendmmsg`: the cost of sending is part of the cost.
     RawSocket,
 }
 
-/// What the client has to say.
+/// A message of the client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
@@ -83,7 +83,7 @@ pub enum Event {
     Failed(String),
 }
 
-/// What was measured.
+/// The result of a measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measured {
     /// By target, then by cycle: nanoseconds per operation; `None` where there was
@@ -93,7 +93,7 @@ pub struct Measured {
     pub failures: Vec<Option<String>>,
     /// By target, packets that a server had to get, also in the warm-up; of UDP.
     pub sent: Vec<u64>,
-    /// Of the packets.
+    /// The source of the packets.
     pub source: Source,
 }
 
@@ -101,7 +101,7 @@ pub struct Measured {
 ///
 /// # Errors
 ///
-/// When it is not understood, or nobody listens.
+/// When the request is not understood, or the reader is gone.
 pub fn load() -> anyhow::Result<()> {
     for line in io::stdin().lines() {
         let line = line.context("read a request")?;

@@ -11,32 +11,32 @@ use crate::bench::statistics::{Cost, Costs, Noise, Ratio};
 use crate::bench::stop::Stop;
 use crate::bench::traffic::Traffic;
 
-/// What a variant is to the comparison.
+/// The role of a variant in the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// What all are compared with.
+    /// The variant that all others are compared with.
     Direct,
-    /// The same once more.
+    /// The direct variant once more.
     DirectAgain,
     /// Ours.
     Ours,
-    /// What ours is compared with.
+    /// The variant that ours is compared with.
     Reference,
     /// All else.
     Other,
 }
 
-/// Who takes part in a test.
+/// A variant that takes part in a test.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// In reports.
     pub name: String,
     /// Where it is.
     pub target: Target,
-    /// What it is to the comparison.
+    /// The role in the comparison.
     pub role: Role,
-    /// What has to be the same for a comparison to be fair: the rules, and whether
-    /// connections are tracked anyway.
+    /// The setting that has to be equal for a fair comparison: the number of rules, and
+    /// whether connections are tracked anyway.
     pub setting: (u16, bool),
 }
 
@@ -59,8 +59,8 @@ const fn length_us(traffic: Traffic) -> u64 {
     }
 }
 
-/// What a turn takes in all, in microseconds, for the forecast: the kernel takes some
-/// milliseconds to make and to free the frames of a turn of UDP.
+/// The duration of a turn with all its costs, in microseconds, for the forecast: the
+/// kernel takes some milliseconds to make and to free the frames of a turn of UDP.
 #[must_use]
 pub const fn forecast_us(traffic: Traffic) -> u64 {
     match traffic {
@@ -69,12 +69,12 @@ pub const fn forecast_us(traffic: Traffic) -> u64 {
     }
 }
 
-/// What is measured.
+/// A test with all its parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Test<'a> {
     /// By what.
     pub traffic: Traffic,
-    /// Who takes part.
+    /// The variants that take part.
     pub entries: &'a [Entry],
     /// How much.
     pub effort: Effort,
@@ -150,7 +150,7 @@ pub const fn cycles(effort: Effort) -> u64 {
     ((effort.cycles + WARM_UP) * effort.repetitions) as u64
 }
 
-/// What came of an entry.
+/// The result of an entry.
 #[derive(Clone, Debug, Default)]
 struct Course {
     costs: Costs,
@@ -230,7 +230,7 @@ fn verdicts(
             let is_opponent = matches!(other.role, Role::Direct | Role::Reference | Role::Other);
             let is_fair = other.setting == entry.setting
                 || (other.role == Role::Direct && entry.setting.0 > 1);
-            // What ours cost with fewer rules is the comparison with ourselves.
+            // The cost of ours with fewer rules is the comparison with ourselves.
             let is_fewer = other.role == Role::Ours
                 && other.setting == (1, entry.setting.1)
                 && entry.name.starts_with(&format!("{}, ", other.name));

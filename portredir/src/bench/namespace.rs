@@ -19,7 +19,7 @@ const DIR: &str = "/run/netns";
 /// Deleted when dropped, with its interfaces.
 #[derive(Debug)]
 pub struct Namespace {
-    /// As `ip netns` knows it.
+    /// The name that `ip netns` shows.
     pub name: String,
     file: File,
 }
@@ -33,7 +33,7 @@ impl Namespace {
     pub fn new(name: String) -> anyhow::Result<Self> {
         run(Command::new("ip").args(["netns", "add", &name]), "")?;
         let file = File::open(Path::new(DIR).join(&name));
-        // It has to go also when this fails.
+        // The namespace has to go also when this fails.
         let file = file.inspect_err(|_| delete(&name));
         let file = file.with_context(|| format!("open network namespace {name}"))?;
         Ok(Self { name, file })
@@ -64,7 +64,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// What it said on stderr.
+    /// The output of the command on stderr.
     pub fn run(&self, command: &mut Command, input: &str) -> anyhow::Result<()> {
         self.enter(|| run(command, input))?
     }
@@ -115,7 +115,7 @@ fn delete(name: &str) {
 ///
 /// # Errors
 ///
-/// What it said on stderr.
+/// The output of the command on stderr.
 pub fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
@@ -125,20 +125,20 @@ pub fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
         .spawn()
         .with_context(|| format!("start {name}"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // What it does not want to read, it complains about.
+        // A command that does not read all of its input complains.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child
         .wait_with_output()
         .with_context(|| format!("wait for {name}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    // Of what is wrong with a list, the first says enough.
+    // The first error of a list says enough.
     let said = said.trim().lines().next().unwrap_or("no reason given");
     ensure!(output.status.success(), "{name}: {said}");
     Ok(())
 }
 
-/// A directory that is deleted when dropped. Its name is one that nobody else has.
+/// A directory that is deleted when dropped. The name is unique.
 #[derive(Debug)]
 pub struct Dir {
     /// With [`PREFIX`] and our pid; also for namespaces and cgroups.
@@ -178,10 +178,10 @@ impl Drop for Dir {
     }
 }
 
-/// Whether a process is no more, or dead and only not yet asked for by its parent.
+/// Whether a process has ended; its parent may not have waited for it yet.
 fn is_gone(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-    // The state comes behind the name, which may have anything in it.
+    // The state comes after the name, which may contain anything.
     stat.map_or(true, |stat| {
         stat.rsplit_once(") ")
             .is_some_and(|(_, state)| state.starts_with('Z'))
@@ -204,7 +204,7 @@ pub fn stale(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The namespaces that a run has left behind which was killed.
+/// The namespaces that a killed run has left behind.
 #[must_use]
 pub fn left_behind() -> Vec<String> {
     stale(Path::new(DIR))

@@ -6,12 +6,12 @@ use crate::bench::variant::{Subject, Variant};
 use crate::cli::{BenchArgs, Opponent, Suite};
 use crate::config::engine::EngineChoice;
 
-/// What is done.
+/// The steps of a benchmark.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What is compared.
+    /// The variants that are compared.
     pub variants: Vec<Variant>,
-    /// Who is compared with, also where nothing travels.
+    /// The opponents, also for the measurements without traffic.
     pub opponents: Vec<Opponent>,
     /// By what, in this order.
     pub suites: Vec<Suite>,
@@ -49,7 +49,7 @@ const FULL_ENGINES: [EngineChoice; 5] = [
 const FULL_RULES: [u16; 4] = [1, 100, 1000, 10_000];
 
 impl Plan {
-    /// What was asked for.
+    /// The plan for the options of the command line.
     #[must_use]
     pub fn of(args: &BenchArgs) -> Self {
         let is_full = args.full;
@@ -200,7 +200,7 @@ impl Plan {
         }
     }
 
-    /// What a variant is to the comparison.
+    /// The role of a variant in the comparison.
     #[must_use]
     pub fn role(&self, variant: &Variant) -> Role {
         match variant.subject {

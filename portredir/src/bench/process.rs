@@ -1,5 +1,5 @@
 //! Programs that the benchmark starts. Each is killed, by its handle, when its
-//! guard is dropped, and by the kernel when we die before.
+//! guard is dropped, and by the kernel if this process is killed before.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -59,7 +59,7 @@ impl Scheduling {
         })
     }
 
-    /// What comes before a command.
+    /// The words before a command.
     fn words(self) -> Vec<String> {
         let cpu = self.cpu.to_string();
         let words: &[&str] = if self.is_realtime {
@@ -82,7 +82,7 @@ pub struct Process {
 /// Where and how to start a program.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// Its network namespace; `None` for ours.
+    /// The network namespace of the process; `None` for the namespace of this program.
     pub namespace: Option<&'a Namespace>,
     /// `None` for what takes no part in the traffic.
     pub scheduling: Option<Scheduling>,
@@ -147,13 +147,13 @@ impl Launch<'_> {
 }
 
 impl Process {
-    /// Its process ID.
+    /// The process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its standard input and output, once.
+    /// The standard input and output of the process; they can be taken once.
     ///
     /// # Panics
     ///
@@ -214,7 +214,7 @@ impl Drop for Process {
     }
 }
 
-/// As the first argument: this program.
+/// The first argument that stands for this program.
 pub const OURSELVES: &str = "portredir";
 
 /// This program, as the kernel knows it: also after its file was replaced.

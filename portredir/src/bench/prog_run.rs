@@ -1,13 +1,13 @@
-//! What one packet costs in each program alone, by `BPF_PROG_TEST_RUN`, and how big
-//! the programs are.
+//! The cost of one packet in each program alone, by `BPF_PROG_TEST_RUN`, and the size
+//! of the programs.
 //!
 //! The kernel runs a program many times on one buffer and does not put the packet
 //! back, so a second run sees what the first made of it. A redirect has to be one the
 //! next time too: the rules lead from 80 to 8080 and back, and the flow has an entry
-//! in both directions. Whether every run was what it should be is told by the
-//! programs' own counters; what was not is not shown.
+//! in both directions. The counters of the programs
+//! show whether every run was valid; invalid runs are not shown.
 //!
-//! Runs in a process of its own, like the load.
+//! The measurement runs in a process of its own, like the load.
 
 mod packet;
 
@@ -39,7 +39,7 @@ const REPEATS: u32 = 100_000;
 /// New flows, each a run of its own.
 const FLOWS: u16 = 2000;
 
-/// What came of it.
+/// The result for one packet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     costs: Vec<Line>,
@@ -371,7 +371,7 @@ fn run(
 /// A flow begins only once, so each run is one of its own.
 fn first_packets(rig: &mut Datapath, flows: u16) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
-    // Of another client port than the flows that are known.
+    // Another client port than that of the known flows.
     let mut ports = 2000..;
     for program in PROGRAMS.iter().filter(|program| program.is_ingress) {
         for (name, kind) in [("UDP v4", KINDS[2]), ("SYN v4", KINDS[0])] {

@@ -1,16 +1,16 @@
-//! How far we are, on stderr: a bar with the time that is left where somebody looks,
+//! The progress on stderr: a bar with the remaining time on a terminal,
 //! else a line for each step.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Of a whole benchmark.
+/// The progress of a whole benchmark.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// Of work that takes about this long, in microseconds.
+    /// The progress of work that takes about this long, in microseconds.
     #[must_use]
     pub fn new(work_us: u64) -> Self {
         let target = ProgressDrawTarget::stderr();

@@ -17,7 +17,7 @@ pub const INTERFACE: &str = "s0";
 ///
 /// # Errors
 ///
-/// What the program says.
+/// An error of the program.
 pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Process>> {
     let namespace = launch.namespace.context("find the namespace")?;
     let text = variant.rules_text();
@@ -38,7 +38,7 @@ pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Pro
             if let Some(cgroup) = &cgroup {
                 args.extend(["--cgroup", cgroup]);
             }
-            // It takes no part in the traffic: the kernel does.
+            // The program takes no part in the traffic: the kernel does.
             let launch = Launch {
                 scheduling: None,
                 cgroup: None,

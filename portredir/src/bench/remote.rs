@@ -12,7 +12,7 @@ use crate::bench::measure::{Entry, Role};
 use crate::bench::traffic::Traffic;
 use crate::cli::TARGET_PORT;
 
-/// The ports of the server, and what is behind them.
+/// The ports of the server, with a name for each redirector.
 #[derive(Clone, Debug)]
 pub struct Remote {
     /// The server.
@@ -22,9 +22,9 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Who takes part: the target three times, and every port that leads to it. The first
-    /// whose name begins with `iptables` is the reference, and all whose names begin
-    /// with `portredir` are ours.
+    /// The variants that take part: the target three times, and every port that is
+    /// redirected to it. The first whose name begins with `iptables` is the reference,
+    /// and all whose names begin with `portredir` are ours.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         let entry = |name: &str, port, role| Entry {

@@ -1,5 +1,5 @@
-//! What came of it, as it is written into files: [`text`] for the terminal,
-//! [`markdown`], [`html`], and JSON, which is these types.
+//! The results as they are written into files: [`text`] for the terminal, [`markdown`],
+//! [`html`], and JSON, which is these types.
 
 pub mod html;
 pub mod markdown;
@@ -12,7 +12,8 @@ use crate::bench::load::Source;
 use crate::bench::statistics::{Cost, Noise, Ratio};
 use crate::bench::traffic::Traffic;
 
-/// Of the JSON; grows when a reader of the old one would misunderstand the new one.
+/// The version of the JSON; it grows when a reader of the old one would misunderstand
+/// the new one.
 pub const SCHEMA: u32 = 1;
 
 /// Everything.
@@ -20,48 +21,48 @@ pub const SCHEMA: u32 = 1;
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Of this program.
+    /// The version of this program.
     pub version: String,
-    /// What was typed.
+    /// The command as it was typed.
     pub command: String,
-    /// Of the order of turns.
+    /// The seed for the order of turns.
     pub seed: u64,
     /// When it began, RFC 3339.
     pub began: String,
     /// How long it took.
     pub seconds: f64,
-    /// Of what machine.
+    /// The machine that was measured.
     pub environment: Environment,
-    /// What was compared, also what could not be.
+    /// The variants, also those that could not be measured.
     pub variants: Vec<VariantReport>,
-    /// What was measured by traffic.
+    /// The results of the tests with traffic.
     pub tests: Vec<TestReport>,
-    /// What was measured otherwise.
+    /// The results of the measurements without traffic.
     pub tables: Vec<Table>,
 }
 
 /// A way to be redirected.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct VariantReport {
-    /// As in the rows.
+    /// The name in the rows.
     pub name: String,
-    /// What the redirecting program says of itself.
+    /// The version that the redirecting program reports.
     pub version: Option<String>,
-    /// What became of it.
+    /// The state of the variant.
     pub status: Status,
-    /// Its rules, without the middle of long lists.
+    /// The rules of the variant, without the middle of long lists.
     pub rules: String,
 }
 
-/// What became of a variant.
+/// The state of a variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// It does what it should, and was measured.
+    /// The variant does what it should, and was measured.
     Verified,
-    /// It could not be tried, for this reason.
+    /// The variant could not be tried, for this reason.
     Skipped(String),
-    /// It was tried and does not what it should: it was not measured.
+    /// The variant was tried and does not do what it should; it was not measured.
     Failed(String),
 }
 
@@ -72,32 +73,33 @@ pub struct TestReport {
     pub traffic: Traffic,
     /// In words.
     pub title: &'static str,
-    /// What is counted.
+    /// The operation that is counted.
     pub operation: &'static str,
-    /// Who sent.
+    /// The source of the packets.
     pub source: Source,
     /// Turns of each variant in a repetition.
     pub cycles: usize,
     /// How often that was repeated.
     pub repetitions: usize,
-    /// What means nothing; `None` without two variants that are the same.
+    /// The differences that mean nothing; `None` without two variants that are the
+    /// same.
     pub noise: Option<Noise>,
     /// The variants, in the order of their list.
     pub rows: Vec<Row>,
-    /// What it says about us, a line for each of our variants.
+    /// The verdicts on portredir, a line for each of our variants.
     pub verdicts: Vec<String>,
 }
 
 /// A variant in a test.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// As in [`VariantReport::name`].
+    /// The variant, by [`VariantReport::name`].
     pub variant: String,
     /// Whether it is one of ours.
     pub is_ours: bool,
     /// Why there are no figures, or not all.
     pub failure: Option<String>,
-    /// What an operation costs.
+    /// The cost of an operation.
     pub cost: Option<Cost>,
     /// The cost by that of no redirect, of the same cycle.
     pub to_direct: Option<Ratio>,
@@ -111,20 +113,20 @@ pub struct Row {
 /// Figures of another kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Table {
-    /// What it is about.
+    /// The subject of the table.
     pub title: &'static str,
     /// How it was measured, and what is to be kept in mind.
     pub note: String,
-    /// Of the figures, with units.
+    /// The heads of the columns, with units.
     pub columns: Vec<&'static str>,
-    /// What there are figures of, and the figures.
+    /// The lines, each with a name and figures.
     pub lines: Vec<Line>,
 }
 
 /// A line of a [`Table`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// Of what.
+    /// The name of the line.
     pub name: String,
     /// For each column; `None` where there is none.
     pub figures: Vec<Option<f64>>,
@@ -142,7 +144,7 @@ impl Report {
 }
 
 impl Row {
-    /// Of a variant without figures.
+    /// The row of a variant without figures.
     #[must_use]
     pub fn failed(variant: String, is_ours: bool, reason: String) -> Self {
         Self {

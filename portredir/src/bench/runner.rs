@@ -24,7 +24,7 @@ use crate::bench::variant::Variant;
 use crate::bench::verify;
 use crate::cli::Suite;
 
-/// What a variant takes until it works, in microseconds.
+/// The time until a variant works, in microseconds.
 const SETUP_US: u64 = 150_000;
 
 /// A benchmark under way.
@@ -138,7 +138,7 @@ impl<'a> Runner<'a> {
     ///
     /// # Errors
     ///
-    /// What does not work, or when we are to stop.
+    /// The first thing that does not work, or [`Interrupted`](crate::bench::stop::Interrupted).
     pub fn tables(&self) -> anyhow::Result<Vec<Table>> {
         let mut tables = Vec::new();
         let opponents = &self.plan.opponents;
@@ -334,7 +334,7 @@ fn forecast_us(plan: &Plan) -> u64 {
     traffic.sum::<u64>() + plan.variants.len() as u64 * SETUP_US + suites
 }
 
-/// Of what needs no traffic, in microseconds.
+/// The duration of a measurement without traffic, in microseconds.
 const fn forecast_of(suite: Suite) -> u64 {
     match suite {
         Suite::ProgRun => 12_000_000,

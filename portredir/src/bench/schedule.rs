@@ -1,5 +1,5 @@
-//! Whose turn it is: every variant once in each cycle, in an order that is drawn
-//! anew, so that no variant always follows the same other one.
+//! The order of turns: every variant has one turn in each cycle, in an order that is
+//! drawn anew, so that no variant always follows the same other one.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub trait Load {
     ///
     /// # Errors
     ///
-    /// What is wrong with the variant, which then gets no further turn.
+    /// The error of the variant, which then gets no further turn.
     fn slice(&mut self, variant: usize, length: Duration) -> anyhow::Result<f64>;
 }
 

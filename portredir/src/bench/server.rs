@@ -1,7 +1,7 @@
 //! The server of the benchmark: what listens on the target.
 //!
 //! A connection gets back what it sends, unless the first byte is [`UPLOAD`] or
-//! [`DOWNLOAD`]. So do datagrams, unless they begin with the mark of the generator:
+//! [`DOWNLOAD`]. So do datagrams, unless they begin with the mark of the traffic generator:
 //! those a socket filter drops, in the kernel, and the namespace counts them as
 //! `InErrors`.
 
@@ -18,14 +18,14 @@ use portredir_common::generator::MARK;
 
 use crate::bench::traffic::{CHUNK_BYTES, receive, send};
 
-/// As the first byte: answered by itself, then a transfer from the client is
-/// answered by one byte, again and again.
+/// The first byte of an upload: the server answers with the same byte, then answers
+/// each transfer from the client with one byte.
 pub const UPLOAD: u8 = b'U';
-/// As the first byte: answered by itself, then one byte from the client is answered
-/// by a transfer, again and again.
+/// The first byte of a download: the server answers with the same byte, then answers
+/// each byte from the client with a transfer.
 pub const DOWNLOAD: u8 = b'D';
 
-/// What the server says when it listens.
+/// The line that the server prints when it listens.
 pub const READY: &str = "listening";
 
 nix::setsockopt_impl!(
@@ -78,7 +78,7 @@ pub fn serve(port: u16) -> anyhow::Result<Infallible> {
     }
 }
 
-// What is not the descriptor of a connection.
+// Values that are not the descriptor of a connection.
 const LISTENER: u64 = u64::MAX;
 const DATAGRAMS: u64 = u64::MAX - 1;
 

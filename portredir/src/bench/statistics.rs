@@ -17,9 +17,9 @@ pub type Costs = Vec<Vec<f64>>;
 pub struct Ratio {
     /// The median of the repetitions' medians.
     pub median: f64,
-    /// Of all cycles, the tenth percentile.
+    /// The tenth percentile of all cycles.
     pub p10: f64,
-    /// Of all cycles, the ninetieth percentile.
+    /// The ninetieth percentile of all cycles.
     pub p90: f64,
     /// The least of the repetitions' medians.
     pub min: f64,
@@ -52,7 +52,7 @@ impl Ratio {
 /// How far two variants may differ that are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Noise {
-    /// What those that are the same differ by at most; a part of 1.
+    /// The largest difference between equal variants; a part of 1.
     pub deviation: f64,
 }
 
@@ -95,14 +95,14 @@ impl Noise {
 /// The least cost and the median.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Cost {
-    /// Of the slice that was disturbed least, nanoseconds per operation.
+    /// The cost in the slice that was disturbed least, in nanoseconds per operation.
     pub best_ns: f64,
-    /// Of all slices, nanoseconds per operation.
+    /// The median cost of all slices, in nanoseconds per operation.
     pub median_ns: f64,
 }
 
 impl Cost {
-    /// Of all slices that gave one.
+    /// The cost from all slices that gave one.
     #[must_use]
     pub fn of(costs: &Costs) -> Option<Self> {
         let all = sorted(

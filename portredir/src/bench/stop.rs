@@ -5,21 +5,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
-/// Somebody wants it to end.
+/// The error of a benchmark that the user has interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("interrupted; everything that was made is removed")]
 pub struct Interrupted;
 
-/// Tells the work that it is to end.
+/// The signal to the work to end.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// To be asked wherever the work can end.
+    /// Checks whether the work is to end; called wherever it can.
     ///
     /// # Errors
     ///
-    /// [`Interrupted`], when it is to.
+    /// [`Interrupted`] when the work is to end.
     pub fn check(&self) -> Result<(), Interrupted> {
         if self.0.load(Ordering::Relaxed) {
             Err(Interrupted)

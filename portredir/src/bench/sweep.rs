@@ -1,4 +1,4 @@
-//! What a run leaves behind that is killed, and only then.
+//! Removes what a killed run left behind, and nothing else.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::bench::namespace::{self, Namespace};
 use crate::host::features::Features;
 
-/// Removes what a run left behind that was killed, and says so.
+/// Removes what a killed run left behind, and prints it.
 pub fn sweep() {
     for name in namespace::left_behind() {
         eprintln!("removing network namespace {name}, left by a run that was killed");
@@ -28,6 +28,6 @@ pub fn sweep() {
 /// Only `up` leaves something outside of a namespace: its pins.
 fn end_what_was_left(namespace: &Namespace) {
     let mut down = Command::new("/proc/self/exe");
-    // That nothing is there to be taken down is the rule.
+    // Usually there is nothing to stop.
     let _ = namespace.run(down.args(["down", "--force"]), "");
 }

@@ -1,4 +1,4 @@
-//! What is measured, by the traffic that measures it.
+//! The tests, by the traffic that each of them sends.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use crate::cli::Suite;
 /// Where new flows come from; the lower half of the address varies.
 pub const FLOWS: [u8; 4] = [198, 19, 0, 0];
 
-/// What travels.
+/// The kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Traffic {
@@ -48,7 +48,7 @@ pub const CHUNK_BYTES: usize = 1 << 17;
 ///
 /// # Errors
 ///
-/// As writing.
+/// The errors of writing.
 pub fn send(stream: &mut TcpStream, chunk: &[u8; CHUNK_BYTES]) -> io::Result<()> {
     (0..TRANSFER_BYTES / CHUNK_BYTES).try_for_each(|_| stream.write_all(chunk))
 }
@@ -57,7 +57,7 @@ pub fn send(stream: &mut TcpStream, chunk: &[u8; CHUNK_BYTES]) -> io::Result<()>
 ///
 /// # Errors
 ///
-/// As reading; `UnexpectedEof` when it ends early.
+/// The errors of reading; `UnexpectedEof` when the data ends early.
 pub fn receive(stream: &mut TcpStream, chunk: &mut [u8; CHUNK_BYTES]) -> io::Result<()> {
     (0..TRANSFER_BYTES / CHUNK_BYTES).try_for_each(|_| stream.read_exact(chunk))
 }
@@ -91,7 +91,7 @@ impl Traffic {
         }
     }
 
-    /// What one operation is.
+    /// The name of one operation.
     #[must_use]
     pub const fn operation(self) -> &'static str {
         match self {

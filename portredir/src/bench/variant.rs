@@ -1,5 +1,5 @@
-//! What is compared: ways to be redirected, each in a network namespace of its
-//! own, with the rules and the programs that make it so.
+//! The variants that are compared: ways to redirect, each in a network namespace of its
+//! own, with the rules and the programs that it needs.
 
 mod rules;
 
@@ -15,7 +15,7 @@ use crate::bench::traffic::Protocol;
 use crate::cli::{Opponent, TARGET_PORT};
 use crate::config::engine::EngineChoice;
 
-/// The port that clients dial.
+/// The port that clients connect to.
 pub const PUBLIC_PORT: u16 = 80;
 /// A port that no rule is about.
 pub const OTHER_PORT: u16 = 81;
@@ -32,7 +32,7 @@ impl Opponent {
         Self::Socat,
     ];
 
-    /// As on the command line.
+    /// The name on the command line.
     #[must_use]
     pub fn name(self) -> String {
         let value = self.to_possible_value();
@@ -53,7 +53,7 @@ impl Opponent {
         }
     }
 
-    /// What the program says of itself, or why there is nothing to compare with.
+    /// The version that the program reports, or why there is nothing to compare with.
     ///
     /// # Errors
     ///
@@ -106,23 +106,24 @@ impl Opponent {
     }
 }
 
-/// Who redirects.
+/// The redirector of a variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// Nobody: clients dial the target.
+    /// No redirector: clients connect to the target port.
     Direct,
-    /// The same once more, to see what differences mean nothing; from 2 on.
+    /// The direct variant once more, to see which differences mean nothing; counted
+    /// from 2.
     DirectAgain(u8),
     /// We.
     Ours(EngineChoice),
-    /// Somebody else.
+    /// Another redirector.
     Against(Opponent),
 }
 
 /// A way to be redirected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variant {
-    /// Who does it.
+    /// The redirector.
     pub subject: Subject,
     /// How many rules there are.
     pub rules: u16,
@@ -162,7 +163,7 @@ impl Variant {
         name
     }
 
-    /// The port that clients dial.
+    /// The port that clients connect to.
     #[must_use]
     pub const fn dst_port(&self) -> u16 {
         match self.subject {
@@ -193,14 +194,14 @@ impl Variant {
     }
 }
 
-/// As on the command line.
+/// The name of an engine on the command line.
 #[must_use]
 pub fn engine_name(engine: EngineChoice) -> String {
     let value = engine.to_possible_value();
     value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-/// Where a program is. Looks where root would look too.
+/// The path of a program, also in the folders that only root searches.
 #[must_use]
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

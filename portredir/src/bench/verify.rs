@@ -1,5 +1,5 @@
-//! What a variant has to do before it is measured: what is fast because it does not
-//! work must not win.
+//! The check of a variant before it is measured: a variant that is fast because it does
+//! not work must not win.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
@@ -23,11 +23,11 @@ const DATAGRAMS: u32 = 1000;
 const WINDOW: u32 = 20;
 
 /// Checks that TCP, and UDP if it has to, is answered at `addr`, from the port that
-/// was dialled, and that a port without a rule is not. For the thread of a client.
+/// the client connected to, and that a port without a rule is not. For the thread of a client.
 ///
 /// # Errors
 ///
-/// What does not work.
+/// The first thing that does not work.
 pub fn verify(addr: SocketAddrV4, has_udp: bool) -> anyhow::Result<()> {
     tcp(addr).with_context(|| format!("TCP to port {}", addr.port()))?;
     if has_udp {
@@ -37,7 +37,7 @@ pub fn verify(addr: SocketAddrV4, has_udp: bool) -> anyhow::Result<()> {
     silence(other).with_context(|| format!("port {OTHER_PORT}, which no rule is about"))
 }
 
-/// A connection sees only what comes from the port that it dialled.
+/// A connection receives only packets from its destination port.
 fn tcp(addr: SocketAddrV4) -> anyhow::Result<()> {
     let start = Instant::now();
     let echo = || -> anyhow::Result<()> {
@@ -59,7 +59,7 @@ fn tcp(addr: SocketAddrV4) -> anyhow::Result<()> {
     }
 }
 
-/// A connected socket sees only what comes from the port that it dialled.
+/// A connected socket receives only packets from its destination port.
 fn udp(addr: SocketAddrV4) -> anyhow::Result<()> {
     let socket = client(addr)?;
     let mut answered = 0;

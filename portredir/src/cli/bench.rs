@@ -11,7 +11,7 @@ use crate::config::engine::EngineChoice;
 /// The port that servers listen on.
 pub const TARGET_PORT: u16 = 8080;
 
-/// What a user can ask for.
+/// A test that a user can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Suite {
     /// TCP requests and responses of one byte on one connection.
@@ -32,7 +32,7 @@ pub enum Suite {
     Memory,
 }
 
-/// Somebody else's way.
+/// Another redirector to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Opponent {
@@ -121,7 +121,7 @@ pub struct BenchArgs {
     pub seed: Option<u64>,
 }
 
-/// What a benchmark is made of.
+/// The role of a process of the benchmark.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum BenchRole {
     /// Run the server for a benchmark on another machine, until Ctrl-C.

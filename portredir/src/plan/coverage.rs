@@ -1,4 +1,4 @@
-//! Which interfaces need no programs, as others see their packets.
+//! Interfaces that need no programs, as programs on other interfaces see their packets.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use crate::config::settings::Settings;
 use crate::host::snapshot::{Interface, Snapshot};
 
 impl Snapshot {
-    /// Why the packets of an interface are met elsewhere: a packet must cross
-    /// one of our hooks, not two, or `80:8080 8080:9090` would chain.
+    /// Why the packets of an interface are redirected elsewhere: a packet must
+    /// cross one of our hooks, not two, or `80:8080 8080:9090` would chain.
     pub(super) fn covered(
         &self,
         interface: &Interface,
@@ -84,8 +84,8 @@ impl Snapshot {
 }
 
 impl Interface {
-    /// Whether packets can leave by it that do not leave by the device below
-    /// it: macvlan and ipvlan devices on one device talk to each other.
+    /// Whether packets can leave on this interface that do not leave on the device
+    /// below: macvlan and ipvlan devices on one device talk to each other.
     pub(super) fn has_own_egress(&self) -> bool {
         matches!(
             self.kind.as_deref(),

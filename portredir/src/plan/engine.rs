@@ -1,4 +1,4 @@
-//! Which engine an interface gets, and why no other.
+//! The choice of an engine for each interface, with the reasons.
 
 use std::collections::BTreeMap;
 
@@ -38,12 +38,12 @@ const NATIVE_XDP_DRIVERS: &[&str] = &[
     "sfc",
 ];
 
-/// An engine that was considered and not taken.
+/// An engine that was considered and rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rejected {
-    /// Its name.
+    /// The name of the engine.
     pub engine: &'static str,
-    /// Why not.
+    /// Why the engine was rejected.
     pub why: String,
 }
 
@@ -56,13 +56,13 @@ impl Rejected {
     }
 }
 
-/// An interface on which the engine that was asked for is impossible.
+/// An interface on which the requested engine is not available.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{name}: --engine {} is not available: {why}; use --engine tc or auto", .engine.name())]
 pub struct Refused {
-    /// Its index.
+    /// The index of the interface.
     pub index: u32,
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
     /// The engine.
     pub engine: Engine,
@@ -70,7 +70,7 @@ pub struct Refused {
     pub why: String,
 }
 
-/// An engine, why it, what instead of it not, and what is to be known.
+/// The engine of an interface, the reason, the rejected engines and notes.
 #[derive(Clone, Debug)]
 pub(super) struct Chosen {
     pub engine: Engine,
@@ -180,7 +180,7 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// What comes to an interface without passing the XDP program in its driver.
+    /// Why some packets to an interface bypass the XDP program in its driver.
     fn missed_by_native_xdp(&self, interface: &Interface) -> Option<String> {
         self.interfaces
             .values()
@@ -197,7 +197,7 @@ impl Interface {
         self.index == LOOPBACK_IFINDEX
     }
 
-    /// What it is, for messages: the driver of a NIC, else the kind.
+    /// The kind of the interface, else the driver, for messages.
     fn what(&self) -> String {
         match (&self.kind, &self.driver) {
             (Some(kind), _) => kind.clone(),
@@ -225,7 +225,7 @@ impl Interface {
         (!features.has_native()).then(|| format!("{what} does not support native XDP"))
     }
 
-    /// Why native XDP is not worth it where it is possible.
+    /// Why native XDP does not pay on an interface that supports it.
     fn cost_of_native_xdp(&self, features: &Features) -> Option<String> {
         match (self.kind.as_deref(), self.driver.as_deref()) {
             (Some("veth"), _) => Some("native XDP on veth disables TSO on the peer".into()),
@@ -252,7 +252,7 @@ impl Interface {
     }
 }
 
-/// What is to be known of packets that are rewritten on loopback.
+/// The note on packets that are rewritten on loopback.
 pub(super) const LOOPBACK_WARNING: &str = "conntrack classifies packets rewritten on loopback as \
                                            INVALID; if OUTPUT has `ct state invalid drop`, use \
                                            --engine socket for TCP";

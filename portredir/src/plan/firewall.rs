@@ -1,4 +1,4 @@
-//! What a firewall on this host has to let in.
+//! The ports that a firewall on this host has to allow.
 
 use std::collections::BTreeSet;
 
@@ -9,19 +9,19 @@ use crate::config::engine::EngineChoice;
 use crate::config::settings::Settings;
 use crate::rule::Ports;
 
-/// What a firewall on this host has to let in.
+/// The ports that a firewall on this host has to allow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Firewall {
-    /// Ports with their protocols, as `8080/tcp`.
+    /// Ports with their protocols, for example `8080/tcp`.
     pub open: Vec<String>,
-    /// Why these.
+    /// The reason for these ports.
     pub why: &'static str,
 }
 
 impl Firewall {
-    /// The engines that rewrite packets do so before a firewall sees them, and
-    /// a client on this host that is turned to another port dials it; a socket
-    /// look-up comes after the firewall.
+    /// Lists the ports. A firewall sees packets after the engines have rewritten them,
+    /// and a local client connects to the target port itself; a socket look-up comes
+    /// after the firewall.
     #[must_use]
     pub fn of(settings: &Settings) -> Self {
         let is_socket = settings.engine == EngineChoice::Socket;

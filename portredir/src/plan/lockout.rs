@@ -1,4 +1,4 @@
-//! Rules that would lock somebody out of this host are refused unless forced.
+//! Rules that would lock users out of this host are refused unless forced.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -8,21 +8,21 @@ use thiserror::Error;
 
 use crate::rule::Rule;
 
-/// What a rule would cut off.
+/// A rule that would lock users out of this host.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("rule `{rule}` {how} port {port}, {what}; use --force if you are sure")]
 pub struct LockoutError {
     /// The rule.
     pub rule: Box<Rule>,
-    /// What it does to the port.
+    /// The effect of the rule on the port.
     pub how: &'static str,
     /// The port.
     pub port: u16,
-    /// Who needs it.
+    /// The use of the port.
     pub what: String,
 }
 
-/// Ports by which hosts are reached, or reach others.
+/// Ports that hosts are managed by, or get their address from.
 const GUARDED: [(Protocol, u16, &str); 7] = [
     (Protocol::Tcp, 22, "the SSH port"),
     (Protocol::Tcp, 6443, "the Kubernetes API port"),
@@ -33,7 +33,7 @@ const GUARDED: [(Protocol, u16, &str); 7] = [
     (Protocol::Udp, 547, "the DHCPv6 server port"),
 ];
 
-/// The connection that somebody types in: client, then this host.
+/// The SSH connection of the user: client, then this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SshConnection {
     /// The client's end.
@@ -42,8 +42,8 @@ pub struct SshConnection {
     pub server: SocketAddr,
 }
 
-/// The rules that take a guarded port over, or hide it, seen from the SSH connection
-/// of this process: each with the first such port.
+/// The rules that redirect or block a guarded port, with the SSH connection of this
+/// process: each with the first such port.
 #[must_use]
 pub fn findings(rules: &[Rule], hides_targets: bool) -> Vec<LockoutError> {
     let ssh = ssh_connection();
@@ -53,7 +53,7 @@ pub fn findings(rules: &[Rule], hides_targets: bool) -> Vec<LockoutError> {
         .collect()
 }
 
-/// Refuses rules that take such ports over, or hide them.
+/// Refuses rules that redirect or block such ports.
 ///
 /// # Errors
 ///
@@ -105,8 +105,8 @@ fn refuse(
     })
 }
 
-/// The SSH connection of this process or of those it was started by: sudo does
-/// not pass the variable on.
+/// The SSH connection of this process or of its ancestors: sudo does not pass the
+/// variable on.
 #[must_use]
 pub fn ssh_connection() -> Option<SshConnection> {
     const DEEPEST: usize = 64;
@@ -116,7 +116,7 @@ pub fn ssh_connection() -> Option<SshConnection> {
     let mut pid = std::process::id();
     for _ in 0..DEEPEST {
         pid = parent(pid)?;
-        // Those that this user may not read are passed by.
+        // Processes that this user may not read are skipped.
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let variable = environment
             .split(|&byte| byte == 0)

@@ -1,4 +1,4 @@
-//! A plan as people and programs read it.
+//! The plan as a table for people and as JSON for programs.
 
 use std::fmt;
 
@@ -16,15 +16,15 @@ const SCHEMA: u32 = 1;
 pub struct PlanReport<'a> {
     /// Version of this layout.
     pub schema: u32,
-    /// The engine that was asked for.
+    /// The requested engine.
     pub engine: String,
     /// Canonical texts of the rules.
     pub rules: &'a [String],
     /// Every interface that was looked at, by index.
     pub interfaces: Vec<InterfacePlan<'a>>,
-    /// What a firewall on this host has to let in.
+    /// The ports that a firewall on this host has to allow.
     pub firewall: &'a Firewall,
-    /// What is to be known of the plan as a whole.
+    /// Notes on the plan as a whole.
     pub notes: &'a [String],
 }
 
@@ -35,29 +35,29 @@ pub struct InterfacePlan<'a> {
     pub name: &'a str,
     /// Index.
     pub ifindex: u32,
-    /// What is done with it.
+    /// The action on the interface.
     pub action: Action,
-    /// The engine; also the one that is impossible, none where it is skipped.
+    /// The engine, also where it is not available; none where the interface is skipped.
     pub engine: Option<&'static str>,
-    /// Where that engine attaches, where it is possible.
+    /// The hook of that engine, where it is available.
     pub hook: Option<&'static str>,
     /// Why this action and engine.
     pub why: &'a str,
     /// The engines that were considered first.
     pub rejected: &'a [Rejected],
-    /// What is to be known of this interface.
+    /// Notes on this interface.
     pub notes: &'a [String],
 }
 
-/// What is done with an interface.
+/// The action on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Packets are redirected.
     Attach,
-    /// It is left alone.
+    /// No program is attached.
     Skip,
-    /// The engine that was asked for is impossible.
+    /// The requested engine is not available.
     Refuse,
 }
 
@@ -145,7 +145,7 @@ impl InterfacePlan<'_> {
     }
 }
 
-/// One line, for an interface that comes later.
+/// One line, for an interface that appears later.
 impl fmt::Display for InterfacePlan<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.row().join("  "))?;

@@ -256,7 +256,7 @@ fn a_packet_crosses_one_hook() {
     );
     assert_eq!(names(&plan(&snapshot, "--iface veth0")), ["veth0"]);
     assert_eq!(names(&plan(&snapshot, "--iface veth0,br0")), ["br0"]);
-    // Who leaves the bridge out does not mean its ports.
+    // An exclusion of the bridge excludes its ports, too.
     let without = plan(&snapshot, "--iface !br0");
     assert_eq!(names(&without), ["br0.10", "veth0.20", "vxlan0"]);
     assert!(skipped(&without).contains(&("veth0", "port of bridge br0; br0 is not selected")));
@@ -452,13 +452,13 @@ fn attached_interfaces_are_kept_when_renamed() {
     let by_name = next_plan(&renamed, "--iface eth0", &[(2, SelectedBy::Name)]);
     assert_eq!(names(&by_name), ["lan0"]);
     assert_eq!(by_name.attach[&2].selected, SelectedBy::Name);
-    // Who gave a pattern meant what is called so.
+    // A pattern selects by the present name.
     let by_glob = next_plan(&renamed, "--iface eth*", &[(2, SelectedBy::Pattern)]);
     assert!(by_glob.attach.is_empty());
     let excluded = next_plan(&renamed, "--iface !lan0", &[(2, SelectedBy::Pattern)]);
     assert!(excluded.attach.is_empty());
     assert_eq!(names(&plan(&renamed, "--iface lan?")), ["lan0"]);
-    // What went down and was named itself stays as well.
+    // An interface that went down and was named itself stays as well.
     let down = snapshot([Interface {
         is_up: false,
         ..interface(2, "eth0")

@@ -1,4 +1,4 @@
-//! What is typed, checked against itself and against what exists.
+//! Options and rules, checked against each other and against the interfaces.
 
 use thiserror::Error;
 
@@ -14,9 +14,9 @@ pub enum UsageError {
     #[error("interface `{name}` does not exist (a glob such as `{name}*` may match later); \
              existing interfaces: {}", .known.join(", "))]
     UnknownInterface {
-        /// What was asked for.
+        /// The name that was given.
         name: String,
-        /// What there is.
+        /// The names of the existing interfaces.
         known: Vec<String>,
     },
     /// The engine `socket` cannot redirect UDP.

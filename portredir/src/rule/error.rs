@@ -1,4 +1,4 @@
-//! What is wrong with the text of a rule.
+//! Errors in the text of a rule.
 
 use std::fmt::Write as _;
 
@@ -6,10 +6,10 @@ use thiserror::Error;
 
 use super::Rule;
 
-/// What is wrong with the text of a rule, and where.
+/// An error in the text of a rule, and the place of the error.
 ///
-/// What stands in backticks in the last line of its text is a right spelling:
-/// a rule, or a condition or protocol to be put behind one.
+/// Text in backticks in the last line of the message is valid: a rule, or a condition
+/// or protocol that goes after one.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("bad rule `{text}`: {problem}\n    {text}\n    {caret:>width$}\n  {hint}", width = self.at + 1, caret = '^')]
 pub struct RuleError {
@@ -21,7 +21,7 @@ pub struct RuleError {
     hint: String,
 }
 
-/// What a rule looks like.
+/// The syntax of a rule, with examples.
 pub(super) const EXAMPLE: &str = "a rule is [ADDR:]PORT[-PORT]:PORT[-PORT][/tcp|/udp|/both] [from CIDR] \
      [on IFACE,…], for example `80:8080` or `53:5353/udp`";
 
@@ -42,7 +42,7 @@ impl RuleError {
         self.at
     }
 
-    /// What to write instead.
+    /// The correction to suggest.
     #[must_use]
     pub fn hint(&self) -> &str {
         &self.hint

@@ -10,14 +10,14 @@ use super::{Rule, RuleError};
 /// Where a rule was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// It runs already.
+    /// The rule is running already.
     #[default]
     Running,
-    /// The how-manieth word of the command, from 1.
+    /// The position of the command-line argument, counting from 1.
     Argument(usize),
-    /// In a file.
+    /// A line of a file.
     File {
-        /// Its path.
+        /// The path of the file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
@@ -39,7 +39,7 @@ impl fmt::Display for Origin {
 pub struct Sourced {
     /// The rule.
     pub rule: Rule,
-    /// Its place.
+    /// The place where the rule was written.
     pub origin: Origin,
 }
 
@@ -58,13 +58,13 @@ impl Sourced {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{origin}: {error}")]
 pub struct SourcedError {
-    /// Its place.
+    /// The place where the text was written.
     pub origin: Origin,
-    /// What is wrong.
+    /// The error in the text.
     pub error: Box<RuleError>,
 }
 
-/// Reads rules from words of a command; `from` and `on`, with what stands behind
+/// Reads rules from words of a command; `from` and `on`, with the text after
 /// them, belong to the rule before.
 ///
 /// # Errors
@@ -84,7 +84,7 @@ pub fn from_words(words: &[String]) -> Result<Vec<Sourced>, SourcedError> {
             }
             _ => texts.push((number, word.clone())),
         }
-        // What is behind a keyword is none: an interface can be called `on`.
+        // A word after a keyword is no keyword: an interface can be called `on`.
         for part in word.split_whitespace() {
             is_open = !is_open && is_keyword(part);
         }

@@ -59,13 +59,13 @@ impl<'a> Parser<'a> {
         self.rest().chars().next()
     }
 
-    /// What comes before a character that is so, or the end.
+    /// The text before the first such character, or before the end.
     fn until(&self, is_stop: impl Fn(char) -> bool) -> &'a str {
         let rest = self.rest();
         &rest[..rest.find(is_stop).unwrap_or(rest.len())]
     }
 
-    /// What comes before the next space.
+    /// The text before the next space.
     fn word(&self) -> &'a str {
         self.until(char::is_whitespace)
     }
@@ -124,7 +124,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What is there instead of a port.
+    /// The error for a text in the place of a port.
     fn no_port(&self, what: &str, word: &str) -> RuleError {
         let Some(found) = self.next() else {
             let begun = self.text.trim();
@@ -344,7 +344,7 @@ fn to(ports: Ports, port: u16) -> String {
     }
 }
 
-/// Whether a word is a number with another word behind it.
+/// Whether a word is a number with another word after it.
 fn digits_then(word: &str, end: &str) -> bool {
     let digits = word.strip_suffix(end).unwrap_or_default();
     !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit())

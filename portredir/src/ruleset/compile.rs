@@ -48,12 +48,13 @@ pub enum TableError {
     },
 }
 
-/// As the maps are declared in `portredir-ebpf/src/maps.rs`.
+/// The map sizes that `portredir-ebpf/src/maps.rs` declares, halved: two generations
+/// share a map.
 const MAX_ADDRS: usize = 65_536 / 2;
 const MAX_SOURCES: usize = 262_144 / 2;
 
-/// What the maps of one generation contain; the generation itself is added
-/// when they are filled.
+/// The contents of the maps of one generation; the generation itself is added when the
+/// maps are filled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     /// By [`PortEntry::index`].
@@ -173,7 +174,7 @@ impl Table {
         places: &BTreeSet<usize>,
         conditions: &[Condition],
     ) -> Result<u16, TableError> {
-        // Of rules without conditions one holds.
+        // One of the rules without conditions wins.
         if places.iter().all(|&i| conditions[i].is_none()) {
             return Ok(0);
         }
@@ -232,7 +233,7 @@ impl Table {
                     .candidates(net)
                     .map_err(|TooMany(count)| TableError::Candidates { port, count })?;
                 self.sources.insert(source_key(group, net), candidates);
-                // Not only at the end: there can be far too many.
+                // The check is here and not at the end, as there can be far too many.
                 self.check_limits()?;
             }
         }
@@ -255,7 +256,7 @@ impl Table {
         for (key, targets) in history.iter() {
             let place = index(key.protocol, key.port);
             let entry = self.ports[place];
-            // What is still so needs no history.
+            // A target that is still valid needs no history.
             let is_same =
                 |target: u16| entry.is_match() && entry.set == 0 && entry.target == target;
             let targets = targets.iter().copied().filter(|&target| !is_same(target));

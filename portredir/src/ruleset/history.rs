@@ -47,9 +47,8 @@ impl TryFrom<String> for HistoryKey {
 }
 
 impl History {
-    /// What remains to be known when one list of rules takes the place of
-    /// another: the targets that are no longer those of their port, and the
-    /// earlier ones that still have flows.
+    /// The history after one list of rules has replaced another: the targets that are
+    /// no longer those of their port, and the earlier targets that still have flows.
     #[must_use]
     pub fn after(
         &self,

@@ -9,9 +9,9 @@ use portredir_common::abi::Protocol;
 
 use crate::rule::{Ports, Rule};
 
-/// Ports for which the same rules are.
+/// Ports with the same rules.
 pub struct Interval {
-    /// The ports; behind the last that any rule is about there are none.
+    /// The ports; the interval after the last port of all rules has none.
     pub ports: Option<Ports>,
     /// Rules whose ports ended before it, by their place in the list.
     pub ended: Vec<usize>,
@@ -58,7 +58,7 @@ pub fn intervals<'a>(
     intervals
 }
 
-/// The rules of an interval, by what makes them equal: of equals the first holds.
+/// The rules of an interval, by the key of equal rules: the first of equal rules holds.
 pub struct Holders<K> {
     of: BTreeMap<K, BTreeSet<usize>>,
     first: BTreeSet<usize>,
@@ -119,15 +119,15 @@ impl<K: Ord + Clone> Holders<K> {
         &self.first
     }
 
-    /// Those that hold, by what makes rules equal, from a key on.
+    /// The rules that hold, by the key of equal rules, from a key on.
     pub fn range(&self, from: &K) -> impl Iterator<Item = (&K, usize)> {
         let places = self.of.range(from..);
         places.filter_map(|(key, equals)| Some((key, *equals.first()?)))
     }
 }
 
-/// For which packets a rule is, apart from their ports: the destination
-/// address, the client, and the number of the list of interfaces.
+/// The conditions of a rule apart from the ports: the destination address, the
+/// client, and the number of the list of interfaces.
 pub type Condition = (Option<IpAddr>, Option<IpNet>, usize);
 
 /// The conditions of rules. 0 is the list of all interfaces, and each other list

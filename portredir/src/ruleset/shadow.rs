@@ -3,8 +3,8 @@
 //! A rule is shadowed when others take all its packets: those that are for longer
 //! prefixes of clients, and of equal ones those that come first. Several can do
 //! so together, each for some of the ports, clients or interfaces. A rule that
-//! has packets left is none of our business: a narrow rule before or behind a
-//! wide one is how exceptions are written.
+//! has packets left is allowed: a narrow rule before or after a wide one is how
+//! exceptions are written.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -20,7 +20,7 @@ use super::interval::{Condition, Holders, Interval, conditions, intervals};
 use crate::rule::Sourced;
 use crate::rule::parse::is_glob;
 
-/// As many as the programs can tell apart: they have 16 bits for a rule.
+/// The most rules that the programs can tell apart: they have 16 bits for a rule.
 pub const MAX_RULES: usize = 1 << 16;
 
 /// Different `on` lists: bits of a mask, of which the lowest means all.
@@ -35,17 +35,17 @@ pub enum ConflictError {
         .shadowed.rule, .shadowed.origin, Names(.by), ports(.shadowed, .by.len())
     )]
     Shadowed {
-        /// That rule.
+        /// The rule that never matches.
         shadowed: Box<Sourced>,
         /// The rules that take its packets.
         by: Vec<Sourced>,
     },
-    /// A rule that is there twice.
+    /// A rule that is given twice.
     #[error("rule `{}` is given twice ({first}, {again}); remove one of them", .again.rule, first = .first, again = .again.origin)]
     Twice {
         /// Where it is first.
         first: crate::rule::Origin,
-        /// The same rule.
+        /// The second of the two equal rules.
         again: Box<Sourced>,
     },
     /// More than the programs can tell apart.
@@ -135,7 +135,7 @@ struct List<'a> {
     is_divided: HashMap<(Option<IpAddr>, Option<IpNet>), bool>,
     /// Lists of interfaces by their number; the first, of all, is empty.
     on: Vec<&'a [String]>,
-    /// Of each list the lists that have all of its interfaces, and more: by
+    /// The lists that contain all interfaces of a list, and more: by
     /// `covering[of][name]`.
     covering: Vec<Vec<Vec<bool>>>,
     /// For each protocol.
@@ -171,7 +171,7 @@ impl<'a> List<'a> {
         let mut is_alive = vec![false; self.rules.len()];
         for intervals in &self.intervals {
             let mut holders = Holders::default();
-            // Those that hold among their equals, but are shadowed so far.
+            // The rules that hold among equal rules, but are shadowed so far.
             let mut waiting = Vec::<usize>::new();
             for interval in intervals {
                 if !holders.pass(interval, |i| self.conditions[i]) {
@@ -252,7 +252,7 @@ fn divided(conditions: &[Condition]) -> HashMap<(Option<IpAddr>, Option<IpNet>),
         .map(|&(addr, from, _)| (addr, from))
         .collect();
     let is_divided = |&(addr, from): &_| {
-        // They follow in this order.
+        // The narrower networks follow in this order.
         let narrower = ends.range((Excluded((addr, from)), Unbounded));
         let narrower = narrower
             .take_while(|&&(other, net)| other == addr && is_within(from, net))
@@ -262,8 +262,8 @@ fn divided(conditions: &[Condition]) -> HashMap<(Option<IpAddr>, Option<IpNet>),
     ends.iter().map(|end| (*end, is_divided(end))).collect()
 }
 
-/// For each name of a list, or for all interfaces, which lists have it. Of two
-/// globs none is taken to be in the other.
+/// For each name of a list, or for all interfaces, which lists have it. A
+/// glob is never taken to be part of another glob.
 fn covering(list: &[String], lists: &[&[String]]) -> Vec<Vec<bool>> {
     let has = |other: &[String], name: Option<&String>| {
         other.is_empty()

@@ -3,7 +3,7 @@
 //!
 //! The kernel itself is the sender where it can be (`BPF_PROG_TEST_RUN` with live
 //! frames, Linux 5.18): it sends some millions of frames a second, all on this
-//! processor, and receives them there too. It tells the time of the whole batch.
+//! processor, and receives them there too. The kernel reports the time of the whole batch.
 
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -111,7 +111,7 @@ impl Packets {
         &self.sent
     }
 
-    /// Who sends.
+    /// The source of the packets.
     pub const fn source(&self) -> Source {
         match self.sender {
             Sender::Kernel(_) => Source::LiveFrames,
@@ -126,7 +126,7 @@ impl Load for Packets {
         let cost_ns = self.sender.send(&self.frames[target], count)?;
         self.sent[target] += u64::from(count);
         ensure!(cost_ns > 0.0, "the kernel says that it took no time");
-        // The next turn is as long as asked for.
+        // The next turn has the requested length.
         let fitting = length.as_secs_f64() * 1e9 / cost_ns / f64::from(BATCH);
         #[expect(
             clippy::cast_possible_truncation,

@@ -5,7 +5,7 @@ use portredir_common::abi::{Addr, FlowKey, Port, Protocol};
 pub const CLIENT_PORT: u16 = 40_000;
 pub const DIALLED: u16 = 80;
 pub const TARGET: u16 = 8080;
-/// Without a rule.
+/// A port without a rule.
 pub const OTHER: u16 = 443;
 
 /// A protocol over a version of IP.
@@ -44,8 +44,8 @@ pub const HOST: u8 = 1;
 pub const CLIENT: u8 = 2;
 
 impl Kind {
-    /// Of the client to a port, or of the port to the client. Nobody looks at the
-    /// checksums, which are only updated.
+    /// A packet from the client to a port, or from the port to the client. The
+    /// checksums are wrong; programs only update them.
     pub fn packet(self, client_port: u16, port: u16, is_ingress: bool, is_syn: bool) -> Vec<u8> {
         let (client, host) = (addr(self.is_ipv4, CLIENT), addr(self.is_ipv4, HOST));
         let (src, dst) = if is_ingress {

@@ -106,7 +106,7 @@ all turns, the thick one over the medians of the repetitions. 1 is no redirect; 
 In the shaded band there is no difference: variants that are the same differ by up to half of it.</p>
 ";
 
-/// What was not measured comes first.
+/// The variants that were not measured, as a list for the top of the page.
 fn failures(report: &Report) -> String {
     let mut items = String::new();
     for variant in &report.variants {

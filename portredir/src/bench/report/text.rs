@@ -64,7 +64,7 @@ pub fn table(style: TableStyle, heads: &[&str]) -> Table {
     table
 }
 
-/// Of a row, below [`HEADS`].
+/// The cells of a row, below [`HEADS`].
 #[must_use]
 pub fn cells(row: &Row) -> Vec<String> {
     let none = || "-".to_owned();
@@ -90,7 +90,7 @@ pub fn cells(row: &Row) -> Vec<String> {
     vec![name, best, median, to_direct, spread, reference]
 }
 
-/// Of a line of figures of another kind.
+/// The cells of a line of figures of another kind.
 #[must_use]
 pub fn line_cells(line: &super::Line) -> Vec<String> {
     let figures = line.figures.iter();
@@ -98,7 +98,7 @@ pub fn line_cells(line: &super::Line) -> Vec<String> {
     std::iter::once(line.name.clone()).chain(figures).collect()
 }
 
-/// What differences of a test mean nothing.
+/// The note on the differences of a test that mean nothing.
 #[must_use]
 pub fn noise(test: &TestReport) -> String {
     let how = match test.source {

@@ -165,7 +165,7 @@ listen redirect
   server target 127.0.0.1:8080
 ";
 
-/// Its arguments.
+/// The arguments of socat.
 pub const SOCAT: [&str; 3] = [
     "socat",
     "TCP-LISTEN:80,fork,reuseaddr,backlog=4096,nodelay",

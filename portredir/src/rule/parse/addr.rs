@@ -120,7 +120,7 @@ impl<'a> Parser<'a> {
                 return Err(self.error(problem, hint));
             }
         }
-        // `80::8080` is an IPv6 address too, but nobody means one.
+        // `80::8080` is an IPv6 address too, but no user means one.
         let is_meant =
             head.contains(|c: char| c.is_ascii_alphabetic()) || head.matches(':').count() > 2;
         // Nor is `80:2001:db8::1:8080` one.
@@ -244,7 +244,7 @@ fn is_v6_and_port(head: &str) -> bool {
     is_long && addr.parse::<Ipv6Addr>().is_ok()
 }
 
-/// As it stands before ports.
+/// The text of an address before ports.
 fn in_text(addr: IpAddr) -> String {
     match addr {
         IpAddr::V4(addr) => addr.to_string(),

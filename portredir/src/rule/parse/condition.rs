@@ -13,7 +13,7 @@ use crate::rule::{Rule, RuleError};
 const LONGEST_NAME: usize = 15;
 
 impl Parser<'_> {
-    /// Reads what is behind the protocol, to the end.
+    /// Reads the text after the protocol, to the end.
     pub(super) fn conditions(&mut self, rule: &mut Rule) -> Result<(), RuleError> {
         let (mut has_from, mut has_on) = (false, false);
         loop {
@@ -51,7 +51,7 @@ impl Parser<'_> {
         }
     }
 
-    /// What is neither of the two.
+    /// The error for a word that is neither of the two.
     fn junk(&self, word: &str, has_on: bool) -> RuleError {
         let two = spelled(["80:8080", "443:8443"]);
         let lower = word.to_ascii_lowercase();
@@ -243,8 +243,8 @@ impl Parser<'_> {
                 "write globs as in `on wg*` or `on eth?`",
             ));
         }
-        // As `dev_valid_name` has it in net/core/dev.c.
-        // What the terminal would obey is no name either, as rules are printed.
+        // The check of `dev_valid_name` in net/core/dev.c.
+        // Rules are printed, so a control character is not valid either.
         let is_name = !name.contains(['/', ':'])
             && !name.contains(|c| visible(c) != c)
             && !matches!(name, "." | "..");

@@ -44,7 +44,7 @@ impl Parser<'_> {
                     protocols = Some(self.protocol(value)?);
                     self.at += value.len();
                 }
-                // As firewalld itself prints it.
+                // The form that firewalld itself prints.
                 "toaddr" if value.is_empty() => {}
                 "toaddr" => {
                     return Err(self.error_at(

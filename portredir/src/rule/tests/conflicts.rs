@@ -142,7 +142,7 @@ proptest! {
             Ok(()) => prop_assert_eq!(unused, None),
             Err(ConflictError::Shadowed { shadowed, by }) => {
                 prop_assert_eq!(unused.map(|i| &places[i]), Some(&*shadowed));
-                // Those that are named do it alone.
+                // The named rules alone shadow it.
                 let mut alone: Vec<_> = by.iter().map(|by| (by.origin.clone(), by.rule.clone())).collect();
                 alone.push((shadowed.origin.clone(), shadowed.rule.clone()));
                 alone.sort_by_key(|(origin, _)| match origin {

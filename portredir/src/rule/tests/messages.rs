@@ -1,4 +1,4 @@
-//! What people are told who type a rule wrong.
+//! The messages for wrong rules.
 
 use std::fmt::Write as _;
 
@@ -179,7 +179,7 @@ const WRONG: &[&str] = &[
     "80:8080 on eth0 on eth1",
     "80:8080 on eth0 wg0",
     "80:8080 On eth0",
-    // What comes behind.
+    // Text after the ports.
     "80:8080 please",
     "80:8080,443:8443",
     "80:8080/tcp,443:8443",
@@ -198,7 +198,7 @@ const WRONG: &[&str] = &[
     "'",
     "`80:8080 on eth0`",
     "80:８080",
-    // As firewalld has it.
+    // The syntax of firewalld.
     "port=80",
     "toport=8080",
     "port=80:proto=tcp",
@@ -219,7 +219,7 @@ const WRONG: &[&str] = &[
     "toaddr=:port=80",
 ];
 
-/// What stands in backticks is right, put behind a rule where it is none.
+/// Checks that text in backticks is a valid rule, alone or after another rule.
 pub(super) fn hint_is_right(error: &RuleError) -> Result<(), String> {
     let hint = error.hint();
     for spelled in hint.split('`').skip(1).step_by(2) {

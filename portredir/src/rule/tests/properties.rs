@@ -1,4 +1,4 @@
-//! What holds for every text and every rule.
+//! Properties of every text and of every rule.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -8,7 +8,7 @@ use proptest::test_runner::TestCaseResult;
 use super::arbitrary::any_rule;
 use crate::rule::{Rule, from_words};
 
-/// What texts are made of, right and wrong.
+/// The pieces that texts are made of, valid and invalid.
 const PIECES: [&str; 44] = [
     ":",
     "::",
@@ -102,7 +102,7 @@ fn apply(text: &str, changes: &[(Index, Change)]) -> String {
     text.into_iter().collect()
 }
 
-/// As people and programs write a rule.
+/// A rule as people and programs write it.
 fn spelling(rule: &Rule, is_firewalld: bool) -> String {
     if !is_firewalld || rule.addr.is_some() {
         return rule.to_string();
@@ -122,7 +122,7 @@ fn spelling(rule: &Rule, is_firewalld: bool) -> String {
     format!("port={ports}:proto={protocol}:toport={target}{conditions}")
 }
 
-/// What holds for any text.
+/// Checks the properties of any text.
 fn holds(text: &str) -> TestCaseResult {
     match text.parse::<Rule>() {
         Ok(rule) => {
