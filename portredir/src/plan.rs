@@ -12,6 +12,7 @@ mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::engine::EngineRequest;
 pub use self::engine::{Refused, Rejected};
 pub use self::firewall::Firewall;
 pub use self::report::{Action, InterfacePlan, PlanReport};
@@ -133,6 +134,12 @@ impl Snapshot {
             firewall: Firewall::of(settings),
             ..Plan::default()
         };
+        let request = EngineRequest {
+            choice: settings.engine,
+            features,
+            attached,
+            programs,
+        };
         let selected = self.select(settings, attached, &mut plan.skip);
         let indexes: BTreeSet<_> = selected.keys().copied().collect();
         for (index, by) in selected {
@@ -150,7 +157,7 @@ impl Snapshot {
                 continue;
             }
             let is_ours = attached.contains_key(&index);
-            match self.choose(interface, settings.engine, features, attached, programs) {
+            match self.choose(interface, request) {
                 Ok(chosen) => {
                     let mut notes = chosen.notes;
                     let is_on_device = !matches!(chosen.engine, Engine::Lookup | Engine::Cgroup);

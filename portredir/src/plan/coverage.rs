@@ -15,38 +15,10 @@ impl Snapshot {
         settings: &Settings,
         selected: &BTreeSet<u32>,
     ) -> Option<String> {
-        let is_socket = settings.engine == EngineChoice::Socket;
-        let master = interface.master.and_then(|i| self.interfaces.get(&i));
-        if let Some(Interface {
-            index,
-            name,
-            kind,
-            is_tracked_bridge,
-            ..
-        }) = master
-        {
-            let kind = kind.as_deref().unwrap_or("master");
-            // A socket look-up knows the device that delivers the packet: the
-            // bridge, the bond, also the VRF. Nothing else reaches it from here.
-            if is_socket {
-                return Some(format!(
-                    "port of {kind} {name}; sockets see its packets as received on {name}"
-                ));
-            }
-            // The ports of a VRF receive for themselves.
-            match (kind, selected.contains(index)) {
-                ("vrf", _) => {}
-                (_, true) if *is_tracked_bridge => {}
-                (_, true) => {
-                    return Some(format!("port of {kind} {name}; {name} is used instead"));
-                }
-                (_, false) if settings.iface.is_all => {
-                    return Some(format!("port of {kind} {name}; {name} is not selected"));
-                }
-                (_, false) => {}
-            }
+        if let Some(why) = self.covered_by_master(interface, settings, selected) {
+            return Some(why);
         }
-        if is_socket {
+        if settings.engine == EngineChoice::Socket {
             return None;
         }
         // Where all ports are excluded the bridge itself is the next best.
@@ -80,6 +52,37 @@ impl Snapshot {
                 lower.name
             )
         })
+    }
+
+    /// Why a bridge, a bond or a VRF carries the programs of a port.
+    fn covered_by_master(
+        &self,
+        interface: &Interface,
+        settings: &Settings,
+        selected: &BTreeSet<u32>,
+    ) -> Option<String> {
+        let master = self.interfaces.get(&interface.master?)?;
+        let name = &master.name;
+        let kind = master.kind.as_deref().unwrap_or("master");
+        // A socket look-up knows the device that delivers the packet: the
+        // bridge, the bond, also the VRF. Nothing else reaches it from here.
+        if settings.engine == EngineChoice::Socket {
+            return Some(format!(
+                "port of {kind} {name}; sockets see its packets as received on {name}"
+            ));
+        }
+        // The ports of a VRF receive for themselves.
+        if kind == "vrf" {
+            return None;
+        }
+        match selected.contains(&master.index) {
+            true if master.is_tracked_bridge => None,
+            true => Some(format!("port of {kind} {name}; {name} is used instead")),
+            false if settings.iface.is_all => {
+                Some(format!("port of {kind} {name}; {name} is not selected"))
+            }
+            false => None,
+        }
     }
 }
 
