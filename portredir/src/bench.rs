@@ -44,6 +44,7 @@ use anyhow::{Context as _, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::environment::{Before, Environment};
+use self::lab::Means;
 use self::namespace::Dir;
 use self::plan::Plan;
 use self::process::Scheduling;
@@ -105,7 +106,12 @@ fn bench(args: &BenchArgs, stop: &Stop) -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let plan = Plan::of(args);
     let began = jiff::Timestamp::now();
-    let mut runner = Runner::new(plan, &dir, scheduling, seed, stop);
+    let means = Means {
+        dir: &dir,
+        scheduling,
+        stop,
+    };
+    let mut runner = Runner::new(plan, means, seed);
     let (variants, tests) = match &args.remote {
         Some(addr) => runner.remote(&Remote {
             addr: *addr,

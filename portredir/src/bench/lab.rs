@@ -120,6 +120,17 @@ impl Member {
     }
 }
 
+/// The means of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Means<'a> {
+    /// The directory for files and names.
+    pub dir: &'a Dir,
+    /// The processor and the priority of processes.
+    pub scheduling: Scheduling,
+    /// The signal to end.
+    pub stop: &'a Stop,
+}
+
 /// All hosts.
 #[derive(Debug)]
 pub struct Lab {
@@ -140,11 +151,10 @@ impl Lab {
     /// [`Member`].
     pub fn new(
         variants: &[Variant],
-        dir: &Dir,
-        scheduling: Scheduling,
-        stop: &Stop,
+        means: Means<'_>,
         mut on_variant: impl FnMut(&Variant),
     ) -> anyhow::Result<Self> {
+        let Means { dir, stop, .. } = means;
         let name = &dir.name;
         let client = Namespace::new(format!("{name}-c"))?;
         client.run(&mut ip(), "link set lo up\n")?;
@@ -177,7 +187,7 @@ impl Lab {
             };
             let state = match &version {
                 Some(Err(reason)) => State::Skipped(reason.clone()),
-                _ => match lab.site(dir, number, variant, scheduling) {
+                _ => match lab.site(means, number, variant) {
                     Ok(site) => State::Ready(Box::new(site)),
                     Err(error) => State::Failed(format!("{error:#}")),
                 },
@@ -191,13 +201,10 @@ impl Lab {
         Ok(lab)
     }
 
-    fn site(
-        &self,
-        dir: &Dir,
-        number: u8,
-        variant: &Variant,
-        scheduling: Scheduling,
-    ) -> anyhow::Result<Site> {
+    fn site(&self, means: Means<'_>, number: u8, variant: &Variant) -> anyhow::Result<Site> {
+        let Means {
+            dir, scheduling, ..
+        } = means;
         let namespace = Namespace::new(format!("{}-{number}", dir.name))?;
         namespace.sysctl(&SETTINGS)?;
         namespace.sysctl(&[

@@ -16,7 +16,8 @@ use anyhow::Context as _;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::bench::schedule::{self, Load};
+use self::tcp::Direction;
+use crate::bench::schedule::{self, Load, Schedule};
 use crate::bench::traffic::Traffic;
 
 /// The measurement that the client is to make.
@@ -125,8 +126,14 @@ fn measure(request: &Request) -> anyhow::Result<Measured> {
     match request.traffic {
         Traffic::Rr => run(request, &mut tcp::RequestResponse::new(&request.targets)),
         Traffic::Crr => run(request, &mut tcp::Connections::new(&request.targets)),
-        Traffic::Upload => run(request, &mut tcp::Bulk::new(&request.targets, true)),
-        Traffic::Download => run(request, &mut tcp::Bulk::new(&request.targets, false)),
+        Traffic::Upload => run(
+            request,
+            &mut tcp::Bulk::new(&request.targets, Direction::Upload),
+        ),
+        Traffic::Download => run(
+            request,
+            &mut tcp::Bulk::new(&request.targets, Direction::Download),
+        ),
         Traffic::Udp | Traffic::UdpNew => {
             let mut load = udp::Packets::new(request)?;
             let mut measured = run(request, &mut load)?;
@@ -139,18 +146,17 @@ fn measure(request: &Request) -> anyhow::Result<Measured> {
 
 fn run(request: &Request, load: &mut dyn Load) -> anyhow::Result<Measured> {
     let mut result = Ok(());
-    let outcome = schedule::run(
-        load,
-        request.targets.len(),
-        request.cycles,
-        Duration::from_micros(request.length_us),
-        &mut Rng::with_seed(request.seed),
-        || {
-            if result.is_ok() {
-                result = say(&Event::Cycle);
-            }
-        },
-    );
+    let schedule = Schedule {
+        variants: request.targets.len(),
+        cycles: request.cycles,
+        length: Duration::from_micros(request.length_us),
+    };
+    let mut rng = Rng::with_seed(request.seed);
+    let outcome = schedule::run(load, schedule, &mut rng, || {
+        if result.is_ok() {
+            result = say(&Event::Cycle);
+        }
+    });
     result?;
     let costs = outcome.costs.into_iter();
     Ok(Measured {

@@ -69,6 +69,17 @@ pub const fn forecast_us(traffic: Traffic) -> u64 {
     }
 }
 
+/// The client that measures, and what it needs.
+#[derive(Debug)]
+pub struct Session<'a> {
+    /// The client process.
+    pub client: &'a mut Client,
+    /// The source of seeds.
+    pub rng: &'a mut Rng,
+    /// The signal to end.
+    pub stop: &'a Stop,
+}
+
 /// A test with all its parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Test<'a> {
@@ -92,9 +103,7 @@ impl Test<'_> {
     /// When nothing could be measured, or we are to stop.
     pub fn run(
         self,
-        client: &mut Client,
-        rng: &mut Rng,
-        stop: &Stop,
+        session: Session<'_>,
         advance: impl Fn(u64),
         mut before: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<(TestReport, Vec<u64>)> {
@@ -104,6 +113,7 @@ impl Test<'_> {
             effort,
             is_raw,
         } = self;
+        let Session { client, rng, stop } = session;
         let mut courses = vec![Course::default(); entries.len()];
         let mut sent = vec![0; entries.len()];
         let mut source = Source::Socket;

@@ -14,6 +14,7 @@ pub use self::rules::{CONNTRACK, SOCAT};
 use crate::bench::traffic::Protocol;
 use crate::cli::{Opponent, TARGET_PORT};
 use crate::config::engine::EngineChoice;
+use crate::rule::Protocols;
 
 /// The port that clients connect to.
 pub const PUBLIC_PORT: u16 = 80;
@@ -179,6 +180,16 @@ impl Variant {
             Subject::Direct | Subject::DirectAgain(_) => true,
             Subject::Ours(engine) => engine != EngineChoice::Socket,
             Subject::Against(opponent) => opponent.has_udp(),
+        }
+    }
+
+    /// The protocols that are redirected.
+    #[must_use]
+    pub fn protocols(&self) -> Protocols {
+        if self.has_udp() {
+            Protocols::Both
+        } else {
+            Protocols::Tcp
         }
     }
 

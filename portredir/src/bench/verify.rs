@@ -7,8 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use portredir_common::abi::Protocol;
 
 use crate::bench::variant::OTHER_PORT;
+use crate::rule::Protocols;
 
 /// For the first answer; proxies take a moment to start.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,15 +24,15 @@ const DATAGRAMS: u32 = 1000;
 /// Datagrams that are under way at a time; a socket holds some hundreds.
 const WINDOW: u32 = 20;
 
-/// Checks that TCP, and UDP if it has to, is answered at `addr`, from the port that
+/// Checks that TCP, and UDP if `protocols` has it, is answered at `addr`, from the port that
 /// the client connected to, and that a port without a rule is not. For the thread of a client.
 ///
 /// # Errors
 ///
 /// The first thing that does not work.
-pub fn verify(addr: SocketAddrV4, has_udp: bool) -> anyhow::Result<()> {
+pub fn verify(addr: SocketAddrV4, protocols: Protocols) -> anyhow::Result<()> {
     tcp(addr).with_context(|| format!("TCP to port {}", addr.port()))?;
-    if has_udp {
+    if protocols.each().contains(&Protocol::Udp) {
         udp(addr).with_context(|| format!("UDP to port {}", addr.port()))?;
     }
     let other = SocketAddrV4::new(*addr.ip(), OTHER_PORT);

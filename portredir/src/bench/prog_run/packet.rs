@@ -3,7 +3,7 @@
 use portredir_common::abi::{Addr, FlowKey, Port, Protocol};
 
 pub const CLIENT_PORT: u16 = 40_000;
-pub const DIALLED: u16 = 80;
+pub const PUBLIC: u16 = 80;
 pub const TARGET: u16 = 8080;
 /// A port without a rule.
 pub const OTHER: u16 = 443;
@@ -17,18 +17,37 @@ pub struct Kind {
 }
 
 pub const KINDS: [Kind; 4] = [
-    kind("TCP v4", Protocol::Tcp, true),
-    kind("TCP v6", Protocol::Tcp, false),
-    kind("UDP v4", Protocol::Udp, true),
-    kind("UDP v6", Protocol::Udp, false),
+    Kind {
+        name: "TCP v4",
+        protocol: Protocol::Tcp,
+        is_ipv4: true,
+    },
+    Kind {
+        name: "TCP v6",
+        protocol: Protocol::Tcp,
+        is_ipv4: false,
+    },
+    Kind {
+        name: "UDP v4",
+        protocol: Protocol::Udp,
+        is_ipv4: true,
+    },
+    Kind {
+        name: "UDP v6",
+        protocol: Protocol::Udp,
+        is_ipv4: false,
+    },
 ];
 
-const fn kind(name: &'static str, protocol: Protocol, is_ipv4: bool) -> Kind {
-    Kind {
-        name,
-        protocol,
-        is_ipv4,
-    }
+/// The ports, the direction and the state of a packet.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub client_port: u16,
+    pub port: u16,
+    /// Whether the packet goes from the client to the port.
+    pub is_ingress: bool,
+    /// Whether a TCP packet is the first of a connection.
+    pub is_syn: bool,
 }
 
 /// The client's address, or the host's.
@@ -46,7 +65,13 @@ pub const CLIENT: u8 = 2;
 impl Kind {
     /// A packet from the client to a port, or from the port to the client. The
     /// checksums are wrong; programs only update them.
-    pub fn packet(self, client_port: u16, port: u16, is_ingress: bool, is_syn: bool) -> Vec<u8> {
+    pub fn packet(self, shape: Shape) -> Vec<u8> {
+        let Shape {
+            client_port,
+            port,
+            is_ingress,
+            is_syn,
+        } = shape;
         let (client, host) = (addr(self.is_ipv4, CLIENT), addr(self.is_ipv4, HOST));
         let (src, dst) = if is_ingress {
             (client, host)
@@ -118,7 +143,12 @@ mod tests {
     fn packets_are_what_they_are_called() {
         for kind in KINDS {
             for is_ingress in [true, false] {
-                let packet = kind.packet(CLIENT_PORT, OTHER, is_ingress, true);
+                let packet = kind.packet(Shape {
+                    client_port: CLIENT_PORT,
+                    port: OTHER,
+                    is_ingress,
+                    is_syn: true,
+                });
                 let headers = PacketHeaders::from_ethernet_slice(&packet).expect("a packet");
                 assert_eq!(headers.payload.slice(), [b'x'; 18], "{}", kind.name);
                 let ports = match headers.transport.expect("a transport header") {

@@ -23,7 +23,7 @@ impl Variant {
             Subject::Direct | Subject::DirectAgain(_) => String::new(),
             Subject::Ours(engine) => ours(engine, fillers),
             Subject::Against(Opponent::IptablesLegacy | Opponent::IptablesNft) => {
-                iptables(self.protocols(), fillers)
+                iptables(self.protocol_names(), fillers)
             }
             Subject::Against(Opponent::NftMap) => nft_map(fillers),
             Subject::Against(Opponent::NftStateless) => NFT_STATELESS.to_owned(),
@@ -34,7 +34,7 @@ impl Variant {
         }
     }
 
-    fn protocols(&self) -> &'static [&'static str] {
+    fn protocol_names(&self) -> &'static [&'static str] {
         match self.fillers {
             Some(Protocol::Tcp) => &["tcp"],
             Some(Protocol::Udp) => &["udp"],
