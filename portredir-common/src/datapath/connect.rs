@@ -20,7 +20,7 @@ pub enum PeerCall {
 }
 
 /// The peer that a client on this host names.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamedPeer {
     /// The protocol of the socket.
     pub protocol: Protocol,
@@ -30,22 +30,22 @@ pub struct NamedPeer {
     pub port: Port,
 }
 
-/// The target port of a client on this host that names a peer.
+/// Points a client on this host that names a peer at the target port: `peer` gets that
+/// port for [`Reason::Redirected`], and stays as it is for any other reason.
 ///
-/// # Errors
-///
-/// The reason why the client is not redirected.
+/// The port is written in place because the verifier refuses a register that some way
+/// leaves uninitialised, as the compiler does with the value of a `Result`.
 #[inline(always)]
 pub fn redirect_connect<T: Tables, C: Client>(
     tables: &T,
     client: &mut C,
-    peer: &NamedPeer,
+    peer: &mut NamedPeer,
     call: PeerCall,
-) -> Result<Port, Reason> {
+) -> Reason {
     let NamedPeer { protocol, port, .. } = *peer;
     let entry = tables.port(protocol, port);
     if !entry.is_dst_or_target() || !client.is_in_netns() {
-        return Err(Reason::NoRule);
+        return Reason::NoRule;
     }
     let bound_to = client.bound_to();
     let addr = routed_addr(peer.addr, bound_to);
@@ -54,16 +54,47 @@ pub fn redirect_connect<T: Tables, C: Client>(
     // packet (`udpv6_sendmsg` in net/ipv6/udp.c). The peer is what it was when the
     // socket connected, be that before the programs came.
     if call == PeerCall::Send && client.peer_port() == Some(port) {
-        return Err(Reason::Direct);
+        return Reason::Direct;
     }
     if !tables.is_local(&addr) {
-        return Err(if entry.is_match() || entry.is_old() {
+        return if entry.is_match() || entry.is_old() {
             Reason::NotLocal
         } else {
             Reason::NoRule
-        });
+        };
     }
-    let mut key = FlowKey {
+    let mut key = key(peer, addr, bound_to);
+    if entry.is_old() && call == PeerCall::Send {
+        if is_known_target(tables, client, entry, &mut key) {
+            peer.port = key.local_port;
+            return Reason::Redirected;
+        }
+        key.local_port = port;
+    }
+    let Some(choice) = choose(tables, entry, &key, port) else {
+        return without_rule(client, entry, addr, port);
+    };
+    key.local_port = choice.target;
+    if entry.is_if_listening() && !tables.is_served(&key) {
+        return Reason::NotListening;
+    }
+    let Some(peers) = client.peers_or_insert() else {
+        return Reason::TableFull;
+    };
+    let is_new = peers.insert(ConnectedPeer {
+        addr,
+        port: key.local_port,
+        dst_port: port,
+    });
+    tables.record(&hit(choice.rule, call, is_new, tables.now_ns()));
+    peer.port = key.local_port;
+    Reason::Redirected
+}
+
+/// The flow of a client to the port that it names, as far as it is known.
+#[inline(always)]
+fn key(peer: &NamedPeer, addr: Addr, bound_to: Addr) -> FlowKey {
+    FlowKey {
         // Which address the kernel will choose is not known yet; nearly always
         // it is the destination address.
         client: if bound_to.is(Addr::V4_ANY) {
@@ -73,36 +104,22 @@ pub fn redirect_connect<T: Tables, C: Client>(
         },
         local: addr,
         client_port: Port::new(0),
-        local_port: port,
-        protocol: protocol as u8,
+        local_port: peer.port,
+        protocol: peer.protocol as u8,
         version: if addr.is_v4() { 4 } else { 6 },
         pad: [0; 2],
-    };
-    if entry.is_old() && call == PeerCall::Send {
-        if let Some(target) = known_target(tables, client, entry, &mut key) {
-            return Ok(target);
-        }
-        key.local_port = port;
     }
-    let Some(choice) = choose(tables, entry, &key, port) else {
-        return Err(without_rule(client, entry, addr, port));
-    };
-    key.local_port = choice.target;
-    if entry.is_if_listening() && !tables.is_served(&key) {
-        return Err(Reason::NotListening);
-    }
-    let peers = client.peers_or_insert().ok_or(Reason::TableFull)?;
-    let is_new = peers.insert(ConnectedPeer {
-        addr,
-        port: choice.target,
-        dst_port: port,
-    });
+}
+
+/// The call as it is counted: how many packets follow a `connect` is not known here.
+#[inline(always)]
+fn hit(rule: u16, call: PeerCall, is_new: bool, at_ns: u64) -> Hit {
     let (segments, is_new) = match call {
         PeerCall::Connect => (0, true),
         PeerCall::Send => (1, is_new),
     };
-    tables.record(&Hit {
-        rule: choice.rule,
+    Hit {
+        rule,
         segments,
         bytes: 0,
         flow: if is_new {
@@ -110,9 +127,8 @@ pub fn redirect_connect<T: Tables, C: Client>(
         } else {
             FlowLookup::Established
         },
-        at_ns: tables.now_ns(),
-    });
-    Ok(choice.target)
+        at_ns,
+    }
 }
 
 /// The address that the kernel routes to. Linux takes 0.0.0.0 and `::` for the host
@@ -133,17 +149,20 @@ fn routed_addr(addr: Addr, bound_to: Addr) -> Addr {
     }
 }
 
-/// The target port of a peer that the socket knows by earlier rules; `key` is the flow
-/// as the client knows it.
+/// Whether the socket knows the peer by earlier rules; `key`, the flow as the client knows
+/// it, gets their target port.
 #[inline(always)]
-fn known_target<T: Tables, C: Client>(
+fn is_known_target<T: Tables, C: Client>(
     tables: &T,
     client: &mut C,
     entry: PortEntry,
     key: &mut FlowKey,
-) -> Option<Port> {
+) -> bool {
     let (addr, port) = (key.local, key.local_port);
-    let previous = tables.previous_targets(entry, key.protocol().ok()?, port);
+    let Ok(protocol) = key.protocol() else {
+        return false;
+    };
+    let previous = tables.previous_targets(entry, protocol, port);
     for i in 0..PreviousTargets::COUNT {
         let Some(target) = previous.target(i) else {
             break;
@@ -153,10 +172,10 @@ fn known_target<T: Tables, C: Client>(
             .peers()
             .is_some_and(|peers| peers.dst_port_of(addr, target) == Some(port));
         if is_known && tables.is_served(key) {
-            return Some(target);
+            return true;
         }
     }
-    None
+    false
 }
 
 /// What becomes of a client that no rule redirects.

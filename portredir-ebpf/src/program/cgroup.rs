@@ -151,18 +151,15 @@ fn redirect_peer(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, call: Pe
     let Some(tables) = Kernel::new(client) else {
         return ALLOW;
     };
-    let peer = NamedPeer {
+    let mut peer = NamedPeer {
         protocol,
         addr,
         port,
     };
-    let reason = match redirect_connect(&tables, &mut client, &peer, call) {
-        Ok(target) => {
-            client.set_port(target);
-            Reason::Redirected
-        }
-        Err(reason) => reason,
-    };
+    let reason = redirect_connect(&tables, &mut client, &mut peer, call);
+    if reason == Reason::Redirected {
+        client.set_port(peer.port);
+    }
     conclude_for_socket(ctx, addr, port, reason);
     match reason.verdict() {
         Verdict::Pass => ALLOW,

@@ -239,7 +239,14 @@ impl Local {
         to: (Addr, u16),
         dial: PeerCall,
     ) -> Result<u16, Reason> {
-        redirect_connect(mock, self, &named(protocol, to), dial).map(Port::get)
+        let mut peer = named(protocol, to);
+        match redirect_connect(mock, self, &mut peer, dial) {
+            Reason::Redirected => Ok(peer.port.get()),
+            reason => {
+                assert_eq!(peer, named(protocol, to), "it stays as it was");
+                Err(reason)
+            }
+        }
     }
 
     fn send(&mut self, mock: &Mock, addr: Addr, port: u16) -> Result<u16, Reason> {
