@@ -1,6 +1,6 @@
 //! The datapath: DNAT of the destination port on the way in, and the way back.
 //!
-//! It decides first and writes last: a packet that is refused leaves as it came.
+//! The datapath decides first and writes last: a packet that is refused leaves as it came.
 //! [`fast`] handles the packets of flows that have begun; [`ingress`] and [`egress`]
 //! handle all others. Where there is a socket, [`sk_lookup`] and [`connect`] redirect
 //! it, and no packet is rewritten.

@@ -117,7 +117,7 @@ impl FlowKey {
     }
 }
 
-/// What the client sees of a flow.
+/// The client's view of a flow, as it is kept.
 ///
 /// **Shape**: 8 bytes in `SOCKETS`. A flow table holds an
 /// [`Entry`](crate::map::entry::Entry) instead.
@@ -204,7 +204,7 @@ impl Epoch {
 /// (`nf_conntrack_udp_timeout_stream`).
 pub const UDP_IDLE: u16 = 112;
 
-/// What the flow table knows about a packet's flow.
+/// The knowledge of the flow table about a packet's flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowLookup {
     /// The flow has its entry.

@@ -1,4 +1,4 @@
-//! What the datapath asks of the kernel: its maps, its sockets, its clock, and the
+//! The traits by which the datapath asks the kernel: for its maps, its sockets, its clock, and
 //! calls of BPF functions.
 //!
 //! All methods are required: the eBPF crate implements them over maps and helpers, the
@@ -92,7 +92,7 @@ pub struct NewFlow {
     pub flow: Flow,
 }
 
-/// What the kernel knows about a TCP 4-tuple.
+/// The kernel's socket for a TCP 4-tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Socket {
     /// No socket, or at most a listener.
@@ -133,7 +133,7 @@ pub trait RuleMaps {
     fn iface_mask(&self, key: &IfaceKey) -> Option<u64>;
 }
 
-/// What the datapath asks of its surroundings beyond flow state.
+/// The rules, the local addresses and the counters.
 pub trait Tables: Host {
     /// Whether a packet to this unicast address is delivered to this host.
     fn is_local(&self, addr: &Addr) -> bool;
@@ -221,7 +221,7 @@ pub struct Route {
     pub is_match: bool,
 }
 
-/// What [`Subprograms::admit`] decides on.
+/// The packet that [`Subprograms::admit`] decides on.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission {
     /// The port of this host that the client connected to.
@@ -232,7 +232,7 @@ pub struct Admission {
     pub flags: Flags,
 }
 
-/// What is kept at a TCP socket.
+/// The flow that is kept at a TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cached {
     /// The flow of the socket.

@@ -2,9 +2,9 @@
 //! the shortest frame there is.
 //!
 //! The kernel sends the same few frames again and again (`BPF_PROG_TEST_RUN` with
-//! live frames) and does not put back what receivers have changed in them. So
+//! live frames) and does not restore the bytes that receivers have changed in them. So
 //! each frame carries a recipe in its payload, which nobody changes, and is made
-//! anew from it every time it is sent. The kernel runs [`Frame::renew`] in an XDP
+//! anew from the recipe every time it is sent. The kernel runs [`Frame::renew`] in an XDP
 //! program; where it cannot, user space runs the same function.
 
 use core::net::Ipv4Addr;
@@ -32,7 +32,7 @@ const DST_PORT: usize = 36;
 const UDP_LEN: usize = 38;
 const UDP_CHECK: usize = 40;
 const PAYLOAD: usize = 42;
-// Of the recipe; integers in network order:
+// Offsets of the recipe; its integers are in network order:
 const IS_NEW_FLOW: usize = 43;
 const RECIPE_SRC_LOW: usize = 44;
 const RECIPE_SRC_PORT: usize = 46;
@@ -42,25 +42,25 @@ const RECIPE_IP_SUM: usize = 50;
 const RECIPE_UDP_SUM: usize = 52;
 const RECIPE_IFINDEX: usize = 56;
 
-/// What is to be sent.
+/// The frames to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
-    /// Of the sender's link and of the receiver's.
+    /// The link address of the sender.
     pub src_mac: [u8; 6],
-    /// Where the frames go.
+    /// The link address of the receiver.
     pub dst_mac: [u8; 6],
-    /// Of new flows, the upper half of it.
+    /// The source address; new flows keep its upper half.
     pub src: Ipv4Addr,
-    /// The receiver.
+    /// The destination address.
     pub dst: Ipv4Addr,
-    /// Of the one flow.
+    /// The source port, in host order; new flows have others.
     pub src_port: u16,
-    /// The dialled port.
+    /// The destination port, in host order.
     pub dst_port: u16,
-    /// The interface that the frames leave by.
+    /// The ifindex of the egress interface.
     pub ifindex: u32,
     /// Whether each frame begins a flow, with a random source address and port;
-    /// else all are of one flow.
+    /// otherwise all are of one flow.
     pub is_new_flow: bool,
 }
 
@@ -104,7 +104,7 @@ impl Frame {
         frame
     }
 
-    /// Makes it a frame to be sent; returns the interface that it leaves by.
+    /// Makes this a frame to be sent; returns the ifindex of the egress interface.
     #[inline(always)]
     pub fn renew(&mut self, random: u32) -> u32 {
         let (src_low, src_port) = if self.0[IS_NEW_FLOW] == 0 {
@@ -135,7 +135,7 @@ impl Frame {
         u32::from_be_bytes([a, b, c, d])
     }
 
-    /// The IPv4 packet in it.
+    /// The IPv4 packet in this frame.
     #[must_use]
     pub fn packet(&self) -> &[u8] {
         &self.0[IP..]

@@ -7,7 +7,7 @@ use portredir_common::flow::FlowKey;
 /// The address family of IPv4 (include/linux/socket.h).
 pub const AF_INET: u32 = 2;
 
-/// What [`Kernel`](crate::kernel::Kernel) needs of a context.
+/// A context, as far as [`Kernel`](crate::kernel::Kernel) needs it.
 pub trait Context: Copy {
     /// Whether the context is that of a packet that comes in.
     const IS_PACKET: bool;

@@ -12,12 +12,12 @@ use portredir_common::wire::headers::MAX_OFFSET;
 
 use crate::verifier::{barrier_var, pointer};
 
-/// What of a packet can be read without the kernel.
+/// The bytes of a packet that can be read without a helper.
 trait Linear {
-    /// Where it begins and ends.
+    /// The addresses of their begin and end.
     fn ends(&self) -> (usize, usize);
 
-    /// Where `len` bytes at `offset` are.
+    /// The address of `len` bytes at `offset`.
     #[inline(always)]
     fn window(&self, offset: usize, len: usize) -> Option<*mut u8> {
         if offset > MAX_OFFSET {
@@ -50,7 +50,7 @@ trait Linear {
 
 /// # Safety
 ///
-/// They were compared with the end of the packet.
+/// The caller has compared the words with the end of the packet.
 #[inline(always)]
 unsafe fn load_words<const N: usize>(from: *const u32) -> [u32; N] {
     core::array::from_fn(|i| {
@@ -70,7 +70,7 @@ unsafe fn load_words<const N: usize>(from: *const u32) -> [u32; N] {
 
 /// # Safety
 ///
-/// As of [`load_words`].
+/// The caller has compared the bytes with the end of the packet.
 #[inline(always)]
 unsafe fn load_half(from: *const u16) -> u16 {
     let half: u64;
@@ -88,7 +88,7 @@ unsafe fn load_half(from: *const u16) -> u16 {
 
 /// # Safety
 ///
-/// As of [`load_words`].
+/// The caller has compared the bytes with the end of the packet.
 #[inline(always)]
 unsafe fn store_half(to: *mut u16, half: u16) {
     // SAFETY: by the caller.

@@ -1,4 +1,4 @@
-//! What user space sets before programs are loaded.
+//! Constants that user space sets before it loads programs.
 
 use portredir_common::map::bucket::Shares;
 use portredir_common::map::hash::Seed;

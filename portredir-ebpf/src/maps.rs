@@ -41,7 +41,7 @@ pub static SOURCES: LpmTrie<SourceKey, Candidates, 262144> = LpmTrie::new();
 #[btf_map]
 pub static IFACES: HashMap<IfaceKey, u64, 8192, NO_PREALLOC> = HashMap::new();
 
-/// What commands leave for each other.
+/// Documents that commands leave for each other.
 #[btf_map]
 static STATE: HashMap<StateKey, [u8; 1024], 32768, NO_PREALLOC> = HashMap::new();
 
@@ -66,7 +66,7 @@ pub static NEXT_SLOT: Array<u32, 256> = Array::new();
 #[btf_map]
 pub static SCOPE: HashMap<u32, u8, 4096> = HashMap::new();
 
-/// Of clients on this host.
+/// The peers of clients on this host: [`ConnectedPeers`].
 #[btf_map]
 pub static DIALLED: SkStorage<ConnectedPeers> = SkStorage::new();
 
@@ -104,14 +104,14 @@ pub static REMAPPED: Array<[u8; 64], REMAP_BLOOM_ELEMENTS> = Array::new();
 #[btf_map]
 pub static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, NO_PREALLOC> = PerCpuHashMap::new();
 
-/// What packets are counted in first.
+/// The counters that packets are counted in first.
 #[btf_map]
 pub static HITS: PerCpuArray<Hits, { Hits::PLACES as usize }> = PerCpuArray::new();
 
 #[btf_map]
 pub static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
 
-/// What [`now_ns`] told last, and the tick at which it was read: one word, so that
+/// The time that `now_ns` of kernel/counters.rs told last, and the tick at which it was read: one word, so that
 /// processors may share it. Each writes it once a tick at most.
 #[unsafe(no_mangle)]
 pub static CLOCK: Volatile = Volatile::new(0);

@@ -178,7 +178,7 @@ fn is_known_target<T: Tables, C: Client>(
     false
 }
 
-/// What becomes of a client that no rule redirects.
+/// The reason for a client that no rule redirects.
 #[inline(always)]
 fn without_rule<C: Client>(client: &mut C, entry: PortEntry, addr: Addr, port: Port) -> Reason {
     if !entry.is_target() {

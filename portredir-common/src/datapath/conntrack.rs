@@ -15,7 +15,7 @@ use crate::verdict::Reason;
 ///
 /// # Errors
 ///
-/// [`Reason::ForeignFlow`] when a server on the dialled port holds the
+/// [`Reason::ForeignFlow`] when a server on the destination port holds the
 /// connection, [`Reason::NoFreePort`], [`Reason::TableFull`].
 #[inline(always)]
 pub fn redirect_tcp<H: Host>(
@@ -57,7 +57,7 @@ pub fn redirect_tcp<H: Host>(
         return Ok(Admitted::established(client_port));
     }
 
-    // A server on the dialled port may hold the connection: one that is older
+    // A server on the destination port may hold the connection: one that is older
     // than we are, also if all of it that is there is a request.
     let target = key.local_port;
     key.local_port = original.dst_port;
@@ -78,10 +78,10 @@ pub fn redirect_tcp<H: Host>(
         host.set_flow(FlowTable::Tcp, key, &flow)?;
         return Ok(Admitted::established(original.client_port));
     }
-    // What is no SYN either, the stack will answer with a RST, which has to come
-    // from the dialled port: as much a flow as what a SYN begins.
+    // The stack will answer a packet that is no SYN with a RST, which has to come
+    // from the destination port: this is as much a flow as the one that a SYN begins.
     // The client's port may be taken by a connection to the target itself or
-    // by one through another dialled port.
+    // by one to another destination port.
     if is_taken {
         return remap(host, FlowTable::Syn, key, &flow);
     }

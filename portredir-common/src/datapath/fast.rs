@@ -1,6 +1,7 @@
 //! The fast path: packets of a shape that most have, of flows that have begun.
 //!
-//! It leaves every packet that it cannot decide on as it is, for the slow path.
+//! The fast path leaves every packet that it cannot decide on as it is, for
+//! [`ingress`](super::ingress) and [`egress`](super::egress).
 
 use crate::datapath::conntrack;
 use crate::datapath::egress::{Reply, restore_ports};
@@ -117,7 +118,7 @@ struct Arrival {
 }
 
 impl Arrival {
-    /// What the flow table knows; [`FlowLookup::SlowPath`] also when the packet may not be
+    /// The knowledge of the flow table; [`FlowLookup::SlowPath`] also when the packet may not be
     /// for this host.
     #[inline(always)]
     fn lookup<S: Shape, F: Frame, T: Tables>(self, frame: &F, tables: &T) -> FlowLookup {
@@ -125,7 +126,7 @@ impl Arrival {
             return FlowLookup::SlowPath;
         };
         let is_direct_tcp = S::PROTOCOL == Protocol::Tcp && !self.route.is_match;
-        // Of a direct TCP flow nothing is kept but another client port.
+        // The tables keep nothing of a direct TCP flow but another client port.
         if is_direct_tcp {
             return if !is_cached_local_dst(tables, &key) || tables.may_be_remapped(&key) {
                 FlowLookup::SlowPath

@@ -1,9 +1,10 @@
 //! ICMP errors about redirected flows (RFC 792, RFC 4443).
 //!
-//! An error quotes the packet it is about. From outside it quotes what we sent,
-//! with the dialled port, and the socket has to find its own; from this host
-//! it quotes what we rewrote, and the client has to find the port it dialled.
-//! Without this, path MTU discovery fails and refusals are lost.
+//! An error quotes the packet it is about. From outside it quotes a packet that this
+//! host sent, with the port that the client connected to, and the socket has to find its
+//! own port; from this host it quotes a packet that the datapath rewrote, and the client
+//! has to find the port it connected to. Without this, path MTU discovery fails and
+//! refusals are lost.
 //!
 //! Only the quoted ports and the ICMP checksum change. The checksum inside the
 //! quote may be cut off, and nobody verifies it.

@@ -43,7 +43,7 @@ pub fn find_listener<T: Tables + Listeners>(tables: &T, key: &FlowKey) -> Reason
     Reason::Redirected
 }
 
-/// What becomes of a connection that no rule redirects.
+/// The reason for a connection that no rule redirects.
 #[inline(always)]
 fn without_rule<T: Tables>(tables: &T, entry: PortEntry) -> Reason {
     if entry.is_target() && entry.is_hidden() && !tables.came_in_on_loopback() {

@@ -7,8 +7,8 @@
 //! An entry is two words, and every access is one load or one store of a word:
 //! there are no locks. Both words have bits of the hash in them, so what two
 //! processors write to one place at once is nobody's entry and never another's;
-//! it is lost, as when it is replaced, and the next packet of the client puts
-//! it back.
+//! the entry is lost, as when it is replaced, and the next packet of the client inserts
+//! it again.
 //!
 //! Addresses are not kept, a hash of 64 bits stands for them, of which an entry
 //! has 62. The target port is kept.

@@ -414,7 +414,7 @@ mod tests {
                 seen.insert(local_addr_slot(v4));
             }
         }
-        // Neighbours do not meet.
+        // Neighbours have slots of their own.
         assert!(seen.len() > LOCAL_ADDR_SLOTS as usize / 2, "{}", seen.len());
     }
 }

@@ -11,14 +11,28 @@ pub mod ethernet {
     pub const VLAN_LEN: usize = 4;
     /// The EtherType behind a VLAN tag, from where the tag begins.
     pub const VLAN_TYPE: usize = 2;
-    /// The EtherType of IPv4.
-    pub const IPV4: u16 = 0x0800;
-    /// The EtherType of IPv6.
-    pub const IPV6: u16 = 0x86dd;
-    /// The EtherType of a VLAN tag.
-    pub const VLAN: u16 = 0x8100;
-    /// The EtherType of an outer VLAN tag (IEEE 802.1ad).
-    pub const QINQ: u16 = 0x88a8;
+
+    /// An EtherType, in network order as in a frame.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub struct EtherType(u16);
+
+    impl EtherType {
+        /// IPv4.
+        pub const IPV4: Self = Self(0x0800_u16.to_be());
+        /// IPv6.
+        pub const IPV6: Self = Self(0x86dd_u16.to_be());
+        /// A VLAN tag.
+        pub const VLAN: Self = Self(0x8100_u16.to_be());
+        /// An outer VLAN tag (IEEE 802.1ad).
+        pub const QINQ: Self = Self(0x88a8_u16.to_be());
+
+        /// The EtherType of two bytes that were loaded from a frame.
+        #[inline(always)]
+        #[must_use]
+        pub const fn from_half(half: u16) -> Self {
+            Self(half)
+        }
+    }
 }
 
 /// The IPv4 header (RFC 791, 3.1).

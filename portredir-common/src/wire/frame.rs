@@ -1,4 +1,4 @@
-//! What a frame is to the datapath: bytes that can be read, and ports that can be
+//! Frames, as the datapath sees them: bytes that can be read, and ports that can be
 //! written.
 
 use crate::net::Port;

@@ -44,7 +44,7 @@ pub struct Packet {
     pub network: usize,
     /// The offset of the TCP, UDP or ICMP header.
     pub transport: usize,
-    /// What is at `transport`.
+    /// The kind of header at `transport`.
     pub payload: Payload,
     /// Whether the packet is the first of several fragments, not the whole datagram.
     pub is_fragment: bool,

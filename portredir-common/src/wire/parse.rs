@@ -4,6 +4,7 @@
 
 use crate::net::{Protocol, Version};
 use crate::verdict::Reason;
+use crate::wire::fields::ethernet::EtherType;
 use crate::wire::fields::{ethernet as eth, ipv4 as ip4, ipv6 as ip6, tcp, udp};
 use crate::wire::frame::{Frame, be16};
 use crate::wire::headers::{MAX_EXTENSION_HEADERS, MAX_OFFSET, Packet, Payload};
@@ -29,14 +30,14 @@ pub(super) fn ip<F: Frame>(
 #[inline(always)]
 pub(super) fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reason> {
     frame.pull(eth::LEN);
-    let mut ethertype = be16(frame, eth::TYPE).ok_or(Reason::NoRule)?;
+    let mut ethertype = ethertype_at(frame, eth::TYPE).ok_or(Reason::NoRule)?;
     let mut offset = eth::LEN;
     for _ in 0..2 {
-        if ethertype != eth::VLAN && ethertype != eth::QINQ {
+        if ethertype != EtherType::VLAN && ethertype != EtherType::QINQ {
             break;
         }
         frame.pull(offset + eth::VLAN_LEN);
-        ethertype = be16(frame, offset + eth::VLAN_TYPE).ok_or(Reason::NoRule)?;
+        ethertype = ethertype_at(frame, offset + eth::VLAN_TYPE).ok_or(Reason::NoRule)?;
         // One tag is then like two.
         #[expect(clippy::cast_possible_truncation, reason = "at most 22")]
         let behind = frame.barrier_var((offset + eth::VLAN_LEN) as u64) as usize & MAX_OFFSET;
@@ -48,12 +49,18 @@ pub(super) fn ethernet<F: Frame>(frame: &mut F) -> Result<(usize, Version), Reas
 }
 
 #[inline(always)]
-pub(super) const fn ethernet_version(ethertype: u16) -> Option<Version> {
+pub(super) const fn ethernet_version(ethertype: EtherType) -> Option<Version> {
     match ethertype {
-        eth::IPV4 => Some(Version::V4),
-        eth::IPV6 => Some(Version::V6),
+        EtherType::IPV4 => Some(Version::V4),
+        EtherType::IPV6 => Some(Version::V6),
         _ => None,
     }
+}
+
+/// The EtherType at an offset.
+#[inline(always)]
+pub(super) fn ethertype_at(frame: &impl Frame, offset: usize) -> Option<EtherType> {
+    frame.half(offset).map(EtherType::from_half)
 }
 
 /// The version of an IP header, by its first two bytes as a number.

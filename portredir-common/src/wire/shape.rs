@@ -5,7 +5,7 @@ use crate::net::{Protocol, Version};
 use crate::wire::fields::{ethernet, ipv4, ipv6, tcp, udp};
 use crate::wire::frame::{Frame, Link, be16};
 use crate::wire::headers::{Packet, Payload};
-use crate::wire::parse::{ethernet_version, ip_version};
+use crate::wire::parse::{ethernet_version, ethertype_at, ip_version};
 
 /// A shape, as constants: the compiler makes the code of the fast path once for each,
 /// and half of it to run.
@@ -67,7 +67,7 @@ impl Shape for UdpV6 {
 pub(crate) fn shape<F: Frame>(frame: &F, link: Link) -> Option<(Version, Protocol)> {
     let network = link.len();
     let version = match link {
-        Link::Ethernet => ethernet_version(be16(frame, ethernet::TYPE)?)?,
+        Link::Ethernet => ethernet_version(ethertype_at(frame, ethernet::TYPE)?)?,
         Link::Ip => ip_version(be16(frame, 0)?)?,
     };
     let protocol = match version {

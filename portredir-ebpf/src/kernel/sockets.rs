@@ -65,7 +65,7 @@ type LookUp = unsafe fn(*mut c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut
 pub fn look_up(ctx: impl Context, key: &FlowKey, look_up: LookUp) -> *mut bpf_sock {
     const CURRENT_NETNS: u64 = u64::MAX;
 
-    // As `struct bpf_sock_tuple`: source and destination address, their
+    // The layout of `struct bpf_sock_tuple`: source and destination address, their
     // ports, in network order. The first 36 bytes of a key are just that.
     if key.version == Version::V4 as u8 {
         let ([_, _, _, client], [_, _, _, local]) = (key.client.words(), key.local.words());

@@ -73,7 +73,7 @@ impl SockAddr {
         let map = (&raw const DIALLED).cast_mut().cast();
         // SAFETY: a full socket; `initial` is null or a value of the map. The
         // value lives as long as the socket. Another thread of the client that
-        // dials by the same socket writes the same kind of thing.
+        // uses the same socket writes the same kind of thing.
         unsafe {
             bpf_sk_storage_get(map, socket.cast(), initial.cast(), flags)
                 .cast::<ConnectedPeers>()
@@ -184,7 +184,7 @@ fn send(ctx: &SockAddrContext, addr: Addr) -> i32 {
     }
 }
 
-/// Tells a client on this host the port it dialled.
+/// Tells a client on this host the port that it connected to.
 #[inline(always)]
 fn restore_peer(ctx: &SockAddrContext, addr: Addr) -> i32 {
     let Some(protocol) = protocol(ctx) else {

@@ -1,5 +1,5 @@
-//! What became of a packet or of a socket's peer: counted and, when somebody
-//! listens, told.
+//! The end of a packet's way, or of a look at a socket's peer: the reason is counted and,
+//! when somebody listens, logged.
 
 use aya_ebpf::EbpfContext;
 use aya_log_ebpf::debug;

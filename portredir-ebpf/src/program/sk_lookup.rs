@@ -50,7 +50,7 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
         }
     }
 
-    /// What the client dialled.
+    /// The flow to the port that the client connected to.
     #[inline(always)]
     pub fn key(self) -> FlowKey {
         // SAFETY: the context is valid.

@@ -11,9 +11,8 @@ use portredir_common::wire::frame::Link;
 use crate::frame::Skb;
 use crate::kernel::Kernel;
 use crate::program::log::conclude;
-use crate::program::xdp::handle;
 
-/// As `TC_ACT_SHOT`; TCX knows it as `TCX_DROP`.
+/// `TC_ACT_SHOT`, which TCX calls `TCX_DROP`.
 const TC_DROP: i32 = 2;
 
 /// Never `TC_ACT_OK`: it would skip the programs and filters behind us.
@@ -29,7 +28,15 @@ const fn tc_action(verdict: Verdict) -> i32 {
 fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
     let mut frame = Skb::new(skb);
-    let reason = handle!(fast::ingress, ingress::ingress, &mut frame, skb, link);
+    let kernel = Kernel::new(skb);
+    let reason = match kernel.and_then(|kernel| fast::ingress(&mut frame, &kernel, link)) {
+        Some(reason) => reason,
+        // Looked up again, so that nothing has to be kept until now.
+        None => match Kernel::new(skb) {
+            Some(kernel) => ingress::ingress(&mut frame, &kernel, link),
+            None => Reason::NoRule,
+        },
+    };
     tc_action(conclude(ctx, &mut frame, link, reason))
 }
 
@@ -37,7 +44,15 @@ fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
 fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
     let mut frame = Skb::new(skb);
-    let reason = handle!(fast::egress, egress::egress, &mut frame, skb, link);
+    let kernel = Kernel::new(skb);
+    let reason = match kernel.and_then(|kernel| fast::egress(&mut frame, &kernel, link)) {
+        Some(reason) => reason,
+        // Looked up again, so that nothing has to be kept until now.
+        None => match Kernel::new(skb) {
+            Some(kernel) => egress::egress(&mut frame, &kernel, link),
+            None => Reason::NoRule,
+        },
+    };
     tc_action(conclude(ctx, &mut frame, link, reason))
 }
 

@@ -1,5 +1,5 @@
-//! What `portredir bench` needs in the kernel beside the datapath: a sender of
-//! frames, and programs that do nothing, for comparison. Only the benchmark loads
+//! Programs for `portredir bench`: a sender of frames, and programs that do nothing, for
+//! comparison. Only the benchmark loads
 //! them.
 
 use aya_ebpf::bindings::{tcx_action_base::TCX_NEXT, xdp_action};

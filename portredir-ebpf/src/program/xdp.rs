@@ -11,26 +11,18 @@ use crate::frame::Xdp;
 use crate::kernel::Kernel;
 use crate::program::log::conclude;
 
-/// Goes the quick way, and where that does not lead on the slow one. A macro, as the
-/// compiler makes calls of closures here.
-macro_rules! handle {
-    ($quick:path, $slow:path, $frame:expr, $ctx:expr, $link:ident) => {{
-        let quick = Kernel::new($ctx).and_then(|tables| $quick($frame, &tables, $link));
-        match quick {
-            Some(reason) => reason,
-            // Anew, so that nothing has to be kept until now.
-            None => match Kernel::new($ctx) {
-                Some(tables) => $slow($frame, &tables, $link),
-                None => Reason::NoRule,
-            },
-        }
-    }};
-}
-
 #[inline(always)]
 fn xdp_ingress<const FRAGS: bool>(ctx: &XdpContext, link: Link) -> u32 {
     let mut frame = Xdp::<FRAGS>::new(ctx.ctx);
-    let reason = handle!(fast::ingress, ingress::ingress, &mut frame, ctx.ctx, link);
+    let kernel = Kernel::new(ctx.ctx);
+    let reason = match kernel.and_then(|kernel| fast::ingress(&mut frame, &kernel, link)) {
+        Some(reason) => reason,
+        // Looked up again, so that nothing has to be kept until now.
+        None => match Kernel::new(ctx.ctx) {
+            Some(kernel) => ingress::ingress(&mut frame, &kernel, link),
+            None => Reason::NoRule,
+        },
+    };
     match conclude(ctx, &mut frame, link, reason) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
@@ -53,5 +45,3 @@ fn portredir_frags(ctx: XdpContext) -> u32 {
 fn portredir_xdpip(ctx: XdpContext) -> u32 {
     xdp_ingress::<false>(&ctx, Link::Ip)
 }
-
-pub(crate) use handle;
