@@ -4,8 +4,8 @@
 use portredir_common::flow::Epoch;
 use portredir_common::verdict::Reason;
 
-use crate::cases::Hook;
-use crate::cases::host::{Hex, Mock};
+use crate::packet::Hook;
+use crate::packet::mock::{Hex, Mock};
 use crate::rig::{Outcome, Program, Rig, at_time, now_ns};
 
 /// How far the times of the two runs may be apart, in epochs. Ages in tests are

@@ -18,9 +18,9 @@ use portredir_common::map::counters::{Counter, CounterKey};
 use portredir_common::net::LOOPBACK_IFINDEX;
 use portredir_common::verdict::Reason;
 
-use crate::cases::host::Tables;
-use crate::cases::{Hook, Iface, Setup, key};
 use crate::namespace::{self, OTHER_IFINDEX};
+use crate::packet::mock::Tables;
+use crate::packet::{Hook, Iface, Setup, key};
 use crate::reference::{Ends, Fate};
 use crate::rig::{PROGRAMS, Program, Rig, SIZES, programs};
 use crate::table::Rigs;

@@ -10,13 +10,13 @@ use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::frame::Link;
 
-use crate::cases::Setup;
-use crate::cases::host::{Hex, Tables};
-use crate::cases::packet::{
+use crate::namespace;
+use crate::packet::Setup;
+use crate::packet::builder::{
     ACK, CLIENT_PORT, CLIENT4, FIN, PSH, Packet, SERVER4, syn4, tcp4, udp4, udp6,
 };
-use crate::cases::{Hook, Iface, RULES, TWO_TO_ONE, addr, key4, local_addrs, seen};
-use crate::namespace;
+use crate::packet::mock::{Hex, Tables};
+use crate::packet::{Hook, Iface, RULES, TWO_TO_ONE, addr, key4, local_addrs, seen};
 use crate::rig::{Outcome, Program, Rig, SIZES, Setting, at_time, now_ns, programs};
 use crate::table::Rigs;
 

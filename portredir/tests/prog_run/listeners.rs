@@ -15,9 +15,9 @@ use portredir::sockets::TcpSocket;
 use portredir_common::map::sockets::ListenerKey;
 use portredir_common::net::Protocol;
 
-use crate::cases::Setup;
-use crate::cases::{RULES, addr, key};
 use crate::namespace::{self, OTHER, OTHER_IFINDEX};
+use crate::packet::Setup;
+use crate::packet::{RULES, addr, key};
 use crate::rig::SIZES;
 use crate::table::Rigs;
 

@@ -19,9 +19,9 @@ use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::frame::Link;
 use portredir_common::wire::headers::{End, Packet, Payload};
 
-use crate::cases::host::{Bytes, Hex, NOW_NS, OTHER, Tables};
-use crate::cases::{Hook, Iface, Setup, local_addrs};
 use crate::namespace::OTHER_IFINDEX;
+use crate::packet::mock::{Bytes, Hex, NOW_NS, OTHER, Tables};
+use crate::packet::{Hook, Iface, Setup, local_addrs};
 
 /// Room for what tests put into the tables, and to spare: buckets do not fill
 /// evenly.

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use portredir::rule::Rule;
 use portredir_common::net::Protocol;
 
-use crate::cases::host::OTHER;
-use crate::cases::{Iface, Setup};
+use crate::packet::mock::OTHER;
+use crate::packet::{Iface, Setup};
 
 /// How many earlier targets a port remembers.
 const REMEMBERED: usize = 4;

@@ -11,8 +11,8 @@ use portredir_common::wire::frame::Link;
 
 use super::scene::{SCENES, Scene, sockets};
 use super::{Step, Traffic};
-use crate::cases::host::{Hex, Mock};
-use crate::cases::{Hook, Iface, key, local_addrs};
+use crate::packet::mock::{Hex, Mock};
+use crate::packet::{Hook, Iface, key, local_addrs};
 use crate::reference::{Ends, Fate, Passage, Reference, Socket};
 
 /// No session has more packets.

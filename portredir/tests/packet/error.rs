@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::packet::{Body, Packet};
+use super::builder::{Body, Packet};
 
 /// An ICMP error, from `router` to whoever sent `about`.
 #[derive(Clone, Debug)]

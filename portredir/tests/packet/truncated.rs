@@ -3,9 +3,9 @@
 use portredir_common::verdict::Reason;
 use portredir_common::wire::frame::Link;
 
+use super::builder::{Dress, Packet, options_header};
 use super::error::IcmpError;
 use super::flows::KINDS;
-use super::packet::{Dress, Packet, options_header};
 use super::{Case, seen};
 
 /// No header of the packets below ends behind this.

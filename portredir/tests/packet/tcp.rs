@@ -5,9 +5,9 @@ use portredir_common::kernel::Socket;
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
+use super::builder::{ACK, FIN, PSH, Packet, RST, SYN};
 use super::flows::{KINDS, Kind};
-use super::host::Tables;
-use super::packet::{ACK, FIN, PSH, Packet, RST, SYN};
+use super::mock::Tables;
 use super::{Case, TWO_TO_ONE, seen};
 
 pub fn cases() -> Vec<Case> {

@@ -12,7 +12,7 @@ use etherparse::{
 };
 use portredir_common::wire::frame::Link;
 
-use super::packet::{ACK, Body, ETHERNET, FIN, Fragment, PSH, Packet, RST, SYN, URG};
+use super::builder::{ACK, Body, ETHERNET, FIN, Fragment, PSH, Packet, RST, SYN, URG};
 
 impl Packet {
     /// The frame.

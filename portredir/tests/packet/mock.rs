@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -23,8 +23,11 @@ use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
 use portredir_common::map::sockets::ListenerKey;
 use portredir_common::net::{Addr, Flags, Port, Protocol};
 use portredir_common::verdict::Reason;
-use portredir_common::wire::frame::{Check, Frame, Link};
+use portredir_common::wire::frame::Link;
 
+pub use super::bytes::{Bytes, Hex};
+pub use super::tables::Tables;
+use super::tables::show;
 use super::{Hook, Iface, Setup};
 
 /// The interface that is not `lo`.
@@ -32,195 +35,6 @@ pub const OTHER: &str = "other";
 
 /// When the tests take place, on a clock that has run for a while.
 pub const NOW_NS: u64 = 1_000_000_000_000_000;
-
-/// A frame in one buffer.
-pub struct Bytes<'a>(pub &'a mut [u8]);
-
-impl Frame for Bytes<'_> {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn linear_len(&self) -> usize {
-        self.len()
-    }
-
-    fn segments(&self) -> u32 {
-        1
-    }
-
-    fn pull(&mut self, _end: usize) {}
-
-    fn barrier_var(&self, value: u64) -> u64 {
-        value
-    }
-
-    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
-        let bytes = self.0.get(offset..offset + 4 * N)?;
-        let words = std::array::from_fn(|i| *bytes[4 * i..].first_chunk().expect("a word"));
-        Some(words.map(u32::from_ne_bytes))
-    }
-
-    fn half(&self, offset: usize) -> Option<u16> {
-        let bytes = self.0.get(offset..)?.first_chunk()?;
-        Some(u16::from_ne_bytes(*bytes))
-    }
-
-    fn set_port(
-        &mut self,
-        offset: usize,
-        from: Port,
-        to: Port,
-        check: Check,
-    ) -> Result<(), Reason> {
-        let port = self.half(offset).ok_or(Reason::WriteFailed)?;
-        let sum = self.half(check.offset).ok_or(Reason::WriteFailed)?;
-        assert_eq!(port, from.half(), "the datapath read another port");
-        let sum = check.kind.update(sum, from.half(), to.half());
-        self.0[check.offset..check.offset + 2].copy_from_slice(&sum.to_ne_bytes());
-        self.0[offset..offset + 2].copy_from_slice(&to.bytes());
-        Ok(())
-    }
-}
-
-/// Bytes that are shown as a dump: all headers, and no more of long packets.
-#[derive(PartialEq)]
-pub struct Hex<'a>(pub &'a [u8]);
-
-impl fmt::Debug for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 192;
-        for (i, byte) in self.0.iter().take(SHOWN).enumerate() {
-            let gap = if i == 0 {
-                ""
-            } else if i % 16 == 0 {
-                "\n         "
-            } else {
-                " "
-            };
-            write!(f, "{gap}{byte:02x}")?;
-        }
-        if self.0.len() > SHOWN {
-            write!(f, " … {} bytes", self.0.len())?;
-        }
-        Ok(())
-    }
-}
-
-/// What is in the flow maps.
-#[derive(Clone, Default, PartialEq)]
-pub struct Tables {
-    pub syn: HashMap<FlowKey, Flow>,
-    pub tcp: HashMap<FlowKey, Flow>,
-    pub udp: HashMap<FlowKey, Flow>,
-    pub remap: HashMap<FlowKey, Port>,
-}
-
-impl Tables {
-    pub fn get(&self, table: FlowTable) -> &HashMap<FlowKey, Flow> {
-        match table {
-            FlowTable::Syn => &self.syn,
-            FlowTable::Tcp => &self.tcp,
-            FlowTable::Udp => &self.udp,
-        }
-    }
-
-    pub fn get_mut(&mut self, table: FlowTable) -> &mut HashMap<FlowKey, Flow> {
-        match table {
-            FlowTable::Syn => &mut self.syn,
-            FlowTable::Tcp => &mut self.tcp,
-            FlowTable::Udp => &mut self.udp,
-        }
-    }
-
-    /// With a flow in `table`.
-    pub fn flow(mut self, table: FlowTable, key: FlowKey, flow: Flow) -> Self {
-        self.get_mut(table).insert(key, flow);
-        self
-    }
-
-    /// With another client port for an original flow.
-    pub fn remap(mut self, original: FlowKey, client_port: u16) -> Self {
-        self.remap.insert(original, Port::new(client_port));
-        self
-    }
-
-    /// The client port that was given since `before`.
-    pub fn new_client_port(&self, before: &Self) -> Option<Port> {
-        let is_new = |(key, port): &(&FlowKey, &Port)| before.remap.get(key) != Some(port);
-        self.remap.iter().find(is_new).map(|(_, port)| *port)
-    }
-
-    /// Panics when `other` differs; times may, by `slack` epochs.
-    pub fn assert_is(&self, other: &Self, slack: u16) {
-        assert!(
-            self.is(other, slack),
-            "flow state\n{self:?}is not\n{other:?}"
-        );
-    }
-
-    /// Whether `other` is the same; times may differ by `slack` epochs.
-    pub fn is(&self, other: &Self, slack: u16) -> bool {
-        let is_same = |table| {
-            let (ours, theirs) = (self.get(table), other.get(table));
-            ours.len() == theirs.len()
-                && ours.iter().all(|(key, flow)| {
-                    theirs.get(key).is_some_and(|other| {
-                        let age = flow.seen.since(other.seen);
-                        let age = age.max(other.seen.since(flow.seen));
-                        let other = Flow {
-                            seen: flow.seen,
-                            ..*other
-                        };
-                        *flow == other && age <= slack
-                    })
-                })
-        };
-        [FlowTable::Syn, FlowTable::Tcp, FlowTable::Udp]
-            .into_iter()
-            .all(is_same)
-            && self.remap == other.remap
-    }
-}
-
-impl fmt::Debug for Tables {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, flows) in [("SYN", &self.syn), ("TCP", &self.tcp), ("UDP", &self.udp)] {
-            for (key, flow) in flows {
-                let (dialled, client) = (flow.dst_port.get(), flow.client_port.get());
-                let (rule, seen) = (flow.rule, flow.seen.0);
-                writeln!(
-                    f,
-                    "{name} {} = from {client} to {dialled}, rule {rule}, at {seen}",
-                    show(key)
-                )?;
-            }
-        }
-        for (key, port) in &self.remap {
-            writeln!(f, "REMAP {} = {}", show(key), port.get())?;
-        }
-        Ok(())
-    }
-}
-
-/// A key in words.
-fn show(key: &FlowKey) -> String {
-    let ip = |addr: Addr| Ipv6Addr::from(addr.octets()).to_canonical();
-    let FlowKey {
-        client,
-        local,
-        client_port,
-        local_port,
-        protocol,
-        ..
-    } = *key;
-    let (client, local) = (ip(client), ip(local));
-    format!(
-        "{protocol} {client} {} -> {local} {}",
-        client_port.get(),
-        local_port.get()
-    )
-}
 
 /// The maps, the sockets and the clock of a host.
 #[derive(Clone)]

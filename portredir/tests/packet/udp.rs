@@ -4,9 +4,9 @@ use portredir_common::flow::{Flow, FlowTable};
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
+use super::builder::CLIENT_PORT;
 use super::flows::{KINDS, Kind};
-use super::host::Tables;
-use super::packet::CLIENT_PORT;
+use super::mock::Tables;
 use super::{Case, TWO_TO_ONE, seen};
 
 /// A client port that was given on a collision.

@@ -6,11 +6,11 @@ use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 use portredir_common::wire::frame::Link;
 
-use super::flows::KINDS;
-use super::host::Tables;
-use super::packet::{
+use super::builder::{
     ACK, CLIENT_PORT, FIN, PSH, RST, SYN, URG, other, syn4, syn6, tcp4, tcp6, udp4,
 };
+use super::flows::KINDS;
+use super::mock::Tables;
 use super::{CHAINED, Case, Hook, TWO_TO_ONE, key4, seen, seen_from};
 
 pub fn cases() -> Vec<Case> {
@@ -286,7 +286,7 @@ fn rules() -> Vec<Case> {
             );
         }
         for src_port in [80, 8080, 81, 1, 65535] {
-            let from = |packet: super::packet::Packet| packet.src_port(src_port);
+            let from = |packet: super::builder::Packet| packet.src_port(src_port);
             let flow = seen_from(src_port, 80, 0);
             cases.push(
                 Case::ingress(

@@ -6,10 +6,10 @@ use portredir_common::kernel::Socket;
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
+use super::builder::{ACK, CLIENT_PORT, FIN, Packet, RST};
 use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
-use super::host::Tables;
-use super::packet::{ACK, CLIENT_PORT, FIN, Packet, RST};
+use super::mock::Tables;
 use super::tcp::{syn, with_rule};
 use super::{CHAINED, Case, TWO_TO_ONE, seen};
 

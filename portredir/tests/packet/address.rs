@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portredir_common::flow::FlowTable;
 use portredir_common::verdict::Reason;
 
+use super::builder::{tcp4, tcp6, udp4, udp6};
 use super::flows::KINDS;
-use super::host::Tables;
-use super::packet::{tcp4, tcp6, udp4, udp6};
+use super::mock::Tables;
 use super::{Case, Iface, key, seen};
 
 pub fn cases() -> Vec<Case> {

@@ -12,9 +12,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::cases::TWO_TO_ONE;
-use crate::cases::host::Mock;
-use crate::cases::packet::{CLIENT_PORT, udp4};
+use crate::packet::TWO_TO_ONE;
+use crate::packet::builder::{CLIENT_PORT, udp4};
+use crate::packet::mock::Mock;
 use crate::sequence::{ack, mock, syn, tcp_key, try_answer, try_arrive};
 
 const SECOND: u64 = 1_000_000_000;

@@ -10,9 +10,9 @@ use portredir_common::verdict::{Reason, Verdict};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use crate::cases::host::{Hex, Mock, Tables};
-use crate::cases::packet::{ACK, CLIENT_PORT, PSH, Packet, syn4, tcp4, udp4};
-use crate::cases::{RULES, key4, local_addrs, seen, seen_from};
+use crate::packet::builder::{ACK, CLIENT_PORT, PSH, Packet, syn4, tcp4, udp4};
+use crate::packet::mock::{Hex, Mock, Tables};
+use crate::packet::{RULES, key4, local_addrs, seen, seen_from};
 
 pub fn mock(rules: &'static [&'static str]) -> Mock {
     Mock::new(rules, &local_addrs())

@@ -13,14 +13,14 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 
-use crate::cases::error::IcmpError;
-use crate::cases::flows::{KINDS, Kind};
-use crate::cases::host::Tables;
-use crate::cases::packet::{
+use crate::packet::builder::{
     ACK, Body, CLIENT_PORT, FIN, PSH, Packet, RST, SYN, URG, authentication_header, options_header,
     other, routing_header,
 };
-use crate::cases::{Hook, seen, seen_from};
+use crate::packet::error::IcmpError;
+use crate::packet::flows::{KINDS, Kind};
+use crate::packet::mock::Tables;
+use crate::packet::{Hook, seen, seen_from};
 
 /// Every rule that random packets may meet.
 pub const RULES: &[&str] = &[

@@ -3,11 +3,11 @@
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
-use super::flows::{KINDS, Kind};
-use super::packet::{
+use super::builder::{
     ETHERNET, Packet, authentication_header, options_header, other, routing_header, tcp4, tcp6,
     udp4, udp6,
 };
+use super::flows::{KINDS, Kind};
 use super::{Case, seen};
 
 const HOP_BY_HOP: u8 = 0;

@@ -6,10 +6,10 @@ use portredir_common::flow::FlowTable;
 use portredir_common::verdict::Reason;
 use portredir_common::wire::frame::Link;
 
+use super::builder::{CLIENT_PORT, Dress, Packet, options_header};
 use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
-use super::host::Tables;
-use super::packet::{CLIENT_PORT, Dress, Packet, options_header};
+use super::mock::Tables;
 use super::{CHAINED, Case, seen};
 
 /// A client port that was given on a collision.

@@ -6,6 +6,8 @@
 
 pub mod address;
 pub mod basic;
+pub mod builder;
+pub mod bytes;
 pub mod checksum;
 pub mod drain;
 pub mod encode;
@@ -13,13 +15,14 @@ pub mod error;
 pub mod flows;
 pub mod fragment;
 pub mod header;
-pub mod host;
 pub mod icmp;
 pub mod icmp_foreign;
-pub mod packet;
+pub mod mock;
 pub mod rules;
+pub mod tables;
 pub mod tcp;
 pub mod tcp_collision;
+pub mod tcp_remapped;
 pub mod truncated;
 pub mod udp;
 
@@ -37,8 +40,8 @@ use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::Reason;
 use portredir_common::wire::frame::Link;
 
-use host::{NOW_NS, Tables};
-use packet::{CLIENT_PORT, CLIENT4, Packet, SERVER4, SERVER6};
+use builder::{CLIENT_PORT, CLIENT4, Packet, SERVER4, SERVER6};
+use mock::{NOW_NS, Tables};
 
 /// The rules of a case that names none.
 pub const RULES: &[&str] = &["80:8080/both"];
@@ -81,7 +84,7 @@ impl fmt::Debug for Out {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unchanged => f.write_str("Unchanged"),
-            Self::Is(bytes) => f.debug_tuple("Is").field(&host::Hex(bytes)).finish(),
+            Self::Is(bytes) => f.debug_tuple("Is").field(&mock::Hex(bytes)).finish(),
             Self::Remapped(_) => f.write_str("Remapped"),
         }
     }
@@ -362,10 +365,10 @@ impl Case {
     }
 
     /// The host before the packet.
-    pub fn mock(&self) -> host::Mock {
-        let mock = host::Mock::of(self.setup, &local_addrs());
+    pub fn mock(&self) -> mock::Mock {
+        let mock = mock::Mock::of(self.setup, &local_addrs());
         mock.tables.replace(self.before.clone());
-        host::Mock {
+        mock::Mock {
             iface: self.iface,
             is_unserved: self.is_unserved,
             sockets: self.sockets.iter().copied().collect(),
@@ -387,6 +390,7 @@ pub fn table() -> Vec<Case> {
         icmp_foreign::cases(),
         tcp::cases(),
         tcp_collision::cases(),
+        tcp_remapped::cases(),
         udp::cases(),
         drain::cases(),
         rules::cases(),

@@ -6,10 +6,10 @@ use portredir_common::kernel::Socket;
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
+use super::builder::{ACK, CLIENT_PORT, Packet};
 use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
-use super::host::Tables;
-use super::packet::{ACK, CLIENT_PORT, Packet};
+use super::mock::Tables;
 use super::tcp::{syn, with_rule};
 use super::{Case, Iface, seen};
 

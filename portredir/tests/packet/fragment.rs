@@ -3,8 +3,8 @@
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
+use super::builder::{ETHERNET, Packet, options_header};
 use super::flows::{KINDS, Kind};
-use super::packet::{ETHERNET, Packet, options_header};
 use super::{Case, seen};
 
 pub fn cases() -> Vec<Case> {

@@ -7,10 +7,10 @@ use portredir_common::flow::FlowTable;
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
+use super::builder::{Body, CLIENT_PORT, Packet};
 use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
 use super::icmp::{about_reply, about_request};
-use super::packet::{Body, CLIENT_PORT, Packet};
 use super::{Case, key, seen, seen_from};
 
 pub fn cases() -> Vec<Case> {

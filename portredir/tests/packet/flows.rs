@@ -3,10 +3,10 @@
 use portredir_common::flow::{FlowKey, FlowTable};
 use portredir_common::net::Protocol;
 
-use super::key;
-use super::packet::{
+use super::builder::{
     CLIENT_PORT, CLIENT4, CLIENT6, Packet, SERVER4, SERVER6, tcp4, tcp6, udp4, udp6,
 };
+use super::key;
 
 /// A protocol over a version of IP.
 #[derive(Clone, Copy, Debug)]

@@ -3,9 +3,9 @@
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
+use super::builder::{CLIENT_PORT, Packet, udp4, udp6};
 use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
-use super::packet::{CLIENT_PORT, Packet, udp4, udp6};
 use super::{Case, seen};
 
 pub fn cases() -> Vec<Case> {
