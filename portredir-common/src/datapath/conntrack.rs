@@ -36,11 +36,7 @@ pub fn redirect_tcp<H: Host>(
         refresh(host, FlowTable::Tcp, key, Seen { flow, now });
         // The client may use a port again; a repeated SYN has a socket.
         let is_new = flags.is_syn() && host.socket(key) != Socket::Connection;
-        return Ok(if is_new {
-            Admitted::inserted(original.client_port)
-        } else {
-            Admitted::established(original.client_port)
-        });
+        return Ok(admitted(original, is_new));
     }
     let begun = match found {
         Some((FlowTable::Syn, flow)) => Some(flow),
@@ -57,20 +53,9 @@ pub fn redirect_tcp<H: Host>(
         return Ok(Admitted::established(client_port));
     }
 
-    // A server on the destination port may hold the connection: one that is older
-    // than we are, also if all of it that is there is a request.
-    let target = key.local_port;
-    key.local_port = original.dst_port;
-    let is_foreign = match host.socket(key) {
-        Socket::None => false,
-        Socket::TimeWait => !flags.is_syn(),
-        Socket::Connection => true,
-    };
-    if is_foreign {
+    if is_foreign(host, key, original, flags) {
         return Err(Reason::ForeignFlow);
     }
-    key.local_port = target;
-
     let flow = original.flow(now);
     let is_taken = host.socket(key) == Socket::Connection;
     if !flags.is_syn() && is_taken && confirmed.is_none() && begun.is_none() {
@@ -89,11 +74,32 @@ pub fn redirect_tcp<H: Host>(
         host.remove_flow(FlowTable::Tcp, key);
     }
     host.set_flow(FlowTable::Syn, key, &flow)?;
-    Ok(if flags.is_syn() {
+    Ok(admitted(original, flags.is_syn()))
+}
+
+/// Admits a packet under the client's own port.
+#[inline(always)]
+const fn admitted(original: Original, is_new: bool) -> Admitted {
+    if is_new {
         Admitted::inserted(original.client_port)
     } else {
         Admitted::established(original.client_port)
-    })
+    }
+}
+
+/// Whether a server on the destination port may hold the connection: one that is older
+/// than the programs, also if all of it that is there is a request.
+#[inline(always)]
+fn is_foreign<H: Host>(host: &H, key: &mut FlowKey, original: Original, flags: Flags) -> bool {
+    let target = key.local_port;
+    key.local_port = original.dst_port;
+    let is_foreign = match host.socket(key) {
+        Socket::None => false,
+        Socket::TimeWait => !flags.is_syn(),
+        Socket::Connection => true,
+    };
+    key.local_port = target;
+    is_foreign
 }
 
 /// Admits a TCP packet that a client sent to a target port itself.

@@ -101,14 +101,8 @@ pub(super) fn restore_ports(
     let changes = Rewrite {
         offset: reply.offset,
         check: reply.check,
-        src: Change {
-            from: src_port,
-            to: flow.dst_port,
-        },
-        dst: Change {
-            from: dst_port,
-            to: flow.client_port,
-        },
+        src: Change::new(src_port, flow.dst_port),
+        dst: Change::new(dst_port, flow.client_port),
     };
     rewrite(frame, changes)?;
     Ok(Reason::Restored)

@@ -10,11 +10,11 @@ use crate::datapath::is_possible_local_dst;
 use crate::datapath::rule_match::plain_route;
 use crate::flow::{Epoch, FlowKey, FlowLookup, FlowTable, Original};
 use crate::kernel::{Cached, Hit, Route, SocketCache, Tables};
-use crate::net::{Flags, Port, Protocol, Version};
+use crate::net::{Port, Protocol, Version};
 use crate::verdict::Reason;
 use crate::wire::fields::ports;
 use crate::wire::frame::{Frame, Link};
-use crate::wire::headers::{End, Packet, tcp_flags};
+use crate::wire::headers::{End, Packet, flags};
 use crate::wire::shape::{Shape, TcpV4, TcpV6, UdpV4, UdpV6, shape};
 
 /// Handles a packet that came in, if it is of a flow that has begun, or begins a UDP
@@ -63,10 +63,7 @@ fn redirect<S: Shape, F: Frame, T: Tables>(
     let now_ns = tables.now_ns();
     let bytes = frame.linear_len();
     let check = packet.shape_check(frame, bytes, S::PROTOCOL)?;
-    let flags = match S::PROTOCOL {
-        Protocol::Udp => Flags::SYN,
-        Protocol::Tcp => tcp_flags(frame, &packet).ok()?,
-    };
+    let flags = flags(frame, &packet, S::PROTOCOL).ok()?;
     if S::PROTOCOL == Protocol::Tcp && flags.is_syn() {
         return None;
     }

@@ -75,14 +75,8 @@ impl Quote {
         let changes = Rewrite {
             offset: self.packet.transport,
             check: self.check,
-            src: Change {
-                from: self.src_port,
-                to: src,
-            },
-            dst: Change {
-                from: self.dst_port,
-                to: dst,
-            },
+            src: Change::new(self.src_port, src),
+            dst: Change::new(self.dst_port, dst),
         };
         rewrite(frame, changes)?;
         Ok(Reason::IcmpTranslated)

@@ -4,10 +4,9 @@ use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::rule_match::{choose, plain_route};
 use crate::datapath::{icmp, is_local_dst};
 use crate::kernel::{Admission, Hit, Subprograms, Tables};
-use crate::net::{Flags, Protocol};
 use crate::verdict::Reason;
 use crate::wire::frame::{Frame, Link};
-use crate::wire::headers::{End, Packet, tcp_flags};
+use crate::wire::headers::{End, Packet, flags};
 use crate::wire::subprog::{self, Found};
 
 /// Handles a packet that came in.
@@ -63,10 +62,7 @@ fn redirect<F: Frame, T: Tables + Subprograms>(
         }
         check => check?,
     };
-    let flags = match protocol {
-        Protocol::Udp => Flags::SYN,
-        Protocol::Tcp => tcp_flags(frame, &packet)?,
-    };
+    let flags = flags(frame, &packet, protocol)?;
     let route = if entry.is_plain() {
         plain_route(entry, dst_port)
     } else {
@@ -83,14 +79,8 @@ fn redirect<F: Frame, T: Tables + Subprograms>(
     let changes = Rewrite {
         offset: packet.transport,
         check,
-        src: Change {
-            from: client_port,
-            to: admitted.client_port(),
-        },
-        dst: Change {
-            from: dst_port,
-            to: target,
-        },
+        src: Change::new(client_port, admitted.client_port()),
+        dst: Change::new(dst_port, target),
     };
     rewrite(frame, changes)?;
     if route.is_match {

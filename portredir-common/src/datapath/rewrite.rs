@@ -14,6 +14,14 @@ pub(super) struct Change {
     pub to: Port,
 }
 
+impl Change {
+    /// A change from one port to another.
+    #[inline(always)]
+    pub const fn new(from: Port, to: Port) -> Self {
+        Self { from, to }
+    }
+}
+
 /// The changes of the ports of a packet.
 #[derive(Clone, Copy)]
 pub(super) struct Rewrite {

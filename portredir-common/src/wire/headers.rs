@@ -305,9 +305,18 @@ impl Packet {
     }
 }
 
-/// The flags of a TCP packet.
+/// The flags of a packet; a UDP packet has those of a SYN.
 #[inline(always)]
-pub(crate) fn tcp_flags(frame: &impl Frame, packet: &Packet) -> Result<Flags, Reason> {
-    let field = be16(frame, packet.transport + tcp::DATA_OFFSET).ok_or(Reason::Malformed)?;
-    Ok(Flags(field & 0xff))
+pub(crate) fn flags(
+    frame: &impl Frame,
+    packet: &Packet,
+    protocol: Protocol,
+) -> Result<Flags, Reason> {
+    match protocol {
+        Protocol::Udp => Ok(Flags::SYN),
+        Protocol::Tcp => {
+            let field = be16(frame, packet.transport + tcp::DATA_OFFSET);
+            Ok(Flags(field.ok_or(Reason::Malformed)? & 0xff))
+        }
+    }
 }
