@@ -304,6 +304,10 @@ impl Original {
     }
 }
 
+// COMPATIBILITY: names of the earlier layout, to be deleted at the end.
+#[doc(hidden)]
+pub use self::FlowTable as Table;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,9 +322,3 @@ mod tests {
         assert_eq!(Epoch(3).since(Epoch(u16::MAX)), 4);
     }
 }
-
-// COMPATIBILITY: names of the earlier layout, to be deleted at the end.
-#[doc(hidden)]
-pub use self::FlowTable as Table;
-#[doc(hidden)]
-pub use crate::kernel::Socket;

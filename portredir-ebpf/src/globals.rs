@@ -3,18 +3,20 @@
 use portredir_common::map::bucket::Shares;
 use portredir_common::map::hash::Seed;
 
-/// How [`FLOWS`] is divided, and its seed. Set by user space.
+/// The division of `FLOWS` among the flow tables.
 #[unsafe(no_mangle)]
 pub static FLOW_SHARES: Shares = Shares::new(0, 0);
+
+/// The seed of the hashes in `FLOWS`.
 #[unsafe(no_mangle)]
 pub static FLOW_SEED: Seed = Seed([0; Seed::WORDS]);
 
 /// The network namespace that the rules are for: cgroups contain processes of
-/// others. Set by user space.
+/// others.
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: u64 = 0;
 
-/// Whether servers on loopback addresses serve other hosts. Set by user space.
+/// Whether servers on loopback addresses serve other hosts.
 #[unsafe(no_mangle)]
 static LOOPBACK_TARGET: u8 = 0;
 

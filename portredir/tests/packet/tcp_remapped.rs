@@ -75,7 +75,7 @@ impl Given {
         }
     }
 
-    fn from_server(self, port: u16) -> Packet {
+    fn server_reply(self, port: u16) -> Packet {
         self.kind.reply(port).dst_port(REMAPPED)
     }
 
@@ -112,7 +112,7 @@ impl Given {
                 .socket(key, Socket::Connection)
                 .redirected(&to_server(syn(kind, 8080)))
                 .leaves_state(),
-            self.egress("reply to redirected", &self.from_server(8080), before)
+            self.egress("reply to redirected", &self.server_reply(8080), before)
                 .restored(&kind.reply(80))
                 .leaves_state(),
             self.egress(
@@ -138,7 +138,7 @@ impl Given {
                 .socket(key, Socket::Connection)
                 .becomes(Reason::DirectRemapped, &to_server(syn(kind, 8080)))
                 .leaves_state(),
-            self.egress("reply to direct", &self.from_server(8080), before)
+            self.egress("reply to direct", &self.server_reply(8080), before)
                 .restored(&kind.reply(8080))
                 .leaves_state(),
             self.ingress("the redirected connection beside it", &self.ack(80), before)
@@ -166,7 +166,7 @@ impl Given {
                 .socket(remapped, Socket::Connection)
                 .redirected(&to_server(self.data(8080)))
                 .leaves(confirmed.flow(FlowTable::Syn, remapped, seen(80, 0))),
-            self.egress("unconfirmed, reply", &self.from_server(8080), before)
+            self.egress("unconfirmed, reply", &self.server_reply(8080), before)
                 .restored(&kind.reply(80))
                 .leaves_state(),
         ]
