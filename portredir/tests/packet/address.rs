@@ -6,7 +6,7 @@ use portredir_common::flow::FlowTable;
 use portredir_common::verdict::Reason;
 
 use super::builder::{tcp4, tcp6, udp4, udp6};
-use super::flows::KINDS;
+use super::flows::{KINDS, Kind};
 use super::mock::Tables;
 use super::{Case, Iface, key, seen};
 
@@ -40,7 +40,17 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn not_local() -> Vec<Case> {
-    let addrs = [
+    let mut cases: Vec<_> = addrs_of_others()
+        .into_iter()
+        .flat_map(|(name, dst)| to_others(name, dst))
+        .collect();
+    cases.extend(KINDS.into_iter().map(forwarded_reply));
+    cases
+}
+
+/// Addresses that are not of this host.
+fn addrs_of_others() -> [(&'static str, IpAddr); 9] {
+    [
         ("another host", IpAddr::from([192, 0, 2, 99])),
         (
             "the network's broadcast address",
@@ -62,45 +72,46 @@ fn not_local() -> Vec<Case> {
             "an address of this host that is no IPv6 one",
             IpAddr::from(Ipv4Addr::from([192, 0, 2, 2]).to_ipv6_mapped()),
         ),
-    ];
-    let mut cases = Vec::new();
-    for (name, dst) in addrs {
-        let (tcp, udp) = if dst.is_ipv4() {
-            (tcp4(80), udp4(80))
-        } else {
-            (tcp6(80), udp6(80))
-        };
-        for (protocol, packet) in [("tcp", tcp.to(dst)), ("udp", udp.to(dst))] {
+    ]
+}
+
+/// Packets to a destination port and to a target port of another host.
+fn to_others(name: &str, dst: IpAddr) -> Vec<Case> {
+    let (tcp, udp) = if dst.is_ipv4() {
+        (tcp4(80), udp4(80))
+    } else {
+        (tcp6(80), udp6(80))
+    };
+    [("tcp", tcp.to(dst)), ("udp", udp.to(dst))]
+        .into_iter()
+        .flat_map(|(protocol, packet)| {
             let target = packet.clone().dst_port(8080);
-            cases.push(
+            [
                 Case::ingress(format!("{protocol} to {name}: port 80"), &packet)
                     .unchanged(Reason::NotLocal)
                     .leaves_state(),
-            );
-            // Forwarded traffic to a target port has nothing to do with us.
-            cases.push(
+                // No rule concerns forwarded traffic to a target port.
                 Case::ingress(format!("{protocol} to {name}: port 8080"), &target)
                     .unchanged(Reason::NoRule)
                     .leaves_state(),
-            );
-        }
-    }
-    for kind in KINDS {
-        let forwarded = kind
-            .reply(8080)
-            .from(kind.packet(0).src, 8080)
-            .to(kind.packet(0).dst);
-        cases.push(
-            Case::egress(
-                format!("{}: forwarded, from a target port", kind.name),
-                &forwarded,
-            )
-            .flow(kind.table(), kind.key(8080), seen(80, 0))
-            .unchanged(Reason::Direct)
-            .leaves_state(),
-        );
-    }
-    cases
+            ]
+        })
+        .collect()
+}
+
+/// A packet of another host, from a target port.
+fn forwarded_reply(kind: Kind) -> Case {
+    let forwarded = kind
+        .reply(8080)
+        .from(kind.packet(0).src, 8080)
+        .to(kind.packet(0).dst);
+    Case::egress(
+        format!("{}: forwarded, from a target port", kind.name),
+        &forwarded,
+    )
+    .flow(kind.table(), kind.key(8080), seen(80, 0))
+    .unchanged(Reason::Direct)
+    .leaves_state()
 }
 
 /// Loopback addresses are local on `lo`, and martians elsewhere.

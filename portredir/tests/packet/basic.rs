@@ -9,7 +9,7 @@ use portredir_common::wire::frame::Link;
 use super::builder::{
     ACK, CLIENT_PORT, FIN, PSH, RST, SYN, URG, other, syn4, syn6, tcp4, tcp6, udp4,
 };
-use super::flows::KINDS;
+use super::flows::{KINDS, Kind};
 use super::mock::Tables;
 use super::{CHAINED, Case, Hook, TWO_TO_ONE, key4, seen, seen_from};
 
@@ -113,31 +113,36 @@ fn no_rule() -> Vec<Case> {
             packet[0] = 0x55;
         }),
     ];
-    for kind in KINDS {
-        let name = |what| format!("{}: {what}", kind.name);
-        cases.push(Case::ingress(name("to another port"), &kind.packet(443)));
-        cases.push(Case::ingress(
-            name("from 80 to another port"),
-            &kind.packet(443).src_port(80),
-        ));
-        cases.push(Case::egress(
-            name("out from another port"),
-            &kind.reply(443),
-        ));
-        cases.push(Case::egress(
-            name("out to 80"),
-            &kind.reply(443).dst_port(80),
-        ));
-        cases.push(Case::egress(
-            name("out to 8080"),
-            &kind.reply(443).dst_port(8080),
-        ));
-        // The bytes of the port, in the other order.
-        cases.push(Case::ingress(
-            name("to port 20480"),
-            &kind.packet(80_u16.swap_bytes()),
-        ));
-    }
+    cases.extend(KINDS.into_iter().flat_map(other_ports));
+    cases
+}
+
+/// Packets to and from ports that no rule names.
+fn other_ports(kind: Kind) -> Vec<Case> {
+    let name = |what| format!("{}: {what}", kind.name);
+    let mut cases = Vec::new();
+    cases.push(Case::ingress(name("to another port"), &kind.packet(443)));
+    cases.push(Case::ingress(
+        name("from 80 to another port"),
+        &kind.packet(443).src_port(80),
+    ));
+    cases.push(Case::egress(
+        name("out from another port"),
+        &kind.reply(443),
+    ));
+    cases.push(Case::egress(
+        name("out to 80"),
+        &kind.reply(443).dst_port(80),
+    ));
+    cases.push(Case::egress(
+        name("out to 8080"),
+        &kind.reply(443).dst_port(8080),
+    ));
+    // The bytes of the port, in the other order.
+    cases.push(Case::ingress(
+        name("to port 20480"),
+        &kind.packet(80_u16.swap_bytes()),
+    ));
     cases
 }
 
@@ -226,85 +231,118 @@ fn flags() -> Vec<Case> {
 
 /// Lists of rules, and ports that are both source and destination.
 fn rules() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for kind in KINDS {
-        let name = |what: &str| format!("{}: {what}", kind.name);
-        let (table, key) = (kind.table(), |port| kind.key(port));
-        let with_rule = |flow, rule| Flow { rule, ..flow };
+    let mut cases: Vec<_> = KINDS
+        .into_iter()
+        .flat_map(|kind| [chained(kind), two_to_one(kind), client_ports(kind)])
+        .flatten()
+        .collect();
+    cases.extend(one_protocol());
+    cases
+}
 
+fn with_rule(flow: Flow, rule: u16) -> Flow {
+    Flow { rule, ..flow }
+}
+
+/// A port that is both destination and target port.
+fn chained(kind: Kind) -> Vec<Case> {
+    let name = |what: &str| format!("{}: {what}", kind.name);
+    let (table, key) = (kind.table(), |port| kind.key(port));
+    let mut cases = Vec::new();
+    cases.push(
+        Case::ingress(name("80 does not chain to 9090"), &kind.packet(80))
+            .rules(CHAINED)
+            .redirected(&kind.packet(8080))
+            .leaves(Tables::default().flow(kind.new_table(), key(8080), seen(80, 0))),
+    );
+    cases.push(
+        Case::ingress(name("8080 goes to 9090"), &kind.packet(8080))
+            .rules(CHAINED)
+            .redirected(&kind.packet(9090))
+            .leaves(Tables::default().flow(
+                kind.new_table(),
+                key(9090),
+                with_rule(seen(8080, 0), 1),
+            )),
+    );
+    cases.push(
+        Case::egress(name("reply of 8080 goes back to 80"), &kind.reply(8080))
+            .rules(CHAINED)
+            .flow(table, key(8080), seen(80, 0))
+            .restored(&kind.reply(80)),
+    );
+    cases.push(
+        Case::egress(
+            name("reply of 9090 goes back to 8080 alone"),
+            &kind.reply(9090),
+        )
+        .rules(CHAINED)
+        .flow(table, key(8080), seen(80, 0))
+        .flow(table, key(9090), with_rule(seen(8080, 0), 1))
+        .restored(&kind.reply(8080)),
+    );
+    cases
+}
+
+/// Two ports that lead to one.
+fn two_to_one(kind: Kind) -> Vec<Case> {
+    let name = |what: &str| format!("{}: {what}", kind.name);
+    let (table, key) = (kind.table(), |port| kind.key(port));
+    let mut cases = Vec::new();
+    for (dialled, rule) in [(80, 0), (81, 1)] {
+        let flow = with_rule(seen(dialled, 0), rule);
         cases.push(
-            Case::ingress(name("80 does not chain to 9090"), &kind.packet(80))
-                .rules(CHAINED)
-                .redirected(&kind.packet(8080))
-                .leaves(Tables::default().flow(kind.new_table(), key(8080), seen(80, 0))),
-        );
-        cases.push(
-            Case::ingress(name("8080 goes to 9090"), &kind.packet(8080))
-                .rules(CHAINED)
-                .redirected(&kind.packet(9090))
-                .leaves(Tables::default().flow(
-                    kind.new_table(),
-                    key(9090),
-                    with_rule(seen(8080, 0), 1),
-                )),
-        );
-        cases.push(
-            Case::egress(name("reply of 8080 goes back to 80"), &kind.reply(8080))
-                .rules(CHAINED)
-                .flow(table, key(8080), seen(80, 0))
-                .restored(&kind.reply(80)),
+            Case::ingress(
+                name(&format!("{dialled} of two rules")),
+                &kind.packet(dialled),
+            )
+            .rules(TWO_TO_ONE)
+            .redirected(&kind.packet(8080))
+            .leaves(Tables::default().flow(kind.new_table(), key(8080), flow)),
         );
         cases.push(
             Case::egress(
-                name("reply of 9090 goes back to 8080 alone"),
-                &kind.reply(9090),
+                name(&format!("reply to {dialled} of two rules")),
+                &kind.reply(8080),
             )
-            .rules(CHAINED)
-            .flow(table, key(8080), seen(80, 0))
-            .flow(table, key(9090), with_rule(seen(8080, 0), 1))
-            .restored(&kind.reply(8080)),
+            .rules(TWO_TO_ONE)
+            .flow(table, key(8080), flow)
+            .restored(&kind.reply(dialled)),
         );
-        for (dialled, rule) in [(80, 0), (81, 1)] {
-            let flow = with_rule(seen(dialled, 0), rule);
-            cases.push(
-                Case::ingress(
-                    name(&format!("{dialled} of two rules")),
-                    &kind.packet(dialled),
-                )
-                .rules(TWO_TO_ONE)
-                .redirected(&kind.packet(8080))
-                .leaves(Tables::default().flow(kind.new_table(), key(8080), flow)),
-            );
-            cases.push(
-                Case::egress(
-                    name(&format!("reply to {dialled} of two rules")),
-                    &kind.reply(8080),
-                )
-                .rules(TWO_TO_ONE)
-                .flow(table, key(8080), flow)
-                .restored(&kind.reply(dialled)),
-            );
-        }
-        for src_port in [80, 8080, 81, 1, 65535] {
-            let from = |packet: super::builder::Packet| packet.src_port(src_port);
-            let flow = seen_from(src_port, 80, 0);
-            cases.push(
-                Case::ingress(
-                    name(&format!("from port {src_port}")),
-                    &from(kind.packet(80)),
-                )
-                .redirected(&from(kind.packet(8080))),
-            );
-            cases.push(
-                Case::egress(
-                    name(&format!("reply to port {src_port}")),
-                    &kind.reply(8080).dst_port(src_port),
-                )
-                .flow(table, kind.key_from(src_port, 8080), flow)
-                .restored(&kind.reply(80).dst_port(src_port)),
-            );
-        }
     }
+    cases
+}
+
+/// Client ports that are also ports of rules, the first and the last one.
+fn client_ports(kind: Kind) -> Vec<Case> {
+    let name = |what: &str| format!("{}: {what}", kind.name);
+    let table = kind.table();
+    let mut cases = Vec::new();
+    for src_port in [80, 8080, 81, 1, 65535] {
+        let from = |packet: super::builder::Packet| packet.src_port(src_port);
+        let flow = seen_from(src_port, 80, 0);
+        cases.push(
+            Case::ingress(
+                name(&format!("from port {src_port}")),
+                &from(kind.packet(80)),
+            )
+            .redirected(&from(kind.packet(8080))),
+        );
+        cases.push(
+            Case::egress(
+                name(&format!("reply to port {src_port}")),
+                &kind.reply(8080).dst_port(src_port),
+            )
+            .flow(table, kind.key_from(src_port, 8080), flow)
+            .restored(&kind.reply(80).dst_port(src_port)),
+        );
+    }
+    cases
+}
+
+/// Rules for one protocol, and a client of this host.
+fn one_protocol() -> Vec<Case> {
+    let mut cases = Vec::new();
     cases.push(Case::ingress("rule for tcp alone: udp", &udp4(80)).rules(&["80:8080"]));
     cases.push(
         Case::ingress("rule for tcp alone: tcp", &tcp4(80))

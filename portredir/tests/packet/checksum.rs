@@ -49,12 +49,29 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn of_kind(kind: Kind) -> Vec<Case> {
-    let mut cases = Vec::new();
-    let name = |what: &str| format!("{}: {what}", kind.name);
-    let at = match kind.protocol {
+    [
+        payloads(kind),
+        corner_sums(kind),
+        vec![wrong_sum(kind)],
+        icmp_sums(kind),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// The offset of the checksum in the transport header.
+fn sum_offset(kind: Kind) -> usize {
+    match kind.protocol {
         Protocol::Tcp => 16,
         Protocol::Udp => 6,
-    };
+    }
+}
+
+/// Payloads of even and odd length.
+fn payloads(kind: Kind) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let name = |what: &str| format!("{}: {what}", kind.name);
     for len in [0, 1, 2, 3, 25, 26, 1399] {
         let payload: Vec<u8> = (0..len)
             .map(|i| u8::try_from(i % 251).expect("small"))
@@ -73,7 +90,14 @@ fn of_kind(kind: Kind) -> Vec<Case> {
             .restored(&packet(80).reply()),
         );
     }
+    cases
+}
 
+/// Sums at the ends of their range.
+fn corner_sums(kind: Kind) -> Vec<Case> {
+    let at = sum_offset(kind);
+    let mut cases = Vec::new();
+    let name = |what: &str| format!("{}: {what}", kind.name);
     // For UDP a sum of zero is sent as 0xffff; for TCP it is zero.
     let zero = if kind.protocol == Protocol::Udp {
         0xffff
@@ -104,9 +128,12 @@ fn of_kind(kind: Kind) -> Vec<Case> {
             .restored(&after),
         );
     }
+    cases
+}
 
-    // A wrong sum is wrong by as much afterwards, so the stack still drops the
-    // packet.
+/// A wrong sum is wrong by as much afterwards, so the stack still drops the packet.
+fn wrong_sum(kind: Kind) -> Case {
+    let at = sum_offset(kind);
     let off_by = |packet: &Packet, error: u16| {
         let mut frame = packet.bytes();
         let at = packet.transport() + at;
@@ -115,13 +142,18 @@ fn of_kind(kind: Kind) -> Vec<Case> {
         frame
     };
     let before = with_sum(kind.packet(80), at, 0x8000);
-    let mut case = Case::ingress(name("wrong checksum"), &before).becomes_bytes(
+    let mut case = Case::ingress(format!("{}: wrong checksum", kind.name), &before).becomes_bytes(
         Reason::Redirected,
         off_by(&before.clone().dst_port(8080), 0x11),
     );
     case.packet = off_by(&before, 0x11);
-    cases.push(case);
+    case
+}
 
+/// ICMP errors with sums at the ends of their range.
+fn icmp_sums(kind: Kind) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let name = |what: &str| format!("{}: {what}", kind.name);
     let (error, code) = if kind.is_ipv4 { (3, 4) } else { (2, 0) };
     for sum in [0, 1, 0xfffe] {
         let mut error = IcmpError::new(error, code, kind.reply(80));

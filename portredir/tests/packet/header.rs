@@ -156,18 +156,27 @@ fn extensions_that_hide() -> Vec<Case> {
             .edit(|frame| frame[ETHERNET + 41] = 200)
             .unchanged(Reason::Malformed),
         );
-        // RFC 2675: the length is in an option.
-        cases.push(
-            Case::ingress(
-                format!("{}: jumbogram", kind.name),
-                &kind
-                    .packet(80)
-                    .extension((HOP_BY_HOP, vec![0, 0, 0xc2, 4, 0, 1, 0, 0])),
-            )
-            .edit(|frame| frame[ETHERNET + 4..ETHERNET + 6].fill(0))
-            .unchanged(Reason::Malformed),
-        );
+        cases.push(jumbogram(kind));
     }
+    cases.extend(no_ports());
+    cases
+}
+
+/// A packet whose length is in an option (RFC 2675).
+fn jumbogram(kind: Kind) -> Case {
+    Case::ingress(
+        format!("{}: jumbogram", kind.name),
+        &kind
+            .packet(80)
+            .extension((HOP_BY_HOP, vec![0, 0, 0xc2, 4, 0, 1, 0, 0])),
+    )
+    .edit(|frame| frame[ETHERNET + 4..ETHERNET + 6].fill(0))
+    .unchanged(Reason::Malformed)
+}
+
+/// Protocols and headers that have no ports, or none in the clear.
+fn no_ports() -> Vec<Case> {
+    let mut cases = Vec::new();
     let ports = [0x9c, 0x40, 0, 80, 0, 16, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
     for (name, protocol) in [
         ("esp", 50),
@@ -219,14 +228,8 @@ fn tags() -> Vec<Case> {
 fn lengths() -> Vec<Case> {
     let mut cases = Vec::new();
     for kind in KINDS {
-        let name = |what: &str| format!("{}: {what}", kind.name);
         let transport = kind.packet(80).transport();
-        let malformed = |what: &str, edit: &dyn Fn(&mut Vec<u8>)| {
-            Case::ingress(name(what), &kind.packet(80))
-                .edit(edit)
-                .unchanged(Reason::Malformed)
-                .leaves_state()
-        };
+        let malformed = |what: &str, edit: &dyn Fn(&mut Vec<u8>)| malformed(kind, what, edit);
         for padding in [1, 20] {
             let what = format!("{padding} bytes of padding");
             both_ways(&mut cases, &what, kind, |packet| packet.padding(padding));
@@ -245,31 +248,54 @@ fn lengths() -> Vec<Case> {
             let len = frame.len() - ETHERNET - if kind.is_ipv4 { 20 } else { 40 };
             set_ip_payload(frame, kind.is_ipv4, u16::try_from(len + 1).expect("short"));
         }));
-        match kind.protocol {
-            Protocol::Udp => {
-                for len in [0_u16, 1, 7, 35, 0x2200, 0xffff] {
-                    cases.push(malformed(&format!("udp length {len}"), &|frame| {
-                        frame[transport + 4..transport + 6].copy_from_slice(&len.to_be_bytes());
-                    }));
-                }
-            }
-            Protocol::Tcp => {
-                for words in [0, 1, 4, 12, 15] {
-                    cases.push(malformed(
-                        &format!("tcp header of {words} words"),
-                        &|frame| {
-                            frame[transport + 12] = words << 4;
-                        },
-                    ));
-                }
-                cases.push(malformed("tcp header cut by ip", &|frame| {
-                    set_ip_payload(frame, kind.is_ipv4, 19);
+        cases.extend(transport_lengths(kind, transport));
+    }
+    cases.extend(longest_and_shortest());
+    cases
+}
+
+/// Lengths in the transport header that contradict those of IP.
+fn transport_lengths(kind: Kind, transport: usize) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let malformed = |what: &str, edit: &dyn Fn(&mut Vec<u8>)| malformed(kind, what, edit);
+    match kind.protocol {
+        Protocol::Udp => {
+            for len in [0_u16, 1, 7, 35, 0x2200, 0xffff] {
+                cases.push(malformed(&format!("udp length {len}"), &|frame| {
+                    frame[transport + 4..transport + 6].copy_from_slice(&len.to_be_bytes());
                 }));
             }
         }
+        Protocol::Tcp => {
+            for words in [0, 1, 4, 12, 15] {
+                cases.push(malformed(
+                    &format!("tcp header of {words} words"),
+                    &|frame| {
+                        frame[transport + 12] = words << 4;
+                    },
+                ));
+            }
+            cases.push(malformed("tcp header cut by ip", &|frame| {
+                set_ip_payload(frame, kind.is_ipv4, 19);
+            }));
+        }
     }
-    // A datagram may be shorter than the packet it comes in: what is behind it
-    // is not part of it.
+    cases
+}
+
+/// A packet whose headers contradict each other.
+fn malformed(kind: Kind, what: &str, edit: &dyn Fn(&mut Vec<u8>)) -> Case {
+    Case::ingress(format!("{}: {what}", kind.name), &kind.packet(80))
+        .edit(edit)
+        .unchanged(Reason::Malformed)
+        .leaves_state()
+}
+
+/// The longest TCP header and the shortest datagram.
+fn longest_and_shortest() -> Vec<Case> {
+    let mut cases = Vec::new();
+    // A datagram may be shorter than the packet it comes in: the bytes behind it
+    // are not part of it.
     for (name, udp) in [("v4", udp4 as fn(u16) -> Packet), ("v6", udp6)] {
         let short = |frame: &mut Vec<u8>| {
             let transport = udp(0).transport();

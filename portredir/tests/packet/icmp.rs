@@ -93,7 +93,16 @@ fn translated(kind: Kind) -> Vec<Case> {
             cases.push(outgoing(what("out"), kind, &of(about_request(kind))));
         }
     }
-    // Shapes of the quoted packet.
+    cases.extend(shapes(kind));
+    cases.push(with_options(kind));
+    cases.extend(corners(kind));
+    cases
+}
+
+/// Shapes of the quoted packet.
+fn shapes(kind: Kind) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let name = |what: String| format!("icmp about {}: {what}", kind.name);
     let mut shapes: Vec<(&str, Dress)> = vec![
         ("in a VLAN", |packet| packet.tags(&[0x8100])),
         ("in two VLANs", |packet| packet.tags(&[0x88a8, 0x8100])),
@@ -129,7 +138,11 @@ fn translated(kind: Kind) -> Vec<Case> {
             cases.push(outgoing(what("out"), kind, &of(about_request(kind))));
         }
     }
-    // The error itself has options.
+    cases
+}
+
+/// The error itself has options.
+fn with_options(kind: Kind) -> Case {
     let dress = |packet: Packet| {
         if kind.is_ipv4 {
             packet.ip_options(2)
@@ -138,13 +151,23 @@ fn translated(kind: Kind) -> Vec<Case> {
         }
     };
     let error = about_reply(kind);
-    let mut case = incoming(name("in an error with options".into()), kind, &error).becomes(
+    let mut case = incoming(
+        format!("icmp about {}: in an error with options", kind.name),
+        kind,
+        &error,
+    )
+    .becomes(
         Reason::IcmpTranslated,
         &dress(error.clone().ports(8080, CLIENT_PORT).packet()),
     );
     case.packet = dress(error.packet()).bytes();
-    cases.push(case);
+    case
+}
 
+/// A flow without a socket, and a target port that clients connect to.
+fn corners(kind: Kind) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let name = |what: String| format!("icmp about {}: {what}", kind.name);
     let mut case = incoming(
         name("in, flow without a socket yet".into()),
         kind,
@@ -160,7 +183,7 @@ fn translated(kind: Kind) -> Vec<Case> {
     };
     cases.push(
         Case::ingress(
-            name("in, of a target that is dialled itself".into()),
+            name("in, of a target port that is also a destination port".into()),
             &chained.packet(),
         )
         .rules(CHAINED)

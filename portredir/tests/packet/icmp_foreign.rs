@@ -25,16 +25,29 @@ pub fn cases() -> Vec<Case> {
 
 /// Errors that quote no flow of ours.
 fn foreign(kind: Kind) -> Vec<Case> {
+    [other_flows(kind), other_hosts(kind), outgoing_foreign(kind)]
+        .into_iter()
+        .flatten()
+        .map(|case| case.unchanged(Reason::IcmpForeign).leaves_state())
+        .chain(direct_datagram(kind))
+        .collect()
+}
+
+/// An error about a reply of this host.
+fn in_about(kind: Kind, about: Packet) -> Packet {
+    IcmpError {
+        about,
+        ..about_reply(kind)
+    }
+    .packet()
+}
+
+/// Errors that come in, about other flows of this host.
+fn other_flows(kind: Kind) -> Vec<Case> {
     let mut cases = Vec::new();
     let name = |what: &str| format!("icmp about {}: {what}", kind.name);
-    let mut foreign = |case: Case| cases.push(case.unchanged(Reason::IcmpForeign).leaves_state());
-    let about = |packet: Packet| {
-        IcmpError {
-            about: packet,
-            ..about_reply(kind)
-        }
-        .packet()
-    };
+    let mut foreign = |case: Case| cases.push(case);
+    let about = |packet: Packet| in_about(kind, packet);
     let reply = || kind.reply(80);
 
     foreign(Case::ingress(name("in, no flow"), &about(reply())));
@@ -47,7 +60,7 @@ fn foreign(kind: Kind) -> Vec<Case> {
     );
     foreign(
         Case::ingress(
-            name("in, another dialled port"),
+            name("in, another destination port"),
             &about(reply().src_port(81)),
         )
         .rules(super::TWO_TO_ONE)
@@ -71,7 +84,7 @@ fn foreign(kind: Kind) -> Vec<Case> {
             seen(80, 0),
         ),
     );
-    // For a flow that we know, with the port that the client never dialled.
+    // The quoted port is not the one that the client of the flow connected to.
     foreign(
         Case::ingress(name("in, direct"), &about(reply().src_port(8080))).flow(
             kind.table(),
@@ -79,7 +92,16 @@ fn foreign(kind: Kind) -> Vec<Case> {
             seen(80, 0),
         ),
     );
-    // Forwarded: about, or to, another host.
+    cases
+}
+
+/// Forwarded errors that come in: about, or to, another host.
+fn other_hosts(kind: Kind) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let name = |what: &str| format!("icmp about {}: {what}", kind.name);
+    let mut foreign = |case: Case| cases.push(case);
+    let about = |packet: Packet| in_about(kind, packet);
+    let reply = || kind.reply(80);
     let other = kind.packet(0).src;
     foreign(
         Case::ingress(name("in, about another host"), &{
@@ -112,6 +134,14 @@ fn foreign(kind: Kind) -> Vec<Case> {
         })
         .flow(kind.table(), kind.key(8080), seen(80, 0)),
     );
+    cases
+}
+
+/// Errors that go out.
+fn outgoing_foreign(kind: Kind) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let name = |what: &str| format!("icmp about {}: {what}", kind.name);
+    let mut foreign = |case: Case| cases.push(case);
     let request = about_request(kind);
     let about = |packet: Packet| {
         IcmpError {
@@ -138,20 +168,24 @@ fn foreign(kind: Kind) -> Vec<Case> {
         )
         .flow(kind.table(), kind.key(8080), seen(80, 0)),
     );
-    if kind.protocol == Protocol::Udp {
-        // Direct datagrams have entries too.
-        let direct = IcmpError {
-            about: kind.reply(8080),
-            ..about_reply(kind)
-        };
-        cases.push(
-            Case::ingress(name("in, direct with an entry"), &direct.packet())
-                .flow(FlowTable::Udp, kind.key(8080), seen(8080, 0))
-                .unchanged(Reason::IcmpTranslated)
-                .leaves_state(),
-        );
-    }
     cases
+}
+
+/// A direct datagram, which has an entry too.
+fn direct_datagram(kind: Kind) -> Option<Case> {
+    if kind.protocol != Protocol::Udp {
+        return None;
+    }
+    let direct = IcmpError {
+        about: kind.reply(8080),
+        ..about_reply(kind)
+    };
+    let name = format!("icmp about {}: in, direct with an entry", kind.name);
+    let case = Case::ingress(name, &direct.packet())
+        .flow(FlowTable::Udp, kind.key(8080), seen(8080, 0))
+        .unchanged(Reason::IcmpTranslated)
+        .leaves_state();
+    Some(case)
 }
 
 /// Quotes without ports.

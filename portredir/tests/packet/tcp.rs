@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         .filter(|kind| kind.protocol == Protocol::Tcp)
     {
         cases.extend(begun(kind));
+        cases.extend(established(kind));
         cases.extend(unknown(kind));
         cases.extend(stale(kind));
     }
@@ -68,6 +69,19 @@ fn begun(kind: Kind) -> Vec<Case> {
             .flow(FlowTable::Syn, key, seen(80, 0))
             .socket(key, Socket::TimeWait)
             .leaves_state(),
+    ]
+}
+
+/// Packets of flows that a server has accepted.
+fn established(kind: Kind) -> Vec<Case> {
+    let name = |what| format!("{} state: {what}", kind.name);
+    let key = kind.key(8080);
+    let begun = Tables::default().flow(FlowTable::Syn, key, seen(80, 0));
+    let segment = |flags| kind.packet(80).flags(flags);
+    let redirected = |name, flags| {
+        Case::ingress(name, &segment(flags)).redirected(&kind.packet(8080).flags(flags))
+    };
+    vec![
         redirected(name("a known flow is refreshed"), ACK | PSH)
             .flow(FlowTable::Tcp, key, seen(80, 60))
             .leaves(Tables::default().flow(FlowTable::Tcp, key, seen(80, 0))),

@@ -54,6 +54,29 @@ pub fn compare(
     }
     let (reason, expected) = host.run(program.hook, program.link, packet);
 
+    let differences = differences(&outcome, &host, reason, &expected);
+    if differences.is_empty() {
+        return Ok(Some(Agreed {
+            reason,
+            outcome,
+            now_ns: host.now_ns,
+        }));
+    }
+    let way = if program.hook == Hook::Ingress {
+        "in"
+    } else {
+        "out"
+    };
+    Err(format!(
+        "{} disagrees with the host on a packet {way}: {}\nbefore\n{before:?}packet   {:?}",
+        program.name,
+        differences.join("\n"),
+        Hex(packet)
+    ))
+}
+
+/// The differences between a program and the host.
+fn differences(outcome: &Outcome, host: &Mock, reason: Reason, expected: &[u8]) -> Vec<String> {
     let mut differences = Vec::new();
     let mut differ = |what: &str, kernel: &dyn std::fmt::Debug, host: &dyn std::fmt::Debug| {
         differences.push(format!("{what}\n  kernel {kernel:?}\n  host   {host:?}"));
@@ -69,7 +92,7 @@ pub fn compare(
         differ("verdict", &outcome.verdict, &reason.verdict());
     }
     if outcome.packet != expected {
-        differ("packet", &Hex(&outcome.packet), &Hex(&expected));
+        differ("packet", &Hex(&outcome.packet), &Hex(expected));
     }
     let counters: Vec<_> = outcome
         .counters
@@ -96,22 +119,5 @@ pub fn compare(
     if !outcome.tables.is(&host.tables.borrow(), SLACK) {
         differ("flow state", &outcome.tables, &host.tables.borrow());
     }
-    if differences.is_empty() {
-        return Ok(Some(Agreed {
-            reason,
-            outcome,
-            now_ns: host.now_ns,
-        }));
-    }
-    let way = if program.hook == Hook::Ingress {
-        "in"
-    } else {
-        "out"
-    };
-    Err(format!(
-        "{} disagrees with the host on a packet {way}: {}\nbefore\n{before:?}packet   {:?}",
-        program.name,
-        differences.join("\n"),
-        Hex(packet)
-    ))
+    differences
 }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use portredir_common::flow;
 use portredir_common::flow::FlowKey;
+use portredir_common::kernel;
 use portredir_common::map::counters::{Counter, CounterKey};
 use portredir_common::net::LOOPBACK_IFINDEX;
 use portredir_common::verdict::Reason;
@@ -152,7 +152,7 @@ fn cross(seed: u64, next: &AtomicU64, total: &Mutex<(Tally, Runs)>) {
     namespace::add_other();
     let held: Vec<_> = sockets()
         .into_keys()
-        .map(|ends| (flow_key(ends), flow::Socket::Connection))
+        .map(|ends| (flow_key(ends), kernel::Socket::Connection))
         .collect();
     let held = namespace::open(&held);
     // What scenes call a server, beside those that are there anyway.
