@@ -120,30 +120,18 @@ fn no_rule() -> Vec<Case> {
 /// Packets to and from ports that no rule names.
 fn other_ports(kind: Kind) -> Vec<Case> {
     let name = |what| format!("{}: {what}", kind.name);
-    let mut cases = Vec::new();
-    cases.push(Case::ingress(name("to another port"), &kind.packet(443)));
-    cases.push(Case::ingress(
-        name("from 80 to another port"),
-        &kind.packet(443).src_port(80),
-    ));
-    cases.push(Case::egress(
-        name("out from another port"),
-        &kind.reply(443),
-    ));
-    cases.push(Case::egress(
-        name("out to 80"),
-        &kind.reply(443).dst_port(80),
-    ));
-    cases.push(Case::egress(
-        name("out to 8080"),
-        &kind.reply(443).dst_port(8080),
-    ));
-    // The bytes of the port, in the other order.
-    cases.push(Case::ingress(
-        name("to port 20480"),
-        &kind.packet(80_u16.swap_bytes()),
-    ));
-    cases
+    vec![
+        Case::ingress(name("to another port"), &kind.packet(443)),
+        Case::ingress(
+            name("from 80 to another port"),
+            &kind.packet(443).src_port(80),
+        ),
+        Case::egress(name("out from another port"), &kind.reply(443)),
+        Case::egress(name("out to 80"), &kind.reply(443).dst_port(80)),
+        Case::egress(name("out to 8080"), &kind.reply(443).dst_port(8080)),
+        // The bytes of the port, in the other order.
+        Case::ingress(name("to port 20480"), &kind.packet(80_u16.swap_bytes())),
+    ]
 }
 
 /// Traffic of the target itself.
@@ -248,14 +236,11 @@ fn with_rule(flow: Flow, rule: u16) -> Flow {
 fn chained(kind: Kind) -> Vec<Case> {
     let name = |what: &str| format!("{}: {what}", kind.name);
     let (table, key) = (kind.table(), |port| kind.key(port));
-    let mut cases = Vec::new();
-    cases.push(
+    vec![
         Case::ingress(name("80 does not chain to 9090"), &kind.packet(80))
             .rules(CHAINED)
             .redirected(&kind.packet(8080))
             .leaves(Tables::default().flow(kind.new_table(), key(8080), seen(80, 0))),
-    );
-    cases.push(
         Case::ingress(name("8080 goes to 9090"), &kind.packet(8080))
             .rules(CHAINED)
             .redirected(&kind.packet(9090))
@@ -264,14 +249,10 @@ fn chained(kind: Kind) -> Vec<Case> {
                 key(9090),
                 with_rule(seen(8080, 0), 1),
             )),
-    );
-    cases.push(
         Case::egress(name("reply of 8080 goes back to 80"), &kind.reply(8080))
             .rules(CHAINED)
             .flow(table, key(8080), seen(80, 0))
             .restored(&kind.reply(80)),
-    );
-    cases.push(
         Case::egress(
             name("reply of 9090 goes back to 8080 alone"),
             &kind.reply(9090),
@@ -280,8 +261,7 @@ fn chained(kind: Kind) -> Vec<Case> {
         .flow(table, key(8080), seen(80, 0))
         .flow(table, key(9090), with_rule(seen(8080, 0), 1))
         .restored(&kind.reply(8080)),
-    );
-    cases
+    ]
 }
 
 /// Two ports that lead to one.
@@ -342,26 +322,19 @@ fn client_ports(kind: Kind) -> Vec<Case> {
 
 /// Rules for one protocol, and a client of this host.
 fn one_protocol() -> Vec<Case> {
-    let mut cases = Vec::new();
-    cases.push(Case::ingress("rule for tcp alone: udp", &udp4(80)).rules(&["80:8080"]));
-    cases.push(
+    vec![
+        Case::ingress("rule for tcp alone: udp", &udp4(80)).rules(&["80:8080"]),
         Case::ingress("rule for tcp alone: tcp", &tcp4(80))
             .rules(&["80:8080"])
             .redirected(&tcp4(8080)),
-    );
-    cases.push(Case::ingress("rule for udp alone: tcp", &tcp4(53)).rules(&["53:5353/udp"]));
-    cases.push(
+        Case::ingress("rule for udp alone: tcp", &tcp4(53)).rules(&["53:5353/udp"]),
         Case::ingress("rule for udp alone: udp", &udp4(53))
             .rules(&["53:5353/udp"])
             .redirected(&udp4(5353)),
-    );
-    cases.push(
         Case::ingress("first and last port", &udp4(1))
             .rules(&["1:65535/udp"])
             .redirected(&udp4(65535)),
-    );
-    // A connection of this host from port 80, to another host.
-    cases.push(
+        // A connection of this host from port 80, to another host.
         Case::ingress(
             "answer to a client of this host that uses port 80",
             &tcp4(80).flags(SYN | ACK),
@@ -369,6 +342,5 @@ fn one_protocol() -> Vec<Case> {
         .socket(key4(Protocol::Tcp, CLIENT_PORT, 80), Socket::Connection)
         .unchanged(Reason::ForeignFlow)
         .leaves_state(),
-    );
-    cases
+    ]
 }
