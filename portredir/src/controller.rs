@@ -53,6 +53,7 @@ pub struct Controller {
     unfinished: Vec<Attachment>,
     /// The last reports about interfaces and about servers; only news are events.
     told_interfaces: BTreeSet<String>,
+    told_failures: BTreeSet<String>,
     told_servers: BTreeSet<String>,
     /// The watcher, which has been notified of a change that it may read now.
     notified: Option<Notified>,
@@ -115,6 +116,7 @@ impl Controller {
             attachments: BTreeMap::new(),
             unfinished: Vec::new(),
             told_interfaces: BTreeSet::new(),
+            told_failures: BTreeSet::new(),
             told_servers: BTreeSet::new(),
             notified: None,
         };

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::{count, print};
 use crate::cli::{CheckArgs, PlanArgs};
 use crate::config::file;
+use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
-use crate::controller::change::HostView;
+use crate::controller::change::{Action, Change, HostView};
 use crate::controller::compile;
 use crate::host::features::Features;
 use crate::host::netlink::Netlink;
-use crate::plan::lockout;
 use crate::ruleset::history::History;
 use crate::state::State;
 
@@ -22,20 +22,25 @@ use crate::state::State;
 pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     let settings = args.options.settings()?;
     let snapshot = Netlink::open()?.snapshot().await?;
-    snapshot.check(&settings)?;
     let host = HostView {
         snapshot,
         features: Features::read(settings.cgroup.path()),
         attached: BTreeMap::new(),
     };
-    let plan = host.plan(&settings);
+    // A plan shows what `--force` would allow, and warns.
+    let options = ChangeOptions {
+        force: true,
+        ..ChangeOptions::default()
+    };
+    let change = Change::plan(None, (Action::Run(settings), options), host)?;
+    let plan = change.plan_of_interfaces().expect("a run attaches");
     let text = if args.json {
         serde_json::to_string(&plan.report())? + "\n"
     } else {
         plan.to_string()
     };
     print(&text)?;
-    for lockout in lockout::findings(&settings.rules, settings.hide_target) {
+    for lockout in change.lockouts() {
         eprintln!("warning: {lockout}");
     }
     Ok(plan.check()?)

@@ -1,13 +1,13 @@
 //! The foreground run: redirect, show counters, end with the process.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::time::Interval;
 
 use super::event;
 use crate::cli::Run;
-use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change, HostView};
 use crate::controller::error::ControllerError;
 use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every};
@@ -77,15 +77,10 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     // Draining removes the rules; the counters of their flows go on.
     let last = controller.state().clone();
     if result.is_ok() {
-        tokio::select! {
-            _ = signals.next() => {}
-            drained = drain(&mut controller, &settings) => if let Err(error) = drained {
-                log::warn!("{}", chain(&error));
-            },
-        }
+        drain(&mut controller, &mut signals, settings.drain_timeout.0).await;
     }
     let report = controller.report_of(&last);
-    step(&mut controller, Action::Detach).await?;
+    controller.act(Action::Detach, &mut event::print).await?;
     result?;
     view.print_final(&report?)
 }
@@ -100,14 +95,17 @@ fn refuse_active() -> Result<(), ControllerError> {
     }
 }
 
-async fn drain(controller: &mut Controller, settings: &Settings) -> Result<(), ControllerError> {
-    step(controller, Action::Drain(settings.drain_timeout.0)).await
-}
-
-async fn step(controller: &mut Controller, action: Action) -> Result<(), ControllerError> {
-    let host = controller.host_view().await?;
-    let change = Change::plan(Some(controller.state()), (action, Default::default()), host)?;
-    controller.apply(change, &mut event::print).await
+/// Waits for redirected connections, for `timeout` at most or until a signal.
+async fn drain(controller: &mut Controller, signals: &mut Signals, timeout: Duration) {
+    let mut on_event = event::print;
+    tokio::select! {
+        _ = signals.next() => {}
+        drained = controller.act(Action::Drain(timeout), &mut on_event) => {
+            if let Err(error) = drained {
+                log::warn!("{}", chain(&error));
+            }
+        }
+    }
 }
 
 /// The output of the foreground run.

@@ -1,9 +1,10 @@
 //! Carrying out a change.
 
-use super::change::{Change, HostView, Step};
+use super::change::{Action, Change, HostView, Step};
 use super::error::ControllerError;
 use super::event::OnEvent;
 use super::{Controller, transaction, watcher};
+use crate::config::safety::ChangeOptions;
 use crate::plan::Plan;
 use crate::state::State;
 
@@ -79,6 +80,22 @@ impl Controller {
                 }
             },
         }
+    }
+
+    /// Plans an action on the present state, without options, and carries it out.
+    ///
+    /// # Errors
+    ///
+    /// The host cannot be read, or as [`Change::plan`] and [`Self::apply`].
+    pub async fn act(
+        &mut self,
+        action: Action,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        let host = self.host_view().await?;
+        let wanted = (action, ChangeOptions::default());
+        let change = Change::plan(Some(&self.state), wanted, host)?;
+        self.apply(change, on_event).await
     }
 
     /// Replaces the programs that another process has left, and attaches to the other

@@ -11,7 +11,6 @@ use crate::loader::{Datapath, chain};
 use crate::plan::{Plan, Planned};
 use crate::state::attachment::{Attachment, InterfaceReport, Mode};
 use crate::sys::ethtool;
-use crate::sys::ethtool::features_on;
 
 impl Controller {
     /// Restores what an interrupted attach or detach has changed on interfaces.
@@ -125,7 +124,7 @@ impl Controller {
             was_ours || (may_use_clsact && !self.netlink.has_clsact(index).await?);
         let offloads = match planned.engine {
             Engine::XdpGeneric => {
-                let on = features_on(name).into_iter();
+                let on = ethtool::features_on(name).into_iter();
                 on.map(str::to_owned).collect()
             }
             _ => Vec::new(),

@@ -197,12 +197,6 @@ impl Change {
         }
     }
 
-    /// Whether the redirect is gone after the change.
-    #[must_use]
-    pub const fn is_removal(&self) -> bool {
-        matches!(self.step, Step::Remove)
-    }
-
     /// The differences from the running settings.
     #[must_use]
     pub const fn diff(&self) -> &Diff {

@@ -17,7 +17,6 @@ use super::event::{Event, OnEvent};
 use super::transaction::logging;
 use super::{Controller, Parts};
 use crate::config::file::ConfigError;
-use crate::config::safety::ChangeOptions;
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
 use crate::ipc::client::{Call, Control, Request, Role};
@@ -184,13 +183,11 @@ async fn roll_back(
     if controller.state().confirm_within() != Some(Duration::ZERO) {
         return Ok(RolledBack::No);
     }
-    let host = controller.host_view().await?;
-    let wanted = (Action::RollBack, ChangeOptions::default());
-    let change = Change::plan(Some(controller.state()), wanted, host)?;
-    let is_removal = change.is_removal();
+    let pending = controller.state().pending.as_ref();
+    let was_nothing = pending.is_some_and(|pending| pending.before.is_none());
     on_event(Event::RolledBack);
-    controller.apply(change, on_event).await?;
-    if is_removal {
+    controller.act(Action::RollBack, on_event).await?;
+    if was_nothing {
         return Ok(RolledBack::ToNothing);
     }
     controller.reconcile(on_event).await?;

@@ -55,12 +55,6 @@ impl Controller {
             }
             told.insert(line);
         }
-        // `attach_new` removes an earlier failure when it succeeds.
-        let failed = self
-            .told_interfaces
-            .iter()
-            .filter(|line| line.starts_with(FAILED));
-        told.extend(failed.cloned());
         self.told_interfaces = told;
     }
 
@@ -122,17 +116,14 @@ impl Controller {
             match self.attach(planned, plan.choice, on_event).await {
                 Ok(instead) => tell_attached(planned, instead, on_event),
                 Err(error) => {
-                    failed.insert(format!("{FAILED}{}", chain(&error)));
+                    failed.insert(chain(&error));
                 }
             }
         }
-        for line in failed.difference(&self.told_interfaces) {
-            let error = line.strip_prefix(FAILED).unwrap_or(line).to_owned();
-            on_event(Event::AttachFailed(error));
+        for error in failed.difference(&self.told_failures) {
+            on_event(Event::AttachFailed(error.clone()));
         }
-        self.told_interfaces
-            .retain(|line| !line.starts_with(FAILED));
-        self.told_interfaces.extend(failed);
+        self.told_failures = failed;
         Ok(())
     }
 
@@ -159,9 +150,6 @@ impl Controller {
         Ok(())
     }
 }
-
-/// The mark of a failure in a line of [`Controller::told_interfaces`].
-const FAILED: &str = "failed: ";
 
 fn tell_attached(planned: &Planned, instead: Option<Planned>, on_event: OnEvent<'_>) {
     let planned = instead.unwrap_or_else(|| planned.clone());

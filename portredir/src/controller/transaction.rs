@@ -191,10 +191,7 @@ impl Locked {
         action: Action,
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
-        let host = self.controller.host_view().await?;
-        let wanted = (action, ChangeOptions::default());
-        let change = Change::plan(Some(&self.controller.state), wanted, host)?;
-        self.controller.apply(change, on_event).await
+        self.controller.act(action, on_event).await
     }
 
     /// Releases the lock; then waits until the watcher has read the change.
