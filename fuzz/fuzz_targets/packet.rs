@@ -2,8 +2,8 @@
 #![no_main]
 
 #[expect(dead_code, reason = "some of it is for the tests alone")]
-#[path = "../../portredir/tests/cases/mod.rs"]
-mod cases;
+#[path = "../../portredir/tests/packet/mod.rs"]
+mod packet;
 #[path = "../../portredir/tests/reference/mod.rs"]
 mod reference;
 #[expect(dead_code, reason = "some of it is for the tests alone")]

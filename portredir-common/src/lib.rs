@@ -1,20 +1,22 @@
-//! What is true on both sides of the kernel boundary: the layout of the maps
-//! ([`abi`]) and the datapath, written once as safe code: [`redirect`] rewrites
-//! packets, [`socket`] redirects where there is a socket instead. [`generator`] is
-//! what the benchmark sends.
+//! The code that both sides of the kernel boundary share: the layout of the maps
+//! ([`map`]) and the datapath, written once as safe code. [`datapath`] rewrites
+//! packets, or redirects sockets where there is one. [`trafficgen`] makes the packets
+//! that the benchmark sends.
+//!
+//! Imports go one way: `net`, `verdict`, then `packed`, `flow`, `map` and `wire`,
+//! `kernel`, `datapath`.
 //!
 //! The eBPF crate runs the datapath in the kernel's hooks; the tests run the same
 //! functions on byte slices. This crate knows no context, no helper and no map.
 
 #![no_std]
 
-pub mod abi;
-pub mod bucket;
-pub mod csum;
+pub mod datapath;
 pub mod flow;
-pub mod generator;
-pub mod icmp;
-pub mod redirect;
-pub mod socket;
+pub mod kernel;
+pub mod map;
+pub mod net;
+pub mod packed;
+pub mod trafficgen;
 pub mod verdict;
 pub mod wire;

@@ -1,43 +1,20 @@
-//! What happens to a packet, and why.
+//! The verdict on a packet, and the reason for it.
 //!
-//! One list: [`Reason`] is the error inside the datapath, the index of the
+//! There is one list: [`Reason`] is the error inside the datapath, the index of the
 //! counter, the name in the output and the word in the log.
 
-/// What the hook does with the packet.
+/// The action of the hook on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Verdict {
-    /// It goes on: to the next program and to the stack.
+    /// The packet goes on: to the next program and to the stack.
     Pass,
-    /// It ends here.
+    /// The packet ends here.
     Drop,
 }
 
-/// Set in a number that stands for a [`Reason`].
-const FAILED: u64 = 1 << 63;
-
-/// A number below 2^63 or a reason, as the one number that a BPF function returns.
-#[inline(always)]
-pub(crate) const fn to_word(result: Result<u64, Reason>) -> u64 {
-    match result {
-        Ok(number) => number,
-        Err(reason) => FAILED | reason as u64,
-    }
-}
-
-/// What [`to_word`] made one.
-#[expect(clippy::cast_possible_truncation, reason = "reasons are few")]
-#[inline(always)]
-pub(crate) const fn from_word(word: u64) -> Result<u64, Reason> {
-    if word & FAILED == 0 {
-        Ok(word)
-    } else {
-        Err(Reason::from_number(word as u32))
-    }
-}
-
 macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal, $verdict:ident;)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal, $text:literal, $verdict:ident;)+) => {
         /// Why a packet was treated as it was.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]
@@ -53,6 +30,12 @@ macro_rules! reasons {
                 match self { $(Self::$name => $label),+ }
             }
 
+            /// The packets with this reason in plain words, as in a table for people.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text),+ }
+            }
+
             /// The reason of a number, as a BPF function returns it.
             #[inline(always)]
             #[must_use]
@@ -63,7 +46,7 @@ macro_rules! reasons {
                 Self::NoRule
             }
 
-            /// What this reason means for the packet.
+            /// The verdict on a packet with this reason.
             #[inline(always)]
             pub const fn verdict(self) -> Verdict {
                 match self { $(Self::$name => Verdict::$verdict),+ }
@@ -73,52 +56,54 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Nothing to do: no rule for this port, or not TCP, UDP or an ICMP error.
+    /// There is nothing to do: no rule for this port, or not TCP, UDP or an ICMP error.
     /// All other traffic of the host ends here, so it is not counted.
-    NoRule = "no_rule", Pass;
-    /// Destination port rewritten to the target. Counted per rule instead.
-    Redirected = "redirected", Pass;
-    /// Reply: source port rewritten back to the one that was dialled.
-    Restored = "restored", Pass;
-    /// Traffic of the target port that was never redirected.
-    Direct = "direct", Pass;
-    /// Direct traffic whose client port was changed to avoid a collision.
-    DirectRemapped = "direct_remapped", Pass;
-    /// ICMP error about one of our flows, quoted ports rewritten.
-    IcmpTranslated = "icmp_translated", Pass;
-    /// ICMP error that quotes no flow of ours.
-    IcmpForeign = "icmp_foreign", Pass;
+    NoRule = "no_rule", "no rule for the port", Pass;
+    /// The destination port was rewritten to the target port. Counted per rule instead.
+    Redirected = "redirected", "redirected", Pass;
+    /// The source port of a reply was rewritten to the port that the client connected to.
+    Restored = "restored", "replies rewritten", Pass;
+    /// The packet belongs to traffic of the target port that was never redirected.
+    Direct = "direct", "direct connections to the target port", Pass;
+    /// The client port of direct traffic was changed to avoid a collision.
+    DirectRemapped = "direct_remapped",
+        "direct connections whose client port was changed", Pass;
+    /// An ICMP error about a redirected flow; the quoted ports were rewritten.
+    IcmpTranslated = "icmp_translated", "ICMP errors about redirected flows, rewritten", Pass;
+    /// An ICMP error that quotes no redirected flow.
+    IcmpForeign = "icmp_foreign", "ICMP errors about other flows", Pass;
     /// A rule has the port, but the destination is not this host.
-    NotLocal = "not_local", Pass;
-    /// Lengths that contradict each other; the stack decides.
-    Malformed = "malformed", Pass;
-    /// An IPv6 extension header that hides or protects the ports.
-    ExtensionHeader = "extension_header", Pass;
-    /// Belongs to a connection that a real server on the dialled port holds.
-    ForeignFlow = "foreign_flow", Pass;
-    /// A new flow to a port whose rule is gone: it goes to the port itself.
-    Draining = "draining", Pass;
-    /// A new flow while nobody listens on the target: it goes to the port itself.
-    NotListening = "not_listening", Pass;
-    /// Another host dialled a target that is hidden.
-    Hidden = "hidden", Drop;
-    /// First fragment without the TCP checksum (RFC 1858): cannot be rewritten.
-    FragmentTooShort = "fragment_too_short", Drop;
+    NotLocal = "not_local", "packets to other hosts", Pass;
+    /// Lengths in the headers contradict each other; the stack decides.
+    Malformed = "malformed", "malformed packets, left to the kernel", Pass;
+    /// An IPv6 extension header hides or protects the ports.
+    ExtensionHeader = "extension_header", "IPv6 extension headers that hide the ports", Pass;
+    /// The packet belongs to a connection that a server on the destination port holds.
+    ForeignFlow = "foreign_flow", "connections that a server on the listen port holds", Pass;
+    /// A new flow to a port whose rule was removed: it goes to the port itself.
+    Draining = "draining", "new flows after their rule was removed", Pass;
+    /// A new flow while nobody listens on the target port: it goes to the port itself.
+    NotListening = "not_listening", "new flows while nobody listens on the target port", Pass;
+    /// Another host connected to a target port that is hidden.
+    Hidden = "hidden", "blocked: direct access to a hidden target port", Drop;
+    /// A first fragment without the TCP checksum (RFC 1858) cannot be rewritten.
+    FragmentTooShort = "fragment_too_short",
+        "dropped: first fragment too short to rewrite", Drop;
     /// Another flow holds the client's port and no free one was found.
-    NoFreePort = "no_free_port", Drop;
-    /// The flow table refused the entry; the reply would leave unrestored.
-    TableFull = "table_full", Drop;
-    /// Nobody listens on the target, or not on this address (engine `socket`).
-    NoListener = "no_listener", Drop;
+    NoFreePort = "no_free_port", "dropped: no free client port", Drop;
+    /// The flow table refused the entry; the reply would leave without a rewrite.
+    TableFull = "table_full", "dropped: flow table full", Drop;
+    /// Nobody listens on the target port, or not on this address (engine `socket`).
+    NoListener = "no_listener", "refused: nobody listens on the target port", Drop;
     /// A rewrite failed half-way.
-    WriteFailed = "write_failed", Drop;
+    WriteFailed = "write_failed", "dropped: the kernel refused to rewrite", Drop;
 }
 
 impl Reason {
-    /// How many there are: the size of the counter array.
+    /// The number of reasons: the size of the counter array.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// Whether the counter array keeps a count of it.
+    /// Whether the counter array keeps a count of this reason.
     #[inline(always)]
     #[must_use]
     pub const fn is_counted(self) -> bool {
@@ -131,13 +116,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_unique_and_indexed() {
+    fn labels_and_texts_are_unique_and_indexed() {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
             assert!(
                 !Reason::ALL[..i]
                     .iter()
-                    .any(|other| other.label() == reason.label()),
+                    .any(|other| other.label() == reason.label() || other.text() == reason.text()),
                 "{reason:?}"
             );
         }

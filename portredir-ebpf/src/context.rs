@@ -1,225 +1,69 @@
-//! The contexts of programs that handle packets, and what is asked by way of one.
-//!
-//! The functions here that are exported are global to the verifier, which walks
-//! them once and not once per call and state of the caller. It has them look at
-//! pointers, and wants them to return a number. A context cannot be generic then,
-//! so there is one of each for each kind of context.
+//! The contexts of programs, and how their fields are loaded.
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::{__sk_buff, xdp_md};
-use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release};
-use portredir_common::abi::{FlowKey, Port};
-use portredir_common::flow::{self, Flags, Original};
-use portredir_common::redirect;
+use portredir_common::flow::FlowKey;
 
-use crate::maps::{Kernel, look_up, tcp_socket};
+/// The address family of IPv4 (include/linux/socket.h).
+pub const AF_INET: u32 = 2;
 
-/// What [`Kernel`] needs of a context.
+/// A context, as far as [`Kernel`](crate::kernel::Kernel) needs it.
 pub trait Context: Copy {
-    /// Whether it is of a packet that comes in.
-    const IS_PACKET: bool = false;
+    /// Whether the context is that of a packet that comes in.
+    const IS_PACKET: bool;
 
+    /// The context, as helpers take it.
     fn as_ptr(self) -> *mut c_void;
+
+    /// The ifindex of the ingress interface; 0 where it is not known.
     fn ifindex(self) -> u32;
 
     /// The state of the TCP socket that gets the packets of a flow, or 0.
-    #[inline(always)]
-    fn tcp_state(self, key: &FlowKey) -> u32 {
-        tcp_state(self, key)
-    }
+    fn tcp_state(self, key: &FlowKey) -> u32;
 
     /// Whether there is a UDP socket that gets the packets of a flow.
-    #[inline(always)]
-    fn has_udp(self, key: &FlowKey) -> bool {
-        has_udp(self, key)
-    }
-
-    /// [`redirect::find_route`].
-    #[inline(always)]
-    fn find_route(self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
-        Kernel::new(self).map_or(0, |tables| redirect::find_route(&tables, key, entry, flags))
-    }
-
-    /// [`flow::has_begun`].
-    #[inline(always)]
-    fn has_begun(self, key: &mut FlowKey, original: Original, flags: Flags) -> u32 {
-        Kernel::new(self).map_or(flow::NOT_BEGUN, |tables| {
-            flow::has_begun(&tables, key, original, flags)
-        })
-    }
-
-    /// [`redirect::admit`].
-    #[inline(always)]
-    fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64 {
-        Kernel::new(self).map_or(0, |tables| {
-            redirect::admit(&tables, key, dialled_port, route, flags)
-        })
-    }
+    fn has_udp(self, key: &FlowKey) -> bool;
 }
 
-#[inline(always)]
-fn tcp_state(ctx: impl Context, key: &FlowKey) -> u32 {
-    let socket = tcp_socket(ctx, key);
-    if socket.is_null() {
-        return 0;
-    }
-    // SAFETY: not null, and ours until it is released.
-    let state = unsafe { (*socket).state };
-    // SAFETY: the reference from the look-up, given back once.
-    unsafe { bpf_sk_release(socket.cast()) };
-    state
+/// Loads the `i`th word of a field of a context.
+///
+/// The load is in assembler, as the compiler would choose between two fields by
+/// computing a pointer, which is forbidden for contexts. This is a macro because
+/// assembler needs the offset as a literal.
+macro_rules! word {
+    ($ctx:expr, $context:ty, $field:ident, $i:literal) => {{
+        let word: u64;
+        // SAFETY: the kernel passes a valid context for the time of the run.
+        unsafe {
+            core::arch::asm!(
+                "{word} = *(u32 *)({ctx} + {offset})",
+                word = out(reg) word,
+                ctx = in(reg) $ctx,
+                offset = const core::mem::offset_of!($context, $field) + 4 * $i,
+                options(pure, readonly, nostack),
+            );
+        }
+        word as u32
+    }};
 }
 
-#[inline(always)]
-fn has_udp(ctx: impl Context, key: &FlowKey) -> bool {
-    let socket = look_up(ctx, key, bpf_sk_lookup_udp);
-    if socket.is_null() {
-        return false;
-    }
-    // SAFETY: the reference from the look-up, given back once.
-    unsafe { bpf_sk_release(socket.cast()) };
-    true
-}
-
-macro_rules! packet_context {
-    ($context:ty, $ifindex:ident, $tcp_state:ident, $has_udp:ident, $find_route:ident, $has_begun:ident, $admit:ident) => {
-        #[inline(never)]
-        #[unsafe(no_mangle)]
-        extern "C" fn $tcp_state(ctx: *mut $context, key: *const FlowKey) -> u32 {
-            // SAFETY: null or a key.
-            unsafe { key.as_ref() }.map_or(0, |key| tcp_state(ctx, key))
-        }
-
-        #[inline(never)]
-        #[unsafe(no_mangle)]
-        extern "C" fn $has_udp(ctx: *mut $context, key: *const FlowKey) -> u32 {
-            // SAFETY: null or a key.
-            unsafe { key.as_ref() }.map_or(0, |key| has_udp(ctx, key).into())
-        }
-
-        #[inline(never)]
-        #[unsafe(no_mangle)]
-        extern "C" fn $find_route(
-            ctx: *mut $context,
-            key: *mut FlowKey,
-            entry: u64,
-            flags: u32,
-        ) -> u64 {
-            // SAFETY: null or a key of the caller's own.
-            match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
-                (Some(key), Some(tables)) => {
-                    redirect::find_route(&tables, key, entry, Flags(flags as u16))
-                }
-                _ => 0,
-            }
-        }
-
-        #[inline(never)]
-        #[unsafe(no_mangle)]
-        extern "C" fn $has_begun(
-            ctx: *mut $context,
-            key: *mut FlowKey,
-            dialled_port: u32,
-            rule: u32,
-            flags: u32,
-        ) -> u32 {
-            // SAFETY: null or a key of the caller's own.
-            let (Some(key), Some(tables)) = (unsafe { key.as_mut() }, Kernel::new(ctx)) else {
-                return flow::NOT_BEGUN;
-            };
-            let original = Original {
-                dialled_port: Port::new(dialled_port as u16),
-                client_port: key.client_port,
-                rule: rule as u16,
-            };
-            flow::has_begun(&tables, key, original, Flags(flags as u16))
-        }
-
-        #[inline(never)]
-        #[unsafe(no_mangle)]
-        extern "C" fn $admit(
-            ctx: *mut $context,
-            key: *mut FlowKey,
-            dialled_port: u32,
-            route: u64,
-            flags: u32,
-        ) -> u64 {
-            let dialled_port = Port::new(dialled_port as u16);
-            let flags = Flags(flags as u16);
-            // SAFETY: null or a key of the caller's own.
-            match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
-                (Some(key), Some(tables)) => {
-                    redirect::admit(&tables, key, dialled_port, route, flags)
-                }
-                _ => 0,
-            }
-        }
-
-        impl Context for *mut $context {
-            const IS_PACKET: bool = true;
-
-            #[inline(always)]
-            fn as_ptr(self) -> *mut c_void {
-                self.cast()
-            }
-
-            #[inline(always)]
-            fn ifindex(self) -> u32 {
-                // SAFETY: the kernel passes a valid context for the time of the run.
-                unsafe { (*self).$ifindex }
-            }
-
-            #[inline(always)]
-            fn tcp_state(self, key: &FlowKey) -> u32 {
-                $tcp_state(self, key)
-            }
-
-            #[inline(always)]
-            fn has_udp(self, key: &FlowKey) -> bool {
-                $has_udp(self, key) != 0
-            }
-
-            #[inline(always)]
-            fn find_route(self, key: &mut FlowKey, entry: u64, flags: Flags) -> u64 {
-                $find_route(self, key, entry, flags.0.into())
-            }
-
-            #[inline(always)]
-            fn has_begun(self, key: &mut FlowKey, original: Original, flags: Flags) -> u32 {
-                let dialled_port = original.dialled_port.get().into();
-                $has_begun(
-                    self,
-                    key,
-                    dialled_port,
-                    original.rule.into(),
-                    flags.0.into(),
-                )
-            }
-
-            #[inline(always)]
-            fn admit(self, key: &mut FlowKey, dialled_port: Port, route: u64, flags: Flags) -> u64 {
-                $admit(self, key, dialled_port.get().into(), route, flags.0.into())
-            }
-        }
+/// Loads an IPv4 address from a field of a context.
+macro_rules! v4 {
+    ($ctx:expr, $context:ty, $field:ident) => {
+        Addr::v4_word([$crate::context::word!($ctx, $context, $field, 0)])
     };
 }
 
-packet_context!(
-    xdp_md,
-    ingress_ifindex,
-    xdp_tcp_state,
-    xdp_has_udp,
-    xdp_find_route,
-    xdp_has_begun,
-    xdp_admit
-);
-packet_context!(
-    __sk_buff,
-    ifindex,
-    skb_tcp_state,
-    skb_has_udp,
-    skb_find_route,
-    skb_has_begun,
-    skb_admit
-);
+/// Loads an IPv6 address from a field of a context.
+macro_rules! v6 {
+    ($ctx:expr, $context:ty, $field:ident) => {{
+        Addr::from_words([
+            $crate::context::word!($ctx, $context, $field, 0),
+            $crate::context::word!($ctx, $context, $field, 1),
+            $crate::context::word!($ctx, $context, $field, 2),
+            $crate::context::word!($ctx, $context, $field, 3),
+        ])
+    }};
+}
+
+pub(crate) use {v4, v6, word};

@@ -1,61 +1,23 @@
 //! [`Frame`] for the two kinds of context; all pointer code is here.
 
 use core::arch::asm;
-use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_xdp_get_buff_len};
-use portredir_common::abi::Port;
-use portredir_common::csum::Kind;
+use portredir_common::net::Port;
 use portredir_common::verdict::Reason;
-use portredir_common::wire::{Check, Frame, MAX_OFFSET};
+use portredir_common::wire::checksum::Kind;
+use portredir_common::wire::frame::{Check, Frame};
+use portredir_common::wire::headers::MAX_OFFSET;
 
-/// `number` as a scalar of which the verifier knows nothing: `unknown ^ unknown`
-/// is zero, but the verifier does not see that.
-#[inline(always)]
-fn forget(mut number: u64, unknown: u32) -> u64 {
-    // SAFETY: plain arithmetic on registers.
-    unsafe {
-        asm!(
-            "{zero} = {unknown}",
-            "{zero} ^= {unknown}",
-            "{number} ^= {zero}",
-            zero = out(reg) _,
-            unknown = in(reg) u64::from(unknown),
-            number = inout(reg) number,
-            options(pure, nomem, nostack),
-        );
-    }
-    number
-}
+use crate::verifier::{barrier_var, pointer};
 
-/// Loads a field of the context that the verifier turns into a packet pointer.
-///
-/// In assembler, as the compiler would extend the 32 bits of the declaration
-/// by shifts, which are forbidden on pointers.
-macro_rules! pointer {
-    ($ctx:expr, $context:ty, $field:ident) => {{
-        let pointer: usize;
-        // SAFETY: the kernel passes a valid context for the time of the run.
-        unsafe {
-            asm!(
-                "{pointer} = *(u32 *)({ctx} + {offset})",
-                pointer = out(reg) pointer,
-                ctx = in(reg) $ctx,
-                offset = const offset_of!($context, $field),
-                options(pure, readonly, nostack),
-            );
-        }
-        pointer
-    }};
-}
-
-/// What of a packet can be read without the kernel.
+/// The bytes of a packet that can be read without a helper.
 trait Linear {
-    /// Where it begins and ends.
+    /// The addresses of their begin and end.
     fn ends(&self) -> (usize, usize);
 
-    /// Where `len` bytes at `offset` are.
+    /// The address of `len` bytes at `offset`.
     #[inline(always)]
     fn window(&self, offset: usize, len: usize) -> Option<*mut u8> {
         if offset > MAX_OFFSET {
@@ -88,7 +50,7 @@ trait Linear {
 
 /// # Safety
 ///
-/// They were compared with the end of the packet.
+/// The caller has compared the words with the end of the packet.
 #[inline(always)]
 unsafe fn load_words<const N: usize>(from: *const u32) -> [u32; N] {
     core::array::from_fn(|i| {
@@ -108,7 +70,7 @@ unsafe fn load_words<const N: usize>(from: *const u32) -> [u32; N] {
 
 /// # Safety
 ///
-/// As of [`load_words`].
+/// The caller has compared the bytes with the end of the packet.
 #[inline(always)]
 unsafe fn load_half(from: *const u16) -> u16 {
     let half: u64;
@@ -126,7 +88,7 @@ unsafe fn load_half(from: *const u16) -> u16 {
 
 /// # Safety
 ///
-/// As of [`load_words`].
+/// The caller has compared the bytes with the end of the packet.
 #[inline(always)]
 unsafe fn store_half(to: *mut u16, half: u16) {
     // SAFETY: by the caller.
@@ -167,19 +129,27 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
             // SAFETY: the context is valid.
             return unsafe { bpf_xdp_get_buff_len(self.ctx) } as usize;
         }
-        self.head_len()
+        self.linear_len()
     }
 
     #[inline(always)]
-    fn head_len(&self) -> usize {
+    fn linear_len(&self) -> usize {
         let (data, data_end) = self.ends();
         data_end - data
     }
 
     #[inline(always)]
-    fn forget(&self, number: u64) -> u64 {
+    fn segments(&self) -> u32 {
+        1
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, _end: usize) {}
+
+    #[inline(always)]
+    fn barrier_var(&self, value: u64) -> u64 {
         // SAFETY: the context is valid.
-        forget(number, unsafe { (*self.ctx).ingress_ifindex })
+        barrier_var(value, unsafe { (*self.ctx).ingress_ifindex })
     }
 
     #[inline(always)]
@@ -239,10 +209,16 @@ impl Frame for Skb {
         unsafe { (*self.ctx).len as usize }
     }
 
+    /// The length is in the context.
     #[inline(always)]
-    fn forget(&self, number: u64) -> u64 {
+    fn linear_len(&self) -> usize {
+        self.len()
+    }
+
+    #[inline(always)]
+    fn barrier_var(&self, value: u64) -> u64 {
         // SAFETY: the context is valid.
-        forget(number, unsafe { (*self.ctx).len })
+        barrier_var(value, unsafe { (*self.ctx).len })
     }
 
     #[inline(always)]
@@ -262,10 +238,10 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn reach(&mut self, end: usize) {
+    fn pull(&mut self, end: usize) {
         let (data, data_end) = self.ends();
         if data + end > data_end {
-            pull(self.ctx, end as u32);
+            pull_data(self.ctx, end as u32);
         }
     }
 
@@ -306,7 +282,7 @@ impl Frame for Skb {
 /// Makes the first `end` bytes linear, or all that there are. Not inlined: it is
 /// rare.
 #[inline(never)]
-fn pull(ctx: *mut __sk_buff, end: u32) {
+fn pull_data(ctx: *mut __sk_buff, end: u32) {
     // SAFETY: the context is valid.
     unsafe {
         let end = end.min((*ctx).len);

@@ -20,8 +20,10 @@ use std::sync::atomic::AtomicU64;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap as BpfHashMap, Map};
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, Xdp};
-use portredir_common::abi::{Addr, Hot};
-use portredir_common::bucket::{Seed, Shares};
+use portredir_common::map::bucket::Shares;
+use portredir_common::map::hash::Seed;
+use portredir_common::map::rules::PacketPath;
+use portredir_common::net::Addr;
 
 use self::error::map_error;
 use self::link::{Attached, Lookup, Watch};
@@ -52,7 +54,7 @@ pub struct Datapath {
     local: HashMap<[u8; 16], u8>,
     /// The directory of the pins, if the redirect outlives the process.
     pins: Option<PinDir>,
-    hot: Mapped<Hot<AtomicU64>>,
+    hot: Mapped<PacketPath<AtomicU64>>,
 }
 
 impl Datapath {

@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use self::error::RuleError;

@@ -1,21 +1,26 @@
 //! The datapath on this machine, without a kernel: the table of cases, and
 //! properties of random packets. Sequences of packets are in `sequence` and
-//! `model`, the engine without packets is in `socket`.
+//! `model`, the socket engine is in
+//! `sk_lookup`, `connect` and `peers`.
 
-mod cases;
+#[path = "packet/connect.rs"]
+mod connect;
 #[path = "../../fuzz/src/lib.rs"]
 mod fuzz;
 #[path = "traffic/million.rs"]
 mod million;
-#[path = "cases/model.rs"]
+#[path = "packet/model.rs"]
 mod model;
-#[path = "cases/random.rs"]
+mod packet;
+#[path = "packet/peers.rs"]
+mod peers;
+#[path = "packet/random.rs"]
 mod random;
 mod reference;
-#[path = "cases/sequence.rs"]
+#[path = "packet/sequence.rs"]
 mod sequence;
-#[path = "cases/socket.rs"]
-mod socket;
+#[path = "packet/sk_lookup.rs"]
+mod sk_lookup;
 mod traffic;
 
 use std::fs;
@@ -23,15 +28,15 @@ use std::net::Ipv6Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use cases::host::{Hex, Mock, Tables};
-use cases::packet::Packet;
-use cases::{Case, Hook, Iface, Out};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use portredir_common::abi::{Addr, FlowKey};
-use portredir_common::flow::Socket;
-use portredir_common::redirect::Tables as _;
+use packet::builder::Packet;
+use packet::mock::{Hex, Mock, Tables};
+use packet::{Case, Hook, Iface, Out};
+use portredir_common::flow::FlowKey;
+use portredir_common::kernel::{Socket, Tables as _};
+use portredir_common::net::Addr;
 use portredir_common::verdict::Reason;
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -62,12 +67,16 @@ fn check(case: &Case) {
         panic!("counted packets: {hits:?}");
     };
     assert_eq!((hit.segments, hit.bytes), (1, packet.len()), "{hit:?}");
-    assert_eq!(hit.is_new, case.is_new.unwrap_or(hit.is_new), "{hit:?}");
+    assert_eq!(
+        hit.begins_flow(),
+        case.is_new.unwrap_or(hit.begins_flow()),
+        "{hit:?}"
+    );
 }
 
 #[test]
 fn table() {
-    let cases = cases::table();
+    let cases = packet::table();
     let is_failed = |case: &&Case| {
         // The panic itself tells what is wrong.
         let result = catch_unwind(AssertUnwindSafe(|| check(case)));
@@ -113,10 +122,10 @@ fn corpus() {
 
 #[test]
 fn table_has_all_reasons() {
-    let cases = cases::table();
+    let cases = packet::table();
     for reason in Reason::ALL {
         // These need a host that is out of room, see `sequence`; or no packet,
-        // see `socket`.
+        // see `sk_lookup`.
         if matches!(
             reason,
             Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
@@ -133,7 +142,7 @@ fn table_has_all_reasons() {
 /// A client port that is given on a collision is any, but not a privileged one.
 #[test]
 fn any_random_number_gives_a_port() {
-    for case in cases::table() {
+    for case in packet::table() {
         if !matches!(case.out, Out::Remapped(_)) {
             continue;
         }
@@ -154,7 +163,7 @@ fn any_random_number_gives_a_port() {
 
 #[test]
 fn addresses_reach_as_far_as_they_should() {
-    let lo = Mock::new(&[], &cases::local_addrs());
+    let lo = Mock::new(&[], &packet::local_addrs());
     let other = Mock {
         iface: Iface::Other,
         ..lo.clone()
@@ -185,7 +194,7 @@ fn host() -> impl Strategy<Value = Mock> {
         is_draining,
     )
         .prop_map(|(tables, sockets, random, is_on_lo, is_draining)| {
-            let mut mock = Mock::new(RULES, &cases::local_addrs());
+            let mut mock = Mock::new(RULES, &packet::local_addrs());
             let keys: Vec<FlowKey> = tables
                 .tcp
                 .keys()
@@ -380,7 +389,7 @@ proptest! {
         (hook, sample) in hook_and_sample(),
         damage in random::damage(),
     ) {
-        let mock = Mock::new(&[], &cases::local_addrs());
+        let mock = Mock::new(&[], &packet::local_addrs());
         let mut packet = sample.bytes();
         damage.iter().for_each(|damage: &Damage| damage.apply(&mut packet));
         let (reason, after) = mock.run(hook, sample.packet().link, &packet);

@@ -18,9 +18,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use nix::time::{ClockId, clock_gettime};
-use portredir_common::abi::{Epoch, Flow, Port, Protocol, local};
-use portredir_common::bucket::Entry;
-use portredir_common::flow::Table as FlowTable;
+use portredir_common::flow::FlowTable;
+use portredir_common::flow::{Epoch, Flow};
+use portredir_common::map::entry::Entry;
+use portredir_common::map::local;
+use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
@@ -241,7 +243,7 @@ fn remember(
     rule: u16,
 ) -> anyhow::Result<()> {
     let flow = Flow {
-        dialled_port: Port::new(dialled),
+        dst_port: Port::new(dialled),
         client_port: Port::new(CLIENT_PORT),
         rule,
         seen: now()?,
@@ -253,7 +255,7 @@ fn remember(
     let key = kind.key(local_port);
     let flows = datapath.flows()?;
     let (bucket, hash) = flows.bucket(table, &key);
-    bucket.put(hash, key.local_port, Entry::new(hash, &flow, false));
+    bucket.put(hash, key.local_port, Entry::new(hash, &flow));
     Ok(())
 }
 

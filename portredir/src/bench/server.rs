@@ -14,7 +14,7 @@ use std::thread;
 use anyhow::Context as _;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{setsockopt, sockopt};
-use portredir_common::generator::MARK;
+use portredir_common::trafficgen::MARK;
 
 use super::traffic::{CHUNK_BYTES, receive, send};
 

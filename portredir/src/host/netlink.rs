@@ -11,8 +11,9 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::tc::TcHandle;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use portredir_common::abi::{Addr, LOOPBACK_IFINDEX, local};
-use portredir_common::wire::Link;
+use portredir_common::map::local;
+use portredir_common::net::{Addr, LOOPBACK_IFINDEX};
+use portredir_common::wire::frame::Link;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use thiserror::Error;

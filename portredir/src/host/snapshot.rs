@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use crate::sys::netdev::XdpFeatures;
 
@@ -41,6 +41,6 @@ pub struct Interface {
 pub struct Snapshot {
     /// The interfaces by index.
     pub interfaces: BTreeMap<u32, Interface>,
-    /// The unicast addresses of this host; the value is one of [`local`](portredir_common::abi::local).
+    /// The unicast addresses of this host; the value is one of [`local`](portredir_common::map::local).
     pub addrs: HashMap<[u8; 16], u8>,
 }

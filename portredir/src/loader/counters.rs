@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
-use portredir_common::abi::{Counter, CounterKey, Hits};
+use portredir_common::map::counters::{Counter, CounterKey, Hits};
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};

@@ -5,9 +5,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use portredir_common::abi::{Epoch, FlowKey, Port, Protocol};
-use portredir_common::bucket::{Bucket, Entry, Hash, Seed, Shares};
-use portredir_common::flow::{Table, UDP_IDLE};
+use portredir_common::flow::{Epoch, FlowKey};
+use portredir_common::flow::{FlowTable, UDP_IDLE};
+use portredir_common::map::bucket::{Bucket, Shares};
+use portredir_common::map::entry::Entry;
+use portredir_common::map::hash::{Hash, Seed};
+use portredir_common::net::{Port, Protocol};
 
 use super::Datapath;
 use super::error::DatapathError;
@@ -39,7 +42,7 @@ impl Flows {
 
     /// The place of a translated flow, if it has one.
     #[must_use]
-    pub fn bucket(&self, table: Table, key: &FlowKey) -> (&Bucket<AtomicU64>, Hash) {
+    pub fn bucket(&self, table: FlowTable, key: &FlowKey) -> (&Bucket<AtomicU64>, Hash) {
         let hash = self.seed.hash(key);
         let index = self.shares.index(table, hash);
         (&self.buckets[index as usize], hash)
@@ -47,7 +50,7 @@ impl Flows {
 
     /// The entry of a translated flow.
     #[must_use]
-    pub fn entry(&self, table: Table, key: &FlowKey) -> Option<Entry> {
+    pub fn entry(&self, table: FlowTable, key: &FlowKey) -> Option<Entry> {
         let (bucket, hash) = self.bucket(table, key);
         bucket.find(hash, key.local_port).map(|found| found.entry)
     }
@@ -55,13 +58,13 @@ impl Flows {
     /// The entry of a TCP flow.
     #[must_use]
     pub fn connection(&self, key: &FlowKey) -> Option<Entry> {
-        [Table::Tcp, Table::Syn]
+        [FlowTable::Tcp, FlowTable::Syn]
             .into_iter()
             .find_map(|table| self.entry(table, key))
     }
 
     /// Every entry, with its table and its target.
-    pub fn entries(&self) -> impl Iterator<Item = (Table, Port, Entry)> {
+    pub fn entries(&self) -> impl Iterator<Item = (FlowTable, Port, Entry)> {
         let buckets = (0..).zip(&*self.buckets);
         buckets.flat_map(|(index, bucket)| {
             let table = self.shares.table(index);
@@ -94,7 +97,7 @@ impl Datapath {
         let is_redirected = |key: &FlowKey| {
             flows
                 .connection(key)
-                .is_some_and(|entry| entry.dialled_port() != key.local_port)
+                .is_some_and(|entry| entry.dst_port() != key.local_port)
         };
         Ok(connections
             .iter()
@@ -130,7 +133,7 @@ impl Datapath {
         let mut live = BTreeSet::new();
         for TcpSocket { key, .. } in connections {
             if let Some(entry) = flows.connection(key) {
-                let dialled = entry.dialled_port().get();
+                let dialled = entry.dst_port().get();
                 live.insert((Protocol::Tcp, dialled, key.local_port.get()));
             }
         }
@@ -139,8 +142,8 @@ impl Datapath {
         });
         let now = Epoch::at(now);
         for (table, target, entry) in flows.entries() {
-            if table == Table::Udp && now.since(entry.seen()) < UDP_IDLE {
-                live.insert((Protocol::Udp, entry.dialled_port().get(), target.get()));
+            if table == FlowTable::Udp && now.since(entry.seen()) < UDP_IDLE {
+                live.insert((Protocol::Udp, entry.dst_port().get(), target.get()));
             }
         }
         Ok(live)

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use aya::maps::SockHash;
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
-use portredir_common::abi::{Addr, FlowKey, ListenerKey, Port, Protocol};
+use portredir_common::flow::FlowKey;
+use portredir_common::map::sockets::ListenerKey;
+use portredir_common::net::{Addr, Port, Protocol};
 
 use super::error::{DatapathError, map_error};
 use super::{Datapath, program};

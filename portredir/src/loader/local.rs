@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use aya::maps::HashMap as BpfHashMap;
-use portredir_common::abi::{Addr, OWN_PLACES, local, own_place};
+use portredir_common::map::local;
+use portredir_common::map::rules::{LOCAL_ADDR_SLOTS, local_addr_slot};
+use portredir_common::net::Addr;
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
@@ -40,10 +42,10 @@ impl Datapath {
         result.map_err(map_error(name))
     }
 
-    /// Fills the local address cache, [`Hot::own`], with addresses of `LOCAL` that can be
+    /// Fills the local address cache, [`PacketPath::local_addrs`], with addresses of `LOCAL` that can be
     /// reached from anywhere.
     fn set_own(&self) {
-        let mut own = vec![[Addr::default(); 2]; OWN_PLACES as usize];
+        let mut own = vec![[Addr::default(); 2]; LOCAL_ADDR_SLOTS as usize];
         let mut anywhere: Vec<_> = self.local.iter().collect();
         // Sorting makes the choice stable where there is no room for all.
         anywhere.sort_unstable();
@@ -51,12 +53,12 @@ impl Datapath {
             .into_iter()
             .filter(|(_, reach)| **reach == local::ANYWHERE)
         {
-            let place = &mut own[own_place(Addr::new(*addr)) as usize];
+            let place = &mut own[local_addr_slot(Addr::new(*addr)) as usize];
             if let Some(unused) = place.iter_mut().find(|addr| **addr == Addr::default()) {
                 *unused = Addr::new(*addr);
             }
         }
-        for (words, addrs) in self.hot[0].own.iter().zip(own) {
+        for (words, addrs) in self.hot[0].local_addrs.iter().zip(own) {
             for (words, addr) in words.chunks_exact(2).zip(addrs) {
                 let [first, second] = addr.long_words();
                 if words[0].load(Relaxed) != first || words[1].load(Relaxed) != second {

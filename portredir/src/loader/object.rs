@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use aya::maps::{Array, Map, MapData};
 use aya::{Ebpf, EbpfLoader};
-use portredir_common::bucket::{Seed, Shares};
+use portredir_common::map::bucket::Shares;
+use portredir_common::map::hash::Seed;
 
 use super::error::DatapathError;
 use crate::sys::bpffs::PinDir;

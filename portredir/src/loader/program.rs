@@ -1,7 +1,7 @@
 //! The programs of the object, by the hook they are attached to.
 
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, Xdp};
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 pub const XDP_FRAGS: &str = "portredir_frags";
 /// The socket lookup that knows the interface.

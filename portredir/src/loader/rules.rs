@@ -6,7 +6,10 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as BpfHashMap, Map, MapError};
-use portredir_common::abi::{AddrKey, Candidates, Hot, IfaceKey, Old, PortEntry, SourceKey};
+use portredir_common::map::rules::{
+    AddrKey, Candidates, IfaceKey, PacketPath, PortEntry, PreviousTargets, SourceKey,
+};
+use portredir_common::packed::Packed as _;
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
@@ -15,7 +18,7 @@ use crate::sys::mmap::Mapped;
 
 /// The generation of rules that is live: 0 or 1.
 #[must_use]
-pub fn live_generation(hot: &Mapped<Hot<AtomicU64>>) -> u32 {
+pub fn live_generation(hot: &Mapped<PacketPath<AtomicU64>>) -> u32 {
     u32::from(hot[0].generation.load(Acquire) & 1 != 0)
 }
 
@@ -51,9 +54,9 @@ impl Datapath {
         let generation = 1 - self.generation();
         let bit = generation << 31;
         self.fill_ports(generation, &table.ports);
-        let is_old = |key: &u32| Old::generation(*key) == generation;
+        let is_old = |key: &u32| PreviousTargets::generation(*key) == generation;
         fill_hash(self.map_mut("OLD"), is_old, {
-            let key = |index: &u32| Old::key(generation, *index);
+            let key = |index: &u32| PreviousTargets::key(generation, *index);
             table.old.iter().map(move |(index, old)| (key(index), *old))
         })
         .map_err(map_error("OLD"))?;
@@ -94,8 +97,8 @@ impl Datapath {
                 entry.flags |= PortEntry::GENERATION;
             }
             let word = &both[generation as usize];
-            if word.load(Relaxed) != entry.to_word() {
-                word.store(entry.to_word(), Relaxed);
+            if word.load(Relaxed) != entry.pack() {
+                word.store(entry.pack(), Relaxed);
             }
         }
     }

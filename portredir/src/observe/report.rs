@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::{Timestamp, Unit};
 use nix::net::if_::if_indextoname;
 use nix::time::{ClockId, clock_gettime};
-use portredir_common::abi::{Counter, CounterKey};
+use portredir_common::map::counters::{Counter, CounterKey};
 use portredir_common::verdict::{Reason, Verdict};
 use serde::{Deserialize, Serialize};
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use portredir_common::abi::LOOPBACK_IFINDEX;
-use portredir_common::wire::Link;
+use portredir_common::net::LOOPBACK_IFINDEX;
+use portredir_common::wire::frame::Link;
 use serde::Serialize;
 use thiserror::Error;
 

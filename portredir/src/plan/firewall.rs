@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 use serde::Serialize;
 
 use crate::config::engine::EngineChoice;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 use thiserror::Error;
 
 use crate::rule::Rule;

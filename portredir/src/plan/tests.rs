@@ -1,5 +1,5 @@
 use clap::Parser as _;
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use super::*;
 use crate::cli::Cli;

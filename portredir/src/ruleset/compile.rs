@@ -11,9 +11,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use portredir_common::abi::{
-    Addr, AddrKey, Candidate, Candidates, Old, Port, PortEntry, Protocol, SourceKey,
+use portredir_common::map::rules::{
+    AddrKey, Candidate, Candidates, PortEntry, PreviousTargets, SourceKey,
 };
+use portredir_common::net::HostPort;
+use portredir_common::net::{Addr, Port, Protocol};
 use thiserror::Error;
 
 use super::history::History;
@@ -59,7 +61,7 @@ pub struct Table {
     /// The entries of ports, by [`PortEntry::index`].
     pub ports: Vec<PortEntry>,
     /// The previous targets of ports, by [`PortEntry::index`].
-    pub old: BTreeMap<u32, Old>,
+    pub old: BTreeMap<u32, PreviousTargets>,
     /// The group of rules for an address, by set and address.
     pub addrs: HashMap<AddrKey, u32>,
     /// The rules for clients, by set or group and by prefix.
@@ -104,8 +106,8 @@ impl Table {
                 addr,
                 from,
                 candidate: Candidate {
-                    target: rule.target.first,
-                    dialled: rule.dialled.first,
+                    target: HostPort::new(Port::new(rule.target.first)),
+                    first_dst_port: HostPort::new(Port::new(rule.dialled.first)),
                     rule: *id,
                     on: u8::try_from(on).expect("few lists"),
                     is_range: u8::from(rule.target.first != rule.target.last),
@@ -135,7 +137,7 @@ impl Table {
                 for port in ports.each() {
                     let entry = &mut table.ports[index(protocol, port)];
                     entry.set = set;
-                    entry.target = candidate.target_of(port);
+                    entry.target = candidate.target_of(Port::new(port));
                     entry.rule = candidate.rule;
                     entry.flags |= flags;
                 }
@@ -309,14 +311,14 @@ impl Table {
             let entry = self.ports[place];
             // A target that is still the same needs no history.
             let is_same =
-                |target: u16| entry.is_match() && entry.set == 0 && entry.target == target;
+                |target: u16| entry.is_match() && entry.set == 0 && entry.target.get() == target;
             let targets = targets.iter().copied().filter(|&target| !is_same(target));
-            let mut old = Old::default();
-            for (slot, target) in old.targets.iter_mut().zip(targets) {
-                *slot = target;
+            let targets: Vec<_> = targets.take(PreviousTargets::COUNT).collect();
+            for &target in &targets {
                 self.ports[index(key.protocol, target)].flags |= PortEntry::TARGET;
             }
-            if old != Old::default() {
+            let old = PreviousTargets::new(targets.into_iter().map(Port::new));
+            if old != PreviousTargets::default() {
                 self.ports[place].flags |= PortEntry::OLD;
                 self.old
                     .insert(u32::try_from(place).expect("an index"), old);

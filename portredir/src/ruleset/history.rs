@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use portredir_common::abi::{Old, Protocol};
+use portredir_common::map::rules::PreviousTargets;
+use portredir_common::net::Protocol;
 use serde::{Deserialize, Serialize};
 
 use super::interval::{Holders, segments};
@@ -59,10 +60,10 @@ impl History {
         let mut history = BTreeMap::<HistoryKey, Vec<u16>>::new();
         let mut add = |key, target| {
             let targets = history.entry(key).or_default();
-            if targets.len() < Old::COUNT && !targets.contains(&target) {
+            if targets.len() < PreviousTargets::COUNT && !targets.contains(&target) {
                 targets.push(target);
             }
-            targets.len() < Old::COUNT
+            targets.len() < PreviousTargets::COUNT
         };
         let stay: HashSet<_> = after.iter().collect();
         let gone: Vec<_> = before.iter().filter(|rule| !stay.contains(rule)).collect();
@@ -141,7 +142,7 @@ mod tests {
                     for dialled in rule.dialled.each().filter(|&port| rule.redirects(port)) {
                         let targets = expected.entry(HistoryKey { protocol, dialled }).or_default();
                         let target = rule.target_of(dialled);
-                        if targets.len() < Old::COUNT && !targets.contains(&target) {
+                        if targets.len() < PreviousTargets::COUNT && !targets.contains(&target) {
                             targets.push(target);
                         }
                     }

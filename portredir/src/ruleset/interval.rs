@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 
 use crate::rule::{Ports, Rule};
 

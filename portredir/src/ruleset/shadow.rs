@@ -12,7 +12,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 
 use glob::Pattern;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 use thiserror::Error;
 
 use super::interval::{Condition, Holders, Segment, conditions, segments};

@@ -1,7 +1,7 @@
 //! Documents in a BPF map: JSON, cut into elements of equal size.
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use portredir_common::abi::StateKey;
+use portredir_common::map::StateKey;
 use serde::Serialize;
 
 /// The number of bytes in one element.

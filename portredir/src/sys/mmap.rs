@@ -10,8 +10,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use portredir_common::abi::Hot;
-use portredir_common::bucket::Bucket;
+use portredir_common::map::bucket::Bucket;
+use portredir_common::map::rules::PacketPath;
 
 /// Lets the allocator return unused memory to the kernel, after much was needed for a
 /// moment. Some C libraries keep it otherwise.
@@ -29,7 +29,7 @@ pub fn give_back() {
 pub trait Shared: Send + Sync + 'static {}
 
 impl Shared for Bucket<AtomicU64> {}
-impl Shared for Hot<AtomicU64> {}
+impl Shared for PacketPath<AtomicU64> {}
 
 /// The elements of an array map that was made with `BPF_F_MMAPABLE`; their size is a
 /// multiple of eight.

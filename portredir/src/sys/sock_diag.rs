@@ -5,8 +5,9 @@ use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use portredir_common::abi::{Addr, FlowKey, Port, Protocol};
-use portredir_common::wire::Version;
+use portredir_common::flow::FlowKey;
+use portredir_common::net::Version;
+use portredir_common::net::{Addr, Port, Protocol};
 use thiserror::Error;
 
 use crate::sys::netlink::{NetlinkError, ask};

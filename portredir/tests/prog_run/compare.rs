@@ -1,11 +1,11 @@
 //! One packet through a program and through the datapath on the host: both
 //! must do the same.
 
-use portredir_common::abi::Epoch;
+use portredir_common::flow::Epoch;
 use portredir_common::verdict::Reason;
 
-use crate::cases::Hook;
-use crate::cases::host::{Hex, Mock};
+use crate::packet::Hook;
+use crate::packet::mock::{Hex, Mock};
 use crate::rig::{Outcome, Program, Rig, at_time, now_ns};
 
 /// How far the times of the two runs may be apart, in epochs. Ages in tests are
@@ -54,48 +54,7 @@ pub fn compare(
     }
     let (reason, expected) = host.run(program.hook, program.link, packet);
 
-    let mut differences = Vec::new();
-    let mut differ = |what: &str, kernel: &dyn std::fmt::Debug, host: &dyn std::fmt::Debug| {
-        differences.push(format!("{what}\n  kernel {kernel:?}\n  host   {host:?}"));
-    };
-    let reasons: Vec<_> = [reason]
-        .into_iter()
-        .filter(|reason| reason.is_counted())
-        .collect();
-    if outcome.reasons != reasons {
-        differ("reasons", &outcome.reasons, &reasons);
-    }
-    if outcome.verdict != reason.verdict() {
-        differ("verdict", &outcome.verdict, &reason.verdict());
-    }
-    if outcome.packet != expected {
-        differ("packet", &Hex(&outcome.packet), &Hex(&expected));
-    }
-    let counters: Vec<_> = outcome
-        .counters
-        .iter()
-        .map(|(key, counter)| (key.rule, counter.packets, counter.bytes, counter.flows))
-        .collect();
-    let hits: Vec<_> = host
-        .hits
-        .borrow()
-        .iter()
-        .map(|hit| {
-            let bytes = u64::try_from(hit.bytes).expect("a length");
-            (
-                u32::from(hit.rule),
-                u64::from(hit.segments),
-                bytes,
-                u64::from(hit.is_new),
-            )
-        })
-        .collect();
-    if counters != hits {
-        differ("counters: rule, packets, bytes, flows", &counters, &hits);
-    }
-    if !outcome.tables.is(&host.tables.borrow(), SLACK) {
-        differ("flow state", &outcome.tables, &host.tables.borrow());
-    }
+    let differences = differences(&outcome, &host, reason, &expected);
     if differences.is_empty() {
         return Ok(Some(Agreed {
             reason,
@@ -114,4 +73,51 @@ pub fn compare(
         differences.join("\n"),
         Hex(packet)
     ))
+}
+
+/// The differences between a program and the host.
+fn differences(outcome: &Outcome, host: &Mock, reason: Reason, expected: &[u8]) -> Vec<String> {
+    let mut differences = Vec::new();
+    let mut differ = |what: &str, kernel: &dyn std::fmt::Debug, host: &dyn std::fmt::Debug| {
+        differences.push(format!("{what}\n  kernel {kernel:?}\n  host   {host:?}"));
+    };
+    let reasons: Vec<_> = [reason]
+        .into_iter()
+        .filter(|reason| reason.is_counted())
+        .collect();
+    if outcome.reasons != reasons {
+        differ("reasons", &outcome.reasons, &reasons);
+    }
+    if outcome.verdict != reason.verdict() {
+        differ("verdict", &outcome.verdict, &reason.verdict());
+    }
+    if outcome.packet != expected {
+        differ("packet", &Hex(&outcome.packet), &Hex(expected));
+    }
+    let counters: Vec<_> = outcome
+        .counters
+        .iter()
+        .map(|(key, counter)| (key.rule, counter.packets, counter.bytes, counter.flows))
+        .collect();
+    let hits: Vec<_> = host
+        .hits
+        .borrow()
+        .iter()
+        .map(|hit| {
+            let bytes = u64::try_from(hit.bytes).expect("a length");
+            (
+                u32::from(hit.rule),
+                u64::from(hit.segments),
+                bytes,
+                u64::from(hit.begins_flow()),
+            )
+        })
+        .collect();
+    if counters != hits {
+        differ("counters: rule, packets, bytes, flows", &counters, &hits);
+    }
+    if !outcome.tables.is(&host.tables.borrow(), SLACK) {
+        differ("flow state", &outcome.tables, &host.tables.borrow());
+    }
+    differences
 }

@@ -12,13 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use portredir_common::abi::{Counter, CounterKey, FlowKey, LOOPBACK_IFINDEX};
-use portredir_common::flow;
+use portredir_common::flow::FlowKey;
+use portredir_common::kernel;
+use portredir_common::map::counters::{Counter, CounterKey};
+use portredir_common::net::LOOPBACK_IFINDEX;
 use portredir_common::verdict::Reason;
 
-use crate::cases::host::Tables;
-use crate::cases::{Hook, Iface, Setup, key};
 use crate::namespace::{self, OTHER_IFINDEX};
+use crate::packet::mock::Tables;
+use crate::packet::{Hook, Iface, Setup, key};
 use crate::reference::{Ends, Fate};
 use crate::rig::{PROGRAMS, Program, Rig, SIZES, programs};
 use crate::table::Rigs;
@@ -74,7 +76,7 @@ impl Host for InKernel<'_> {
             let counts = self.counts.entry((ifindex, hit.rule.into())).or_default();
             counts.0 += u64::from(hit.segments);
             counts.1 += u64::try_from(hit.bytes).expect("a length");
-            counts.2 += u64::from(hit.is_new);
+            counts.2 += u64::from(hit.begins_flow());
         }
         Ok(())
     }
@@ -150,7 +152,7 @@ fn cross(seed: u64, next: &AtomicU64, total: &Mutex<(Tally, Runs)>) {
     namespace::add_other();
     let held: Vec<_> = sockets()
         .into_keys()
-        .map(|ends| (flow_key(ends), flow::Socket::Connection))
+        .map(|ends| (flow_key(ends), kernel::Socket::Connection))
         .collect();
     let held = namespace::open(&held);
     // What scenes call a server, beside those that are there anyway.

@@ -5,17 +5,18 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use nix::sys::socket::setsockopt;
-use portredir_common::abi::{Flow, FlowKey, Port, Protocol};
+use portredir_common::flow::{Flow, FlowKey};
+use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
-use crate::cases::Setup;
-use crate::cases::host::{Hex, Tables};
-use crate::cases::packet::{
+use crate::namespace;
+use crate::packet::Setup;
+use crate::packet::builder::{
     ACK, CLIENT_PORT, CLIENT4, FIN, PSH, Packet, SERVER4, syn4, tcp4, udp4, udp6,
 };
-use crate::cases::{Hook, Iface, RULES, TWO_TO_ONE, addr, key4, local_addrs, seen};
-use crate::namespace;
+use crate::packet::mock::{Hex, Tables};
+use crate::packet::{Hook, Iface, RULES, TWO_TO_ONE, addr, key4, local_addrs, seen};
 use crate::rig::{Outcome, Program, Rig, SIZES, Setting, at_time, now_ns, programs};
 use crate::table::Rigs;
 
@@ -159,7 +160,7 @@ pub fn collision(rigs: &mut Rigs) {
     for program in ingress() {
         rig.set_tables(&Tables::default());
         namespace::enter();
-        let held = namespace::open(&[(tcp_key(), portredir_common::flow::Socket::Connection)]);
+        let held = namespace::open(&[(tcp_key(), portredir_common::kernel::Socket::Connection)]);
         let direct = run(rig, program, &tcp4(8080));
         assert_eq!(direct.reasons, [Reason::Direct]);
 
@@ -290,7 +291,7 @@ pub fn address(rigs: &mut Rigs) {
             );
         }
     }
-    assert_eq!(reach, portredir_common::abi::local::ANYWHERE);
+    assert_eq!(reach, portredir_common::map::local::ANYWHERE);
 }
 
 pub fn interfaces(rigs: &mut Rigs) {

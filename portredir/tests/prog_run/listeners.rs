@@ -12,11 +12,12 @@ use nix::sys::socket::{
 };
 use portredir::loader::Datapath;
 use portredir::sys::sock_diag::TcpSocket;
-use portredir_common::abi::{ListenerKey, Protocol};
+use portredir_common::map::sockets::ListenerKey;
+use portredir_common::net::Protocol;
 
-use crate::cases::Setup;
-use crate::cases::{RULES, addr, key};
 use crate::namespace::{self, OTHER, OTHER_IFINDEX};
+use crate::packet::Setup;
+use crate::packet::{RULES, addr, key};
 use crate::rig::SIZES;
 use crate::table::Rigs;
 

@@ -1,18 +1,18 @@
 //! The programs in the kernel, one packet at a time (`BPF_PROG_TEST_RUN`).
 //!
-//! The table of cases of `tests/cases` and random packets run through every
+//! The table of cases of `tests/packet` and random packets run through every
 //! program; verdict, bytes, counters and flow state must be what the same
 //! datapath does on the host. Needs root.
 
-#[expect(dead_code, reason = "some of it is for `tests/host.rs` alone")]
-#[path = "../cases/mod.rs"]
-mod cases;
 mod compare;
 mod differential;
 mod life;
 mod listeners;
 mod load;
 mod namespace;
+#[expect(dead_code, reason = "some of it is for `tests/host.rs` alone")]
+#[path = "../packet/mod.rs"]
+mod packet;
 #[path = "../reference/mod.rs"]
 mod reference;
 mod rig;

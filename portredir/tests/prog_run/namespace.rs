@@ -18,8 +18,8 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, setsockopt,
     socket, sockopt,
 };
-use portredir_common::abi::FlowKey;
-use portredir_common::flow::Socket;
+use portredir_common::flow::FlowKey;
+use portredir_common::kernel::Socket;
 
 /// Has a connection become a socket with its first data only.
 #[derive(Clone, Copy, Debug)]

@@ -10,17 +10,18 @@ use aya::util::nr_cpus;
 use nix::time::{ClockId, clock_gettime};
 use portredir::loader::flows::Flows;
 use portredir::loader::{Datapath, Sizes};
-use portredir_common::abi::{
-    Counter, CounterKey, Epoch, FlowKey, Hits, LOOPBACK_IFINDEX, Port, Protocol, remapped_place,
-};
-use portredir_common::bucket::Entry;
-use portredir_common::flow::Table;
+use portredir_common::flow::{Epoch, FlowKey, FlowTable};
+use portredir_common::map::counters::{Counter, CounterKey, Hits};
+use portredir_common::map::entry::Entry;
+use portredir_common::map::port_remap::remap_bloom_slot;
+use portredir_common::net::{LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
-use portredir_common::wire::{End, Link, Packet, Payload};
+use portredir_common::wire::frame::Link;
+use portredir_common::wire::headers::{End, Packet, Payload};
 
-use crate::cases::host::{Bytes, Hex, NOW_NS, OTHER, Tables};
-use crate::cases::{Hook, Iface, Setup, local_addrs};
 use crate::namespace::OTHER_IFINDEX;
+use crate::packet::mock::{Bytes, Hex, NOW_NS, OTHER, Tables};
+use crate::packet::{Hook, Iface, Setup, local_addrs};
 
 /// Room for what tests put into the tables, and to spare: buckets do not fill
 /// evenly.
@@ -186,15 +187,17 @@ impl Rig {
                 let is_remapped = flow.client_port != key.client_port;
                 if is_remapped {
                     let mut given = self.ports(match table {
-                        Table::Tcp => "GIVEN_TCP",
-                        Table::Syn | Table::Udp => "GIVEN",
+                        FlowTable::Tcp => "GIVEN_TCP",
+                        FlowTable::Syn | FlowTable::Udp => "GIVEN",
                     });
                     given
                         .insert(*key, flow.client_port.bytes(), 0)
                         .expect("insert a port");
                 }
                 let (bucket, hash) = self.flows.bucket(table, key);
-                bucket.put(hash, key.local_port, Entry::new(hash, flow, is_remapped));
+                let entry = Entry::new(hash, flow);
+                let entry = if is_remapped { entry.remapped() } else { entry };
+                bucket.put(hash, key.local_port, entry);
             }
         }
         for (key, port) in &tables.remap {
@@ -205,7 +208,7 @@ impl Rig {
     }
 
     fn note_remapped(&mut self, original: &FlowKey, value: u8) {
-        let (element, byte) = remapped_place(original.client, original.client_port);
+        let (element, byte) = remap_bloom_slot(original.client, original.client_port);
         let map = self.datapath.map_mut("REMAPPED");
         let mut map: Array<_, [u8; 64]> = map.try_into().expect("of bytes");
         let mut bytes = map.get(&element, 0).expect("read an element");
@@ -251,8 +254,8 @@ impl Rig {
         for table in FLOWS {
             let found = tables.get_mut(table);
             let protocol = match table {
-                Table::Udp => Protocol::Udp,
-                Table::Syn | Table::Tcp => Protocol::Tcp,
+                FlowTable::Udp => Protocol::Udp,
+                FlowTable::Syn | FlowTable::Tcp => Protocol::Tcp,
             };
             let keys = keys.iter().filter(|key| key.protocol == protocol as u8);
             // What was there before may be in the wrong table.
@@ -387,7 +390,7 @@ impl Rig {
     }
 }
 
-const FLOWS: [Table; 3] = [Table::Syn, Table::Tcp, Table::Udp];
+const FLOWS: [FlowTable; 3] = [FlowTable::Syn, FlowTable::Tcp, FlowTable::Udp];
 
 /// The flow of a packet as its ports say.
 fn key(program: Program, packet: &[u8]) -> Option<FlowKey> {

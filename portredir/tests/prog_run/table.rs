@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use libtest_mimic::{Completion, Failed};
 
-use crate::cases::host::Hex;
-use crate::cases::{Case, Iface, Setup, table};
 use crate::compare::{Agreed, SLACK, compare};
 use crate::namespace;
+use crate::packet::mock::Hex;
+use crate::packet::{Case, Iface, Setup, table};
 use crate::rig::{Program, Rig, SIZES, at_time, programs};
 
 /// The programs by their rules: loading them takes longer than running them.

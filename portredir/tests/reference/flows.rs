@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 
 /// A UDP flow that is silent for longer has no claim to its port.
 const UDP_IDLE_NS: u64 = 120_000_000_000;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 
 /// IP protocol numbers, and IPv6 extension headers, which are numbered alike.
 const ICMP: u8 = 1;

@@ -11,13 +11,13 @@ mod rules;
 
 use std::net::IpAddr;
 
-use portredir_common::abi::Protocol;
-use portredir_common::wire::Link;
+use portredir_common::net::Protocol;
+use portredir_common::wire::frame::Link;
 
 pub use flows::{Ends, Socket};
 pub use headers::{Carried, Headers, number, of_ethernet, of_ip};
 
-use crate::cases::{Hook, Iface, Setup};
+use crate::packet::{Hook, Iface, Setup};
 use flows::{Admission, Arrival, Flows, Ports};
 use headers::{Soundness, sum};
 use rules::Rules;
@@ -275,7 +275,7 @@ impl Reference {
         let rules = &self.rules;
         let earlier = rules.earlier(protocol, dialled);
         if earlier.is_empty()
-            && !rules.is_dialled(protocol, dialled)
+            && !rules.is_dst(protocol, dialled)
             && !rules.was_target(protocol, dialled)
         {
             return Err(Untouched);
@@ -325,7 +325,7 @@ impl Reference {
 
 /// Whether an address is this host's, on an interface.
 fn is_ours(addr: IpAddr, iface: Iface) -> bool {
-    use crate::cases::packet::{SERVER4, SERVER6};
+    use crate::packet::builder::{SERVER4, SERVER6};
     let is_loopback = addr.is_loopback() && iface == Iface::Lo;
     [SERVER4, SERVER6, IpAddr::from([192, 0, 2, 2])].contains(&addr) || is_loopback
 }

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use portredir::rule::Rule;
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 
-use crate::cases::host::OTHER;
-use crate::cases::{Iface, Setup};
+use crate::packet::mock::OTHER;
+use crate::packet::{Iface, Setup};
 
 /// How many earlier targets a port remembers.
 const REMEMBERED: usize = 4;
@@ -44,7 +44,7 @@ impl Rules {
     }
 
     /// Whether some rule is about packets to this port.
-    pub fn is_dialled(&self, protocol: Protocol, port: u16) -> bool {
+    pub fn is_dst(&self, protocol: Protocol, port: u16) -> bool {
         self.about(protocol, port).next().is_some()
     }
 
@@ -52,7 +52,7 @@ impl Rules {
     fn is_dialled_by_all(&self, protocol: Protocol, port: u16) -> bool {
         let is_plain =
             |rule: &Rule| rule.addr.is_none() && rule.from.is_none() && rule.on.is_empty();
-        self.is_dialled(protocol, port) && self.about(protocol, port).all(is_plain)
+        self.is_dst(protocol, port) && self.about(protocol, port).all(is_plain)
     }
 
     /// Whether a rule leads here.

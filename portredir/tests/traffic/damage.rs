@@ -1,7 +1,7 @@
 //! What goes wrong with a frame on its way, or is made to.
 
 use arbitrary::{Result, Unstructured};
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use super::scene::Scene;
 use crate::reference::{self, Carried, Headers};
@@ -81,7 +81,7 @@ fn lie(
             put(ip + if is_ipv4 { 9 } else { 6 }, &[next]);
         }
         // The length in a UDP header, or the one of a TCP header.
-        10 if packet.carried == Carried::Ports(portredir_common::abi::Protocol::Udp) => {
+        10 if packet.carried == Carried::Ports(portredir_common::net::Protocol::Udp) => {
             let len: u16 = bytes.int_in_range(0..=64)?;
             put(start + 4, &len.to_be_bytes());
         }

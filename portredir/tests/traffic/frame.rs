@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use arbitrary::{Result, Unstructured};
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
-use crate::cases::Hook;
-use crate::cases::packet::{
+use crate::packet::Hook;
+use crate::packet::builder::{
     ACK, Body, CLIENT4, CLIENT6, FIN, PSH, Packet, RST, SERVER4, SERVER6, SYN, URG,
     authentication_header, options_header, routing_header,
 };

@@ -12,11 +12,11 @@ pub mod scene;
 pub mod session;
 
 use arbitrary::{Result, Unstructured};
-use portredir_common::abi::Protocol;
-use portredir_common::wire::Link;
+use portredir_common::net::Protocol;
+use portredir_common::wire::frame::Link;
 
-use crate::cases::packet::{Body, Packet};
-use crate::cases::{Hook, Iface};
+use crate::packet::builder::{Body, Packet};
+use crate::packet::{Hook, Iface};
 use crate::reference::{self, Carried, Ends, Headers, Socket};
 use frame::Source;
 use scene::Scene;

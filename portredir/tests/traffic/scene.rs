@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use portredir_common::abi::Protocol;
+use portredir_common::net::Protocol;
 
-use crate::cases::Setup;
-use crate::cases::flows::KINDS;
-use crate::cases::packet::{CLIENT_PORT, CLIENT4, CLIENT6, SERVER4, SERVER6};
+use crate::packet::Setup;
+use crate::packet::builder::{CLIENT_PORT, CLIENT4, CLIENT6, SERVER4, SERVER6};
+use crate::packet::flows::KINDS;
 use crate::reference::{Ends, Socket};
 
 /// A host.

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use arbitrary::Unstructured;
-use portredir_common::abi::Port;
-use portredir_common::flow;
+use portredir_common::kernel::{self, Hit};
+use portredir_common::net::Port;
 use portredir_common::verdict::{Reason, Verdict};
-use portredir_common::wire::Link;
+use portredir_common::wire::frame::Link;
 
 use super::scene::{SCENES, Scene, sockets};
 use super::{Step, Traffic};
-use crate::cases::host::{Hex, Hit, Mock};
-use crate::cases::{Hook, Iface, key, local_addrs};
+use crate::packet::mock::{Hex, Mock};
+use crate::packet::{Hook, Iface, key, local_addrs};
 use crate::reference::{Ends, Fate, Passage, Reference, Socket};
 
 /// No session has more packets.
@@ -315,8 +315,8 @@ impl Host for OnHost {
         let key = key(protocol, (client, client_port), (local, local_port));
         match socket {
             None => _ = self.mock.sockets.remove(&key),
-            Some(Socket::Open) => _ = self.mock.sockets.insert(key, flow::Socket::Connection),
-            Some(Socket::TimeWait) => _ = self.mock.sockets.insert(key, flow::Socket::TimeWait),
+            Some(Socket::Open) => _ = self.mock.sockets.insert(key, kernel::Socket::Connection),
+            Some(Socket::TimeWait) => _ = self.mock.sockets.insert(key, kernel::Socket::TimeWait),
         }
         true
     }

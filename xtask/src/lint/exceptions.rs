@@ -13,25 +13,7 @@ pub fn line(from: &str, to: &str) -> String {
 /// The known violations, each on one line.
 #[rustfmt::skip]
 pub const EXCEPTIONS: &[Exception] = &[
-    ("portredir-common/src/abi.rs", "no floor", "not moved yet"),
-    ("portredir-common/src/bucket.rs", "no floor", "not moved yet"),
-    ("portredir-common/src/csum.rs", "no floor", "not moved yet"),
-    ("portredir-common/src/generator.rs", "no floor", "not moved yet"),
-    ("portredir-common/src/icmp.rs", "no floor", "not moved yet"),
-    ("portredir-common/src/redirect.rs", "no floor", "not moved yet"),
-    ("portredir-common/src/socket.rs", "no floor", "not moved yet"),
-    ("portredir-ebpf/src/bench.rs", "no floor", "not moved yet"),
-    ("portredir-ebpf/src/context.rs", "portredir-ebpf/src/maps.rs", "not cut yet"),
-    ("portredir-ebpf/src/counters.rs", "no floor", "not moved yet"),
-    ("portredir-ebpf/src/flows.rs", "no floor", "not moved yet"),
-    ("portredir-ebpf/src/socket.rs", "no floor", "not moved yet"),
-    ("portredir-common/src/abi.rs", "portredir-common/src/bucket.rs", "not cut yet"),
-    ("portredir-common/src/flow.rs", "portredir-common/src/bucket.rs", "not cut yet"),
-    ("portredir-common/src/redirect.rs", "portredir-common/src/icmp.rs", "not cut yet"),
-    ("portredir-ebpf/src/counters.rs", "portredir-ebpf/src/maps.rs", "not cut yet"),
-    ("portredir-ebpf/src/maps.rs", "portredir-ebpf/src/flows.rs", "not cut yet"),
     ("portredir/src/bench/load/tcp.rs", "portredir/src/bench/load.rs", "not cut yet"),
     ("portredir/src/bench/load.rs", "portredir/src/bench/load/udp.rs", "not cut yet"),
     ("portredir/src/bench/variant.rs", "portredir/src/bench/variant/rules.rs", "not cut yet"),
-    ("portredir-ebpf/src/counters.rs", "portredir-ebpf/src/flows.rs", "not cut yet"),
 ];

@@ -16,7 +16,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, SockaddrIn, sendmmsg,
     socket,
 };
-use portredir_common::generator::{Frame, Recipe};
+use portredir_common::trafficgen::{Frame, Recipe};
 
 use super::{Link, Request, Source, Target};
 use crate::bench::schedule::{Load, WARM_UP};

@@ -1,6 +1,7 @@
 //! The packets that programs are run on, and the flows they belong to.
 
-use portredir_common::abi::{Addr, FlowKey, Port, Protocol};
+use portredir_common::flow::FlowKey;
+use portredir_common::net::{Addr, Port, Protocol};
 
 pub const CLIENT_PORT: u16 = 40_000;
 pub const DIALLED: u16 = 80;

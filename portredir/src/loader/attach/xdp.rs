@@ -1,7 +1,7 @@
 //! Attaching to an interface by XDP.
 
 use aya::programs::{Xdp, XdpMode};
-use portredir_common::wire::Link as FrameLink;
+use portredir_common::wire::frame::Link as FrameLink;
 
 use crate::host::snapshot::Interface;
 use crate::loader::error::{DatapathError, attach_reason, chain};

@@ -102,7 +102,7 @@ const ENDS: [(&str, &[&str]); 3] = [("", &BOTH), ("192.0.2.1", &V4), ("2001:db8:
 /// A packet: protocol, destination address and port, client, interface.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Probe {
-    pub protocol: portredir_common::abi::Protocol,
+    pub protocol: portredir_common::net::Protocol,
     pub local: IpAddr,
     pub port: u16,
     pub client: IpAddr,

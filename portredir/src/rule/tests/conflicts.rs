@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use portredir_common::abi::{Port, PortEntry};
+use portredir_common::map::rules::PortEntry;
+use portredir_common::net::Port;
 use proptest::collection::vec;
 use proptest::prelude::*;
 

@@ -1,6 +1,10 @@
 //! Compares the table with the words of the documentation.
 
-use portredir_common::abi::{Addr, AddrKey, Port, PortEntry, SourceKey};
+use portredir_common::datapath::rule_match;
+use portredir_common::flow::FlowKey;
+use portredir_common::kernel::RuleMaps;
+use portredir_common::map::rules::{AddrKey, Candidates, IfaceKey, PortEntry, SourceKey};
+use portredir_common::net::{Addr, Port};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -8,45 +12,75 @@ use super::*;
 use crate::rule::tests::arbitrary::{Probe, chosen, near_rule, probes};
 use crate::rule::tests::rule;
 
-/// The rule and the target for a packet, found in the way of the programs.
+/// The ifindex of every interface in these tests.
+const IFINDEX: u32 = 7;
+
+/// The maps of a table, for packets that come in on one interface.
+struct Maps<'a> {
+    table: &'a Table,
+    iface: &'a str,
+}
+
+impl RuleMaps for Maps<'_> {
+    fn addr_group(&self, key: &AddrKey) -> Option<u32> {
+        self.table.addrs.get(key).copied()
+    }
+
+    /// Longest prefix first.
+    fn candidates(&self, key: &SourceKey) -> Option<&Candidates> {
+        (0..=128).rev().find_map(|length| {
+            let key = SourceKey {
+                client: Addr::new(cut(key.client.octets(), length)),
+                ..*key
+            };
+            self.table.sources.get(&(SourceKey::PREFIX + length, key))
+        })
+    }
+
+    fn iface_mask(&self, key: &IfaceKey) -> Option<u64> {
+        assert_eq!((key.generation, key.ifindex), (0, IFINDEX));
+        let is_on = |list: &[String]| {
+            list.iter().any(|name| {
+                glob::Pattern::new(name)
+                    .expect("a glob")
+                    .matches(self.iface)
+            })
+        };
+        let lists = self.table.on_lists().iter().zip(1..);
+        Some(lists.fold(0, |mask, (list, bit)| mask | u64::from(is_on(list)) << bit))
+    }
+}
+
+/// The rule and target port for a packet, found as the programs find them.
 fn look_up(table: &Table, packet: &Probe) -> Option<(u16, u16)> {
-    let place = PortEntry::index(packet.protocol, Port::new(packet.port));
-    let entry = table.ports[place as usize];
+    let dst_port = Port::new(packet.port);
+    let entry = table.ports[PortEntry::index(packet.protocol, dst_port) as usize];
     if !entry.is_match() {
         return None;
     }
     if entry.set == 0 {
-        return Some((entry.rule, entry.target));
+        return Some((entry.rule, entry.target.get()));
     }
-    let set = AddrKey::set(entry);
-    let key = AddrKey {
-        set,
-        addr: Addr::from(packet.local),
+    let key = FlowKey {
+        client: packet.client.into(),
+        local: packet.local.into(),
+        client_port: Port::default(),
+        local_port: dst_port,
+        protocol: packet.protocol as u8,
+        version: if packet.client.is_ipv4() { 4 } else { 6 },
+        pad: [0; 2],
     };
-    let group = table.addrs.get(&key).copied().unwrap_or(set);
-    let version = if packet.client.is_ipv4() { 4 } else { 6 };
-    let client = Addr::from(packet.client).octets();
-    let candidates = (0..=128).rev().find_map(|length| {
-        let key = SourceKey {
-            group,
-            version,
-            client: Addr::new(cut(client, length)),
-        };
-        table.sources.get(&(SourceKey::PREFIX + length, key))
-    })?;
-    let is_on = |on: u8| {
-        let Some(list) = usize::from(on).checked_sub(1) else {
-            return true;
-        };
-        table.on_lists()[list].iter().any(|name| {
-            glob::Pattern::new(name)
-                .expect("a glob")
-                .matches(packet.iface)
-        })
+    let probe = rule_match::Probe {
+        key: &key,
+        dst_port,
+        ifindex: IFINDEX,
     };
-    let mut candidates = candidates.0.iter().take_while(|c| c.target != 0);
-    let found = candidates.find(|candidate| is_on(candidate.on))?;
-    Some((found.rule, found.target_of(packet.port)))
+    let maps = Maps {
+        table,
+        iface: packet.iface,
+    };
+    let choice = rule_match::match_rule(&maps, entry, &probe)?;
+    Some((choice.rule, choice.target.get()))
 }
 
 /// The first bits of an address.

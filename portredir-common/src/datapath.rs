@@ -1,0 +1,38 @@
+//! The datapath: DNAT of the destination port on the way in, and the way back.
+//!
+//! The datapath decides first and writes last: a packet that is refused leaves as it came.
+//! [`fast`] handles the packets of flows that have begun; [`ingress`] and [`egress`]
+//! handle all others. Where there is a socket, [`sk_lookup`] and [`connect`] redirect
+//! it, and no packet is rewritten.
+
+pub mod connect;
+pub mod conntrack;
+pub mod egress;
+pub mod fast;
+pub mod flow_lookup;
+mod icmp;
+pub mod ingress;
+mod port_remap;
+mod rewrite;
+pub mod rule_match;
+pub mod sk_lookup;
+pub mod subprog;
+
+use crate::flow::FlowKey;
+use crate::kernel::Tables;
+use crate::net::Version;
+
+/// Whether a packet to the local end of `key` is delivered to this host.
+#[inline(always)]
+fn is_local_dst<T: Tables>(tables: &T, key: &FlowKey) -> bool {
+    is_possible_local_dst(key) && tables.is_local(&key.local)
+}
+
+/// Whether the local end of `key` may be an address of this host.
+///
+/// A key has an IPv4 address in the form of an IPv6 one; in an IPv6 header such an
+/// address is nobody's (RFC 4291, 2.5.5.2).
+#[inline(always)]
+const fn is_possible_local_dst(key: &FlowKey) -> bool {
+    key.version == Version::V4 as u8 || !key.local.is_v4()
+}

@@ -1,0 +1,217 @@
+//! Clients on this host: the socket engine points a client at the target port before
+//! there is a packet, and tells it afterwards the port that it connected to. The server
+//! sees the target port.
+
+use crate::datapath::rule_match::choose;
+use crate::flow::{FlowKey, FlowLookup};
+use crate::kernel::{Client, Hit, Tables};
+use crate::map::rules::{PortEntry, PreviousTargets};
+use crate::map::sockets::ConnectedPeer;
+use crate::net::{Addr, Port, Protocol};
+use crate::verdict::Reason;
+
+/// The system call by which a client on this host names its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerCall {
+    /// `connect`.
+    Connect,
+    /// `sendto` or `sendmsg`, with an address.
+    Send,
+}
+
+/// The peer that a client on this host names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedPeer {
+    /// The protocol of the socket.
+    pub protocol: Protocol,
+    /// The address.
+    pub addr: Addr,
+    /// The port.
+    pub port: Port,
+}
+
+/// Points a client on this host that names a peer at the target port: `peer` gets that
+/// port for [`Reason::Redirected`], and stays as it is for any other reason.
+///
+/// The port is written in place because the verifier refuses a register that some way
+/// leaves uninitialised, as the compiler does with the value of a `Result`.
+#[inline(always)]
+pub fn redirect_connect<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    peer: &mut NamedPeer,
+    call: PeerCall,
+) -> Reason {
+    let NamedPeer { protocol, port, .. } = *peer;
+    let entry = tables.port(protocol, port);
+    if !entry.is_dst_or_target() || !client.is_in_netns() {
+        return Reason::NoRule;
+    }
+    let bound_to = client.bound_to();
+    let addr = routed_addr(peer.addr, bound_to);
+    // A socket that is connected hears nobody but its peer, which it may name
+    // again: also by itself, as an IPv6 socket with an IPv4 peer does for each
+    // packet (`udpv6_sendmsg` in net/ipv6/udp.c). The peer is what it was when the
+    // socket connected, be that before the programs came.
+    if call == PeerCall::Send && client.peer_port() == Some(port) {
+        return Reason::Direct;
+    }
+    if !tables.is_local(&addr) {
+        return if entry.is_match() || entry.is_old() {
+            Reason::NotLocal
+        } else {
+            Reason::NoRule
+        };
+    }
+    let mut key = key(peer, addr, bound_to);
+    if entry.is_old() && call == PeerCall::Send {
+        if is_known_target(tables, client, entry, &mut key) {
+            peer.port = key.local_port;
+            return Reason::Redirected;
+        }
+        key.local_port = port;
+    }
+    let Some(choice) = choose(tables, entry, &key, port) else {
+        return without_rule(client, entry, addr, port);
+    };
+    key.local_port = choice.target;
+    if entry.is_if_listening() && !tables.is_served(&key) {
+        return Reason::NotListening;
+    }
+    let Some(peers) = client.peers_or_insert() else {
+        return Reason::TableFull;
+    };
+    let is_new = peers.insert(ConnectedPeer {
+        addr,
+        port: key.local_port,
+        dst_port: port,
+    });
+    tables.record(&hit(choice.rule, call, is_new, tables.now_ns()));
+    peer.port = key.local_port;
+    Reason::Redirected
+}
+
+/// The flow of a client to the port that it names, as far as it is known.
+#[inline(always)]
+fn key(peer: &NamedPeer, addr: Addr, bound_to: Addr) -> FlowKey {
+    FlowKey {
+        // Which address the kernel will choose is not known yet; nearly always
+        // it is the destination address.
+        client: if bound_to.is(Addr::V4_ANY) {
+            addr
+        } else {
+            bound_to
+        },
+        local: addr,
+        client_port: Port::new(0),
+        local_port: peer.port,
+        protocol: peer.protocol as u8,
+        version: if addr.is_v4() { 4 } else { 6 },
+        pad: [0; 2],
+    }
+}
+
+/// The call as it is counted: how many packets follow a `connect` is not known here.
+#[inline(always)]
+fn hit(rule: u16, call: PeerCall, is_new: bool, at_ns: u64) -> Hit {
+    let (segments, is_new) = match call {
+        PeerCall::Connect => (0, true),
+        PeerCall::Send => (1, is_new),
+    };
+    Hit {
+        rule,
+        segments,
+        bytes: 0,
+        flow: if is_new {
+            FlowLookup::Inserted
+        } else {
+            FlowLookup::Established
+        },
+        at_ns,
+    }
+}
+
+/// The address that the kernel routes to. Linux takes 0.0.0.0 and `::` for the host
+/// itself: for the client's own address, if the client has chosen one
+/// (`ip_route_output_key_hash_rcu` in net/ipv4/route.c).
+#[inline(always)]
+fn routed_addr(addr: Addr, bound_to: Addr) -> Addr {
+    if addr.is(Addr::V4_ANY) {
+        if bound_to.is(Addr::V4_ANY) {
+            Addr::V4_LOOPBACK
+        } else {
+            bound_to
+        }
+    } else if addr.is(Addr::V6_ANY) {
+        Addr::V6_LOOPBACK
+    } else {
+        addr
+    }
+}
+
+/// Whether the socket knows the peer by earlier rules; `key`, the flow as the client knows
+/// it, gets their target port.
+#[inline(always)]
+fn is_known_target<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    entry: PortEntry,
+    key: &mut FlowKey,
+) -> bool {
+    let (addr, port) = (key.local, key.local_port);
+    let Ok(protocol) = key.protocol() else {
+        return false;
+    };
+    let previous = tables.previous_targets(entry, protocol, port);
+    for i in 0..PreviousTargets::COUNT {
+        let Some(target) = previous.target(i) else {
+            break;
+        };
+        key.local_port = target;
+        let is_known = client
+            .peers()
+            .is_some_and(|peers| peers.dst_port_of(addr, target) == Some(port));
+        if is_known && tables.is_served(key) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The reason for a client that no rule redirects.
+#[inline(always)]
+fn without_rule<C: Client>(client: &mut C, entry: PortEntry, addr: Addr, port: Port) -> Reason {
+    if !entry.is_target() {
+        return if entry.is_old() {
+            Reason::Draining
+        } else {
+            Reason::NoRule
+        };
+    }
+    // From now on the socket knows this peer by its own port.
+    if let Some(peers) = client.peers() {
+        peers.remove(addr, port);
+    }
+    Reason::Direct
+}
+
+/// The port that a client on this host knows its peer by, when the client connected to
+/// another port than the peer's own.
+///
+/// # Errors
+///
+/// [`Reason::NoRule`], [`Reason::Direct`].
+#[inline(always)]
+pub fn original_peer_port<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    peer: &NamedPeer,
+) -> Result<Port, Reason> {
+    if !tables.port(peer.protocol, peer.port).is_target() || !client.is_in_netns() {
+        return Err(Reason::NoRule);
+    }
+    client
+        .peers()
+        .and_then(|peers| peers.dst_port_of(peer.addr, peer.port))
+        .ok_or(Reason::Direct)
+}

@@ -1,0 +1,295 @@
+//! The traits by which the datapath asks the kernel: for its maps, its sockets, its clock, and
+//! calls of BPF functions.
+//!
+//! All methods are required: the eBPF crate implements them over maps and helpers, the
+//! tests over hash maps. What both do alike stands in [`datapath`](crate::datapath).
+
+use core::ops::Deref;
+
+use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original};
+use crate::map::bucket::Bucket;
+use crate::map::entry::{Connection, Entry, Word};
+use crate::map::hash::Hash;
+use crate::map::rules::{
+    AddrKey, Candidates, Choice, IfaceKey, PortEntry, PreviousTargets, SourceKey,
+};
+use crate::map::sockets::{ConnectedPeers, ListenerKey};
+use crate::net::{Addr, Flags, Port, Protocol};
+use crate::verdict::Reason;
+
+/// The buckets of the flow tables.
+pub trait FlowBuckets {
+    /// The words of a bucket.
+    type Word: Word;
+
+    /// A bucket, for as long as a look-up lasts.
+    type Bucket<'a>: Deref<Target = Bucket<Self::Word>>
+    where
+        Self: 'a;
+
+    /// The hash of a translated flow.
+    fn hash(&self, key: &FlowKey) -> Hash;
+
+    /// The bucket of a flow; always `Some`, but the verifier does not know.
+    fn bucket(&self, table: FlowTable, hash: Hash) -> Option<Self::Bucket<'_>>;
+}
+
+/// The flow tables, and the maps of client ports that were given on collisions. Old
+/// entries go when there is no room for new ones.
+///
+/// The first five methods are BPF functions of their own in the kernel; their bodies
+/// are in [`flow_lookup`](crate::datapath::flow_lookup).
+pub trait FlowTables: FlowBuckets {
+    /// The entry of a translated flow in one table.
+    fn entry(&self, table: FlowTable, key: &FlowKey) -> Option<Entry>;
+
+    /// The entry of a translated TCP flow, and the table that has it.
+    fn connection(&self, key: &FlowKey) -> Option<Connection>;
+
+    /// Adds a flow to a bucket that has no entry of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::TableFull`].
+    fn insert(&self, bucket: Self::Bucket<'_>, flow: &NewFlow) -> Result<(), Reason>;
+
+    /// Adds or replaces the entry of a translated flow.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::TableFull`].
+    fn set_flow(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), Reason>;
+
+    /// Removes the entry of a translated flow, if there is one.
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey);
+
+    /// The client's own port of a translated flow that was given another one.
+    fn own_port(&self, table: FlowTable, key: &FlowKey) -> Option<Port>;
+
+    /// The client port that an original flow was given to avoid a collision.
+    fn remap(&self, original: &FlowKey) -> Option<Port>;
+
+    /// Gives an original flow another client port.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::TableFull`].
+    fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason>;
+
+    /// Whether [`Self::remap`] may know a flow of this client address and port; a
+    /// quick look at a Bloom filter.
+    fn may_be_remapped(&self, key: &FlowKey) -> bool;
+}
+
+/// A flow that a bucket has no entry of.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFlow {
+    /// The hash of the translated flow.
+    pub hash: Hash,
+    /// The target port.
+    pub target: Port,
+    /// The flow, whose client has its own port.
+    pub flow: Flow,
+}
+
+/// The kernel's socket for a TCP 4-tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// No socket, or at most a listener.
+    None,
+    /// A connection in `TIME_WAIT`: a new SYN may reuse its ports.
+    TimeWait,
+    /// A connection, also one that is being set up.
+    Connection,
+}
+
+/// The entries of ports, the sockets and the clock of the host.
+pub trait Host: FlowTables {
+    /// The entry of a port.
+    fn port(&self, protocol: Protocol, port: Port) -> PortEntry;
+
+    /// The socket of this 4-tuple.
+    fn socket(&self, key: &FlowKey) -> Socket;
+
+    /// Whether a socket would get a packet of this flow: a connection, or a listener.
+    fn is_served(&self, key: &FlowKey) -> bool;
+
+    /// `CLOCK_MONOTONIC` in nanoseconds, to some milliseconds.
+    fn now_ns(&self) -> u64;
+
+    /// 32 random bits.
+    fn random(&self) -> u32;
+}
+
+/// The maps that rules with conditions are compiled into.
+pub trait RuleMaps {
+    /// The group of rules for an address of this host: `ADDRS`.
+    fn addr_group(&self, key: &AddrKey) -> Option<u32>;
+
+    /// The rules for a client, by the longest prefix: `SOURCES`.
+    fn candidates(&self, key: &SourceKey) -> Option<&Candidates>;
+
+    /// The mask of the lists of interfaces in rules that name this one: `IFACES`.
+    fn iface_mask(&self, key: &IfaceKey) -> Option<u64>;
+}
+
+/// The rules, the local addresses and the counters.
+pub trait Tables: Host {
+    /// Whether a packet to this unicast address is delivered to this host.
+    fn is_local(&self, addr: &Addr) -> bool;
+
+    /// Whether this address is in the local address cache, which holds addresses that
+    /// packets reach from anywhere; quick.
+    fn is_in_local_addr_cache(&self, addr: &Addr) -> bool;
+
+    /// Whether this host itself sent the packet.
+    fn came_in_on_loopback(&self) -> bool;
+
+    /// The rule for a packet to a port whose rules have conditions: a call of
+    /// [`match_rule`](crate::datapath::rule_match::match_rule).
+    fn match_rule(&self, entry: PortEntry, key: &FlowKey, dst_port: Port) -> Option<Choice>;
+
+    /// The target ports that earlier rules had for a port.
+    fn previous_targets(&self, entry: PortEntry, protocol: Protocol, port: Port)
+    -> PreviousTargets;
+
+    /// Counts a packet that a rule redirects.
+    fn record(&self, hit: &Hit);
+}
+
+/// A packet that a rule redirects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// The rule.
+    pub rule: u16,
+    /// The packets of the wire that this packet stands for; 0 where that is not known.
+    pub segments: u32,
+    /// The length of the packet in bytes, with all headers the hook saw.
+    pub bytes: usize,
+    /// [`FlowLookup::Inserted`] for the packet that begins its flow.
+    pub flow: FlowLookup,
+    /// The time, `CLOCK_MONOTONIC` in nanoseconds.
+    pub at_ns: u64,
+}
+
+impl Hit {
+    /// Whether the packet begins its flow.
+    #[inline(always)]
+    #[must_use]
+    pub fn begins_flow(&self) -> bool {
+        self.flow == FlowLookup::Inserted
+    }
+}
+
+/// Calls of the parts of the datapath that the verifier walks only once, as BPF
+/// functions of their own. Their bodies are in [`subprog`](crate::datapath::subprog).
+pub trait Subprograms {
+    /// Finds the target port of a packet whose rules have conditions or changed; `key`
+    /// is the flow as the client knows it.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the packet is not redirected.
+    fn find_route(
+        &self,
+        key: &mut FlowKey,
+        entry: PortEntry,
+        flags: Flags,
+    ) -> Result<Route, Reason>;
+
+    /// The rule of a packet that goes to a target port, if its flow has begun already;
+    /// `key` is its translated flow under the client's own port.
+    fn has_begun(&self, key: &mut FlowKey, original: Original, flags: Flags) -> Option<u16>;
+
+    /// Admits a packet to its target port.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::ForeignFlow`], [`Reason::NoFreePort`], [`Reason::TableFull`].
+    fn admit(&self, key: &mut FlowKey, request: &Admission) -> Result<Admitted, Reason>;
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The target port.
+    pub target: Port,
+    /// The rule, if there is one for the packet.
+    pub rule: u16,
+    /// Whether a rule redirects the packet; otherwise its client sent it to the target
+    /// port itself.
+    pub is_match: bool,
+}
+
+/// The packet that [`Subprograms::admit`] decides on.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// The port of this host that the client connected to.
+    pub dst_port: Port,
+    /// Where the packet goes.
+    pub route: Route,
+    /// The flags of the packet.
+    pub flags: Flags,
+}
+
+/// The flow that is kept at a TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// The flow of the socket.
+    Flow(Flow),
+    /// Nothing yet.
+    Nothing,
+    /// There is no socket to keep a flow at: none that sends, or one that is not yet
+    /// or no longer a connection.
+    NoSocket,
+}
+
+/// The flow that was found for a TCP socket, kept at the socket itself, so
+/// that a full flow table cannot cut a live connection.
+pub trait SocketCache {
+    /// The flow at the sending socket, if the socket is the one of `key`.
+    fn cached(&self, key: &FlowKey) -> Cached;
+
+    /// Keeps `flow` at the sending socket, if the socket is the one of `key`.
+    fn cache(&self, key: &FlowKey, flow: &Flow);
+}
+
+/// The listening sockets, and what is done with one.
+pub trait Listeners {
+    /// Whether a connection looks for its listener, and came in on an interface that
+    /// rules are for.
+    fn is_in_scope(&self) -> bool;
+
+    /// Whether a server that listens on 127.0.0.1 or `::1` alone may have the
+    /// connection too.
+    fn is_loopback_allowed(&self) -> bool;
+
+    /// Gives the connection to the socket that is registered as `key`, if there
+    /// is one that may have it.
+    fn assign(&self, key: &ListenerKey) -> bool;
+}
+
+/// The socket of a client on this host.
+pub trait Client {
+    /// Whether the client is in the network namespace of the rules.
+    fn is_in_netns(&self) -> bool;
+
+    /// The IPv4 address that the socket is bound to, or [`Addr::V4_ANY`].
+    fn bound_to(&self) -> Addr;
+
+    /// The port of the socket's one peer, when it hears no other.
+    fn peer_port(&self) -> Option<Port>;
+
+    /// The peers that are kept at the socket.
+    fn peers(&mut self) -> Option<&mut ConnectedPeers>;
+
+    /// The peers that are kept at the socket, of which there may be none yet. `None`
+    /// without memory.
+    fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers>;
+}
+
+/// The present moment.
+#[inline(always)]
+pub(crate) fn now<H: Host>(host: &H) -> Epoch {
+    Epoch::at(host.now_ns())
+}

@@ -1,0 +1,102 @@
+//! Keys and values of the maps of sockets.
+
+use crate::net::{Addr, Port};
+
+/// A key of `LISTENERS`: the address and port that a server listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ListenerKey {
+    /// The address that the socket is bound to: [`Addr::V4_ANY`] and [`Addr::V6_ANY`] for all.
+    pub addr: Addr,
+    /// The port that the socket is bound to.
+    pub port: Port,
+    /// The slot, below [`Self::SLOTS`]: sockets that share address and port by
+    /// `SO_REUSEPORT` are one listener each.
+    pub slot: u8,
+    /// Padding, always zero.
+    pub pad: u8,
+}
+
+impl ListenerKey {
+    /// The number of sockets kept of a group, the last that came. The kernel balances over the
+    /// whole group whichever is found, so one would do; the others are there when
+    /// that one closes.
+    pub const SLOTS: u8 = 4;
+}
+
+/// A value of `DIALLED`, kept at a client's socket: the peers that the client knows by
+/// another port than their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnectedPeers {
+    /// The peers, in no order. Unused ones are all zero: nobody connects to port 0.
+    pub peers: [ConnectedPeer; Self::PEERS],
+    /// The index to use next when all are used.
+    pub next: u32,
+}
+
+/// One peer of a client's socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConnectedPeer {
+    /// The address of the peer.
+    pub addr: Addr,
+    /// The peer's own port.
+    pub port: Port,
+    /// The port that the client connected to.
+    pub dst_port: Port,
+}
+
+impl ConnectedPeers {
+    /// The greatest number of peers that are kept at a socket.
+    pub const PEERS: usize = 4;
+
+    /// Keeps a peer, in place of an earlier entry for the same peer; the result says whether
+    /// the peer is new.
+    #[inline(always)]
+    pub fn insert(&mut self, peer: ConnectedPeer) -> bool {
+        if let Some(known) = self.known(peer.addr, peer.port) {
+            let is_new = known.dst_port != peer.dst_port;
+            known.dst_port = peer.dst_port;
+            return is_new;
+        }
+        let unused = self.peers.iter_mut().find(|known| !known.is_used());
+        if let Some(unused) = unused {
+            *unused = peer;
+            return true;
+        }
+        if let Some(oldest) = self.peers.get_mut(self.next as usize % Self::PEERS) {
+            *oldest = peer;
+        }
+        self.next = self.next.wrapping_add(1);
+        true
+    }
+
+    /// Removes a peer: the client knows it by its own port from now on.
+    #[inline(always)]
+    pub fn remove(&mut self, addr: Addr, port: Port) {
+        if let Some(known) = self.known(addr, port) {
+            *known = ConnectedPeer::default();
+        }
+    }
+
+    /// The port that the client connected to, of a peer that is kept.
+    #[inline(always)]
+    pub fn dst_port_of(&mut self, addr: Addr, port: Port) -> Option<Port> {
+        self.known(addr, port).map(|known| known.dst_port)
+    }
+
+    #[inline(always)]
+    fn known(&mut self, addr: Addr, port: Port) -> Option<&mut ConnectedPeer> {
+        self.peers
+            .iter_mut()
+            .find(|peer| peer.is_used() && peer.port == port && peer.addr.is(addr))
+    }
+}
+
+impl ConnectedPeer {
+    #[inline(always)]
+    const fn is_used(&self) -> bool {
+        self.dst_port.get() != 0
+    }
+}

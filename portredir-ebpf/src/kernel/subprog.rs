@@ -1,0 +1,184 @@
+//! The parts of the datapath that are BPF functions of their own, for contexts of
+//! packets.
+//!
+//! These functions are global to the verifier, which walks them once and not once per
+//! call and state of the caller. It has them look at pointers, and wants them to return
+//! a number. A context cannot be generic then, so there is one of each for each kind of
+//! context: [`packet_context`] makes them.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use portredir_common::datapath::subprog;
+use portredir_common::flow::{Admitted, FlowKey, Original};
+use portredir_common::kernel::{Admission, Route, Subprograms};
+use portredir_common::map::rules::PortEntry;
+use portredir_common::net::{Flags, Port};
+use portredir_common::packed::Packed;
+use portredir_common::verdict::Reason;
+
+use crate::context::Context;
+use crate::kernel::Kernel;
+use crate::kernel::sockets::{has_udp, tcp_state_of};
+
+macro_rules! packet_context {
+    (
+        $context:ty, $ifindex:ident,
+        $tcp_state:ident, $has_udp:ident, $find_route:ident, $has_begun:ident, $admit:ident
+    ) => {
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $tcp_state(ctx: *mut $context, key: *const FlowKey) -> u32 {
+            // SAFETY: null or a key.
+            unsafe { key.as_ref() }.map_or(0, |key| tcp_state_of(ctx, key))
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $has_udp(ctx: *mut $context, key: *const FlowKey) -> u32 {
+            // SAFETY: null or a key.
+            unsafe { key.as_ref() }.map_or(0, |key| has_udp(ctx, key).into())
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $find_route(
+            ctx: *mut $context,
+            key: *mut FlowKey,
+            entry: u64,
+            flags: u32,
+        ) -> u64 {
+            // SAFETY: null or a key of the caller's own.
+            let route = match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
+                (Some(key), Some(tables)) => {
+                    let entry = PortEntry::unpack(entry);
+                    subprog::find_route(&tables, key, entry, Flags(flags as u16))
+                }
+                _ => Err(Reason::NoRule),
+            };
+            route.pack()
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $has_begun(
+            ctx: *mut $context,
+            key: *mut FlowKey,
+            dst_port: u32,
+            rule: u32,
+            flags: u32,
+        ) -> u64 {
+            // SAFETY: null or a key of the caller's own.
+            let rule = match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
+                (Some(key), Some(tables)) => {
+                    let original = Original {
+                        dst_port: Port::unpack(dst_port.into()),
+                        client_port: key.client_port,
+                        rule: rule as u16,
+                    };
+                    subprog::has_begun(&tables, key, original, Flags(flags as u16))
+                }
+                _ => None,
+            };
+            rule.pack()
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $admit(
+            ctx: *mut $context,
+            key: *mut FlowKey,
+            dst_port: u32,
+            route: u64,
+            flags: u32,
+        ) -> u64 {
+            let request = Admission {
+                dst_port: Port::unpack(dst_port.into()),
+                route: Route::unpack(route),
+                flags: Flags(flags as u16),
+            };
+            // SAFETY: null or a key of the caller's own.
+            let admitted = match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
+                (Some(key), Some(tables)) => subprog::admit(&tables, key, &request),
+                _ => Err(Reason::NoRule),
+            };
+            admitted.pack()
+        }
+
+        impl Context for *mut $context {
+            const IS_PACKET: bool = true;
+
+            #[inline(always)]
+            fn as_ptr(self) -> *mut c_void {
+                self.cast()
+            }
+
+            #[inline(always)]
+            fn ifindex(self) -> u32 {
+                // SAFETY: the kernel passes a valid context for the time of the run.
+                unsafe { (*self).$ifindex }
+            }
+
+            #[inline(always)]
+            fn tcp_state(self, key: &FlowKey) -> u32 {
+                $tcp_state(self, key)
+            }
+
+            #[inline(always)]
+            fn has_udp(self, key: &FlowKey) -> bool {
+                $has_udp(self, key) != 0
+            }
+        }
+
+        impl Subprograms for Kernel<*mut $context> {
+            #[inline(always)]
+            fn find_route(
+                &self,
+                key: &mut FlowKey,
+                entry: PortEntry,
+                flags: Flags,
+            ) -> Result<Route, Reason> {
+                Packed::unpack($find_route(self.ctx, key, entry.pack(), flags.0.into()))
+            }
+
+            #[inline(always)]
+            fn has_begun(
+                &self,
+                key: &mut FlowKey,
+                original: Original,
+                flags: Flags,
+            ) -> Option<u16> {
+                let dst_port = original.dst_port.half().into();
+                let rule = original.rule.into();
+                Packed::unpack($has_begun(self.ctx, key, dst_port, rule, flags.0.into()))
+            }
+
+            #[inline(always)]
+            fn admit(&self, key: &mut FlowKey, request: &Admission) -> Result<Admitted, Reason> {
+                let dst_port = request.dst_port.half().into();
+                let route = request.route.pack();
+                let flags = request.flags.0.into();
+                Packed::unpack($admit(self.ctx, key, dst_port, route, flags))
+            }
+        }
+    };
+}
+
+packet_context!(
+    xdp_md,
+    ingress_ifindex,
+    xdp_tcp_state,
+    xdp_has_udp,
+    xdp_find_route,
+    xdp_has_begun,
+    xdp_admit
+);
+packet_context!(
+    __sk_buff,
+    ifindex,
+    skb_tcp_state,
+    skb_has_udp,
+    skb_find_route,
+    skb_has_begun,
+    skb_admit
+);

@@ -1,0 +1,265 @@
+//! Clients on this host that name their peer.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use portredir_common::datapath::connect::{
+    NamedPeer, PeerCall, original_peer_port, redirect_connect,
+};
+use portredir_common::flow::FlowKey;
+use portredir_common::kernel::Client;
+use portredir_common::map::sockets::ConnectedPeers;
+use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
+use portredir_common::verdict::{Reason, Verdict};
+
+use crate::context::{Context, v4, v6};
+use crate::globals::netns_cookie;
+use crate::kernel::Kernel;
+use crate::kernel::sockets::{has_udp, tcp_state_of};
+use crate::maps::DIALLED;
+use crate::program::log::conclude_for_socket;
+
+/// A client on this host that names its peer.
+#[derive(Clone, Copy)]
+pub struct SockAddr(*mut bpf_sock_addr);
+
+impl SockAddr {
+    #[inline(always)]
+    pub const fn new(ctx: &SockAddrContext) -> Self {
+        Self(ctx.sock_addr)
+    }
+
+    #[inline(always)]
+    pub fn protocol(self) -> u32 {
+        // SAFETY: the kernel passes a valid context for the time of the run.
+        unsafe { (*self.0).protocol }
+    }
+
+    #[inline(always)]
+    pub fn port(self) -> Port {
+        // SAFETY: the context is valid. Network order, in the first two bytes.
+        Port::from_half(unsafe { (*self.0).user_port } as u16)
+    }
+
+    #[inline(always)]
+    pub fn set_port(self, port: Port) {
+        // SAFETY: the context is valid.
+        unsafe { (*self.0).user_port = port.half().into() }
+    }
+
+    /// For hooks of IPv4 alone.
+    #[inline(always)]
+    pub fn addr4(self) -> Addr {
+        v4!(self.0, bpf_sock_addr, user_ip4)
+    }
+
+    /// For hooks of IPv6 alone.
+    #[inline(always)]
+    pub fn addr6(self) -> Addr {
+        v6!(self.0, bpf_sock_addr, user_ip6)
+    }
+
+    #[inline(always)]
+    fn peers_in_storage(
+        self,
+        initial: *mut ConnectedPeers,
+        flags: u64,
+    ) -> Option<&'static mut ConnectedPeers> {
+        // SAFETY: the context is valid, and has a socket.
+        let socket = unsafe { (*self.0).__bindgen_anon_1.sk };
+        let map = (&raw const DIALLED).cast_mut().cast();
+        // SAFETY: a full socket; `initial` is null or a value of the map. The
+        // value lives as long as the socket. Another thread of the client that
+        // uses the same socket writes the same kind of thing.
+        unsafe {
+            bpf_sk_storage_get(map, socket.cast(), initial.cast(), flags)
+                .cast::<ConnectedPeers>()
+                .as_mut()
+        }
+    }
+}
+
+impl Context for SockAddr {
+    const IS_PACKET: bool = false;
+
+    #[inline(always)]
+    fn as_ptr(self) -> *mut c_void {
+        self.0.cast()
+    }
+
+    /// Packets of the host to itself come in by `lo`, whatever the address.
+    #[inline(always)]
+    fn ifindex(self) -> u32 {
+        LOOPBACK_IFINDEX
+    }
+
+    #[inline(always)]
+    fn tcp_state(self, key: &FlowKey) -> u32 {
+        tcp_state_of(self, key)
+    }
+
+    #[inline(always)]
+    fn has_udp(self, key: &FlowKey) -> bool {
+        has_udp(self, key)
+    }
+}
+
+impl Client for SockAddr {
+    #[inline(always)]
+    fn is_in_netns(&self) -> bool {
+        // SAFETY: the context is valid.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) == netns_cookie() }
+    }
+
+    #[inline(always)]
+    fn bound_to(&self) -> Addr {
+        // SAFETY: the context is valid, and has a socket.
+        let addr = unsafe { (*(*self.0).__bindgen_anon_1.sk).src_ip4 };
+        Addr::v4(addr.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn peer_port(&self) -> Option<Port> {
+        // SAFETY: the context is valid, and has a socket.
+        let port = unsafe { (*(*self.0).__bindgen_anon_1.sk).dst_port };
+        (port != 0).then_some(Port::from_half(port))
+    }
+
+    #[inline(always)]
+    fn peers(&mut self) -> Option<&mut ConnectedPeers> {
+        self.peers_in_storage(core::ptr::null_mut(), 0)
+    }
+
+    #[inline(always)]
+    fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers> {
+        const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;
+        let mut none = ConnectedPeers::default();
+        self.peers_in_storage(&raw mut none, CREATE)
+    }
+}
+
+/// Points a client on this host at the target.
+#[inline(always)]
+fn redirect_peer(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, call: PeerCall) -> i32 {
+    const DENY: i32 = 0;
+    const ALLOW: i32 = 1;
+    let mut client = SockAddr::new(ctx);
+    let port = client.port();
+    let Some(tables) = Kernel::new(client) else {
+        return ALLOW;
+    };
+    let mut peer = NamedPeer {
+        protocol,
+        addr,
+        port,
+    };
+    let reason = redirect_connect(&tables, &mut client, &mut peer, call);
+    if reason == Reason::Redirected {
+        client.set_port(peer.port);
+    }
+    conclude_for_socket(ctx, addr, port, reason);
+    match reason.verdict() {
+        Verdict::Pass => ALLOW,
+        Verdict::Drop => DENY,
+    }
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, addr: Addr) -> i32 {
+    match protocol(ctx) {
+        Some(protocol) => redirect_peer(ctx, addr, protocol, PeerCall::Connect),
+        None => 1,
+    }
+}
+
+/// UDP-Lite has this hook as well.
+#[inline(always)]
+fn send(ctx: &SockAddrContext, addr: Addr) -> i32 {
+    match protocol(ctx) {
+        Some(Protocol::Udp) => redirect_peer(ctx, addr, Protocol::Udp, PeerCall::Send),
+        _ => 1,
+    }
+}
+
+/// Tells a client on this host the port that it connected to.
+#[inline(always)]
+fn restore_peer(ctx: &SockAddrContext, addr: Addr) -> i32 {
+    let Some(protocol) = protocol(ctx) else {
+        return 1;
+    };
+    let mut client = SockAddr::new(ctx);
+    let port = client.port();
+    let Some(tables) = Kernel::new(client) else {
+        return 1;
+    };
+    let peer = NamedPeer {
+        protocol,
+        addr,
+        port,
+    };
+    let reason = match original_peer_port(&tables, &mut client, &peer) {
+        Ok(dst_port) => {
+            client.set_port(dst_port);
+            Reason::Restored
+        }
+        Err(reason) => reason,
+    };
+    conclude_for_socket(ctx, addr, port, reason);
+    1
+}
+
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> Option<Protocol> {
+    // include/uapi/linux/in.h
+    const TCP: u32 = Protocol::Tcp as u32;
+    const UDP: u32 = Protocol::Udp as u32;
+    const MPTCP: u32 = 262;
+    match SockAddr::new(ctx).protocol() {
+        TCP | MPTCP => Some(Protocol::Tcp),
+        UDP => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+#[cgroup_sock_addr(connect4)]
+fn portredir_conn4(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, SockAddr::new(&ctx).addr4())
+}
+
+#[cgroup_sock_addr(connect6)]
+fn portredir_conn6(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, SockAddr::new(&ctx).addr6())
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn portredir_send4(ctx: SockAddrContext) -> i32 {
+    send(&ctx, SockAddr::new(&ctx).addr4())
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn portredir_send6(ctx: SockAddrContext) -> i32 {
+    send(&ctx, SockAddr::new(&ctx).addr6())
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+fn portredir_recv4(ctx: SockAddrContext) -> i32 {
+    restore_peer(&ctx, SockAddr::new(&ctx).addr4())
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn portredir_recv6(ctx: SockAddrContext) -> i32 {
+    restore_peer(&ctx, SockAddr::new(&ctx).addr6())
+}
+
+#[cgroup_sock_addr(getpeername4)]
+fn portredir_peer4(ctx: SockAddrContext) -> i32 {
+    restore_peer(&ctx, SockAddr::new(&ctx).addr4())
+}
+
+#[cgroup_sock_addr(getpeername6)]
+fn portredir_peer6(ctx: SockAddrContext) -> i32 {
+    restore_peer(&ctx, SockAddr::new(&ctx).addr6())
+}

@@ -1,0 +1,77 @@
+//! The datapath at TC ingress and egress.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::tcx_action_base::TCX_NEXT;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use portredir_common::datapath::{egress, fast, ingress};
+use portredir_common::verdict::{Reason, Verdict};
+use portredir_common::wire::frame::Link;
+
+use crate::frame::Skb;
+use crate::kernel::Kernel;
+use crate::program::log::conclude;
+
+/// `TC_ACT_SHOT`, which TCX calls `TCX_DROP`.
+const TC_DROP: i32 = 2;
+
+/// Never `TC_ACT_OK`: it would skip the programs and filters behind us.
+#[inline(always)]
+const fn tc_action(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => TCX_NEXT,
+        Verdict::Drop => TC_DROP,
+    }
+}
+
+#[inline(always)]
+fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
+    let skb = ctx.as_ptr().cast();
+    let mut frame = Skb::new(skb);
+    let kernel = Kernel::new(skb);
+    let reason = match kernel.and_then(|kernel| fast::ingress(&mut frame, &kernel, link)) {
+        Some(reason) => reason,
+        // Looked up again, so that nothing has to be kept until now.
+        None => match Kernel::new(skb) {
+            Some(kernel) => ingress::ingress(&mut frame, &kernel, link),
+            None => Reason::NoRule,
+        },
+    };
+    tc_action(conclude(ctx, &mut frame, link, reason))
+}
+
+#[inline(always)]
+fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
+    let skb = ctx.as_ptr().cast();
+    let mut frame = Skb::new(skb);
+    let kernel = Kernel::new(skb);
+    let reason = match kernel.and_then(|kernel| fast::egress(&mut frame, &kernel, link)) {
+        Some(reason) => reason,
+        // Looked up again, so that nothing has to be kept until now.
+        None => match Kernel::new(skb) {
+            Some(kernel) => egress::egress(&mut frame, &kernel, link),
+            None => Reason::NoRule,
+        },
+    };
+    tc_action(conclude(ctx, &mut frame, link, reason))
+}
+
+#[classifier]
+fn portredir_in(ctx: TcContext) -> i32 {
+    tc_ingress(&ctx, Link::Ethernet)
+}
+
+#[classifier]
+fn portredir_in_ip(ctx: TcContext) -> i32 {
+    tc_ingress(&ctx, Link::Ip)
+}
+
+#[classifier]
+fn portredir_out(ctx: TcContext) -> i32 {
+    tc_egress(&ctx, Link::Ethernet)
+}
+
+#[classifier]
+fn portredir_outip(ctx: TcContext) -> i32 {
+    tc_egress(&ctx, Link::Ip)
+}

@@ -1,0 +1,339 @@
+//! Rules with conditions and ranges, rules that have changed, hidden targets,
+//! and targets without a server.
+
+use portredir_common::flow::{Flow, FlowKey, FlowTable};
+use portredir_common::kernel::Socket;
+use portredir_common::net::Protocol;
+use portredir_common::verdict::Reason;
+
+use super::builder::{ACK, CLIENT_PORT, Packet};
+use super::error::IcmpError;
+use super::flows::{KINDS, Kind};
+use super::mock::Tables;
+use super::tcp::{syn, with_rule};
+use super::{Case, Iface, seen};
+
+/// A client port that was given on a collision.
+const GIVEN: u16 = 50_123;
+
+pub fn cases() -> Vec<Case> {
+    KINDS
+        .into_iter()
+        .flat_map(|kind| {
+            let parts = [
+                conditions(kind),
+                ranges(kind),
+                changed(kind),
+                hidden(kind),
+                not_listening(kind),
+            ];
+            parts.into_iter().flatten()
+        })
+        .collect()
+}
+
+/// A packet that begins a flow.
+fn first(kind: Kind, port: u16) -> Packet {
+    match kind.protocol {
+        Protocol::Tcp => syn(kind, port),
+        Protocol::Udp => kind.packet(port),
+    }
+}
+
+/// Most conditions at once; IPv4 and IPv6 alike.
+const MANY: &[&str] = &[
+    // The most general comes first and is taken last.
+    "80:8080/both",
+    "80:8081/both from 198.51.0.0/16",
+    "80:8082/both from 198.51.100.0/24 on eth9",
+    "80:8083/both from 198.51.100.0/28 on other",
+    "192.0.2.2:80:8084/both",
+    "192.0.2.2:80:8085/both from 198.51.100.7",
+    "80:8086/both from 2001:db8::/32",
+    "80:8087/both from 2001:db8:1::/48 on other,eth9",
+    "80:8088/both from 0.0.0.0/0",
+    "81:8081/both on other",
+    "81:8082/both on lo",
+    "82:8082/both from 198.51.100.0/24",
+    "82:8083/both from 2001:db8:1::/64",
+    "83:8083/both from 203.0.113.0/24",
+    "83:8083/both from 2001:db8:ffff::/48",
+    "84:8084/both from 198.51.100.6/31",
+    "84:8085/both from 198.51.100.6",
+    "84:8086/both from 2001:db8:1::6/127",
+];
+
+fn conditions(kind: Kind) -> Vec<Case> {
+    let name = |what| format!("{} conditions: {what}", kind.name);
+    let to = |what, packet: Packet, target: u16, iface| {
+        let case = Case::ingress(name(what), &packet).rules(MANY).iface(iface);
+        case.redirected(&packet.clone().dst_port(target))
+            .begins(true)
+    };
+    let passes = |what, packet: Packet, iface| {
+        let case = Case::ingress(name(what), &packet).rules(MANY).iface(iface);
+        case.unchanged(Reason::NoRule).leaves_state()
+    };
+    let by = |v4, v6| if kind.is_ipv4 { v4 } else { v6 };
+    let packet = |port| first(kind, port);
+    let mut cases = vec![
+        to("the longest prefix", packet(80), by(8081, 8086), Iface::Lo),
+        to(
+            "and the interface",
+            packet(80),
+            by(8083, 8087),
+            Iface::Other,
+        ),
+        to("one interface", packet(81), 8081, Iface::Other),
+        to("another interface", packet(81), 8082, Iface::Lo),
+        to("a prefix", packet(82), by(8082, 8083), Iface::Lo),
+        passes("no such client", packet(83), Iface::Lo),
+        to(
+            "within a narrow prefix",
+            packet(84),
+            by(8084, 8086),
+            Iface::Lo,
+        ),
+        passes("no rule at all", packet(85), Iface::Lo),
+        // What some rule sends there goes on as before.
+        Case::ingress(name("a target of others"), &kind.packet(8083))
+            .rules(MANY)
+            .unchanged(Reason::Direct),
+    ];
+    if kind.is_ipv4 {
+        let second = packet(80).to([192, 0, 2, 2].into());
+        cases.push(to(
+            "an address, and a client",
+            second.clone(),
+            8085,
+            Iface::Other,
+        ));
+        let other = second.from([198, 51, 100, 8].into(), CLIENT_PORT);
+        cases.push(to("an address before a prefix", other, 8084, Iface::Other));
+        let far = packet(80).from([203, 0, 113, 9].into(), CLIENT_PORT);
+        cases.push(to("any IPv4 client", far.clone(), 8088, Iface::Lo));
+        cases.push(passes(
+            "an address next to a prefix",
+            far.dst_port(84),
+            Iface::Lo,
+        ));
+    } else {
+        let far = packet(80).from([0x2a00, 0, 0, 0, 0, 0, 0, 1].into(), CLIENT_PORT);
+        cases.push(to("not as an IPv4 client", far, 8080, Iface::Lo));
+    }
+    // A reply needs no condition, as its flow is known.
+    cases.push(
+        Case::egress(name("a reply"), &kind.reply(8083))
+            .rules(MANY)
+            .flow(kind.table(), kind.key(8083), seen(80, 0))
+            .restored(&kind.reply(80)),
+    );
+    cases
+}
+
+const RANGES: &[&str] = &[
+    "8000-8100:9000-9100/both",
+    "7000-7100:9200/both",
+    "1-1000:64536-65535/both from 198.51.100.0/24",
+    "1-1000:64536-65535/both from 2001:db8:1::/64",
+];
+
+fn ranges(kind: Kind) -> Vec<Case> {
+    let name = |what: String| format!("{} ranges: {what}", kind.name);
+    let mut cases: Vec<_> = [
+        (8000, 9000),
+        (8042, 9042),
+        (8100, 9100),
+        (7000, 9200),
+        (7100, 9200),
+        (1, 64536),
+        (1000, 65535),
+    ]
+    .into_iter()
+    .flat_map(|(dialled, target)| {
+        let packet = first(kind, dialled);
+        let key = kind.key(target);
+        [
+            Case::ingress(name(format!("to {dialled}")), &packet)
+                .rules(RANGES)
+                .redirected(&packet.clone().dst_port(target)),
+            Case::egress(name(format!("from {dialled}")), &kind.reply(target))
+                .rules(RANGES)
+                .flow(kind.table(), key, seen(dialled, 0))
+                .restored(&kind.reply(dialled)),
+        ]
+    })
+    .collect();
+    for port in [7999, 8101, 6999, 7101, 1001] {
+        cases.push(
+            Case::ingress(name(format!("beside, {port}")), &first(kind, port))
+                .rules(RANGES)
+                .unchanged(Reason::NoRule),
+        );
+    }
+    let icmp = if kind.is_ipv4 { 3 } else { 1 };
+    for (dialled, target) in [(8042, 9042), (999, 65534)] {
+        let error = IcmpError::new(icmp, 1, kind.reply(dialled));
+        let translated = error.clone().ports(target, CLIENT_PORT).packet();
+        cases.push(
+            Case::ingress(name(format!("an error about {dialled}")), &error.packet())
+                .rules(RANGES)
+                .flow(kind.table(), kind.key(target), seen(dialled, 0))
+                .becomes(Reason::IcmpTranslated, &translated),
+        );
+    }
+    cases
+}
+
+/// What there is now, and what there was before.
+const NOW: &[&str] = &["80:9090/both", "82:8082/both from 203.0.113.0/24"];
+const BEFORE: &[&str] = &["80:8080/both", "81:8080/both", "82:8080/both"];
+
+fn changed(kind: Kind) -> Vec<Case> {
+    let name = |what| format!("{} changed: {what}", kind.name);
+    let case = |what, packet: &Packet| Case::ingress(name(what), packet).rules(NOW).earlier(BEFORE);
+    let known = |what, dialled: u16, rule| {
+        let packet = kind.packet(dialled);
+        let flow = with_rule(seen(dialled, 0), rule);
+        case(what, &packet)
+            .flow(kind.table(), kind.key(8080), flow)
+            .socket_if(kind, Socket::Connection)
+            .redirected(&packet.clone().dst_port(8080))
+            .begins(false)
+            .leaves_state()
+    };
+    let icmp = if kind.is_ipv4 { 3 } else { 1 };
+    let error = IcmpError::new(icmp, 1, kind.reply(80));
+    let translated = |target| error.clone().ports(target, CLIENT_PORT).packet();
+    let mut cases = vec![
+        known("an old flow goes on", 80, 0),
+        known("an old flow of a rule that is gone", 81, 1),
+        known("an old flow of a rule that has a condition now", 82, 2),
+        case("a new flow", &first(kind, 80))
+            .redirected(&first(kind, 80).dst_port(9090))
+            .begins(true),
+        case("a new flow by a rule that is gone", &first(kind, 81))
+            .unchanged(Reason::Draining)
+            .leaves_state(),
+        case("a remapped flow goes on", &kind.packet(80))
+            .flow(kind.table(), kind.key_from(GIVEN, 8080), seen(80, 0))
+            .remap(kind.key(80), GIVEN)
+            .redirected(&kind.packet(8080).src_port(GIVEN))
+            .begins(false)
+            .leaves_state(),
+        case("a new flow goes on", &kind.packet(80))
+            .flow(kind.table(), kind.key(9090), seen(80, 0))
+            .redirected(&kind.packet(9090))
+            .begins(false)
+            .leaves_state(),
+        Case::egress(name("a reply of an old flow"), &kind.reply(8080))
+            .rules(NOW)
+            .earlier(BEFORE)
+            .flow(kind.table(), kind.key(8080), seen(81, 0))
+            .restored(&kind.reply(81)),
+        case("an error about an old flow", &error.packet())
+            .flow(kind.table(), kind.key(8080), seen(80, 0))
+            .becomes(Reason::IcmpTranslated, &translated(8080))
+            .leaves_state(),
+        case("an error about a new flow", &error.packet())
+            .flow(kind.table(), kind.key(9090), seen(80, 0))
+            .becomes(Reason::IcmpTranslated, &translated(9090))
+            .leaves_state(),
+    ];
+    if kind.protocol == Protocol::Tcp {
+        cases.push(
+            case("a new connection from the same port", &first(kind, 80))
+                .flow(FlowTable::Tcp, kind.key(8080), seen(80, 0))
+                .redirected(&first(kind, 80).dst_port(9090))
+                .begins(true),
+        );
+        cases.push(
+            case(
+                "an old flow whose entry was lost",
+                &kind.packet(80).flags(ACK),
+            )
+            .socket(kind.key(8080), Socket::Connection)
+            .redirected(&kind.packet(8080).flags(ACK))
+            .begins(false),
+        );
+    } else {
+        cases.push(
+            case("an idle old flow", &kind.packet(80))
+                .flow(FlowTable::Udp, kind.key(8080), seen(80, 130))
+                .redirected(&kind.packet(9090)),
+        );
+    }
+    cases
+}
+
+fn hidden(kind: Kind) -> Vec<Case> {
+    let name = |what| format!("{} hidden: {what}", kind.name);
+    let case =
+        |what, packet: &Packet, iface| Case::ingress(name(what), packet).hiding().iface(iface);
+    let packet = first(kind, 8080);
+    let mut cases = vec![
+        case("from another host", &packet, Iface::Other).unchanged(Reason::Hidden),
+        case("from this host", &packet, Iface::Lo).unchanged(Reason::Direct),
+        case("by the rule", &first(kind, 80), Iface::Other).redirected(&packet),
+        case("another port", &first(kind, 8081), Iface::Other).unchanged(Reason::NoRule),
+        case("a target that is gone", &packet, Iface::Other)
+            .rules(&["81:8081/both"])
+            .earlier(super::RULES)
+            .unchanged(Reason::Direct),
+    ];
+    if kind.protocol == Protocol::Tcp {
+        let ack = kind.packet(8080).flags(ACK);
+        cases.push(
+            case("an older connection", &ack, Iface::Other)
+                .socket(kind.key(8080), Socket::Connection)
+                .unchanged(Reason::Direct),
+        );
+        cases.push(
+            case("its SYN again", &packet, Iface::Other)
+                .socket(kind.key(8080), Socket::Connection)
+                .unchanged(Reason::Direct),
+        );
+    }
+    cases
+}
+
+/// To ports on which no test listens.
+const UNSERVED: &[&str] = &["80:8099/both", "90:8080/udp"];
+
+fn not_listening(kind: Kind) -> Vec<Case> {
+    let name = |what| format!("{} unserved: {what}", kind.name);
+    let case = |what, packet: &Packet| {
+        Case::ingress(name(what), packet)
+            .rules(UNSERVED)
+            .if_listening()
+            .unserved()
+    };
+    let mut cases = vec![
+        case("a new flow", &first(kind, 80))
+            .unchanged(Reason::NotListening)
+            .leaves_state(),
+    ];
+    if kind.protocol == Protocol::Tcp {
+        let key: FlowKey = kind.key(8099);
+        let flow: Flow = seen(80, 0);
+        cases.push(
+            case("a connection", &kind.packet(80))
+                .flow(FlowTable::Tcp, key, flow)
+                .socket(key, Socket::Connection)
+                .redirected(&kind.packet(8099))
+                .leaves(Tables::default().flow(FlowTable::Tcp, key, flow)),
+        );
+    } else {
+        cases.push(
+            case("a flow whose server has gone", &kind.packet(80))
+                .flow(FlowTable::Udp, kind.key(8099), seen(80, 0))
+                .unchanged(Reason::NotListening)
+                .leaves_state(),
+        );
+        cases.push(Case {
+            is_unserved: false,
+            ..case("a server", &kind.packet(90)).redirected(&kind.packet(8080))
+        });
+    }
+    cases
+}
