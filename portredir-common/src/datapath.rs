@@ -12,6 +12,7 @@ pub mod fast;
 pub mod flow_lookup;
 mod icmp;
 pub mod ingress;
+mod own_flow;
 mod port_remap;
 mod rewrite;
 pub mod rule_match;

@@ -135,6 +135,37 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// The rule of a flow that this host began.
+    const OWN: u16 = u16::MAX;
+
+    /// A flow that this host, or a host behind it, began at the local port of `key`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn own(key: &FlowKey, seen: Epoch) -> Self {
+        Self {
+            rule: Self::OWN,
+            ..Self::direct(key, seen)
+        }
+    }
+
+    /// Whether this flow, whose key is `key`, is one of [`Self::own`].
+    #[inline(always)]
+    pub(crate) fn is_own(&self, key: &FlowKey) -> bool {
+        self.rule == Self::OWN && self.is_direct(key)
+    }
+
+    /// Whether this flow is direct, and the client may have begun it.
+    #[inline(always)]
+    pub(crate) fn is_foreign(&self, key: &FlowKey) -> bool {
+        self.rule != Self::OWN && self.is_direct(key)
+    }
+
+    /// Whether nothing is translated of this flow, whose key is `key`.
+    #[inline(always)]
+    pub(crate) fn is_direct(&self, key: &FlowKey) -> bool {
+        self.dst_port == key.local_port && self.client_port == key.client_port
+    }
+
     /// A direct flow, of which nothing is translated.
     #[inline(always)]
     pub(crate) const fn direct(key: &FlowKey, seen: Epoch) -> Self {

@@ -76,9 +76,13 @@ pub trait FlowTables: FlowBuckets {
     /// [`Reason::TableFull`].
     fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason>;
 
-    /// Whether [`Self::remap`] may know a flow of this client address and port; a
-    /// quick look at a Bloom filter.
-    fn may_be_remapped(&self, key: &FlowKey) -> bool;
+    /// Whether the client address and port of `key` may have been marked; a quick look
+    /// at a Bloom filter.
+    fn is_marked(&self, key: &FlowKey) -> bool;
+
+    /// Marks the client address and port of `key`: its flows need more than a look at
+    /// their own entry. [`Self::set_remap`] does so too.
+    fn mark(&self, key: &FlowKey);
 }
 
 /// A flow that a bucket has no entry of.
@@ -221,6 +225,22 @@ pub struct Route {
     pub is_match: bool,
 }
 
+impl Route {
+    /// To a port where nobody can listen: the kernel answers as a closed port does.
+    pub const CLOSED: Self = Self {
+        target: Port::CLOSED,
+        rule: 0,
+        is_match: true,
+    };
+
+    /// Whether this is [`Self::CLOSED`].
+    #[inline(always)]
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.is_match && self.target == Port::CLOSED
+    }
+}
+
 /// The packet that [`Subprograms::admit`] decides on.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission {
@@ -274,8 +294,16 @@ pub trait Client {
     /// Whether the client is in the network namespace of the rules.
     fn is_in_netns(&self) -> bool;
 
-    /// The IPv4 address that the socket is bound to, or [`Addr::V4_ANY`].
+    /// The address that the socket is bound to; [`Addr::V4_ANY`] or [`Addr::V6_ANY`] when
+    /// it is bound to none.
     fn bound_to(&self) -> Addr;
+
+    /// The port that the socket is bound to; 0 where it is not bound yet.
+    fn own_port(&self) -> Port;
+
+    /// Whether the UDP socket that gets the packets of a flow is connected, so that it
+    /// hears the client of the flow alone.
+    fn is_connected_udp(&self, key: &FlowKey) -> bool;
 
     /// The port of the socket's one peer, when it hears no other.
     fn peer_port(&self) -> Option<Port>;

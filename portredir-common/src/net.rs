@@ -14,6 +14,9 @@ use core::net::IpAddr;
 pub struct Port(u16);
 
 impl Port {
+    /// Port 0, which no socket can listen on: `bind` takes it for any free port.
+    pub const CLOSED: Self = Self(0);
+
     /// The port of a number.
     #[inline(always)]
     #[must_use]
@@ -245,6 +248,21 @@ impl Flags {
     #[must_use]
     pub const fn is_syn(self) -> bool {
         self.0 & (Self::SYN.0 | Self::RST | Self::ACK) == Self::SYN.0
+    }
+
+    /// Whether the segment answers a SYN: it begins nothing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_syn_ack(self) -> bool {
+        const SYN_ACK: u16 = Flags::SYN.0 | Flags::ACK;
+        self.0 & (SYN_ACK | Self::RST) == SYN_ACK
+    }
+
+    /// Whether the segment resets its connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_reset(self) -> bool {
+        self.0 & Self::RST != 0
     }
 
     /// Whether the segment has data, or the end of some.

@@ -78,14 +78,16 @@ reasons! {
     Malformed = "malformed", "malformed packets, left to the kernel", Pass;
     /// An IPv6 extension header hides or protects the ports.
     ExtensionHeader = "extension_header", "IPv6 extension headers that hide the ports", Pass;
-    /// The packet belongs to a connection that a server on the destination port holds.
-    ForeignFlow = "foreign_flow", "connections that a server on the listen port holds", Pass;
+    /// The packet belongs to a connection that a server on the destination port holds,
+    /// or to a flow that this host, or a host behind it, began at that port.
+    ForeignFlow = "foreign_flow", "flows of servers and clients on the listen port", Pass;
     /// A new flow to a port whose rule was removed: it goes to the port itself.
     Draining = "draining", "new flows after their rule was removed", Pass;
     /// A new flow while nobody listens on the target port: it goes to the port itself.
     NotListening = "not_listening", "new flows while nobody listens on the target port", Pass;
-    /// Another host connected to a target port that is hidden.
-    Hidden = "hidden", "blocked: direct access to a hidden target port", Drop;
+    /// Another host connected to a target port that is hidden: the packet goes to port 0,
+    /// where nobody can listen, so that the kernel answers as for a closed port.
+    Hidden = "hidden", "refused: direct access to a hidden target port", Pass;
     /// A first fragment without the TCP checksum (RFC 1858) cannot be rewritten.
     FragmentTooShort = "fragment_too_short",
         "dropped: first fragment too short to rewrite", Drop;

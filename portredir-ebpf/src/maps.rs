@@ -95,7 +95,8 @@ pub static REMAP_TCP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
 #[btf_map]
 pub static GIVEN_TCP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
 
-/// Where clients were given ports, see [`remap_bloom_slot`].
+/// The marks of [`FlowTables::mark`](portredir_common::kernel::FlowTables::mark), see
+/// [`remap_bloom_slot`](portredir_common::map::port_remap::remap_bloom_slot).
 #[btf_map]
 pub static REMAPPED: Array<[u8; 64], REMAP_BLOOM_ELEMENTS> = Array::new();
 

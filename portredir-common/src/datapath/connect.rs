@@ -2,9 +2,10 @@
 //! there is a packet, and tells it afterwards the port that it connected to. The server
 //! sees the target port.
 
+use crate::datapath::own_flow;
 use crate::datapath::rule_match::choose;
-use crate::flow::{FlowKey, FlowLookup};
-use crate::kernel::{Client, Hit, Tables};
+use crate::flow::{Flow, FlowKey, FlowLookup, FlowTable};
+use crate::kernel::{Client, Hit, Tables, now};
 use crate::map::rules::{PortEntry, PreviousTargets};
 use crate::map::sockets::ConnectedPeer;
 use crate::net::{Addr, Port, Protocol};
@@ -42,6 +43,84 @@ pub fn redirect_connect<T: Tables, C: Client>(
     peer: &mut NamedPeer,
     call: PeerCall,
 ) -> Reason {
+    let reason = redirect(tables, client, peer, call);
+    if call == PeerCall::Send {
+        note_own_flow(tables, client, peer);
+    }
+    reason
+}
+
+/// Notes the UDP flow of a client whose own port a rule names: the answers to it come to
+/// that port, and are not for the target.
+///
+/// A socket that is connected needs no note, see [`is_answer`]; what goes to other hosts
+/// is noted where it leaves.
+#[inline(always)]
+fn note_own_flow<T: Tables, C: Client>(tables: &T, client: &C, peer: &NamedPeer) {
+    let own_port = client.own_port();
+    let is_match = tables.port(peer.protocol, own_port).is_match();
+    if !is_match || peer.protocol != Protocol::Udp || !client.is_in_netns() {
+        return;
+    }
+    let bound_to = client.bound_to();
+    let addr = routed_addr(peer.addr, bound_to);
+    if !tables.is_local(&addr) {
+        return;
+    }
+    let own_addr = if is_any(bound_to) { addr } else { bound_to };
+    let key = own_key(own_addr, own_port, peer.port);
+    tables.mark(&key);
+    // Without room for it an answer is taken for a new flow.
+    let _ = tables.set_flow(FlowTable::Udp, &key, &Flow::own(&key, now(tables)));
+}
+
+/// The key of the note about a flow between two sockets of this host. Which address the
+/// other one answers from is not known, so the first one's stands for both.
+#[inline(always)]
+fn own_key(addr: Addr, own_port: Port, peer_port: Port) -> FlowKey {
+    FlowKey {
+        client: addr,
+        local: addr,
+        client_port: peer_port,
+        local_port: own_port,
+        protocol: Protocol::Udp as u8,
+        version: if addr.is_v4() { 4 } else { 6 },
+        pad: [0; 2],
+    }
+}
+
+/// Whether a UDP socket of this host answers another one, whose port a rule names.
+///
+/// `key` is the flow with the socket that answers as its client.
+#[inline(always)]
+fn is_answer<T: Tables, C: Client>(tables: &T, client: &mut C, key: &FlowKey) -> bool {
+    let own_port = client.own_port();
+    if key.protocol != Protocol::Udp as u8 || own_port == Port::CLOSED {
+        return false;
+    }
+    let noted = own_key(key.local, key.local_port, own_port);
+    if tables.is_marked(&noted) && own_flow::is_live_udp(tables, &noted) {
+        return true;
+    }
+    let asked = FlowKey {
+        client_port: own_port,
+        ..*key
+    };
+    client.is_connected_udp(&asked)
+}
+
+#[inline(always)]
+const fn is_any(addr: Addr) -> bool {
+    addr.is(Addr::V4_ANY) || addr.is(Addr::V6_ANY)
+}
+
+#[inline(always)]
+fn redirect<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    peer: &mut NamedPeer,
+    call: PeerCall,
+) -> Reason {
     let NamedPeer { protocol, port, .. } = *peer;
     let entry = tables.port(protocol, port);
     if !entry.is_dst_or_target() || !client.is_in_netns() {
@@ -64,6 +143,9 @@ pub fn redirect_connect<T: Tables, C: Client>(
         };
     }
     let mut key = key(peer, addr, bound_to);
+    if entry.is_match() && is_answer(tables, client, &key) {
+        return Reason::ForeignFlow;
+    }
     if entry.is_old() && call == PeerCall::Send {
         if is_known_target(tables, client, entry, &mut key) {
             peer.port = key.local_port;
@@ -97,11 +179,7 @@ fn key(peer: &NamedPeer, addr: Addr, bound_to: Addr) -> FlowKey {
     FlowKey {
         // Which address the kernel will choose is not known yet; nearly always
         // it is the destination address.
-        client: if bound_to.is(Addr::V4_ANY) {
-            addr
-        } else {
-            bound_to
-        },
+        client: if is_any(bound_to) { addr } else { bound_to },
         local: addr,
         client_port: Port::new(0),
         local_port: peer.port,
@@ -137,7 +215,7 @@ fn hit(rule: u16, call: PeerCall, is_new: bool, at_ns: u64) -> Hit {
 #[inline(always)]
 fn routed_addr(addr: Addr, bound_to: Addr) -> Addr {
     if addr.is(Addr::V4_ANY) {
-        if bound_to.is(Addr::V4_ANY) {
+        if is_any(bound_to) {
             Addr::V4_LOOPBACK
         } else {
             bound_to

@@ -4,6 +4,7 @@
 //! the BPF stack has room for few keys.
 
 use crate::datapath::flow_lookup::{Seen, lookup, lookup_and_refresh, lookup_protocol, refresh};
+use crate::datapath::own_flow;
 use crate::datapath::port_remap::remap;
 use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowTable, Original, UDP_IDLE};
 use crate::kernel::{FlowTables, Host, Socket, now};
@@ -16,7 +17,8 @@ use crate::verdict::Reason;
 /// # Errors
 ///
 /// [`Reason::ForeignFlow`] when a server on the destination port holds the
-/// connection, [`Reason::NoFreePort`], [`Reason::TableFull`].
+/// connection, or when it began at that port, [`Reason::NoFreePort`],
+/// [`Reason::TableFull`].
 #[inline(always)]
 pub fn redirect_tcp<H: Host>(
     host: &H,
@@ -58,15 +60,17 @@ pub fn redirect_tcp<H: Host>(
     }
     let flow = original.flow(now);
     let is_taken = host.socket(key) == Socket::Connection;
+    if !flags.is_syn() && !is_taken && own_flow::is_tcp_answer(host, key, original, flags) {
+        return Err(Reason::ForeignFlow);
+    }
     if !flags.is_syn() && is_taken && confirmed.is_none() && begun.is_none() {
         // The entry was lost.
         host.set_flow(FlowTable::Tcp, key, &flow)?;
         return Ok(Admitted::established(original.client_port));
     }
-    // The stack will answer a packet that is no SYN with a RST, which has to come
-    // from the destination port: this is as much a flow as the one that a SYN begins.
-    // The client's port may be taken by a connection to the target itself or
-    // by one to another destination port.
+    // The stack answers a packet that is no SYN with a RST from the destination port: this
+    // is as much a flow as the one that a SYN begins. The client's port may be taken by a
+    // connection to the target itself or by one to another destination port.
     if is_taken {
         return remap(host, FlowTable::Syn, key, &flow);
     }
@@ -215,6 +219,7 @@ pub fn accept<T: FlowTables>(tables: &T, key: &FlowKey, now: Epoch) -> Flow {
 ///
 /// # Errors
 ///
+/// [`Reason::ForeignFlow`] when this host began the flow at the destination port,
 /// [`Reason::NoFreePort`], [`Reason::TableFull`].
 #[inline(always)]
 pub fn admit_udp<H: Host>(
@@ -229,6 +234,9 @@ pub fn admit_udp<H: Host>(
     {
         refresh(host, FlowTable::Udp, key, Seen { flow, now });
         return Ok(Admitted::established(original.client_port));
+    }
+    if own_flow::is_udp_answer(host, key, original.dst_port) {
+        return Err(Reason::ForeignFlow);
     }
     let is_taken = holder.is_some_and(|holder| !is_idle(&holder, now));
     let flow = original.flow(now);

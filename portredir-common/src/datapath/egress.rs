@@ -1,13 +1,14 @@
 //! Packets that go out: all that the fast path leaves.
 
 use crate::datapath::rewrite::{Change, Rewrite, rewrite};
-use crate::datapath::{conntrack, icmp};
+use crate::datapath::{conntrack, icmp, own_flow};
 use crate::flow::{Epoch, Flow};
 use crate::kernel::{Cached, SocketCache, Tables};
-use crate::net::{Port, Protocol};
+use crate::map::rules::PortEntry;
+use crate::net::{Flags, Port, Protocol};
 use crate::verdict::Reason;
 use crate::wire::frame::{Check, Frame, Link};
-use crate::wire::headers::{End, Packet};
+use crate::wire::headers::{End, Packet, flags};
 use crate::wire::subprog::{self, Found};
 
 /// Handles a packet that goes out.
@@ -44,7 +45,11 @@ fn restore<F: Frame, T: Tables + SocketCache>(
     let packet = found.get()?;
     let protocol = packet.protocol()?;
     let ports = packet.ports(frame)?;
-    if !tables.port(protocol, ports.0).is_target() {
+    let entry = tables.port(protocol, ports.0);
+    if !entry.is_target() {
+        if entry.is_match() {
+            note_own_flow(frame, tables, found, entry);
+        }
         return Err(Reason::NoRule);
     }
     let key = subprog::key(frame, found, End::Src);
@@ -65,9 +70,18 @@ fn restore<F: Frame, T: Tables + SocketCache>(
             }
         },
     };
-    let Some(flow) = flow else {
+    let is_udp = protocol == Protocol::Udp;
+    let begins_here = |flow: &Flow| is_udp && entry.is_private() && flow.is_foreign(&key);
+    let Some(flow) = flow.filter(|flow| !begins_here(flow)) else {
+        if entry.is_private() {
+            note_own_flow(frame, tables, found, entry);
+        }
         return Err(Reason::Direct);
     };
+    // A fragment that is too short to rewrite need not be rewritten.
+    if flow.is_direct(&key) {
+        return Err(Reason::Direct);
+    }
     let check = subprog::check(frame, found)?;
     let reply = Reply {
         offset: packet.transport,
@@ -75,6 +89,38 @@ fn restore<F: Frame, T: Tables + SocketCache>(
         ports,
     };
     restore_ports(frame, &reply, &flow)
+}
+
+/// Notes the flow of a packet that is no reply of a redirected flow and leaves from a
+/// port of a rule: its answers come to that port, and are not for the target.
+///
+/// A TCP socket of this host is there to be asked; the flows of containers behind a
+/// masquerade have none here.
+#[inline(always)]
+fn note_own_flow<F: Frame, T: Tables + SocketCache>(
+    frame: &mut F,
+    tables: &T,
+    found: Found,
+    entry: PortEntry,
+) {
+    let Some((protocol, flags)) = protocol_and_flags(frame, found) else {
+        return;
+    };
+    let mut key = subprog::key(frame, found, End::Src);
+    if protocol == Protocol::Tcp {
+        let is_answer = flags.is_reset() || flags.is_syn_ack();
+        if is_answer || !matches!(tables.cached(&key), Cached::NoSocket) {
+            return;
+        }
+    }
+    own_flow::note(tables, &mut key, entry);
+}
+
+#[inline(always)]
+fn protocol_and_flags(frame: &mut impl Frame, found: Found) -> Option<(Protocol, Flags)> {
+    let packet = found.get().ok()?;
+    let protocol = packet.protocol().ok()?;
+    Some((protocol, flags(frame, &packet, protocol).ok()?))
 }
 
 /// The ports of a reply, in the packet.

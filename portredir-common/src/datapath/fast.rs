@@ -8,7 +8,7 @@ use crate::datapath::egress::{Reply, restore_ports};
 use crate::datapath::flow_lookup::{FlowQuery, lookup_or_insert};
 use crate::datapath::is_possible_local_dst;
 use crate::datapath::rule_match::plain_route;
-use crate::flow::{Epoch, FlowKey, FlowLookup, FlowTable, Original};
+use crate::flow::{Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original};
 use crate::kernel::{Cached, Hit, Route, SocketCache, Tables};
 use crate::net::{Port, Protocol, Version};
 use crate::verdict::Reason;
@@ -125,7 +125,7 @@ impl Arrival {
         let is_direct_tcp = S::PROTOCOL == Protocol::Tcp && !self.route.is_match;
         // The tables keep nothing of a direct TCP flow but another client port.
         if is_direct_tcp {
-            return if !is_cached_local_dst(tables, &key) || tables.may_be_remapped(&key) {
+            return if !is_cached_local_dst(tables, &key) || tables.is_marked(&key) {
                 FlowLookup::SlowPath
             } else {
                 FlowLookup::Established
@@ -173,8 +173,14 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
     let packet = S::packet(link);
     let ports: (Port, Port) = packet.ports(frame).ok()?;
     let (local_port, client_port) = ports;
-    if !tables.port(S::PROTOCOL, local_port).is_target() {
-        return Some(Reason::NoRule);
+    let entry = tables.port(S::PROTOCOL, local_port);
+    if !entry.is_target() {
+        // What begins at a port of a rule has to be noted.
+        return if entry.is_match() {
+            None
+        } else {
+            Some(Reason::NoRule)
+        };
     }
     let key = packet.key(frame, End::Src, S::PROTOCOL).ok()?;
     let key = FlowKey {
@@ -190,8 +196,14 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
         },
         Protocol::Udp => conntrack::reply(tables, S::PROTOCOL, &key),
     };
-    let Some(flow) = flow else {
-        return Some(Reason::Direct);
+    let begins_here =
+        |flow: &Flow| S::PROTOCOL == Protocol::Udp && entry.is_private() && flow.is_foreign(&key);
+    let Some(flow) = flow.filter(|flow| !begins_here(flow)) else {
+        return if entry.is_private() {
+            None
+        } else {
+            Some(Reason::Direct)
+        };
     };
     let check = packet.shape_check(frame, frame.len(), S::PROTOCOL)?;
     let reply = Reply {

@@ -147,7 +147,7 @@ pub(super) fn lookup_or_insert<T: FlowTables>(
         };
     }
     match rebuild_key() {
-        Some(key) if !tables.may_be_remapped(&key) => {
+        Some(key) if !tables.is_marked(&key) => {
             let new = NewFlow {
                 hash,
                 target: key.local_port,

@@ -83,7 +83,9 @@ fn redirect<F: Frame, T: Tables + Subprograms>(
         dst: Change::new(dst_port, target),
     };
     rewrite(frame, changes)?;
-    if route.is_match {
+    if route.is_closed() {
+        Ok(Reason::Hidden)
+    } else if route.is_match {
         tables.record(&Hit {
             rule: route.rule,
             segments: frame.segments(),

@@ -1,8 +1,8 @@
 //! The parts of the datapath that are BPF functions of their own: the bodies of
 //! [`Subprograms`].
 
-use crate::datapath::conntrack;
 use crate::datapath::rule_match::choose;
+use crate::datapath::{conntrack, own_flow};
 use crate::flow::{Admitted, FlowKey, Original};
 use crate::kernel::{Admission, Route, Socket, Subprograms, Tables};
 use crate::map::rules::{Choice, PortEntry, PreviousTargets};
@@ -75,12 +75,7 @@ pub fn find_route<T: Tables + Subprograms>(
     }
     let Some(Choice { target, rule }) = choose(tables, entry, key, dst_port) else {
         key.local_port = dst_port;
-        may_go_direct(tables, key, entry, flags)?;
-        return Ok(Route {
-            target: dst_port,
-            rule: entry.rule,
-            is_match: false,
-        });
+        return direct_route(tables, key, entry, flags);
     };
     key.local_port = target;
     if entry.is_if_listening() && !tables.is_served(key) {
@@ -97,15 +92,15 @@ pub fn find_route<T: Tables + Subprograms>(
     })
 }
 
-/// Whether a packet that no rule redirects may go to its destination port as to a
-/// target port.
+/// The route of a packet that no rule redirects and that may be for its destination port
+/// as for a target port.
 #[inline(always)]
-fn may_go_direct<T: Tables>(
+fn direct_route<T: Tables>(
     tables: &T,
     key: &FlowKey,
     entry: PortEntry,
     flags: Flags,
-) -> Result<(), Reason> {
+) -> Result<Route, Reason> {
     if !entry.is_target() {
         return Err(if entry.is_old() {
             Reason::Draining
@@ -114,13 +109,19 @@ fn may_go_direct<T: Tables>(
         });
     }
     if entry.is_hidden() && !tables.came_in_on_loopback() {
-        let is_connected = key.protocol()? == Protocol::Tcp
-            && (!flags.is_syn() || tables.socket(key) == Socket::Connection);
-        if !is_connected {
-            return Err(Reason::Hidden);
+        let has_begun = match key.protocol()? {
+            Protocol::Tcp => !flags.is_syn() || tables.socket(key) == Socket::Connection,
+            Protocol::Udp => own_flow::is_live_udp(tables, key),
+        };
+        if !has_begun {
+            return Ok(Route::CLOSED);
         }
     }
-    Ok(())
+    Ok(Route {
+        target: key.local_port,
+        rule: entry.rule,
+        is_match: false,
+    })
 }
 
 /// The body of [`Subprograms::has_begun`].

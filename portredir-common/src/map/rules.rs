@@ -110,6 +110,14 @@ impl PortEntry {
         self.has(Self::HIDDEN)
     }
 
+    /// Whether what comes to this port may go elsewhere, or nowhere, unless this host
+    /// itself began the flow at this port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_private(self) -> bool {
+        self.flags & (Self::MATCH | Self::HIDDEN) != 0
+    }
+
     /// Whether the rules for this port need a server on the target port.
     #[inline(always)]
     #[must_use]

@@ -232,7 +232,7 @@ impl<C: Context> FlowTables for Kernel<C> {
 
     #[inline(always)]
     fn remap(&self, original: &FlowKey) -> Option<Port> {
-        if !self.may_be_remapped(original) {
+        if !self.is_marked(original) {
             return None;
         }
         Packed::unpack(remap_look(original))
@@ -240,19 +240,24 @@ impl<C: Context> FlowTables for Kernel<C> {
 
     #[inline(always)]
     fn set_remap(&self, original: &FlowKey, client_port: Port) -> Result<(), Reason> {
-        let (element, byte) = remap_bloom_slot(original.client, original.client_port);
-        if let Some(bytes) = REMAPPED.get_ptr_mut(element) {
-            // SAFETY: not null, and `byte` is below 64. A byte, as two
-            // processors may write their neighbours.
-            unsafe { bytes.cast::<u8>().add(byte).write_volatile(1) };
-        }
+        self.mark(original);
         remap_put(original, client_port.half().into())
             .then_some(())
             .ok_or(Reason::TableFull)
     }
 
     #[inline(always)]
-    fn may_be_remapped(&self, key: &FlowKey) -> bool {
+    fn mark(&self, key: &FlowKey) {
+        let (element, byte) = remap_bloom_slot(key.client, key.client_port);
+        if let Some(bytes) = REMAPPED.get_ptr_mut(element) {
+            // SAFETY: not null, and `byte` is below 64. A byte, as two
+            // processors may write their neighbours.
+            unsafe { bytes.cast::<u8>().add(byte).write_volatile(1) };
+        }
+    }
+
+    #[inline(always)]
+    fn is_marked(&self, key: &FlowKey) -> bool {
         let (element, byte) = remap_bloom_slot(key.client, key.client_port);
         REMAPPED
             .get_ptr(element)

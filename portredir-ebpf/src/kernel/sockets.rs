@@ -51,6 +51,21 @@ pub fn has_udp(ctx: impl Context, key: &FlowKey) -> bool {
     true
 }
 
+/// Whether the UDP socket that gets the packets of a flow is connected: a look-up finds
+/// it only for the flow of its one peer.
+#[inline(always)]
+pub fn is_connected_udp(ctx: impl Context, key: &FlowKey) -> bool {
+    let socket = look_up(ctx, key, bpf_sk_lookup_udp);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: not null, and ours until it is released.
+    let peer_port = unsafe { (*socket).dst_port };
+    // SAFETY: the reference from the look-up, given back once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    peer_port != 0
+}
+
 /// The IPv4 half of `struct bpf_sock_tuple`.
 #[repr(C)]
 struct Tuple {

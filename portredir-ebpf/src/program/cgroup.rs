@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -15,10 +15,10 @@ use portredir_common::map::sockets::ConnectedPeers;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
-use crate::context::{Context, v4, v6};
+use crate::context::{AF_INET, Context, v4, v6};
 use crate::globals::netns_cookie;
 use crate::kernel::Kernel;
-use crate::kernel::sockets::{has_udp, tcp_state_of};
+use crate::kernel::sockets::{has_udp, is_connected_udp, tcp_state_of};
 use crate::maps::DIALLED;
 use crate::program::log::conclude_for_socket;
 
@@ -116,9 +116,29 @@ impl Client for SockAddr {
 
     #[inline(always)]
     fn bound_to(&self) -> Addr {
-        // SAFETY: the context is valid, and has a socket.
-        let addr = unsafe { (*(*self.0).__bindgen_anon_1.sk).src_ip4 };
-        Addr::v4(addr.to_ne_bytes())
+        // SAFETY: the context is valid.
+        let socket = unsafe { (*self.0).__bindgen_anon_1.sk };
+        // SAFETY: the context has a socket.
+        let (family, v4) = unsafe { ((*socket).family, (*socket).src_ip4) };
+        // Of a bound IPv6 socket `src_ip4` is 127.0.0.6 (`LOOPBACK4_IPV6`,
+        // include/net/ipv6.h).
+        if family == AF_INET {
+            Addr::v4(v4.to_ne_bytes())
+        } else {
+            v6!(socket, bpf_sock, src_ip6)
+        }
+    }
+
+    #[inline(always)]
+    fn own_port(&self) -> Port {
+        // SAFETY: the context is valid, and has a socket. In host order.
+        let port = unsafe { (*(*self.0).__bindgen_anon_1.sk).src_port };
+        Port::new(port as u16)
+    }
+
+    #[inline(always)]
+    fn is_connected_udp(&self, key: &FlowKey) -> bool {
+        is_connected_udp(*self, key)
     }
 
     #[inline(always)]

@@ -164,6 +164,10 @@ impl Table {
             count += step;
             if count > 0 {
                 self.ports[index(protocol, port)].flags |= PortEntry::TARGET | hidden;
+                if is_hidden {
+                    // A hidden port answers as port 0 does, whose replies are rewritten.
+                    self.ports[index(protocol, 0)].flags |= PortEntry::TARGET;
+                }
             }
         }
     }

@@ -176,7 +176,6 @@ fn flags() -> Vec<Case> {
     let sets = [
         ("syn", SYN),
         ("ack", ACK),
-        ("syn ack", SYN | ACK),
         ("rst", RST),
         ("rst ack", RST | ACK),
         ("fin ack", FIN | ACK),
@@ -185,7 +184,24 @@ fn flags() -> Vec<Case> {
         ("xmas", FIN | PSH | URG),
         ("null", 0),
     ];
+    let reply = |name, flags| {
+        Case::egress(
+            format!("flags: reply {name}"),
+            &tcp4(80).reply().src_port(8080).flags(flags),
+        )
+        .flow(
+            FlowTable::Syn,
+            key4(Protocol::Tcp, CLIENT_PORT, 8080),
+            seen(80, 0),
+        )
+        .restored(&tcp4(80).reply().flags(flags))
+    };
     let mut cases = Vec::new();
+    cases.push(
+        Case::ingress("flags: syn ack", &tcp4(80).flags(SYN | ACK))
+            .unchanged(Reason::ForeignFlow)
+            .leaves_state(),
+    );
     for (name, flags) in sets {
         cases.push(
             Case::ingress(format!("flags: {name}"), &tcp4(80).flags(flags))
@@ -196,19 +212,9 @@ fn flags() -> Vec<Case> {
                     seen(80, 0),
                 )),
         );
-        cases.push(
-            Case::egress(
-                format!("flags: reply {name}"),
-                &tcp4(80).reply().src_port(8080).flags(flags),
-            )
-            .flow(
-                FlowTable::Syn,
-                key4(Protocol::Tcp, CLIENT_PORT, 8080),
-                seen(80, 0),
-            )
-            .restored(&tcp4(80).reply().flags(flags)),
-        );
+        cases.push(reply(name, flags));
     }
+    cases.push(reply("syn ack", SYN | ACK));
     for (name, syn) in [("v4", syn4 as fn(u16) -> _), ("v6", syn6)] {
         cases.push(
             Case::ingress(format!("syn with options: {name}"), &syn(80)).redirected(&syn(8080)),

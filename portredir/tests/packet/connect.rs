@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portredir_common::datapath::connect::{
     NamedPeer, PeerCall, original_peer_port, redirect_connect,
 };
+use portredir_common::flow::FlowKey;
 use portredir_common::kernel::Client;
 use portredir_common::map::sockets::ConnectedPeers;
 use portredir_common::net::{Addr, Port, Protocol};
@@ -36,6 +37,9 @@ fn named(protocol: Protocol, (addr, port): (Addr, u16)) -> NamedPeer {
 pub struct Local {
     is_in_netns: bool,
     bound_to: Addr,
+    own_port: u16,
+    /// Flows that connected UDP sockets of this host get.
+    connected: Vec<FlowKey>,
     peer_port: Option<Port>,
     has_memory: bool,
     peers: Option<ConnectedPeers>,
@@ -46,6 +50,8 @@ impl Local {
         Self {
             is_in_netns: true,
             bound_to: Addr::V4_ANY,
+            own_port: 0,
+            connected: Vec::new(),
             peer_port: None,
             has_memory: true,
             peers: None,
@@ -91,6 +97,14 @@ impl Client for Local {
 
     fn bound_to(&self) -> Addr {
         self.bound_to
+    }
+
+    fn own_port(&self) -> Port {
+        Port::new(self.own_port)
+    }
+
+    fn is_connected_udp(&self, key: &FlowKey) -> bool {
+        self.connected.contains(key)
     }
 
     fn peer_port(&self) -> Option<Port> {

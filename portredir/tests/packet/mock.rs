@@ -318,20 +318,17 @@ impl FlowTables for Mock {
         if self.is_full {
             return Err(Reason::TableFull);
         }
-        self.tables
-            .borrow_mut()
-            .remap
-            .insert(*original, client_port);
+        let mut tables = self.tables.borrow_mut();
+        tables.remap.insert(*original, client_port);
         Ok(())
     }
 
-    fn may_be_remapped(&self, key: &FlowKey) -> bool {
-        let end = |key: &FlowKey| (key.client, key.client_port);
-        self.tables
-            .borrow()
-            .remap
-            .keys()
-            .any(|original| end(original) == end(key))
+    fn is_marked(&self, key: &FlowKey) -> bool {
+        self.tables.borrow().is_marked(key)
+    }
+
+    fn mark(&self, key: &FlowKey) {
+        self.tables.borrow_mut().mark(key);
     }
 }
 

@@ -18,6 +18,7 @@ pub mod header;
 pub mod icmp;
 pub mod icmp_foreign;
 pub mod mock;
+pub mod own_flow;
 pub mod rules;
 pub mod tables;
 pub mod tcp;
@@ -257,6 +258,12 @@ impl Case {
         self
     }
 
+    /// A flow that this host began at a port of a rule.
+    pub fn own_flow(mut self, table: FlowTable, key: FlowKey, flow: Flow) -> Self {
+        self.before = self.before.own_flow(table, key, flow);
+        self
+    }
+
     pub fn remap(mut self, original: FlowKey, client_port: u16) -> Self {
         self.before = self.before.remap(original, client_port);
         self
@@ -393,6 +400,7 @@ pub fn table() -> Vec<Case> {
         tcp_collision::cases(),
         tcp_remapped::cases(),
         udp::cases(),
+        own_flow::cases(),
         drain::cases(),
         rules::cases(),
     ]

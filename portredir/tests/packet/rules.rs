@@ -272,7 +272,7 @@ fn hidden(kind: Kind) -> Vec<Case> {
         |what, packet: &Packet, iface| Case::ingress(name(what), packet).hiding().iface(iface);
     let packet = first(kind, 8080);
     let mut cases = vec![
-        case("from another host", &packet, Iface::Other).unchanged(Reason::Hidden),
+        case("from another host", &packet, Iface::Other).becomes(Reason::Hidden, &first(kind, 0)),
         case("from this host", &packet, Iface::Lo).unchanged(Reason::Direct),
         case("by the rule", &first(kind, 80), Iface::Other).redirected(&packet),
         case("another port", &first(kind, 8081), Iface::Other).unchanged(Reason::NoRule),

@@ -1,6 +1,6 @@
 //! The contents of the flow maps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::Ipv6Addr;
 
@@ -14,6 +14,8 @@ pub struct Tables {
     pub tcp: HashMap<FlowKey, Flow>,
     pub udp: HashMap<FlowKey, Flow>,
     pub remap: HashMap<FlowKey, Port>,
+    /// The clients that were marked.
+    pub marks: HashSet<(Addr, Port)>,
 }
 
 impl Tables {
@@ -37,6 +39,24 @@ impl Tables {
     pub fn flow(mut self, table: FlowTable, key: FlowKey, flow: Flow) -> Self {
         self.get_mut(table).insert(key, flow);
         self
+    }
+
+    /// With a flow that this host began: a direct one, whose client is marked.
+    pub fn own_flow(mut self, table: FlowTable, key: FlowKey, flow: Flow) -> Self {
+        self.mark(&key);
+        self.flow(table, key, flow)
+    }
+
+    /// Marks the client of a flow.
+    pub fn mark(&mut self, key: &FlowKey) {
+        self.marks.insert((key.client, key.client_port));
+    }
+
+    /// Whether the client of a flow is marked; those that were given a port are.
+    pub fn is_marked(&self, key: &FlowKey) -> bool {
+        let end = |key: &FlowKey| (key.client, key.client_port);
+        let mut given = self.remap.keys();
+        self.marks.contains(&end(key)) || given.any(|given| end(given) == end(key))
     }
 
     /// With another client port for an original flow.

@@ -14,7 +14,7 @@ use portredir_common::flow::{Epoch, FlowKey, FlowTable};
 use portredir_common::map::counters::{Counter, CounterKey, Hits};
 use portredir_common::map::entry::Entry;
 use portredir_common::map::port_remap::remap_bloom_slot;
-use portredir_common::net::{LOOPBACK_IFINDEX, Port, Protocol};
+use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::frame::Link;
 use portredir_common::wire::headers::{End, Packet, Payload};
@@ -164,7 +164,7 @@ impl Rig {
                 .into_iter()
                 .any(|protocol| table.is_target(protocol, *port))
         };
-        self.targets = (1..=u16::MAX).filter(is_target).map(Port::new).collect();
+        self.targets = (0..=u16::MAX).filter(is_target).map(Port::new).collect();
     }
 
     pub fn datapath(&mut self) -> &mut Datapath {
@@ -175,10 +175,10 @@ impl Rig {
     pub fn set_tables(&mut self, tables: &Tables) {
         self.tables = tables.clone();
         self.flows.clear();
+        self.clear_marks();
         for name in ["GIVEN", "GIVEN_TCP", "REMAP", "REMAP_TCP"] {
             let keys: Result<Vec<_>, _> = self.ports(name).keys().collect();
             for key in keys.expect("read the keys") {
-                self.note_remapped(&key, 0);
                 self.ports(name).remove(&key).expect("remove a port");
             }
         }
@@ -200,20 +200,36 @@ impl Rig {
                 bucket.put(hash, key.local_port, entry);
             }
         }
+        for &(client, port) in &tables.marks {
+            self.set_mark(client, port);
+        }
         for (key, port) in &tables.remap {
-            self.note_remapped(key, 1);
+            self.set_mark(key.client, key.client_port);
             let mut remap = self.ports("REMAP");
             remap.insert(*key, port.bytes(), 0).expect("insert a port");
         }
     }
 
-    fn note_remapped(&mut self, original: &FlowKey, value: u8) {
-        let (element, byte) = remap_bloom_slot(original.client, original.client_port);
+    fn marks(&mut self) -> Array<&mut MapData, [u8; 64]> {
         let map = self.datapath.map_mut("REMAPPED");
-        let mut map: Array<_, [u8; 64]> = map.try_into().expect("of bytes");
-        let mut bytes = map.get(&element, 0).expect("read an element");
-        bytes[byte] = value;
-        map.set(element, bytes, 0).expect("write an element");
+        map.try_into().expect("of bytes")
+    }
+
+    fn set_mark(&mut self, client: Addr, port: Port) {
+        let (element, byte) = remap_bloom_slot(client, port);
+        let mut marks = self.marks();
+        let mut bytes = marks.get(&element, 0).expect("read an element");
+        bytes[byte] = 1;
+        marks.set(element, bytes, 0).expect("write an element");
+    }
+
+    fn clear_marks(&mut self) {
+        let mut marks = self.marks();
+        for element in 0..marks.len() {
+            if marks.get(&element, 0).expect("read an element") != [0; 64] {
+                marks.set(element, [0; 64], 0).expect("write an element");
+            }
+        }
     }
 
     /// Reads all flow state. What is kept of a flow does not tell whose it is:

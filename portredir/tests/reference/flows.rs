@@ -39,6 +39,8 @@ struct Holder {
     ports: Ports,
     /// When it was last heard of.
     seen_ns: u64,
+    /// Whether it began here.
+    is_own: bool,
 }
 
 /// A packet that a target is to get.
@@ -50,6 +52,8 @@ pub struct Arrival {
     pub ends: Ends,
     /// It asks for a new TCP connection.
     pub is_syn: bool,
+    /// Whether it agrees to one.
+    pub is_syn_ack: bool,
 }
 
 /// What a client's packet has for a port behind the target.
@@ -59,7 +63,7 @@ pub enum Admission {
     As(u16),
     /// Any that nobody has: another flow has the client's own.
     AsAnother,
-    /// A server on the dialled port has this connection.
+    /// A server on the dialled port has this connection, or it began there.
     NotOurs,
 }
 
@@ -128,11 +132,60 @@ impl Flows {
     }
 
     fn hold(&mut self, ports: Ports, ends: Ends) {
+        let before = self.holders.get(&ends);
         let holder = Holder {
             ports,
             seen_ns: self.now_ns,
+            is_own: before.is_some_and(|before| before.ports == ports && before.is_own),
         };
         self.holders.insert(ends, holder);
+    }
+
+    /// A packet leaves from a port that a rule names, or that is hidden, and is no
+    /// reply: its flow began here. `target` is where a rule sends what comes back.
+    pub fn begin(&mut self, ends: Ends, target: Option<u16>) {
+        let ports = Ports {
+            client: ends.client_port,
+            dialled: ends.local_port,
+        };
+        let before = self.holders.get(&ends).copied();
+        if before.is_some_and(|holder| holder.ports != ports) {
+            return;
+        }
+        let holder = Holder {
+            ports,
+            seen_ns: self.now_ns,
+            is_own: true,
+        };
+        self.holders.insert(ends, holder);
+        if before.is_some_and(|holder| holder.is_own) {
+            return;
+        }
+        // An answer may have been taken for a client's packet.
+        if let Some(target) = target {
+            let stolen = ends.local_port(target);
+            let is_its = |holder: &Holder| holder.ports.dialled == ends.local_port;
+            if self.holders.get(&stolen).is_some_and(is_its)
+                && (ends.protocol == Protocol::Udp || !self.sockets.contains_key(&stolen))
+            {
+                self.holders.remove(&stolen);
+            }
+        }
+    }
+
+    /// Whether a packet belongs to a flow that began here, at its destination port.
+    pub fn answers(&mut self, ends: Ends) -> bool {
+        let is_udp = ends.protocol == Protocol::Udp;
+        let now_ns = self.now_ns;
+        match self.holders.get_mut(&ends) {
+            Some(holder)
+                if holder.is_own && !(is_udp && now_ns - holder.seen_ns >= UDP_IDLE_NS) =>
+            {
+                holder.seen_ns = now_ns;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Whether the flow of a packet to an earlier target is alive.
@@ -144,6 +197,7 @@ impl Flows {
             ports,
             ends,
             is_syn,
+            ..
         } = arrival;
         let given = self.given_port(ports, ends);
         [Some(ports.client), given]
@@ -176,6 +230,7 @@ impl Flows {
             ports,
             ends,
             is_syn,
+            is_syn_ack,
         } = arrival;
         if ends.protocol == Protocol::Udp {
             return self.admit_udp(arrival);
@@ -192,6 +247,10 @@ impl Flows {
             Some(Socket::TimeWait) if !is_syn => return Admission::NotOurs,
             _ => {}
         }
+        let is_ours = is_syn || is_open;
+        if !is_ours && (is_syn_ack || self.answers(ends.local_port(ports.dialled))) {
+            return Admission::NotOurs;
+        }
         let is_lost = !is_syn && !self.holders.contains_key(&ends);
         if is_open && !is_lost {
             return Admission::AsAnother;
@@ -206,6 +265,7 @@ impl Flows {
             ports,
             ends,
             is_syn,
+            ..
         } = arrival;
         if ends.protocol == Protocol::Udp {
             return self.admit_udp(arrival);
@@ -228,6 +288,7 @@ impl Flows {
             ports,
             ends,
             is_syn,
+            ..
         } = arrival;
         let port = self.given_port(ports, ends)?;
         let ends = ends.client_port(port);
@@ -244,6 +305,10 @@ impl Flows {
 
     fn admit_udp(&mut self, Arrival { ports, ends, .. }: Arrival) -> Admission {
         let holder = self.holders.get(&ends).copied();
+        let is_known = holder.is_some_and(|holder| holder.ports == ports);
+        if !is_known && self.answers(ends.local_port(ports.dialled)) {
+            return Admission::NotOurs;
+        }
         let is_other = |holder: Holder| holder.ports != ports && !self.is_idle(holder);
         if holder.is_none_or(|holder| holder.ports != ports)
             && let Some(port) = self.given_port(ports, ends)

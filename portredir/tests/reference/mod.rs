@@ -94,7 +94,7 @@ impl Reference {
                 (Carried::Ports(protocol), Hook::Ingress) => {
                     self.arrives(passage, &packet, protocol)
                 }
-                (Carried::Ports(protocol), Hook::Egress) => self.leaves(frame, &packet, protocol),
+                (Carried::Ports(protocol), Hook::Egress) => self.leaves(passage, &packet, protocol),
                 (Carried::Icmp, Hook::Ingress) => self.error_arrives(passage, &packet),
                 (Carried::Icmp, Hook::Egress) => self.error_leaves(frame, &packet),
             },
@@ -146,6 +146,7 @@ impl Reference {
             },
             ends: Ends { local_port, ..ends },
             is_syn: protocol == Protocol::Tcp && is_syn(frame, packet),
+            is_syn_ack: protocol == Protocol::Tcp && is_syn_ack(frame, packet),
         };
         let (target, admission) = self.admit(passage.iface, ends, to)?;
         let client_port = match admission {
@@ -199,13 +200,17 @@ impl Reference {
         if !self.rules.was_target(protocol, dialled) {
             return Err(Untouched);
         }
-        let is_hidden = self.rules.is_hiding && self.rules.is_target(protocol, dialled);
-        if is_hidden && iface != Iface::Lo {
+        if self.rules.is_hidden(protocol, dialled) && iface != Iface::Lo {
             let arrival = to(dialled);
             let is_open = self.flows.sockets.get(&arrival.ends) == Some(&Socket::Open);
-            // A connection that is older than the rules may go on.
-            if protocol == Protocol::Udp || arrival.is_syn && !is_open {
-                return Err(Dropped);
+            let is_ours = match protocol {
+                // What began here goes on.
+                Protocol::Udp => self.flows.answers(arrival.ends),
+                // As does a connection that is older than the rules.
+                Protocol::Tcp => !arrival.is_syn || is_open,
+            };
+            if !is_ours {
+                return Ok((CLOSED, self.flows.redirect(to(CLOSED))));
             }
         }
         Ok((dialled, self.flows.direct(to(dialled))))
@@ -214,12 +219,16 @@ impl Reference {
     /// A packet of this host.
     fn leaves(
         &mut self,
-        frame: &[u8],
+        passage: Passage<'_>,
         packet: &Headers,
         protocol: Protocol,
     ) -> Result<Vec<u8>, Refusal> {
+        let (frame, iface) = (passage.before, passage.iface);
         let (local_port, client_port) = packet.ports(frame).ok_or(Untouched)?;
-        if !self.rules.was_target(protocol, local_port) {
+        let was_target = self.rules.was_target(protocol, local_port);
+        let is_private =
+            self.rules.is_dst(protocol, local_port) || self.rules.is_hidden(protocol, local_port);
+        if !was_target && !is_private {
             return Err(Untouched);
         }
         let ends = Ends {
@@ -229,8 +238,18 @@ impl Reference {
             local: packet.src,
             local_port,
         };
-        let ports = self.flows.of_reply(ends).ok_or(Untouched)?;
-        if (ports.dialled, ports.client) == (local_port, client_port) {
+        let ports = self.flows.of_reply(ends).filter(|_| was_target);
+        let is_udp = protocol == Protocol::Udp;
+        let is_direct = |ports: Ports| (ports.dialled, ports.client) == (local_port, client_port);
+        let Some(ports) = ports.filter(|&ports| !(is_udp && is_private && is_direct(ports))) else {
+            if is_private && (is_udp || begins(frame, packet)) {
+                let rules = &self.rules;
+                let target = rules.target(protocol, packet.dst, packet.src, local_port, iface);
+                self.flows.begin(ends, target);
+            }
+            return Err(Untouched);
+        };
+        if is_direct(ports) {
             return Err(Untouched);
         }
         match packet.soundness(frame, protocol) {
@@ -328,6 +347,21 @@ fn is_ours(addr: IpAddr, iface: Iface) -> bool {
     use crate::packet::builder::{SERVER4, SERVER6};
     let is_loopback = addr.is_loopback() && iface == Iface::Lo;
     [SERVER4, SERVER6, IpAddr::from([192, 0, 2, 2])].contains(&addr) || is_loopback
+}
+
+/// The port that answers as a closed one: nobody can listen there.
+const CLOSED: u16 = 0;
+
+/// Whether a TCP segment that leaves may be of a flow that began here: it neither
+/// resets one, nor agrees to one.
+fn begins(frame: &[u8], packet: &Headers) -> bool {
+    let flags = frame.get(packet.start + 13);
+    flags.is_some_and(|flags| flags & 0b0_0100 == 0) && !is_syn_ack(frame, packet)
+}
+
+/// Whether a TCP segment agrees to a new connection: SYN and ACK without RST.
+fn is_syn_ack(frame: &[u8], packet: &Headers) -> bool {
+    frame[packet.start + 13] & 0b1_0110 == 0b1_0010
 }
 
 /// Whether a TCP segment asks for a new connection: SYN without ACK or RST.

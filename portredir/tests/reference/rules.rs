@@ -55,8 +55,16 @@ impl Rules {
         self.is_dst(protocol, port) && self.about(protocol, port).all(is_plain)
     }
 
-    /// Whether a rule leads here.
+    /// Whether a target port is hidden from other hosts.
+    pub fn is_hidden(&self, protocol: Protocol, port: u16) -> bool {
+        self.is_hiding && port != 0 && self.is_target(protocol, port)
+    }
+
+    /// Whether a rule leads here, or what is hidden is answered from here.
     pub fn is_target(&self, protocol: Protocol, port: u16) -> bool {
+        if self.is_hiding && port == 0 {
+            return self.rules.iter().any(|rule| has(rule, protocol));
+        }
         let mut rules = self.rules.iter();
         rules.any(|rule| {
             has(rule, protocol) && (rule.target.first..=rule.target.last).contains(&port)
