@@ -105,6 +105,12 @@ impl Reason {
     /// The number of reasons: the size of the counter array.
     pub const COUNT: usize = Self::ALL.len();
 
+    /// Whether a packet with this reason does not reach a server.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        self == Self::Hidden || self.verdict() == Verdict::Drop
+    }
+
     /// Whether the counter array keeps a count of this reason.
     #[inline(always)]
     #[must_use]

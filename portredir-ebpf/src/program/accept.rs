@@ -12,7 +12,7 @@ use crate::kernel::sockets::stored;
 use crate::kernel::{Kernel, counters};
 use crate::program::sock_ops::{is_in_netns, is_target};
 
-/// Notes a connection that a server on a target accepts: see [`flow::accept`].
+/// Notes a connection that a server on a target accepts: see [`conntrack::accept`].
 #[inline(always)]
 fn accept(ops: *mut bpf_sock_ops) {
     // SAFETY: the kernel passes a valid context for the time of the run.

@@ -7,7 +7,7 @@ use jiff::{Timestamp, Unit};
 use nix::net::if_::if_indextoname;
 use nix::time::{ClockId, clock_gettime};
 use portredir_common::map::counters::{Counter, CounterKey};
-use portredir_common::verdict::{Reason, Verdict};
+use portredir_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
 use crate::rule::Rule;
@@ -99,21 +99,19 @@ impl Report {
             let by_name = report.interfaces.entry(name_of(key.ifindex, &interfaces));
             by_name.or_default().add(&hits);
         }
-        let by_verdict = |verdict| {
-            Reason::ALL
-                .iter()
-                .zip(reasons)
-                .filter(|(reason, _)| reason.is_counted() && reason.verdict() == verdict)
-                .map(|(reason, count)| (reason.label().to_owned(), *count))
-                .collect()
-        };
+        let counts = Reason::ALL.iter().zip(reasons);
+        let (drops, passes) = counts
+            .filter(|(reason, _)| reason.is_counted())
+            .map(|(reason, count)| (reason, (reason.label().to_owned(), *count)))
+            .partition::<Vec<_>, _>(|(reason, _)| reason.is_refusal());
+        let by_label = |counts: Vec<(_, _)>| counts.into_iter().map(|(_, count)| count).collect();
         Self {
             schema: SCHEMA,
             time: clock.time,
             rules: reports,
             interfaces,
-            drops: by_verdict(Verdict::Drop),
-            passes: by_verdict(Verdict::Pass),
+            drops: by_label(drops),
+            passes: by_label(passes),
         }
     }
 

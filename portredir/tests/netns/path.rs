@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod link;
+pub mod own_flow;
 pub mod paths;
 pub mod wire;
 
@@ -10,6 +11,7 @@ use crate::Tests;
 pub fn add(tests: &mut Tests) {
     wire::add(tests);
     link::add(tests);
+    own_flow::add(tests);
     paths::add(tests);
     device::add(tests);
 }

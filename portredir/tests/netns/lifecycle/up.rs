@@ -1,12 +1,11 @@
 //! `up`, `down` and the process that stays between them; and the options of `up`.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::lab::message::{OWN_MOUNT_NAMESPACE, RUN_DOWN_FIRST, TWO_RULES_ARE_VALID};
-use crate::lab::process::{note, wait_for};
+use crate::lab::process::wait_for;
 use crate::lab::program::PROGRAM;
 use crate::lab::{Family, Lab};
 use crate::lifecycle::host::{CELL, Host, answers, check_reaches};
@@ -105,7 +104,13 @@ fn bpffs_is_mounted() {
     // The first process is in the same mount namespace, as on a host.
     let (out, err) = run(&["--pid", "--fork", "--mount-proc"]);
     assert_eq!(out, "+ 80:8080\n1\n80:8080\n- 80:8080\n", "{err}");
-    let mounts = |when: &str| fs::read_to_string(file.with_extension(when)).expect(when);
+    // Network namespaces of other tests come and go meanwhile.
+    let mounts = |when: &str| {
+        let mounts = fs::read_to_string(file.with_extension(when)).expect(when);
+        let of_others = |line: &&str| line.starts_with("nsfs ");
+        let mounts: Vec<_> = mounts.lines().filter(|line| !of_others(line)).collect();
+        mounts.join("\n")
+    };
     assert_eq!(mounts("before"), mounts("after"));
     assert!(!mounts("before").contains(" bpf "));
     host.down();
@@ -170,18 +175,11 @@ fn hide_target() {
     host.run(&["up", "--hide-target", "80:8080/both"]);
     check_reaches(&lab, 80, &server);
     older.echo(b"after");
-    let start = Instant::now();
-    let direct = |proto| Conn::connect(&lab.client, proto, 0, Family::V4.host(8080));
-    let mut udp = direct(Proto::Udp).expect("a socket");
-    udp.send(b"directly").expect("send");
-    assert!(!udp.hears_within(Duration::from_millis(300)));
-    // A SYN to the target port gets no answer.
-    assert!(
-        lab.client
-            .run(&["sh", "-c", "curl -s --max-time 1 10.9.1.1:8080; echo $?"])
-            .contains("28")
-    );
-    note(&format!("{:?}", start.elapsed()));
+    // A hidden port answers as one where nobody listens.
+    for proto in PROTOS {
+        assert!(is_refused(&lab.client, proto, Family::V4.host(8080)));
+        assert!(is_refused(&lab.client, proto, Family::V4.host(8079)));
+    }
     // Local clients do reach the target port.
     let mut local = Conn::to(&lab.host, Proto::Tcp, 0, Family::V4.host(8080));
     local.echo(b"from the host");

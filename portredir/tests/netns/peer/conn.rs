@@ -104,12 +104,6 @@ impl Conn {
         Ok(answer)
     }
 
-    /// Whether anything comes within some time.
-    pub fn hears_within(&mut self, time: Duration) -> bool {
-        self.set_timeout(time).expect("a timeout");
-        self.receive(1).is_ok()
-    }
-
     /// Ends a TCP connection at once, so that no end of it is left.
     pub fn reset(self) {
         let Self::Tcp(stream) = self else {
