@@ -10,8 +10,9 @@ mod report;
 mod tests;
 mod usage;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use self::coverage::Coverage;
 pub use self::engine::{Refused, Rejected};
 pub use self::firewall::Firewall;
 pub use self::report::{Action, InterfacePlan, PlanReport};
@@ -134,11 +135,11 @@ impl Snapshot {
             ..Plan::default()
         };
         let selected = self.select(settings, attached, &mut plan.skip);
-        let indexes: BTreeSet<_> = selected.keys().copied().collect();
-        for (index, by) in selected {
+        let coverage = Coverage::new(self, settings, selected);
+        for (&index, &by) in coverage.selected() {
             let interface = &self.interfaces[&index];
-            if let Some(why) = self.covered(interface, settings, &indexes) {
-                if interface.has_own_egress() {
+            if let Some(why) = coverage.reason(interface) {
+                if interface.has_own_egress() && coverage.is_handled_below(interface) {
                     let planned = interface.egress_only(by, settings.engine, features, &why);
                     plan.attach.insert(index, planned);
                 } else {
@@ -207,22 +208,6 @@ impl Snapshot {
                     selected.insert(interface.index, by);
                 }
             }
-        }
-        let is_used = |index: Option<u32>| {
-            index
-                .filter(|index| selected.contains_key(index))
-                .is_some_and(|index| self.interfaces[&index].is_tracked_bridge)
-        };
-        // A user who names a bridge means the packets that come in on its ports.
-        let ports: Vec<_> = self
-            .interfaces
-            .values()
-            .filter(|port| port.is_up && is_used(port.master))
-            .filter(|port| settings.iface.excludes(&port.name).is_none())
-            .map(|port| port.index)
-            .collect();
-        for index in ports {
-            selected.entry(index).or_insert(SelectedBy::Pattern);
         }
         selected
     }

@@ -61,7 +61,7 @@ pub struct Cell {
 
 /// Enough tests to run every program, engine and way to attach, for machines that
 /// are slow: `TEST_SUBSET=1`.
-const SUBSET: [&str; 34] = [
+const SUBSET: [&str; 39] = [
     // Every packet program, on every hook.
     "xdp/tx-off/V6/http",
     "xdp-generic/tx-on/V4/http",
@@ -79,6 +79,11 @@ const SUBSET: [&str; 34] = [
     "tc/vlan_device",
     "tc/bond",
     "xdp/bond",
+    "tc/stack_bridge_over_vlan_over_bond",
+    "tc/stack_bridge_over_macvlan",
+    "xdp-generic/stack_bridge_over_qinq",
+    "tc/stack_macvlan_over_vlan",
+    "tc/stack_vlan_over_macvlan",
     "tc/dummy",
     "tc/wireguard",
     "xdp-generic/wireguard",

@@ -4,6 +4,7 @@ pub mod device;
 pub mod link;
 pub mod own_flow;
 pub mod paths;
+pub mod stack;
 pub mod wire;
 
 use crate::Tests;
@@ -14,4 +15,5 @@ pub fn add(tests: &mut Tests) {
     own_flow::add(tests);
     paths::add(tests);
     device::add(tests);
+    stack::add(tests);
 }

@@ -23,16 +23,13 @@ pub const ALLOWED: Allowed = Allowed {
 
 /// Files that are still to be split.
 #[rustfmt::skip]
-const LONG_FILES: &[(&str, &str)] = &[
-    ("portredir/src/plan/tests.rs", "not split yet"),
-];
+const LONG_FILES: &[(&str, &str)] = &[];
 
 /// Functions that are still to be split.
 #[rustfmt::skip]
 const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("portredir", "add_group", "not split yet"),
     ("portredir", "apply", "not split yet"),
-    ("portredir", "covered", "not split yet"),
     ("portredir", "firewalld", "not split yet"),
     ("portredir", "plot", "not split yet"),
     ("portredir", "render", "not split yet"),
@@ -54,6 +51,7 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
 /// Habits that are still to be given up.
 const HABITS: &[(Habit, &str, usize)] = &[
     (Habit::DocWord, "fuzz", 3),
+    (Habit::DocWord, "portredir", 1),
     (Habit::DocWord, "portredir tests", 79),
     (Habit::ManyParameters, "portredir", 8),
     (Habit::ManyParameters, "portredir tests", 7),
