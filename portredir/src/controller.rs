@@ -55,6 +55,7 @@ pub struct Controller {
     told_interfaces: BTreeSet<String>,
     told_failures: BTreeSet<String>,
     told_servers: BTreeSet<String>,
+    told_local: Option<String>,
     /// The watcher, which has been notified of a change that it may read now.
     notified: Option<Notified>,
 }
@@ -118,6 +119,7 @@ impl Controller {
             told_interfaces: BTreeSet::new(),
             told_failures: BTreeSet::new(),
             told_servers: BTreeSet::new(),
+            told_local: None,
             notified: None,
         };
         controller.adopt();

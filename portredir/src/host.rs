@@ -4,4 +4,5 @@
 pub mod features;
 pub mod netlink;
 pub mod preflight;
+mod routes;
 pub mod snapshot;

@@ -29,6 +29,7 @@ use self::error::map_error;
 use self::link::{Attached, Lookup, Watch};
 use self::object::{Globals, MAPS, left_maps, left_seed, map_memory, new_seed};
 use self::program::Load;
+use crate::host::snapshot::LocalNetwork;
 use crate::sys::bpffs::PinDir;
 use crate::sys::mmap::Mapped;
 use crate::sys::netns::netns_cookie;
@@ -52,6 +53,7 @@ pub struct Datapath {
     lookup: Option<Lookup>,
     watch: Option<Watch>,
     local: HashMap<[u8; 16], u8>,
+    local_networks: BTreeSet<LocalNetwork>,
     /// The directory of the pins, if the redirect outlives the process.
     pins: Option<PinDir>,
     hot: Mapped<PacketPath<AtomicU64>>,
@@ -101,6 +103,7 @@ impl Datapath {
             lookup: None,
             watch: None,
             local: HashMap::new(),
+            local_networks: BTreeSet::new(),
             pins: pins.cloned(),
             hot,
         };
@@ -114,6 +117,7 @@ impl Datapath {
             BpfHashMap::<_, Addr, u8>::try_from(datapath.map(name)).map_err(map_error(name))?;
         let local = local.iter().filter_map(Result::ok);
         datapath.local = local.map(|(addr, reach)| (addr.octets(), reach)).collect();
+        datapath.local_networks = datapath.left_networks();
         Ok(datapath)
     }
 

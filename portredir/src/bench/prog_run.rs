@@ -224,7 +224,7 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
     let generation = datapath.generation();
     datapath.set_on(generation, &BTreeMap::new())?;
     let hosts = [true, false].map(|is_ipv4| (addr(is_ipv4, HOST).octets(), local::ANYWHERE));
-    datapath.set_local(&HashMap::from(hosts))?;
+    datapath.set_local(&HashMap::from(hosts).into())?;
     let last = u16::try_from(rules.len() - 1)?;
     for kind in KINDS {
         // The flow through 80 to 8080, and the flow back that it is the next time.

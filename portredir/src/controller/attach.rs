@@ -38,7 +38,7 @@ impl Controller {
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
         self.clear_unfinished(snapshot).await;
-        self.datapath.set_local(&snapshot.addrs)?;
+        self.datapath.set_local(&snapshot.local)?;
         self.told_interfaces = plan.skip.iter().map(ToString::to_string).collect();
         let is_lookup = |planned: &Planned| planned.engine == Engine::Lookup;
         if plan.attach.values().any(is_lookup) {

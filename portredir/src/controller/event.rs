@@ -35,6 +35,8 @@ pub enum Event {
     Refused(Box<Refused>),
     /// A new interface could not be attached.
     AttachFailed(String),
+    /// Connections to some addresses of this host are not redirected.
+    LocalIncomplete(String),
     /// Engine `socket` cannot deliver to a server.
     Unregistered {
         /// The port of the server.

@@ -26,7 +26,7 @@ impl Controller {
         }
         let snapshot = self.netlink.snapshot().await?;
         self.clear_unfinished(&snapshot).await;
-        self.datapath.set_local(&snapshot.addrs)?;
+        self.set_local(&snapshot, on_event);
         let generation = self.datapath.generation();
         self.datapath
             .set_on(generation, &on_masks(&self.table, &snapshot))?;
@@ -36,6 +36,17 @@ impl Controller {
         self.tell_left_out(&plan, on_event);
         self.detach_turned(&plan, on_event).await;
         self.attach_new(&snapshot, &plan, on_event).await
+    }
+
+    /// Updates the addresses of this host. What fails is told once, and the rest of the host
+    /// is followed all the same.
+    fn set_local(&mut self, snapshot: &Snapshot, on_event: OnEvent<'_>) {
+        let result = self.datapath.set_local(&snapshot.local);
+        let failed = result.err().map(|error| chain(&error));
+        if let Some(error) = failed.as_ref().filter(|_| self.told_local != failed) {
+            on_event(Event::LocalIncomplete(error.clone()));
+        }
+        self.told_local = failed;
     }
 
     /// Reports the interfaces that get no programs, unless that was reported before.
@@ -159,7 +170,7 @@ fn tell_attached(planned: &Planned, instead: Option<Planned>, on_event: OnEvent<
 /// The lists of interfaces in rules that each interface is in.
 ///
 /// A packet that comes in on a port of a bridge, a bond or a VRF counts as coming in on
-/// that device too, on whichever of them a program sees it.
+/// that device too, and on its master, on whichever of them a program sees it.
 pub(super) fn on_masks(table: &Table, snapshot: &Snapshot) -> BTreeMap<u32, u64> {
     let matches = |list: &[String], name: &str| {
         list.iter()
@@ -167,9 +178,7 @@ pub(super) fn on_masks(table: &Table, snapshot: &Snapshot) -> BTreeMap<u32, u64>
     };
     let lists = table.on_lists();
     let masks = snapshot.interfaces.values().map(|interface| {
-        let master = interface.master.and_then(|i| snapshot.interfaces.get(&i));
-        let names = [Some(interface), master];
-        let names: Vec<_> = names.into_iter().flatten().map(|i| &i.name).collect();
+        let names: Vec<_> = snapshot.names(interface).collect();
         let mask = lists.iter().zip(1..).fold(0, |mask, (list, bit)| {
             let is_in = names.iter().any(|name| matches(list, name));
             mask | u64::from(is_in) << bit

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::future::ready;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{
-    InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkXdp,
+    InfoBridge, InfoData, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    LinkXdp,
 };
 use netlink_packet_route::tc::TcHandle;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -19,8 +21,10 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use thiserror::Error;
 use tokio::time::Instant;
 
+use super::routes;
 use super::snapshot::{Interface, Snapshot};
 use crate::sys::netdev;
+use crate::sys::netlink::NetlinkError;
 
 /// The constant `TC_H_CLSACT` of include/uapi/linux/pkt_sched.h.
 const CLSACT_PARENT: TcHandle = TcHandle {
@@ -43,6 +47,9 @@ pub enum HostError {
         #[source]
         source: rtnetlink::Error,
     },
+    /// The routes of type `local` cannot be listed.
+    #[error("list local routes")]
+    Routes(#[from] NetlinkError),
 }
 
 impl HostError {
@@ -75,6 +82,16 @@ impl Netlink {
         ])
         .map_err(HostError::Open)?;
         tokio::spawn(connection);
+        // A socket of their own: where a router has its routes from BGP, they may overflow
+        // it, and answers to questions must not be lost with them.
+        let (connection, _, routes) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ])
+        .map_err(HostError::Open)?;
+        tokio::spawn(connection);
+        let routes = routes.filter(|(message, _)| ready(may_be_local(message)));
+        let messages = stream::select(messages, routes);
         // The rest of the message does not matter, nor that some were lost: only the
         // state after it counts.
         Ok(Self {
@@ -184,6 +201,7 @@ impl Netlink {
             BTreeMap::new()
         });
         let are_all_tracked = are_bridges_tracked();
+        let mut tables = BTreeSet::from([routes::LOCAL_TABLE]);
         let mut links = self.handle.link().get().execute();
         while let Some(message) = links
             .try_next()
@@ -191,6 +209,7 @@ impl Netlink {
             .map_err(HostError::ask("list interfaces"))?
         {
             let mut interface = interface(message.header.index, &message);
+            tables.extend(vrf_table(&message));
             interface.xdp_features = xdp_features.get(&interface.index).copied();
             let is_bridge = interface.kind.as_deref() == Some("bridge");
             interface.is_tracked_bridge |= is_bridge && are_all_tracked;
@@ -217,8 +236,12 @@ impl Netlink {
                 } else {
                     local::ANYWHERE
                 };
-                snapshot.addrs.insert(Addr::from(addr).octets(), reach);
+                let addrs = &mut snapshot.local.addrs;
+                addrs.insert(Addr::from(addr).octets(), reach);
             }
+        }
+        for (addr, prefix_len) in routes::local_destinations(&tables)? {
+            snapshot.local.add_route(addr, prefix_len);
         }
         Ok(snapshot)
     }
@@ -245,7 +268,36 @@ fn left(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<u32> {
     }
 }
 
-fn interface(index: u32, message: &netlink_packet_route::link::LinkMessage) -> Interface {
+/// Whether a message about a route may change which addresses are local, or says that such
+/// messages were lost.
+fn may_be_local(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+        ) => routes::is_local(route),
+        _ => true,
+    }
+}
+
+/// The routing table of a VRF, which has the local routes of its ports.
+fn vrf_table(message: &LinkMessage) -> Option<u32> {
+    let infos = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        })?;
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vrf(vrf)) => vrf.iter().find_map(|attribute| match attribute {
+            InfoVrf::TableId(table) => Some(*table),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+fn interface(index: u32, message: &LinkMessage) -> Interface {
     let link = match message.header.link_layer_type {
         LinkLayerType::Ether | LinkLayerType::Loopback => Link::Ethernet,
         _ => Link::Ip,

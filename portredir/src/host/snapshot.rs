@@ -1,7 +1,10 @@
 //! The interfaces and addresses of this host at one moment.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
+use portredir_common::map::local;
+use portredir_common::net::Addr;
 use portredir_common::wire::frame::Link;
 
 use crate::sys::netdev::XdpFeatures;
@@ -41,6 +44,92 @@ pub struct Interface {
 pub struct Snapshot {
     /// The interfaces by index.
     pub interfaces: BTreeMap<u32, Interface>,
-    /// The unicast addresses of this host; the value is one of [`local`](portredir_common::map::local).
+    /// The addresses whose packets are delivered to this host.
+    pub local: LocalAddrs,
+}
+
+impl Snapshot {
+    /// The names that a packet which comes in on an interface comes in on: the interface
+    /// itself, the bridge or bond that it is a port of, and the VRF of that.
+    pub fn names(&self, interface: &Interface) -> impl Iterator<Item = &str> {
+        // A master of a master of a master is the most that the kernel builds; and what is
+        // read while devices change may be a circle.
+        const DEPTH: usize = 8;
+        let own = self.interfaces.get(&interface.index);
+        let masters = std::iter::successors(own, |below| self.interfaces.get(&below.master?));
+        masters.take(DEPTH).map(|interface| interface.name.as_str())
+    }
+}
+
+/// The destinations whose packets the kernel delivers to this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalAddrs {
+    /// Single unicast addresses; the value is one of [`local`].
     pub addrs: HashMap<[u8; 16], u8>,
+    /// Whole networks, which can be reached from anywhere.
+    pub networks: BTreeSet<LocalNetwork>,
+}
+
+/// A network of which every address is local.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalNetwork {
+    /// The first address, IPv4 as `::ffff:a.b.c.d`.
+    pub addr: [u8; 16],
+    /// The number of leading bits that all addresses share; 96 more for IPv4.
+    pub prefix_len: u8,
+}
+
+impl LocalAddrs {
+    /// Adds the destination of a route of type `local`.
+    pub fn add_route(&mut self, addr: IpAddr, prefix_len: u8) {
+        // 127.0.0.0/8 and ::1 can be reached through `lo` alone, which the programs know.
+        if addr.is_loopback() || addr.is_multicast() {
+            return;
+        }
+        let prefix_len = prefix_len + if addr.is_ipv4() { 96 } else { 0 };
+        let addr = Addr::from(addr).octets();
+        if prefix_len == 128 {
+            self.addrs.entry(addr).or_insert(local::ANYWHERE);
+        } else {
+            self.networks.insert(LocalNetwork { addr, prefix_len });
+        }
+    }
+}
+
+impl From<HashMap<[u8; 16], u8>> for LocalAddrs {
+    fn from(addrs: HashMap<[u8; 16], u8>) -> Self {
+        Self {
+            addrs,
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_addresses_or_networks() {
+        let mut local = LocalAddrs::default();
+        for (addr, prefix_len) in [
+            ("198.51.100.10", 32),
+            ("2001:db8::1", 128),
+            ("10.9.0.0", 16),
+            ("2001:db8:5::", 48),
+            ("127.0.0.0", 8),
+            ("::1", 128),
+        ] {
+            local.add_route(addr.parse().expect(addr), prefix_len);
+        }
+        let octets = |text: &str| Addr::from(text.parse::<IpAddr>().expect(text)).octets();
+        let addrs = ["198.51.100.10", "2001:db8::1"].map(|text| (octets(text), local::ANYWHERE));
+        assert_eq!(local.addrs, HashMap::from(addrs));
+        let networks =
+            [("10.9.0.0", 112), ("2001:db8:5::", 48)].map(|(text, prefix_len)| LocalNetwork {
+                addr: octets(text),
+                prefix_len,
+            });
+        assert_eq!(local.networks, BTreeSet::from(networks));
+    }
 }

@@ -38,6 +38,19 @@ pub enum DatapathError {
         #[source]
         source: MapError,
     },
+    /// The host has more local addresses than a map holds.
+    #[error(
+        "this host has {wanted} local addresses or networks, and portredir holds {held} of them: \
+         connections to the other {} are not redirected; replace single addresses by a network \
+         (ip route add local NETWORK dev lo), or remove addresses",
+        .wanted.saturating_sub(*.held)
+    )]
+    LocalFull {
+        /// The number of addresses.
+        wanted: usize,
+        /// The number of addresses in the map.
+        held: usize,
+    },
     /// A map cannot be accessed as memory.
     #[error("BPF map {name} does not have the expected type or size")]
     Memory {

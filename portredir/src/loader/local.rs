@@ -1,28 +1,46 @@
 //! The addresses of this host, in the form that the programs look up.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 
-use aya::maps::HashMap as BpfHashMap;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap as BpfHashMap, MapError};
 use portredir_common::map::local;
 use portredir_common::map::rules::{LOCAL_ADDR_SLOTS, local_addr_slot};
 use portredir_common::net::Addr;
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
+use crate::host::snapshot::{LocalAddrs, LocalNetwork};
+
+/// The single addresses.
+const ADDRS: &str = "LOCAL";
+
+/// The networks, a trie.
+const NETWORKS: &str = "LOCAL_NETS";
 
 impl Datapath {
     /// Sets the local addresses: packets to them are redirected.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Map`].
-    pub fn set_local(&mut self, addrs: &HashMap<[u8; 16], u8>) -> Result<(), DatapathError> {
-        let name = "LOCAL";
+    /// [`DatapathError::LocalFull`], when a map cannot hold them all: then the map holds as
+    /// many as it can. [`DatapathError::Map`].
+    pub fn set_local(&mut self, local: &LocalAddrs) -> Result<(), DatapathError> {
+        let addrs = self.set_addrs(local);
+        let networks = self.set_networks(&local.networks);
+        addrs.and(networks)
+    }
+
+    fn set_addrs(&mut self, LocalAddrs { addrs, .. }: &LocalAddrs) -> Result<(), DatapathError> {
         // A failed entry is tried again with the next change.
         let mut local = self.local.clone();
         let mut map =
-            BpfHashMap::<_, Addr, u8>::try_from(self.map_mut(name)).map_err(map_error(name))?;
+            BpfHashMap::<_, Addr, u8>::try_from(self.map_mut(ADDRS)).map_err(map_error(ADDRS))?;
+        local.retain(|addr, _| {
+            let is_kept = addrs.contains_key(addr);
+            is_kept || map.remove(&Addr::new(*addr)).is_err()
+        });
         let mut result = Ok(());
         for (addr, reach) in addrs {
             if local.get(addr) != Some(reach) {
@@ -33,13 +51,51 @@ impl Datapath {
                 result = result.and(inserted);
             }
         }
-        local.retain(|addr, _| {
-            let is_kept = addrs.contains_key(addr);
-            is_kept || map.remove(&Addr::new(*addr)).is_err()
-        });
+        let held = local.len();
         self.local = local;
         self.set_own();
-        result.map_err(map_error(name))
+        result.map_err(local_error(ADDRS, addrs.len(), held))
+    }
+
+    /// The networks that an earlier process may have left.
+    pub(super) fn left_networks(&self) -> BTreeSet<LocalNetwork> {
+        let trie = self.maps.get(NETWORKS);
+        let trie = trie.and_then(|map| LpmTrie::<_, [u8; 16], u8>::try_from(map).ok());
+        let Some(trie) = trie else {
+            return BTreeSet::new();
+        };
+        let keys = trie.keys().filter_map(Result::ok);
+        keys.filter_map(|key| {
+            Some(LocalNetwork {
+                addr: key.data(),
+                prefix_len: key.prefix_len().try_into().ok()?,
+            })
+        })
+        .collect()
+    }
+
+    /// Fills the trie of networks, which an object of an older version does not have.
+    fn set_networks(&mut self, networks: &BTreeSet<LocalNetwork>) -> Result<(), DatapathError> {
+        let mut held = self.local_networks.clone();
+        let Some(map) = self.maps.get_mut(NETWORKS) else {
+            return Ok(());
+        };
+        let mut map = LpmTrie::<_, [u8; 16], u8>::try_from(map).map_err(map_error(NETWORKS))?;
+        let key = |network: &LocalNetwork| Key::new(network.prefix_len.into(), network.addr);
+        held.retain(|network| networks.contains(network) || map.remove(&key(network)).is_err());
+        let mut result = Ok(());
+        for network in networks {
+            if !held.contains(network) {
+                let inserted = map.insert(&key(network), local::ANYWHERE, 0);
+                if inserted.is_ok() {
+                    held.insert(*network);
+                }
+                result = result.and(inserted);
+            }
+        }
+        let count = held.len();
+        self.local_networks = held;
+        result.map_err(local_error(NETWORKS, networks.len(), count))
     }
 
     /// Fills the local address cache, [`PacketPath::local_addrs`], with addresses of `LOCAL` that can be
@@ -70,5 +126,25 @@ impl Datapath {
                 }
             }
         }
+    }
+}
+
+/// The error of a map that did not take an address. A full hash says `E2BIG`, a full trie
+/// `ENOSPC`.
+fn local_error(
+    name: &'static str,
+    wanted: usize,
+    held: usize,
+) -> impl FnOnce(MapError) -> DatapathError {
+    move |source| match &source {
+        MapError::SyscallError(error)
+            if matches!(
+                error.io_error.raw_os_error(),
+                Some(libc::E2BIG | libc::ENOSPC)
+            ) =>
+        {
+            DatapathError::LocalFull { wanted, held }
+        }
+        _ => map_error(name)(source),
     }
 }

@@ -43,6 +43,8 @@ where
     // Errors carry a message, and not the whole question before it.
     socket.set_ext_ack(true)?;
     socket.set_cap_ack(true)?;
+    // The kernel then looks at the table and the type in a question for routes.
+    socket.set_netlink_get_strict_chk(true)?;
     let mut question = NetlinkMessage::new(Default::default(), payload);
     question.header.flags = NLM_F_REQUEST | flags;
     question.finalize();

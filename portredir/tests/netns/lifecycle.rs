@@ -12,6 +12,7 @@ pub mod host;
 pub mod hotplug;
 pub mod kill;
 pub mod life;
+pub mod local_routes;
 pub mod objects;
 pub mod oracle;
 pub mod permissions;
@@ -39,4 +40,5 @@ pub fn add(tests: &mut Tests) {
     churn::add(tests);
     bridge::add(tests);
     attach::add(tests);
+    local_routes::add(tests);
 }

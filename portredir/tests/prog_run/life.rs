@@ -279,7 +279,7 @@ pub fn address(rigs: &mut Rigs) {
     let mut addrs = local_addrs();
     let reach = addrs.remove(&addr(SERVER4).octets()).expect("it is there");
     for (addrs, expected) in [(addrs, Some(Reason::NotLocal)), (local_addrs(), None)] {
-        rig.datapath().set_local(&addrs).expect("fill LOCAL");
+        rig.datapath().set_local(&addrs.into()).expect("fill LOCAL");
         for program in ingress() {
             rig.set_tables(&Tables::default());
             let outcome = run(rig, program, &udp4(80));

@@ -130,7 +130,9 @@ pub struct Rig {
 impl Rig {
     pub fn new(setup: Setup, sizes: Sizes) -> Self {
         let mut datapath = Datapath::load(sizes.into(), None).expect("load the object");
-        datapath.set_local(&local_addrs()).expect("fill LOCAL");
+        datapath
+            .set_local(&local_addrs().into())
+            .expect("fill LOCAL");
         let reasons = datapath.reasons().expect("read REASONS");
         let flows = datapath.flows().expect("map FLOWS");
         let mut rig = Self {

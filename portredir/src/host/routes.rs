@@ -1,0 +1,134 @@
+//! Routes of type `local`: the destinations whose packets the kernel delivers to this host.
+//! Addresses of interfaces are among them, and so is what `ip route add local` adds:
+//! forwarded addresses of cloud load balancers, and whole networks (AnyIP).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use crate::sys::netlink::{NetlinkError, ask};
+
+/// The constant `RT_TABLE_LOCAL` of include/uapi/linux/rtnetlink.h.
+pub(super) const LOCAL_TABLE: u32 = 255;
+
+/// Reads the destinations of the `local` routes in some tables, with the lengths of their
+/// prefixes.
+///
+/// Only the local table and the tables of VRFs decide about every packet. A `local` route in
+/// another table is for packets that a policy rule chose, as TPROXY needs it.
+///
+/// # Errors
+///
+/// [`NetlinkError`], for a family that this kernel has.
+pub(super) fn local_destinations(
+    tables: &BTreeSet<u32>,
+) -> Result<BTreeSet<(IpAddr, u8)>, NetlinkError> {
+    let mut destinations = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        for &table in tables {
+            let routes = match dump(family, table) {
+                Ok(routes) => routes,
+                Err(error) if is_absent(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            let found = routes.iter().filter(|route| is_local_in(route, tables));
+            destinations.extend(found.filter_map(destination));
+        }
+    }
+    Ok(destinations)
+}
+
+/// Whether a message tells of a route that may change what is local. Other routes come and
+/// go by thousands.
+pub(super) fn is_local(route: &RouteMessage) -> bool {
+    route.header.kind == RouteType::Local
+}
+
+fn is_local_in(route: &RouteMessage, tables: &BTreeSet<u32>) -> bool {
+    // Kernels that do not filter send everything.
+    is_local(route) && tables.contains(&table(route))
+}
+
+fn dump(family: AddressFamily, table: u32) -> Result<Vec<RouteMessage>, NetlinkError> {
+    let mut route = RouteMessage::default();
+    route.header.address_family = family;
+    route.header.kind = RouteType::Local;
+    match u8::try_from(table) {
+        Ok(table) => route.header.table = table,
+        Err(_) => {
+            route.header.table = RouteHeader::RT_TABLE_UNSPEC;
+            route.attributes.push(RouteAttribute::Table(table));
+        }
+    }
+    let answers = ask(
+        NETLINK_ROUTE,
+        RouteNetlinkMessage::GetRoute(route).into(),
+        NLM_F_DUMP,
+    )?;
+    let routes = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) => Some(route),
+        _ => None,
+    });
+    Ok(routes.collect())
+}
+
+/// Whether the kernel lacks the family, or nobody has added a route to the table yet.
+fn is_absent(error: &NetlinkError) -> bool {
+    let NetlinkError::Kernel { source, .. } = error else {
+        return false;
+    };
+    let absent = [libc::ENOENT, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
+    source
+        .raw_os_error()
+        .is_some_and(|errno| absent.contains(&errno))
+}
+
+fn table(route: &RouteMessage) -> u32 {
+    let mut attributes = route.attributes.iter();
+    let attribute = attributes.find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    attribute.unwrap_or_else(|| route.header.table.into())
+}
+
+fn destination(route: &RouteMessage) -> Option<(IpAddr, u8)> {
+    let mut attributes = route.attributes.iter();
+    let addr = attributes.find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(addr)) => Some(IpAddr::V4(*addr)),
+        RouteAttribute::Destination(RouteAddress::Inet6(addr)) => Some(IpAddr::V6(*addr)),
+        _ => None,
+    });
+    let prefix_len = route.header.destination_prefix_length;
+    // A default route has no destination.
+    let default = match route.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        _ => IpAddr::from([0; 16]),
+    };
+    let addr = addr.or_else(|| (prefix_len == 0).then_some(default))?;
+    Some((addr, prefix_len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_table_holds_loopback() {
+        let destinations = local_destinations(&BTreeSet::from([LOCAL_TABLE])).expect("routes");
+        let loopback = (IpAddr::from([127, 0, 0, 0]), 8);
+        assert!(destinations.contains(&loopback), "{destinations:?}");
+    }
+
+    #[test]
+    fn table_that_does_not_exist_is_empty() {
+        let destinations = local_destinations(&BTreeSet::from([4_000_000])).expect("routes");
+        assert_eq!(destinations, BTreeSet::new());
+    }
+}

@@ -1,0 +1,110 @@
+//! Addresses that are routes of type `local`, and more addresses than the map holds.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::lab::process::{wait_for, wait_within};
+use crate::lab::program::{PROGRAM, Redirector};
+use crate::lab::{Family, Lab, link};
+use crate::lifecycle::follow::{SOON, redirect_all};
+use crate::peer::conn::{Conn, Proto, answers, is_refused};
+use crate::peer::echo::EchoServer;
+use crate::{Cell, ENGINES, Tests};
+
+pub fn add(tests: &mut Tests) {
+    tests.add_for(&ENGINES, "local_routes", &[], local_routes);
+    tests.add_for(&["tc"], "more_addresses_than_places", &[], too_many);
+}
+
+/// Addresses that load balancers of clouds forward, as their agents add them.
+const FORWARDED: [&str; 2] = ["198.51.100.10/32", "2001:db8:5::10/128"];
+
+fn addr(network: &str) -> IpAddr {
+    let (addr, _) = network.split_once('/').expect("a network");
+    addr.parse().expect("an address")
+}
+
+fn route(lab: &Lab, network: &str) {
+    let gateway = match addr(network) {
+        IpAddr::V4(_) => Family::V4.addr(1, 1),
+        IpAddr::V6(_) => Family::V6.addr(1, 1),
+    };
+    lab.client.ip(&format!("route add {network} via {gateway}"));
+}
+
+fn local_routes(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let server = EchoServer::start(&lab.host, 7778);
+    let add = |network: &str| {
+        lab.host
+            .ip(&format!("route add local {network} dev h0 proto 66"));
+    };
+    for network in FORWARDED {
+        route(&lab, network);
+        add(network);
+    }
+    let redirector = redirect_all(cell, &lab);
+    for network in FORWARDED {
+        let to = SocketAddr::new(addr(network), 7777);
+        for round in 0..2 {
+            // By TCP: the echo answers UDP from the first address.
+            wait_within(SOON, &format!("a redirect of {to}"), || {
+                answers(&lab.client, Proto::Tcp, to).then_some(())
+            });
+            for at in [&lab.client, &lab.host] {
+                let message = format!("{round} {to} {}", at.name);
+                Conn::to(at, Proto::Tcp, 0, to).echo(message.as_bytes());
+                server.peer(Proto::Tcp, message.as_bytes());
+            }
+            lab.host.ip(&format!("route del local {network} dev h0"));
+            wait_for(&format!("the loss of {to}"), || {
+                (!answers(&lab.client, Proto::Tcp, to)).then_some(())
+            });
+            add(network);
+        }
+    }
+    redirector.finish(&lab);
+}
+
+/// What finds no place is said, at the start and later, and all else is followed.
+fn too_many(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let _server = EchoServer::start(&lab.host, 7778);
+    let (mut add, mut del) = (String::new(), String::new());
+    for number in 0..17_000_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        let _ = writeln!(add, "route add local 10.200.{high}.{low} dev lo");
+        let _ = writeln!(del, "route del local 10.200.{high}.{low} dev lo");
+    }
+    let redirector = redirect_all(cell, &lab);
+    lab.host.ip(&add);
+    wait_for("the warning", || {
+        redirector
+            .process
+            .err()
+            .contains("local addresses")
+            .then_some(())
+    });
+    link((&lab.host, "h2", (3, 1)), (&lab.client, "c2", (3, 2)));
+    let is_hooked = || redirector.process.err().contains("h2 ");
+    wait_for("h2", || is_hooked().then_some(()));
+    redirector.stop();
+
+    let args = [
+        PROGRAM,
+        "--iface",
+        "all",
+        "--engine",
+        cell.engine,
+        "7777:7778/both",
+    ];
+    let mut refused = lab.host.start(&args);
+    assert_eq!(refused.wait().code(), Some(1), "{}", refused.err());
+    let error = refused.err();
+    assert!(error.contains("local addresses"), "{error}");
+
+    lab.host.ip(&del);
+    let redirector = Redirector::start(&lab.host, &args[1..]);
+    assert!(!is_refused(&lab.client, Proto::Tcp, Family::V4.host(7777)));
+    redirector.stop();
+}
