@@ -2,6 +2,7 @@
 //! features go in, and nothing is touched.
 
 mod coverage;
+mod dead;
 mod engine;
 mod firewall;
 pub mod lockout;
@@ -95,6 +96,8 @@ pub struct Plan {
     pub skip: Vec<Skipped>,
     /// The interfaces on which the engine that was asked for is impossible.
     pub refuse: Vec<Refused>,
+    /// The names in `--iface` that no interface has yet.
+    pub absent: Vec<String>,
     /// The ports that a firewall must allow.
     pub firewall: Firewall,
     /// Notes on the plan as a whole.
@@ -173,7 +176,9 @@ impl Snapshot {
                 Err(refused) => plan.refuse.push(refused),
             }
         }
+        plan.absent = self.absent(settings);
         plan.notes = self.notes(settings, features, &plan);
+        plan.notes.extend(self.dead_rules(&settings.rules, &plan));
         plan
     }
 
@@ -192,13 +197,15 @@ impl Snapshot {
                 skip.push(interface.skipped(format!("excluded by !{glob}")));
                 continue;
             }
+            let is_attached = attached.contains_key(&interface.index);
             let by = match attached.get(&interface.index) {
                 Some(SelectedBy::Name) => Some(SelectedBy::Name),
                 Some(SelectedBy::Pattern) | None => settings.iface.selects(name),
             };
             match by {
                 None => {}
-                Some(SelectedBy::Pattern) if !interface.is_up => {
+                // What is attached stays: a link that comes back finds its connections.
+                Some(SelectedBy::Pattern) if !interface.is_up && !is_attached => {
                     skip.push(interface.skipped("interface is down; attached when it comes up"));
                 }
                 Some(_) if interface.is_loopback() && settings.no_local => {
@@ -212,8 +219,18 @@ impl Snapshot {
         selected
     }
 
+    fn absent(&self, settings: &Settings) -> Vec<String> {
+        let exists = |name: &str| self.interfaces.values().any(|i| i.name == name);
+        let names = settings.iface.names.iter();
+        names
+            .filter(|name| !exists(name) && settings.iface.excludes(name).is_none())
+            .cloned()
+            .collect()
+    }
+
     fn notes(&self, settings: &Settings, features: &Features, plan: &Plan) -> Vec<String> {
-        let mut notes = Vec::new();
+        let absent = plan.absent.iter().map(|name| self.absent_note(name));
+        let mut notes: Vec<_> = absent.collect();
         for glob in &settings.iface.globs {
             if !self.interfaces.values().any(|i| glob.matches(&i.name)) {
                 notes.push(format!(

@@ -78,14 +78,16 @@ fn rules_that_hide_each_other_are_refused() {
 }
 
 #[test]
-fn an_unknown_interface_is_refused_with_those_that_exist() {
-    let (code, message) = failure(&["--iface", "lo,no-such-if", "80:8080"]);
-    assert_eq!(code, Some(2));
-    assert!(
-        message.contains("interface `no-such-if` does not exist")
-            && message.contains("existing interfaces: lo"),
-        "{message}"
-    );
+fn an_interface_that_does_not_exist_yet_is_said_in_the_plan() {
+    let output = portredir(&["plan", "--iface", "lo,no-such-if,lo0", "80:8080"]);
+    let plan = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{plan}");
+    for line in [
+        "`no-such-if` does not exist yet; it will be attached when it appears",
+        "`lo0` does not exist yet; it will be attached when it appears (did you mean `lo`?)",
+    ] {
+        assert!(plan.lines().any(|said| said == line), "{plan}");
+    }
 }
 
 #[test]

@@ -146,6 +146,9 @@ async fn adjust(
     let after = wanted(transaction.settings()?)?;
     let is_same = *transaction.settings()? == after;
     let change = transaction.plan(Action::Adjust(after), options)?;
+    for warning in change.warnings() {
+        eprintln!("{warning}");
+    }
     if is_same {
         eprintln!("nothing to change");
         return Ok(());

@@ -82,6 +82,7 @@ pub struct Change {
     pub(super) pending: Option<Pending>,
     diff: Diff,
     lockouts: Vec<LockoutError>,
+    warnings: Vec<String>,
 }
 
 impl Change {
@@ -135,6 +136,7 @@ impl Change {
             after,
             pending: None,
             lockouts: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -172,17 +174,19 @@ impl Change {
             return Err(ChangeError::NeedsUp(option));
         }
         host.snapshot.check(&after)?;
+        let new: Vec<_> = missing_in(&running.rules, &after.rules).cloned().collect();
+        let warnings = host.snapshot.dead_rules(&new, &host.plan(&after));
         // The lock-outs of the running rules were allowed when these came.
         let lockouts = if after.hide_target && !running.hide_target {
             lockout::findings(&after.rules, after.hide_target)
         } else {
-            let new: Vec<_> = missing_in(&running.rules, &after.rules).cloned().collect();
             lockout::findings(&new, after.hide_target)
         };
         refuse_lockout(&lockouts, options)?;
         Ok(Self {
             pending: pending(Some(running), options),
             lockouts,
+            warnings,
             ..Self::new(Step::Switch, Some(running), after, host)
         })
     }
@@ -210,6 +214,12 @@ impl Change {
         &self.lockouts
     }
 
+    /// Warnings about new rules that match nothing now; those of a run are in its plan.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// Whether the plan can be carried out.
     ///
     /// # Errors
@@ -218,7 +228,8 @@ impl Change {
     pub fn check(&self) -> Result<(), ChangeError> {
         if let Step::Attach(plan) = &self.step {
             plan.check()?;
-            if plan.attach.is_empty() && !self.after.iface.is_open() {
+            let may_come = self.after.iface.is_open() || !plan.absent.is_empty();
+            if plan.attach.is_empty() && !may_come {
                 return Err(ChangeError::NoInterface);
             }
         }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_util::future::ready;
@@ -66,6 +68,8 @@ pub struct Netlink {
     left: BTreeSet<u32>,
     /// The first change since [`Self::changed`] last returned.
     changed_at: Option<Instant>,
+    /// The switch of `br_netfilter` in the last snapshot. A sysctl makes no message.
+    are_bridges_tracked: AtomicBool,
 }
 
 impl Netlink {
@@ -99,6 +103,7 @@ impl Netlink {
             changes: messages.map(|(message, _)| left(&message)).boxed(),
             left: BTreeSet::new(),
             changed_at: None,
+            are_bridges_tracked: AtomicBool::new(are_bridges_tracked()),
         })
     }
 
@@ -165,10 +170,13 @@ impl Netlink {
         let changed_at = match self.changed_at {
             Some(changed_at) => changed_at,
             None => {
-                match self.changes.next().await {
-                    Some(left) => self.left.extend(left),
-                    // The connection is gone; no more notifications will come.
-                    None => std::future::pending().await,
+                tokio::select! {
+                    change = self.changes.next() => match change {
+                        Some(left) => self.left.extend(left),
+                        // The connection is gone; no more notifications will come.
+                        None => std::future::pending().await,
+                    },
+                    () = tracking_switched(self.are_bridges_tracked.load(Relaxed)) => {}
                 }
                 *self.changed_at.insert(Instant::now())
             }
@@ -201,6 +209,7 @@ impl Netlink {
             BTreeMap::new()
         });
         let are_all_tracked = are_bridges_tracked();
+        self.are_bridges_tracked.store(are_all_tracked, Relaxed);
         let mut tables = BTreeSet::from([routes::LOCAL_TABLE]);
         let mut links = self.handle.link().get().execute();
         while let Some(message) = links
@@ -253,6 +262,14 @@ fn are_bridges_tracked() -> bool {
         .into_iter()
         .filter_map(|name| std::fs::read_to_string(format!("/proc/sys/net/bridge/{name}")).ok())
         .any(|value| value.trim() != "0")
+}
+
+/// Waits until `br_netfilter` is switched, for all bridges of this namespace.
+async fn tracking_switched(before: bool) {
+    const PERIOD: Duration = Duration::from_secs(1);
+    while are_bridges_tracked() == before {
+        tokio::time::sleep(PERIOD).await;
+    }
 }
 
 /// The interface that a message says has left this network namespace.

@@ -1,4 +1,4 @@
-//! Checks settings against themselves and against the interfaces that exist.
+//! Checks settings against themselves.
 
 use thiserror::Error;
 
@@ -10,15 +10,6 @@ use crate::rule::{Protocols, Rule};
 /// The reason why there can be no plan: the settings are wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UsageError {
-    /// `--iface` names nothing that exists.
-    #[error("interface `{name}` does not exist (a glob such as `{name}*` may match later); \
-             existing interfaces: {}", .known.join(", "))]
-    UnknownInterface {
-        /// The name that was asked for.
-        name: String,
-        /// The interfaces that exist.
-        known: Vec<String>,
-    },
     /// The engine `socket` cannot redirect UDP.
     #[error(
         "rule `{0}` includes UDP, but --engine socket redirects only TCP; use --engine auto, or \
@@ -34,7 +25,7 @@ pub enum UsageError {
 }
 
 impl Snapshot {
-    /// Checks the settings against themselves and against the interfaces that exist.
+    /// Checks the settings against themselves.
     ///
     /// # Errors
     ///
@@ -48,16 +39,6 @@ impl Snapshot {
         if settings.allow_loopback_target && !is_socket {
             return Err(UsageError::LoopbackTarget);
         }
-        let known: Vec<_> = self.interfaces.values().map(|i| i.name.clone()).collect();
-        let is_exact = |name: &&String| !name.contains(['*', '?', '[']);
-        let in_rules = settings.rules.iter().flat_map(|rule| &rule.on);
-        let mut names = settings.iface.names.iter().chain(in_rules.filter(is_exact));
-        match names.find(|name| !known.contains(name)) {
-            Some(name) => Err(UsageError::UnknownInterface {
-                name: name.clone(),
-                known,
-            }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }

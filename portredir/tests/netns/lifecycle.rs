@@ -10,6 +10,7 @@ pub mod drain;
 pub mod follow;
 pub mod host;
 pub mod hotplug;
+pub mod keep;
 pub mod kill;
 pub mod life;
 pub mod local_routes;
@@ -40,5 +41,6 @@ pub fn add(tests: &mut Tests) {
     churn::add(tests);
     bridge::add(tests);
     attach::add(tests);
+    keep::add(tests);
     local_routes::add(tests);
 }

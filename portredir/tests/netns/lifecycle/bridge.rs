@@ -84,7 +84,7 @@ fn chained(cell: &Cell, lab: &Lab, selection: Selection) -> Redirector {
 }
 
 /// Makes the wire a port of a bridge, which takes its addresses.
-const ENSLAVE: &str = "link add br0 address 02:00:00:00:02:00 type bridge\n\
+pub const ENSLAVE: &str = "link add br0 address 02:00:00:00:02:00 type bridge\n\
     addr flush dev h0\n\
     link set h0 master br0";
 

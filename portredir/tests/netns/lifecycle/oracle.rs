@@ -39,15 +39,22 @@ pub fn links(namespace: &Namespace) -> Vec<Value> {
 }
 
 /// The interfaces that have to carry our programs: those that are up, but no
-/// port of a bridge that is used itself; a macvlan on one that is only for what
+/// port of a bridge that is used itself; what went down keeps them; a macvlan on one that is only for what
 /// goes out. Where connection tracking sees packets at the ports, those are used,
 /// also when only the bridge was asked for; the bridge itself when all are excluded.
-fn expected(namespace: &Namespace, selection: Selection) -> BTreeSet<String> {
+fn expected(
+    namespace: &Namespace,
+    selection: Selection,
+    carriers: &BTreeSet<String>,
+) -> BTreeSet<String> {
     let links = links(namespace);
     let by_name = |name: &Value| links.iter().find(|link| link["ifname"] == *name);
     let is_up = |link: &Value| {
         let flags = link["flags"].as_array().expect("flags");
-        flags.iter().any(|flag| flag == "UP")
+        let mut carriers = carriers
+            .iter()
+            .filter_map(|carrier| carrier.split(' ').next());
+        flags.iter().any(|flag| flag == "UP") || carriers.any(|carrier| carrier == name(link))
     };
     let are_all_tracked = are_bridges_tracked(namespace);
     let is_tracked = |link: &Value| {
@@ -168,16 +175,16 @@ fn tcx() -> Vec<String> {
 
 /// Waits until exactly the right interfaces carry our programs.
 pub fn wait_for_carriers(lab: &Lab, engine: &str, selection: Selection) {
-    let mut expected = expected(&lab.host, selection);
-    if engine.starts_with("xdp") {
-        // Local connections are redirected by the cgroup hooks, not on `lo`.
-        expected.remove("lo");
-    }
     let mut last = BTreeSet::new();
     let start = Instant::now();
     loop {
         let is_over = start.elapsed() > SOON;
         last.clone_from(&carriers(&lab.host, engine));
+        let mut expected = expected(&lab.host, selection, &last);
+        if engine.starts_with("xdp") {
+            // Local connections are redirected by the cgroup hooks, not on `lo`.
+            expected.remove("lo");
+        }
         if last == expected {
             return;
         }
