@@ -2,6 +2,7 @@
 //! process.
 
 pub mod features;
+pub mod filters;
 pub mod netlink;
 pub mod preflight;
 mod routes;

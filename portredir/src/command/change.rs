@@ -14,7 +14,7 @@ use crate::controller::error::ControllerError;
 use crate::controller::event_loop::{self, Signals};
 use crate::controller::transaction::{self, Transaction};
 use crate::controller::watcher::{self, Stubborn};
-use crate::host::preflight;
+use crate::host::{filters, preflight};
 use crate::rule::{self, Rule, Sourced};
 use crate::ruleset::shadow;
 
@@ -208,8 +208,7 @@ pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
     }
     let transaction = Transaction::begin(&mut event::print).await?;
     let Some(state) = transaction.state() else {
-        eprintln!("not running");
-        return Ok(());
+        return remove_left(transaction, args).await;
     };
     let timeout = args.drain_timeout.unwrap_or(state.settings.drain_timeout).0;
     let change = transaction.plan(Action::Detach, ChangeOptions::default())?;
@@ -220,6 +219,20 @@ pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
     watcher::stop(Stubborn::Leave, &mut event::print);
     drain_and_detach(transaction, timeout).await?;
     print(&difference)
+}
+
+/// Removes what a killed run has left where nothing runs.
+async fn remove_left(transaction: Transaction, args: &DownArgs) -> anyhow::Result<()> {
+    let left = filters::carriers()?.join(", ");
+    if left.is_empty() {
+        eprintln!("not running");
+    } else if args.dry_run {
+        eprintln!("not running; would remove the tc filters of a killed run on {left}");
+    } else {
+        transaction.remove_left().await?;
+        eprintln!("not running; the tc filters of a killed run on {left} are removed");
+    }
+    Ok(())
 }
 
 /// Drains for `timeout` at most, or until a signal, then detaches.

@@ -45,6 +45,7 @@ impl Controller {
             // This comes before the first connection looks for a server.
             self.register(on_event)?;
         }
+        self.sweep_others(snapshot, plan).await;
         let choice = plan.choice;
         let mut attached = Vec::new();
         for (&index, planned) in &plan.attach {
@@ -68,6 +69,17 @@ impl Controller {
             }
         }
         Ok(())
+    }
+
+    /// Removes filters that a killed run has left on interfaces that get no programs now.
+    async fn sweep_others(&self, snapshot: &Snapshot, plan: &Plan) {
+        for (index, interface) in &snapshot.interfaces {
+            let is_used = plan.attach.contains_key(index) || self.attachments.contains_key(index);
+            if !is_used && Datapath::sweep(interface) {
+                // A qdisc without filters is of no use to others.
+                let _ = self.netlink.remove_clsact(*index).await;
+            }
+        }
     }
 
     /// Replaces the programs that another process has left active with those of this

@@ -63,6 +63,13 @@ pub enum ControllerError {
     /// No redirect runs in this network namespace.
     #[error("not running in this network namespace; start with: portredir up 80:8080")]
     NotRunning,
+    /// No redirect runs, but clsact filters of a killed one are attached.
+    #[error(
+        "not running, but a killed run has left its tc filters on {}, which may still redirect; \
+         remove them with: portredir down",
+        .0.join(", ")
+    )]
+    LeftFilters(Vec<String>),
     /// The redirect is being stopped.
     #[error("shutdown in progress; if it was interrupted, run: portredir down")]
     Ending,
@@ -141,7 +148,7 @@ impl ControllerError {
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         match self {
-            Self::NotRunning | Self::Ending => ExitCode::NotRunning,
+            Self::NotRunning | Self::LeftFilters(_) | Self::Ending => ExitCode::NotRunning,
             Self::Change(error) => error.exit_code(),
             Self::Preflight(error) => error.exit_code(),
             Self::Pinned(error) => error.exit_code(),

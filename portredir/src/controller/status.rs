@@ -2,6 +2,7 @@
 
 use super::error::ControllerError;
 use super::{Controller, Parts};
+use crate::host::filters;
 use crate::host::netlink::Netlink;
 use crate::ipc::client::{self, Answer, Reply, Request, Role, Who};
 use crate::loader::pinned::{self, Found, PinnedError};
@@ -60,9 +61,20 @@ pub fn read() -> Result<Answer, ControllerError> {
             controller.answer(None)
         }
         // A redirect runs, and does not answer this user.
-        Found::Nothing | Found::Unfinished => Err(refused
-            .map_or(ControllerError::NotRunning, |error| {
-                PinnedError::NotPermitted(error).into()
-            })),
+        Found::Nothing | Found::Unfinished => {
+            Err(refused.map_or_else(not_running, |error| PinnedError::NotPermitted(error).into()))
+        }
+    }
+}
+
+/// The error where nothing runs, with what a killed run may have left.
+fn not_running() -> ControllerError {
+    match filters::carriers() {
+        Ok(interfaces) if !interfaces.is_empty() => ControllerError::LeftFilters(interfaces),
+        Ok(_) => ControllerError::NotRunning,
+        Err(error) => {
+            log::warn!("cannot look for filters of a killed run: {}", chain(&error));
+            ControllerError::NotRunning
+        }
     }
 }

@@ -95,6 +95,15 @@ impl Transaction {
         Ok(&state.settings)
     }
 
+    /// Removes the clsact filters that a killed foreground run has left.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot be removed.
+    pub async fn remove_left(self) -> Result<(), ControllerError> {
+        remove_all(&self.pins, &self.netlink, &self.snapshot).await
+    }
+
     /// Works out a change.
     ///
     /// # Errors

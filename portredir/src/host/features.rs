@@ -75,7 +75,7 @@ pub trait Programs {
 }
 
 /// The prefix of the names of portredir's programs.
-const OURS: &str = "portredir_";
+pub(super) const OURS: &str = "portredir_";
 
 /// The programs that are in the kernel.
 #[derive(Clone, Copy, Debug)]

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::lab::process::{wait_for, wait_within};
-use crate::lab::program::{Redirector, attached};
+use crate::lab::program::{Redirector, attached, link_state};
 use crate::lab::{Family, Lab, add_addrs, link};
 use crate::lifecycle::bridge::ENSLAVE;
 use crate::lifecycle::follow::SOON;
@@ -27,6 +27,7 @@ pub fn add(tests: &mut Tests) {
     );
     tests.add_for(&ENGINES, "named_interface_comes_later", &[], comes_later);
     tests.add("outlive/named_interface_is_away", &[], is_away);
+    tests.add("outlive/filters_of_a_killed_run", &[], left_filters);
 }
 
 const ARGS: [&str; 3] = ["--iface", "all", "--engine"];
@@ -124,5 +125,44 @@ fn is_away() {
     assert_eq!(host.run(&["add", "81:8080 on h2"]), "+ 81:8080 on h2\n");
     host.run(&["up", "--iface", "h0,h2", "82:8080"]);
     assert!(answers(&lab.client, Proto::Tcp, Family::V4.host(82)));
+    host.down();
+}
+
+/// Before Linux 6.6 filters outlive a process that is killed: the next command tells of
+/// them, and `down` removes them.
+fn left_filters() {
+    let cell = Cell {
+        engine: "tc-clsact",
+        ..CELL
+    };
+    let lab = Lab::new(&cell);
+    let before = link_state(&lab);
+    let kill = || {
+        let mut redirector = Redirector::of(&cell, &lab, &["80:8080/both"]);
+        redirector.process.kill();
+        assert_ne!(link_state(&lab), before);
+    };
+    let host = Host::of(&lab);
+    assert!(!host.fails(3, &["status"]).contains("h0"));
+    kill();
+    let status = host.fails(3, &["status"]);
+    assert!(
+        status.contains("tc filters on h0") && status.contains("portredir down"),
+        "{status}"
+    );
+    host.run(&["down", "--dry-run"]);
+    assert_ne!(link_state(&lab), before);
+    host.run(&["down"]);
+    assert_eq!(link_state(&lab), before);
+    assert!(!host.fails(3, &["status"]).contains("h0"));
+    // A run on other interfaces removes them as well.
+    kill();
+    link((&lab.host, "h2", (3, 1)), (&lab.client, "c2", (3, 2)));
+    host.run(&["up", "--iface", "h2", "81:8080"]);
+    let programs = attached(&lab.host);
+    assert!(
+        programs.iter().all(|line| line.starts_with("h2")),
+        "{programs:?}"
+    );
     host.down();
 }
