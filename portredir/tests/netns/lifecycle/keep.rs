@@ -1,4 +1,4 @@
-//! What must cost no connection: a link that goes down and comes up, a switch of
+//! Events that must cost no connection: a link that goes down and comes up, a switch of
 //! `br_netfilter`; and interfaces that are named before they exist.
 
 use std::thread::sleep;

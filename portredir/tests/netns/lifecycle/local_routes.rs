@@ -66,7 +66,7 @@ fn local_routes(cell: &Cell) {
     redirector.finish(&lab);
 }
 
-/// What finds no place is said, at the start and later, and all else is followed.
+/// Addresses without a place are reported, at the start and later, and all else is followed.
 fn too_many(cell: &Cell) {
     let lab = Lab::new(cell);
     let _server = EchoServer::start(&lab.host, 7778);
