@@ -1,4 +1,4 @@
-//! What a process left behind.
+//! State files that a process left behind.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| portredir_fuzz::state(input));

@@ -1,5 +1,5 @@
-//! What must hold for any bytes. Fuzz targets call these functions, and the
-//! tests of portredir do with the committed corpus.
+//! The promises that must hold for any bytes. The fuzz targets call these
+//! functions, and so do the tests of portredir with the committed corpus.
 
 use std::path::Path;
 
@@ -54,7 +54,8 @@ pub fn config(input: &[u8]) {
     );
 }
 
-/// What another process left is refused, or can be gone on with.
+/// The state that another process left is refused, or this process can go on
+/// with it.
 pub fn state(input: &[u8]) {
     // Neither may panic; a record is of an interface.
     let _ = Attachment::parse(input);

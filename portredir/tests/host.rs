@@ -97,7 +97,7 @@ fn table() {
     );
 }
 
-/// What fuzzing found worth keeping.
+/// The inputs that fuzzing found worth keeping.
 #[test]
 fn corpus() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
@@ -320,7 +320,7 @@ proptest! {
         prop_assert_eq!(Hex(&restored), Hex(&packet.reply().bytes()));
     }
 
-    /// The same flow takes the same way twice.
+    /// Two packets of one flow are treated alike.
     #[test]
     fn a_second_packet_is_treated_alike(mock in host(), packet in random::packet(Hook::Ingress)) {
         let first = mock.run(Hook::Ingress, packet.link, &packet.bytes());

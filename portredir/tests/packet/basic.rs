@@ -1,4 +1,4 @@
-//! What is redirected and restored, and what is none of our business.
+//! Packets that are redirected and restored, and packets that no rule names.
 
 use portredir_common::flow::{Flow, FlowTable};
 use portredir_common::kernel::Socket;

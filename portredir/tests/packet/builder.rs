@@ -23,7 +23,7 @@ pub const URG: u8 = 0x20;
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
-/// What follows the IP header and its extensions.
+/// The part that follows the IP header and its extensions.
 #[derive(Clone, Debug)]
 pub enum Body {
     Tcp {
@@ -169,7 +169,8 @@ impl Packet {
         self
     }
 
-    /// The same on a device without an Ethernet header.
+    /// Puts the packet on a device of this link type, with or without an Ethernet
+    /// header.
     pub fn on(mut self, link: Link) -> Self {
         self.link = link;
         self
@@ -189,7 +190,7 @@ pub fn tcp4(dst_port: u16) -> Packet {
     Packet::new(CLIENT4, SERVER4, dst_port, TCP)
 }
 
-/// The same over IPv6.
+/// A TCP segment of a client over IPv6, in the middle of a connection.
 pub fn tcp6(dst_port: u16) -> Packet {
     Packet::new(CLIENT6, SERVER6, dst_port, TCP)
 }
@@ -202,7 +203,7 @@ pub fn syn4(dst_port: u16) -> Packet {
     tcp4(dst_port).flags(SYN).payload(&[]).tcp_options(&options)
 }
 
-/// The same over IPv6.
+/// A SYN over IPv6 with the options that Linux sends.
 pub fn syn6(dst_port: u16) -> Packet {
     Packet {
         src: CLIENT6,
@@ -216,7 +217,7 @@ pub fn udp4(dst_port: u16) -> Packet {
     Packet::new(CLIENT4, SERVER4, dst_port, Body::Udp)
 }
 
-/// The same over IPv6.
+/// A datagram of a client over IPv6.
 pub fn udp6(dst_port: u16) -> Packet {
     Packet::new(CLIENT6, SERVER6, dst_port, Body::Udp)
 }

@@ -164,7 +164,7 @@ fn address_zero_is_loopback() {
     }
 }
 
-/// Of a client that has chosen an address of its own, zero is that one.
+/// A client that has bound its socket to an address means this address by zero.
 #[test]
 fn address_zero_is_what_the_socket_is_bound_to() {
     let own = addr(SERVER4);
@@ -228,7 +228,8 @@ fn other_hosts_and_other_namespaces_are_let_alone() {
     assert_eq!(hits(&mock), []);
 }
 
-/// It hears nobody but its peer, who answers from the dialled port itself.
+/// A connected socket hears nobody but its peer, and that peer answers from the
+/// dialled port itself.
 #[test]
 fn a_socket_that_was_connected_before_goes_on() {
     let (mock, mut client, server) = (mock(RULES), Local::new(), addr(SERVER4));

@@ -42,13 +42,13 @@ impl IcmpError {
         self
     }
 
-    /// The same error with other ports in the quote, and no other change there.
+    /// Puts other ports into the quote, without any other change there.
     pub fn ports(mut self, src: u16, dst: u16) -> Self {
         self.ports = Some((src, dst));
         self
     }
 
-    /// The packet that carries it.
+    /// The packet that carries the error.
     pub fn packet(&self) -> Packet {
         let mut quote = self.about.ip_bytes();
         let header = self.about.ip_header_len();

@@ -61,7 +61,7 @@ impl Kind {
         self.key_from(CLIENT_PORT, local_port)
     }
 
-    /// The same from another client port.
+    /// The client's flow from any client port to a port.
     pub fn key_from(self, client_port: u16, local_port: u16) -> FlowKey {
         let (client, local) = if self.is_ipv4 {
             (CLIENT4, SERVER4)

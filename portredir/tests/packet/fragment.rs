@@ -62,7 +62,7 @@ fn first() -> Vec<Case> {
     cases
 }
 
-/// What stands where the ports would be is payload.
+/// Later fragments have payload where a first fragment has ports.
 fn later() -> Vec<Case> {
     let mut cases = Vec::new();
     let looks_like_ports = [0x9c, 0x40, 0, 80, 0, 32, 0xab, 0xcd].repeat(12);

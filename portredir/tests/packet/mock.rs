@@ -51,10 +51,10 @@ pub struct Mock {
     pub hashed: RefCell<HashMap<u64, FlowKey>>,
     /// The clients' own ports of translated flows, kept before their entries.
     pub own_ports: RefCell<HashMap<FlowKey, Port>>,
-    /// What is kept at sockets, when packets come from a socket at all.
+    /// The flows that are kept at sockets, when packets come from a socket at all.
     pub cache: Option<RefCell<HashMap<FlowKey, Flow>>>,
     pub now_ns: u64,
-    /// What the next call of `random` gives; one more each time.
+    /// The number that the next call of `random` gives; one more each time.
     pub random: Cell<u32>,
     /// Whether the maps refuse new entries.
     pub is_full: bool,
@@ -92,7 +92,7 @@ impl Mock {
         Self::of(Setup::of(rules), local)
     }
 
-    /// The same, with more to it.
+    /// A host with this setup and these addresses.
     pub fn of(setup: Setup, local: &HashMap<[u8; 16], u8>) -> Self {
         Self {
             setup,
@@ -116,7 +116,7 @@ impl Mock {
         }
     }
 
-    /// The same without its rules: new flows are no longer redirected.
+    /// Takes the rules away: new flows are no longer redirected.
     pub fn draining(self) -> Self {
         let setup = self.setup.draining();
         Self {
@@ -160,7 +160,7 @@ impl Mock {
         (reason, packet)
     }
 
-    /// What packets change.
+    /// The state that packets change.
     fn state(&self) -> impl PartialEq {
         let cache = self.cache.as_ref().map(|cache| cache.borrow().clone());
         let (tables, hits) = (self.tables.borrow().clone(), self.hits.borrow().clone());

@@ -71,11 +71,11 @@ pub enum Iface {
 /// datapath picks.
 type ForClientPort = Box<dyn Fn(u16) -> (Vec<u8>, Tables) + Send + Sync>;
 
-/// What must come of the packet.
+/// The bytes that must come of the packet.
 pub enum Out {
-    /// It stays as it is.
+    /// Not a byte changes.
     Unchanged,
-    /// It becomes this.
+    /// The packet becomes these bytes.
     Is(Vec<u8>),
     /// A collision: the client gets any free port.
     Remapped(ForClientPort),
@@ -123,7 +123,7 @@ impl Setup {
         parse(self.rules)
     }
 
-    /// What the programs get; compiled once.
+    /// The table that the programs get; compiled once.
     pub fn table(self) -> Arc<portredir::ruleset::compile::Table> {
         static TABLES: Mutex<BTreeMap<Setup, Arc<portredir::ruleset::compile::Table>>> =
             Mutex::new(BTreeMap::new());
@@ -284,29 +284,29 @@ impl Case {
         self
     }
 
-    /// It is redirected and becomes `packet`.
+    /// The packet is redirected and becomes `packet`.
     pub fn redirected(self, packet: &Packet) -> Self {
         self.becomes(Reason::Redirected, packet)
     }
 
-    /// It is a reply and becomes `packet`.
+    /// The packet is a reply and becomes `packet`.
     pub fn restored(self, packet: &Packet) -> Self {
         self.becomes(Reason::Restored, packet)
     }
 
-    /// It becomes `packet`.
+    /// The packet is counted with `reason` and becomes `packet`.
     pub fn becomes(self, reason: Reason, packet: &Packet) -> Self {
         self.becomes_bytes(reason, packet.bytes())
     }
 
-    /// It becomes these bytes.
+    /// The packet is counted with `reason` and becomes these bytes.
     pub fn becomes_bytes(mut self, reason: Reason, bytes: Vec<u8>) -> Self {
         assert_ne!(self.packet, bytes, "{}: nothing would change", self.name);
         (self.reason, self.out) = (reason, Out::Is(bytes));
         self
     }
 
-    /// Its client gets another port: `expected` says what the packet and the
+    /// The client gets another port: `expected` says what the packet and the
     /// state become for a given one.
     pub fn remapped(
         mut self,
@@ -321,7 +321,7 @@ impl Case {
         self
     }
 
-    /// Not a byte of it changes.
+    /// Not a byte of the packet changes.
     pub fn unchanged(mut self, reason: Reason) -> Self {
         (self.reason, self.out) = (reason, Out::Unchanged);
         self
@@ -356,8 +356,8 @@ impl Case {
         self.leaves(before)
     }
 
-    /// What the packet and the state must be afterwards, when `tables` is the
-    /// state that was found.
+    /// The packet and the state that must be there afterwards, when `tables` is
+    /// the state that was found.
     pub fn expected(&self, tables: &Tables) -> (Vec<u8>, Option<Tables>) {
         match &self.out {
             Out::Unchanged => (self.packet.clone(), self.after.clone()),
@@ -426,7 +426,7 @@ pub fn local_addrs() -> HashMap<[u8; 16], u8> {
         .collect()
 }
 
-/// As the maps have it.
+/// The address as the maps have it.
 pub fn addr(ip: IpAddr) -> Addr {
     match ip {
         IpAddr::V4(ip) => Addr::v4(ip.octets()),
@@ -456,12 +456,12 @@ pub fn key4(protocol: Protocol, client_port: u16, local_port: u16) -> FlowKey {
     key(protocol, (CLIENT4, client_port), (SERVER4, local_port))
 }
 
-/// What the usual client sees of its flow, `age_s` ago.
+/// The flow as the usual client knows it, last seen `age_s` ago.
 pub fn seen(dst_port: u16, age_s: u64) -> Flow {
     seen_from(CLIENT_PORT, dst_port, age_s)
 }
 
-/// The same from another client port.
+/// The flow as a client with another port knows it, last seen `age_s` ago.
 pub fn seen_from(client_port: u16, dst_port: u16, age_s: u64) -> Flow {
     Flow {
         dst_port: Port::new(dst_port),

@@ -20,7 +20,7 @@ use crate::sequence::{ack, mock, syn, tcp_key, try_answer, try_arrive};
 const SECOND: u64 = 1_000_000_000;
 const UDP_IDLE_NS: u64 = UDP_IDLE as u64 * Epoch::UNIT_NS;
 
-/// What a client does next.
+/// The next step of a client.
 #[derive(Clone, Debug)]
 enum Step {
     Open,
@@ -68,7 +68,7 @@ proptest! {
         }
     }
 
-    /// The same for TCP connections that come and go.
+    /// No two open TCP connections become one, while connections come and go.
     #[test]
     fn tcp_connections_do_not_mix(
         steps in vec(

@@ -60,7 +60,7 @@ fn a_busy_client_remembers_its_last_peers() {
     }
 }
 
-/// What a client does with its socket.
+/// One use that a client makes of its socket.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Remember(u16),

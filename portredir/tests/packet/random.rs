@@ -73,7 +73,7 @@ impl Sample {
         }
     }
 
-    /// The same with other ports.
+    /// The sample with other ports.
     pub fn with_ports(&self, src: u16, dst: u16) -> Self {
         match self {
             Self::Packet(packet) => Self::Packet(packet.clone().ports(src, dst)),

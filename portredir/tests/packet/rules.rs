@@ -185,7 +185,7 @@ fn ranges(kind: Kind) -> Vec<Case> {
     cases
 }
 
-/// What there is now, and what there was before.
+/// The rules that hold now, and below them the rules that held before.
 const NOW: &[&str] = &["80:9090/both", "82:8082/both from 203.0.113.0/24"];
 const BEFORE: &[&str] = &["80:8080/both", "81:8080/both", "82:8080/both"];
 

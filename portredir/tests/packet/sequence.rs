@@ -157,8 +157,8 @@ fn accept(mock: &mut Mock, client_port: u16) {
     mock.cache(&key, &flow);
 }
 
-/// As above, of a connection whose server has said nothing yet; and what is forged
-/// takes no port of it either.
+/// A connection whose server has said nothing yet stays direct too; and a forged
+/// packet takes no port of it.
 #[test]
 fn a_forged_packet_has_no_part_of_an_accepted_connection() {
     let mut mock = Mock {
@@ -323,7 +323,8 @@ fn a_given_port_that_is_in_use_is_given_anew() {
     assert_ne!(new, given, "two connections became one");
 }
 
-/// The same for UDP, where the first flow was idle.
+/// A UDP port that a flow was given, and that the client later took for another
+/// flow while the first one was idle, is not given back to the first.
 #[test]
 fn a_given_port_that_is_in_use_is_given_anew_udp() {
     let given = 50_123;

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use portredir_common::flow::{Flow, FlowKey, FlowTable};
 use portredir_common::net::{Addr, Port};
 
-/// What is in the flow maps.
+/// The entries of the flow maps.
 #[derive(Clone, Default, PartialEq)]
 pub struct Tables {
     pub syn: HashMap<FlowKey, Flow>,

@@ -83,7 +83,8 @@ fn reason(packet: &Packet, len: usize) -> Reason {
     }
 }
 
-/// The same for the message and for the packet it quotes.
+/// The reason for an ICMP error that is cut after `len` bytes: the datapath has to
+/// know the protocol of the message and of the packet that it quotes.
 fn reason_in_quote(packet: &Packet, len: usize) -> Reason {
     let message = packet.transport() + 8;
     let known = message + if packet.src.is_ipv4() { 20 } else { 8 };

@@ -12,7 +12,7 @@ use crate::rig::{Outcome, Program, Rig, at_time, now_ns};
 /// further than that from where they matter.
 pub const SLACK: u16 = 1;
 
-/// What the host made of a packet, once the program was seen to do the same.
+/// The result of a packet on the host, once the program was seen to do the same.
 pub struct Agreed {
     pub reason: Reason,
     pub outcome: Outcome,

@@ -28,7 +28,7 @@ use crate::traffic::random::{self, SEED};
 use crate::traffic::scene::sockets;
 use crate::traffic::session::{Host, OnHost, Session, Tally, fate};
 
-/// What is left to compare at the end of a session.
+/// The counters that are left to compare at the end of a session.
 type Counts = BTreeMap<(u32, u32), (u64, u64, u64)>;
 
 /// The programs of one kind, and the datapath on the host behind them.

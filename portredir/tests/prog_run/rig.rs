@@ -89,7 +89,7 @@ impl From<Iface> for Setting {
     }
 }
 
-/// What a program did.
+/// The result of one run of a program.
 #[derive(Clone)]
 pub struct Outcome {
     pub verdict: Verdict,
@@ -121,7 +121,7 @@ pub struct Rig {
     datapath: Datapath,
     flows: Flows,
     reasons: Vec<u64>,
-    /// What the flow maps contain.
+    /// The contents of the flow maps.
     tables: Tables,
     /// The targets of the rules.
     targets: Vec<Port>,
@@ -359,7 +359,7 @@ impl Rig {
         })
     }
 
-    /// The same without a look at what it left in the maps.
+    /// Runs a program once, without a look at what it left in the maps.
     pub fn once(
         &mut self,
         program: Program,

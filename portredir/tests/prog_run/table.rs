@@ -19,7 +19,7 @@ impl Rigs {
         self.at(Setup::of(rules))
     }
 
-    /// The same, with more to it.
+    /// The programs with this setup.
     pub fn at(&mut self, setup: Setup) -> &mut Rig {
         self.0
             .entry(setup)

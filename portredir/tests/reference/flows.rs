@@ -1,4 +1,5 @@
-//! Who talks to a target by which port, as a person would write it down.
+//! The clients that talk to a target, each with its port, as a person would
+//! write it down.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -33,7 +34,7 @@ pub struct Ports {
     pub dialled: u16,
 }
 
-/// Whose a port of a client is, at a target.
+/// The flow that holds a port of a client at a target.
 #[derive(Clone, Copy, Debug)]
 struct Holder {
     ports: Ports,
@@ -46,17 +47,17 @@ struct Holder {
 /// A packet that a target is to get.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// As its client wrote it.
+    /// The ports as the client wrote them.
     pub ports: Ports,
-    /// As its server would see it if its client's port is free.
+    /// The ends as the server would see them if the client's port is free.
     pub ends: Ends,
-    /// It asks for a new TCP connection.
+    /// Whether the packet asks for a new TCP connection.
     pub is_syn: bool,
     /// Whether it agrees to one.
     pub is_syn_ack: bool,
 }
 
-/// What a client's packet has for a port behind the target.
+/// The client port of a packet behind the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// This one.
@@ -106,7 +107,7 @@ impl Flows {
         self.given_port(ports, ends)
     }
 
-    /// The same, of a flow that really has its port.
+    /// The client's port behind the target, if its flow still holds that port.
     pub fn still_behind(&self, ports: Ports, ends: Ends) -> Option<u16> {
         let port = self.behind(ports, ends)?;
         self.is_holder(ports, ends.client_port(port))

@@ -14,7 +14,7 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// What an IP packet carries.
+/// The payload of an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carried {
     Ports(Protocol),
@@ -172,7 +172,7 @@ impl Headers {
         Some((number(frame, self.start)?, number(frame, self.start + 2)?))
     }
 
-    /// What is behind the IP header, without what is behind the packet.
+    /// The bytes behind the IP header, without those behind the packet.
     pub fn payload<'a>(&self, frame: &'a [u8]) -> Option<&'a [u8]> {
         frame.get(self.start..self.end)
     }

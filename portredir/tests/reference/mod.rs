@@ -1,4 +1,4 @@
-//! What must come of a packet, decided the long way.
+//! The fate that a packet must have, decided the long way.
 //!
 //! The datapath is fast, works in place and knows flows by keys of 40 bytes;
 //! here is what it promises, in slices, lists and words. It shares no code with
@@ -22,10 +22,10 @@ use flows::{Admission, Arrival, Flows, Ports};
 use headers::{Soundness, sum};
 use rules::Rules;
 
-/// What becomes of a frame.
+/// The fate of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It goes on with these bytes.
+    /// The frame goes on with these bytes.
     Pass(Vec<u8>),
     Drop,
 }
@@ -64,7 +64,7 @@ pub struct Reference {
 enum Refusal {
     Untouched,
     Dropped,
-    /// What the datapath did cannot be.
+    /// The datapath did something that cannot be right.
     Impossible(String),
 }
 
@@ -81,7 +81,7 @@ impl Reference {
         }
     }
 
-    /// What must come of a frame.
+    /// The fate that a frame must have.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What rules say, in the words of the documentation.
+//! The meaning of rules, in the words of the documentation.
 
 use std::net::IpAddr;
 

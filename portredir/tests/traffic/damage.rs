@@ -1,4 +1,4 @@
-//! What goes wrong with a frame on its way, or is made to.
+//! Damage to a frame on its way, by accident or on purpose.
 
 use arbitrary::{Result, Unstructured};
 use portredir_common::wire::frame::Link;

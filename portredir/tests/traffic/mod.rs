@@ -24,7 +24,7 @@ use scene::Scene;
 /// Frames that are remembered, to be answered.
 const MEMORY: usize = 8;
 
-/// What happens next.
+/// The next event on a host.
 #[derive(Debug)]
 pub enum Step {
     Frame(Hook, Iface, Vec<u8>),
@@ -36,11 +36,11 @@ pub enum Step {
     Choice(u16),
 }
 
-/// What crosses a host.
+/// The frames that cross a host, and the events in between.
 pub struct Traffic {
     scene: &'static Scene,
     link: Link,
-    /// What came out, the latest last.
+    /// The frames that came out, the latest last.
     out: Vec<(Hook, Vec<u8>)>,
     count: u32,
 }
@@ -68,7 +68,7 @@ impl Traffic {
         self.out.push((hook, frame.to_vec()));
     }
 
-    /// What comes next.
+    /// The next step.
     ///
     /// # Errors
     ///
@@ -125,8 +125,8 @@ impl Traffic {
         Ok(Some(self.out[self.out.len() - 1 - back].clone()))
     }
 
-    /// What the other end says to a packet that came out: as a packet that goes
-    /// the other way, with the same checksum, as that is the sum over both.
+    /// The answer of the other end to a packet that came out: the packet with its
+    /// ends swapped and with the same checksum, which is a sum over both ends.
     fn answer(&self, bytes: &mut Unstructured<'_>) -> Result<Option<(Hook, Vec<u8>)>> {
         let Some((hook, mut frame)) = self.remembered(bytes)? else {
             return Ok(None);

@@ -20,7 +20,7 @@ const PACKETS: usize = 128;
 
 /// Something that packets cross.
 pub trait Host {
-    /// What becomes of a frame; `None` when it cannot be had.
+    /// The fate of a frame; `None` when it cannot be had.
     fn run(&mut self, hook: Hook, iface: Iface, frame: &[u8]) -> Option<Fate>;
 
     /// After [`Self::run`]: what else must have done the same, with the client
@@ -252,7 +252,7 @@ impl std::fmt::Display for Shown<'_> {
     }
 }
 
-/// What a verdict and bytes are together.
+/// The fate that a verdict and the bytes make together.
 pub fn fate(verdict: Verdict, bytes: Vec<u8>) -> Fate {
     match verdict {
         Verdict::Pass => Fate::Pass(bytes),
@@ -265,7 +265,7 @@ pub struct OnHost {
     pub mock: Mock,
     link: Link,
     pub reasons: [u64; Reason::COUNT],
-    /// What the last packet was counted as.
+    /// The hits that the last packet was counted as.
     pub hits: Vec<Hit>,
 }
 
@@ -337,11 +337,11 @@ pub fn packet(input: &[u8]) {
     }
 }
 
-/// The same, and what there was of it.
+/// Runs one session on this machine, and adds its packets to `tally`.
 ///
 /// # Errors
 ///
-/// As [`Session::run`].
+/// The errors of [`Session::run`].
 pub fn on_host(input: &[u8], tally: &mut Tally) -> Result<(), String> {
     let session = Session::new(input);
     let mut host = OnHost::new(session.scene, session.link);

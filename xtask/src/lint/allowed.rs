@@ -50,8 +50,6 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
 
 /// Habits that are still to be given up.
 const HABITS: &[(Habit, &str, usize)] = &[
-    (Habit::DocWord, "fuzz", 3),
-    (Habit::DocWord, "portredir tests", 79),
     (Habit::ManyParameters, "portredir", 8),
     (Habit::ManyParameters, "portredir tests", 7),
     (Habit::ManyParameters, "portredir-common", 1),

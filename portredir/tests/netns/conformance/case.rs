@@ -1,4 +1,4 @@
-//! What a case is.
+//! A case of the conformance tests.
 
 use super::observe::Observation;
 use super::site::{SUBJECTS, Site, Subject};

@@ -1,4 +1,4 @@
-//! What arrived at the client's interface.
+//! The packets that arrived at the client's interface.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Who talks to the host from where: itself, containers, and those who talk
-//! past it.
+//! The places that traffic comes from: the host itself, containers, and clients
+//! that talk past the host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 

@@ -1,4 +1,4 @@
-//! What was seen of a case, in words that do not depend on the engine, the
+//! The observations of a case, in words that do not depend on the engine, the
 //! time or the names of a run.
 
 use std::fmt::{self, Display, Formatter};

@@ -1,4 +1,4 @@
-//! What was seen, kept for the tests and for the document.
+//! All observations, kept for the tests and for the document.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,5 @@
-//! Who may read and change the running rules, and what is refused without `--force`.
+//! The users who may read and change the running rules, and the requests that
+//! are refused without `--force`.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! What the systemd unit starts, reloads and stops.
+//! The commands that the systemd unit runs to start, reload and stop.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
