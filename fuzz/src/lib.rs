@@ -76,5 +76,6 @@ pub fn state(input: &[u8]) {
 
 /// Refused or not, nothing panics.
 fn compile(rules: &[(u16, Rule)], history: &History) {
-    let _ = Table::compile(rules, history, true, true);
+    let (is_hiding, if_listening) = (true, true);
+    let _ = Table::compile(rules, history, is_hiding, if_listening);
 }

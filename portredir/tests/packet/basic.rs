@@ -7,7 +7,7 @@ use portredir_common::verdict::Reason;
 use portredir_common::wire::frame::Link;
 
 use super::builder::{
-    ACK, CLIENT_PORT, FIN, PSH, RST, SYN, URG, other, syn4, syn6, tcp4, tcp6, udp4,
+    ACK, CLIENT_PORT, FIN, PSH, RST, SYN, URG, other4, other6, syn4, syn6, tcp4, tcp6, udp4,
 };
 use super::flows::{KINDS, Kind};
 use super::mock::Tables;
@@ -90,19 +90,19 @@ fn no_rule() -> Vec<Case> {
             "802.3 frame",
             &[&[1, 128, 194, 0, 0, 0][..], &[2; 6], &[0, 38], &[66; 60]].concat(),
         ),
-        Case::ingress("igmp", &other(true, 2, &[0x16, 0, 9, 4, 224, 0, 0, 251])),
-        Case::ingress("gre v6", &other(false, 47, &[0; 40])),
+        Case::ingress("igmp", &other4(2, &[0x16, 0, 9, 4, 224, 0, 0, 251])),
+        Case::ingress("gre v6", &other6(47, &[0; 40])),
         Case::ingress(
             "sctp to 80",
-            &other(true, 132, &[0x9c, 0x40, 0, 80, 1, 2, 3, 4, 5, 6, 7, 8]),
+            &other4(132, &[0x9c, 0x40, 0, 80, 1, 2, 3, 4, 5, 6, 7, 8]),
         ),
         Case::ingress(
             "udp lite to 80",
-            &other(true, 136, &[0x9c, 0x40, 0, 80, 0, 8, 0, 0]),
+            &other4(136, &[0x9c, 0x40, 0, 80, 0, 8, 0, 0]),
         ),
         // The ICMP of the other version of IP.
-        Case::ingress("icmp in ipv6", &other(false, 1, &[3; 64])),
-        Case::ingress("icmpv6 in ipv4", &other(true, 58, &[1; 64])),
+        Case::ingress("icmp in ipv6", &other6(1, &[3; 64])),
+        Case::ingress("icmpv6 in ipv4", &other4(58, &[1; 64])),
         Case::ingress("version 4 header in an ipv6 frame", &tcp4(80)).edit(|frame| {
             frame[12..14].copy_from_slice(&[0x86, 0xdd]);
         }),

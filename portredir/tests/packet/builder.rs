@@ -41,12 +41,19 @@ pub enum Body {
     Other(u8),
 }
 
+/// The bit of a fragment that says whether others follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoreFragments {
+    Yes,
+    No,
+}
+
 /// A part of the IP payload, in bytes; `offset` is a multiple of eight.
 #[derive(Clone, Copy, Debug)]
 pub struct Fragment {
     pub offset: usize,
     pub len: usize,
-    pub is_last: bool,
+    pub more: MoreFragments,
 }
 
 /// A packet before it is bytes.
@@ -155,12 +162,8 @@ impl Packet {
         self
     }
 
-    pub fn fragment(mut self, offset: usize, len: usize, is_last: bool) -> Self {
-        self.fragment = Some(Fragment {
-            offset,
-            len,
-            is_last,
-        });
+    pub fn fragment(mut self, offset: usize, len: usize, more: MoreFragments) -> Self {
+        self.fragment = Some(Fragment { offset, len, more });
         self
     }
 
@@ -223,13 +226,13 @@ pub fn udp6(dst_port: u16) -> Packet {
 }
 
 /// A packet of another protocol, from client to server.
-pub fn other(is_ipv4: bool, protocol: u8, payload: &[u8]) -> Packet {
-    let (src, dst) = if is_ipv4 {
-        (CLIENT4, SERVER4)
-    } else {
-        (CLIENT6, SERVER6)
-    };
-    Packet::new(src, dst, 0, Body::Other(protocol)).payload(payload)
+pub fn other4(protocol: u8, payload: &[u8]) -> Packet {
+    Packet::new(CLIENT4, SERVER4, 0, Body::Other(protocol)).payload(payload)
+}
+
+/// A packet of another protocol over IPv6, from client to server.
+pub fn other6(protocol: u8, payload: &[u8]) -> Packet {
+    Packet::new(CLIENT6, SERVER6, 0, Body::Other(protocol)).payload(payload)
 }
 
 /// An extension header of `units` times eight bytes, filled with padding

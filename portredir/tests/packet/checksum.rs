@@ -3,7 +3,7 @@
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
-use super::builder::{CLIENT_PORT, Packet, udp4, udp6};
+use super::builder::{CLIENT_PORT, MoreFragments, Packet, udp4, udp6};
 use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
 use super::{Case, seen};
@@ -35,7 +35,11 @@ pub fn cases() -> Vec<Case> {
             .restored(&udp(80).reply())
             .edit(none),
         );
-        let fragment = |port| udp(port).payload(&[7; 40]).fragment(0, 8, false);
+        let fragment = |port| {
+            udp(port)
+                .payload(&[7; 40])
+                .fragment(0, 8, MoreFragments::Yes)
+        };
         cases.push(
             Case::ingress(
                 format!("udp {name}: no checksum in a fragment"),

@@ -78,13 +78,13 @@ fn both(kind: Kind) -> Vec<Case> {
         known(&kind.packet(80), "a known flow goes on")
             .flow(kind.table(), key, seen(80, 60))
             .socket_if(kind, Socket::Connection)
-            .begins(false)
+            .continues_flow()
             .leaves(Tables::default().flow(kind.table(), key, seen(80, 0))),
         Case::ingress(name("a remapped flow goes on"), &kind.packet(80))
             .flow(kind.table(), given, seen(80, 0))
             .remap(dialled, GIVEN)
             .redirected(&kind.packet(8080).src_port(GIVEN))
-            .begins(false)
+            .continues_flow()
             .leaves_state(),
         // A target of one rule that another one dials.
         Case::ingress(name("a new flow of two rules"), &first(kind, 8080))
@@ -120,7 +120,7 @@ fn tcp(kind: Kind) -> Vec<Case> {
         known(&syn(kind, 80), "a repeated syn")
             .flow(FlowTable::Syn, key, seen(80, 0))
             .socket(key, Socket::Connection)
-            .begins(false)
+            .continues_flow()
             .leaves_state(),
         known(&segment(ACK), "the ack of one that is begun")
             .flow(FlowTable::Syn, key, seen(80, 0))

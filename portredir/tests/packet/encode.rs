@@ -12,7 +12,9 @@ use etherparse::{
 };
 use portredir_common::wire::frame::Link;
 
-use super::builder::{ACK, Body, ETHERNET, FIN, Fragment, PSH, Packet, RST, SYN, URG};
+use super::builder::{
+    ACK, Body, ETHERNET, FIN, Fragment, MoreFragments, PSH, Packet, RST, SYN, URG,
+};
 
 impl Packet {
     /// The frame.
@@ -82,11 +84,8 @@ impl Packet {
                     options: Ipv4Options::try_from(&self.options[..]).expect("whole words"),
                     ..Default::default()
                 };
-                if let Some(Fragment {
-                    offset, is_last, ..
-                }) = fragment
-                {
-                    header.more_fragments = !is_last;
+                if let Some(Fragment { offset, more, .. }) = fragment {
+                    header.more_fragments = more == MoreFragments::Yes;
                     header.fragment_offset = fragment_offset(offset);
                 }
                 header.set_payload_len(payload.len()).expect("it fits");
@@ -95,11 +94,9 @@ impl Packet {
             }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
                 let mut extensions = self.extensions.clone();
-                if let Some(Fragment {
-                    offset, is_last, ..
-                }) = fragment
-                {
-                    let field = fragment_offset(offset).value() << 3 | u16::from(!is_last);
+                if let Some(Fragment { offset, more, .. }) = fragment {
+                    let more = u16::from(more == MoreFragments::Yes);
+                    let field = fragment_offset(offset).value() << 3 | more;
                     let [high, low] = field.to_be_bytes();
                     extensions.push((44, vec![0, 0, high, low, 0, 0, 0x42, 0x42]));
                 }

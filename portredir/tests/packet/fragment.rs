@@ -3,7 +3,7 @@
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
-use super::builder::{ETHERNET, Packet, options_header};
+use super::builder::{ETHERNET, MoreFragments, Packet, options_header};
 use super::flows::{KINDS, Kind};
 use super::{Case, seen};
 
@@ -28,7 +28,7 @@ fn first() -> Vec<Case> {
             Protocol::Udp => &[8, 16, 48],
         };
         for &len in lens {
-            let fragment = |port| payload(kind, port).fragment(0, len, false);
+            let fragment = |port| payload(kind, port).fragment(0, len, MoreFragments::Yes);
             let name = |what| format!("{}: {what} of {len} bytes", kind.name);
             cases.push(
                 Case::ingress(name("first fragment"), &fragment(80)).redirected(&fragment(8080)),
@@ -43,7 +43,11 @@ fn first() -> Vec<Case> {
                 Case::ingress(name("padded first fragment"), &padded(80)).redirected(&padded(8080)),
             );
         }
-        let tagged = |port| payload(kind, port).tags(&[0x8100]).fragment(0, 48, false);
+        let tagged = |port| {
+            payload(kind, port)
+                .tags(&[0x8100])
+                .fragment(0, 48, MoreFragments::Yes)
+        };
         cases.push(
             Case::ingress(
                 format!("{}: first fragment in a VLAN", kind.name),
@@ -54,7 +58,7 @@ fn first() -> Vec<Case> {
         cases.push(
             Case::ingress(
                 format!("{}: first fragment to the target", kind.name),
-                &payload(kind, 8080).fragment(0, 24, false),
+                &payload(kind, 8080).fragment(0, 24, MoreFragments::Yes),
             )
             .unchanged(Reason::Direct),
         );
@@ -70,16 +74,16 @@ fn later() -> Vec<Case> {
     for kind in KINDS {
         // The payload begins behind a header of 8 or 20 bytes.
         let shift = if kind.protocol == Protocol::Tcp { 4 } else { 0 };
-        for (place, offset, len, is_last) in [
-            ("second", 8, 48, false),
-            ("last", 48, 40, true),
-            ("tiny last", 80, 8, true),
+        for (place, offset, len, more) in [
+            ("second", 8, 48, MoreFragments::Yes),
+            ("last", 48, 40, MoreFragments::No),
+            ("tiny last", 80, 8, MoreFragments::No),
         ] {
             let fragment = kind.packet(443).payload(&looks_like_ports[8 - shift..]);
             cases.push(
                 Case::ingress(
                     format!("{}: {place} fragment that looks like one to 80", kind.name),
-                    &fragment.fragment(offset.max(24), len, is_last),
+                    &fragment.fragment(offset.max(24), len, more),
                 )
                 .leaves_state(),
             );
@@ -87,7 +91,7 @@ fn later() -> Vec<Case> {
             cases.push(
                 Case::egress(
                     format!("{}: {place} fragment that looks like a reply", kind.name),
-                    &fragment.fragment(offset.max(24), len, is_last),
+                    &fragment.fragment(offset.max(24), len, more),
                 )
                 .flow(kind.table(), kind.key(8080), seen(80, 0)),
             );
@@ -95,7 +99,7 @@ fn later() -> Vec<Case> {
     }
     // Every bit of the offset says so.
     for kind in KINDS {
-        let packet = payload(kind, 80).fragment(0, 48, false);
+        let packet = payload(kind, 80).fragment(0, 48, MoreFragments::Yes);
         let (at, shift) = if kind.is_ipv4 {
             (ETHERNET + 6, 0)
         } else {
@@ -128,51 +132,63 @@ fn too_short() -> Vec<Case> {
             cases.push(
                 Case::ingress(
                     name("first fragment that ends before the checksum"),
-                    &payload(kind, 80).fragment(0, 4, false).padding(30),
+                    &payload(kind, 80)
+                        .fragment(0, 4, MoreFragments::Yes)
+                        .padding(30),
                 )
                 .unchanged(Reason::Malformed)
                 .leaves_state(),
             );
             continue;
         }
-        for len in [8, 16] {
-            for padding in [0, 30] {
-                let what = format!("first fragment of {len} bytes, padding {padding}");
-                let fragment = |port| payload(kind, port).fragment(0, len, false).padding(padding);
-                cases.push(
-                    Case::ingress(name(&what), &fragment(80))
-                        .unchanged(Reason::FragmentTooShort)
-                        .leaves_state(),
-                );
-                cases.push(
-                    Case::ingress(name(&format!("{what}, to the target")), &fragment(8080))
-                        .unchanged(Reason::Direct),
-                );
-                cases.push(Case::ingress(
-                    name(&format!("{what}, to another port")),
-                    &fragment(443),
-                ));
-                let mut elsewhere = fragment(80);
-                elsewhere.dst = elsewhere.src;
-                cases.push(
-                    Case::ingress(name(&format!("{what}, to another host")), &elsewhere)
-                        .unchanged(Reason::NotLocal),
-                );
-                cases.push(
-                    Case::egress(
-                        name(&format!("{what}, of a reply")),
-                        &fragment(8080).reply(),
-                    )
-                    .flow(kind.table(), kind.key(8080), seen(80, 0))
-                    .unchanged(Reason::FragmentTooShort),
-                );
-                cases.push(
-                    Case::egress(name(&format!("{what}, direct")), &fragment(8080).reply())
-                        .unchanged(Reason::Direct),
-                );
-            }
+        for (len, padding) in [(8, 0), (8, 30), (16, 0), (16, 30)] {
+            cases.extend(too_short_for_tcp(kind, len, padding));
         }
     }
+    cases
+}
+
+/// A first fragment of `len` bytes, which does not reach the TCP checksum.
+fn too_short_for_tcp(kind: Kind, len: usize, padding: usize) -> Vec<Case> {
+    let name = |what: &str| format!("{}: {what}", kind.name);
+    let mut cases = Vec::new();
+    let what = format!("first fragment of {len} bytes, padding {padding}");
+    let fragment = |port| {
+        payload(kind, port)
+            .fragment(0, len, MoreFragments::Yes)
+            .padding(padding)
+    };
+    cases.push(
+        Case::ingress(name(&what), &fragment(80))
+            .unchanged(Reason::FragmentTooShort)
+            .leaves_state(),
+    );
+    cases.push(
+        Case::ingress(name(&format!("{what}, to the target")), &fragment(8080))
+            .unchanged(Reason::Direct),
+    );
+    cases.push(Case::ingress(
+        name(&format!("{what}, to another port")),
+        &fragment(443),
+    ));
+    let mut elsewhere = fragment(80);
+    elsewhere.dst = elsewhere.src;
+    cases.push(
+        Case::ingress(name(&format!("{what}, to another host")), &elsewhere)
+            .unchanged(Reason::NotLocal),
+    );
+    cases.push(
+        Case::egress(
+            name(&format!("{what}, of a reply")),
+            &fragment(8080).reply(),
+        )
+        .flow(kind.table(), kind.key(8080), seen(80, 0))
+        .unchanged(Reason::FragmentTooShort),
+    );
+    cases.push(
+        Case::egress(name(&format!("{what}, direct")), &fragment(8080).reply())
+            .unchanged(Reason::Direct),
+    );
     cases
 }
 
@@ -194,7 +210,7 @@ fn atomic() -> Vec<Case> {
         // RFC 6946.
         let atomic = |packet: Packet| {
             let len = packet.ip_bytes().len() - 40;
-            packet.fragment(0, len, true)
+            packet.fragment(0, len, MoreFragments::No)
         };
         cases.push(
             Case::ingress(name("atomic fragment"), &atomic(kind.packet(80)))

@@ -4,8 +4,8 @@ use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
 use super::builder::{
-    ETHERNET, Packet, authentication_header, options_header, other, routing_header, tcp4, tcp6,
-    udp4, udp6,
+    ETHERNET, Packet, authentication_header, options_header, other4, other6, routing_header, tcp4,
+    tcp6, udp4, udp6,
 };
 use super::flows::{KINDS, Kind};
 use super::{Case, seen};
@@ -186,13 +186,13 @@ fn no_ports() -> Vec<Case> {
     ] {
         cases.push(Case::ingress(
             format!("v6: {name}"),
-            &other(false, protocol, &ports),
+            &other6(protocol, &ports),
         ));
     }
     for (name, protocol) in [("esp", 50), ("authentication", 51)] {
         cases.push(Case::ingress(
             format!("v4: {name}"),
-            &other(true, protocol, &ports),
+            &other4(protocol, &ports),
         ));
     }
     cases

@@ -6,7 +6,7 @@ use portredir_common::flow::FlowTable;
 use portredir_common::verdict::Reason;
 use portredir_common::wire::frame::Link;
 
-use super::builder::{CLIENT_PORT, Dress, Packet, options_header};
+use super::builder::{CLIENT_PORT, Dress, MoreFragments, Packet, options_header};
 use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
 use super::mock::Tables;
@@ -108,7 +108,7 @@ fn shapes(kind: Kind) -> Vec<Case> {
         ("in two VLANs", |packet| packet.tags(&[0x88a8, 0x8100])),
         ("on an IP device", |packet| packet.on(Link::Ip)),
         ("about a first fragment", |packet| {
-            packet.payload(&[9; 80]).fragment(0, 64, false)
+            packet.payload(&[9; 80]).fragment(0, 64, MoreFragments::Yes)
         }),
         ("about 1300 bytes", |packet| packet.payload(&[9; 1300])),
     ];

@@ -7,7 +7,7 @@ use portredir_common::flow::FlowTable;
 use portredir_common::net::Protocol;
 use portredir_common::verdict::Reason;
 
-use super::builder::{Body, CLIENT_PORT, Packet};
+use super::builder::{Body, CLIENT_PORT, MoreFragments, Packet};
 use super::error::IcmpError;
 use super::flows::{KINDS, Kind};
 use super::icmp::{about_reply, about_request};
@@ -231,7 +231,7 @@ fn cut(kind: Kind) -> Vec<Case> {
     let later = |packet: Packet| {
         packet
             .payload(&[0, 80, 0x9c, 0x40].repeat(20))
-            .fragment(24, 24, true)
+            .fragment(24, 24, MoreFragments::No)
     };
     let fragment = |about: IcmpError| IcmpError {
         about: later(about.about.clone()),
@@ -257,7 +257,7 @@ fn cut(kind: Kind) -> Vec<Case> {
     cases.push(
         Case::ingress(
             name("in, in fragments".into()),
-            &error.packet().fragment(0, len, false),
+            &error.packet().fragment(0, len, MoreFragments::Yes),
         )
         .flow(kind.table(), kind.key(8080), seen(80, 0)),
     );

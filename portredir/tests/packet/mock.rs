@@ -112,7 +112,7 @@ impl Mock {
             listeners: Vec::new(),
             asked: RefCell::default(),
             is_in_scope: true,
-            is_loopback_allowed: Cell::new(false),
+            is_loopback_allowed: Cell::default(),
         }
     }
 

@@ -333,9 +333,15 @@ impl Case {
         self
     }
 
-    /// It counts as the first of a flow, or it does not.
-    pub fn begins(mut self, is_new: bool) -> Self {
-        self.is_new = Some(is_new);
+    /// The packet counts as the first of a flow.
+    pub fn begins_flow(mut self) -> Self {
+        self.is_new = Some(true);
+        self
+    }
+
+    /// The packet does not count as the first of a flow.
+    pub fn continues_flow(mut self) -> Self {
+        self.is_new = Some(false);
         self
     }
 

@@ -14,8 +14,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 
 use crate::packet::builder::{
-    ACK, Body, CLIENT_PORT, FIN, PSH, Packet, RST, SYN, URG, authentication_header, options_header,
-    other, routing_header,
+    ACK, Body, CLIENT_PORT, FIN, MoreFragments, PSH, Packet, RST, SYN, URG, authentication_header,
+    options_header, other4, other6, routing_header,
 };
 use crate::packet::error::IcmpError;
 use crate::packet::flows::{KINDS, Kind};
@@ -172,7 +172,8 @@ fn packet_with(hook: Hook, ports: &[u16]) -> impl Strategy<Value = Packet> + use
                 .flags(flags)
                 .payload(&payload);
             if let Some(protocol) = protocol {
-                packet = other(kind.is_ipv4, protocol, &packet.payload);
+                let other = if kind.is_ipv4 { other4 } else { other6 };
+                packet = other(protocol, &packet.payload);
             }
             packet.src_port = remapped.unwrap_or(packet.src_port);
             if hook == Hook::Egress {
@@ -236,9 +237,12 @@ impl Shape {
                 from.index(units)
             };
             let to = from + to.index(units - from + 1);
-            let is_last = to == units;
-            let end = if is_last { len } else { to * 8 };
-            packet = packet.fragment(from * 8, end - from * 8, is_last);
+            let (end, more) = if to == units {
+                (len, MoreFragments::No)
+            } else {
+                (to * 8, MoreFragments::Yes)
+            };
+            packet = packet.fragment(from * 8, end - from * 8, more);
         }
         packet
     }

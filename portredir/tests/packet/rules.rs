@@ -68,7 +68,7 @@ fn conditions(kind: Kind) -> Vec<Case> {
     let to = |what, packet: Packet, target: u16, iface| {
         let case = Case::ingress(name(what), &packet).rules(MANY).iface(iface);
         case.redirected(&packet.clone().dst_port(target))
-            .begins(true)
+            .begins_flow()
     };
     let passes = |what, packet: Packet, iface| {
         let case = Case::ingress(name(what), &packet).rules(MANY).iface(iface);
@@ -199,7 +199,7 @@ fn changed(kind: Kind) -> Vec<Case> {
             .flow(kind.table(), kind.key(8080), flow)
             .socket_if(kind, Socket::Connection)
             .redirected(&packet.clone().dst_port(8080))
-            .begins(false)
+            .continues_flow()
             .leaves_state()
     };
     let icmp = if kind.is_ipv4 { 3 } else { 1 };
@@ -211,7 +211,7 @@ fn changed(kind: Kind) -> Vec<Case> {
         known("an old flow of a rule that has a condition now", 82, 2),
         case("a new flow", &first(kind, 80))
             .redirected(&first(kind, 80).dst_port(9090))
-            .begins(true),
+            .begins_flow(),
         case("a new flow by a rule that is gone", &first(kind, 81))
             .unchanged(Reason::Draining)
             .leaves_state(),
@@ -219,12 +219,12 @@ fn changed(kind: Kind) -> Vec<Case> {
             .flow(kind.table(), kind.key_from(GIVEN, 8080), seen(80, 0))
             .remap(kind.key(80), GIVEN)
             .redirected(&kind.packet(8080).src_port(GIVEN))
-            .begins(false)
+            .continues_flow()
             .leaves_state(),
         case("a new flow goes on", &kind.packet(80))
             .flow(kind.table(), kind.key(9090), seen(80, 0))
             .redirected(&kind.packet(9090))
-            .begins(false)
+            .continues_flow()
             .leaves_state(),
         Case::egress(name("a reply of an old flow"), &kind.reply(8080))
             .rules(NOW)
@@ -245,7 +245,7 @@ fn changed(kind: Kind) -> Vec<Case> {
             case("a new connection from the same port", &first(kind, 80))
                 .flow(FlowTable::Tcp, kind.key(8080), seen(80, 0))
                 .redirected(&first(kind, 80).dst_port(9090))
-                .begins(true),
+                .begins_flow(),
         );
         cases.push(
             case(
@@ -254,7 +254,7 @@ fn changed(kind: Kind) -> Vec<Case> {
             )
             .socket(kind.key(8080), Socket::Connection)
             .redirected(&kind.packet(8080).flags(ACK))
-            .begins(false),
+            .continues_flow(),
         );
     } else {
         cases.push(

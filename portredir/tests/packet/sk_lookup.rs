@@ -30,10 +30,18 @@ fn listener(addr: Addr, port: u16, slot: u8) -> ListenerKey {
     }
 }
 
-fn look_up(mock: &Mock, dst: IpAddr, port: u16, is_loopback_allowed: bool) -> Reason {
+/// Whether servers on loopback addresses may serve other hosts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnLoopback {
+    Allowed,
+    Refused,
+}
+
+fn look_up(mock: &Mock, dst: IpAddr, port: u16, on_loopback: OnLoopback) -> Reason {
     let client = if dst.is_ipv4() { CLIENT4 } else { CLIENT6 };
     let key = key(Protocol::Tcp, (client, CLIENT_PORT), (dst, port));
-    mock.is_loopback_allowed.set(is_loopback_allowed);
+    mock.is_loopback_allowed
+        .set(on_loopback == OnLoopback::Allowed);
     find_listener(mock, &key)
 }
 
@@ -49,17 +57,29 @@ fn off_lo(rules: &'static [&'static str]) -> Mock {
 fn the_nearest_server_is_asked_first() {
     let any4 = at(Ipv4Addr::UNSPECIFIED);
     let any6 = at(Ipv6Addr::UNSPECIFIED);
-    for (dst, is_loopback_allowed, order) in [
-        (SERVER4, false, vec![addr(SERVER4), any4, any6]),
-        (SERVER4, true, vec![addr(SERVER4), any4, any6, at(V4)]),
-        (SERVER6, false, vec![addr(SERVER6), any6]),
-        (SERVER6, true, vec![addr(SERVER6), any6, at(V6)]),
+    for (dst, on_loopback, order) in [
+        (
+            SERVER4,
+            OnLoopback::Refused,
+            vec![addr(SERVER4), any4, any6],
+        ),
+        (
+            SERVER4,
+            OnLoopback::Allowed,
+            vec![addr(SERVER4), any4, any6, at(V4)],
+        ),
+        (SERVER6, OnLoopback::Refused, vec![addr(SERVER6), any6]),
+        (
+            SERVER6,
+            OnLoopback::Allowed,
+            vec![addr(SERVER6), any6, at(V6)],
+        ),
     ] {
         let slots = |addr: &Addr| [0, 1, 2, 3].map(|slot| listener(*addr, 8080, slot));
         let all: Vec<_> = order.iter().flat_map(slots).collect();
         // Nobody there: all are asked.
         let nobody = off_lo(RULES);
-        let reason = look_up(&nobody, dst, 80, is_loopback_allowed);
+        let reason = look_up(&nobody, dst, 80, on_loopback);
         assert_eq!(
             (reason, reason.verdict()),
             (Reason::NoListener, Verdict::Drop)
@@ -72,7 +92,7 @@ fn the_nearest_server_is_asked_first() {
                 listeners: all[first..].to_vec(),
                 ..off_lo(RULES)
             };
-            let reason = look_up(&mock, dst, 80, is_loopback_allowed);
+            let reason = look_up(&mock, dst, 80, on_loopback);
             assert_eq!(
                 (reason, reason.verdict()),
                 (Reason::Redirected, Verdict::Pass)
@@ -106,9 +126,18 @@ fn servers_on_other_addresses_are_not_asked() {
         listeners: elsewhere.to_vec(),
         ..off_lo(RULES)
     };
-    assert_eq!(look_up(&mock, SERVER4, 80, false), Reason::NoListener);
-    assert_eq!(look_up(&mock, second, 80, false), Reason::Redirected);
-    assert_eq!(look_up(&mock, SERVER4, 80, true), Reason::Redirected);
+    assert_eq!(
+        look_up(&mock, SERVER4, 80, OnLoopback::Refused),
+        Reason::NoListener
+    );
+    assert_eq!(
+        look_up(&mock, second, 80, OnLoopback::Refused),
+        Reason::Redirected
+    );
+    assert_eq!(
+        look_up(&mock, SERVER4, 80, OnLoopback::Allowed),
+        Reason::Redirected
+    );
     assert_eq!(
         *mock.asked.borrow().last().expect("one was asked"),
         listener(at(V4), 8080, 0)
@@ -123,13 +152,22 @@ fn loopback_is_dialled_on_lo_alone() {
             listeners: vec![listener(addr(dst), 8080, 2)],
             ..mock(RULES)
         };
-        assert_eq!(look_up(&on_lo, dst, 80, false), Reason::Redirected);
-        assert_eq!(look_up(&on_lo, other, 80, false), Reason::NoListener);
+        assert_eq!(
+            look_up(&on_lo, dst, 80, OnLoopback::Refused),
+            Reason::Redirected
+        );
+        assert_eq!(
+            look_up(&on_lo, other, 80, OnLoopback::Refused),
+            Reason::NoListener
+        );
         let elsewhere = Mock {
             iface: Iface::Other,
             ..on_lo
         };
-        assert_eq!(look_up(&elsewhere, dst, 80, true), Reason::NotLocal);
+        assert_eq!(
+            look_up(&elsewhere, dst, 80, OnLoopback::Allowed),
+            Reason::NotLocal
+        );
     }
     // All of 127.0.0.0/8 is this host, but a server has one of it.
     let on_lo = Mock {
@@ -137,8 +175,14 @@ fn loopback_is_dialled_on_lo_alone() {
         ..mock(RULES)
     };
     let other = IpAddr::from([127, 5, 5, 5]);
-    assert_eq!(look_up(&on_lo, other, 80, false), Reason::NoListener);
-    assert_eq!(look_up(&on_lo, other, 80, true), Reason::Redirected);
+    assert_eq!(
+        look_up(&on_lo, other, 80, OnLoopback::Refused),
+        Reason::NoListener
+    );
+    assert_eq!(
+        look_up(&on_lo, other, 80, OnLoopback::Allowed),
+        Reason::Redirected
+    );
 }
 
 #[test]
@@ -165,7 +209,7 @@ fn connections_without_a_rule_go_their_way() {
         (mock(RULES).draining(), SERVER6, 80, Reason::Draining),
     ] {
         let mock = with(mock);
-        let found = look_up(&mock, dst, port, true);
+        let found = look_up(&mock, dst, port, OnLoopback::Allowed);
         assert_eq!(
             (found, found.verdict()),
             (reason, Verdict::Pass),
@@ -186,7 +230,10 @@ fn a_connection_is_given_by_one_rule() {
         ..mock(CHAINED)
     };
     for (port, rule, target) in [(80, 0, 8080), (8080, 1, 9090)] {
-        assert_eq!(look_up(&mock, SERVER4, port, false), Reason::Redirected);
+        assert_eq!(
+            look_up(&mock, SERVER4, port, OnLoopback::Refused),
+            Reason::Redirected
+        );
         assert_eq!(mock.hits.borrow().last().map(|hit| hit.rule), Some(rule));
         let asked = mock.asked.borrow();
         assert_eq!(asked.last().map(|key| key.port.get()), Some(target));

@@ -44,7 +44,7 @@ fn begun(kind: Kind) -> Vec<Case> {
     };
     vec![
         redirected(name("a syn goes to SYN"), SYN)
-            .begins(true)
+            .begins_flow()
             .leaves(begun.clone()),
         redirected(name("a repeated syn without a socket stays there"), SYN)
             .flow(FlowTable::Syn, key, seen(80, 0))
@@ -88,11 +88,11 @@ fn established(kind: Kind) -> Vec<Case> {
         redirected(name("a repeated syn of a known flow"), SYN)
             .flow(FlowTable::Tcp, key, seen(80, 0))
             .socket(key, Socket::Connection)
-            .begins(false)
+            .continues_flow()
             .leaves_state(),
         redirected(name("a new syn of a flow that is over"), SYN)
             .flow(FlowTable::Tcp, key, seen(80, 60))
-            .begins(true)
+            .begins_flow()
             .leaves(Tables::default().flow(FlowTable::Tcp, key, seen(80, 0))),
         redirected(name("a known flow ends"), FIN | ACK)
             .flow(FlowTable::Tcp, key, seen(80, 0))
@@ -133,7 +133,7 @@ fn unknown(kind: Kind) -> Vec<Case> {
         )
         .socket(key, Socket::Connection)
         .redirected(&kind.packet(8080).flags(SYN | RST))
-        .begins(false)
+        .continues_flow()
         .leaves(in_table(FlowTable::Tcp)),
         Case::ingress(
             name("the reset of nobody's connection is restored"),

@@ -77,7 +77,7 @@ fn redirected_collisions(kind: Kind) -> Vec<Case> {
         )
         .flow(FlowTable::Tcp, key, seen(8080, 0))
         .redirected(&syn(kind, 8080))
-        .begins(true)
+        .begins_flow()
         .leaves(held(FlowTable::Syn)),
     ]
 }

@@ -41,7 +41,7 @@ fn known(kind: Kind) -> Vec<Case> {
         Case::ingress(name("a known flow is refreshed"), &kind.packet(80))
             .flow(FlowTable::Udp, key, seen(80, 60))
             .redirected(&kind.packet(8080))
-            .begins(false)
+            .continues_flow()
             .leaves(one(kind, seen(80, 0))),
         Case::ingress(name("a known flow was idle"), &kind.packet(80))
             .flow(FlowTable::Udp, key, seen(80, IDLE_S))
@@ -69,7 +69,7 @@ fn known(kind: Kind) -> Vec<Case> {
         )
         .flow(FlowTable::Udp, key, seen(80, 0))
         .redirected(&kind.packet(8080).src_port(41_000))
-        .begins(true),
+        .begins_flow(),
     ]
 }
 
@@ -113,7 +113,7 @@ fn idle(kind: Kind) -> Vec<Case> {
         Case::ingress(name("a redirected flow takes over"), &kind.packet(80))
             .flow(FlowTable::Udp, key, seen(8080, IDLE_S))
             .redirected(&kind.packet(8080))
-            .begins(true)
+            .begins_flow()
             .leaves(one(kind, seen(80, 0))),
         Case::ingress(name("a direct flow takes over"), &kind.packet(8080))
             .flow(FlowTable::Udp, key, seen(80, IDLE_S))

@@ -48,10 +48,21 @@ pub struct Program {
     pub link: Link,
 }
 
-const fn program(name: &'static str, is_xdp: bool, hook: Hook, link: Link) -> Program {
+/// A program for XDP, which sees ingress alone.
+const fn xdp(name: &'static str, link: Link) -> Program {
     Program {
         name,
-        is_xdp,
+        is_xdp: true,
+        hook: Hook::Ingress,
+        link,
+    }
+}
+
+/// A program for TC.
+const fn tc(name: &'static str, hook: Hook, link: Link) -> Program {
+    Program {
+        name,
+        is_xdp: false,
         hook,
         link,
     }
@@ -59,13 +70,13 @@ const fn program(name: &'static str, is_xdp: bool, hook: Hook, link: Link) -> Pr
 
 /// All of them.
 pub const PROGRAMS: [Program; 7] = [
-    program("portredir_xdp", true, Hook::Ingress, Link::Ethernet),
-    program("portredir_frags", true, Hook::Ingress, Link::Ethernet),
-    program("portredir_xdpip", true, Hook::Ingress, Link::Ip),
-    program("portredir_in", false, Hook::Ingress, Link::Ethernet),
-    program("portredir_in_ip", false, Hook::Ingress, Link::Ip),
-    program("portredir_out", false, Hook::Egress, Link::Ethernet),
-    program("portredir_outip", false, Hook::Egress, Link::Ip),
+    xdp("portredir_xdp", Link::Ethernet),
+    xdp("portredir_frags", Link::Ethernet),
+    xdp("portredir_xdpip", Link::Ip),
+    tc("portredir_in", Hook::Ingress, Link::Ethernet),
+    tc("portredir_in_ip", Hook::Ingress, Link::Ip),
+    tc("portredir_out", Hook::Egress, Link::Ethernet),
+    tc("portredir_outip", Hook::Egress, Link::Ip),
 ];
 
 /// The programs for a packet.

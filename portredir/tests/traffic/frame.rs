@@ -7,7 +7,7 @@ use portredir_common::wire::frame::Link;
 
 use crate::packet::Hook;
 use crate::packet::builder::{
-    ACK, Body, CLIENT4, CLIENT6, FIN, PSH, Packet, RST, SERVER4, SERVER6, SYN, URG,
+    ACK, Body, CLIENT4, CLIENT6, FIN, MoreFragments, PSH, Packet, RST, SERVER4, SERVER6, SYN, URG,
     authentication_header, options_header, routing_header,
 };
 use crate::reference::{Carried, Headers, number};
@@ -138,9 +138,12 @@ fn shape(bytes: &mut Unstructured<'_>, mut packet: Packet) -> Result<Packet> {
             bytes.int_in_range(0..=len / 8)?
         };
         let last = bytes.int_in_range(first..=len / 8)?;
-        let is_last = last == len / 8;
-        let end = if is_last { len } else { last * 8 };
-        packet = packet.fragment(first * 8, end - first * 8, is_last);
+        let (end, more) = if last == len / 8 {
+            (len, MoreFragments::No)
+        } else {
+            (last * 8, MoreFragments::Yes)
+        };
+        packet = packet.fragment(first * 8, end - first * 8, more);
     }
     Ok(packet)
 }

@@ -53,8 +53,7 @@ const HABITS: &[(Habit, &str, usize)] = &[
     (Habit::ManyParameters, "portredir", 8),
     (Habit::ManyParameters, "portredir tests", 7),
     (Habit::ManyParameters, "portredir-common", 1),
-    (Habit::BareBool, "fuzz", 2),
     (Habit::BareBool, "portredir", 17),
-    (Habit::BareBool, "portredir tests", 67),
+    (Habit::BareBool, "portredir tests", 6),
     (Habit::BareBool, "portredir-common", 4),
 ];

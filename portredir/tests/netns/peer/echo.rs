@@ -40,7 +40,7 @@ impl EchoServer {
         tcp.set_nonblocking(true).expect("nonblocking");
         udp.set_nonblocking(true).expect("nonblocking");
         let heard = Arc::new(Mutex::new(Vec::new()));
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::default());
         let thread = {
             let (heard, stop) = (Arc::clone(&heard), Arc::clone(&stop));
             std::thread::spawn(move || serve(&tcp, &udp, &heard, &stop))

@@ -66,7 +66,7 @@ impl Listen<'_> {
         let listener = namespace
             .enter(|| self.open())
             .unwrap_or_else(|error| panic!("{self:?}: {error}"));
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::default());
         let thread = {
             let (name, stop) = (name.to_owned(), Arc::clone(&stop));
             std::thread::spawn(move || serve(&name, listener, self.hangs_up, &stop))

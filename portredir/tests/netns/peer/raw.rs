@@ -71,7 +71,7 @@ impl Flood {
         make: impl Fn(u32) -> (IpAddr, Vec<u8>) + Send + 'static,
     ) -> Self {
         let sender = RawSender::new(namespace);
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::default());
         let sent = Arc::new(AtomicUsize::new(0));
         let thread = {
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));

@@ -26,7 +26,7 @@ impl UdpServer {
         let socket = namespace.enter(|| UdpSocket::bind(any)).expect("bind");
         let timeout = Some(Duration::from_millis(50));
         socket.set_read_timeout(timeout).expect("a timeout");
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::default());
         let thread = {
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || {

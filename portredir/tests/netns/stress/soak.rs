@@ -54,7 +54,7 @@ fn soak(engine: &'static str) {
     host.run(&up);
     let hooks = attached(&lab.host);
     let resets = resets(&lab);
-    let stop = AtomicBool::new(false);
+    let stop = AtomicBool::default();
     let rounds = std::thread::scope(|scope| {
         let mut workers = Workers::start(scope, &lab, &stop);
         // The workers stop also on a panic, or the scope would never end.
@@ -257,7 +257,7 @@ impl EchoServer {
         let any = (Ipv6Addr::UNSPECIFIED, port);
         let listener = namespace.enter(|| TcpListener::bind(any)).expect("listen");
         listener.set_nonblocking(true).expect("nonblocking");
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::default());
         let thread = {
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || {
