@@ -149,7 +149,7 @@ fn dial(text: &str) -> Result<(String, u16), &'static str> {
         .parse()
         .map_err(|_| "expected a port from 1 to 65535")?;
     if name.is_empty() || port == 0 {
-        return Err("no NAME=PORT, as portredir=80 is one");
+        return Err("expected NAME=PORT, for example portredir=80");
     }
     Ok((name.to_owned(), port))
 }

@@ -191,7 +191,7 @@ impl fmt::Display for Plan {
         for note in &self.notes {
             writeln!(f, "{note}")?;
         }
-        if !self.attach.is_empty() {
+        if !self.attach.is_empty() && !self.firewall.open.is_empty() {
             writeln!(f, "{}", self.firewall)?;
         }
         Ok(())

@@ -78,7 +78,7 @@ impl Parser<'_> {
         } else if word.parse::<Rule>().is_ok() {
             (
                 "a second rule begins here",
-                format!("give each as a word of its own: {two}"),
+                format!("write each rule as a separate argument: {two}"),
             )
         } else if let Some(protocol) = ["/tcp", "/udp", "/both"].iter().find(|p| lower == **p) {
             (
@@ -92,7 +92,7 @@ impl Parser<'_> {
             )
         } else if ["tcp", "udp", "both"].contains(&lower.as_str()) {
             (
-                "the protocol comes behind `/`",
+                "the protocol goes after `/`",
                 format!("as in `80:8080/{lower}`"),
             )
         } else if has_on {
