@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use super::load::{Event, Measured, Request};
-use super::process::{Launch, OURSELVES, Process};
-use super::stop::Stop;
+use crate::bench::load::{Event, Measured, Request};
+use crate::bench::process::{Launch, OURSELVES, Process};
+use crate::bench::stop::Stop;
 
 /// A cycle that takes longer has come to a standstill.
 const PATIENCE: Duration = Duration::from_secs(60);

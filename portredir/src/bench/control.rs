@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::lab::alone;
-use super::namespace::{Dir, Namespace};
-use super::process::{Launch, OURSELVES, Process};
-use super::redirector::{self, INTERFACE};
-use super::report::{Line, Table};
-use super::statistics::median;
-use super::stop::Stop;
-use super::variant::{self, Subject, Variant};
+use crate::bench::lab::alone;
+use crate::bench::namespace::{Dir, Namespace};
+use crate::bench::process::{Launch, OURSELVES, Process};
+use crate::bench::redirector::{self, INTERFACE};
+use crate::bench::report::{Line, Table};
+use crate::bench::statistics::median;
+use crate::bench::stop::Stop;
+use crate::bench::variant::{self, Subject, Variant};
 use crate::cli::Opponent;
 use crate::config::engine::EngineChoice;
 
@@ -175,7 +175,7 @@ fn ours(host: &Host, stop: &Stop) -> anyhow::Result<Vec<Option<f64>>> {
 fn theirs(host: &Host, opponent: Opponent, stop: &Stop) -> anyhow::Result<Vec<Option<f64>>> {
     let many = Variant {
         rules: RULES,
-        fillers: Some(super::traffic::Protocol::Tcp),
+        fillers: Some(crate::bench::traffic::Protocol::Tcp),
         ..Variant::of(Subject::Against(opponent))
     };
     let text = many.rules_text();

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-use super::process::Scheduling;
+use crate::bench::process::Scheduling;
 
 /// The properties of the machine that figures depend on.
 #[derive(Clone, Debug, PartialEq, Serialize)]

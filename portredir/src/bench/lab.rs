@@ -17,14 +17,14 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use super::load::{Link, Target};
-use super::namespace::{Dir, Namespace};
-use super::process::{Launch, OURSELVES, Process, Scheduling};
-use super::redirector::{self, INTERFACE};
-use super::stop::Stop;
-use super::traffic::FLOWS;
-use super::variant::{self, CONNTRACK, Subject, Variant};
-use super::{conntrack, server};
+use crate::bench::load::{Link, Target};
+use crate::bench::namespace::{Dir, Namespace};
+use crate::bench::process::{Launch, OURSELVES, Process, Scheduling};
+use crate::bench::redirector::{self, INTERFACE};
+use crate::bench::stop::Stop;
+use crate::bench::traffic::FLOWS;
+use crate::bench::variant::{self, CONNTRACK, Subject, Variant};
+use crate::bench::{conntrack, server};
 use crate::host::features::Features;
 use crate::sys::ethtool;
 

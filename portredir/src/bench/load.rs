@@ -16,8 +16,8 @@ use anyhow::Context as _;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::schedule::{self, Load};
-use super::traffic::Traffic;
+use crate::bench::schedule::{self, Load};
+use crate::bench::traffic::Traffic;
 
 /// A request to measure.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -3,13 +3,13 @@
 use anyhow::Context as _;
 use fastrand::Rng;
 
-use super::client::Client;
-use super::load::{Measured, Request, Source, Target};
-use super::report::{Row, TestReport};
-use super::schedule::WARM_UP;
-use super::statistics::{Cost, Costs, Noise, Ratio};
-use super::stop::Stop;
-use super::traffic::Traffic;
+use crate::bench::client::Client;
+use crate::bench::load::{Measured, Request, Source, Target};
+use crate::bench::report::{Row, TestReport};
+use crate::bench::schedule::WARM_UP;
+use crate::bench::statistics::{Cost, Costs, Noise, Ratio};
+use crate::bench::stop::Stop;
+use crate::bench::traffic::Traffic;
 
 /// The role of a variant in the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

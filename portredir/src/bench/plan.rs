@@ -1,8 +1,8 @@
 //! Turns the command line into the variants and the traffic that compares them.
 
-use super::measure::{Effort, Role};
-use super::traffic::{Protocol, Traffic};
-use super::variant::{Subject, Variant};
+use crate::bench::measure::{Effort, Role};
+use crate::bench::traffic::{Protocol, Traffic};
+use crate::bench::variant::{Subject, Variant};
 use crate::cli::{BenchArgs, Opponent, Suite};
 use crate::config::engine::EngineChoice;
 

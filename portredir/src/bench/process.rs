@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::namespace::Namespace;
+use crate::bench::namespace::Namespace;
 
 /// The longest time that a real-time process may run without sleep, in microseconds; then
 /// the kernel ends it.

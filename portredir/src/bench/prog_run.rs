@@ -27,8 +27,8 @@ use portredir_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
 use self::packet::{CLIENT_PORT, DIALLED, HOST, KINDS, Kind, OTHER, TARGET, addr};
-use super::report::{Line, Table};
-use super::statistics::median;
+use crate::bench::report::{Line, Table};
+use crate::bench::statistics::median;
 use crate::config::settings::Settings;
 use crate::loader::{Datapath, Sizes};
 use crate::rule::{self, Rule};

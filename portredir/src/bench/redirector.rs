@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
-use super::process::{Launch, OURSELVES, Process};
-use super::variant::{self, Subject, Variant, engine_name};
+use crate::bench::process::{Launch, OURSELVES, Process};
+use crate::bench::variant::{self, Subject, Variant, engine_name};
 use crate::cli::Opponent;
 
 /// The interface of the host that redirects.

@@ -7,9 +7,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{bail, ensure};
 
-use super::load::Target;
-use super::measure::{Entry, Role};
-use super::traffic::Traffic;
+use crate::bench::load::Target;
+use crate::bench::measure::{Entry, Role};
+use crate::bench::traffic::Traffic;
 use crate::cli::TARGET_PORT;
 
 /// The ports of the server, and their redirectors.

@@ -7,10 +7,10 @@ pub mod text;
 
 use serde::{Deserialize, Serialize};
 
-use super::environment::Environment;
-use super::load::Source;
-use super::statistics::{Cost, Noise, Ratio};
-use super::traffic::Traffic;
+use crate::bench::environment::Environment;
+use crate::bench::load::Source;
+use crate::bench::statistics::{Cost, Noise, Ratio};
+use crate::bench::traffic::Traffic;
 
 /// The version of the JSON; grows when a reader of the old one would misunderstand the
 /// new one.

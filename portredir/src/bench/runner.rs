@@ -6,22 +6,22 @@ use std::time::Duration;
 use anyhow::bail;
 use fastrand::Rng;
 
-use super::client::{self, Client};
-use super::control;
-use super::lab::{self, Lab, Member, Site, State};
-use super::load::Source;
-use super::measure::{self, Entry, Role};
-use super::namespace::{Dir, Namespace};
-use super::plan::Plan;
-use super::process::{Launch, OURSELVES, Scheduling};
-use super::prog_run;
-use super::progress::Progress;
-use super::remote::Remote;
-use super::report::{Status, Table, TestReport, VariantReport, abridge};
-use super::stop::Stop;
-use super::traffic::{Protocol, Traffic};
-use super::variant::Variant;
-use super::verify;
+use crate::bench::client::{self, Client};
+use crate::bench::control;
+use crate::bench::lab::{self, Lab, Member, Site, State};
+use crate::bench::load::Source;
+use crate::bench::measure::{self, Entry, Role};
+use crate::bench::namespace::{Dir, Namespace};
+use crate::bench::plan::Plan;
+use crate::bench::process::{Launch, OURSELVES, Scheduling};
+use crate::bench::prog_run;
+use crate::bench::progress::Progress;
+use crate::bench::remote::Remote;
+use crate::bench::report::{Status, Table, TestReport, VariantReport, abridge};
+use crate::bench::stop::Stop;
+use crate::bench::traffic::{Protocol, Traffic};
+use crate::bench::variant::Variant;
+use crate::bench::verify;
 use crate::cli::Suite;
 
 /// The time until a variant works, in microseconds.

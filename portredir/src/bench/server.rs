@@ -16,7 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{setsockopt, sockopt};
 use portredir_common::trafficgen::MARK;
 
-use super::traffic::{CHUNK_BYTES, receive, send};
+use crate::bench::traffic::{CHUNK_BYTES, receive, send};
 
 /// The first byte of a connection that uploads: the server answers it with the same byte,
 /// then each transfer from the client with one byte.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::namespace::{self, Namespace};
+use crate::bench::namespace::{self, Namespace};
 use crate::host::features::Features;
 
 /// Removes what a killed run left behind, and reports it.

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 
 pub use self::rules::{CONNTRACK, SOCAT};
 
-use super::traffic::Protocol;
+use crate::bench::traffic::Protocol;
 use crate::cli::{Opponent, TARGET_PORT};
 use crate::config::engine::EngineChoice;
 

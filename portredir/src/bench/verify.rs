@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::variant::OTHER_PORT;
+use crate::bench::variant::OTHER_PORT;
 
 /// The longest time until the first answer; proxies take a moment to start.
 const PATIENCE: Duration = Duration::from_secs(5);

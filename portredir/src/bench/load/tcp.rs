@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
-use super::Target;
+use crate::bench::load::Target;
 use crate::bench::schedule::Load;
 use crate::bench::server::{DOWNLOAD, UPLOAD};
 use crate::bench::traffic::{CHUNK_BYTES, receive, send};

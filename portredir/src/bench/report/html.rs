@@ -6,8 +6,8 @@
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::text::{HEADS, cells, line_cells, noise};
-use super::{Report, Row, Status, Table, TestReport, ratio};
+use crate::bench::report::text::{HEADS, cells, line_cells, noise};
+use crate::bench::report::{Report, Row, Status, Table, TestReport, ratio};
 
 // The colours stand for roles.
 const INK: RGBColor = RGBColor(1, 1, 1);

@@ -2,8 +2,8 @@
 
 use comfy_table::presets;
 
-use super::text::{HEADS, cells, line_cells, noise, table};
-use super::{Report, Status};
+use crate::bench::report::text::{HEADS, cells, line_cells, noise, table};
+use crate::bench::report::{Report, Status};
 
 /// Writes the whole report, from headings of the third level on.
 #[must_use]

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, TableStyle, presets};
 
-use super::{Report, Row, Status, TestReport, figure, ratio};
+use crate::bench::report::{Report, Row, Status, TestReport, figure, ratio};
 
 /// The heads of the columns of a test; the first two are not figures.
 pub const HEADS: [&str; 6] = [

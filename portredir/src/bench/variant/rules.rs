@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{PUBLIC_PORT, Subject, Variant, find};
 use crate::bench::traffic::Protocol;
+use crate::bench::variant::{PUBLIC_PORT, Subject, Variant, find};
 use crate::cli::{Opponent, TARGET_PORT};
 use crate::config::engine::EngineChoice;
 
