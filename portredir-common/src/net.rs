@@ -157,6 +157,9 @@ impl Addr {
         [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 
+    /// The length of an address in bits.
+    pub const BITS: u32 = 128;
+
     /// 0.0.0.0, the address of servers that listen on all IPv4 addresses.
     pub const V4_ANY: Self = Self::v4([0; 4]);
     /// `::`, the address of servers that listen on all addresses.

@@ -7,6 +7,7 @@ pub mod sockets;
 pub mod subprog;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE};
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::kernel::{Cached, Hit, Host, Socket, SocketCache, Tables};
@@ -20,7 +21,7 @@ use portredir_common::packed::Packed;
 
 use crate::context::Context;
 use crate::kernel::sockets::{sender, stored, tcp_state};
-use crate::maps::{HOT, LOCAL, OLD};
+use crate::maps::{HOT, LOCAL, LOCAL_NETS, OLD};
 use crate::verifier::{Volatile, masked};
 
 /// The maps and helpers, as one context may use them.
@@ -184,7 +185,8 @@ fn is_local(addr: &Addr, ifindex: u32) -> bool {
     match unsafe { LOCAL.get(addr) } {
         Some(&local::ANYWHERE) => true,
         Some(_) => ifindex == LOOPBACK_IFINDEX,
-        None => addr.is_v4_loopback() && ifindex == LOOPBACK_IFINDEX,
+        None if addr.is_v4_loopback() => ifindex == LOOPBACK_IFINDEX,
+        None => LOCAL_NETS.get(&Key::new(Addr::BITS, *addr)).is_some(),
     }
 }
 

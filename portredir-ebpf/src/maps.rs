@@ -49,6 +49,11 @@ static STATE: HashMap<StateKey, [u8; 1024], 32768, NO_PREALLOC> = HashMap::new()
 #[btf_map]
 pub static LOCAL: HashMap<Addr, u8, 16384> = HashMap::new();
 
+/// Networks of which every address is one of this host, as routes of type `local` to
+/// networks have them.
+#[btf_map]
+pub static LOCAL_NETS: LpmTrie<Addr, u8, 4096> = LpmTrie::new();
+
 /// The flows of servers' sockets, direct ones too.
 #[btf_map]
 pub static SOCKETS: SkStorage<Flow> = SkStorage::new();

@@ -26,7 +26,7 @@ use self::log::DecisionLog;
 use self::watcher::Notified;
 use crate::config::settings::Settings;
 use crate::host::features::Features;
-use crate::host::netlink::Netlink;
+use crate::host::netlink::{HostChange, Netlink};
 use crate::host::snapshot::Snapshot;
 use crate::loader::pinned;
 use crate::loader::{Datapath, Logging, Options, Sizes};
@@ -152,11 +152,15 @@ impl Controller {
         &self.state
     }
 
-    /// Waits until interfaces or addresses have changed.
+    /// Waits until interfaces or addresses have changed. Connections to an address that
+    /// arrives meanwhile are redirected at once.
     ///
     /// A change is not lost when the wait is given up before its end.
     pub async fn host_changed(&mut self) {
-        self.netlink.changed().await;
+        while let HostChange::Arrived(addr) = self.netlink.changed().await {
+            // When this fails the next reconciliation tries again, and reports.
+            let _ = self.datapath.add_local(addr);
+        }
     }
 
     /// The host in the form that [`change::Change::plan`] needs.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::ready;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoBridge, InfoData, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
     LinkXdp,
@@ -63,8 +63,7 @@ impl HostError {
 /// A netlink socket that also receives notifications of changes.
 pub struct Netlink {
     handle: rtnetlink::Handle,
-    /// The changes, each with the index of an interface if one left.
-    changes: futures_util::stream::BoxStream<'static, Option<u32>>,
+    changes: futures_util::stream::BoxStream<'static, Message>,
     left: BTreeSet<u32>,
     /// The first change since [`Self::changed`] last returned.
     changed_at: Option<Instant>,
@@ -96,11 +95,11 @@ impl Netlink {
         tokio::spawn(connection);
         let routes = routes.filter(|(message, _)| ready(may_be_local(message)));
         let messages = stream::select(messages, routes);
-        // The rest of the message does not matter, nor that some were lost: only the
-        // state after it counts.
+        // The rest of a message does not matter, nor that some were lost: only the state
+        // after it counts.
         Ok(Self {
             handle,
-            changes: messages.map(|(message, _)| left(&message)).boxed(),
+            changes: messages.map(|(message, _)| Message::of(&message)).boxed(),
             left: BTreeSet::new(),
             changed_at: None,
             are_bridges_tracked: AtomicBool::new(are_bridges_tracked()),
@@ -161,10 +160,11 @@ impl Netlink {
             .map_err(HostError::ask("remove the clsact qdisc"))
     }
 
-    /// Waits until the host changed and then, for a moment, calmed down.
+    /// Waits until the host changed and then, for a moment, calmed down. An address that
+    /// arrives is reported at once: until then connections to it are refused.
     ///
     /// A change is not lost when the wait is given up before its end.
-    pub async fn changed(&mut self) {
+    pub async fn changed(&mut self) -> HostChange {
         const CALM: Duration = Duration::from_millis(20);
         const LATEST: Duration = Duration::from_millis(200);
         let changed_at = match self.changed_at {
@@ -172,23 +172,49 @@ impl Netlink {
             None => {
                 tokio::select! {
                     change = self.changes.next() => match change {
-                        Some(left) => self.left.extend(left),
+                        Some(message) => {
+                            let changed_at = *self.changed_at.insert(Instant::now());
+                            if let Some(arrived) = self.take(message) {
+                                return arrived;
+                            }
+                            changed_at
+                        }
                         // The connection is gone; no more notifications will come.
                         None => std::future::pending().await,
                     },
-                    () = tracking_switched(self.are_bridges_tracked.load(Relaxed)) => {}
+                    () = tracking_switched(self.are_bridges_tracked.load(Relaxed)) => {
+                        *self.changed_at.insert(Instant::now())
+                    }
                 }
-                *self.changed_at.insert(Instant::now())
-            }
-        };
-        let calm = async {
-            while let Ok(Some(left)) = tokio::time::timeout(CALM, self.changes.next()).await {
-                self.left.extend(left);
             }
         };
         // A link that flaps forever must not keep us from acting.
-        let _ = tokio::time::timeout_at(changed_at + LATEST, calm).await;
+        let latest = changed_at + LATEST;
+        loop {
+            let calm = latest.min(Instant::now() + CALM);
+            match tokio::time::timeout_at(calm, self.changes.next()).await {
+                Ok(Some(message)) => {
+                    if let Some(arrived) = self.take(message) {
+                        return arrived;
+                    }
+                }
+                Ok(None) | Err(_) => break,
+            }
+            if Instant::now() >= latest {
+                break;
+            }
+        }
         self.changed_at = None;
+        HostChange::Settled
+    }
+
+    fn take(&mut self, message: Message) -> Option<HostChange> {
+        match message {
+            Message::Left(index) => self.left.insert(index),
+            Message::Arrived(addr) => return Some(HostChange::Arrived(addr)),
+            Message::Other => false,
+        };
+        None
     }
 
     /// Returns the interfaces that left since the last call. By now they may be back, or
@@ -230,24 +256,7 @@ impl Netlink {
             .await
             .map_err(HostError::ask("list addresses"))?
         {
-            let mut addr = None;
-            for attribute in &message.attributes {
-                match attribute {
-                    // On point-to-point links `Address` is the other end.
-                    AddressAttribute::Local(local) => addr = Some(*local),
-                    AddressAttribute::Address(address) if addr.is_none() => addr = Some(*address),
-                    _ => {}
-                }
-            }
-            if let Some(addr) = addr.filter(|addr| !addr.is_multicast()) {
-                let reach = if message.header.index == LOOPBACK_IFINDEX && addr.is_loopback() {
-                    local::LOOPBACK
-                } else {
-                    local::ANYWHERE
-                };
-                let addrs = &mut snapshot.local.addrs;
-                addrs.insert(Addr::from(addr).octets(), reach);
-            }
+            snapshot.local.addrs.extend(unicast(&message));
         }
         for (addr, prefix_len) in routes::local_destinations(&tables)? {
             snapshot.local.add_route(addr, prefix_len);
@@ -272,17 +281,70 @@ async fn tracking_switched(before: bool) {
     }
 }
 
-/// The interface that a message says has left this network namespace.
-fn left(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<u32> {
-    match &message.payload {
-        // A bridge sends the same message about a port that is no longer one.
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
-            if link.header.interface_family != AddressFamily::Bridge =>
-        {
-            Some(link.header.index)
+/// A change of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostChange {
+    /// An address arrived, of which more is to be read when the host calms down.
+    Arrived(LocalAddr),
+    /// The host calmed down after some change.
+    Settled,
+}
+
+/// A local address and where it can be reached from: one of [`local`].
+pub type LocalAddr = ([u8; 16], u8);
+
+/// A netlink message, as far as it matters before the state after it is read.
+#[derive(Clone, Copy, Debug)]
+enum Message {
+    /// This interface left the network namespace.
+    Left(u32),
+    Arrived(LocalAddr),
+    Other,
+}
+
+impl Message {
+    fn of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Self {
+        let NetlinkPayload::InnerMessage(message) = &message.payload else {
+            return Self::Other;
+        };
+        match message {
+            // A bridge sends the same message about a port that is no longer one.
+            RouteNetlinkMessage::DelLink(link)
+                if link.header.interface_family != AddressFamily::Bridge =>
+            {
+                Self::Left(link.header.index)
+            }
+            RouteNetlinkMessage::NewAddress(addr) => {
+                unicast(addr).map_or(Self::Other, Self::Arrived)
+            }
+            RouteNetlinkMessage::NewRoute(route) => match routes::local_addr(route) {
+                Some(addr) => Self::Arrived((Addr::from(addr).octets(), local::ANYWHERE)),
+                None => Self::Other,
+            },
+            _ => Self::Other,
         }
-        _ => None,
     }
+}
+
+/// The address that a message is about, unless it is a multicast address.
+fn unicast(message: &AddressMessage) -> Option<LocalAddr> {
+    let mut addr = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // On point-to-point links `Address` is the other end.
+            AddressAttribute::Local(local) => addr = Some(*local),
+            AddressAttribute::Address(address) if addr.is_none() => addr = Some(*address),
+            _ => {}
+        }
+    }
+    let addr = addr.filter(|addr| !addr.is_multicast())?;
+    let is_loopback = message.header.index == LOOPBACK_IFINDEX && addr.is_loopback();
+    let reach = if is_loopback {
+        local::LOOPBACK
+    } else {
+        local::ANYWHERE
+    };
+    Some((Addr::from(addr).octets(), reach))
 }
 
 /// Whether a message about a route may change which addresses are local, or says that such

@@ -50,6 +50,14 @@ pub(super) fn is_local(route: &RouteMessage) -> bool {
     route.header.kind == RouteType::Local
 }
 
+/// The one address that a route in the local table makes local.
+pub(super) fn local_addr(route: &RouteMessage) -> Option<IpAddr> {
+    let (addr, prefix_len) = destination(route)?;
+    let is_host = prefix_len == if addr.is_ipv4() { 32 } else { 128 };
+    let is_its = is_local(route) && table(route) == LOCAL_TABLE;
+    (is_its && is_host && !addr.is_loopback() && !addr.is_multicast()).then_some(addr)
+}
+
 fn is_local_in(route: &RouteMessage, tables: &BTreeSet<u32>) -> bool {
     // Kernels that do not filter send everything.
     is_local(route) && tables.contains(&table(route))

@@ -57,6 +57,25 @@ impl Datapath {
         result.map_err(local_error(ADDRS, addrs.len(), held))
     }
 
+    /// Adds one local address to those that were set.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::LocalFull`], [`DatapathError::Map`].
+    pub fn add_local(&mut self, (addr, reach): ([u8; 16], u8)) -> Result<(), DatapathError> {
+        if self.local.contains_key(&addr) {
+            return Ok(());
+        }
+        let wanted = self.local.len() + 1;
+        let mut map =
+            BpfHashMap::<_, Addr, u8>::try_from(self.map_mut(ADDRS)).map_err(map_error(ADDRS))?;
+        map.insert(Addr::new(addr), reach, 0)
+            .map_err(local_error(ADDRS, wanted, wanted - 1))?;
+        self.local.insert(addr, reach);
+        self.set_own();
+        Ok(())
+    }
+
     /// The networks that an earlier process may have left.
     pub(super) fn left_networks(&self) -> BTreeSet<LocalNetwork> {
         let trie = self.maps.get(NETWORKS);

@@ -72,7 +72,7 @@ impl From<Sizes> for Options {
 }
 
 /// The maps that outlive a process.
-pub(super) const MAPS: [&str; 22] = [
+pub(super) const MAPS: [&str; 23] = [
     "ADDRS",
     "COUNTERS",
     "DIALLED",
@@ -84,6 +84,7 @@ pub(super) const MAPS: [&str; 22] = [
     "IFACES",
     "LISTENERS",
     "LOCAL",
+    "LOCAL_NETS",
     "NEXT_SLOT",
     "OLD",
     "REASONS",

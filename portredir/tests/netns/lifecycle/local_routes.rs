@@ -13,11 +13,19 @@ use crate::{Cell, ENGINES, Tests};
 
 pub fn add(tests: &mut Tests) {
     tests.add_for(&ENGINES, "local_routes", &[], local_routes);
+    tests.add_for(&ENGINES, "local_networks", &[], local_networks);
+    tests.add_for(&ENGINES, "address_that_arrives", &[], arrives);
     tests.add_for(&["tc"], "more_addresses_than_places", &[], too_many);
 }
 
 /// Addresses that load balancers of clouds forward, as their agents add them.
 const FORWARDED: [&str; 2] = ["198.51.100.10/32", "2001:db8:5::10/128"];
+
+/// Networks of which every address is local (`AnyIP`), and one of those.
+const NETWORKS: [(&str, &str); 2] = [
+    ("203.0.113.0/24", "203.0.113.77"),
+    ("2001:db8:6::/64", "2001:db8:6::77"),
+];
 
 fn addr(network: &str) -> IpAddr {
     let (addr, _) = network.split_once('/').expect("a network");
@@ -63,6 +71,55 @@ fn local_routes(cell: &Cell) {
             add(network);
         }
     }
+    redirector.finish(&lab);
+}
+
+/// Every address of a network is one of the host, for others and for itself.
+fn local_networks(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let server = EchoServer::start(&lab.host, 7778);
+    let redirector = redirect_all(cell, &lab);
+    for (network, addr) in NETWORKS {
+        let to = SocketAddr::new(addr.parse().expect("an address"), 7777);
+        route(&lab, network);
+        lab.host.ip(&format!("route add local {network} dev lo"));
+        wait_within(SOON, &format!("a redirect of {to}"), || {
+            answers(&lab.client, Proto::Tcp, to).then_some(())
+        });
+        for at in [&lab.client, &lab.host] {
+            let message = format!("{to} {}", at.name);
+            Conn::to(at, Proto::Tcp, 0, to).echo(message.as_bytes());
+            server.peer(Proto::Tcp, message.as_bytes());
+        }
+        lab.host.ip(&format!("route del local {network} dev lo"));
+        wait_for(&format!("the loss of {to}"), || {
+            (!answers(&lab.client, Proto::Tcp, to)).then_some(())
+        });
+    }
+    redirector.finish(&lab);
+}
+
+/// An address that arrives is redirected at once, while other changes keep the host from
+/// calming down: `ip` needs longer to end than the watcher to notice.
+fn arrives(cell: &Cell) {
+    const ADDRS: u8 = 20;
+    let lab = Lab::new(cell);
+    let server = EchoServer::start(&lab.host, 7778);
+    let redirector = redirect_all(cell, &lab);
+    let mut late = 0;
+    for number in 0..ADDRS {
+        lab.host.ip("link set lo mtu 65000");
+        let addr = Family::V4.addr(1, 100 + number);
+        lab.host.ip(&format!("addr add {addr}/24 dev h0"));
+        let to = SocketAddr::new(addr, 7777);
+        late += u8::from(is_refused(&lab.client, Proto::Tcp, to));
+        lab.host.ip("link set lo mtu 65536");
+        let message = format!("to {to}");
+        Conn::to(&lab.client, Proto::Tcp, 0, to).echo(message.as_bytes());
+        server.peer(Proto::Tcp, message.as_bytes());
+    }
+    // A machine that is busy may give the watcher no turn in that time.
+    assert!(late <= ADDRS / 4, "{late} of {ADDRS} were refused first");
     redirector.finish(&lab);
 }
 
