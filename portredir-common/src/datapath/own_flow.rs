@@ -8,13 +8,13 @@
 use crate::datapath::flow_lookup::{Seen, lookup, lookup_protocol, refresh};
 use crate::datapath::rule_match::choose;
 use crate::flow::{Flow, FlowKey, FlowTable, Original, UDP_IDLE};
-use crate::kernel::{Host, Socket, Tables, now};
+use crate::kernel::{Host, Tables, now};
 use crate::map::rules::PortEntry;
 use crate::net::{Flags, Port, Protocol};
 
 /// Notes the flow of a packet that leaves from the local port of `key`.
 ///
-/// An answer that came before the flow was known may have begun a redirected flow,
+/// An answer that came before the flow was known may have begun a redirected UDP flow,
 /// which ends here.
 #[inline(always)]
 pub(super) fn note<T: Tables>(tables: &T, key: &mut FlowKey, entry: PortEntry) {
@@ -34,23 +34,50 @@ pub(super) fn note<T: Tables>(tables: &T, key: &mut FlowKey, entry: PortEntry) {
         None if protocol == Protocol::Tcp => FlowTable::Syn,
         None => FlowTable::Udp,
     };
+    if is_reply_on_its_way(tables, key, entry) {
+        return;
+    }
     tables.mark(key);
     // Without room for it an answer is taken for a new flow.
     let _ = tables.set_flow(table, key, &Flow::own(key, now));
+}
+
+/// Whether the packet is the reply of a redirected flow, which was rewritten on another
+/// device on its way out. Not inlined: the BPF stack is small.
+#[inline(never)]
+fn is_reply_on_its_way<T: Tables>(tables: &T, key: &mut FlowKey, entry: PortEntry) -> bool {
     let own_port = key.local_port;
-    let Some(choice) = choose(tables, entry, key, own_port) else {
-        return;
+    let target = match choose(tables, entry, key, own_port) {
+        Some(choice) => choice.target,
+        // Its refusals come from there.
+        None if entry.is_hidden() => Port::CLOSED,
+        None => return false,
     };
-    key.local_port = choice.target;
+    key.local_port = target;
+    let is_reply = is_redirected_from(tables, key, own_port);
+    key.local_port = own_port;
+    is_reply
+}
+
+/// Whether a flow to the port of `key` was redirected from another port. A UDP reply has
+/// refreshed its flow just now; one that was not is of an answer that was stolen, and
+/// ends.
+#[inline(always)]
+fn is_redirected_from<T: Tables>(tables: &T, key: &FlowKey, dst_port: Port) -> bool {
+    const JUST_NOW: u16 = 1;
+    let Ok(protocol) = key.protocol() else {
+        return false;
+    };
     match lookup_protocol(tables, protocol, key) {
-        Some((FlowTable::Udp, flow)) if flow.dst_port == own_port => {
-            tables.remove_flow(FlowTable::Udp, key);
+        Some((FlowTable::Udp, flow)) if flow.dst_port == dst_port => {
+            let is_fresh = now(tables).since(flow.seen) <= JUST_NOW;
+            if !is_fresh {
+                tables.remove_flow(FlowTable::Udp, key);
+            }
+            is_fresh
         }
-        Some((_, flow)) if flow.dst_port == own_port && tables.socket(key) == Socket::None => {
-            tables.remove_flow(FlowTable::Tcp, key);
-            tables.remove_flow(FlowTable::Syn, key);
-        }
-        _ => {}
+        Some((_, flow)) => flow.dst_port == dst_port,
+        None => false,
     }
 }
 

@@ -55,8 +55,11 @@ fn udp(kind: Kind) -> Vec<Case> {
             .own_flow(table, asked, own(kind, 80, 60))
             .leaves(one(kind, table, 0)),
         question("a question after a stolen answer -> the stolen flow ends")
-            .flow(table, stolen, seen(80, 0))
+            .flow(table, stolen, seen(80, 3))
             .leaves(one(kind, table, 0)),
+        question("a reply that was rewritten before -> is a reply")
+            .flow(table, stolen, seen(80, 0))
+            .leaves_state(),
         question("a question beside the flow of another rule -> that flow goes on")
             .flow(table, stolen, seen(81, 0))
             .leaves(one(kind, table, 0).flow(table, stolen, seen(81, 0))),
@@ -94,13 +97,15 @@ fn tcp(kind: Kind) -> Vec<Case> {
         leaves("a segment leaves -> is noted", ACK).leaves(noted()),
         leaves("a SYN-ACK leaves -> is an answer", SYN | ACK).leaves_state(),
         leaves("a reset leaves -> is an answer", RST).leaves_state(),
-        leaves("a segment leaves after a stolen answer -> ends it", ACK)
-            .flow(FlowTable::Syn, stolen, seen(80, 0))
-            .leaves(noted()),
-        leaves("a segment leaves beside a connection -> is noted", ACK)
+        leaves("a reply that was rewritten before -> is a reply", ACK)
             .flow(FlowTable::Tcp, stolen, seen(80, 0))
-            .socket(stolen, Socket::Connection)
-            .leaves(noted().flow(FlowTable::Tcp, stolen, seen(80, 0))),
+            .leaves_state(),
+        leaves(
+            "a segment leaves beside the flow of another rule -> is noted",
+            ACK,
+        )
+        .flow(FlowTable::Tcp, stolen, seen(81, 0))
+        .leaves(noted().flow(FlowTable::Tcp, stolen, seen(81, 0))),
     ]
 }
 
@@ -148,7 +153,12 @@ fn hidden(kind: Kind) -> Vec<Case> {
     let key = kind.key(8080);
     let table = kind.new_table();
     let own_flow = own(kind, 8080, 60);
+    let refusal = |what| hiding(Case::egress(name(what), &kind.reply(8080)));
     let mut cases = vec![
+        refusal("a refusal that was rewritten before -> is a reply")
+            .flow(table, kind.key(0), seen(8080, 0))
+            .unchanged(Reason::Direct)
+            .leaves_state(),
         hiding(Case::egress(
             name("a question -> is noted"),
             &kind.reply(8080),

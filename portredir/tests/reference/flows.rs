@@ -143,7 +143,8 @@ impl Flows {
     }
 
     /// A packet leaves from a port that a rule names, or that is hidden, and is no
-    /// reply: its flow began here. `target` is where a rule sends what comes back.
+    /// reply: its flow began here, unless it is the reply of a redirected flow that was
+    /// rewritten on another device. `target` is where a rule sends what comes back.
     pub fn begin(&mut self, ends: Ends, target: Option<u16>) {
         let ports = Ports {
             client: ends.client_port,
@@ -153,25 +154,27 @@ impl Flows {
         if before.is_some_and(|holder| holder.ports != ports) {
             return;
         }
+        if !before.is_some_and(|holder| holder.is_own)
+            && let Some(target) = target
+        {
+            let redirected = ends.local_port(target);
+            let is_its = |holder: &&Holder| holder.ports.dialled == ends.local_port;
+            if let Some(holder) = self.holders.get(&redirected).filter(is_its) {
+                let epoch = |ns: u64| ns >> 30;
+                if ends.protocol == Protocol::Tcp || epoch(self.now_ns) - epoch(holder.seen_ns) <= 1
+                {
+                    return;
+                }
+                // An answer was taken for a client's packet.
+                self.holders.remove(&redirected);
+            }
+        }
         let holder = Holder {
             ports,
             seen_ns: self.now_ns,
             is_own: true,
         };
         self.holders.insert(ends, holder);
-        if before.is_some_and(|holder| holder.is_own) {
-            return;
-        }
-        // An answer may have been taken for a client's packet.
-        if let Some(target) = target {
-            let stolen = ends.local_port(target);
-            let is_its = |holder: &Holder| holder.ports.dialled == ends.local_port;
-            if self.holders.get(&stolen).is_some_and(is_its)
-                && (ends.protocol == Protocol::Udp || !self.sockets.contains_key(&stolen))
-            {
-                self.holders.remove(&stolen);
-            }
-        }
     }
 
     /// Whether a packet belongs to a flow that began here, at its destination port.
