@@ -62,7 +62,7 @@ const STACKS: [Stack; 9] = [
     Stack {
         name: "ipvlan_over_vlan",
         host: "link add link h0 name h0.7 type vlan id 7\nlink set h0.7 up\n\
-            link add link h0.7 name t0 type ipvlan\nlink set t0 up",
+            link add link h0.7 name t0 type ipvlan mode l2\nlink set t0 up",
         client: CLIENT_VLAN,
     },
     Stack {
