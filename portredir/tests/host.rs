@@ -365,8 +365,7 @@ proptest! {
     #[test]
     fn noise_is_survived(
         mock in host(),
-        hook in random::hook(),
-        link in select(vec![Link::Ethernet, Link::Ip]),
+        (hook, link) in (random::hook(), select(vec![Link::Ethernet, Link::Ip])),
         // A likely EtherType and version, to get further than the first check.
         start in select(vec![(0x0800, 0x45), (0x86dd, 0x60), (0x8100, 0x46), (0, 0x45), (0, 0x60)]),
         mut bytes in vec(any::<u8>(), 0..200),

@@ -21,7 +21,7 @@ use portredir_common::verdict::Reason;
 use crate::namespace::{self, OTHER_IFINDEX};
 use crate::packet::mock::Tables;
 use crate::packet::{Hook, Iface, Setup, key};
-use crate::reference::{Ends, Fate};
+use crate::reference::{Ends, Fate, Passage};
 use crate::rig::{PROGRAMS, Program, Rig, SIZES, programs};
 use crate::table::Rigs;
 use crate::traffic::random::{self, SEED};
@@ -55,16 +55,15 @@ impl Host for InKernel<'_> {
 
     fn follow(
         &mut self,
-        hook: Hook,
-        iface: Iface,
-        frame: &[u8],
+        passage: Passage<'_>,
         fate: &Fate,
         given: Option<u16>,
     ) -> Result<(), String> {
         if let Some(port) = given {
             self.host.choose(port);
         }
-        let on_host = self.host.run(hook, iface, frame);
+        let Passage { hook, iface, .. } = passage;
+        let on_host = self.host.run(hook, iface, passage.before);
         if on_host.as_ref() != Some(fate) {
             return Err(format!("the host differs: {on_host:?}"));
         }

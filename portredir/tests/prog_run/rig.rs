@@ -379,7 +379,7 @@ impl Rig {
     ) -> Option<(Verdict, Vec<u8>)> {
         // The kernel does not say how long the packet is before it is there.
         let mut out = vec![0; packet.len() + 64];
-        let result = match self.repeat(program, setting, packet, &mut out, 1) {
+        let result = match self.test_run(program, setting, packet, &mut out) {
             Ok(result) => result,
             Err(ProgramError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::EINVAL) && packet.len() < 54 =>
@@ -392,21 +392,20 @@ impl Rig {
         Some((verdict(program, result.return_value), out))
     }
 
-    /// Runs a program `count` times on what the run before made of the packet.
-    pub fn repeat(
+    /// Runs a program once, and has the kernel write the packet to `out`.
+    fn test_run(
         &mut self,
         program: Program,
         setting: Setting,
         packet: &[u8],
         out: &mut [u8],
-        count: u32,
     ) -> Result<TestRunResult, ProgramError> {
         let ctx = context(program, setting, packet.len());
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(out),
             ctx_in: ctx.as_deref(),
-            repeat: count,
+            repeat: 1,
             ..Default::default()
         };
         if program.is_xdp {

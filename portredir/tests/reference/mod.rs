@@ -119,19 +119,6 @@ impl Reference {
         if !is_ours(packet.dst, passage.iface) {
             return Err(Untouched);
         }
-        match packet.soundness(frame, protocol) {
-            Soundness::Sound => {}
-            // It would reach the dialled port, and the rest of it the target.
-            Soundness::TooShort
-                if self
-                    .rules
-                    .target(protocol, packet.src, packet.dst, dialled, passage.iface)
-                    .is_some() =>
-            {
-                return Err(Dropped);
-            }
-            Soundness::TooShort | Soundness::Broken => return Err(Untouched),
-        }
         let ends = Ends {
             protocol,
             client: packet.src,
@@ -139,6 +126,14 @@ impl Reference {
             local: packet.dst,
             local_port: dialled,
         };
+        match packet.soundness(frame, protocol) {
+            Soundness::Sound => {}
+            // It would reach the dialled port, and the rest of it the target.
+            Soundness::TooShort if self.rules.target(ends, passage.iface).is_some() => {
+                return Err(Dropped);
+            }
+            Soundness::TooShort | Soundness::Broken => return Err(Untouched),
+        }
         let to = |local_port| Arrival {
             ports: Ports {
                 client: client_port,
@@ -160,7 +155,7 @@ impl Reference {
                 chosen
             }
         };
-        Ok(with_ports(frame, packet, packet, client_port, target))
+        Ok(with_ports(frame, packet, packet, (client_port, target)))
     }
 
     /// Where a packet goes, and by which client port.
@@ -172,8 +167,6 @@ impl Reference {
     ) -> Result<(u16, Admission), Refusal> {
         let Ends {
             protocol,
-            client,
-            local,
             local_port: dialled,
             ..
         } = ends;
@@ -185,7 +178,7 @@ impl Reference {
                 return Ok((target, self.flows.redirect(to(target))));
             }
         }
-        let target = self.rules.target(protocol, client, local, dialled, iface);
+        let target = self.rules.target(ends, iface);
         if let Some(target) = target {
             let is_open = self.flows.sockets.get(&to(target).ends) == Some(&Socket::Open);
             if self.rules.if_listening && !is_open && !is_served(protocol, target) {
@@ -259,8 +252,7 @@ impl Reference {
                 frame,
                 packet,
                 packet,
-                ports.dialled,
-                ports.client,
+                (ports.dialled, ports.client),
             )),
             Soundness::TooShort => Err(Dropped),
             Soundness::Broken => Err(Untouched),
@@ -307,13 +299,13 @@ impl Reference {
             found = found.or(port.map(|port| (target, port)));
         }
         if found.is_none() {
-            let target = rules.target(protocol, quoted.dst, quoted.src, dialled, iface);
+            let target = rules.target(ends(dialled), iface);
             let target = target.unwrap_or(dialled);
             let port = self.flows.behind(ports, ends(target));
             found = port.map(|port| (target, port));
         }
         let (target, client_port) = found.ok_or(Untouched)?;
-        Ok(with_ports(frame, packet, &quoted, target, client_port))
+        Ok(with_ports(frame, packet, &quoted, (target, client_port)))
     }
 
     /// An error of this host about what it received.
@@ -338,8 +330,7 @@ impl Reference {
             frame,
             packet,
             &quoted,
-            ports.client,
-            ports.dialled,
+            (ports.client, ports.dialled),
         ))
     }
 }
@@ -371,10 +362,10 @@ fn is_syn(frame: &[u8], packet: &Headers) -> bool {
     frame[packet.start + 13] & 0b1_0110 == 0b0_0010
 }
 
-/// The frame with other ports in `at`, which is `packet` itself or what it
+/// The frame with this source and destination port in `at`, which is `packet` itself or what it
 /// quotes. The checksum of `packet` stays as right, or as wrong, as it was: the
 /// sum over all that it covers does not change.
-fn with_ports(frame: &[u8], packet: &Headers, at: &Headers, src: u16, dst: u16) -> Vec<u8> {
+fn with_ports(frame: &[u8], packet: &Headers, at: &Headers, (src, dst): (u16, u16)) -> Vec<u8> {
     let mut new = frame.to_vec();
     new[at.start..at.start + 2].copy_from_slice(&src.to_be_bytes());
     new[at.start + 2..at.start + 4].copy_from_slice(&dst.to_be_bytes());

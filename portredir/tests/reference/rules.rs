@@ -1,10 +1,9 @@
 //! The meaning of rules, in the words of the documentation.
 
-use std::net::IpAddr;
-
 use portredir::rule::Rule;
 use portredir_common::net::Protocol;
 
+use super::flows::Ends;
 use crate::packet::mock::OTHER;
 use crate::packet::{Iface, Setup};
 
@@ -102,21 +101,14 @@ impl Rules {
         targets
     }
 
-    /// Where a packet goes: the rule for its address wins over those for all
+    /// Where a packet goes whose client dialled these ends: the rule for its address wins over those for all
     /// addresses, then the rule for fewer clients, then the one that is for some
     /// interfaces only, then the first.
-    pub fn target(
-        &self,
-        protocol: Protocol,
-        client: IpAddr,
-        local: IpAddr,
-        port: u16,
-        iface: Iface,
-    ) -> Option<u16> {
+    pub fn target(&self, ends: Ends, iface: Iface) -> Option<u16> {
         let iface = if iface == Iface::Lo { "lo" } else { OTHER };
         let fits = |rule: &&Rule| {
-            rule.addr.is_none_or(|addr| addr == local)
-                && rule.from.is_none_or(|from| from.contains(&client))
+            rule.addr.is_none_or(|addr| addr == ends.local)
+                && rule.from.is_none_or(|from| from.contains(&ends.client))
                 && (rule.on.is_empty() || rule.on.iter().any(|name| name == iface))
         };
         let rank = |rule: &&Rule| {
@@ -124,7 +116,9 @@ impl Rules {
             (rule.addr.is_none(), -prefix)
         };
         // Of equals it takes the first.
-        let rule = self.about(protocol, port).filter(fits).min_by_key(rank)?;
-        Some(rule.target_of(port))
+        let dialled = ends.local_port;
+        let rules = self.about(ends.protocol, dialled);
+        let rule = rules.filter(fits).min_by_key(rank)?;
+        Some(rule.target_of(dialled))
     }
 }

@@ -31,9 +31,7 @@ pub trait Host {
     /// What is not the same.
     fn follow(
         &mut self,
-        _hook: Hook,
-        _iface: Iface,
-        _frame: &[u8],
+        _passage: Passage<'_>,
         _fate: &Fate,
         _given: Option<u16>,
     ) -> Result<(), String> {
@@ -193,9 +191,7 @@ impl<'a> Session<'a> {
             let given = reference.given.take();
             tally.given += u64::from(given.is_some());
             let error = match expected {
-                Ok(expected) if expected == fate => {
-                    host.follow(hook, iface, &before, &fate, given).err()
-                }
+                Ok(expected) if expected == fate => host.follow(passage, &fate, given).err(),
                 Ok(expected) => Some(format!("expected {}", Shown(&expected))),
                 Err(why) => Some(why),
             };

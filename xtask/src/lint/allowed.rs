@@ -51,7 +51,6 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
 /// Habits that are still to be given up.
 const HABITS: &[(Habit, &str, usize)] = &[
     (Habit::ManyParameters, "portredir", 8),
-    (Habit::ManyParameters, "portredir tests", 7),
     (Habit::ManyParameters, "portredir-common", 1),
     (Habit::BareBool, "portredir", 17),
     (Habit::BareBool, "portredir tests", 6),
