@@ -16,6 +16,9 @@ use super::builder::{
     ACK, Body, ETHERNET, FIN, Fragment, MoreFragments, PSH, Packet, RST, SYN, URG,
 };
 
+/// The reason that lengths fit into their fields.
+const SHORT: &str = "no payload is that long";
+
 impl Packet {
     /// The frame.
     pub fn bytes(&self) -> Vec<u8> {
@@ -124,75 +127,83 @@ impl Packet {
 
     /// The IP protocol and the whole datagram, before it is cut in fragments.
     fn transport_bytes(&self) -> (u8, Vec<u8>) {
-        let payload = &self.payload[..];
-        let checksum = "no payload is that long";
         match &self.body {
-            Body::Tcp { flags, options } => {
-                let mut header = TcpHeader::new(self.src_port, self.dst_port, 0x0102_0304, 502);
-                header.acknowledgment_number = 0x0506_0708;
-                header.fin = flags & FIN != 0;
-                header.syn = flags & SYN != 0;
-                header.rst = flags & RST != 0;
-                header.psh = flags & PSH != 0;
-                header.ack = flags & ACK != 0;
-                header.urg = flags & URG != 0;
-                header.set_options_raw(options).expect("whole words");
-                header.checksum = match (self.src, self.dst) {
-                    (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                        header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), payload)
-                    }
-                    (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                        header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), payload)
-                    }
-                    _ => panic!("addresses of two families"),
+            Body::Tcp { flags, options } => (6, self.tcp_bytes(*flags, options)),
+            Body::Udp => (17, self.udp_bytes()),
+            &Body::Icmp { kind, code, rest } => match (self.src, self.dst) {
+                (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                    let message = Icmpv6Type::Unknown {
+                        type_u8: kind,
+                        code_u8: code,
+                        bytes5to8: rest,
+                    };
+                    let sum = message.calc_checksum(src.octets(), dst.octets(), &self.payload);
+                    let sum = sum.expect(SHORT);
+                    (58, self.icmp_bytes([kind, code], sum, rest))
                 }
-                .expect(checksum);
-                (6, [&header.to_bytes()[..], payload].concat())
-            }
-            Body::Udp => {
-                let mut header = UdpHeader {
-                    source_port: self.src_port,
-                    destination_port: self.dst_port,
-                    length: u16::try_from(8 + payload.len()).expect(checksum),
-                    checksum: 0,
-                };
-                header.checksum = match (self.src, self.dst) {
-                    (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                        header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), payload)
-                    }
-                    (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                        header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), payload)
-                    }
-                    _ => panic!("addresses of two families"),
+                _ => {
+                    let message = Icmpv4Type::Unknown {
+                        type_u8: kind,
+                        code_u8: code,
+                        bytes5to8: rest,
+                    };
+                    let sum = message.calc_checksum(&self.payload);
+                    (1, self.icmp_bytes([kind, code], sum, rest))
                 }
-                .expect(checksum);
-                (17, [&header.to_bytes()[..], payload].concat())
-            }
-            &Body::Icmp { kind, code, rest } => {
-                let (protocol, sum) = match (self.src, self.dst) {
-                    (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                        let message = Icmpv6Type::Unknown {
-                            type_u8: kind,
-                            code_u8: code,
-                            bytes5to8: rest,
-                        };
-                        let sum = message.calc_checksum(src.octets(), dst.octets(), payload);
-                        (58, sum.expect(checksum))
-                    }
-                    _ => {
-                        let message = Icmpv4Type::Unknown {
-                            type_u8: kind,
-                            code_u8: code,
-                            bytes5to8: rest,
-                        };
-                        (1, message.calc_checksum(payload))
-                    }
-                };
-                let header = [&[kind, code][..], &sum.to_be_bytes(), &rest].concat();
-                (protocol, [&header[..], payload].concat())
-            }
-            Body::Other(protocol) => (*protocol, payload.to_vec()),
+            },
+            Body::Other(protocol) => (*protocol, self.payload.clone()),
         }
+    }
+
+    fn tcp_bytes(&self, flags: u8, options: &[u8]) -> Vec<u8> {
+        let payload = &self.payload[..];
+        let mut header = TcpHeader::new(self.src_port, self.dst_port, 0x0102_0304, 502);
+        header.acknowledgment_number = 0x0506_0708;
+        header.fin = flags & FIN != 0;
+        header.syn = flags & SYN != 0;
+        header.rst = flags & RST != 0;
+        header.psh = flags & PSH != 0;
+        header.ack = flags & ACK != 0;
+        header.urg = flags & URG != 0;
+        header.set_options_raw(options).expect("whole words");
+        header.checksum = match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), payload)
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), payload)
+            }
+            _ => panic!("addresses of two families"),
+        }
+        .expect(SHORT);
+        [&header.to_bytes()[..], payload].concat()
+    }
+
+    fn udp_bytes(&self) -> Vec<u8> {
+        let payload = &self.payload[..];
+        let mut header = UdpHeader {
+            source_port: self.src_port,
+            destination_port: self.dst_port,
+            length: u16::try_from(8 + payload.len()).expect(SHORT),
+            checksum: 0,
+        };
+        header.checksum = match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), payload)
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), payload)
+            }
+            _ => panic!("addresses of two families"),
+        }
+        .expect(SHORT);
+        [&header.to_bytes()[..], payload].concat()
+    }
+
+    /// A message of ICMP or ICMPv6, which begin alike.
+    fn icmp_bytes(&self, kind_and_code: [u8; 2], sum: u16, rest: [u8; 4]) -> Vec<u8> {
+        let sum = sum.to_be_bytes();
+        [&kind_and_code[..], &sum, &rest, &self.payload].concat()
     }
 }
 

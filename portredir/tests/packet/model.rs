@@ -11,6 +11,7 @@ use portredir_common::kernel::Socket;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::test_runner::TestCaseResult;
 
 use crate::packet::TWO_TO_ONE;
 use crate::packet::builder::{CLIENT_PORT, udp4};
@@ -85,50 +86,93 @@ proptest! {
             1..40,
         ),
     ) {
-        let mut mock = Mock { cache: Some(RefCell::default()), ..mock(TWO_TO_ONE) };
-        let mut open = HashMap::<(u16, u16), u16>::new();
+        let mut model = Connections::new();
         for (client, dialled, step) in steps {
-            let flow = (client, dialled);
-            match (step, open.get(&flow).copied()) {
-                (Step::Open, None) => {
-                    let given = try_arrive(&mock, &syn(client, dialled))?;
-                    prop_assert!(!open.values().any(|other| *other == given), "taken: {}", given);
-                    mock.sockets.insert(tcp_key(given), Socket::Connection);
-                    // The SYN is answered before there is a full socket.
-                    let cache = mock.cache.take();
-                    try_answer(&mock, &syn(client, dialled), given)?;
-                    mock.cache = cache;
-                    prop_assert_eq!(try_arrive(&mock, &ack(client, dialled))?, given);
-                    try_answer(&mock, &ack(client, dialled), given)?;
-                    open.insert(flow, given);
-                }
-                (Step::Data, Some(given)) => {
-                    prop_assert_eq!(try_arrive(&mock, &ack(client, dialled))?, given);
-                    try_answer(&mock, &ack(client, dialled), given)?;
-                }
-                (Step::Close(state), Some(given)) => {
-                    open.remove(&flow);
-                    mock.sockets.insert(tcp_key(given), state);
-                    let cache = mock.cache.as_ref().expect("there is one");
-                    cache.borrow_mut().remove(&tcp_key(given));
-                }
-                (Step::Evict, _) => {
-                    let remap = mock.tables.take().remap;
-                    mock.tables.borrow_mut().remap = remap;
-                    for (&(client, dialled), &given) in &open {
-                        try_answer(&mock, &ack(client, dialled), given)?;
-                    }
-                    // Until then a direct connection with the same client port
-                    // would not be told apart.
-                    for (&(client, dialled), &given) in &open {
-                        prop_assert_eq!(try_arrive(&mock, &ack(client, dialled))?, given);
-                    }
-                }
-                _ => {}
-            }
-            for (&(client, dialled), &given) in &open {
-                try_answer(&mock, &ack(client, dialled), given)?;
-            }
+            model.step((client, dialled), step)?;
+            model.answer_all()?;
         }
+    }
+}
+
+/// A flow by the ports that its client knows: its own, and the one it dialled.
+type Ports = (u16, u16);
+
+/// A host, and the TCP connections that are open to it.
+struct Connections {
+    mock: Mock,
+    /// The client port that each connection has behind the target.
+    open: HashMap<Ports, u16>,
+}
+
+impl Connections {
+    fn new() -> Self {
+        let mock = Mock {
+            cache: Some(RefCell::default()),
+            ..mock(TWO_TO_ONE)
+        };
+        Self {
+            mock,
+            open: HashMap::new(),
+        }
+    }
+
+    fn step(&mut self, flow: Ports, step: Step) -> TestCaseResult {
+        match (step, self.open.get(&flow).copied()) {
+            (Step::Open, None) => self.open(flow),
+            (Step::Data, Some(given)) => self.send(flow, given),
+            (Step::Close(state), Some(given)) => {
+                self.close(flow, given, state);
+                Ok(())
+            }
+            (Step::Evict, _) => self.evict(),
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&mut self, (client, dialled): Ports) -> TestCaseResult {
+        let given = try_arrive(&self.mock, &syn(client, dialled))?;
+        let is_taken = self.open.values().any(|other| *other == given);
+        prop_assert!(!is_taken, "taken: {}", given);
+        self.mock.sockets.insert(tcp_key(given), Socket::Connection);
+        // The SYN is answered before there is a full socket.
+        let cache = self.mock.cache.take();
+        try_answer(&self.mock, &syn(client, dialled), given)?;
+        self.mock.cache = cache;
+        self.send((client, dialled), given)?;
+        self.open.insert((client, dialled), given);
+        Ok(())
+    }
+
+    /// Sends a segment of an open connection, which the server answers.
+    fn send(&self, (client, dialled): Ports, given: u16) -> TestCaseResult {
+        prop_assert_eq!(try_arrive(&self.mock, &ack(client, dialled))?, given);
+        try_answer(&self.mock, &ack(client, dialled), given)
+    }
+
+    fn close(&mut self, flow: Ports, given: u16, state: Socket) {
+        self.open.remove(&flow);
+        self.mock.sockets.insert(tcp_key(given), state);
+        let cache = self.mock.cache.as_ref().expect("there is one");
+        cache.borrow_mut().remove(&tcp_key(given));
+    }
+
+    fn evict(&self) -> TestCaseResult {
+        let remap = self.mock.tables.take().remap;
+        self.mock.tables.borrow_mut().remap = remap;
+        self.answer_all()?;
+        // Until then a direct connection with the same client port would not be
+        // told apart.
+        for (&(client, dialled), &given) in &self.open {
+            prop_assert_eq!(try_arrive(&self.mock, &ack(client, dialled))?, given);
+        }
+        Ok(())
+    }
+
+    /// Has the server answer on every open connection.
+    fn answer_all(&self) -> TestCaseResult {
+        for (&(client, dialled), &given) in &self.open {
+            try_answer(&self.mock, &ack(client, dialled), given)?;
+        }
+        Ok(())
     }
 }

@@ -34,6 +34,41 @@ pub fn router(end: IpAddr) -> IpAddr {
     }
 }
 
+/// IPv4 addresses of clients, and addresses that they send to: mostly of this host.
+fn ends4() -> ([IpAddr; 4], [IpAddr; 6]) {
+    let clients = [
+        CLIENT4,
+        CLIENT4,
+        [198, 51, 100, 1].into(),
+        [203, 0, 113, 9].into(),
+    ];
+    let locals = [
+        SERVER4,
+        SERVER4,
+        SERVER4,
+        [192, 0, 2, 2].into(),
+        [127, 0, 0, 1].into(),
+        [192, 0, 2, 9].into(),
+    ];
+    (clients, locals)
+}
+
+/// IPv6 addresses of clients, and addresses that they send to: mostly of this host.
+fn ends6() -> ([IpAddr; 4], [IpAddr; 6]) {
+    let far = [0x2001, 0xdb8, 2, 0, 0, 0, 0, 9];
+    let elsewhere = [0x2001, 0xdb8, 0, 0, 0, 0, 0, 2];
+    let clients = [CLIENT6, CLIENT6, far.into(), CLIENT6];
+    let locals = [
+        SERVER6,
+        SERVER6,
+        SERVER6,
+        SERVER6,
+        [0, 0, 0, 0, 0, 0, 0, 1].into(),
+        elsewhere.into(),
+    ];
+    (clients, locals)
+}
+
 /// Where packets come from.
 pub struct Source {
     /// Ports of the host that something is to happen at.
@@ -45,36 +80,7 @@ impl Source {
     /// A packet of a client, or of a server to one.
     pub fn packet(&self, bytes: &mut Unstructured<'_>, hook: Hook) -> Result<Packet> {
         let is_ipv4 = bytes.ratio(1, 2)?;
-        let (clients, locals) = if is_ipv4 {
-            let client = [
-                CLIENT4,
-                CLIENT4,
-                [198, 51, 100, 1].into(),
-                [203, 0, 113, 9].into(),
-            ];
-            let local = [
-                SERVER4,
-                SERVER4,
-                SERVER4,
-                [192, 0, 2, 2].into(),
-                [127, 0, 0, 1].into(),
-                [192, 0, 2, 9].into(),
-            ];
-            (client, local)
-        } else {
-            let far = [0x2001, 0xdb8, 2, 0, 0, 0, 0, 9];
-            let elsewhere = [0x2001, 0xdb8, 0, 0, 0, 0, 0, 2];
-            let client = [CLIENT6, CLIENT6, far.into(), CLIENT6];
-            let local = [
-                SERVER6,
-                SERVER6,
-                SERVER6,
-                SERVER6,
-                [0, 0, 0, 0, 0, 0, 0, 1].into(),
-                elsewhere.into(),
-            ];
-            (client, local)
-        };
+        let (clients, locals) = if is_ipv4 { ends4() } else { ends6() };
         let body = match bytes.int_in_range(0..=15_u8)? {
             0..=7 => Body::Tcp {
                 flags: *bytes.choose(&FLAGS)?,

@@ -137,79 +137,27 @@ impl<'a> Session<'a> {
     pub fn run(mut self, host: &mut impl Host, tally: &mut Tally) -> Result<(), String> {
         let mut reference = Reference::new(self.scene.setup, self.link, self.scene.listens());
         reference.flows.sockets = sockets();
-        let mut traffic = Traffic::new(self.scene, self.link);
-        let mut log = Vec::new();
         tally.sessions += 1;
+        let mut crossing = Crossing {
+            host,
+            tally,
+            reference,
+            traffic: Traffic::new(self.scene, self.link),
+            log: Vec::new(),
+        };
         for _ in 0..PACKETS {
             if self.bytes.is_empty() {
                 break;
             }
-            let Ok(step) = traffic.next(&mut self.bytes) else {
+            let Ok(step) = crossing.traffic.next(&mut self.bytes) else {
                 break;
             };
-            let (hook, iface, before) = match step {
-                Step::Frame(hook, iface, frame) => (hook, iface, frame),
-                Step::Wait(ns) => {
-                    if host.wait(ns) {
-                        reference.flows.now_ns += ns;
-                    }
-                    log.push(Event::Other(step));
-                    continue;
-                }
-                Step::Socket(ends, socket) => {
-                    if host.set_socket(ends, socket) {
-                        let sockets = &mut reference.flows.sockets;
-                        match socket {
-                            Some(socket) => _ = sockets.insert(ends, socket),
-                            None => _ = sockets.remove(&ends),
-                        }
-                    }
-                    log.push(Event::Other(step));
-                    continue;
-                }
-                Step::Choice(port) => {
-                    host.choose(port);
-                    continue;
-                }
-            };
-            let Some(fate) = host.run(hook, iface, &before) else {
-                tally.refused += 1;
-                continue;
-            };
-            tally.packets += 1;
-            let after = match &fate {
-                Fate::Pass(after) => after,
-                Fate::Drop => &before,
-            };
-            let passage = Passage {
-                hook,
-                iface,
-                before: &before,
-                after,
-            };
-            let expected = reference.fate(passage);
-            let given = reference.given.take();
-            tally.given += u64::from(given.is_some());
-            let error = match expected {
-                Ok(expected) if expected == fate => host.follow(passage, &fate, given).err(),
-                Ok(expected) => Some(format!("expected {}", Shown(&expected))),
-                Err(why) => Some(why),
-            };
-            if let Some(error) = error {
-                log.push(Event::Frame(hook, iface, before, fate));
-                return Err(self.report(&log, &error));
+            if let Err(error) = crossing.step(step) {
+                return Err(self.report(&crossing.log, &error));
             }
-            match &fate {
-                Fate::Drop => tally.dropped += 1,
-                Fate::Pass(after) => {
-                    let is_rewritten = *after != before;
-                    tally.rewritten += u64::from(is_rewritten);
-                    traffic.note(hook, after, is_rewritten);
-                }
-            }
-            log.push(Event::Frame(hook, iface, before, fate));
         }
-        host.end().map_err(|error| self.report(&log, &error))
+        let end = crossing.host.end();
+        end.map_err(|error| self.report(&crossing.log, &error))
     }
 
     fn report(&self, log: &[Event], error: &str) -> String {
@@ -229,6 +177,82 @@ impl<'a> Session<'a> {
             .expect("a string takes all");
         }
         text + error
+    }
+}
+
+/// A host in the middle of a session, and the reference beside it.
+struct Crossing<'a, H> {
+    host: &'a mut H,
+    tally: &'a mut Tally,
+    reference: Reference,
+    traffic: Traffic,
+    log: Vec<Event>,
+}
+
+impl<H: Host> Crossing<'_, H> {
+    /// Has the next event happen, to the host and to the reference.
+    fn step(&mut self, step: Step) -> Result<(), String> {
+        match step {
+            Step::Frame(hook, iface, frame) => return self.cross(hook, iface, frame),
+            Step::Wait(ns) => {
+                if self.host.wait(ns) {
+                    self.reference.flows.now_ns += ns;
+                }
+            }
+            Step::Socket(ends, socket) => {
+                if self.host.set_socket(ends, socket) {
+                    let sockets = &mut self.reference.flows.sockets;
+                    match socket {
+                        Some(socket) => _ = sockets.insert(ends, socket),
+                        None => _ = sockets.remove(&ends),
+                    }
+                }
+            }
+            Step::Choice(port) => {
+                self.host.choose(port);
+                return Ok(());
+            }
+        }
+        self.log.push(Event::Other(step));
+        Ok(())
+    }
+
+    /// Has a frame cross the host, and compares its fate with the reference.
+    fn cross(&mut self, hook: Hook, iface: Iface, before: Vec<u8>) -> Result<(), String> {
+        let Some(fate) = self.host.run(hook, iface, &before) else {
+            self.tally.refused += 1;
+            return Ok(());
+        };
+        self.tally.packets += 1;
+        let after = match &fate {
+            Fate::Pass(after) => after,
+            Fate::Drop => &before,
+        };
+        let passage = Passage {
+            hook,
+            iface,
+            before: &before,
+            after,
+        };
+        let expected = self.reference.fate(passage);
+        let given = self.reference.given.take();
+        self.tally.given += u64::from(given.is_some());
+        let result = match expected {
+            Ok(expected) if expected == fate => self.host.follow(passage, &fate, given),
+            Ok(expected) => Err(format!("expected {}", Shown(&expected))),
+            Err(why) => Err(why),
+        };
+        match &fate {
+            _ if result.is_err() => {}
+            Fate::Drop => self.tally.dropped += 1,
+            Fate::Pass(after) => {
+                let is_rewritten = *after != before;
+                self.tally.rewritten += u64::from(is_rewritten);
+                self.traffic.note(hook, after, is_rewritten);
+            }
+        }
+        self.log.push(Event::Frame(hook, iface, before, fate));
+        result
     }
 }
 

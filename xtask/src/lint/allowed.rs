@@ -37,14 +37,9 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("portredir tests", "changed", "not split yet"),
     ("portredir tests", "conditions", "not split yet"),
     ("portredir tests", "cut", "not split yet"),
-    ("portredir tests", "lie", "not split yet"),
-    ("portredir tests", "packet", "not split yet"),
     ("portredir tests", "remapped", "not split yet"),
     ("portredir tests", "report", "not split yet"),
-    ("portredir tests", "run", "not split yet"),
     ("portredir tests", "tcp", "not split yet"),
-    ("portredir tests", "tcp_connections_do_not_mix", "not split yet"),
-    ("portredir tests", "transport_bytes", "not split yet"),
     ("portredir-common", "redirect", "not split yet"),
 ];
 
