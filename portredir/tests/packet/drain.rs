@@ -19,11 +19,14 @@ const GIVEN: u16 = 50_123;
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for kind in KINDS {
-        cases.extend(both(kind));
-        cases.extend(match kind.protocol {
-            Protocol::Tcp => tcp(kind),
-            Protocol::Udp => udp(kind),
-        });
+        cases.extend(new_flows(kind));
+        cases.extend(known_flows(kind));
+        cases.extend(direct_traffic(kind));
+        let of_protocol = match kind.protocol {
+            Protocol::Tcp => vec![known_tcp(kind), new_tcp(kind), remapped_tcp(kind)],
+            Protocol::Udp => vec![udp(kind)],
+        };
+        cases.extend(of_protocol.into_iter().flatten());
     }
     cases.into_iter().map(Case::draining).collect()
 }
@@ -40,17 +43,15 @@ fn first(kind: Kind, port: u16) -> Packet {
     }
 }
 
-fn both(kind: Kind) -> Vec<Case> {
+/// A packet of a flow that goes on to the target.
+fn known(kind: Kind, packet: &Packet, what: &str) -> Case {
+    Case::ingress(name(kind, what), packet).redirected(&packet.clone().dst_port(8080))
+}
+
+/// Flows that would begin now.
+fn new_flows(kind: Kind) -> Vec<Case> {
     let name = |what| name(kind, what);
-    let (key, dialled) = (kind.key(8080), kind.key(80));
-    let given = kind.key_from(GIVEN, 8080);
-    let known = |packet: &Packet, what| {
-        Case::ingress(name(what), packet).redirected(&packet.clone().dst_port(8080))
-    };
-    let icmp = if kind.is_ipv4 { 3 } else { 1 };
-    // A router quotes a reply as the client would have got it.
-    let error = IcmpError::new(icmp, 1, kind.reply(80));
-    let translated = error.clone().ports(8080, CLIENT_PORT).packet();
+    let key = kind.key(8080);
     vec![
         Case::ingress(name("a new flow"), &first(kind, 80))
             .unchanged(Reason::Draining)
@@ -75,7 +76,24 @@ fn both(kind: Kind) -> Vec<Case> {
         )
         .unchanged(Reason::NotLocal)
         .leaves_state(),
-        known(&kind.packet(80), "a known flow goes on")
+        // A target of one rule that another one dials.
+        Case::ingress(name("a new flow of two rules"), &first(kind, 8080))
+            .rules(CHAINED)
+            .unchanged(Reason::Direct),
+    ]
+}
+
+/// Flows that began before, and errors about them.
+fn known_flows(kind: Kind) -> Vec<Case> {
+    let name = |what| name(kind, what);
+    let (key, dialled) = (kind.key(8080), kind.key(80));
+    let given = kind.key_from(GIVEN, 8080);
+    let icmp = if kind.is_ipv4 { 3 } else { 1 };
+    // A router quotes a reply as the client would have got it.
+    let error = IcmpError::new(icmp, 1, kind.reply(80));
+    let translated = error.clone().ports(8080, CLIENT_PORT).packet();
+    vec![
+        known(kind, &kind.packet(80), "a known flow goes on")
             .flow(kind.table(), key, seen(80, 60))
             .socket_if(kind, Socket::Connection)
             .continues_flow()
@@ -86,14 +104,9 @@ fn both(kind: Kind) -> Vec<Case> {
             .redirected(&kind.packet(8080).src_port(GIVEN))
             .continues_flow()
             .leaves_state(),
-        // A target of one rule that another one dials.
-        Case::ingress(name("a new flow of two rules"), &first(kind, 8080))
-            .rules(CHAINED)
-            .unchanged(Reason::Direct),
         Case::egress(name("a reply"), &kind.reply(8080))
             .flow(kind.table(), key, seen(80, 0))
             .restored(&kind.reply(80)),
-        Case::egress(name("a direct reply"), &kind.reply(8080)).unchanged(Reason::Direct),
         Case::ingress(name("a router's error"), &error.packet())
             .flow(kind.table(), key, seen(80, 0))
             .becomes(Reason::IcmpTranslated, &translated)
@@ -101,21 +114,30 @@ fn both(kind: Kind) -> Vec<Case> {
         Case::ingress(name("a router's error about nothing"), &error.packet())
             .unchanged(Reason::IcmpForeign)
             .leaves_state(),
+    ]
+}
+
+/// Traffic that no rule redirected before.
+fn direct_traffic(kind: Kind) -> Vec<Case> {
+    let name = |what| name(kind, what);
+    vec![
+        Case::egress(name("a direct reply"), &kind.reply(8080)).unchanged(Reason::Direct),
         Case::ingress(name("direct traffic"), &kind.packet(8080)).unchanged(Reason::Direct),
         Case::ingress(name("a direct flow begins"), &first(kind, 8080)).unchanged(Reason::Direct),
         Case::ingress(name("other traffic"), &first(kind, 9090)).unchanged(Reason::NoRule),
     ]
 }
 
-fn tcp(kind: Kind) -> Vec<Case> {
-    let name = |what| name(kind, what);
-    let (key, dialled) = (kind.key(8080), kind.key(80));
-    let given = kind.key_from(GIVEN, 8080);
+/// A packet to the dialled port itself, of a flow that does not begin.
+fn refused(kind: Kind, packet: &Packet, what: &str) -> Case {
+    Case::ingress(name(kind, what), packet).unchanged(Reason::Draining)
+}
+
+/// Connections that began before.
+fn known_tcp(kind: Kind) -> Vec<Case> {
+    let key = kind.key(8080);
     let segment = |flags| kind.packet(80).flags(flags);
-    let known = |packet: &Packet, what| {
-        Case::ingress(name(what), packet).redirected(&packet.clone().dst_port(8080))
-    };
-    let new = |packet: &Packet, what| Case::ingress(name(what), packet).unchanged(Reason::Draining);
+    let known = |packet: &Packet, what| known(kind, packet, what);
     vec![
         known(&syn(kind, 80), "a repeated syn")
             .flow(FlowTable::Syn, key, seen(80, 0))
@@ -136,6 +158,16 @@ fn tcp(kind: Kind) -> Vec<Case> {
         known(&segment(ACK), "a lost entry comes back")
             .socket(key, Socket::Connection)
             .leaves(Tables::default().flow(FlowTable::Tcp, key, seen(80, 0))),
+    ]
+}
+
+/// Segments of connections that are over, that would begin, or of nobody.
+fn new_tcp(kind: Kind) -> Vec<Case> {
+    let name = |what| name(kind, what);
+    let (key, dialled) = (kind.key(8080), kind.key(80));
+    let segment = |flags| kind.packet(80).flags(flags);
+    let new = |packet: &Packet, what| refused(kind, packet, what);
+    vec![
         // What follows this SYN must not be taken for the old connection.
         new(&syn(kind, 80), "a syn where one is over")
             .flow(FlowTable::Tcp, key, seen(80, 60))
@@ -145,6 +177,28 @@ fn tcp(kind: Kind) -> Vec<Case> {
             .flow(FlowTable::Tcp, key, seen(80, 60))
             .socket(key, Socket::TimeWait)
             .leaves(Tables::default()),
+        // The stack answers, from the port that was dialled: with a reset, or
+        // as a server there that sent a SYN cookie.
+        new(&segment(ACK), "an ack of nobody").leaves_state(),
+        new(&segment(ACK), "an ack to a server there")
+            .socket(dialled, Socket::Connection)
+            .leaves_state(),
+        Case::ingress(name("an ack to servers on both ports"), &segment(ACK))
+            .socket(dialled, Socket::Connection)
+            .socket(key, Socket::Connection)
+            .unchanged(Reason::ForeignFlow)
+            .leaves_state(),
+    ]
+}
+
+/// Connections that were given another client port before.
+fn remapped_tcp(kind: Kind) -> Vec<Case> {
+    let name = |what| name(kind, what);
+    let dialled = kind.key(80);
+    let given = kind.key_from(GIVEN, 8080);
+    let segment = |flags| kind.packet(80).flags(flags);
+    let new = |packet: &Packet, what| refused(kind, packet, what);
+    vec![
         new(&syn(kind, 80), "a syn where a remapped one is over")
             .flow(FlowTable::Tcp, given, seen(80, 0))
             .remap(dialled, GIVEN)
@@ -167,17 +221,6 @@ fn tcp(kind: Kind) -> Vec<Case> {
                     .flow(FlowTable::Tcp, given, seen(80, 0))
                     .remap(dialled, GIVEN),
             ),
-        // The stack answers, from the port that was dialled: with a reset, or
-        // as a server there that sent a SYN cookie.
-        new(&segment(ACK), "an ack of nobody").leaves_state(),
-        new(&segment(ACK), "an ack to a server there")
-            .socket(dialled, Socket::Connection)
-            .leaves_state(),
-        Case::ingress(name("an ack to servers on both ports"), &segment(ACK))
-            .socket(dialled, Socket::Connection)
-            .socket(key, Socket::Connection)
-            .unchanged(Reason::ForeignFlow)
-            .leaves_state(),
     ]
 }
 
@@ -206,8 +249,7 @@ fn elsewhere(kind: Kind) -> std::net::IpAddr {
 }
 
 impl Case {
-    /// A socket on the target, where the protocol has such.
-    /// A socket of the flow to 8080, for TCP.
+    /// A socket of the flow to 8080, where the protocol has such: for TCP.
     pub fn socket_if(self, kind: Kind, socket: Socket) -> Self {
         match kind.protocol {
             Protocol::Tcp => self.socket(kind.key(8080), socket),

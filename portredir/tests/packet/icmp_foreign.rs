@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
     for kind in KINDS {
         cases.extend(foreign(kind));
         cases.extend(cut(kind));
+        cases.extend(in_fragments(kind));
     }
     cases.extend(no_errors());
     cases
@@ -188,46 +189,50 @@ fn direct_datagram(kind: Kind) -> Option<Case> {
     Some(case)
 }
 
+/// A message beside a flow, which stays as it is.
+fn beside_a_flow(kind: Kind, what: &str, packet: &Packet) -> Case {
+    Case::ingress(format!("icmp about {}: {what}", kind.name), packet).flow(
+        kind.table(),
+        kind.key(8080),
+        seen(80, 0),
+    )
+}
+
 /// Quotes without ports.
 fn cut(kind: Kind) -> Vec<Case> {
-    let mut cases = Vec::new();
-    let name = |what: String| format!("icmp about {}: {what}", kind.name);
     let error = about_reply(kind);
-    let mut case = |what: String, packet: &Packet, reason| {
-        cases.push(
-            Case::ingress(name(what), packet)
-                .flow(kind.table(), kind.key(8080), seen(80, 0))
-                .unchanged(reason)
-                .leaves_state(),
-        );
+    let case = |what: &str, packet: &Packet, reason| {
+        let case = beside_a_flow(kind, what, packet);
+        case.unchanged(reason).leaves_state()
     };
+    let mut cases = Vec::new();
     for quoted in 0..4 {
-        case(
-            format!("in, quoting {quoted} bytes of the transport header"),
+        cases.push(case(
+            &format!("in, quoting {quoted} bytes of the transport header"),
             &error.clone().quoted(quoted).packet(),
             Reason::Malformed,
-        );
+        ));
     }
-    let header = kind.reply(0).ip_header_len();
     for quoted in [0, 1, 7] {
         let mut packet = error.packet();
         packet.payload.truncate(quoted);
-        case(
-            format!("in, quoting {quoted} bytes of the IP header"),
+        cases.push(case(
+            &format!("in, quoting {quoted} bytes of the IP header"),
             &packet,
             Reason::NoRule,
-        );
+        ));
     }
     // The rest of the header, up to the ports, is behind the end of the error.
     let mut packet = error.packet();
-    packet.payload.truncate(header);
-    let mut padded = Case::ingress(name("in, ports in the padding".into()), &packet)
-        .flow(kind.table(), kind.key(8080), seen(80, 0))
-        .unchanged(Reason::Malformed)
-        .leaves_state();
+    packet.payload.truncate(kind.reply(0).ip_header_len());
+    let mut padded = case("in, ports in the padding", &packet, Reason::Malformed);
     padded.packet.extend([0, 80, 0x9c, 0x40, 0, 0, 0, 0]);
     cases.push(padded);
+    cases
+}
 
+/// Errors about later fragments, and errors that are fragments themselves.
+fn in_fragments(kind: Kind) -> Vec<Case> {
     let later = |packet: Packet| {
         packet
             .payload(&[0, 80, 0x9c, 0x40].repeat(20))
@@ -237,31 +242,24 @@ fn cut(kind: Kind) -> Vec<Case> {
         about: later(about.about.clone()),
         ..about
     };
-    cases.push(
-        Case::ingress(
-            name("in, about a later fragment".into()),
-            &fragment(error.clone()).packet(),
-        )
-        .flow(kind.table(), kind.key(8080), seen(80, 0)),
-    );
-    cases.push(
-        Case::egress(
-            name("out, about a later fragment".into()),
-            &fragment(about_request(kind)).packet(),
-        )
-        .flow(kind.table(), kind.key(8080), seen(80, 0)),
-    );
+    let error = about_reply(kind);
     // RFC 1122, 3.2.2: never sent in fragments, as it would have to be whole to
     // be checked.
     let len = if kind.is_ipv4 { 32 } else { 56 };
-    cases.push(
-        Case::ingress(
-            name("in, in fragments".into()),
-            &error.packet().fragment(0, len, MoreFragments::Yes),
+    let first = error.packet().fragment(0, len, MoreFragments::Yes);
+    vec![
+        beside_a_flow(
+            kind,
+            "in, about a later fragment",
+            &fragment(error).packet(),
+        ),
+        Case::egress(
+            format!("icmp about {}: out, about a later fragment", kind.name),
+            &fragment(about_request(kind)).packet(),
         )
         .flow(kind.table(), kind.key(8080), seen(80, 0)),
-    );
-    cases
+        beside_a_flow(kind, "in, in fragments", &first),
+    ]
 }
 
 /// Messages that are no errors, whatever they contain.

@@ -22,8 +22,10 @@ pub fn cases() -> Vec<Case> {
         .flat_map(|kind| {
             let parts = [
                 conditions(kind),
+                client_conditions(kind),
                 ranges(kind),
                 changed(kind),
+                changed_flow_state(kind),
                 hidden(kind),
                 not_listening(kind),
             ];
@@ -63,72 +65,87 @@ const MANY: &[&str] = &[
     "84:8086/both from 2001:db8:1::6/127",
 ];
 
+/// A packet that [`MANY`] rules, each with its condition, may redirect.
+struct Conditional {
+    kind: Kind,
+    what: &'static str,
+    packet: Packet,
+    iface: Iface,
+}
+
+impl Conditional {
+    fn case(&self) -> Case {
+        let name = format!("{} conditions: {}", self.kind.name, self.what);
+        let case = Case::ingress(name, &self.packet);
+        case.rules(MANY).iface(self.iface)
+    }
+
+    /// The packet begins a flow to `target`.
+    fn goes_to(self, target: u16) -> Case {
+        let redirected = self.packet.clone().dst_port(target);
+        self.case().redirected(&redirected).begins_flow()
+    }
+
+    /// No rule is about the packet.
+    fn passes(self) -> Case {
+        self.case().unchanged(Reason::NoRule).leaves_state()
+    }
+}
+
 fn conditions(kind: Kind) -> Vec<Case> {
     let name = |what| format!("{} conditions: {what}", kind.name);
-    let to = |what, packet: Packet, target: u16, iface| {
-        let case = Case::ingress(name(what), &packet).rules(MANY).iface(iface);
-        case.redirected(&packet.clone().dst_port(target))
-            .begins_flow()
-    };
-    let passes = |what, packet: Packet, iface| {
-        let case = Case::ingress(name(what), &packet).rules(MANY).iface(iface);
-        case.unchanged(Reason::NoRule).leaves_state()
+    let new = |what, packet, iface| Conditional {
+        kind,
+        what,
+        packet,
+        iface,
     };
     let by = |v4, v6| if kind.is_ipv4 { v4 } else { v6 };
     let packet = |port| first(kind, port);
-    let mut cases = vec![
-        to("the longest prefix", packet(80), by(8081, 8086), Iface::Lo),
-        to(
-            "and the interface",
-            packet(80),
-            by(8083, 8087),
-            Iface::Other,
-        ),
-        to("one interface", packet(81), 8081, Iface::Other),
-        to("another interface", packet(81), 8082, Iface::Lo),
-        to("a prefix", packet(82), by(8082, 8083), Iface::Lo),
-        passes("no such client", packet(83), Iface::Lo),
-        to(
-            "within a narrow prefix",
-            packet(84),
-            by(8084, 8086),
-            Iface::Lo,
-        ),
-        passes("no rule at all", packet(85), Iface::Lo),
+    vec![
+        new("the longest prefix", packet(80), Iface::Lo).goes_to(by(8081, 8086)),
+        new("and the interface", packet(80), Iface::Other).goes_to(by(8083, 8087)),
+        new("one interface", packet(81), Iface::Other).goes_to(8081),
+        new("another interface", packet(81), Iface::Lo).goes_to(8082),
+        new("a prefix", packet(82), Iface::Lo).goes_to(by(8082, 8083)),
+        new("no such client", packet(83), Iface::Lo).passes(),
+        new("within a narrow prefix", packet(84), Iface::Lo).goes_to(by(8084, 8086)),
+        new("no rule at all", packet(85), Iface::Lo).passes(),
         // What some rule sends there goes on as before.
         Case::ingress(name("a target of others"), &kind.packet(8083))
             .rules(MANY)
             .unchanged(Reason::Direct),
-    ];
-    if kind.is_ipv4 {
-        let second = packet(80).to([192, 0, 2, 2].into());
-        cases.push(to(
-            "an address, and a client",
-            second.clone(),
-            8085,
-            Iface::Other,
-        ));
-        let other = second.from([198, 51, 100, 8].into(), CLIENT_PORT);
-        cases.push(to("an address before a prefix", other, 8084, Iface::Other));
-        let far = packet(80).from([203, 0, 113, 9].into(), CLIENT_PORT);
-        cases.push(to("any IPv4 client", far.clone(), 8088, Iface::Lo));
-        cases.push(passes(
-            "an address next to a prefix",
-            far.dst_port(84),
-            Iface::Lo,
-        ));
-    } else {
-        let far = packet(80).from([0x2a00, 0, 0, 0, 0, 0, 0, 1].into(), CLIENT_PORT);
-        cases.push(to("not as an IPv4 client", far, 8080, Iface::Lo));
-    }
-    // A reply needs no condition, as its flow is known.
-    cases.push(
+        // A reply needs no condition, as its flow is known.
         Case::egress(name("a reply"), &kind.reply(8083))
             .rules(MANY)
             .flow(kind.table(), kind.key(8083), seen(80, 0))
             .restored(&kind.reply(80)),
-    );
-    cases
+    ]
+}
+
+/// Clients that rules name, and clients that they do not.
+fn client_conditions(kind: Kind) -> Vec<Case> {
+    let new = |what, packet, iface| Conditional {
+        kind,
+        what,
+        packet,
+        iface,
+    };
+    let packet = |port| first(kind, port);
+    if !kind.is_ipv4 {
+        let far = packet(80).from([0x2a00, 0, 0, 0, 0, 0, 0, 1].into(), CLIENT_PORT);
+        return vec![new("not as an IPv4 client", far, Iface::Lo).goes_to(8080)];
+    }
+    let second = packet(80).to([192, 0, 2, 2].into());
+    let other = second.clone().from([198, 51, 100, 8].into(), CLIENT_PORT);
+    let far = packet(80).from([203, 0, 113, 9].into(), CLIENT_PORT);
+    let far_84 = far.clone().dst_port(84);
+    vec![
+        new("an address, and a client", second, Iface::Other).goes_to(8085),
+        new("an address before a prefix", other, Iface::Other).goes_to(8084),
+        new("any IPv4 client", far, Iface::Lo).goes_to(8088),
+        new("an address next to a prefix", far_84, Iface::Lo).passes(),
+    ]
 }
 
 const RANGES: &[&str] = &[
@@ -189,9 +206,15 @@ fn ranges(kind: Kind) -> Vec<Case> {
 const NOW: &[&str] = &["80:9090/both", "82:8082/both from 203.0.113.0/24"];
 const BEFORE: &[&str] = &["80:8080/both", "81:8080/both", "82:8080/both"];
 
+/// A packet that meets the rules of now.
+fn after_change(kind: Kind, what: &str, packet: &Packet) -> Case {
+    let name = format!("{} changed: {what}", kind.name);
+    Case::ingress(name, packet).rules(NOW).earlier(BEFORE)
+}
+
 fn changed(kind: Kind) -> Vec<Case> {
     let name = |what| format!("{} changed: {what}", kind.name);
-    let case = |what, packet: &Packet| Case::ingress(name(what), packet).rules(NOW).earlier(BEFORE);
+    let case = |what, packet: &Packet| after_change(kind, what, packet);
     let known = |what, dialled: u16, rule| {
         let packet = kind.packet(dialled);
         let flow = with_rule(seen(dialled, 0), rule);
@@ -205,7 +228,7 @@ fn changed(kind: Kind) -> Vec<Case> {
     let icmp = if kind.is_ipv4 { 3 } else { 1 };
     let error = IcmpError::new(icmp, 1, kind.reply(80));
     let translated = |target| error.clone().ports(target, CLIENT_PORT).packet();
-    let mut cases = vec![
+    vec![
         known("an old flow goes on", 80, 0),
         known("an old flow of a rule that is gone", 81, 1),
         known("an old flow of a rule that has a condition now", 82, 2),
@@ -239,31 +262,30 @@ fn changed(kind: Kind) -> Vec<Case> {
             .flow(kind.table(), kind.key(9090), seen(80, 0))
             .becomes(Reason::IcmpTranslated, &translated(9090))
             .leaves_state(),
-    ];
-    if kind.protocol == Protocol::Tcp {
-        cases.push(
-            case("a new connection from the same port", &first(kind, 80))
-                .flow(FlowTable::Tcp, kind.key(8080), seen(80, 0))
-                .redirected(&first(kind, 80).dst_port(9090))
-                .begins_flow(),
-        );
-        cases.push(
-            case(
-                "an old flow whose entry was lost",
-                &kind.packet(80).flags(ACK),
-            )
-            .socket(kind.key(8080), Socket::Connection)
-            .redirected(&kind.packet(8080).flags(ACK))
-            .continues_flow(),
-        );
-    } else {
-        cases.push(
-            case("an idle old flow", &kind.packet(80))
-                .flow(FlowTable::Udp, kind.key(8080), seen(80, 130))
-                .redirected(&kind.packet(9090)),
-        );
+    ]
+}
+
+/// Flows whose entries are old, idle or lost when the rules change.
+fn changed_flow_state(kind: Kind) -> Vec<Case> {
+    let case = |what, packet: &Packet| after_change(kind, what, packet);
+    let key = kind.key(8080);
+    if kind.protocol == Protocol::Udp {
+        let idle = case("an idle old flow", &kind.packet(80))
+            .flow(FlowTable::Udp, key, seen(80, 130))
+            .redirected(&kind.packet(9090));
+        return vec![idle];
     }
-    cases
+    let ack = |port| kind.packet(port).flags(ACK);
+    vec![
+        case("a new connection from the same port", &first(kind, 80))
+            .flow(FlowTable::Tcp, key, seen(80, 0))
+            .redirected(&first(kind, 80).dst_port(9090))
+            .begins_flow(),
+        case("an old flow whose entry was lost", &ack(80))
+            .socket(key, Socket::Connection)
+            .redirected(&ack(8080))
+            .continues_flow(),
+    ]
 }
 
 fn hidden(kind: Kind) -> Vec<Case> {

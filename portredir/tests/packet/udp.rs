@@ -26,6 +26,8 @@ pub fn cases() -> Vec<Case> {
         cases.extend(collisions(kind));
         cases.extend(idle(kind));
         cases.extend(remapped(kind));
+        cases.extend(remapped_and_lost(kind));
+        cases.push(remapped_to_own_port(kind));
     }
     cases
 }
@@ -122,60 +124,62 @@ fn idle(kind: Kind) -> Vec<Case> {
     ]
 }
 
+/// The state with a direct flow, and a redirected one that was given another port.
+fn redirected_flow_remapped(kind: Kind) -> Tables {
+    one(kind, seen(8080, 0))
+        .flow(FlowTable::Udp, kind.key_from(REMAPPED, 8080), seen(80, 0))
+        .remap(kind.key(80), REMAPPED)
+}
+
+/// The state with a redirected flow, and a direct one that was given another port.
+fn direct_flow_remapped(kind: Kind) -> Tables {
+    one(kind, seen(80, 0))
+        .flow(FlowTable::Udp, kind.key_from(REMAPPED, 8080), seen(8080, 0))
+        .remap(kind.key(8080), REMAPPED)
+}
+
+/// Packets of flows that were given another port, and of those beside them.
 fn remapped(kind: Kind) -> Vec<Case> {
     let name = |what| format!("{} remapped: {what}", kind.name);
-    let key = kind.key(8080);
-    let remapped = kind.key_from(REMAPPED, 8080);
-    let redirected = one(kind, seen(8080, 0))
-        .flow(FlowTable::Udp, remapped, seen(80, 0))
-        .remap(kind.key(80), REMAPPED);
-    let direct = one(kind, seen(80, 0))
-        .flow(FlowTable::Udp, remapped, seen(8080, 0))
-        .remap(key, REMAPPED);
-    let with = |case: Case, tables: &Tables| {
-        Case {
-            before: tables.clone(),
-            ..case
-        }
-        .leaves_state()
+    let redirected = |case| Case {
+        before: redirected_flow_remapped(kind),
+        ..case
+    };
+    let direct = |case| Case {
+        before: direct_flow_remapped(kind),
+        ..case
     };
     let to_server = kind.packet(8080).src_port(REMAPPED);
     let from_server = kind.reply(8080).dst_port(REMAPPED);
-    // The client itself uses the port that another of its flows was given.
-    let same = kind.packet(80).src_port(REMAPPED);
-    vec![
-        with(
-            Case::ingress(name("redirected"), &kind.packet(80)),
-            &redirected,
-        )
-        .redirected(&to_server),
-        with(
-            Case::egress(name("reply to redirected"), &from_server),
-            &redirected,
-        )
-        .restored(&kind.reply(80)),
-        with(
-            Case::egress(
-                name("reply to the direct flow beside it"),
-                &kind.reply(8080),
-            ),
-            &redirected,
-        )
-        .unchanged(Reason::Direct),
-        with(Case::ingress(name("direct"), &kind.packet(8080)), &direct)
+    let beside = "reply to the direct flow beside it";
+    let cases = vec![
+        redirected(Case::ingress(name("redirected"), &kind.packet(80))).redirected(&to_server),
+        redirected(Case::egress(name("reply to redirected"), &from_server))
+            .restored(&kind.reply(80)),
+        redirected(Case::egress(name(beside), &kind.reply(8080))).unchanged(Reason::Direct),
+        direct(Case::ingress(name("direct"), &kind.packet(8080)))
             .becomes(Reason::DirectRemapped, &to_server),
-        with(Case::egress(name("reply to direct"), &from_server), &direct)
-            .restored(&kind.reply(8080)),
-        with(
-            Case::ingress(name("the redirected flow beside it"), &kind.packet(80)),
-            &direct,
-        )
+        direct(Case::egress(name("reply to direct"), &from_server)).restored(&kind.reply(8080)),
+        direct(Case::ingress(
+            name("the redirected flow beside it"),
+            &kind.packet(80),
+        ))
         .redirected(&kind.packet(8080)),
+    ];
+    cases.into_iter().map(Case::leaves_state).collect()
+}
+
+/// Flows that were given another port, whose entries were lost.
+fn remapped_and_lost(kind: Kind) -> Vec<Case> {
+    let name = |what| format!("{} remapped: {what}", kind.name);
+    let key = kind.key(8080);
+    let to_server = kind.packet(8080).src_port(REMAPPED);
+    vec![
         Case::ingress(name("the entry was lost"), &kind.packet(80))
             .flow(FlowTable::Udp, key, seen(8080, 0))
             .remap(kind.key(80), REMAPPED)
             .redirected(&to_server)
-            .leaves(redirected.clone()),
+            .leaves(redirected_flow_remapped(kind)),
         Case::ingress(
             name("the entries of it and of the flow beside it were lost"),
             &kind.packet(80),
@@ -184,7 +188,7 @@ fn remapped(kind: Kind) -> Vec<Case> {
         .redirected(&to_server)
         .leaves(
             Tables::default()
-                .flow(FlowTable::Udp, remapped, seen(80, 0))
+                .flow(FlowTable::Udp, kind.key_from(REMAPPED, 8080), seen(80, 0))
                 .remap(kind.key(80), REMAPPED),
         ),
         Case::ingress(
@@ -194,22 +198,28 @@ fn remapped(kind: Kind) -> Vec<Case> {
         .flow(FlowTable::Udp, key, seen(80, 0))
         .remap(key, REMAPPED)
         .becomes(Reason::DirectRemapped, &to_server)
-        .leaves(direct.clone()),
-        Case {
-            before: redirected.clone(),
-            ..Case::ingress(name("the client uses that port too"), &same)
-        }
-        .remapped(Reason::Redirected, move |port| {
-            let flow = Flow {
-                client_port: portredir_common::net::Port::new(REMAPPED),
-                ..seen(80, 0)
-            };
-            let tables = redirected
-                .clone()
-                .flow(FlowTable::Udp, kind.key_from(port, 8080), flow)
-                .remap(kind.key_from(REMAPPED, 80), port);
-            assert_ne!(port, CLIENT_PORT);
-            (kind.packet(8080).src_port(port), tables)
-        }),
+        .leaves(direct_flow_remapped(kind)),
     ]
+}
+
+/// A client that itself uses the port that another of its flows was given.
+fn remapped_to_own_port(kind: Kind) -> Case {
+    let name = format!("{} remapped: the client uses that port too", kind.name);
+    let before = redirected_flow_remapped(kind);
+    let case = Case {
+        before: before.clone(),
+        ..Case::ingress(name, &kind.packet(80).src_port(REMAPPED))
+    };
+    case.remapped(Reason::Redirected, move |port| {
+        let flow = Flow {
+            client_port: portredir_common::net::Port::new(REMAPPED),
+            ..seen(80, 0)
+        };
+        let tables = before
+            .clone()
+            .flow(FlowTable::Udp, kind.key_from(port, 8080), flow)
+            .remap(kind.key_from(REMAPPED, 80), port);
+        assert_ne!(port, CLIENT_PORT);
+        (kind.packet(8080).src_port(port), tables)
+    })
 }

@@ -33,13 +33,7 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     ("portredir", "firewalld", "not split yet"),
     ("portredir", "plot", "not split yet"),
     ("portredir", "render", "not split yet"),
-    ("portredir tests", "both", "not split yet"),
-    ("portredir tests", "changed", "not split yet"),
-    ("portredir tests", "conditions", "not split yet"),
-    ("portredir tests", "cut", "not split yet"),
-    ("portredir tests", "remapped", "not split yet"),
     ("portredir tests", "report", "not split yet"),
-    ("portredir tests", "tcp", "not split yet"),
     ("portredir-common", "redirect", "not split yet"),
 ];
 
