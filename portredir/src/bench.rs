@@ -21,6 +21,7 @@ pub mod namespace;
 pub mod plan;
 pub mod process;
 pub mod prog_run;
+pub mod program;
 pub mod progress;
 pub mod redirector;
 pub mod remote;
@@ -41,9 +42,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
+use portredir_common::net::Port;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::environment::{Before, Environment};
+use self::lab::Means;
 use self::namespace::Dir;
 use self::plan::Plan;
 use self::process::Scheduling;
@@ -64,7 +67,7 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match args.role {
         Some(BenchRole::Load) => return load::load(),
         Some(BenchRole::ProgRun { rounds }) => return prog_run::prog_run(rounds),
-        Some(BenchRole::Serve { port }) => match server::serve(port)? {},
+        Some(BenchRole::Serve { port }) => match server::serve(Port::new(port))? {},
         None => {}
     }
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -105,11 +108,16 @@ fn bench(args: &BenchArgs, stop: &Stop) -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let plan = Plan::of(args);
     let began = jiff::Timestamp::now();
-    let mut runner = Runner::new(plan, &dir, scheduling, seed, stop);
+    let means = Means {
+        dir: &dir,
+        scheduling,
+        stop,
+    };
+    let mut runner = Runner::new(plan, means, seed);
     let (variants, tests) = match &args.remote {
         Some(addr) => runner.remote(&Remote {
             addr: *addr,
-            dial: args.dial.clone(),
+            ports: args.ports.clone(),
         })?,
         None => runner.traffic()?,
     };

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::bench::load::{Event, Measured, Request};
+use crate::bench::load::request::Request;
+use crate::bench::load::{Event, Measured};
 use crate::bench::process::{Launch, OURSELVES, Process};
 use crate::bench::stop::Stop;
 

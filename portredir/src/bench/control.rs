@@ -10,11 +10,12 @@ use anyhow::Context as _;
 use crate::bench::lab::alone;
 use crate::bench::namespace::{Dir, Namespace};
 use crate::bench::process::{Launch, OURSELVES, Process};
+use crate::bench::program;
 use crate::bench::redirector::{self, INTERFACE};
 use crate::bench::report::{Line, Table};
 use crate::bench::statistics::median;
 use crate::bench::stop::Stop;
-use crate::bench::variant::{self, Subject, Variant};
+use crate::bench::variant::{Subject, Variant};
 use crate::cli::Opponent;
 use crate::config::engine::EngineChoice;
 
@@ -119,7 +120,7 @@ fn timed(host: &Host, args: &[&str], input: &str) -> anyhow::Result<Duration> {
     let path = if args[0] == OURSELVES {
         PathBuf::from("/proc/self/exe")
     } else {
-        variant::find(args[0]).with_context(|| format!("find {}", args[0]))?
+        program::find(args[0]).with_context(|| format!("find {}", args[0]))?
     };
     let mut command = Command::new(path);
     command.args(&args[1..]);

@@ -17,13 +17,15 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::bench::load::{Link, Target};
+use crate::bench::load::request::{Link, Target};
 use crate::bench::namespace::{Dir, Namespace};
 use crate::bench::process::{Launch, OURSELVES, Process, Scheduling};
+use crate::bench::program;
 use crate::bench::redirector::{self, INTERFACE};
 use crate::bench::stop::Stop;
 use crate::bench::traffic::FLOWS;
-use crate::bench::variant::{self, CONNTRACK, Subject, Variant};
+use crate::bench::variant::rules::CONNTRACK;
+use crate::bench::variant::{Subject, Variant};
 use crate::bench::{conntrack, server};
 use crate::host::features::Features;
 use crate::sys::ethtool;
@@ -119,6 +121,17 @@ impl Member {
     }
 }
 
+/// The means of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Means<'a> {
+    /// The directory for files and names.
+    pub dir: &'a Dir,
+    /// The processor and the priority of processes.
+    pub scheduling: Scheduling,
+    /// The signal to end.
+    pub stop: &'a Stop,
+}
+
 /// All hosts.
 #[derive(Debug)]
 pub struct Lab {
@@ -138,11 +151,10 @@ impl Lab {
     /// When nothing can be measured here. The error of one variant is in its [`Member`].
     pub fn new(
         variants: &[Variant],
-        dir: &Dir,
-        scheduling: Scheduling,
-        stop: &Stop,
+        means: Means<'_>,
         mut on_variant: impl FnMut(&Variant),
     ) -> anyhow::Result<Self> {
+        let Means { dir, stop, .. } = means;
         let name = &dir.name;
         let client = Namespace::new(format!("{name}-c"))?;
         client.run(&mut ip(), "link set lo up\n")?;
@@ -175,7 +187,7 @@ impl Lab {
             };
             let state = match &version {
                 Some(Err(reason)) => State::Skipped(reason.clone()),
-                _ => match lab.site(dir, number, variant, scheduling) {
+                _ => match lab.site(means, number, variant) {
                     Ok(site) => State::Ready(Box::new(site)),
                     Err(error) => State::Failed(format!("{error:#}")),
                 },
@@ -189,13 +201,10 @@ impl Lab {
         Ok(lab)
     }
 
-    fn site(
-        &self,
-        dir: &Dir,
-        number: u8,
-        variant: &Variant,
-        scheduling: Scheduling,
-    ) -> anyhow::Result<Site> {
+    fn site(&self, means: Means<'_>, number: u8, variant: &Variant) -> anyhow::Result<Site> {
+        let Means {
+            dir, scheduling, ..
+        } = means;
         let namespace = Namespace::new(format!("{}-{number}", dir.name))?;
         namespace.sysctl(&SETTINGS)?;
         namespace.sysctl(&[
@@ -270,7 +279,7 @@ impl Site {
     #[must_use]
     pub fn target(&self, variant: &Variant) -> Target {
         Target {
-            addr: SocketAddrV4::new(server_addr(self.number), variant.dialled()),
+            addr: SocketAddrV4::new(server_addr(self.number), variant.dst_port().get()),
             link: Some(link(self.number)),
         }
     }
@@ -391,7 +400,7 @@ pub fn check_tools() -> anyhow::Result<()> {
         ("sh", "dash"),
     ];
     for (tool, package) in TOOLS {
-        if variant::find(tool).is_none() {
+        if program::find(tool).is_none() {
             bail!("{tool} is missing (Debian package {package})");
         }
     }

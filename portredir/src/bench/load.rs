@@ -5,71 +5,21 @@
 //! runs with real-time priority: a failure ends this process alone and does not delay the
 //! cleanup.
 
+pub mod request;
 mod tcp;
 mod udp;
 
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::bench::schedule::{self, Load};
+use self::request::{Request, Source};
+use self::tcp::Direction;
+use crate::bench::schedule::{self, Load, Schedule};
 use crate::bench::traffic::Traffic;
-
-/// A request to measure.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Request {
-    /// The kind of traffic.
-    pub traffic: Traffic,
-    /// The variants to measure.
-    pub targets: Vec<Target>,
-    /// The approximate length of a turn.
-    pub length_us: u64,
-    /// The number of cycles that count.
-    pub cycles: usize,
-    /// The seed of the order of turns.
-    pub seed: u64,
-    /// Whether a socket sends packets of UDP, also where the kernel could.
-    pub is_raw: bool,
-}
-
-/// The address of a variant.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Target {
-    /// The server and the destination port.
-    pub addr: SocketAddrV4,
-    /// The link to the server; `None` where the variant has no link of its own.
-    pub link: Option<Link>,
-}
-
-/// The client's side of a link.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Link {
-    /// The index of the client's interface.
-    pub ifindex: u32,
-    /// The client's address.
-    pub addr: Ipv4Addr,
-    /// The MAC address of the client.
-    pub mac: [u8; 6],
-    /// The MAC address of the server.
-    pub server_mac: [u8; 6],
-}
-
-/// The source of UDP packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Source {
-    /// A socket of the client.
-    Socket,
-    /// The kernel, by `BPF_PROG_TEST_RUN` with live frames: the cost is that of the
-    /// receiver, and a little of the sender.
-    LiveFrames,
-    /// A raw socket, by `sendmmsg`: the cost includes that of sending.
-    RawSocket,
-}
 
 /// An event that the client reports.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -126,8 +76,14 @@ fn measure(request: &Request) -> anyhow::Result<Measured> {
     match request.traffic {
         Traffic::Rr => run(request, &mut tcp::RequestResponse::new(&request.targets)),
         Traffic::Crr => run(request, &mut tcp::Connections::new(&request.targets)),
-        Traffic::Upload => run(request, &mut tcp::Bulk::new(&request.targets, true)),
-        Traffic::Download => run(request, &mut tcp::Bulk::new(&request.targets, false)),
+        Traffic::Upload => run(
+            request,
+            &mut tcp::Bulk::new(&request.targets, Direction::Upload),
+        ),
+        Traffic::Download => run(
+            request,
+            &mut tcp::Bulk::new(&request.targets, Direction::Download),
+        ),
         Traffic::Udp | Traffic::UdpNew => {
             let mut load = udp::Packets::new(request)?;
             let mut measured = run(request, &mut load)?;
@@ -140,18 +96,17 @@ fn measure(request: &Request) -> anyhow::Result<Measured> {
 
 fn run(request: &Request, load: &mut dyn Load) -> anyhow::Result<Measured> {
     let mut result = Ok(());
-    let outcome = schedule::run(
-        load,
-        request.targets.len(),
-        request.cycles,
-        Duration::from_micros(request.length_us),
-        &mut Rng::with_seed(request.seed),
-        || {
-            if result.is_ok() {
-                result = say(&Event::Cycle);
-            }
-        },
-    );
+    let schedule = Schedule {
+        variants: request.targets.len(),
+        cycles: request.cycles,
+        length: Duration::from_micros(request.length_us),
+    };
+    let mut rng = Rng::with_seed(request.seed);
+    let outcome = schedule::run(load, schedule, &mut rng, || {
+        if result.is_ok() {
+            result = say(&Event::Cycle);
+        }
+    });
     result?;
     let costs = outcome.costs.into_iter();
     Ok(Measured {

@@ -4,7 +4,8 @@ use anyhow::Context as _;
 use fastrand::Rng;
 
 use crate::bench::client::Client;
-use crate::bench::load::{Measured, Request, Source, Target};
+use crate::bench::load::Measured;
+use crate::bench::load::request::{Request, Source, Target};
 use crate::bench::report::{Row, TestReport};
 use crate::bench::schedule::WARM_UP;
 use crate::bench::statistics::{Cost, Costs, Noise, Ratio};
@@ -69,6 +70,17 @@ pub const fn forecast_us(traffic: Traffic) -> u64 {
     }
 }
 
+/// The client that measures, with the seeds and the signal of the run.
+#[derive(Debug)]
+pub struct Session<'a> {
+    /// The client process.
+    pub client: &'a mut Client,
+    /// The source of seeds.
+    pub rng: &'a mut Rng,
+    /// The signal to end.
+    pub stop: &'a Stop,
+}
+
 /// A test: a comparison of entries by one kind of traffic.
 #[derive(Clone, Copy, Debug)]
 pub struct Test<'a> {
@@ -92,9 +104,7 @@ impl Test<'_> {
     /// When nothing could be measured, or the benchmark is to stop.
     pub fn run(
         self,
-        client: &mut Client,
-        rng: &mut Rng,
-        stop: &Stop,
+        session: Session<'_>,
         advance: impl Fn(u64),
         mut before: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<(TestReport, Vec<u64>)> {
@@ -104,6 +114,7 @@ impl Test<'_> {
             effort,
             is_raw,
         } = self;
+        let Session { client, rng, stop } = session;
         let mut courses = vec![Course::default(); entries.len()];
         let mut sent = vec![0; entries.len()];
         let mut source = Source::Socket;

@@ -26,7 +26,7 @@ use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
-use self::packet::{CLIENT_PORT, DIALLED, HOST, KINDS, Kind, OTHER, TARGET, addr};
+use self::packet::{CLIENT_PORT, HOST, KINDS, Kind, OTHER, PUBLIC, Shape, TARGET, addr};
 use crate::bench::report::{Line, Table};
 use crate::bench::statistics::median;
 use crate::config::settings::Settings;
@@ -81,6 +81,13 @@ impl Figures {
             },
         ]
     }
+}
+
+/// A program in the object.
+#[derive(Clone, Copy)]
+struct Code {
+    name: &'static str,
+    is_xdp: bool,
 }
 
 /// A program, and the source of its packets.
@@ -142,8 +149,7 @@ struct Subject {
     empty: Option<usize>,
     /// The index of its datapath.
     rig: usize,
-    program: &'static str,
-    is_xdp: bool,
+    code: Code,
     packet: Vec<u8>,
     counted: Counted,
     /// Nanoseconds per packet, a number for each round; none when a round did not do what
@@ -208,8 +214,9 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
     };
     let mut datapath = Datapath::load(sizes.into(), None)?;
     let fillers = (0..fillers).map(|i| format!("{}:{}/both", 20_000 + i, 30_000 + i));
-    let there_and_back = [(DIALLED, TARGET), (TARGET, DIALLED)];
-    let there_and_back = there_and_back.map(|(from, to)| format!("{from}:{to}/both"));
+    let there_and_back = [(PUBLIC, TARGET), (TARGET, PUBLIC)];
+    let there_and_back =
+        there_and_back.map(|(from, to)| format!("{}:{}/both", from.get(), to.get()));
     let words: Vec<_> = fillers.chain(there_and_back).collect();
     let rules = rule::from_words(&words)?
         .into_iter()
@@ -228,23 +235,39 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
     let last = u16::try_from(rules.len() - 1)?;
     for kind in KINDS {
         // The flow through 80 to 8080, and the flow back that it is the next time.
-        remember(&datapath, kind, TARGET, DIALLED, last - 1)?;
-        remember(&datapath, kind, DIALLED, TARGET, last)?;
+        let there = Known {
+            local_port: TARGET,
+            dst_port: PUBLIC,
+            rule: last - 1,
+        };
+        let back = Known {
+            local_port: PUBLIC,
+            dst_port: TARGET,
+            rule: last,
+        };
+        remember(&datapath, kind, there)?;
+        remember(&datapath, kind, back)?;
     }
     Ok(datapath)
 }
 
-/// Inserts a flow.
-fn remember(
-    datapath: &Datapath,
-    kind: Kind,
-    local_port: u16,
-    dialled: u16,
+/// The ports and the rule of a flow in the table.
+struct Known {
+    local_port: Port,
+    dst_port: Port,
     rule: u16,
-) -> anyhow::Result<()> {
+}
+
+/// Inserts a flow.
+fn remember(datapath: &Datapath, kind: Kind, known: Known) -> anyhow::Result<()> {
+    let Known {
+        local_port,
+        dst_port,
+        rule,
+    } = known;
     let flow = Flow {
-        dst_port: Port::new(dialled),
-        client_port: Port::new(CLIENT_PORT),
+        dst_port,
+        client_port: CLIENT_PORT,
         rule,
         seen: now()?,
     };
@@ -265,48 +288,90 @@ fn now() -> anyhow::Result<Epoch> {
     Ok(Epoch::at(u64::try_from(now.as_nanos())?))
 }
 
+/// A packet for a program.
+struct Case<'a> {
+    name: &'a str,
+    rig: usize,
+    code: Code,
+    kind: Kind,
+    port: Port,
+    counted: Counted,
+}
+
 fn subjects() -> Vec<Subject> {
     let mut subjects = Vec::new();
     for program in PROGRAMS {
-        let Program {
-            title,
-            is_xdp,
-            is_ingress,
-            ..
-        } = program;
-        let (hit, counted, port) = if is_ingress {
-            ("redirected", Counted::AtARule, DIALLED)
+        let (hit, counted, port) = if program.is_ingress {
+            ("redirected", Counted::AtARule, PUBLIC)
         } else {
             ("restored", Counted::As(Reason::Restored), TARGET)
         };
         let empty = subjects.len();
-        let mut add = |name: &str, rig, kind: Kind, port, counted, is_empty| {
-            subjects.push(Subject {
-                name: format!("{title}: {name}"),
-                empty: Some(empty),
-                rig,
-                program: if is_empty {
-                    program.empty
-                } else {
-                    program.name
-                },
-                is_xdp,
-                packet: kind.packet(CLIENT_PORT, port, is_ingress, false),
-                counted,
-                times: Some(Vec::new()),
-            });
+        let mut add = |case: Case<'_>| subjects.push(program.subject(case, empty));
+        let no_rule = Case {
+            name: "empty",
+            rig: 0,
+            code: program.empty(),
+            kind: KINDS[0],
+            port: OTHER,
+            counted: Counted::Nowhere,
         };
-        add("empty", 0, KINDS[0], OTHER, Counted::Nowhere, true);
+        add(Case { ..no_rule });
         for (rig, rules) in [(0, ""), (1, ", 10000 rules")] {
-            let name = format!("no rule, TCP v4{rules}");
-            add(&name, rig, KINDS[0], OTHER, Counted::Nowhere, false);
+            add(Case {
+                name: &format!("no rule, TCP v4{rules}"),
+                rig,
+                code: program.code(),
+                ..no_rule
+            });
             for kind in KINDS {
-                let name = format!("{hit}, {}{rules}", kind.name);
-                add(&name, rig, kind, port, counted, false);
+                add(Case {
+                    name: &format!("{hit}, {}{rules}", kind.name),
+                    rig,
+                    code: program.code(),
+                    kind,
+                    port,
+                    counted,
+                });
             }
         }
     }
     subjects
+}
+
+impl Program {
+    const fn code(self) -> Code {
+        Code {
+            name: self.name,
+            is_xdp: self.is_xdp,
+        }
+    }
+
+    /// The program that does nothing.
+    const fn empty(self) -> Code {
+        Code {
+            name: self.empty,
+            is_xdp: self.is_xdp,
+        }
+    }
+
+    /// The subject of a case; `empty` is the line that it is compared with.
+    fn subject(self, case: Case<'_>, empty: usize) -> Subject {
+        Subject {
+            name: format!("{}: {}", self.title, case.name),
+            empty: Some(empty),
+            rig: case.rig,
+            code: case.code,
+            packet: case.kind.packet(Shape {
+                client_port: CLIENT_PORT,
+                port: case.port,
+                is_ingress: self.is_ingress,
+                is_syn: false,
+            }),
+            counted: case.counted,
+            times: Some(Vec::new()),
+        }
+    }
 }
 
 impl Subject {
@@ -316,7 +381,7 @@ impl Subject {
             return Ok(());
         };
         let before = counts(rig)?;
-        let ns = run(rig, self.program, self.is_xdp, &self.packet, repeats)?;
+        let ns = run(rig, self.code, &self.packet, repeats)?;
         let (rules, flows, reasons) = counts(rig)?;
         let (mut expected_rules, expected_flows, mut expected_reasons) = before;
         match self.counted {
@@ -349,13 +414,8 @@ fn counts(rig: &Datapath) -> anyhow::Result<(u64, u64, Vec<u64>)> {
 }
 
 /// Runs a program; returns nanoseconds per packet.
-fn run(
-    rig: &mut Datapath,
-    name: &'static str,
-    is_xdp: bool,
-    packet: &[u8],
-    repeats: u32,
-) -> anyhow::Result<f64> {
+fn run(rig: &mut Datapath, code: Code, packet: &[u8], repeats: u32) -> anyhow::Result<f64> {
+    let Code { name, is_xdp } = code;
     let options = TestRunOptions {
         data_in: Some(packet),
         repeat: repeats,
@@ -380,8 +440,13 @@ fn first_packets(rig: &mut Datapath, flows: u16) -> anyhow::Result<Vec<Line>> {
             let (mut first, mut second) = (Vec::new(), Vec::new());
             let (packets_before, flows_before, _) = counts(rig)?;
             for port in ports.by_ref().take(flows.into()) {
-                let packet = kind.packet(port, DIALLED, true, true);
-                let mut once = || run(rig, program.name, program.is_xdp, &packet, 1);
+                let packet = kind.packet(Shape {
+                    client_port: Port::new(port),
+                    port: PUBLIC,
+                    is_ingress: true,
+                    is_syn: true,
+                });
+                let mut once = || run(rig, program.code(), &packet, 1);
                 first.push(once()?);
                 second.push(once()?);
             }

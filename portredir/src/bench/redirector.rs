@@ -6,7 +6,9 @@ use std::process::Command;
 use anyhow::Context as _;
 
 use crate::bench::process::{Launch, OURSELVES, Process};
-use crate::bench::variant::{self, Subject, Variant, engine_name};
+use crate::bench::program;
+use crate::bench::variant::rules::SOCAT;
+use crate::bench::variant::{Subject, Variant, engine_name};
 use crate::cli::Opponent;
 
 /// The interface of the host that redirects.
@@ -24,7 +26,7 @@ pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Pro
     fs::write(&file, &text).context("write the rules")?;
     let file = file.to_str().context("read the name of a directory")?;
     let kernel = |args: &[&str]| {
-        let mut command = Command::new(variant::find(args[0]).context("find the program")?);
+        let mut command = Command::new(program::find(args[0]).context("find the program")?);
         namespace.run(command.args(&args[1..]), &text)
     };
     match variant.subject {
@@ -61,7 +63,7 @@ pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Pro
                 }
                 Opponent::Nginx => &["nginx", "-e", "stderr", "-p", ".", "-c", file],
                 Opponent::Haproxy => &["haproxy", "-db", "-f", file],
-                Opponent::Socat => &variant::SOCAT,
+                Opponent::Socat => &SOCAT,
             };
             return launch.start(args).map(Some);
         }

@@ -6,8 +6,9 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{bail, ensure};
+use portredir_common::net::Port;
 
-use crate::bench::load::Target;
+use crate::bench::load::request::Target;
 use crate::bench::measure::{Entry, Role};
 use crate::bench::traffic::Traffic;
 use crate::cli::TARGET_PORT;
@@ -18,7 +19,7 @@ pub struct Remote {
     /// The address of the server.
     pub addr: Ipv4Addr,
     /// The names and the ports that lead to the target.
-    pub dial: Vec<(String, u16)>,
+    pub ports: Vec<(String, Port)>,
 }
 
 impl Remote {
@@ -27,10 +28,10 @@ impl Remote {
     /// that begin with `portredir` are ours.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
-        let entry = |name: &str, port, role| Entry {
+        let entry = |name: &str, port: Port, role| Entry {
             name: name.to_owned(),
             target: Target {
-                addr: SocketAddrV4::new(self.addr, port),
+                addr: SocketAddrV4::new(self.addr, port.get()),
                 link: None,
             },
             role,
@@ -42,7 +43,7 @@ impl Remote {
             entry("direct 3", TARGET_PORT, Role::DirectAgain),
         ];
         let mut has_reference = false;
-        for (name, port) in &self.dial {
+        for (name, port) in &self.ports {
             let role = if name.starts_with("portredir") {
                 Role::Ours
             } else if name.starts_with("iptables") && !has_reference {
@@ -84,7 +85,7 @@ mod tests {
 
     #[test]
     fn names_say_who_is_who() {
-        let dial = [
+        let ports = [
             ("portredir xdp", 80),
             ("iptables", 81),
             ("iptables-nft", 82),
@@ -92,7 +93,9 @@ mod tests {
         ];
         let remote = Remote {
             addr: Ipv4Addr::LOCALHOST,
-            dial: dial.map(|(name, port)| (name.to_owned(), port)).to_vec(),
+            ports: ports
+                .map(|(name, port)| (name.to_owned(), Port::new(port)))
+                .to_vec(),
         };
         let roles: Vec<_> = remote.entries().iter().map(|entry| entry.role).collect();
         use Role::{Direct, DirectAgain, Other, Ours, Reference};

@@ -8,7 +8,7 @@ pub mod text;
 use serde::{Deserialize, Serialize};
 
 use crate::bench::environment::Environment;
-use crate::bench::load::Source;
+use crate::bench::load::request::Source;
 use crate::bench::statistics::{Cost, Noise, Ratio};
 use crate::bench::traffic::Traffic;
 
@@ -145,10 +145,10 @@ impl Report {
 impl Row {
     /// A row of a variant without figures.
     #[must_use]
-    pub fn failed(variant: String, is_ours: bool, reason: String) -> Self {
+    pub fn failed(variant: String, reason: String) -> Self {
         Self {
             variant,
-            is_ours,
+            is_ours: false,
             failure: Some(reason),
             cost: None,
             to_direct: None,
@@ -306,7 +306,7 @@ pub mod sample {
                     row("direct 2", 378.2, 0.996, Some(1.59)),
                     row("portredir auto", 430.4, 1.136, Some(1.395)),
                     row("iptables-legacy", 613.0, 1.585, None),
-                    Row::failed("nft-map".to_owned(), false, "connect: refused".to_owned()),
+                    Row::failed("nft-map".to_owned(), "connect: refused".to_owned()),
                 ],
                 verdicts: vec![
                     "portredir auto: fewer ns per packet than iptables-legacy (1.40x); more than \

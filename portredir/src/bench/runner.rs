@@ -8,21 +8,21 @@ use fastrand::Rng;
 
 use crate::bench::client::{self, Client};
 use crate::bench::control;
-use crate::bench::lab::{self, Lab, Member, Site, State};
-use crate::bench::load::Source;
-use crate::bench::measure::{self, Entry, Role};
-use crate::bench::namespace::{Dir, Namespace};
+use crate::bench::lab::{self, Lab, Means, Member, Site, State};
+use crate::bench::load::request::Source;
+use crate::bench::measure::{self, Entry, Role, Session};
+use crate::bench::namespace::Namespace;
 use crate::bench::plan::Plan;
-use crate::bench::process::{Launch, OURSELVES, Scheduling};
+use crate::bench::process::{Launch, OURSELVES};
 use crate::bench::prog_run;
 use crate::bench::progress::Progress;
 use crate::bench::remote::Remote;
 use crate::bench::report::{Status, Table, TestReport, VariantReport, abridge};
-use crate::bench::stop::Stop;
 use crate::bench::traffic::{Protocol, Traffic};
 use crate::bench::variant::Variant;
 use crate::bench::verify;
 use crate::cli::Suite;
+use crate::rule::Protocols;
 
 /// The time until a variant works, in microseconds.
 const SETUP_US: u64 = 150_000;
@@ -31,30 +31,20 @@ const SETUP_US: u64 = 150_000;
 #[derive(Debug)]
 pub struct Runner<'a> {
     plan: Plan,
-    dir: &'a Dir,
-    scheduling: Scheduling,
+    means: Means<'a>,
     rng: Rng,
-    stop: &'a Stop,
     progress: Progress,
 }
 
 impl<'a> Runner<'a> {
     /// Makes a benchmark that has not begun.
     #[must_use]
-    pub fn new(
-        plan: Plan,
-        dir: &'a Dir,
-        scheduling: Scheduling,
-        seed: u64,
-        stop: &'a Stop,
-    ) -> Self {
+    pub fn new(plan: Plan, means: Means<'a>, seed: u64) -> Self {
         Self {
             progress: Progress::new(forecast_us(&plan)),
             rng: Rng::with_seed(seed),
             plan,
-            dir,
-            scheduling,
-            stop,
+            means,
         }
     }
 
@@ -67,15 +57,8 @@ impl<'a> Runner<'a> {
         if self.plan.variants.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }
-        let Self {
-            plan,
-            dir,
-            scheduling,
-            stop,
-            progress,
-            ..
-        } = &*self;
-        let mut lab = Lab::new(&plan.variants, dir, *scheduling, stop, |variant| {
+        let progress = &self.progress;
+        let mut lab = Lab::new(&self.plan.variants, self.means, |variant| {
             progress.step(format!("setting up {}", variant.name()));
             progress.advance(SETUP_US);
         })?;
@@ -105,9 +88,9 @@ impl<'a> Runner<'a> {
         let mut variants = Vec::new();
         let mut entries = Vec::new();
         for entry in remote.entries() {
-            self.stop.check()?;
+            self.means.stop.check()?;
             self.progress.step(format!("verifying {}", entry.name));
-            let status = match verify::verify(entry.target.addr, false) {
+            let status = match verify::verify(entry.target.addr, Protocols::Tcp) {
                 Ok(()) => Status::Verified,
                 Err(error) => Status::Failed(format!("{error:#}")),
             };
@@ -143,7 +126,7 @@ impl<'a> Runner<'a> {
         let mut tables = Vec::new();
         let opponents = &self.plan.opponents;
         for suite in &self.plan.suites {
-            self.stop.check()?;
+            self.means.stop.check()?;
             match suite {
                 Suite::ProgRun => {
                     self.progress.step("programs alone".to_owned());
@@ -151,11 +134,11 @@ impl<'a> Runner<'a> {
                 }
                 Suite::Load => {
                     self.progress.step("loading and changing rules".to_owned());
-                    tables.push(control::load(self.dir, opponents, self.stop)?);
+                    tables.push(control::load(self.means.dir, opponents, self.means.stop)?);
                 }
                 Suite::Memory => {
                     self.progress.step("memory".to_owned());
-                    tables.push(control::memory(self.dir, opponents, self.stop)?);
+                    tables.push(control::memory(self.means.dir, opponents, self.means.stop)?);
                 }
                 _ => {}
             }
@@ -167,9 +150,9 @@ impl<'a> Runner<'a> {
     fn client(&self, namespace: Option<&Namespace>) -> anyhow::Result<Client> {
         Client::start(Launch {
             namespace,
-            scheduling: Some(self.scheduling),
+            scheduling: Some(self.means.scheduling),
             cgroup: None,
-            dir: &self.dir.inner("client")?,
+            dir: &self.means.dir.inner("client")?,
             is_piped: true,
         })
     }
@@ -189,26 +172,31 @@ impl<'a> Runner<'a> {
             effort: self.plan.effort(traffic),
             is_raw: self.plan.is_raw,
         };
-        let advance = |work_us| self.progress.advance(work_us);
-        request.run(client, &mut self.rng, self.stop, advance, before)
+        let session = Session {
+            client,
+            rng: &mut self.rng,
+            stop: self.means.stop,
+        };
+        let progress = &self.progress;
+        request.run(session, |work_us| progress.advance(work_us), before)
     }
 
     /// Measures in a separate process, like the load.
     fn prog_run(&self) -> anyhow::Result<[Table; 3]> {
-        let namespace = lab::alone(format!("{}-p", self.dir.name))?;
+        let namespace = lab::alone(format!("{}-p", self.means.dir.name))?;
         let rounds = if self.plan.is_full { 25_u32 } else { 10 };
         let launch = Launch {
             namespace: Some(&namespace),
-            scheduling: Some(self.scheduling),
+            scheduling: Some(self.means.scheduling),
             cgroup: None,
-            dir: &self.dir.inner("prog-run")?,
+            dir: &self.means.dir.inner("prog-run")?,
             is_piped: true,
         };
         let mut process = launch.start(&[OURSELVES, "bench", "prog-run", &rounds.to_string()])?;
         let (_stdin, stdout) = process.pipes();
         let lines = client::lines(stdout);
         loop {
-            self.stop.check()?;
+            self.means.stop.check()?;
             match lines.recv_timeout(Duration::from_millis(50)) {
                 Ok(line) => {
                     let figures: prog_run::Figures = serde_json::from_str(&line)?;
@@ -230,13 +218,13 @@ impl<'a> Runner<'a> {
             members, client, ..
         } = lab;
         for member in members {
-            self.stop.check()?;
+            self.means.stop.check()?;
             let name = member.variant.name();
             if let State::Ready(site) = &member.state {
                 self.progress.step(format!("verifying {name}"));
                 let addr = site.target(&member.variant).addr;
-                let has_udp = member.variant.has_udp();
-                let verified = client.enter(|| verify::verify(addr, has_udp))?;
+                let protocols = member.variant.protocols();
+                let verified = client.enter(|| verify::verify(addr, protocols))?;
                 if let Err(error) = verified {
                     member.state = State::Failed(format!("{error:#}"));
                 }

@@ -28,15 +28,29 @@ pub struct Outcome {
 /// The number of cycles that are not counted, in which caches and connections get warm.
 pub const WARM_UP: usize = 2;
 
+/// The number and the length of turns.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// The number of variants.
+    pub variants: usize,
+    /// The number of cycles that are counted.
+    pub cycles: usize,
+    /// The length of a turn, about.
+    pub length: Duration,
+}
+
 /// Runs the cycles; calls `on_cycle` after each.
 pub fn run(
     load: &mut dyn Load,
-    variants: usize,
-    cycles: usize,
-    length: Duration,
+    schedule: Schedule,
     rng: &mut Rng,
     mut on_cycle: impl FnMut(),
 ) -> Outcome {
+    let Schedule {
+        variants,
+        cycles,
+        length,
+    } = schedule;
     let mut order: Vec<_> = (0..variants).collect();
     let mut outcome = Outcome {
         costs: vec![vec![f64::NAN; cycles]; variants],
@@ -86,7 +100,12 @@ mod tests {
             failing,
         };
         let mut rng = Rng::with_seed(seed);
-        let outcome = run(&mut load, 4, 20, Duration::ZERO, &mut rng, || {});
+        let schedule = Schedule {
+            variants: 4,
+            cycles: 20,
+            length: Duration::ZERO,
+        };
+        let outcome = run(&mut load, schedule, &mut rng, || {});
         (load.turns, outcome)
     }
 

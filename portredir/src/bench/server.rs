@@ -14,6 +14,7 @@ use std::thread;
 use anyhow::Context as _;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{setsockopt, sockopt};
+use portredir_common::net::Port;
 use portredir_common::trafficgen::MARK;
 
 use crate::bench::traffic::{CHUNK_BYTES, receive, send};
@@ -45,7 +46,8 @@ struct AttachFilter;
 /// # Errors
 ///
 /// When the port is taken, or the kernel refuses.
-pub fn serve(port: u16) -> anyhow::Result<Infallible> {
+pub fn serve(port: Port) -> anyhow::Result<Infallible> {
+    let port = port.get();
     let to = (Ipv4Addr::UNSPECIFIED, port);
     let listener = TcpListener::bind(to).with_context(|| format!("listen on {port}/tcp"))?;
     listener.set_nonblocking(true)?;

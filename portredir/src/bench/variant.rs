@@ -1,24 +1,24 @@
 //! The variants: ways to be redirected, each in a network namespace of its own, with its
 //! rules and programs.
 
-mod rules;
+pub mod rules;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::Command;
 
 use clap::ValueEnum;
+use portredir_common::net::Port;
 
-pub use self::rules::{CONNTRACK, SOCAT};
-
+use crate::bench::program::{find, nginx_module};
 use crate::bench::traffic::Protocol;
 use crate::cli::{Opponent, TARGET_PORT};
 use crate::config::engine::EngineChoice;
+use crate::rule::Protocols;
 
 /// The destination port of clients.
-pub const PUBLIC_PORT: u16 = 80;
+pub const PUBLIC_PORT: Port = Port::new(80);
 /// A port that no rule is about.
-pub const OTHER_PORT: u16 = 81;
+pub const OTHER_PORT: Port = Port::new(81);
 
 impl Opponent {
     /// All opponents.
@@ -78,7 +78,7 @@ impl Opponent {
             _ => lines.next(),
         };
         let line = line.unwrap_or_default().to_owned();
-        if self == Self::Nginx && rules::nginx_module().is_none() {
+        if self == Self::Nginx && nginx_module().is_none() {
             return Err(format!("{line} has no stream module"));
         }
         Ok(line)
@@ -164,7 +164,7 @@ impl Variant {
 
     /// The destination port of clients.
     #[must_use]
-    pub const fn dialled(&self) -> u16 {
+    pub const fn dst_port(&self) -> Port {
         match self.subject {
             Subject::Direct | Subject::DirectAgain(_) => TARGET_PORT,
             Subject::Ours(_) | Subject::Against(_) => PUBLIC_PORT,
@@ -178,6 +178,16 @@ impl Variant {
             Subject::Direct | Subject::DirectAgain(_) => true,
             Subject::Ours(engine) => engine != EngineChoice::Socket,
             Subject::Against(opponent) => opponent.has_udp(),
+        }
+    }
+
+    /// The protocols that are redirected.
+    #[must_use]
+    pub fn protocols(&self) -> Protocols {
+        if self.has_udp() {
+            Protocols::Both
+        } else {
+            Protocols::Tcp
         }
     }
 
@@ -198,16 +208,6 @@ impl Variant {
 pub fn engine_name(engine: EngineChoice) -> String {
     let value = engine.to_possible_value();
     value.map_or_else(String::new, |value| value.get_name().to_owned())
-}
-
-/// The path of a program. Also searches the directories that root's search path has.
-#[must_use]
-pub fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|dir| dir.join(program))
-        .find(|path| path.is_file())
 }
 
 #[cfg(test)]

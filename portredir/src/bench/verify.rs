@@ -7,8 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use portredir_common::net::Protocol;
 
 use crate::bench::variant::OTHER_PORT;
+use crate::rule::Protocols;
 
 /// The longest time until the first answer; proxies take a moment to start.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,20 +24,20 @@ const DATAGRAMS: u32 = 1000;
 /// The number of datagrams that are under way at a time; a socket holds some hundreds.
 const WINDOW: u32 = 20;
 
-/// Checks that TCP, and UDP if the variant redirects it, is answered at `addr`, from the
+/// Checks that TCP, and UDP if `protocols` has it, is answered at `addr`, from the
 /// destination port, and that a port without a rule is not. The caller is a thread of a
 /// client.
 ///
 /// # Errors
 ///
 /// When a check fails; the error names it.
-pub fn verify(addr: SocketAddrV4, has_udp: bool) -> anyhow::Result<()> {
+pub fn verify(addr: SocketAddrV4, protocols: Protocols) -> anyhow::Result<()> {
     tcp(addr).with_context(|| format!("TCP to port {}", addr.port()))?;
-    if has_udp {
+    if protocols.each().contains(&Protocol::Udp) {
         udp(addr).with_context(|| format!("UDP to port {}", addr.port()))?;
     }
-    let other = SocketAddrV4::new(*addr.ip(), OTHER_PORT);
-    silence(other).with_context(|| format!("port {OTHER_PORT}, which no rule is about"))
+    let other = SocketAddrV4::new(*addr.ip(), OTHER_PORT.get());
+    silence(other).with_context(|| format!("port {}, which no rule is about", OTHER_PORT.get()))
 }
 
 /// A connection sees only packets from its destination port.

@@ -4,12 +4,13 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use portredir_common::net::Port;
 use serde::{Deserialize, Serialize};
 
 use crate::config::engine::EngineChoice;
 
 /// The port that servers listen on.
-pub const TARGET_PORT: u16 = 8080;
+pub const TARGET_PORT: Port = Port::new(8080);
 
 /// A suite of tests that a user can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -93,12 +94,12 @@ pub struct BenchArgs {
     pub tests: Option<Vec<Suite>>,
 
     /// Use the server on another machine, where `portredir bench serve` runs.
-    #[arg(long, value_name = "ADDR", requires = "dial")]
+    #[arg(long, value_name = "ADDR", requires = "ports")]
     pub remote: Option<Ipv4Addr>,
 
     /// With --remote: names for the server's ports that are redirected to 8080.
-    #[arg(long, value_delimiter = ',', value_name = "NAME=PORT", value_parser = dial, requires = "remote")]
-    pub dial: Vec<(String, u16)>,
+    #[arg(long, alias = "dial", value_delimiter = ',', value_name = "NAME=PORT", value_parser = named_port, requires = "remote")]
+    pub ports: Vec<(String, Port)>,
 
     /// Also write the report as JSON.
     #[arg(long, value_name = "FILE")]
@@ -127,7 +128,7 @@ pub enum BenchRole {
     /// Run the server for a benchmark on another machine, until Ctrl-C.
     Serve {
         /// The port to listen on, TCP and UDP.
-        #[arg(long, default_value_t = TARGET_PORT)]
+        #[arg(long, default_value_t = TARGET_PORT.get())]
         port: u16,
     },
     /// Run the client; started and controlled by `bench`.
@@ -141,7 +142,7 @@ pub enum BenchRole {
     },
 }
 
-fn dial(text: &str) -> Result<(String, u16), &'static str> {
+fn named_port(text: &str) -> Result<(String, Port), &'static str> {
     let (name, port) = text
         .split_once('=')
         .ok_or("expected NAME=PORT, for example portredir=80")?;
@@ -151,5 +152,5 @@ fn dial(text: &str) -> Result<(String, u16), &'static str> {
     if name.is_empty() || port == 0 {
         return Err("expected NAME=PORT, for example portredir=80");
     }
-    Ok((name.to_owned(), port))
+    Ok((name.to_owned(), Port::new(port)))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
-use crate::bench::load::Target;
+use crate::bench::load::request::Target;
 use crate::bench::schedule::Load;
 use crate::bench::server::{DOWNLOAD, UPLOAD};
 use crate::bench::traffic::{CHUNK_BYTES, receive, send};
@@ -115,18 +115,31 @@ impl Load for Connections {
     }
 }
 
+/// The direction of a bulk transfer.
+#[derive(Clone, Copy)]
+pub enum Direction {
+    /// From the client to the server.
+    Upload,
+    /// From the server to the client.
+    Download,
+}
+
 /// A transfer of a MiB in one direction, and of a byte in the other, on one connection.
 pub struct Bulk {
     streams: Streams,
-    is_upload: bool,
+    direction: Direction,
     chunk: Box<[u8; CHUNK_BYTES]>,
 }
 
 impl Bulk {
-    pub fn new(targets: &[Target], is_upload: bool) -> Self {
+    pub fn new(targets: &[Target], direction: Direction) -> Self {
+        let first_byte = match direction {
+            Direction::Upload => UPLOAD,
+            Direction::Download => DOWNLOAD,
+        };
         Self {
-            streams: Streams::new(targets, if is_upload { UPLOAD } else { DOWNLOAD }),
-            is_upload,
+            streams: Streams::new(targets, first_byte),
+            direction,
             chunk: Box::new([0; CHUNK_BYTES]),
         }
     }
@@ -137,12 +150,15 @@ impl Load for Bulk {
         let stream = self.streams.get(target)?;
         repeat(length, || {
             let mut byte = [0];
-            if self.is_upload {
-                send(stream, &self.chunk).context("send")?;
-                stream.read_exact(&mut byte).context("receive")
-            } else {
-                stream.write_all(&byte).context("send")?;
-                receive(stream, &mut self.chunk).context("receive")
+            match self.direction {
+                Direction::Upload => {
+                    send(stream, &self.chunk).context("send")?;
+                    stream.read_exact(&mut byte).context("receive")
+                }
+                Direction::Download => {
+                    stream.write_all(&byte).context("send")?;
+                    receive(stream, &mut self.chunk).context("receive")
+                }
             }
         })
     }

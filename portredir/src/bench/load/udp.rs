@@ -18,7 +18,7 @@ use nix::sys::socket::{
 };
 use portredir_common::trafficgen::{Frame, Recipe};
 
-use crate::bench::load::{Link, Request, Source, Target};
+use crate::bench::load::request::{Link, Request, Source, Target};
 use crate::bench::schedule::{Load, WARM_UP};
 use crate::bench::traffic::{FLOWS, Traffic};
 use crate::loader::OBJECT;

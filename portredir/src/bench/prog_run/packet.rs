@@ -3,11 +3,11 @@
 use portredir_common::flow::FlowKey;
 use portredir_common::net::{Addr, Port, Protocol};
 
-pub const CLIENT_PORT: u16 = 40_000;
-pub const DIALLED: u16 = 80;
-pub const TARGET: u16 = 8080;
+pub const CLIENT_PORT: Port = Port::new(40_000);
+pub const PUBLIC: Port = Port::new(80);
+pub const TARGET: Port = Port::new(8080);
 /// A port without a rule.
-pub const OTHER: u16 = 443;
+pub const OTHER: Port = Port::new(443);
 
 /// A protocol over a version of IP.
 #[derive(Clone, Copy)]
@@ -18,18 +18,37 @@ pub struct Kind {
 }
 
 pub const KINDS: [Kind; 4] = [
-    kind("TCP v4", Protocol::Tcp, true),
-    kind("TCP v6", Protocol::Tcp, false),
-    kind("UDP v4", Protocol::Udp, true),
-    kind("UDP v6", Protocol::Udp, false),
+    Kind {
+        name: "TCP v4",
+        protocol: Protocol::Tcp,
+        is_ipv4: true,
+    },
+    Kind {
+        name: "TCP v6",
+        protocol: Protocol::Tcp,
+        is_ipv4: false,
+    },
+    Kind {
+        name: "UDP v4",
+        protocol: Protocol::Udp,
+        is_ipv4: true,
+    },
+    Kind {
+        name: "UDP v6",
+        protocol: Protocol::Udp,
+        is_ipv4: false,
+    },
 ];
 
-const fn kind(name: &'static str, protocol: Protocol, is_ipv4: bool) -> Kind {
-    Kind {
-        name,
-        protocol,
-        is_ipv4,
-    }
+/// The ports, the direction and the state of a packet.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub client_port: Port,
+    pub port: Port,
+    /// Whether the packet goes from the client to the port.
+    pub is_ingress: bool,
+    /// Whether a TCP packet is the first of a connection.
+    pub is_syn: bool,
 }
 
 /// The client's address, or the host's.
@@ -45,9 +64,15 @@ pub const HOST: u8 = 1;
 pub const CLIENT: u8 = 2;
 
 impl Kind {
-    /// A packet of the client to a port, or of the port to the client. No program
-    /// verifies the checksums; they are only updated.
-    pub fn packet(self, client_port: u16, port: u16, is_ingress: bool, is_syn: bool) -> Vec<u8> {
+    /// A packet from the client to a port, or from the port to the client. The
+    /// checksums are wrong; programs only update them.
+    pub fn packet(self, shape: Shape) -> Vec<u8> {
+        let Shape {
+            client_port,
+            port,
+            is_ingress,
+            is_syn,
+        } = shape;
         let (client, host) = (addr(self.is_ipv4, CLIENT), addr(self.is_ipv4, HOST));
         let (src, dst) = if is_ingress {
             (client, host)
@@ -59,7 +84,7 @@ impl Kind {
         } else {
             (port, client_port)
         };
-        let mut payload = [src_port.to_be_bytes(), dst_port.to_be_bytes()].concat();
+        let mut payload = [src_port.bytes(), dst_port.bytes()].concat();
         if self.protocol == Protocol::Tcp {
             let flags = if is_syn { 0x02 } else { 0x10 };
             payload.extend([0, 0, 0, 1, 0, 0, 0, u8::from(!is_syn), 0x50, flags, 0x20, 0]);
@@ -97,12 +122,12 @@ impl Kind {
         packet
     }
 
-    pub fn key(self, local_port: u16) -> FlowKey {
+    pub fn key(self, local_port: Port) -> FlowKey {
         FlowKey {
             client: addr(self.is_ipv4, CLIENT),
             local: addr(self.is_ipv4, HOST),
-            client_port: Port::new(CLIENT_PORT),
-            local_port: Port::new(local_port),
+            client_port: CLIENT_PORT,
+            local_port,
             protocol: self.protocol as u8,
             version: if self.is_ipv4 { 4 } else { 6 },
             pad: [0; 2],
@@ -119,7 +144,12 @@ mod tests {
     fn packets_are_what_they_are_called() {
         for kind in KINDS {
             for is_ingress in [true, false] {
-                let packet = kind.packet(CLIENT_PORT, OTHER, is_ingress, true);
+                let packet = kind.packet(Shape {
+                    client_port: CLIENT_PORT,
+                    port: OTHER,
+                    is_ingress,
+                    is_syn: true,
+                });
                 let headers = PacketHeaders::from_ethernet_slice(&packet).expect("a packet");
                 assert_eq!(headers.payload.slice(), [b'x'; 18], "{}", kind.name);
                 let ports = match headers.transport.expect("a transport header") {
@@ -133,7 +163,7 @@ mod tests {
                     }
                     other => panic!("{other:?}"),
                 };
-                let there = (CLIENT_PORT, OTHER);
+                let there = (CLIENT_PORT.get(), OTHER.get());
                 let expected = if is_ingress {
                     there
                 } else {

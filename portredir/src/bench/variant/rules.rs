@@ -1,11 +1,12 @@
 //! The rules of variants, in the language of their programs.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use portredir_common::net::Port;
+
+use crate::bench::program::nginx_module;
 use crate::bench::traffic::Protocol;
-use crate::bench::variant::{PUBLIC_PORT, Subject, Variant, find};
+use crate::bench::variant::{PUBLIC_PORT, Subject, Variant};
 use crate::cli::{Opponent, TARGET_PORT};
 use crate::config::engine::EngineChoice;
 
@@ -19,12 +20,13 @@ impl Variant {
     /// file.
     #[must_use]
     pub fn rules_text(&self) -> String {
-        let fillers = (0..self.rules - 1).map(|i| (FILLERS + i, FILLER_TARGETS + i));
+        let fillers =
+            (0..self.rules - 1).map(|i| (Port::new(FILLERS + i), Port::new(FILLER_TARGETS + i)));
         match self.subject {
             Subject::Direct | Subject::DirectAgain(_) => String::new(),
             Subject::Ours(engine) => ours(engine, fillers),
             Subject::Against(Opponent::IptablesLegacy | Opponent::IptablesNft) => {
-                iptables(self.protocols(), fillers)
+                iptables(self.protocol_names(), fillers)
             }
             Subject::Against(Opponent::NftMap) => nft_map(fillers),
             Subject::Against(Opponent::NftStateless) => NFT_STATELESS.to_owned(),
@@ -35,7 +37,7 @@ impl Variant {
         }
     }
 
-    fn protocols(&self) -> &'static [&'static str] {
+    fn protocol_names(&self) -> &'static [&'static str] {
         match self.fillers {
             Some(Protocol::Tcp) => &["tcp"],
             Some(Protocol::Udp) => &["udp"],
@@ -55,12 +57,14 @@ table ip tracking {
 ";
 
 /// The rule that matters is the last, where a program walks its rules one by one.
-fn iptables(protocols: &[&str], fillers: impl Iterator<Item = (u16, u16)>) -> String {
+fn iptables(protocols: &[&str], fillers: impl Iterator<Item = (Port, Port)>) -> String {
     let mut text = "*nat\n:PREROUTING ACCEPT [0:0]\n".to_owned();
-    let rule = |text: &mut String, protocol: &str, from, to| {
+    let rule = |text: &mut String, protocol: &str, from: Port, to: Port| {
         let _ = writeln!(
             text,
-            "-A PREROUTING -p {protocol} --dport {from} -j REDIRECT --to-ports {to}"
+            "-A PREROUTING -p {protocol} --dport {} -j REDIRECT --to-ports {}",
+            from.get(),
+            to.get()
         );
     };
     for (from, to) in fillers {
@@ -74,10 +78,10 @@ fn iptables(protocols: &[&str], fillers: impl Iterator<Item = (u16, u16)>) -> St
     text + "COMMIT\n"
 }
 
-fn nft_map(fillers: impl Iterator<Item = (u16, u16)>) -> String {
+fn nft_map(fillers: impl Iterator<Item = (Port, Port)>) -> String {
     let elements: Vec<_> = fillers
         .chain([(PUBLIC_PORT, TARGET_PORT)])
-        .map(|(from, to)| format!("{from} : {to}"))
+        .map(|(from, to)| format!("{} : {}", from.get(), to.get()))
         .collect();
     let elements = elements.join(", ");
     let map = |name: &str| {
@@ -108,7 +112,7 @@ table ip ports {
 }
 ";
 
-fn ours(engine: EngineChoice, fillers: impl Iterator<Item = (u16, u16)>) -> String {
+fn ours(engine: EngineChoice, fillers: impl Iterator<Item = (Port, Port)>) -> String {
     let protocol = if engine == EngineChoice::Socket {
         ""
     } else {
@@ -116,7 +120,7 @@ fn ours(engine: EngineChoice, fillers: impl Iterator<Item = (u16, u16)>) -> Stri
     };
     let rules: String = fillers
         .chain([(PUBLIC_PORT, TARGET_PORT)])
-        .map(|(from, to)| format!("    \"{from}:{to}{protocol}\",\n"))
+        .map(|(from, to)| format!("    \"{}:{}{protocol}\",\n", from.get(), to.get()))
         .collect();
     format!("rules = [\n{rules}]\n")
 }
@@ -126,29 +130,14 @@ fn nginx() -> String {
         Some(Some(path)) => format!("load_module {};\n", path.display()),
         _ => String::new(),
     };
+    let (public, target) = (PUBLIC_PORT.get(), TARGET_PORT.get());
     // nginx runs without a master, so that there is one process to stop.
     format!(
         "{module}daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr crit;\n\
          events {{ worker_connections 16384; }}\n\
-         stream {{\n  server {{\n    listen {PUBLIC_PORT} backlog=65535;\n    \
-         proxy_pass 127.0.0.1:{TARGET_PORT};\n    proxy_buffer_size 64k;\n    tcp_nodelay on;\n  }}\n}}\n"
+         stream {{\n  server {{\n    listen {public} backlog=65535;\n    \
+         proxy_pass 127.0.0.1:{target};\n    proxy_buffer_size 64k;\n    tcp_nodelay on;\n  }}\n}}\n"
     )
-}
-
-/// The stream module of nginx: built in (`Some(None)`) or in a file.
-pub(super) fn nginx_module() -> Option<Option<PathBuf>> {
-    let output = Command::new(find("nginx")?).arg("-V").output().ok()?;
-    let about = String::from_utf8_lossy(&output.stderr).into_owned();
-    let words: Vec<_> = about.split_ascii_whitespace().collect();
-    if words.contains(&"--with-stream") {
-        return Some(None);
-    }
-    let dir = words
-        .iter()
-        .find_map(|word| word.strip_prefix("--modules-path="))
-        .unwrap_or("/usr/lib/nginx/modules");
-    let path = Path::new(dir).join("ngx_stream_module.so");
-    path.exists().then_some(Some(path))
 }
 
 const HAPROXY: &str = "\
@@ -217,7 +206,7 @@ mod tests {
                 .collect();
             assert_eq!(words.len(), 10_000);
             let rules = crate::rule::from_words(&words).expect("rules");
-            crate::ruleset::shadow::check(&rules).expect("rules that do not hide each other");
+            crate::ruleset::shadow::check(&rules).expect("rules that do not shadow each other");
         }
     }
 }
