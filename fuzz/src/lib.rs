@@ -6,7 +6,7 @@ use std::path::Path;
 use portredir::config::file;
 use portredir::config::settings::Settings;
 use portredir::rule::{self, Rule};
-use portredir::ruleset::compile::Table;
+use portredir::ruleset::compile::{Table, TableOptions};
 use portredir::ruleset::history::History;
 use portredir::ruleset::shadow;
 use portredir::state::State;
@@ -76,6 +76,9 @@ pub fn state(input: &[u8]) {
 
 /// Refused or not, nothing panics.
 fn compile(rules: &[(u16, Rule)], history: &History) {
-    let (is_hiding, if_listening) = (true, true);
-    let _ = Table::compile(rules, history, is_hiding, if_listening);
+    let options = TableOptions {
+        hide_target: true,
+        if_listening: true,
+    };
+    let _ = Table::compile(rules, history, options);
 }

@@ -1,6 +1,7 @@
 //! A list of rules as a whole: the check that each rule can match, and the maps that the
 //! rules become.
 
+mod candidates;
 pub mod compile;
 pub mod history;
 pub mod interval;

@@ -32,7 +32,7 @@ use crate::bench::statistics::median;
 use crate::config::settings::Settings;
 use crate::loader::{Datapath, Sizes};
 use crate::rule::{self, Rule};
-use crate::ruleset::compile;
+use crate::ruleset::compile::{Table as RuleTable, TableOptions};
 use crate::ruleset::history::History;
 
 /// The number of packets in a turn.
@@ -222,11 +222,10 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
         .into_iter()
         .map(|sourced| sourced.rule);
     let rules: Vec<(u16, Rule)> = (0..).zip(rules).collect();
-    datapath.commit(&compile::Table::compile(
+    datapath.commit(&RuleTable::compile(
         &rules,
         &History::default(),
-        false,
-        false,
+        TableOptions::default(),
     )?)?;
     let generation = datapath.generation();
     datapath.set_on(generation, &BTreeMap::new())?;

@@ -11,7 +11,7 @@ use crate::config::settings::Settings;
 use crate::host::snapshot::Snapshot;
 use crate::loader::Unregistered;
 use crate::loader::pinned::{self, Found};
-use crate::ruleset::compile::{Table, TableError};
+use crate::ruleset::compile::{Table, TableError, TableOptions};
 use crate::state::State;
 use crate::sys::mmap;
 use crate::sys::sock_diag::{self, Kind};
@@ -145,5 +145,9 @@ pub fn compile(state: &State) -> Result<Table, TableError> {
         if_listening,
         ..
     } = state.settings;
-    Table::compile(&state.rules(), &state.history, hide_target, if_listening)
+    let options = TableOptions {
+        hide_target,
+        if_listening,
+    };
+    Table::compile(&state.rules(), &state.history, options)
 }

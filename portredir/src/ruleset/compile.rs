@@ -5,12 +5,11 @@
 //! then one by the client's address leads to the few remaining rules, the most specific
 //! first; they differ in their interfaces.
 
-use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use portredir_common::map::rules::{
     AddrKey, Candidate, Candidates, PortEntry, PreviousTargets, SourceKey,
 };
@@ -18,6 +17,7 @@ use portredir_common::net::HostPort;
 use portredir_common::net::{Addr, Port, Protocol};
 use thiserror::Error;
 
+use super::candidates::{self, Condition, TooMany};
 use super::history::History;
 use super::interval::{self, Holders, segments};
 use super::shadow::MAX_ON;
@@ -53,6 +53,15 @@ pub enum TableError {
 /// The size of the map, as declared in `portredir-ebpf/src/maps.rs`.
 const MAX_ADDRS: usize = 65_536 / 2;
 const MAX_SOURCES: usize = 262_144 / 2;
+
+/// The settings that ports carry to the programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableOptions {
+    /// Whether outsiders cannot connect to target ports themselves.
+    pub hide_target: bool,
+    /// Whether a port is redirected only while a server listens on its target port.
+    pub if_listening: bool,
+}
 
 /// The contents of the maps for one generation; the generation itself is added when the
 /// maps are filled.
@@ -90,39 +99,13 @@ impl Table {
     pub fn compile(
         rules: &[(u16, Rule)],
         history: &History,
-        hide_target: bool,
-        if_listening: bool,
+        options: TableOptions,
     ) -> Result<Self, TableError> {
         let mut table = Self::default();
-        let (conditions, lists) = interval::conditions(rules.iter().map(|(_, rule)| rule));
-        if lists.len() > MAX_ON {
-            return Err(TableError::On(lists.len()));
-        }
-        table.on = lists.into_iter().map(<[_]>::to_vec).collect();
-        let conditions: Vec<_> = rules
-            .iter()
-            .zip(conditions)
-            .map(|((id, rule), (addr, from, on))| Condition {
-                addr,
-                from,
-                candidate: Candidate {
-                    target: HostPort::new(Port::new(rule.target.first)),
-                    first_dst_port: HostPort::new(Port::new(rule.dialled.first)),
-                    rule: *id,
-                    on: u8::try_from(on).expect("few lists"),
-                    is_range: u8::from(rule.target.first != rule.target.last),
-                },
-            })
-            .collect();
-        let flags = PortEntry::MATCH
-            | if if_listening {
-                PortEntry::IF_LISTENING
-            } else {
-                0
-            };
+        let conditions = table.conditions(rules)?;
         let mut sets = HashMap::new();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            table.add_targets(rules, protocol, hide_target);
+            table.add_targets(rules, protocol, options);
             let mut holders = Holders::default();
             let mut set = 0;
             for segment in segments(rules.iter().map(|(_, rule)| rule).enumerate(), protocol) {
@@ -139,7 +122,7 @@ impl Table {
                     entry.set = set;
                     entry.target = candidate.target_of(Port::new(port));
                     entry.rule = candidate.rule;
-                    entry.flags |= flags;
+                    entry.flags |= options.match_flags();
                 }
             }
         }
@@ -147,8 +130,30 @@ impl Table {
         Ok(table)
     }
 
+    /// Numbers the lists of interfaces, and returns the conditions of the rules.
+    fn conditions(&mut self, rules: &[(u16, Rule)]) -> Result<Vec<Condition>, TableError> {
+        let (conditions, lists) = interval::conditions(rules.iter().map(|(_, rule)| rule));
+        if lists.len() > MAX_ON {
+            return Err(TableError::On(lists.len()));
+        }
+        self.on = lists.into_iter().map(<[_]>::to_vec).collect();
+        let conditions = rules.iter().zip(conditions);
+        let conditions = conditions.map(|((id, rule), (addr, from, on))| Condition {
+            addr,
+            from,
+            candidate: Candidate {
+                target: HostPort::new(Port::new(rule.target.first)),
+                first_dst_port: HostPort::new(Port::new(rule.dialled.first)),
+                rule: *id,
+                on: u8::try_from(on).expect("few lists"),
+                is_range: u8::from(rule.target.first != rule.target.last),
+            },
+        });
+        Ok(conditions.collect())
+    }
+
     /// Marks the target ports of rules.
-    fn add_targets(&mut self, rules: &[(u16, Rule)], protocol: Protocol, is_hidden: bool) {
+    fn add_targets(&mut self, rules: &[(u16, Rule)], protocol: Protocol, options: TableOptions) {
         // The number of rules that more begin than end at each port: a range costs two
         // steps.
         let mut steps = vec![0_i32; (1 << 16) + 1];
@@ -158,13 +163,12 @@ impl Table {
                 steps[usize::from(rule.target.last) + 1] -= 1;
             }
         }
-        let hidden = if is_hidden { PortEntry::HIDDEN } else { 0 };
         let mut count = 0;
         for (port, step) in (0..=u16::MAX).zip(steps) {
             count += step;
             if count > 0 {
-                self.ports[index(protocol, port)].flags |= PortEntry::TARGET | hidden;
-                if is_hidden {
+                self.ports[index(protocol, port)].flags |= options.target_flags();
+                if options.hide_target {
                     // A hidden port answers as port 0 does, whose replies are rewritten.
                     self.ports[index(protocol, 0)].flags |= PortEntry::TARGET;
                 }
@@ -234,76 +238,27 @@ impl Table {
         port: u16,
         rules: &[Condition],
     ) -> Result<(), TableError> {
-        for none in [
-            IpNet::from(Ipv4Net::default()),
-            IpNet::from(Ipv6Net::default()),
-        ] {
-            let is_v4 = |addr: IpAddr| addr.is_ipv4();
-            if addr.is_some_and(|addr| is_v4(addr) != is_v4(none.addr())) {
-                continue;
-            }
-            // The rank of a rule: more specific first, then in order. A rule for all IPv4
-            // clients is more specific than one for all clients.
-            let rank = |rule: &Condition| {
-                let length = rule.from.map_or(0, |from| u16::from(from.prefix_len()) + 1);
-                (Reverse(rule.addr.is_some()), Reverse(length))
-            };
-            let mut of_net = BTreeMap::<_, Vec<Candidate>>::new();
-            for rule in rules {
-                let from = rule.from.unwrap_or(none);
-                if is_v4(from.addr()) == is_v4(none.addr()) {
-                    let same = of_net.entry((rank(rule), from)).or_default();
-                    same.push(rule.candidate);
-                }
-            }
-            let ranks: BTreeSet<_> = of_net.keys().map(|(rank, _)| *rank).collect();
-            let nets: BTreeSet<_> = of_net.keys().map(|(_, net)| *net).collect();
-            let mut found = Vec::<Candidate>::new();
-            for net in nets {
-                found.clear();
-                for rank in &ranks {
-                    let length = u8::try_from(rank.1.0.saturating_sub(1)).expect("a length");
-                    if length > net.prefix_len() {
-                        continue;
-                    }
-                    let wider = IpNet::new(net.addr(), length).expect("a shorter prefix");
-                    if let Some(more) = of_net.get(&(*rank, wider.trunc())) {
-                        found.extend(more);
-                    }
-                }
-                let last = found.iter().position(|candidate| candidate.on == 0);
-                found.truncate(last.map_or(found.len(), |last| last + 1));
-                // Of rules for the same interfaces, the first is used.
-                let mut seen = 0_u64;
-                found.retain(|candidate| {
-                    let before = seen;
-                    seen |= 1 << candidate.on;
-                    seen != before
-                });
-                if found.len() > Candidates::COUNT {
-                    let count = found.len();
-                    return Err(TableError::Candidates { port, count });
-                }
-                let mut candidates = Candidates::default();
-                candidates.0[..found.len()].copy_from_slice(&found);
-                let (version, mapped) = if is_v4(net.addr()) { (4, 96) } else { (6, 0) };
-                let key = SourceKey {
-                    group,
-                    version,
-                    client: Addr::from(net.addr()),
-                };
-                let prefix = SourceKey::PREFIX + mapped + u32::from(net.prefix_len());
-                self.sources.insert((prefix, key), candidates);
+        for networks in candidates::networks(addr, rules) {
+            for net in networks.nets() {
+                let candidates = networks
+                    .candidates(net)
+                    .map_err(|TooMany(count)| TableError::Candidates { port, count })?;
+                self.sources.insert(source_key(group, net), candidates);
                 // The check is made for each network, not only at the end, because there
                 // can be far too many entries.
-                for (what, count, limit) in [
-                    ("address entries", self.addrs.len(), MAX_ADDRS),
-                    ("client network entries", self.sources.len(), MAX_SOURCES),
-                ] {
-                    if count > limit {
-                        return Err(TableError::Conditions { what, limit });
-                    }
-                }
+                self.check_limits()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), TableError> {
+        for (what, count, limit) in [
+            ("address entries", self.addrs.len(), MAX_ADDRS),
+            ("client network entries", self.sources.len(), MAX_SOURCES),
+        ] {
+            if count > limit {
+                return Err(TableError::Conditions { what, limit });
             }
         }
         Ok(())
@@ -343,23 +298,38 @@ impl Table {
     }
 }
 
-/// A rule of a set.
-#[derive(Clone, Copy, Debug)]
-struct Condition {
-    addr: Option<IpAddr>,
-    from: Option<IpNet>,
-    candidate: Candidate,
+impl TableOptions {
+    const fn match_flags(self) -> u16 {
+        if self.if_listening {
+            PortEntry::MATCH | PortEntry::IF_LISTENING
+        } else {
+            PortEntry::MATCH
+        }
+    }
+
+    const fn target_flags(self) -> u16 {
+        if self.hide_target {
+            PortEntry::TARGET | PortEntry::HIDDEN
+        } else {
+            PortEntry::TARGET
+        }
+    }
 }
 
-impl Condition {
-    /// The key that is equal for rules that match the same packets.
-    const fn key(&self) -> interval::Condition {
-        (self.addr, self.from, self.candidate.on as usize)
-    }
-
-    fn is_none(&self) -> bool {
-        self.addr.is_none() && self.from.is_none() && self.candidate.on == 0
-    }
+/// The key of a client network in a group, with the length of the prefix.
+fn source_key(group: u32, net: IpNet) -> (u32, SourceKey) {
+    let (version, mapped) = if net.addr().is_ipv4() {
+        (4, 96)
+    } else {
+        (6, 0)
+    };
+    let key = SourceKey {
+        group,
+        version,
+        client: Addr::from(net.addr()),
+    };
+    let prefix = SourceKey::PREFIX + mapped + u32::from(net.prefix_len());
+    (prefix, key)
 }
 
 fn index(protocol: Protocol, port: u16) -> usize {

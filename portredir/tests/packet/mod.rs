@@ -33,6 +33,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use portredir::rule::Rule;
+use portredir::ruleset::compile::{Table, TableOptions};
 use portredir::ruleset::history::History;
 use portredir_common::flow::{Epoch, Flow, FlowKey, FlowTable};
 use portredir_common::kernel::Socket;
@@ -124,14 +125,13 @@ impl Setup {
     }
 
     /// The table that the programs get; compiled once.
-    pub fn table(self) -> Arc<portredir::ruleset::compile::Table> {
-        static TABLES: Mutex<BTreeMap<Setup, Arc<portredir::ruleset::compile::Table>>> =
-            Mutex::new(BTreeMap::new());
+    pub fn table(self) -> Arc<Table> {
+        static TABLES: Mutex<BTreeMap<Setup, Arc<Table>>> = Mutex::new(BTreeMap::new());
         let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
         tables.entry(self).or_insert_with(|| self.compile()).clone()
     }
 
-    fn compile(self) -> Arc<portredir::ruleset::compile::Table> {
+    fn compile(self) -> Arc<Table> {
         let rules = self.parsed();
         let history = History::default().after(&parse(self.earlier), &rules, |_, _, _| false);
         let rules: Vec<_> = (0..).zip(rules).collect();
@@ -140,8 +140,11 @@ impl Setup {
             if_listening,
             ..
         } = self;
-        let table =
-            portredir::ruleset::compile::Table::compile(&rules, &history, is_hiding, if_listening);
+        let options = TableOptions {
+            hide_target: is_hiding,
+            if_listening,
+        };
+        let table = Table::compile(&rules, &history, options);
         Arc::new(table.expect("a table"))
     }
 }

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::arbitrary::{chosen, near_rule, probes};
 use super::rule;
 use crate::rule::{Origin, Ports, Protocols, Rule, Sourced};
-use crate::ruleset::compile::Table;
+use crate::ruleset::compile::{Table, TableOptions};
 use crate::ruleset::history::History;
 use crate::ruleset::shadow::{ConflictError, check};
 
@@ -244,7 +244,7 @@ fn ten_thousand_rules() {
             .zip(places.into_iter().map(|place| place.rule))
             .collect();
         let start = Instant::now();
-        let table = Table::compile(&numbered, &History::default(), false, false);
+        let table = Table::compile(&numbered, &History::default(), TableOptions::default());
         let compiled = start.elapsed();
         let table = table.unwrap_or_else(|error| panic!("{shape}: {error}"));
         let start = Instant::now();

@@ -98,7 +98,7 @@ proptest! {
 
     #[test]
     fn the_most_specific_wins(rules in vec(near_rule(), 0..10)) {
-        let table = Table::compile(&numbered(&rules), &History::default(), false, false);
+        let table = Table::compile(&numbered(&rules), &History::default(), TableOptions::default());
         let table = match table {
             // There are few lists of interfaces here, but one port can have too many.
             Err(TableError::Candidates { .. }) => return Ok(()),
@@ -123,7 +123,11 @@ proptest! {
 
 fn refused(rules: impl IntoIterator<Item = String>) -> String {
     let rules: Vec<_> = rules.into_iter().map(|text| rule(&text)).collect();
-    let table = Table::compile(&numbered(&rules), &History::default(), false, false);
+    let table = Table::compile(
+        &numbered(&rules),
+        &History::default(),
+        TableOptions::default(),
+    );
     table.expect_err("too many").to_string()
 }
 
