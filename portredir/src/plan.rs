@@ -14,6 +14,7 @@ mod usage;
 use std::collections::BTreeMap;
 
 use self::coverage::Coverage;
+use self::engine::EngineRequest;
 pub use self::engine::{Refused, Rejected};
 pub use self::firewall::Firewall;
 pub use self::report::{Action, InterfacePlan, PlanReport};
@@ -137,6 +138,12 @@ impl Snapshot {
             firewall: Firewall::of(settings),
             ..Plan::default()
         };
+        let request = EngineRequest {
+            choice: settings.engine,
+            features,
+            attached,
+            programs,
+        };
         let selected = self.select(settings, attached, &mut plan.skip);
         let coverage = Coverage::new(self, settings, selected);
         for (&index, &by) in coverage.selected() {
@@ -154,7 +161,7 @@ impl Snapshot {
                 continue;
             }
             let is_ours = attached.contains_key(&index);
-            match self.choose(interface, settings.engine, features, attached, programs) {
+            match self.choose(interface, request) {
                 Ok(chosen) => {
                     let mut notes = chosen.notes;
                     let is_on_device = !matches!(chosen.engine, Engine::Lookup | Engine::Cgroup);

@@ -90,16 +90,31 @@ impl Chosen {
     }
 }
 
+/// The request for an engine, and the facts that decide which one is possible.
+#[derive(Clone, Copy)]
+pub(super) struct EngineRequest<'a> {
+    /// The requested engine.
+    pub choice: EngineChoice,
+    pub features: &'a Features,
+    /// The interfaces with programs of ours.
+    pub attached: &'a BTreeMap<u32, SelectedBy>,
+    /// The programs of others.
+    pub programs: &'a dyn Programs,
+}
+
 impl Snapshot {
     /// The engine of an interface. XDP programs on those in `attached` are ours.
     pub(super) fn choose(
         &self,
         interface: &Interface,
-        choice: EngineChoice,
-        features: &Features,
-        attached: &BTreeMap<u32, SelectedBy>,
-        programs: &dyn Programs,
+        request: EngineRequest<'_>,
     ) -> Result<Chosen, Refused> {
+        let EngineRequest {
+            choice,
+            features,
+            attached,
+            programs,
+        } = request;
         let is_ours = attached.contains_key(&interface.index);
         let asked = |engine| Ok(Chosen::new(engine, "requested with --engine"));
         match choice {

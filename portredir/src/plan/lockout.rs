@@ -22,6 +22,15 @@ pub struct LockoutError {
     pub what: String,
 }
 
+/// A port that a rule must not redirect or block without --force.
+#[derive(Clone, Copy)]
+struct Guarded {
+    protocol: Protocol,
+    port: u16,
+    /// The use of the port, for the message.
+    what: &'static str,
+}
+
 /// The ports by which hosts are reached, or reach others.
 const GUARDED: [(Protocol, u16, &str); 7] = [
     (Protocol::Tcp, 22, "the SSH port"),
@@ -65,7 +74,12 @@ pub fn check(
 ) -> Result<(), LockoutError> {
     for rule in rules {
         for (protocol, port, what) in GUARDED {
-            refuse(rule, is_hiding, protocol, port, what)?;
+            let guarded = Guarded {
+                protocol,
+                port,
+                what,
+            };
+            refuse(rule, guarded, is_hiding)?;
         }
         let Some(SshConnection { client, server }) = ssh else {
             continue;
@@ -73,20 +87,23 @@ pub fn check(
         let is_for_it = rule.addr.is_none_or(|addr| addr == server.ip())
             && rule.from.is_none_or(|from| from.contains(&client.ip()));
         if is_for_it {
-            let what = "which carries your current SSH session";
-            refuse(rule, is_hiding, Protocol::Tcp, server.port(), what)?;
+            let guarded = Guarded {
+                protocol: Protocol::Tcp,
+                port: server.port(),
+                what: "which carries your current SSH session",
+            };
+            refuse(rule, guarded, is_hiding)?;
         }
     }
     Ok(())
 }
 
-fn refuse(
-    rule: &Rule,
-    is_hiding: bool,
-    protocol: Protocol,
-    port: u16,
-    what: &str,
-) -> Result<(), LockoutError> {
+fn refuse(rule: &Rule, guarded: Guarded, is_hiding: bool) -> Result<(), LockoutError> {
+    let Guarded {
+        protocol,
+        port,
+        what,
+    } = guarded;
     if !rule.protocols.each().contains(&protocol) {
         return Ok(());
     }
@@ -152,10 +169,16 @@ fn parse(text: &str) -> Option<SshConnection> {
 mod tests {
     use super::*;
 
-    fn refused(rule: &str, is_hiding: bool, ssh: Option<&str>) -> Option<String> {
-        let ssh = ssh.map(|text| parse(text).expect("a connection"));
-        let rules = [rule.parse().expect("a rule")];
-        check(&rules, is_hiding, ssh.as_ref())
+    struct Case<'a> {
+        rule: &'a str,
+        is_hiding: bool,
+        ssh: Option<&'a str>,
+    }
+
+    fn refused(case: &Case<'_>) -> Option<String> {
+        let ssh = case.ssh.map(|text| parse(text).expect("a connection"));
+        let rules = [case.rule.parse().expect("a rule")];
+        check(&rules, case.is_hiding, ssh.as_ref())
             .err()
             .map(|error| error.to_string())
     }
@@ -176,7 +199,12 @@ mod tests {
             ("2222:22", true, "would block port 22"),
             ("80:8080", true, ""),
         ] {
-            let message = refused(rule, is_hiding, None).unwrap_or_default();
+            let case = Case {
+                rule,
+                is_hiding,
+                ssh: None,
+            };
+            let message = refused(&case).unwrap_or_default();
             assert!(message.contains(words), "{rule}: {message}");
             assert_eq!(message.is_empty(), words.is_empty(), "{rule}: {message}");
             assert!(
@@ -198,7 +226,12 @@ mod tests {
             ("2022:8080 from 10.0.0.0/8", false),
             ("2022:8080/udp", false),
         ] {
-            let message = refused(rule, false, ssh).unwrap_or_default();
+            let case = Case {
+                rule,
+                is_hiding: false,
+                ssh,
+            };
+            let message = refused(&case).unwrap_or_default();
             assert_eq!(
                 message.contains("2022, which carries your current SSH session"),
                 is_refused,

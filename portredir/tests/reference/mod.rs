@@ -237,7 +237,7 @@ impl Reference {
         let Some(ports) = ports.filter(|&ports| !(is_udp && is_private && is_direct(ports))) else {
             if is_private && (is_udp || begins(frame, packet)) {
                 let rules = &self.rules;
-                let target = rules.target(protocol, packet.dst, packet.src, local_port, iface);
+                let target = rules.target(ends, iface);
                 let is_hidden = rules.is_hidden(protocol, local_port);
                 let target = target.or_else(|| is_hidden.then_some(CLOSED));
                 self.flows.begin(ends, target);
