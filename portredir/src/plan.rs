@@ -14,7 +14,7 @@ mod usage;
 use std::collections::BTreeMap;
 
 use self::coverage::Coverage;
-use self::engine::EngineRequest;
+use self::engine::{Chosen, EngineRequest};
 pub use self::engine::{Refused, Rejected};
 pub use self::firewall::Firewall;
 pub use self::report::{Action, InterfacePlan, PlanReport};
@@ -162,22 +162,12 @@ impl Snapshot {
             }
             let is_ours = attached.contains_key(&index);
             match self.choose(interface, request) {
-                Ok(chosen) => {
-                    let mut notes = chosen.notes;
+                Ok(mut chosen) => {
                     let is_on_device = !matches!(chosen.engine, Engine::Lookup | Engine::Cgroup);
                     if is_on_device && !is_ours {
-                        notes.extend(others(programs.tcx(&interface.name)));
+                        chosen.notes.extend(others(programs.tcx(&interface.name)));
                     }
-                    let planned = Planned {
-                        interface: interface.clone(),
-                        selected: by,
-                        engine: chosen.engine,
-                        is_egress_only: false,
-                        hook: chosen.engine.hook(features.tcx),
-                        why: chosen.why,
-                        rejected: chosen.rejected,
-                        notes,
-                    };
+                    let planned = interface.planned(by, chosen, features);
                     plan.attach.insert(index, planned);
                 }
                 Err(refused) => plan.refuse.push(refused),
@@ -255,6 +245,19 @@ impl Snapshot {
 }
 
 impl Interface {
+    fn planned(&self, selected: SelectedBy, chosen: Chosen, features: &Features) -> Planned {
+        Planned {
+            interface: self.clone(),
+            selected,
+            engine: chosen.engine,
+            is_egress_only: false,
+            hook: chosen.engine.hook(features.tcx),
+            why: chosen.why,
+            rejected: chosen.rejected,
+            notes: chosen.notes,
+        }
+    }
+
     fn egress_only(
         &self,
         selected: SelectedBy,

@@ -251,12 +251,6 @@ pub mod sample {
 
     /// The report.
     pub fn report() -> Report {
-        let variant = |name: &str, version: Option<&str>, status, rules: &str| VariantReport {
-            name: name.to_owned(),
-            version: version.map(str::to_owned),
-            status,
-            rules: rules.to_owned(),
-        };
         Report {
             schema: SCHEMA,
             version: "0.1.0".to_owned(),
@@ -265,70 +259,88 @@ pub mod sample {
             began: "2026-01-02T03:04:05Z".to_owned(),
             seconds: 14.2,
             environment: environment::sample(),
-            variants: vec![
-                variant("direct", None, Status::Verified, ""),
-                variant("direct 2", None, Status::Verified, ""),
-                variant(
-                    "portredir auto",
-                    Some("0.1.0"),
-                    Status::Verified,
-                    "rules = [\n    \"80:8080/both\",\n]",
-                ),
-                variant(
-                    "iptables-legacy",
-                    Some("iptables v1.8.9 (legacy)"),
-                    Status::Verified,
-                    "-A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080",
-                ),
-                variant(
-                    "haproxy",
-                    None,
-                    Status::Skipped("haproxy is not installed".to_owned()),
-                    "",
-                ),
-                variant(
-                    "socat",
-                    Some("socat version 1.7"),
-                    Status::Failed("TCP to port 80: connect".to_owned()),
-                    "socat <a> & <b>",
-                ),
+            variants: variants(),
+            tests: vec![test()],
+            tables: vec![table()],
+        }
+    }
+
+    fn variants() -> Vec<VariantReport> {
+        let variant = |name: &str, version: Option<&str>, status, rules: &str| VariantReport {
+            name: name.to_owned(),
+            version: version.map(str::to_owned),
+            status,
+            rules: rules.to_owned(),
+        };
+        vec![
+            variant("direct", None, Status::Verified, ""),
+            variant("direct 2", None, Status::Verified, ""),
+            variant(
+                "portredir auto",
+                Some("0.1.0"),
+                Status::Verified,
+                "rules = [\n    \"80:8080/both\",\n]",
+            ),
+            variant(
+                "iptables-legacy",
+                Some("iptables v1.8.9 (legacy)"),
+                Status::Verified,
+                "-A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080",
+            ),
+            variant(
+                "haproxy",
+                None,
+                Status::Skipped("haproxy is not installed".to_owned()),
+                "",
+            ),
+            variant(
+                "socat",
+                Some("socat version 1.7"),
+                Status::Failed("TCP to port 80: connect".to_owned()),
+                "socat <a> & <b>",
+            ),
+        ]
+    }
+
+    fn test() -> TestReport {
+        TestReport {
+            traffic: Traffic::Udp,
+            title: Traffic::Udp.title(),
+            operation: Traffic::Udp.operation(),
+            source: Source::LiveFrames,
+            cycles: 40,
+            repetitions: 2,
+            noise: Some(Noise { deviation: 0.012 }),
+            rows: vec![
+                row("direct", 379.0, 1.0, Some(1.585)),
+                row("direct 2", 378.2, 0.996, Some(1.59)),
+                row("portredir auto", 430.4, 1.136, Some(1.395)),
+                row("iptables-legacy", 613.0, 1.585, None),
+                Row::failed("nft-map".to_owned(), "connect: refused".to_owned()),
             ],
-            tests: vec![TestReport {
-                traffic: Traffic::Udp,
-                title: Traffic::Udp.title(),
-                operation: Traffic::Udp.operation(),
-                source: Source::LiveFrames,
-                cycles: 40,
-                repetitions: 2,
-                noise: Some(Noise { deviation: 0.012 }),
-                rows: vec![
-                    row("direct", 379.0, 1.0, Some(1.585)),
-                    row("direct 2", 378.2, 0.996, Some(1.59)),
-                    row("portredir auto", 430.4, 1.136, Some(1.395)),
-                    row("iptables-legacy", 613.0, 1.585, None),
-                    Row::failed("nft-map".to_owned(), "connect: refused".to_owned()),
-                ],
-                verdicts: vec![
-                    "portredir auto: fewer ns per packet than iptables-legacy (1.40x); more than \
+            verdicts: vec![
+                "portredir auto: fewer ns per packet than iptables-legacy (1.40x); more than \
                      direct (1.14x)"
-                        .to_owned(),
-                ],
-            }],
-            tables: vec![Table {
-                title: "Memory",
-                note: "Of programs with 10 000 rules.".to_owned(),
-                columns: vec!["resident MiB", "kernel MiB"],
-                lines: vec![
-                    Line {
-                        name: "portredir".to_owned(),
-                        figures: vec![Some(9.5), Some(52.25)],
-                    },
-                    Line {
-                        name: "nginx".to_owned(),
-                        figures: vec![Some(5.0), None],
-                    },
-                ],
-            }],
+                    .to_owned(),
+            ],
+        }
+    }
+
+    fn table() -> Table {
+        Table {
+            title: "Memory",
+            note: "Of programs with 10 000 rules.".to_owned(),
+            columns: vec!["resident MiB", "kernel MiB"],
+            lines: vec![
+                Line {
+                    name: "portredir".to_owned(),
+                    figures: vec![Some(9.5), Some(52.25)],
+                },
+                Line {
+                    name: "nginx".to_owned(),
+                    figures: vec![Some(5.0), None],
+                },
+            ],
         }
     }
 }

@@ -8,6 +8,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::bench::report::text::{HEADS, cells, line_cells, noise};
 use crate::bench::report::{Report, Row, Status, Table, TestReport, ratio};
+use crate::bench::statistics::{Noise, Ratio};
 
 // The colours stand for roles.
 const INK: RGBColor = RGBColor(1, 1, 1);
@@ -64,29 +65,7 @@ pub fn render(report: &Report) -> anyhow::Result<String> {
         body += HOW_TO_READ;
     }
     for test in &report.tests {
-        body += &format!("<h2>{}</h2>\n", escape(test.title));
-        // The page shows verdicts in the plain setting; the others can be unfolded.
-        let is_plain = |verdict: &&String| {
-            let name = verdict.split(": ").next();
-            name.is_some_and(|name| !name.contains(','))
-        };
-        let (plain, others): (Vec<_>, Vec<_>) = test.verdicts.iter().partition(is_plain);
-        body += &verdicts(&plain);
-        body += &format!(
-            "<figure>\n{}<figcaption>Cost of a {} by that of no redirect, of the same turn. {}.\
-             </figcaption>\n</figure>\n",
-            plot(test)?,
-            test.operation,
-            escape(&noise(test))
-        );
-        if !others.is_empty() {
-            body += &format!(
-                "<details><summary>With more rules, and with connection tracking</summary>\n{}\
-                 </details>\n",
-                verdicts(&others)
-            );
-        }
-        body += &details(test);
+        body += &section(test)?;
     }
     for table in &report.tables {
         body += &figures(table);
@@ -98,6 +77,34 @@ pub fn render(report: &Report) -> anyhow::Result<String> {
          <title>portredir bench</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}</body>\n\
          </html>\n"
     ))
+}
+
+/// A test with the plot, the verdicts and the figures.
+fn section(test: &TestReport) -> anyhow::Result<String> {
+    let mut body = format!("<h2>{}</h2>\n", escape(test.title));
+    // The page shows verdicts in the plain setting; the others can be unfolded.
+    let is_plain = |verdict: &&String| {
+        let name = verdict.split(": ").next();
+        name.is_some_and(|name| !name.contains(','))
+    };
+    let (plain, others): (Vec<_>, Vec<_>) = test.verdicts.iter().partition(is_plain);
+    body += &verdicts(&plain);
+    body += &format!(
+        "<figure>\n{}<figcaption>Cost of a {} by that of no redirect, of the same turn. {}.\
+         </figcaption>\n</figure>\n",
+        plot(test)?,
+        test.operation,
+        escape(&noise(test))
+    );
+    if !others.is_empty() {
+        body += &format!(
+            "<details><summary>With more rules, and with connection tracking</summary>\n{}\
+             </details>\n",
+            verdicts(&others)
+        );
+    }
+    body += &details(test);
+    Ok(body)
 }
 
 const HOW_TO_READ: &str = "\
@@ -152,19 +159,39 @@ fn marks(low: f64, high: f64) -> Vec<f64> {
     all.iter().copied().filter(is_inside).collect()
 }
 
+/// The width of the longest label.
+fn labels_width(rows: &[&Row]) -> anyhow::Result<u32> {
+    // The approximate width of a letter at this size.
+    const LETTER: usize = 8;
+    let letters = rows.iter().map(|row| row.variant.chars().count()).max();
+    Ok(u32::try_from(letters.unwrap_or_default() * LETTER)? + 20)
+}
+
+/// The band of differences that mean nothing, between the ends of the axis.
+fn band(noise: Noise, (low, high): (f64, f64), bottom: f64) -> Rectangle<(f64, f64)> {
+    // A ratio and its inverse are the same difference.
+    let edge = 1.0 + noise.floor();
+    let (left, right) = ((1.0 / edge).max(low), edge.min(high));
+    Rectangle::new([(left, bottom), (right, 0.0)], BAND.filled())
+}
+
+/// The thin and the thick line of a row.
+fn lines(of: Ratio, y: f64, colour: RGBColor) -> [PathElement<(f64, f64)>; 2] {
+    let line = |from, to, width| PathElement::new([(from, y), (to, y)], colour.stroke_width(width));
+    [line(of.p10, of.p90, 1), line(of.min, of.max, 5)]
+}
+
+/// The plot of a test, as SVG.
 fn plot(test: &TestReport) -> anyhow::Result<String> {
     const ROW: u32 = 26;
     const WIDTH: u32 = 940;
-    // The approximate width of a letter at this size.
-    const LETTER: usize = 8;
     let has_ratio = |row: &&Row| row.to_direct.is_some();
     let rows: Vec<&Row> = test.rows.iter().filter(has_ratio).collect();
     if rows.is_empty() {
         return Ok("<p>Nothing was measured.</p>\n".to_owned());
     }
     let count = u32::try_from(rows.len())?;
-    let letters = rows.iter().map(|row| row.variant.chars().count()).max();
-    let labels = u32::try_from(letters.unwrap_or_default() * LETTER)? + 20;
+    let labels = labels_width(&rows)?;
     let height = count * ROW + 46;
     let text = |size: u32, colour: &RGBColor| ("sans-serif", size).into_font().color(colour);
     let (low, high) = range(test);
@@ -182,13 +209,7 @@ fn plot(test: &TestReport) -> anyhow::Result<String> {
             f64::from(count)..0.0,
         )?;
     if let Some(noise) = test.noise {
-        // A ratio and its inverse are the same difference.
-        let edge = 1.0 + noise.floor();
-        let (left, right) = ((1.0 / edge).max(low), edge.min(high));
-        chart.draw_series([Rectangle::new(
-            [(left, f64::from(count)), (right, 0.0)],
-            BAND.filled(),
-        )])?;
+        chart.draw_series([band(noise, (low, high), count.into())])?;
     }
     chart
         .configure_mesh()
@@ -209,9 +230,7 @@ fn plot(test: &TestReport) -> anyhow::Result<String> {
         let name = text(14, if row.is_ours { &OURS } else { &INK });
         let name = name.pos(Pos::new(HPos::Right, VPos::Center));
         root.draw(&Text::new(row.variant.as_str(), (left - 12, middle), name))?;
-        let line =
-            |from, to, width| PathElement::new([(from, *y), (to, *y)], colour.stroke_width(width));
-        chart.draw_series([line(of.p10, of.p90, 1), line(of.min, of.max, 5)])?;
+        chart.draw_series(lines(of, *y, colour))?;
         chart.draw_series([Circle::new((of.median, *y), 5, colour.filled())])?;
         let end = of.p90.max(of.max).max(of.median);
         let number =

@@ -3,7 +3,7 @@
 use comfy_table::presets;
 
 use crate::bench::report::text::{HEADS, cells, line_cells, noise, table};
-use crate::bench::report::{Report, Status};
+use crate::bench::report::{Report, Status, VariantReport};
 
 /// Writes the whole report, from headings of the third level on.
 #[must_use]
@@ -46,26 +46,32 @@ pub fn render(report: &Report) -> String {
         }
     }
     text += "\n### Variants\n";
-    for variant in &report.variants {
-        let version = variant.version.clone().unwrap_or_default();
-        let status = match &variant.status {
-            Status::Verified => version,
-            Status::Skipped(reason) => format!("skipped: {reason}"),
-            Status::Failed(reason) => format!("**failed**, not measured: {reason}"),
-        };
-        let status = if status.is_empty() {
-            status
-        } else {
-            format!(": {status}")
-        };
-        text += &format!("\n* {}{status}\n", variant.name);
-        if !variant.rules.is_empty() {
-            text += "\n  ```\n";
-            for line in variant.rules.lines() {
-                text += &format!("  {line}\n");
-            }
-            text += "  ```\n";
+    for reported in &report.variants {
+        text += &variant(reported);
+    }
+    text
+}
+
+/// A variant with the state and the rules.
+fn variant(variant: &VariantReport) -> String {
+    let version = variant.version.clone().unwrap_or_default();
+    let status = match &variant.status {
+        Status::Verified => version,
+        Status::Skipped(reason) => format!("skipped: {reason}"),
+        Status::Failed(reason) => format!("**failed**, not measured: {reason}"),
+    };
+    let status = if status.is_empty() {
+        status
+    } else {
+        format!(": {status}")
+    };
+    let mut text = format!("\n* {}{status}\n", variant.name);
+    if !variant.rules.is_empty() {
+        text += "\n  ```\n";
+        for line in variant.rules.lines() {
+            text += &format!("  {line}\n");
         }
+        text += "  ```\n";
     }
     text
 }
