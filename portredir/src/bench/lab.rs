@@ -28,7 +28,7 @@ use crate::bench::variant::rules::CONNTRACK;
 use crate::bench::variant::{Subject, Variant};
 use crate::bench::{conntrack, server};
 use crate::host::features::Features;
-use crate::sys::ethtool;
+use crate::sys::ethtool::{self, Switch};
 
 /// The settings of every host. Buffers have a fixed size; otherwise the bulk tests would
 /// show how each connection happened to tune its own.
@@ -290,16 +290,14 @@ impl Site {
         server_addr(self.number)
     }
 
-    /// Turns on or off that incoming packets are handled in batches, which frames without
-    /// a socket buffer need (`veth_xdp_xmit` in drivers/net/veth.c).
     /// Turns on or off the handling of incoming packets in batches, which frames without
     /// a socket buffer need (`veth_xdp_xmit` in drivers/net/veth.c).
     ///
     /// # Errors
     ///
     /// When the interface refuses.
-    pub fn set_gro(&self, is_on: bool) -> anyhow::Result<()> {
-        let set = || ethtool::set_feature(INTERFACE, "rx-gro", is_on);
+    pub fn set_gro(&self, to: Switch) -> anyhow::Result<()> {
+        let set = || ethtool::set_feature(INTERFACE, "rx-gro", to);
         self.namespace.enter(set)?.context("switch GRO")
     }
 

@@ -23,6 +23,7 @@ use crate::bench::variant::Variant;
 use crate::bench::verify;
 use crate::cli::Suite;
 use crate::rule::Protocols;
+use crate::sys::ethtool::Switch;
 
 /// The time until a variant works, in microseconds.
 const SETUP_US: u64 = 150_000;
@@ -255,7 +256,7 @@ impl<'a> Runner<'a> {
         }
         let is_udp = traffic.protocol() == Protocol::Udp;
         for (site, _) in &sites {
-            site.set_gro(is_udp)?;
+            site.set_gro(if is_udp { Switch::On } else { Switch::Off })?;
         }
         let dropped = || -> anyhow::Result<Vec<u64>> {
             sites.iter().map(|(site, _)| site.dropped()).collect()

@@ -10,7 +10,7 @@ use crate::host::snapshot::Snapshot;
 use crate::loader::{Datapath, chain};
 use crate::plan::{Plan, Planned};
 use crate::state::attachment::{Attachment, InterfaceReport, Mode};
-use crate::sys::ethtool;
+use crate::sys::ethtool::{self, Switch};
 
 impl Controller {
     /// Restores what an interrupted attach or detach has changed on interfaces.
@@ -233,7 +233,7 @@ impl Controller {
 pub async fn restore(netlink: &Netlink, attachment: &Attachment) {
     let InterfaceReport { name, ifindex, .. } = &attachment.report;
     for feature in &attachment.restore {
-        if let Err(error) = ethtool::set_feature(name, feature, true) {
+        if let Err(error) = ethtool::set_feature(name, feature, Switch::On) {
             log::warn!("{name}: cannot restore offload {feature}: {error}");
         }
     }

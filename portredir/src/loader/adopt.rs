@@ -156,7 +156,8 @@ impl Datapath {
             Engine::Lookup => [pin::REGISTER, pin::LOOKUP].map(str::to_owned).to_vec(),
             _ => {
                 let watch = self.watch.is_none().then(|| pin::ACCEPT.to_owned());
-                let device = [false, true].map(|is_ingress| pin::device(index, is_ingress));
+                let directions = [TcAttachType::Egress, TcAttachType::Ingress];
+                let device = directions.map(|direction| pin::device(index, direction));
                 watch.into_iter().chain(device).collect()
             }
         };

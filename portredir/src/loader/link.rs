@@ -49,12 +49,17 @@ pub(super) enum Link {
 
 /// The names of pins.
 pub(super) mod pin {
+    use aya::programs::TcAttachType;
+
     pub const LOOKUP: &str = "lookup";
     pub const REGISTER: &str = "register";
     pub const ACCEPT: &str = "accept";
 
-    pub fn device(index: u32, is_ingress: bool) -> String {
-        let direction = if is_ingress { "ingress" } else { "egress" };
+    pub fn device(index: u32, direction: TcAttachType) -> String {
+        let direction = match direction {
+            TcAttachType::Ingress => "ingress",
+            _ => "egress",
+        };
         format!("if{index}-{direction}")
     }
 }

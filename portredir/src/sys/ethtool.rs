@@ -60,12 +60,21 @@ pub fn features(interface: &str, names: &[&str]) -> io::Result<Vec<bool>> {
         .collect())
 }
 
-/// Asks the driver to switch `name` on or off.
+/// The state of a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// The driver uses the feature.
+    On,
+    /// The driver does not use the feature.
+    Off,
+}
+
+/// Asks the driver to switch a feature on or off.
 ///
 /// # Errors
 ///
 /// When the interface is gone or does not know the feature.
-pub fn set_feature(interface: &str, name: &str, is_on: bool) -> io::Result<()> {
+pub fn set_feature(interface: &str, name: &str, to: Switch) -> io::Result<()> {
     let strings = strings(interface)?;
     let bit = strings
         .iter()
@@ -77,7 +86,11 @@ pub fn set_feature(interface: &str, name: &str, is_on: bool) -> io::Result<()> {
     request.set(1, u32::try_from(blocks).expect("few features"));
     let mask = 1 << (bit % 32);
     request.set(2 + bit / 32 * 2, mask);
-    request.set(2 + bit / 32 * 2 + 1, if is_on { mask } else { 0 });
+    let requested = match to {
+        Switch::On => mask,
+        Switch::Off => 0,
+    };
+    request.set(2 + bit / 32 * 2 + 1, requested);
     request.send(interface)
 }
 

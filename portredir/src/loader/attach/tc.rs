@@ -90,7 +90,7 @@ impl Datapath {
             .take_link(id)
             .map_err(|error| spot.error("tcx", chain(&error)))?;
         let mut mode = Mode::named("tcx");
-        let pin = pin::device(spot.interface.index, spot.is_ingress());
+        let pin = pin::device(spot.interface.index, spot.direction);
         let hook = self.hold(Link::Tc(link), &pin, name, &mut mode)?;
         Ok(Some((hook, mode)))
     }

@@ -1,6 +1,6 @@
 //! Attaching to an interface by XDP.
 
-use aya::programs::{Xdp, XdpMode};
+use aya::programs::{TcAttachType, Xdp, XdpMode};
 use portredir_common::wire::frame::Link as FrameLink;
 
 use crate::host::snapshot::Interface;
@@ -41,7 +41,7 @@ impl Datapath {
             match link {
                 Ok(link) => {
                     let mut mode = Mode::named(what);
-                    let pin = pin::device(interface.index, true);
+                    let pin = pin::device(interface.index, TcAttachType::Ingress);
                     let hook = self.hold(Link::Xdp(link), &pin, name, &mut mode)?;
                     return Ok((hook, mode));
                 }
