@@ -207,3 +207,25 @@ options! {
     #[arg(env = "PORTREDIR_MAX_UDP_FLOWS", hide_env = true)]
     max_udp_flows: FlowCount = FlowCount::fixed(65_536), attach;
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The state that an older program pinned has these keys.
+    #[test]
+    fn settings_of_an_older_program_are_read() {
+        let json = r#"{"iface":"eth0","engine":"tc-clsact","no-local":true,
+            "allow-loopback-target":false,"cgroup":null,"hide-target":true,
+            "if-listening":false,"max-tcp-flows":2048,"max-udp-flows":1024,
+            "drain-timeout":2.5,"rules":["80:8080"]}"#;
+        let settings: Settings = serde_json::from_str(json).expect("settings");
+        let again = serde_json::to_value(&settings).expect("JSON");
+        assert_eq!(again, serde_json::from_str::<Value>(json).expect("JSON"));
+        let fewer: Settings = serde_json::from_str(r#"{"no-local":true}"#).expect("settings");
+        assert!(fewer.no_local && fewer.rules.is_empty());
+        serde_json::from_str::<Settings>(r#"{"later":1}"#).expect_err("an unknown key");
+    }
+}
