@@ -159,9 +159,9 @@ fn ours(host: &Host, stop: &Stop) -> anyhow::Result<Vec<Option<f64>>> {
         "--config",
         &one,
     ];
-    let mut follower = host.launch().start(&up)?;
+    let mut watcher = host.launch().start(&up)?;
     let is_ready = |process: &Process| process.said().contains("redirecting with ");
-    follower.wait_until("redirects", is_ready)?;
+    watcher.wait_until("redirects", is_ready)?;
     let load = times(TIMES, stop, |_| {
         timed(host, &[OURSELVES, "apply", "-f", &one], "")?;
         timed(host, &[OURSELVES, "apply", "-f", &many], "")

@@ -34,7 +34,7 @@ pub fn status(args: ReadArgs) -> anyhow::Result<()> {
     }
     let who = match answer.role {
         Some(Role::Foreground) => format!("running in the foreground, process {}", answer.pid),
-        Some(Role::Follower) => format!("active, watcher process {}", answer.pid),
+        Some(Role::Watcher) => format!("active, watcher process {}", answer.pid),
         None => "active, but no watcher process tracks interfaces and addresses; start one: \
                  portredir watch"
             .to_owned(),

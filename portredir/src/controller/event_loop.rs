@@ -133,7 +133,7 @@ fn be_ready() {
 /// Answers a request, and returns it.
 fn answer(controller: &Controller, call: Call) -> Request {
     let request = call.request;
-    call.answer(controller.reply(Role::Follower, request));
+    call.answer(controller.reply(Role::Watcher, request));
     request
 }
 

@@ -53,7 +53,8 @@ pub enum Role {
     Foreground,
     /// A watcher, which keeps the redirect that `portredir up` made in step with
     /// interfaces and addresses.
-    Follower,
+    #[serde(rename = "follower")]
+    Watcher,
 }
 
 /// The identity of the process that answers.
@@ -392,4 +393,22 @@ fn is_member(uid: Uid) -> Option<bool> {
     let name = std::ffi::CString::new(user.name).ok()?;
     let groups: Vec<Gid> = getgrouplist(&name, user.gid).ok()?;
     Some(groups.contains(&group.gid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Programs of other versions, and readers of `status --json`, know these words.
+    #[test]
+    fn roles_keep_their_words() {
+        for (role, word) in [
+            (Role::Foreground, "foreground"),
+            (Role::Watcher, "follower"),
+        ] {
+            let json = format!("\"{word}\"");
+            assert_eq!(serde_json::to_string(&role).expect("JSON"), json);
+            assert_eq!(serde_json::from_str::<Role>(&json).expect("a role"), role);
+        }
+    }
 }
