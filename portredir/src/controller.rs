@@ -85,6 +85,17 @@ impl Controller {
     ///
     /// [`ControllerError::Datapath`].
     pub fn open(parts: Parts) -> Result<Self, ControllerError> {
+        let features = Features::read(parts.settings.cgroup.path());
+        Self::open_with(parts, features)
+    }
+
+    /// Opens the maps as [`Self::open`] does, for a caller who has read the features of
+    /// the host with these settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ControllerError::Datapath`].
+    pub fn open_with(parts: Parts, features: Features) -> Result<Self, ControllerError> {
         let Parts {
             settings,
             state,
@@ -92,7 +103,6 @@ impl Controller {
             pins,
             logging,
         } = parts;
-        let features = Features::read(settings.cgroup.path());
         let options = Options {
             sizes: Sizes {
                 tcp_flows: settings.max_tcp_flows.get(),

@@ -18,7 +18,7 @@ fn text(event: &Event) -> String {
         Event::Recovered(Interrupted::Down) => {
             "an earlier `portredir down` was interrupted; finishing it".to_owned()
         }
-        Event::Attached(planned) | Event::AttachedInstead(planned) => planned.to_string(),
+        Event::Attached(planned) => planned.to_string(),
         Event::Detached { interface, reason } => match reason {
             DetachReason::Stopped => format!("{interface}: detached"),
             DetachReason::InterfaceGone => format!("{interface}: the interface was removed"),

@@ -5,6 +5,7 @@ use super::error::ControllerError;
 use super::event::OnEvent;
 use super::{Controller, transaction, watcher};
 use crate::config::safety::ChangeOptions;
+use crate::host::snapshot::Snapshot;
 use crate::plan::Plan;
 use crate::state::State;
 
@@ -36,15 +37,7 @@ impl Controller {
                 let state = self.next(after);
                 let state = state.map(|next| State { pending, ..next });
                 let result = state.and_then(|state| self.switch(&host, state, on_event));
-                if self.pins.is_none() {
-                    if result.is_err() {
-                        self.detach_all(on_event).await;
-                    }
-                    return result;
-                }
-                result?;
-                // Programs that are no longer wanted are detached last.
-                self.reconcile(on_event).await
+                self.after_attaching(result, on_event).await
             }
             Step::Switch => {
                 let state = State {
@@ -92,7 +85,12 @@ impl Controller {
         action: Action,
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
-        let host = self.host_view().await?;
+        let host = match (&action, &self.pins) {
+            // The process has its own record of what it attached. So programs are
+            // detached and offloads are restored also where the host cannot be read.
+            (Action::Detach, None) => self.view_of(Snapshot::default()),
+            _ => self.host_view().await?,
+        };
         let wanted = (action, ChangeOptions::default());
         let change = Change::plan(Some(&self.state), wanted, host)?;
         self.apply(change, on_event).await
@@ -112,6 +110,23 @@ impl Controller {
         }
         self.upgrade(on_event).await;
         self.start(&host.snapshot, plan, on_event).await
+    }
+
+    /// Detaches everything where the switch failed in the foreground; else detaches the
+    /// programs that are no longer wanted, which comes last.
+    async fn after_attaching(
+        &mut self,
+        switched: Result<(), ControllerError>,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        if self.pins.is_some() {
+            switched?;
+            return self.reconcile(on_event).await;
+        }
+        if switched.is_err() {
+            self.detach_all(on_event).await;
+        }
+        switched
     }
 
     /// Makes a state valid, and has the watcher read it. The watcher is told before

@@ -57,7 +57,7 @@ impl Controller {
                 Ok(instead) => {
                     attached.push(index);
                     if let Some(instead) = instead {
-                        on_event(Event::AttachedInstead(Box::new(instead)));
+                        on_event(Event::Attached(Box::new(instead)));
                     }
                 }
                 Err(error) => {

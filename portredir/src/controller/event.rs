@@ -11,10 +11,10 @@ use crate::plan::{Planned, Refused, Skipped};
 pub enum Event {
     /// An earlier command was killed; this one finishes or undoes its work first.
     Recovered(Interrupted),
-    /// An interface was attached that was not part of the first plan.
+    /// An interface was attached in another way than the first plan says: the interface
+    /// is new, or the kernel refused the planned engine, which is then among the rejected
+    /// ones.
     Attached(Box<Planned>),
-    /// The kernel refused the planned engine, and this one was attached instead.
-    AttachedInstead(Box<Planned>),
     /// An interface no longer has programs.
     Detached {
         /// The name of the interface.

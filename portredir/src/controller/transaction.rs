@@ -145,7 +145,9 @@ impl Transaction {
             (Some(state), None) => state.settings.clone(),
             _ => change.after.clone(),
         };
-        let mut locked = self.open(settings)?;
+        // The change was planned with the features that belong to these settings.
+        let features = change.host.features.clone();
+        let mut locked = self.open_with(settings, features)?;
         let result = locked.controller.apply(change, on_event).await;
         if let Err(error) = result {
             if is_new {
@@ -162,6 +164,11 @@ impl Transaction {
     ///
     /// The kernel refuses.
     pub fn open(self, settings: Settings) -> Result<Locked, ControllerError> {
+        let features = Features::read(settings.cgroup.path());
+        self.open_with(settings, features)
+    }
+
+    fn open_with(self, settings: Settings, features: Features) -> Result<Locked, ControllerError> {
         let Self {
             lock,
             pins,
@@ -172,13 +179,14 @@ impl Transaction {
         if state.is_none() {
             pins.create()?;
         }
-        let controller = Controller::open(Parts {
+        let parts = Parts {
             state: state.unwrap_or_else(|| State::empty(settings.clone())),
             settings,
             netlink,
             pins: Some(pins),
             logging: logging(),
-        })?;
+        };
+        let controller = Controller::open_with(parts, features)?;
         Ok(Locked { lock, controller })
     }
 }
