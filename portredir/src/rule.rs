@@ -85,7 +85,7 @@ impl fmt::Display for Ports {
     }
 }
 
-/// One redirect: clients that connect to a port of `dialled` reach the server that
+/// One redirect: clients that connect to a port of `ports` reach the server that
 /// listens on `target`.
 ///
 /// `Display` gives the canonical text, which parses to the same rule.
@@ -95,8 +95,8 @@ pub struct Rule {
     pub addr: Option<IpAddr>,
     /// The destination ports. A range may include its only target port, which is then not
     /// redirected.
-    pub dialled: Ports,
-    /// The target ports: as many as `dialled`, or one.
+    pub ports: Ports,
+    /// The target ports: as many as `ports`, or one.
     pub target: Ports,
     /// The protocols.
     pub protocols: Protocols,
@@ -110,26 +110,26 @@ pub struct Rule {
 impl Rule {
     /// The target port for a destination port.
     #[must_use]
-    pub const fn target_of(&self, dialled: u16) -> u16 {
+    pub const fn target_of(&self, dst_port: u16) -> u16 {
         if self.target.first == self.target.last {
             self.target.first
         } else {
-            self.target.first + (dialled - self.dialled.first)
+            self.target.first + (dst_port - self.ports.first)
         }
     }
 
     /// Whether the rule leads from a port to another one.
     #[must_use]
     pub fn redirects(&self, port: u16) -> bool {
-        self.dialled.contains(port) && self.target_of(port) != port
+        self.ports.contains(port) && self.target_of(port) != port
     }
 
     /// The destination ports that lead to another port: one range, or two around a target
     /// port that is among them.
     pub fn stretches(&self) -> impl Iterator<Item = Ports> + use<> {
-        let Ports { first, last } = self.dialled;
+        let Ports { first, last } = self.ports;
         let target = self.target.first;
-        let stretches = if self.target.first != self.target.last || !self.dialled.contains(target) {
+        let stretches = if self.target.first != self.target.last || !self.ports.contains(target) {
             [(first, Some(last)), (1, Some(0))]
         } else {
             [
@@ -154,7 +154,7 @@ impl fmt::Display for Rule {
             Some(IpAddr::V6(addr)) => write!(f, "[{addr}]:")?,
             None => {}
         }
-        write!(f, "{}:{}", self.dialled, self.target)?;
+        write!(f, "{}:{}", self.ports, self.target)?;
         f.write_str(match self.protocols {
             Protocols::Tcp => "",
             Protocols::Udp => "/udp",

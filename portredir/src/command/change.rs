@@ -112,7 +112,7 @@ pub async fn rm(args: &ChangeArgs) -> anyhow::Result<()> {
             if settings.rules.contains(&rule) {
                 settings.rules.retain(|other| *other != rule);
             } else {
-                let is_near = |other: &&Rule| other.dialled == rule.dialled;
+                let is_near = |other: &&Rule| other.ports == rule.ports;
                 let near = running.rules.iter().find(is_near);
                 let near = near.map_or_else(String::new, |near| {
                     format!("; the running rule is `{near}`")

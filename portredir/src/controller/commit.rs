@@ -83,7 +83,7 @@ impl Controller {
         let history = self.state.history.after(
             &self.state.settings.rules,
             &settings.rules,
-            |protocol, dialled, target| live.contains(&(protocol, dialled, target)),
+            |protocol, dst_port, target| live.contains(&(protocol, dst_port, target)),
         );
         Ok(self.state.next(settings, history))
     }

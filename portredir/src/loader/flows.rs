@@ -133,8 +133,8 @@ impl Datapath {
         let mut live = BTreeSet::new();
         for TcpSocket { key, .. } in connections {
             if let Some(entry) = flows.connection(key) {
-                let dialled = entry.dst_port().get();
-                live.insert((Protocol::Tcp, dialled, key.local_port.get()));
+                let dst_port = entry.dst_port().get();
+                live.insert((Protocol::Tcp, dst_port, key.local_port.get()));
             }
         }
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {

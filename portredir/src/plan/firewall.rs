@@ -29,7 +29,7 @@ impl Firewall {
             .rules
             .iter()
             .flat_map(|rule| {
-                let ports = if is_socket { rule.dialled } else { rule.target };
+                let ports = if is_socket { rule.ports } else { rule.target };
                 let each = rule.protocols.each().iter();
                 each.map(move |protocol| match protocol {
                     Protocol::Tcp => (ports.first, ports.last, "tcp"),

@@ -24,16 +24,16 @@ impl FromStr for Rule {
             return parser.firewalld();
         }
         let addr = parser.addr()?;
-        let dialled = parser.ports("the port that clients connect to")?;
-        parser.colon(dialled)?;
-        parser.no_other_host(dialled)?;
+        let ports = parser.ports("the port that clients connect to")?;
+        parser.colon(ports)?;
+        parser.no_other_host(ports)?;
         let target_at = parser.at;
         let target = parser.ports("the port that the server listens on")?;
-        parser.check_ports(dialled, target, target_at)?;
+        parser.check_ports(ports, target, target_at)?;
         let protocols = parser.protocols()?;
         let mut rule = Self {
             addr,
-            dialled,
+            ports,
             target,
             protocols,
             from: None,
@@ -211,11 +211,11 @@ impl<'a> Parser<'a> {
         Ok(Ports { first, last })
     }
 
-    fn colon(&mut self, dialled: Ports) -> Result<(), RuleError> {
+    fn colon(&mut self, ports: Ports) -> Result<(), RuleError> {
         let Some(found) = self.next() else {
             return Err(self.error(
                 "expected `:` between the two ports, but the rule ends",
-                format!("add the target port, as in `{}`", to(dialled, 8080)),
+                format!("add the target port, as in `{}`", to(ports, 8080)),
             ));
         };
         if found == ':' {
@@ -232,7 +232,7 @@ impl<'a> Parser<'a> {
             };
             return Err(self.error(
                 "the protocol goes after both ports",
-                format!("write `{}/{known}`", self.to_number(dialled, behind)),
+                format!("write `{}/{known}`", self.to_number(ports, behind)),
             ));
         }
         let hint = match found {
@@ -245,7 +245,7 @@ impl<'a> Parser<'a> {
             }
             _ => format!(
                 "write the ports on both sides of a colon: `{}`",
-                self.to_number(dialled, self.rest())
+                self.to_number(ports, self.rest())
             ),
         };
         Err(self.error(
@@ -254,38 +254,38 @@ impl<'a> Parser<'a> {
         ))
     }
 
-    /// The text of a rule from `dialled` to the next number, in `behind`, which may have
+    /// The text of a rule from `ports` to the next number, in `behind`, which may have
     /// other characters before it.
-    fn to_number(&self, dialled: Ports, behind: &str) -> String {
+    fn to_number(&self, ports: Ports, behind: &str) -> String {
         let behind = behind.rsplit(':').next().unwrap_or_default();
         let number = behind.trim_start_matches(|c: char| !c.is_alphanumeric());
         let end = number.find(|c: char| !c.is_ascii_digit());
         let number = &number[..end.unwrap_or(number.len())];
-        right(&format!("{dialled}:{number}"), &to(dialled, 8080))
+        right(&format!("{ports}:{number}"), &to(ports, 8080))
     }
 
-    fn check_ports(&self, dialled: Ports, target: Ports, at: usize) -> Result<(), RuleError> {
+    fn check_ports(&self, ports: Ports, target: Ports, at: usize) -> Result<(), RuleError> {
         let count = |ports: Ports| u32::from(ports.last - ports.first) + 1;
         let is_one = target.first == target.last;
-        if !is_one && count(dialled) != count(target) {
-            let to_one = to(dialled, target.first);
-            let last = u32::from(target.first) + count(dialled) - 1;
-            let hint = if count(dialled) == 1 {
+        if !is_one && count(ports) != count(target) {
+            let to_one = to(ports, target.first);
+            let last = u32::from(target.first) + count(ports) - 1;
+            let hint = if count(ports) == 1 {
                 format!("one port can be redirected to only one port, as in `{to_one}`")
-            } else if last <= 65535 && dialled.first != target.first {
-                let same = format!("{dialled}:{}-{last}", target.first);
+            } else if last <= 65535 && ports.first != target.first {
+                let same = format!("{ports}:{}-{last}", target.first);
                 format!("write `{same}`, or `{to_one}` to redirect all of them to one port")
             } else {
                 format!("write `{to_one}` to redirect all of them to one port")
             };
-            let from = match count(dialled) {
+            let from = match count(ports) {
                 1 => "one port".to_owned(),
                 count => format!("{count} ports"),
             };
             let problem = format!("{from} cannot be redirected to {} ports", count(target));
             return Err(self.error_at(at, problem, hint));
         }
-        if dialled != target {
+        if ports != target {
             return Ok(());
         }
         let problem = if is_one {
@@ -293,7 +293,7 @@ impl<'a> Parser<'a> {
         } else {
             format!("ports {target} would be redirected to themselves")
         };
-        let other = to(dialled, if dialled.first == 8080 { 80 } else { 8080 });
+        let other = to(ports, if ports.first == 8080 { 80 } else { 8080 });
         let hint = format!("give the port that the server listens on, as in `{other}`");
         Err(self.error_at(at, problem, hint))
     }
@@ -337,11 +337,11 @@ impl<'a> Parser<'a> {
 
 /// The text of a rule that leads to a port, or to the next one where that would not be a
 /// rule.
-fn to(dialled: Ports, port: u16) -> String {
-    if dialled == Ports::one(port) {
-        format!("{dialled}:{}", if port == 8080 { 8081 } else { 8080 })
+fn to(ports: Ports, port: u16) -> String {
+    if ports == Ports::one(port) {
+        format!("{ports}:{}", if port == 8080 { 8081 } else { 8080 })
     } else {
-        format!("{dialled}:{port}")
+        format!("{ports}:{port}")
     }
 }
 

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::candidates::{self, Condition, TooMany};
 use super::history::History;
-use super::interval::{self, Holders, segments};
+use super::interval::{self, Holders, intervals};
 use super::shadow::MAX_ON;
 use crate::rule::Rule;
 
@@ -108,9 +108,9 @@ impl Table {
             table.add_targets(rules, protocol, options);
             let mut holders = Holders::default();
             let mut set = 0;
-            for segment in segments(rules.iter().map(|(_, rule)| rule).enumerate(), protocol) {
-                let is_changed = holders.pass(&segment, |i| conditions[i].key());
-                let (Some(&first), Some(ports)) = (holders.places().first(), segment.ports) else {
+            for interval in intervals(rules.iter().map(|(_, rule)| rule).enumerate(), protocol) {
+                let is_changed = holders.pass(&interval, |i| conditions[i].key());
+                let (Some(&first), Some(ports)) = (holders.places().first(), interval.ports) else {
                     continue;
                 };
                 if is_changed {
@@ -143,7 +143,7 @@ impl Table {
             from,
             candidate: Candidate {
                 target: HostPort::new(Port::new(rule.target.first)),
-                first_dst_port: HostPort::new(Port::new(rule.dialled.first)),
+                first_dst_port: HostPort::new(Port::new(rule.ports.first)),
                 rule: *id,
                 on: u8::try_from(on).expect("few lists"),
                 is_range: u8::from(rule.target.first != rule.target.last),
@@ -266,7 +266,7 @@ impl Table {
 
     fn add_history(&mut self, history: &History) {
         for (key, targets) in history.iter() {
-            let place = index(key.protocol, key.dialled);
+            let place = index(key.protocol, key.port);
             let entry = self.ports[place];
             // A target that is still the same needs no history.
             let is_same =

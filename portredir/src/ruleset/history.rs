@@ -6,7 +6,7 @@ use portredir_common::map::rules::PreviousTargets;
 use portredir_common::net::Protocol;
 use serde::{Deserialize, Serialize};
 
-use super::interval::{Holders, segments};
+use super::interval::{Holders, intervals};
 use crate::rule::{Ports, Rule};
 
 /// The previous targets of each port: removed rules sent packets there, and their flows
@@ -19,16 +19,16 @@ pub struct History(BTreeMap<HistoryKey, Vec<u16>>);
 #[serde(into = "String", try_from = "String")]
 pub(super) struct HistoryKey {
     pub(super) protocol: Protocol,
-    pub(super) dialled: u16,
+    pub(super) port: u16,
 }
 
 impl From<HistoryKey> for String {
-    fn from(HistoryKey { protocol, dialled }: HistoryKey) -> Self {
+    fn from(HistoryKey { protocol, port }: HistoryKey) -> Self {
         let name = match protocol {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
         };
-        format!("{name}/{dialled}")
+        format!("{name}/{port}")
     }
 }
 
@@ -42,8 +42,8 @@ impl TryFrom<String> for HistoryKey {
             "udp" => Protocol::Udp,
             _ => return Err("unknown protocol"),
         };
-        let dialled = port.parse().map_err(|_| "not a port")?;
-        Ok(Self { protocol, dialled })
+        let port = port.parse().map_err(|_| "not a port")?;
+        Ok(Self { protocol, port })
     }
 }
 
@@ -70,18 +70,18 @@ impl History {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let rules = gone.iter().copied().enumerate();
             let mut holders = Holders::default();
-            for segment in segments(rules, protocol) {
-                holders.pass(&segment, |i| way(gone[i]));
-                for dialled in segment.ports.into_iter().flat_map(Ports::each) {
-                    let key = HistoryKey { protocol, dialled };
+            for interval in intervals(rules, protocol) {
+                holders.pass(&interval, |i| way(gone[i]));
+                for port in interval.ports.into_iter().flat_map(Ports::each) {
+                    let key = HistoryKey { protocol, port };
                     let mut places = holders.places().iter();
-                    places.all(|&i| add(key, gone[i].target_of(dialled)));
+                    places.all(|&i| add(key, gone[i].target_of(port)));
                 }
             }
         }
         for (&key, targets) in &self.0 {
             for &target in targets {
-                if is_alive(key.protocol, key.dialled, target) {
+                if is_alive(key.protocol, key.port, target) {
                     add(key, target);
                 }
             }
@@ -107,7 +107,7 @@ fn way(rule: &Rule) -> (bool, i32) {
     if rule.target.first == rule.target.last {
         (false, target)
     } else {
-        (true, target - i32::from(rule.dialled.first))
+        (true, target - i32::from(rule.ports.first))
     }
 }
 
@@ -139,9 +139,9 @@ mod tests {
             let mut expected = BTreeMap::<_, Vec<u16>>::new();
             for rule in before.iter().filter(|rule| !after.contains(rule)) {
                 for &protocol in rule.protocols.each() {
-                    for dialled in rule.dialled.each().filter(|&port| rule.redirects(port)) {
-                        let targets = expected.entry(HistoryKey { protocol, dialled }).or_default();
-                        let target = rule.target_of(dialled);
+                    for port in rule.ports.each().filter(|&port| rule.redirects(port)) {
+                        let targets = expected.entry(HistoryKey { protocol, port }).or_default();
+                        let target = rule.target_of(port);
                         if targets.len() < PreviousTargets::COUNT && !targets.contains(&target) {
                             targets.push(target);
                         }

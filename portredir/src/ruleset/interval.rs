@@ -10,7 +10,7 @@ use portredir_common::net::Protocol;
 use crate::rule::{Ports, Rule};
 
 /// An interval of ports that have the same rules.
-pub struct Segment {
+pub struct Interval {
     /// The ports; none after the last port of any rule.
     pub ports: Option<Ports>,
     /// The rules with ports that ended before the interval, by their place in the list.
@@ -20,10 +20,10 @@ pub struct Segment {
 }
 
 /// The intervals of one protocol, from the lowest port.
-pub fn segments<'a>(
+pub fn intervals<'a>(
     rules: impl IntoIterator<Item = (usize, &'a Rule)>,
     protocol: Protocol,
-) -> Vec<Segment> {
+) -> Vec<Interval> {
     // Port, rule, and whether the rule begins there. At 65 536 the last ones end.
     let mut ends = Vec::<(u32, usize, bool)>::new();
     for (i, rule) in rules {
@@ -37,7 +37,7 @@ pub fn segments<'a>(
     }
     ends.sort_unstable();
     let mut cuts = ends.chunk_by(|a, b| a.0 == b.0).peekable();
-    let mut segments = Vec::new();
+    let mut intervals = Vec::new();
     while let Some(cut) = cuts.next() {
         let rules = |begin| {
             let those = cut.iter().filter(|&&(_, _, begins)| begins == begin);
@@ -49,13 +49,13 @@ pub fn segments<'a>(
                 last: u16::try_from(next[0].0 - 1).ok()?,
             })
         });
-        segments.push(Segment {
+        intervals.push(Interval {
             ports,
             ended: rules(false),
             begun: rules(true),
         });
     }
-    segments
+    intervals
 }
 
 /// The rules of an interval by a key: of rules with equal keys, the first holds.
@@ -77,10 +77,10 @@ impl<K> Default for Holders<K> {
 
 impl<K: Ord + Clone> Holders<K> {
     /// Goes on to the next interval. Returns whether other rules hold now.
-    pub fn pass(&mut self, segment: &Segment, key: impl Fn(usize) -> K) -> bool {
+    pub fn pass(&mut self, interval: &Interval, key: impl Fn(usize) -> K) -> bool {
         self.new.clear();
         let mut is_changed = false;
-        for &i in &segment.ended {
+        for &i in &interval.ended {
             let key = key(i);
             let equals = self.of.get_mut(&key).expect("it has begun");
             equals.remove(&i);
@@ -94,7 +94,7 @@ impl<K: Ord + Clone> Holders<K> {
                 is_changed = true;
             }
         }
-        for &i in &segment.begun {
+        for &i in &interval.begun {
             let equals = self.of.entry(key(i)).or_default();
             let before = equals.first().copied();
             equals.insert(i);

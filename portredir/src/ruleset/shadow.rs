@@ -15,7 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portredir_common::net::Protocol;
 use thiserror::Error;
 
-use super::interval::{Condition, Holders, Segment, conditions, segments};
+use super::interval::{Condition, Holders, Interval, conditions, intervals};
 use crate::rule::Sourced;
 use crate::rule::parse::is_glob;
 
@@ -32,11 +32,11 @@ pub enum ConflictError {
     /// A rule can never match.
     #[error(
         "rule `{}` ({}) never matches: {} {}; remove one of them",
-        .hidden.rule, .hidden.origin, Names(.by), ports(.hidden, .by.len())
+        .shadowed.rule, .shadowed.origin, Names(.by), ports(.shadowed, .by.len())
     )]
-    Hidden {
+    Shadowed {
         /// The rule that can never match.
-        hidden: Box<Sourced>,
+        shadowed: Box<Sourced>,
         /// The rules that take its packets.
         by: Vec<Sourced>,
     },
@@ -79,13 +79,13 @@ impl fmt::Display for Names<'_> {
     }
 }
 
-fn ports(hidden: &Sourced, takers: usize) -> String {
+fn ports(shadowed: &Sourced, takers: usize) -> String {
     let verb = if takers == 1 {
         "already covers"
     } else {
         "already cover"
     };
-    let ports = hidden.rule.dialled;
+    let ports = shadowed.rule.ports;
     let noun = if ports.first == ports.last {
         "port"
     } else {
@@ -109,21 +109,21 @@ pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
     if list.on.len() > MAX_ON + 1 {
         return Err(ConflictError::On(list.on.len() - 1));
     }
-    let Some(hidden) = list.hidden() else {
+    let Some(shadowed) = list.shadowed() else {
         return Ok(());
     };
-    let by = list.hiders(hidden);
-    let hidden = Box::new(rules[hidden].clone());
+    let by = list.shadowing(shadowed);
+    let shadowed = Box::new(rules[shadowed].clone());
     if let [first] = by[..]
-        && rules[first].rule == hidden.rule
+        && rules[first].rule == shadowed.rule
     {
         return Err(ConflictError::Twice {
             first: rules[first].origin.clone(),
-            again: hidden,
+            again: shadowed,
         });
     }
     let by = by.into_iter().map(|i| rules[i].clone()).collect();
-    Err(ConflictError::Hidden { hidden, by })
+    Err(ConflictError::Shadowed { shadowed, by })
 }
 
 /// The rules with the data that decides between them.
@@ -138,7 +138,7 @@ struct List<'a> {
     /// The lists that have all interfaces of a list, and more: by `covering[of][name]`.
     covering: Vec<Vec<Vec<bool>>>,
     /// The intervals of each protocol.
-    segments: Vec<Vec<Segment>>,
+    intervals: Vec<Vec<Interval>>,
 }
 
 impl<'a> List<'a> {
@@ -152,7 +152,7 @@ impl<'a> List<'a> {
         };
         let of = |protocol| {
             let rules = rules.iter().map(|sourced| &sourced.rule);
-            segments(rules.enumerate(), protocol)
+            intervals(rules.enumerate(), protocol)
         };
         let is_divided = divided(&conditions);
         Self {
@@ -161,19 +161,19 @@ impl<'a> List<'a> {
             is_divided,
             on,
             covering,
-            segments: vec![of(Protocol::Tcp), of(Protocol::Udp)],
+            intervals: vec![of(Protocol::Tcp), of(Protocol::Udp)],
         }
     }
 
     /// The first shadowed rule.
-    fn hidden(&self) -> Option<usize> {
+    fn shadowed(&self) -> Option<usize> {
         let mut is_alive = vec![false; self.rules.len()];
-        for segments in &self.segments {
+        for intervals in &self.intervals {
             let mut holders = Holders::default();
             // The rules that hold among their equals, but are shadowed so far.
             let mut waiting = Vec::<usize>::new();
-            for segment in segments {
-                if !holders.pass(segment, |i| self.conditions[i]) {
+            for interval in intervals {
+                if !holders.pass(interval, |i| self.conditions[i]) {
                     continue;
                 }
                 waiting.extend(holders.new_places());
@@ -190,21 +190,21 @@ impl<'a> List<'a> {
     }
 
     /// The rules that take the packets of a shadowed one, in their order.
-    fn hiders(&self, hidden: usize) -> Vec<usize> {
-        let mut hiders = BTreeSet::new();
-        for segments in &self.segments {
+    fn shadowing(&self, shadowed: usize) -> Vec<usize> {
+        let mut shadowing = BTreeSet::new();
+        for intervals in &self.intervals {
             let mut holders = Holders::default();
             let mut is_here = false;
-            for segment in segments {
-                holders.pass(segment, |i| self.conditions[i]);
-                is_here = (is_here && !segment.ended.contains(&hidden))
-                    || segment.begun.contains(&hidden);
+            for interval in intervals {
+                holders.pass(interval, |i| self.conditions[i]);
+                is_here = (is_here && !interval.ended.contains(&shadowed))
+                    || interval.begun.contains(&shadowed);
                 if is_here {
-                    hiders.extend(self.takers(hidden, &holders).into_iter().flatten());
+                    shadowing.extend(self.takers(shadowed, &holders).into_iter().flatten());
                 }
             }
         }
-        hiders.into_iter().collect()
+        shadowing.into_iter().collect()
     }
 
     /// The rules of an interval that together take all packets of one of them; `None`

@@ -107,11 +107,9 @@ impl<'a> Parser<'a> {
         let head = self.head();
         let problem = "an IPv6 address must be in brackets";
         let mut parts = head.rsplitn(3, ':');
-        if let (Some(target), Some(dialled), Some(addr)) =
-            (parts.next(), parts.next(), parts.next())
-        {
+        if let (Some(target), Some(dst), Some(addr)) = (parts.next(), parts.next(), parts.next()) {
             let (addr, zone) = addr.split_once('%').unwrap_or((addr, ""));
-            let ports = format!("{dialled}:{target}");
+            let ports = format!("{dst}:{target}");
             if let Ok(addr) = addr.parse::<Ipv6Addr>()
                 && ports.parse::<crate::rule::Rule>().is_ok()
             {
@@ -196,7 +194,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Refuses `PORT:ADDR:PORT`, which is reserved for redirects to other hosts.
-    pub(super) fn no_other_host(&self, dialled: Ports) -> Result<(), RuleError> {
+    pub(super) fn no_other_host(&self, ports: Ports) -> Result<(), RuleError> {
         let head = self.head();
         let word = match head.find(']') {
             Some(end) if head.starts_with('[') => &head[..=end],
@@ -218,7 +216,7 @@ impl<'a> Parser<'a> {
                 format!("`{word}` is another host; redirects to other hosts are not supported")
             }
         };
-        let rule = self.to_number(dialled, behind);
+        let rule = self.to_number(ports, behind);
         Err(self.error(
             problem,
             format!("to redirect to a port of this host, write `{rule}`"),

@@ -32,7 +32,7 @@ impl Parser<'_> {
         self.check_ports(ports, target, fields.target_at)?;
         let mut rule = Rule {
             addr: None,
-            dialled: ports,
+            ports,
             target,
             protocols: fields.protocols.unwrap_or_default(),
             from: None,

@@ -25,16 +25,16 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
         names.dedup();
         names
     });
-    (ports(), protocols(), ends(), on).prop_map(
-        |((dialled, target), protocols, (addr, from), on)| Rule {
+    (ports(), protocols(), ends(), on).prop_map(|((ports, target), protocols, (addr, from), on)| {
+        Rule {
             addr,
-            dialled,
+            ports,
             target,
             protocols,
             from,
             on,
-        },
-    )
+        }
+    })
 }
 
 /// Rules that often match the same packets: few ports, addresses, clients and interfaces.
@@ -64,15 +64,13 @@ pub(crate) fn near_rule() -> impl Strategy<Value = Rule> {
             .flat_map(|(addr, froms)| froms.iter().map(move |from| (*addr, *from)))
             .collect::<Vec<_>>(),
     );
-    (ports, protocols(), ends, on).prop_map(|((dialled, target), protocols, (addr, from), on)| {
-        Rule {
-            addr: (!addr.is_empty()).then(|| addr.parse().expect("an address")),
-            dialled,
-            target,
-            protocols,
-            from: (!from.is_empty()).then(|| from.parse().expect("a network")),
-            on,
-        }
+    (ports, protocols(), ends, on).prop_map(|((ports, target), protocols, (addr, from), on)| Rule {
+        addr: (!addr.is_empty()).then(|| addr.parse().expect("an address")),
+        ports,
+        target,
+        protocols,
+        from: (!from.is_empty()).then(|| from.parse().expect("a network")),
+        on,
     })
 }
 
@@ -156,7 +154,7 @@ pub(crate) fn chosen(rules: &[Rule], packet: &Probe) -> Option<usize> {
                 .matches(packet.iface)
         };
         rule.protocols.each().contains(&packet.protocol)
-            && rule.dialled.contains(packet.port)
+            && rule.ports.contains(packet.port)
             && rule.target_of(packet.port) != packet.port
             && rule.addr.is_none_or(|addr| addr == packet.local)
             && rule.from.is_none_or(|from| from.contains(&packet.client))
@@ -183,18 +181,18 @@ fn ports() -> impl Strategy<Value = (Ports, Ports)> {
         last: a.max(b),
     };
     let long = (1..=u16::MAX, 1..=u16::MAX).prop_map(range);
-    let dialled = prop_oneof![(1..=u16::MAX).prop_map(Ports::one), long];
-    (dialled, 1..=u16::MAX, any::<bool>())
-        .prop_map(|(dialled, target, is_one)| {
-            let more = dialled.last - dialled.first;
+    let ports = prop_oneof![(1..=u16::MAX).prop_map(Ports::one), long];
+    (ports, 1..=u16::MAX, any::<bool>())
+        .prop_map(|(ports, target, is_one)| {
+            let more = ports.last - ports.first;
             let last = target.checked_add(more).filter(|_| !is_one);
             let target = Ports {
                 first: target,
                 last: last.unwrap_or(target),
             };
-            (dialled, target)
+            (ports, target)
         })
-        .prop_filter("to itself", |(dialled, target)| dialled != target)
+        .prop_filter("to itself", |(ports, target)| ports != target)
 }
 
 /// The address and the clients of one IP version.

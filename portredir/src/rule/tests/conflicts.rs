@@ -141,20 +141,20 @@ proptest! {
         let places = sourced(rules.clone());
         match check(&places) {
             Ok(()) => prop_assert_eq!(unused, None),
-            Err(ConflictError::Hidden { hidden, by }) => {
-                prop_assert_eq!(unused.map(|i| &places[i]), Some(&*hidden));
+            Err(ConflictError::Shadowed { shadowed, by }) => {
+                prop_assert_eq!(unused.map(|i| &places[i]), Some(&*shadowed));
                 // The rules that the error names shadow it without the others.
                 let mut alone: Vec<_> = by.iter().map(|by| (by.origin.clone(), by.rule.clone())).collect();
-                alone.push((hidden.origin.clone(), hidden.rule.clone()));
+                alone.push((shadowed.origin.clone(), shadowed.rule.clone()));
                 alone.sort_by_key(|(origin, _)| match origin {
                     Origin::Argument(i) => *i,
                     _ => 0,
                 });
-                let place = alone.iter().position(|(origin, _)| *origin == hidden.origin);
+                let place = alone.iter().position(|(origin, _)| *origin == shadowed.origin);
                 let alone: Vec<_> = alone.into_iter().map(|(_, rule)| rule).collect();
                 prop_assert!(
                     !probes.iter().any(|probe| chosen(&alone, probe) == place),
-                    "{} is not hidden by {:?}", hidden.rule, by
+                    "{} is not shadowed by {:?}", shadowed.rule, by
                 );
             }
             Err(ConflictError::Twice { first, again }) => {
@@ -260,18 +260,18 @@ fn ten_thousand_rules() {
         assert!(!history.is_empty(), "{shape}");
         let alike: HashSet<_> = all
             .iter()
-            .map(|rule| (rule.dialled, rule.target, rule.protocols))
+            .map(|rule| (rule.ports, rule.target, rule.protocols))
             .collect();
         // The test takes some of the ports: each has to look at each rule.
         for port in (1..=u16::MAX).step_by(199) {
             for &protocol in Protocols::Both.each() {
                 let place = PortEntry::index(protocol, Port::new(port));
-                let is_dialled = alike.iter().any(|(ports, target, protocols)| {
+                let is_redirected = alike.iter().any(|(ports, target, protocols)| {
                     let is_itself = *target == Ports::one(port);
                     protocols.each().contains(&protocol) && ports.contains(port) && !is_itself
                 });
                 let entry = table.ports[place as usize];
-                assert_eq!(entry.is_match(), is_dialled, "{shape}: port {port}");
+                assert_eq!(entry.is_match(), is_redirected, "{shape}: port {port}");
             }
         }
     }

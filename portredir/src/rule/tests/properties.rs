@@ -113,13 +113,13 @@ fn spelling(rule: &Rule, is_firewalld: bool) -> String {
         ..rule.clone()
     };
     let conditions = rule.to_string().split_off(text.to_string().len());
-    let (dialled, target) = (rule.dialled, rule.target);
+    let (ports, target) = (rule.ports, rule.target);
     let protocol = match rule.protocols {
         crate::rule::Protocols::Tcp => "tcp",
         crate::rule::Protocols::Udp => "udp",
         crate::rule::Protocols::Both => "both",
     };
-    format!("port={dialled}:proto={protocol}:toport={target}{conditions}")
+    format!("port={ports}:proto={protocol}:toport={target}{conditions}")
 }
 
 /// The properties of any text.
