@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portredir_common::net::Protocol;
+use portredir_common::net::{Port, Protocol};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use self::error::RuleError;
@@ -43,7 +43,8 @@ impl Protocols {
     }
 }
 
-/// Ports from `first` to `last`, both included.
+/// Ports from `first` to `last`, both included. The ends are numbers, because ranges are
+/// compared and counted; a single port is a [`Port`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ports {
     /// The lowest port.
@@ -55,22 +56,22 @@ pub struct Ports {
 impl Ports {
     /// A range of one port.
     #[must_use]
-    pub const fn one(port: u16) -> Self {
+    pub const fn one(port: Port) -> Self {
         Self {
-            first: port,
-            last: port,
+            first: port.get(),
+            last: port.get(),
         }
     }
 
     /// Whether a port is in the range.
     #[must_use]
-    pub const fn contains(self, port: u16) -> bool {
-        self.first <= port && port <= self.last
+    pub const fn contains(self, port: Port) -> bool {
+        self.first <= port.get() && port.get() <= self.last
     }
 
     /// Iterates over the ports.
-    pub fn each(self) -> impl Iterator<Item = u16> {
-        self.first..=self.last
+    pub fn each(self) -> impl Iterator<Item = Port> {
+        (self.first..=self.last).map(Port::new)
     }
 }
 
@@ -110,17 +111,17 @@ pub struct Rule {
 impl Rule {
     /// The target port for a destination port.
     #[must_use]
-    pub const fn target_of(&self, dst_port: u16) -> u16 {
+    pub const fn target_of(&self, dst_port: Port) -> Port {
         if self.target.first == self.target.last {
-            self.target.first
+            Port::new(self.target.first)
         } else {
-            self.target.first + (dst_port - self.ports.first)
+            Port::new(self.target.first + (dst_port.get() - self.ports.first))
         }
     }
 
     /// Whether the rule leads from a port to another one.
     #[must_use]
-    pub fn redirects(&self, port: u16) -> bool {
+    pub fn redirects(&self, port: Port) -> bool {
         self.ports.contains(port) && self.target_of(port) != port
     }
 
@@ -129,7 +130,8 @@ impl Rule {
     pub fn stretches(&self) -> impl Iterator<Item = Ports> + use<> {
         let Ports { first, last } = self.ports;
         let target = self.target.first;
-        let stretches = if self.target.first != self.target.last || !self.ports.contains(target) {
+        let is_range = self.target.first != self.target.last;
+        let stretches = if is_range || !self.ports.contains(Port::new(target)) {
             [(first, Some(last)), (1, Some(0))]
         } else {
             [

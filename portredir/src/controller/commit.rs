@@ -1,6 +1,6 @@
 //! The switch from one set of rules to the next, between two packets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 
 use super::Controller;
@@ -76,7 +76,7 @@ impl Controller {
     pub(super) fn next(&self, settings: Settings) -> Result<State, ControllerError> {
         // To list all flows takes its time.
         let live = if self.state.history.is_empty() {
-            BTreeSet::new()
+            HashSet::new()
         } else {
             self.datapath.live(&sock_diag::list(Kind::Connected)?)?
         };

@@ -1,6 +1,6 @@
 //! The flow tables for user space.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -102,9 +102,7 @@ impl Datapath {
         Ok(connections
             .iter()
             .map(|socket| &socket.key)
-            .filter(|key| {
-                table.is_target(Protocol::Tcp, key.local_port.get()) && is_redirected(key)
-            })
+            .filter(|key| table.is_target(Protocol::Tcp, key.local_port) && is_redirected(key))
             .count())
     }
 
@@ -128,13 +126,12 @@ impl Datapath {
     pub fn live(
         &self,
         connections: &[TcpSocket],
-    ) -> Result<BTreeSet<(Protocol, u16, u16)>, DatapathError> {
+    ) -> Result<HashSet<(Protocol, Port, Port)>, DatapathError> {
         let flows = self.flows()?;
-        let mut live = BTreeSet::new();
+        let mut live = HashSet::new();
         for TcpSocket { key, .. } in connections {
             if let Some(entry) = flows.connection(key) {
-                let dst_port = entry.dst_port().get();
-                live.insert((Protocol::Tcp, dst_port, key.local_port.get()));
+                live.insert((Protocol::Tcp, entry.dst_port(), key.local_port));
             }
         }
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
@@ -143,7 +140,7 @@ impl Datapath {
         let now = Epoch::at(now);
         for (table, target, entry) in flows.entries() {
             if table == FlowTable::Udp && now.since(entry.seen()) < UDP_IDLE {
-                live.insert((Protocol::Udp, entry.dst_port().get(), target.get()));
+                live.insert((Protocol::Udp, entry.dst_port(), target));
             }
         }
         Ok(live)

@@ -52,7 +52,7 @@ impl Datapath {
         }
         let mut groups = HashMap::<(Addr, Port), Vec<TcpSocket>>::new();
         for socket in listening {
-            if table.is_target(Protocol::Tcp, socket.key.local_port.get()) {
+            if table.is_target(Protocol::Tcp, socket.key.local_port) {
                 let place = (socket.key.local, socket.key.local_port);
                 groups.entry(place).or_default().push(*socket);
             }

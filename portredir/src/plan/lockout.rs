@@ -3,21 +3,21 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
-use portredir_common::net::Protocol;
+use portredir_common::net::{Port, Protocol};
 use thiserror::Error;
 
 use crate::rule::Rule;
 
 /// The lock-out by a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("rule `{rule}` {how} port {port}, {what}; use --force if you are sure")]
+#[error("rule `{rule}` {how} port {}, {what}; use --force if you are sure", .port.get())]
 pub struct LockoutError {
     /// The rule.
     pub rule: Box<Rule>,
     /// The effect of the rule on the port.
     pub how: &'static str,
     /// The port.
-    pub port: u16,
+    pub port: Port,
     /// The service that needs the port.
     pub what: String,
 }
@@ -26,21 +26,29 @@ pub struct LockoutError {
 #[derive(Clone, Copy)]
 struct Guarded {
     protocol: Protocol,
-    port: u16,
+    port: Port,
     /// The use of the port, for the message.
     what: &'static str,
 }
 
 /// The ports by which hosts are reached, or reach others.
-const GUARDED: [(Protocol, u16, &str); 7] = [
-    (Protocol::Tcp, 22, "the SSH port"),
-    (Protocol::Tcp, 6443, "the Kubernetes API port"),
-    (Protocol::Tcp, 10250, "the kubelet port"),
-    (Protocol::Udp, 67, "the DHCP server port"),
-    (Protocol::Udp, 68, "the DHCP client port"),
-    (Protocol::Udp, 546, "the DHCPv6 client port"),
-    (Protocol::Udp, 547, "the DHCPv6 server port"),
+const GUARDED: [Guarded; 7] = [
+    guarded(Protocol::Tcp, 22, "the SSH port"),
+    guarded(Protocol::Tcp, 6443, "the Kubernetes API port"),
+    guarded(Protocol::Tcp, 10250, "the kubelet port"),
+    guarded(Protocol::Udp, 67, "the DHCP server port"),
+    guarded(Protocol::Udp, 68, "the DHCP client port"),
+    guarded(Protocol::Udp, 546, "the DHCPv6 client port"),
+    guarded(Protocol::Udp, 547, "the DHCPv6 server port"),
 ];
+
+const fn guarded(protocol: Protocol, port: u16, what: &'static str) -> Guarded {
+    Guarded {
+        protocol,
+        port: Port::new(port),
+        what,
+    }
+}
 
 /// The SSH connection of the user: the client, then this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,12 +81,7 @@ pub fn check(
     ssh: Option<&SshConnection>,
 ) -> Result<(), LockoutError> {
     for rule in rules {
-        for (protocol, port, what) in GUARDED {
-            let guarded = Guarded {
-                protocol,
-                port,
-                what,
-            };
+        for guarded in GUARDED {
             refuse(rule, guarded, is_hiding)?;
         }
         let Some(SshConnection { client, server }) = ssh else {
@@ -87,11 +90,8 @@ pub fn check(
         let is_for_it = rule.addr.is_none_or(|addr| addr == server.ip())
             && rule.from.is_none_or(|from| from.contains(&client.ip()));
         if is_for_it {
-            let guarded = Guarded {
-                protocol: Protocol::Tcp,
-                port: server.port(),
-                what: "which carries your current SSH session",
-            };
+            let what = "which carries your current SSH session";
+            let guarded = guarded(Protocol::Tcp, server.port(), what);
             refuse(rule, guarded, is_hiding)?;
         }
     }

@@ -6,6 +6,8 @@ mod firewalld;
 
 use std::str::FromStr;
 
+use portredir_common::net::Port;
+
 pub(crate) use self::condition::is_glob;
 use super::error::{EXAMPLE, right, spelled};
 use super::{Ports, Protocols, Rule, RuleError};
@@ -197,7 +199,7 @@ impl<'a> Parser<'a> {
                     "as in `8000-8100:9000-9100`",
                 ));
             }
-            _ => return Ok(Ports::one(first)),
+            _ => return Ok(Ports::one(Port::new(first))),
         }
         self.at += 1;
         let last = self.port("the last port of the range")?;
@@ -338,7 +340,7 @@ impl<'a> Parser<'a> {
 /// The text of a rule that leads to a port, or to the next one where that would not be a
 /// rule.
 fn to(ports: Ports, port: u16) -> String {
-    if ports == Ports::one(port) {
+    if ports == Ports::one(Port::new(port)) {
         format!("{ports}:{}", if port == 8080 { 8081 } else { 8080 })
     } else {
         format!("{ports}:{port}")

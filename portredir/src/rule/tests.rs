@@ -5,6 +5,8 @@ mod conflicts;
 mod messages;
 mod properties;
 
+use portredir_common::net::Port;
+
 use super::Rule;
 
 /// Parses a text that is known to be a rule.
@@ -62,9 +64,9 @@ fn a_range_leaves_out_its_own_target() {
         let rule = rule(text);
         let stretches: Vec<_> = rule.stretches().map(|ports| ports.to_string()).collect();
         assert_eq!(stretches.join(" "), expected, "{text}");
-        for port in 1..=u16::MAX {
+        for port in (1..=u16::MAX).map(Port::new) {
             let is_there = rule.stretches().any(|ports| ports.contains(port));
-            assert_eq!(rule.redirects(port), is_there, "{text} {port}");
+            assert_eq!(rule.redirects(port), is_there, "{text} {port:?}");
         }
     }
 }

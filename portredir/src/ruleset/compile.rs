@@ -31,12 +31,12 @@ pub enum TableError {
     On(usize),
     /// Too many conditions for one client.
     #[error(
-        "port {port}: {count} rules with equal `from` differ only in `on`; the maximum is {}",
-        Candidates::COUNT
+        "port {}: {count} rules with equal `from` differ only in `on`; the maximum is {}",
+        .port.get(), Candidates::COUNT
     )]
     Candidates {
         /// The destination port.
-        port: u16,
+        port: Port,
         /// The number of conditions.
         count: usize,
     },
@@ -114,13 +114,18 @@ impl Table {
                     continue;
                 };
                 if is_changed {
-                    set = table.set(&mut sets, ports.first, holders.places(), &conditions)?;
+                    set = table.set(
+                        &mut sets,
+                        Port::new(ports.first),
+                        holders.places(),
+                        &conditions,
+                    )?;
                 }
                 let candidate = conditions[first].candidate;
                 for port in ports.each() {
                     let entry = &mut table.ports[index(protocol, port)];
                     entry.set = set;
-                    entry.target = candidate.target_of(Port::new(port));
+                    entry.target = candidate.target_of(port);
                     entry.rule = candidate.rule;
                     entry.flags |= options.match_flags();
                 }
@@ -164,7 +169,7 @@ impl Table {
             }
         }
         let mut count = 0;
-        for (port, step) in (0..=u16::MAX).zip(steps) {
+        for (port, step) in (0..=u16::MAX).map(Port::new).zip(steps) {
             count += step;
             if count > 0 {
                 self.ports[index(protocol, port)].flags |= options.target_flags();
@@ -180,7 +185,7 @@ impl Table {
     fn set(
         &mut self,
         sets: &mut HashMap<Vec<usize>, u16>,
-        port: u16,
+        port: Port,
         places: &BTreeSet<usize>,
         conditions: &[Condition],
     ) -> Result<u16, TableError> {
@@ -205,7 +210,7 @@ impl Table {
 
     /// Adds the conditions of the rules of one port; all ports with the same rules share
     /// them.
-    fn add_set(&mut self, id: u16, port: u16, rules: &[Condition]) -> Result<(), TableError> {
+    fn add_set(&mut self, id: u16, port: Port, rules: &[Condition]) -> Result<(), TableError> {
         let set = u32::from(id);
         let (general, own): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.addr.is_none());
         self.add_group(set, None, port, &general)?;
@@ -235,7 +240,7 @@ impl Table {
         &mut self,
         group: u32,
         addr: Option<IpAddr>,
-        port: u16,
+        port: Port,
         rules: &[Condition],
     ) -> Result<(), TableError> {
         for networks in candidates::networks(addr, rules) {
@@ -265,18 +270,18 @@ impl Table {
     }
 
     fn add_history(&mut self, history: &History) {
-        for (key, targets) in history.iter() {
-            let place = index(key.protocol, key.port);
+        for (protocol, port, targets) in history.iter() {
+            let place = index(protocol, port);
             let entry = self.ports[place];
             // A target that is still the same needs no history.
             let is_same =
-                |target: u16| entry.is_match() && entry.set == 0 && entry.target.get() == target;
-            let targets = targets.iter().copied().filter(|&target| !is_same(target));
+                |target: Port| entry.is_match() && entry.set == 0 && entry.target == target;
+            let targets = targets.filter(|&target| !is_same(target));
             let targets: Vec<_> = targets.take(PreviousTargets::COUNT).collect();
             for &target in &targets {
-                self.ports[index(key.protocol, target)].flags |= PortEntry::TARGET;
+                self.ports[index(protocol, target)].flags |= PortEntry::TARGET;
             }
-            let old = PreviousTargets::new(targets.into_iter().map(Port::new));
+            let old = PreviousTargets::new(targets);
             if old != PreviousTargets::default() {
                 self.ports[place].flags |= PortEntry::OLD;
                 self.old
@@ -293,7 +298,7 @@ impl Table {
 
     /// Whether a port is a target port.
     #[must_use]
-    pub fn is_target(&self, protocol: Protocol, port: u16) -> bool {
+    pub fn is_target(&self, protocol: Protocol, port: Port) -> bool {
         self.ports[index(protocol, port)].is_target()
     }
 }
@@ -332,8 +337,8 @@ fn source_key(group: u32, net: IpNet) -> (u32, SourceKey) {
     (prefix, key)
 }
 
-fn index(protocol: Protocol, port: u16) -> usize {
-    PortEntry::index(protocol, Port::new(port)) as usize
+fn index(protocol: Protocol, port: Port) -> usize {
+    PortEntry::index(protocol, port) as usize
 }
 
 #[cfg(test)]

@@ -3,23 +3,32 @@
 use std::collections::{BTreeMap, HashSet};
 
 use portredir_common::map::rules::PreviousTargets;
-use portredir_common::net::Protocol;
+use portredir_common::net::{Port, Protocol};
 use serde::{Deserialize, Serialize};
 
 use super::interval::{Holders, intervals};
 use crate::rule::{Ports, Rule};
 
 /// The previous targets of each port: removed rules sent packets there, and their flows
-/// still go there.
+/// still go there. Ports are numbers here, because the state has them so in JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History(BTreeMap<HistoryKey, Vec<u16>>);
 
 /// The key of a port: `tcp/80` in JSON, which allows only text as keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
-pub(super) struct HistoryKey {
-    pub(super) protocol: Protocol,
-    pub(super) port: u16,
+struct HistoryKey {
+    protocol: Protocol,
+    port: u16,
+}
+
+impl HistoryKey {
+    const fn new(protocol: Protocol, port: Port) -> Self {
+        Self {
+            protocol,
+            port: port.get(),
+        }
+    }
 }
 
 impl From<HistoryKey> for String {
@@ -55,7 +64,7 @@ impl History {
         &self,
         before: &[Rule],
         after: &[Rule],
-        is_alive: impl Fn(Protocol, u16, u16) -> bool,
+        is_alive: impl Fn(Protocol, Port, Port) -> bool,
     ) -> Self {
         let mut history = BTreeMap::<HistoryKey, Vec<u16>>::new();
         let mut add = |key, target| {
@@ -73,15 +82,15 @@ impl History {
             for interval in intervals(rules, protocol) {
                 holders.pass(&interval, |i| way(gone[i]));
                 for port in interval.ports.into_iter().flat_map(Ports::each) {
-                    let key = HistoryKey { protocol, port };
+                    let key = HistoryKey::new(protocol, port);
                     let mut places = holders.places().iter();
-                    places.all(|&i| add(key, gone[i].target_of(port)));
+                    places.all(|&i| add(key, gone[i].target_of(port).get()));
                 }
             }
         }
         for (&key, targets) in &self.0 {
             for &target in targets {
-                if is_alive(key.protocol, key.port, target) {
+                if is_alive(key.protocol, Port::new(key.port), Port::new(target)) {
                     add(key, target);
                 }
             }
@@ -90,8 +99,13 @@ impl History {
     }
 
     /// The targets of each port.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&HistoryKey, &Vec<u16>)> {
-        self.0.iter()
+    pub(super) fn iter(
+        &self,
+    ) -> impl Iterator<Item = (Protocol, Port, impl Iterator<Item = Port>)> {
+        self.0.iter().map(|(key, targets)| {
+            let targets = targets.iter().copied().map(Port::new);
+            (key.protocol, Port::new(key.port), targets)
+        })
     }
 
     /// Whether the history has no ports.
@@ -140,8 +154,8 @@ mod tests {
             for rule in before.iter().filter(|rule| !after.contains(rule)) {
                 for &protocol in rule.protocols.each() {
                     for port in rule.ports.each().filter(|&port| rule.redirects(port)) {
-                        let targets = expected.entry(HistoryKey { protocol, port }).or_default();
-                        let target = rule.target_of(port);
+                        let targets = expected.entry(HistoryKey::new(protocol, port)).or_default();
+                        let target = rule.target_of(port).get();
                         if targets.len() < PreviousTargets::COUNT && !targets.contains(&target) {
                             targets.push(target);
                         }

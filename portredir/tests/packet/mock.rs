@@ -384,7 +384,7 @@ impl kernel::Tables for Mock {
         let rules = self.setup.parsed();
         let matching = (0..).zip(&rules).filter(|(_, rule)| {
             let protocols = rule.protocols.each().iter();
-            rule.redirects(port.get())
+            rule.redirects(port)
                 && protocols.into_iter().any(|p| *p as u8 == key.protocol)
                 && rule.addr.is_none_or(|addr| addr == local)
                 && rule.from.is_none_or(|from| from.contains(&client))
@@ -396,7 +396,7 @@ impl kernel::Tables for Mock {
             (rule.addr.is_none(), -prefix)
         })?;
         Some(Choice {
-            target: Port::new(rule.target_of(port.get())),
+            target: rule.target_of(port),
             rule: id,
         })
     }

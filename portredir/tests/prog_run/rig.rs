@@ -171,13 +171,13 @@ impl Rig {
         self.datapath
             .set_on(generation, &masks.into())
             .expect("fill IFACES");
-        let is_target = |port: &u16| {
+        let is_target = |port: &Port| {
             let protocols = [Protocol::Tcp, Protocol::Udp];
             protocols
                 .into_iter()
                 .any(|protocol| table.is_target(protocol, *port))
         };
-        self.targets = (0..=u16::MAX).filter(is_target).map(Port::new).collect();
+        self.targets = (0..=u16::MAX).map(Port::new).filter(is_target).collect();
     }
 
     pub fn datapath(&mut self) -> &mut Datapath {

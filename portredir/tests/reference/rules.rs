@@ -1,7 +1,7 @@
 //! The meaning of rules, in the words of the documentation.
 
 use portredir::rule::Rule;
-use portredir_common::net::Protocol;
+use portredir_common::net::{Port, Protocol};
 
 use super::flows::Ends;
 use crate::packet::mock::OTHER;
@@ -39,7 +39,7 @@ impl Rules {
 
     fn about(&self, protocol: Protocol, port: u16) -> impl Iterator<Item = &Rule> {
         let rules = self.rules.iter();
-        rules.filter(move |rule| has(rule, protocol) && rule.redirects(port))
+        rules.filter(move |rule| has(rule, protocol) && rule.redirects(Port::new(port)))
     }
 
     /// Whether some rule is about packets to this port.
@@ -84,13 +84,13 @@ impl Rules {
         let now = self
             .about(protocol, port)
             .next()
-            .map(|rule| rule.target_of(port));
+            .map(|rule| rule.target_of(Port::new(port)).get());
         let is_now = |target| self.is_dialled_by_all(protocol, port) && now == Some(target);
         let mut targets = Vec::new();
         for rule in &self.gone {
-            let target = rule.target_of(port);
+            let target = rule.target_of(Port::new(port)).get();
             if has(rule, protocol)
-                && rule.redirects(port)
+                && rule.redirects(Port::new(port))
                 && !targets.contains(&target)
                 && !is_now(target)
             {
@@ -119,6 +119,6 @@ impl Rules {
         let dialled = ends.local_port;
         let rules = self.about(ends.protocol, dialled);
         let rule = rules.filter(fits).min_by_key(rank)?;
-        Some(rule.target_of(dialled))
+        Some(rule.target_of(Port::new(dialled)).get())
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use portredir_common::net::Port;
+
 use super::{Parser, to};
 use crate::rule::error::{EXAMPLE, right};
 use crate::rule::{Ports, RuleError};
@@ -62,7 +64,7 @@ impl<'a> Parser<'a> {
             return Ok(());
         };
         let at = self.at + self.head().len();
-        let port = to(Ports::one(port.max(1)), 8080);
+        let port = to(Ports::one(Port::new(port.max(1))), 8080);
         Err(self.error_at(
             at,
             "the rule has an address but only one port",

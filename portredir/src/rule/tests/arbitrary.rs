@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use portredir_common::net::{Port, Protocol};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -43,10 +44,10 @@ pub(crate) fn near_rule() -> impl Strategy<Value = Rule> {
         let last = (first + more).min(6);
         let (first, last) = (Ports { first, last }, first + 100 + (last - first));
         let target = match kind {
-            0 => Ports::one(100),
+            0 => Ports::one(Port::new(100)),
             // The target is often within the range.
-            1 if first.first != first.last => Ports::one(4),
-            1 => Ports::one(101),
+            1 if first.first != first.last => Ports::one(Port::new(4)),
+            1 => Ports::one(Port::new(101)),
             _ => Ports {
                 first: first.first + 100,
                 last,
@@ -100,9 +101,9 @@ const ENDS: [(&str, &[&str]); 3] = [("", &BOTH), ("192.0.2.1", &V4), ("2001:db8:
 /// A packet: protocol, destination address and port, client, interface.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Probe {
-    pub protocol: portredir_common::net::Protocol,
+    pub protocol: Protocol,
     pub local: IpAddr,
-    pub port: u16,
+    pub port: Port,
     pub client: IpAddr,
     pub iface: &'static str,
 }
@@ -133,7 +134,7 @@ pub(crate) fn probes() -> Vec<Probe> {
                     probes.extend(IFACES.map(|iface| Probe {
                         protocol,
                         local,
-                        port,
+                        port: Port::new(port),
                         client,
                         iface,
                     }));
@@ -181,7 +182,10 @@ fn ports() -> impl Strategy<Value = (Ports, Ports)> {
         last: a.max(b),
     };
     let long = (1..=u16::MAX, 1..=u16::MAX).prop_map(range);
-    let ports = prop_oneof![(1..=u16::MAX).prop_map(Ports::one), long];
+    let ports = prop_oneof![
+        (1..=u16::MAX).prop_map(|port| Ports::one(Port::new(port))),
+        long
+    ];
     (ports, 1..=u16::MAX, any::<bool>())
         .prop_map(|(ports, target, is_one)| {
             let more = ports.last - ports.first;

@@ -52,14 +52,14 @@ impl RuleMaps for Maps<'_> {
 }
 
 /// The rule and target port for a packet, found as the programs find them.
-fn look_up(table: &Table, packet: &Probe) -> Option<(u16, u16)> {
-    let dst_port = Port::new(packet.port);
+fn look_up(table: &Table, packet: &Probe) -> Option<(u16, Port)> {
+    let dst_port = packet.port;
     let entry = table.ports[PortEntry::index(packet.protocol, dst_port) as usize];
     if !entry.is_match() {
         return None;
     }
     if entry.set == 0 {
-        return Some((entry.rule, entry.target.get()));
+        return Some((entry.rule, entry.target));
     }
     let key = FlowKey {
         client: packet.client.into(),
@@ -80,7 +80,7 @@ fn look_up(table: &Table, packet: &Probe) -> Option<(u16, u16)> {
         iface: packet.iface,
     };
     let choice = rule_match::match_rule(&maps, entry, &probe)?;
-    Some((choice.rule, choice.target.get()))
+    Some((choice.rule, choice.target))
 }
 
 /// The first bits of an address.
@@ -111,11 +111,11 @@ proptest! {
             prop_assert_eq!(look_up(&table, &packet), expected, "{:?}", packet);
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            for port in 1..=200 {
+            for port in (1..=200).map(Port::new) {
                 let is_target = rules.iter().any(|rule| {
                     rule.protocols.each().contains(&protocol) && rule.target.contains(port)
                 });
-                prop_assert_eq!(table.is_target(protocol, port), is_target, "{}", port);
+                prop_assert_eq!(table.is_target(protocol, port), is_target, "{:?}", port);
             }
         }
     }
