@@ -12,8 +12,4 @@ pub fn line(from: &str, to: &str) -> String {
 
 /// The known violations, each on one line.
 #[rustfmt::skip]
-pub const EXCEPTIONS: &[Exception] = &[
-    ("portredir/src/bench/load/tcp.rs", "portredir/src/bench/load.rs", "not cut yet"),
-    ("portredir/src/bench/load.rs", "portredir/src/bench/load/udp.rs", "not cut yet"),
-    ("portredir/src/bench/variant.rs", "portredir/src/bench/variant/rules.rs", "not cut yet"),
-];
+pub const EXCEPTIONS: &[Exception] = &[];
