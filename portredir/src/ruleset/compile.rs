@@ -175,7 +175,7 @@ impl Table {
                 self.ports[index(protocol, port)].flags |= options.target_flags();
                 if options.hide_target {
                     // A hidden port answers as port 0 does, whose replies are rewritten.
-                    self.ports[index(protocol, 0)].flags |= PortEntry::TARGET;
+                    self.ports[index(protocol, Port::CLOSED)].flags |= PortEntry::TARGET;
                 }
             }
         }

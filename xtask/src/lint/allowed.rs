@@ -28,27 +28,11 @@ const LONG_FILES: &[(&str, &str)] = &[];
 /// Functions that are still to be split.
 #[rustfmt::skip]
 const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
-    ("portredir", "covered", "not split yet"),
-    ("portredir tests", "both", "not split yet"),
-    ("portredir tests", "changed", "not split yet"),
-    ("portredir tests", "conditions", "not split yet"),
-    ("portredir tests", "cut", "not split yet"),
-    ("portredir tests", "lie", "not split yet"),
-    ("portredir tests", "packet", "not split yet"),
-    ("portredir tests", "remapped", "not split yet"),
-    ("portredir tests", "run", "not split yet"),
-    ("portredir tests", "tcp", "not split yet"),
-    ("portredir tests", "tcp_connections_do_not_mix", "not split yet"),
-    ("portredir tests", "transport_bytes", "not split yet"),
     ("portredir-common", "redirect", "not split yet"),
 ];
 
 /// Habits that are still to be given up.
 const HABITS: &[(Habit, &str, usize)] = &[
-    (Habit::DocWord, "fuzz", 3),
-    (Habit::DocWord, "portredir tests", 79),
-    (Habit::ManyParameters, "portredir tests", 7),
     (Habit::ManyParameters, "portredir-common", 1),
-    (Habit::BareBool, "portredir tests", 54),
     (Habit::BareBool, "portredir-common", 4),
 ];
