@@ -200,6 +200,14 @@ impl fmt::Display for Plan {
 
 impl fmt::Display for Firewall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "firewall: allow {} ({})", self.open.join(", "), self.why)
+        /// More of them would fill the screen; `--json` has them all.
+        const MOST: usize = 20;
+        let shown = &self.open[..self.open.len().min(MOST)];
+        write!(f, "firewall: allow {}", shown.join(", "))?;
+        if shown.len() < self.open.len() {
+            let more = self.open.len() - shown.len();
+            write!(f, " and {more} more, which `plan --json` lists")?;
+        }
+        write!(f, " ({})", self.why)
     }
 }
