@@ -115,6 +115,12 @@ impl Report {
         }
     }
 
+    /// The width of the column of rules. Only a rule that is very long is longer.
+    fn width(&self) -> usize {
+        let widths = self.rules.iter().map(|rule| rule.rule.len());
+        widths.max().unwrap_or_default().clamp(17, 60)
+    }
+
     /// A line for every rule that has redirected a packet since `before`.
     #[must_use]
     pub fn changes(&self, before: Option<&Self>) -> Vec<String> {
@@ -134,7 +140,7 @@ impl Report {
                     (0, _) => format!("+{}", counted(flows, "flow")),
                     _ => format!("+{}", counted(packets, "packet")),
                 };
-                Some(format!("{} ({news})", rule.line()))
+                Some(format!("{} ({news})", rule.line(self.width())))
             })
             .collect()
     }
@@ -144,9 +150,9 @@ impl Report {
     pub fn summary(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for rule in &self.rules {
-            lines.push(rule.line());
+            lines.push(rule.line(self.width()));
             for (name, hits) in &rule.interfaces {
-                lines.push(format!("  {name:<15} {hits}"));
+                lines.push(format!("  {name:<0$} {hits}", self.width() - 2));
             }
         }
         for (verdict, counts) in [("dropped", &self.drops), ("passed", &self.passes)] {
@@ -164,8 +170,8 @@ impl Report {
 }
 
 impl RuleReport {
-    fn line(&self) -> String {
-        format!("{:<17} {}", self.rule, self.total)
+    fn line(&self, width: usize) -> String {
+        format!("{:<width$} {}", self.rule, self.total)
     }
 }
 
@@ -294,6 +300,20 @@ mod tests {
             ["80:8080           6 packets in, 600 bytes in, 2 flows (+2 packets)"]
         );
         assert!(after.changes(Some(&after)).is_empty());
+    }
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let mut report = report(3);
+        report.rules[1].rule = "[2001:db8::1]:443:8443/both on eth0".to_owned();
+        let lines = report.summary();
+        let column = |line: &String| line.find(" packet");
+        let columns: Vec<_> = lines.iter().filter_map(column).collect();
+        assert_eq!(columns.len(), 4, "{lines:?}");
+        assert!(
+            columns.iter().all(|column| *column == columns[0]),
+            "{lines:?}"
+        );
     }
 
     #[test]
