@@ -1,16 +1,24 @@
 //! The command line.
 
 mod bench;
+mod mistake;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT};
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, Args, Parser, Subcommand};
 
-use crate::config::options::Typed;
+pub use mistake::{Mistake, parse};
+
+use crate::config::options::{self, Typed};
 use crate::config::safety::ChangeOptions;
 use crate::config::value::{self, DrainTimeout, ValueError};
+
+/// The end of the help, with the argument that the short help has no room for.
+const AFTER_HELP: &str = "\
+A RULE is [ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…]; destination port first
+Example: sudo portredir --iface all 80:8080 53:5353/udp";
 
 /// Redirect ports of this host in the kernel.
 ///
@@ -21,7 +29,7 @@ use crate::config::value::{self, DrainTimeout, ValueError};
 #[command(version, max_term_width = 100, arg_required_else_help = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(disable_help_subcommand = true)]
-#[command(after_help = "Example: sudo portredir --iface all 80:8080 53:5353/udp")]
+#[command(after_help = AFTER_HELP)]
 pub struct Cli {
     /// The command; without one, redirect until Ctrl-C.
     #[command(subcommand)]
@@ -64,8 +72,16 @@ pub enum Command {
     Add(ChangeArgs),
 
     /// Remove running rules; established connections continue.
+    ///
+    /// If one of the rules does not run, nothing is removed, and the exit code is 1.
     #[command(after_help = "Example: sudo portredir rm 81:8081")]
-    Rm(ChangeArgs),
+    Rm(RmArgs),
+
+    /// Replace a running rule with another one, without a gap.
+    ///
+    /// Every packet meets the old rule or the new one. Established connections continue.
+    #[command(after_help = "Example: sudo portredir replace 80:8080 80:9090")]
+    Replace(ReplaceArgs),
 
     /// Atomically replace the running rules with those in a file.
     #[command(after_help = "Example: sudo portredir apply -f rules.toml --confirm 30s")]
@@ -112,7 +128,7 @@ pub struct ChangeOptionArgs {
     pub force: bool,
 
     /// Roll back automatically unless `portredir confirm` follows within TIME, for
-    /// example 30s.
+    /// example 30s or 5min.
     #[arg(long, value_name = "TIME", value_parser = confirm)]
     pub confirm: Option<Duration>,
 
@@ -158,8 +174,8 @@ pub struct UpArgs {
 /// `portredir down`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DownArgs {
-    /// How long to wait for redirected connections to end, in seconds.
-    #[arg(long, value_name = "SECONDS")]
+    /// How long to wait for redirected connections to end, for example 10s.
+    #[arg(long, value_name = "TIME")]
     pub drain_timeout: Option<DrainTimeout>,
 
     /// Remove everything without draining, even if the state is corrupt.
@@ -171,7 +187,31 @@ pub struct DownArgs {
     pub dry_run: bool,
 }
 
-/// `portredir add` and `portredir rm`.
+/// `portredir rm`.
+#[derive(Args, Clone, Debug)]
+pub struct RmArgs {
+    /// The rules and the options of every change.
+    #[command(flatten)]
+    pub change: ChangeArgs,
+
+    /// Ignore rules that do not run.
+    #[arg(long)]
+    pub if_exists: bool,
+}
+
+/// `portredir replace`.
+#[derive(Args, Clone, Debug)]
+pub struct ReplaceArgs {
+    /// The running rule, then the new one; `from` and `on` belong to the rule before.
+    #[arg(required = true, num_args = 2.., value_names = ["OLD", "NEW"])]
+    pub rules: Vec<String>,
+
+    /// The options of every change.
+    #[command(flatten)]
+    pub change: ChangeOptionArgs,
+}
+
+/// `portredir add`.
 #[derive(Args, Clone, Debug)]
 pub struct ChangeArgs {
     /// The rules, in the syntax that `portredir rules` prints.
@@ -186,7 +226,7 @@ pub struct ChangeArgs {
 /// `portredir apply`.
 #[derive(Args, Clone, Debug)]
 pub struct ApplyArgs {
-    /// A file, or a directory with the layout of /etc/portredir.
+    /// A file, or a directory with the layout of /etc/portredir; `-` is standard input.
     #[arg(short, long, value_name = "PATH")]
     pub file: PathBuf,
 
@@ -198,8 +238,16 @@ pub struct ApplyArgs {
 /// `portredir save`.
 #[derive(Args, Clone, Debug)]
 pub struct SaveArgs {
-    /// The file to write.
-    #[arg(value_name = "PATH", default_value = "/etc/portredir/rules.toml")]
+    /// The file to write, or a directory with the layout of /etc/portredir; `-` prints.
+    ///
+    /// Without PATH, PORTREDIR_CONFIG names the file. A file that a person wrote is kept
+    /// as PATH~.
+    #[arg(
+        value_name = "PATH",
+        default_value = "/etc/portredir/rules.toml",
+        env = "PORTREDIR_CONFIG",
+        hide_env = true
+    )]
     pub file: PathBuf,
 
     /// Print what would be written; write nothing.
@@ -210,7 +258,7 @@ pub struct SaveArgs {
 /// `portredir check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
-    /// A file, or a directory with the layout of /etc/portredir.
+    /// A file, or a directory with the layout of /etc/portredir; `-` is standard input.
     #[arg(
         value_name = "PATH",
         default_value = "/etc/portredir",
@@ -230,14 +278,14 @@ pub struct ReadArgs {
 
 /// Redirect until Ctrl-C or SIGTERM.
 #[derive(Args, Clone, Debug)]
-#[command(mut_arg("words", |words| words.required_unless_present("config").value_parser(word)))]
+#[command(mut_arg("words", |words| rules_or_config(words).hide_short_help(true)))]
 pub struct Run {
     /// The settings of the redirect.
     #[command(flatten)]
     pub options: Typed,
 
-    /// How often to print changed counters, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
+    /// How often to print changed counters.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     pub interval: Duration,
 
     /// Print counters as one JSON object per interval and one at the end.
@@ -263,7 +311,7 @@ impl Run {
 
 /// `portredir plan`.
 #[derive(Args, Clone, Debug)]
-#[command(mut_arg("words", |words| words.required_unless_present("config").value_parser(word)))]
+#[command(mut_arg("words", rules_or_config))]
 pub struct PlanArgs {
     /// The settings of the redirect.
     #[command(flatten)]
@@ -272,6 +320,15 @@ pub struct PlanArgs {
     /// Print the plan as one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Rules are required unless a file is named, here or in the environment.
+fn rules_or_config(words: Arg) -> Arg {
+    let words = words.value_parser(word);
+    match options::named_by_environment() {
+        Some(_) => words,
+        None => words.required_unless_present("config"),
+    }
 }
 
 /// Refuses a command after an option, where clap would take it for a rule.
@@ -285,9 +342,9 @@ fn word(text: &str) -> Result<String, String> {
 }
 
 fn interval(text: &str) -> Result<Duration, ValueError> {
-    value::seconds(text, 0.1)
+    value::duration(text, 0.1)
 }
 
 fn confirm(text: &str) -> Result<Duration, ValueError> {
-    value::seconds(text.strip_suffix('s').unwrap_or(text), 1.0)
+    value::duration(text, 1.0)
 }

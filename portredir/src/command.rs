@@ -14,14 +14,38 @@ use std::io::{self, Write as _};
 use anyhow::Context as _;
 
 use crate::config::safety::ChangeOptions;
+use crate::config::settings::Settings;
+use crate::controller::compile;
 use crate::observe::report::counted;
+use crate::ruleset::compile::TableError;
+use crate::ruleset::history::History;
+use crate::state::State;
 
-/// Writes to standard output.
+/// Writes to standard output. A reader that has gone, such as `head`, is no error.
 fn print(text: &str) -> anyhow::Result<()> {
+    match try_print(text) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("write to standard output"),
+    }
+}
+
+fn try_print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .context("write to standard output")
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// Writes a line to standard error. A message that nobody can read ends no redirect, so
+/// errors are ignored.
+pub fn say(line: &str) {
+    let _ = io::stderr()
+        .lock()
+        .write_all(format!("{line}\n").as_bytes());
+}
+
+/// Checks that the rules fit into the maps, as a run does that is no dry run.
+fn check_limits(settings: &Settings) -> Result<(), TableError> {
+    let state = State::empty(Settings::default());
+    compile(&state.next(settings.clone(), History::default())).map(drop)
 }
 
 /// A number of things and their noun: `1 rule`, `2 rules`.
@@ -32,9 +56,9 @@ fn count(number: usize, noun: &str) -> String {
 /// Prints how to confirm a change that is rolled back otherwise.
 fn print_pending(options: ChangeOptions) {
     if let Some(within) = options.confirm {
-        eprintln!(
+        say(&format!(
             "this change is rolled back in {} s unless confirmed: portredir confirm",
             within.as_secs_f64()
-        );
+        ));
     }
 }

@@ -2,9 +2,14 @@
 //! merged into [`settings::Settings`].
 
 pub mod engine;
+pub mod error;
 pub mod file;
 pub mod options;
+mod plain;
 pub mod safety;
+pub mod save;
 pub mod selection;
 pub mod settings;
+pub mod similar;
+mod trust;
 pub mod value;

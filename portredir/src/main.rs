@@ -2,18 +2,27 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use portredir::cli::{Cli, Command};
-use portredir::command::{change, error, plan, read, run};
+use portredir::cli::{self, Cli, Command, Mistake};
+use portredir::command::{change, error, plan, read, run, say};
+use portredir::exit;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(Mistake::Parser(error)) => error.exit(),
+        Err(Mistake::Text(text)) => {
+            say(&format!("portredir: {text}"));
+            return exit::ExitCode::Usage.into();
+        }
+    };
     let default = if cli.verbose > 0 {
         "warn,portredir=debug"
     } else {
         "warn"
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default)).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
+        .format_timestamp_millis()
+        .init();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -22,7 +31,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("portredir: {error:#}");
+            say(&format!("portredir: {error:#}"));
             error::exit_code(&error).into()
         }
     }
@@ -36,6 +45,7 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Down(args)) => change::down(args).await,
         Some(Command::Add(args)) => change::add(args).await,
         Some(Command::Rm(args)) => change::rm(args).await,
+        Some(Command::Replace(args)) => change::replace(args).await,
         Some(Command::Apply(args)) => change::apply(args).await,
         Some(Command::Confirm) => change::confirm().await,
         Some(Command::Save(args)) => read::save(args),

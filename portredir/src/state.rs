@@ -41,6 +41,10 @@ pub struct State {
     pub is_ending: bool,
     /// The settings that are restored unless the change is confirmed in time.
     pub pending: Option<Pending>,
+    /// The time when the last change was rolled back because it was not confirmed,
+    /// `CLOCK_BOOTTIME`, milliseconds. The next change removes it.
+    #[serde(default)]
+    pub rolled_back_ms: Option<u64>,
 }
 
 /// A change that waits to be confirmed.
@@ -116,6 +120,15 @@ impl State {
         ))
     }
 
+    /// The time since the last change was rolled back, if it was.
+    #[must_use]
+    pub fn rolled_back_ago(&self) -> Option<Duration> {
+        let rolled_back_ms = self.rolled_back_ms?;
+        Some(Duration::from_millis(
+            now_ms().saturating_sub(rolled_back_ms),
+        ))
+    }
+
     /// A state without rules.
     #[must_use]
     pub fn empty(settings: Settings) -> Self {
@@ -131,6 +144,7 @@ impl State {
             history: History::default(),
             is_ending: false,
             pending: None,
+            rolled_back_ms: None,
         }
     }
 

@@ -10,5 +10,6 @@ pub mod mmap;
 pub mod netdev;
 pub mod netlink;
 pub mod netns;
+pub mod path;
 pub mod peer;
 pub mod sock_diag;

@@ -3,14 +3,15 @@
 
 use std::time::Duration;
 
+use super::error::CommandError;
 use super::event;
-use super::{count, diff, print, print_pending};
-use crate::cli::{ApplyArgs, ChangeArgs, DownArgs, UpArgs};
+use super::{check_limits, count, diff, print, print_pending, say};
+use crate::cli::{ApplyArgs, ChangeArgs, DownArgs, ReplaceArgs, RmArgs, UpArgs};
 use crate::config::file;
 use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change};
-use crate::controller::error::ControllerError;
+use crate::controller::error::{ChangeError, ControllerError};
 use crate::controller::event_loop::{self, Signals};
 use crate::controller::transaction::{self, Transaction};
 use crate::controller::watcher::{self, Stubborn};
@@ -24,38 +25,75 @@ use crate::ruleset::shadow;
 ///
 /// The settings are impossible, or the kernel refuses. What was active stays active.
 pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
+    if args.watch
+        && args
+            .options
+            .config
+            .as_deref()
+            .is_some_and(file::is_standard)
+    {
+        return Err(CommandError::FollowsStandardInput.into());
+    }
     let settings = args.options.settings()?;
-    let options = args.change.into();
+    let options: ChangeOptions = args.change.into();
     let rules = settings.rules.len();
+    if options.dry_run {
+        check_limits(&settings)?;
+    }
     let transaction = Transaction::begin(&mut event::print).await?;
     preflight::check_kernel()?;
     let change = transaction.plan(Action::Run(settings), options)?;
     if let Some(plan) = change.plan_of_interfaces() {
-        eprint!("{plan}");
+        say(plan.to_string().trim_end());
     }
     change.check()?;
     let difference = diff::text(change.diff());
     if options.dry_run {
         return print(&difference);
     }
+    say_losses(&change.diff().removed);
     let locked = transaction.apply(change, &mut event::print).await?;
-    print(&difference)?;
     let controller = locked.release();
-    eprintln!(
+    let printed = print(&difference);
+    say(&format!(
         "redirecting with {}; stop with: portredir down",
         count(rules, "rule")
-    );
+    ));
     print_pending(options);
     if !args.watch {
         drop(controller);
-        return Ok(watcher::start(&mut event::print)?);
+        watcher::start(&mut event::print)?;
+        return printed;
     }
     watcher::stop(Stubborn::Kill, &mut event::print);
     let reload = || {
         let settings = args.options.settings()?;
         Ok(Some((Action::Run(settings), options)))
     };
-    Ok(event_loop::watch(controller, reload, &mut event::print).await?)
+    event_loop::watch(controller, reload, &mut event::print).await?;
+    printed
+}
+
+/// Says which running rules `up` removes, before it does.
+fn say_losses(removed: &[Rule]) {
+    const MOST: usize = 10;
+    if removed.is_empty() {
+        return;
+    }
+    let names: Vec<_> = removed
+        .iter()
+        .take(MOST)
+        .map(|rule| format!("`{rule}`"))
+        .collect();
+    let more = match removed.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    say(&format!(
+        "`up` replaces the running rules and removes {}: {}{more}; to keep them, use `portredir add`",
+        count(removed.len(), "rule"),
+        names.join(", ")
+    ));
 }
 
 /// `portredir watch`.
@@ -85,7 +123,7 @@ pub async fn add(args: &ChangeArgs) -> anyhow::Result<()> {
             .collect();
         for sourced in new {
             if running.rules.contains(&sourced.rule) {
-                eprintln!("rule `{}` already exists", sourced.rule);
+                say(&format!("rule `{}` already exists", sourced.rule));
             } else {
                 rules.push(sourced);
             }
@@ -103,26 +141,66 @@ pub async fn add(args: &ChangeArgs) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// The kernel refuses.
-pub async fn rm(args: &ChangeArgs) -> anyhow::Result<()> {
-    let old = rule::from_words(&args.rules)?;
-    adjust(args.change.into(), |running| {
+/// A rule does not run, or the kernel refuses.
+pub async fn rm(args: &RmArgs) -> anyhow::Result<()> {
+    let old = rule::from_words(&args.change.rules)?;
+    adjust(args.change.change.into(), |running| {
         let mut settings = running.clone();
         for Sourced { rule, .. } in old {
-            if settings.rules.contains(&rule) {
+            if running.rules.contains(&rule) {
                 settings.rules.retain(|other| *other != rule);
-            } else {
-                let is_near = |other: &&Rule| other.ports == rule.ports;
-                let near = running.rules.iter().find(is_near);
-                let near = near.map_or_else(String::new, |near| {
-                    format!("; the running rule is `{near}`")
-                });
-                eprintln!("rule `{rule}` does not exist{near}");
+            } else if !args.if_exists {
+                let hint = "nothing was removed; to ignore such rules, add --if-exists";
+                return Err(no_rule(rule, running, hint).into());
             }
         }
         Ok(settings)
     })
     .await
+}
+
+/// `portredir replace`.
+///
+/// # Errors
+///
+/// The old rule does not run, or the new one contradicts the other rules.
+pub async fn replace(args: &ReplaceArgs) -> anyhow::Result<()> {
+    let rules = rule::from_words(&args.rules)?;
+    let [old, new] =
+        <[Sourced; 2]>::try_from(rules).map_err(|rules| CommandError::NotTwo(rules.len()))?;
+    adjust(args.change.into(), |running| {
+        let place = running.rules.iter().position(|rule| *rule == old.rule);
+        let Some(place) = place else {
+            if running.rules.contains(&new.rule) {
+                say(&format!("rule `{}` already exists", new.rule));
+                return Ok(running.clone());
+            }
+            let hint = "to add a new rule, use `portredir add`";
+            return Err(no_rule(old.rule, running, hint).into());
+        };
+        let rules = running.rules.iter().cloned().map(Sourced::running);
+        let mut rules: Vec<_> = rules.collect();
+        rules[place] = new;
+        shadow::check(&rules)?;
+        Ok(Settings {
+            rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
+            ..running.clone()
+        })
+    })
+    .await
+}
+
+/// The error for a rule that does not run.
+fn no_rule(rule: Rule, running: &Settings, hint: &'static str) -> CommandError {
+    let near = running
+        .rules
+        .iter()
+        .find(|other| other.ports == rule.ports);
+    CommandError::NoRule {
+        near: near.cloned().map(Box::new),
+        rule: Box::new(rule),
+        hint,
+    }
 }
 
 /// `portredir apply`.
@@ -131,10 +209,18 @@ pub async fn rm(args: &ChangeArgs) -> anyhow::Result<()> {
 ///
 /// The file is invalid, or it changes an option that only `up` can change.
 pub async fn apply(args: &ApplyArgs) -> anyhow::Result<()> {
-    adjust(args.change.into(), |running| {
+    let result = adjust(args.change.into(), |running| {
         Ok(file::load(&args.file)?.over(running))
+    });
+    result.await.map_err(|error| match error.downcast() {
+        Ok(ChangeError::NeedsUp(option)) => CommandError::NeedsUp {
+            option,
+            path: args.file.display().to_string(),
+        }
+        .into(),
+        Ok(error) => error.into(),
+        Err(error) => error,
     })
-    .await
 }
 
 /// Changes rules, and the options that can change while programs stay attached.
@@ -145,23 +231,26 @@ async fn adjust(
     let transaction = Transaction::begin(&mut event::print).await?;
     let after = wanted(transaction.settings()?)?;
     let is_same = *transaction.settings()? == after;
+    if options.dry_run {
+        check_limits(&after)?;
+    }
     let change = transaction.plan(Action::Adjust(after), options)?;
     for warning in change.warnings() {
         eprintln!("{warning}");
     }
     if is_same {
-        eprintln!("nothing to change");
+        say("nothing to change");
         return Ok(());
     }
     let difference = diff::text(change.diff());
     if !options.dry_run {
         apply_change(transaction, change).await?;
     }
-    print(&difference)?;
+    let printed = print(&difference);
     if !options.dry_run {
         print_pending(options);
     }
-    Ok(())
+    printed
 }
 
 async fn apply_change(transaction: Transaction, change: Change) -> Result<(), ControllerError> {
@@ -180,7 +269,7 @@ pub async fn confirm() -> anyhow::Result<()> {
     transaction.settings()?;
     let change = transaction.plan(Action::Confirm, ChangeOptions::default())?;
     apply_change(transaction, change).await?;
-    eprintln!("change confirmed");
+    say("change confirmed");
     Ok(())
 }
 
@@ -192,17 +281,17 @@ pub async fn confirm() -> anyhow::Result<()> {
 pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
     if args.force {
         transaction::remove_by_force(&mut event::print).await?;
-        eprintln!("all programs are detached");
+        say("all programs are detached");
         return Ok(());
     }
     preflight::check_capabilities()?;
     if let Some(foreground) = watcher::foreground() {
         let pid = foreground.pid;
         if args.dry_run {
-            eprintln!("would stop process {pid}");
+            say(&format!("would stop process {pid}"));
         } else {
             watcher::stop_foreground(pid)?;
-            eprintln!("process {pid} stopped");
+            say(&format!("process {pid} stopped"));
         }
         return Ok(());
     }
@@ -218,6 +307,7 @@ pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
     }
     watcher::stop(Stubborn::Leave, &mut event::print);
     drain_and_detach(transaction, timeout).await?;
+    say("stopped; all programs are detached");
     print(&difference)
 }
 
@@ -225,7 +315,7 @@ pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
 async fn remove_left(transaction: Transaction, args: &DownArgs) -> anyhow::Result<()> {
     let left = filters::carriers()?.join(", ");
     if left.is_empty() {
-        eprintln!("not running");
+        say("not running");
     } else if args.dry_run {
         eprintln!("not running; would remove the tc filters of a killed run on {left}");
     } else {

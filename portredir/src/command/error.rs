@@ -1,18 +1,69 @@
 //! The exit code of an error.
 
+use thiserror::Error;
+
+use super::count;
 use crate::config::file::ConfigError;
 use crate::controller::error::{ChangeError, ControllerError};
 use crate::exit::ExitCode;
 use crate::host::preflight::PreflightError;
 use crate::loader::pinned::PinnedError;
 use crate::plan::UsageError;
-use crate::rule::SourcedError;
+use crate::rule::{Rule, SourcedError};
 use crate::ruleset::shadow::ConflictError;
+
+/// The reason why a command cannot be carried out.
+#[derive(Debug, Error)]
+pub enum CommandError {
+    /// `replace` takes two rules.
+    #[error("expected two rules, the running one and the new one, but there is {}; example: portredir replace \
+             80:8080 80:9090", count(*.0, "rule"))]
+    NotTwo(usize),
+    /// A rule to remove or to replace does not run.
+    #[error("rule `{rule}` does not exist{}; {hint}", near.as_ref().map_or_else(String::new, |near| format!("; the running rule is `{near}`")))]
+    NoRule {
+        /// The rule.
+        rule: Box<Rule>,
+        /// A running rule for the same destination port.
+        near: Option<Box<Rule>>,
+        /// The next step.
+        hint: &'static str,
+    },
+    /// A file changes an option that only `up` can change.
+    #[error(
+        "`{option}` cannot be changed while programs are attached; use: portredir up --config {path}"
+    )]
+    NeedsUp {
+        /// The option.
+        option: String,
+        /// The path of the file.
+        path: String,
+    },
+    /// A reload would read standard input again, which has ended.
+    #[error(
+        "`--follow` reads the configuration again on SIGHUP and needs a file, not `--config -`"
+    )]
+    FollowsStandardInput,
+}
+
+impl CommandError {
+    /// The exit code for this error.
+    #[must_use]
+    pub const fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::NotTwo(_) | Self::FollowsStandardInput => ExitCode::Usage,
+            Self::NoRule { .. } | Self::NeedsUp { .. } => ExitCode::Failed,
+        }
+    }
+}
 
 /// The exit code of an error: that of the first error in its chain that has one.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let code = error.chain().find_map(|error| {
+        if let Some(error) = error.downcast_ref::<CommandError>() {
+            return Some(error.exit_code());
+        }
         if let Some(error) = error.downcast_ref::<ControllerError>() {
             return Some(error.exit_code());
         }
@@ -25,10 +76,11 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         if let Some(error) = error.downcast_ref::<PinnedError>() {
             return Some(error.exit_code());
         }
-        let is_usage = error.is::<UsageError>()
-            || error.is::<SourcedError>()
-            || error.is::<ConflictError>()
-            || error.is::<ConfigError>();
+        if let Some(error) = error.downcast_ref::<ConfigError>() {
+            return Some(error.exit_code());
+        }
+        let is_usage =
+            error.is::<UsageError>() || error.is::<SourcedError>() || error.is::<ConflictError>();
         is_usage.then_some(ExitCode::Usage)
     });
     code.unwrap_or(ExitCode::Failed)

@@ -1,13 +1,13 @@
 //! Events as people read them.
 
-use super::count;
+use super::{count, say};
 use crate::controller::event::{DetachReason, Event, Interrupted};
 use crate::loader::chain;
 
 /// Prints an event to standard error.
 #[expect(clippy::needless_pass_by_value, reason = "an event is told once")]
 pub fn print(event: Event) {
-    eprintln!("{}", text(&event));
+    say(&text(&event));
 }
 
 fn text(event: &Event) -> String {

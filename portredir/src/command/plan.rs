@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::{count, print};
+use super::{check_limits, count, print, say};
 use crate::cli::{CheckArgs, PlanArgs};
-use crate::config::file;
+use crate::config::file::{self, ConfigError};
+use crate::config::options;
 use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change, HostView};
-use crate::controller::compile;
 use crate::host::features::Features;
 use crate::host::netlink::Netlink;
-use crate::ruleset::history::History;
-use crate::state::State;
+use crate::plan::lockout;
 
 /// Prints the plan. Then, where an engine is not available, the command fails.
 ///
@@ -21,6 +20,7 @@ use crate::state::State;
 /// The settings are impossible, or the state of the host cannot be read.
 pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     let settings = args.options.settings()?;
+    check_limits(&settings)?;
     let snapshot = Netlink::open()?.snapshot().await?;
     let host = HostView {
         snapshot,
@@ -41,7 +41,7 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     };
     print(&text)?;
     for lockout in change.lockouts() {
-        eprintln!("warning: {lockout}");
+        say(&format!("warning: {lockout}"));
     }
     Ok(plan.check()?)
 }
@@ -52,9 +52,17 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
 ///
 /// A file is invalid.
 pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
-    let settings = file::load(&args.path)?.over(&Settings::default());
+    let is_named = options::named_by_environment().is_some_and(|path| path == args.path);
+    let config = file::load(&args.path).map_err(|error| match error {
+        error if is_named => ConfigError::Variable(Box::new(error)),
+        error => error,
+    });
+    let settings = config?.over(&Settings::default());
     let rules = settings.rules.len();
-    // There can be more rules than the maps hold.
-    compile(&State::empty(Settings::default()).next(settings, History::default()))?;
+    let lockouts = lockout::findings(&settings.rules, settings.hide_target);
+    check_limits(&settings)?;
+    for lockout in lockouts {
+        say(&format!("warning: {lockout}"));
+    }
     print(&format!("OK: {}\n", count(rules, "rule")))
 }

@@ -1,10 +1,14 @@
 //! The commands that show what is active: `rules`, `status` and `save`.
 
-use super::{count, print};
+use serde::Serialize;
+
+use super::{count, print, say};
 use crate::cli::{ReadArgs, SaveArgs};
 use crate::config::file;
+use crate::config::save::Place;
+use crate::controller::error::ControllerError;
 use crate::controller::status;
-use crate::ipc::client::Role;
+use crate::ipc::client::{Answer, Role};
 use crate::observe::report::Report;
 
 /// `portredir rules`.
@@ -13,9 +17,9 @@ use crate::observe::report::Report;
 ///
 /// Nothing is active, or this user may not read it.
 pub fn rules(args: ReadArgs) -> anyhow::Result<()> {
-    let rules = status::read()?.settings.rules;
+    let rules = read(args)?.settings.rules;
     if args.json {
-        let json = serde_json::json!({ "schema": 1, "rules": rules });
+        let json = serde_json::json!({ "schema": 1, "running": true, "rules": rules });
         return print(&format!("{json}\n"));
     }
     let lines: String = rules.iter().map(|rule| format!("{rule}\n")).collect();
@@ -28,9 +32,13 @@ pub fn rules(args: ReadArgs) -> anyhow::Result<()> {
 ///
 /// Nothing is active, or this user may not read it.
 pub fn status(args: ReadArgs) -> anyhow::Result<()> {
-    let answer = status::read()?;
+    let answer = read(args)?;
     if args.json {
-        return print(&(serde_json::to_string(&answer)? + "\n"));
+        let running = Running {
+            running: true,
+            answer: &answer,
+        };
+        return print(&(serde_json::to_string(&running)? + "\n"));
     }
     let who = match answer.role {
         Some(Role::Foreground) => format!("running in the foreground, process {}", answer.pid),
@@ -45,6 +53,11 @@ pub fn status(args: ReadArgs) -> anyhow::Result<()> {
             "the last change is rolled back in {seconds} s unless confirmed: portredir confirm\n"
         );
     }
+    if let Some(seconds) = answer.rolled_back_ago {
+        text += &format!(
+            "the last change was rolled back {seconds} s ago, because it was not confirmed in time\n"
+        );
+    }
     for interface in &answer.report.interfaces {
         text += &format!(
             "{:<15} {:<7} {:<14} {}\n",
@@ -52,6 +65,30 @@ pub fn status(args: ReadArgs) -> anyhow::Result<()> {
         );
     }
     print(&(text + &summary(&answer.report)))
+}
+
+/// The object that `status --json` prints.
+#[derive(Serialize)]
+struct Running<'a> {
+    running: bool,
+    #[serde(flatten)]
+    answer: &'a Answer,
+}
+
+/// Reads the running configuration. Programs that read JSON get an object also when
+/// there is none.
+fn read(args: ReadArgs) -> anyhow::Result<Answer> {
+    let answer = status::read();
+    if args.json
+        && matches!(
+            answer,
+            Err(ControllerError::NotRunning | ControllerError::Ending)
+        )
+    {
+        let json = serde_json::json!({ "schema": 1, "running": false });
+        print(&format!("{json}\n"))?;
+    }
+    Ok(answer?)
 }
 
 /// All counters: a line for each rule and interface, then packets by reason.
@@ -71,14 +108,15 @@ pub fn summary(report: &Report) -> String {
 /// Nothing is active, or the file cannot be written.
 pub fn save(args: &SaveArgs) -> anyhow::Result<()> {
     let settings = status::read()?.settings;
-    if args.dry_run {
-        return print(&file::to_toml(&settings));
-    }
-    file::save(&args.file, &settings)?;
-    eprintln!(
-        "saved {} to {}",
-        count(settings.rules.len(), "rule"),
-        args.file.display()
-    );
+    let text = file::to_toml(&settings);
+    let Some(place) = Place::find(&args.file)?.filter(|_| !args.dry_run) else {
+        return print(&text);
+    };
+    let backup = place.write(&text)?;
+    let rules = count(settings.rules.len(), "rule");
+    let kept = backup.map_or_else(String::new, |backup| {
+        format!("; the previous file is now {}", backup.display())
+    });
+    say(&format!("saved {rules} to {}{kept}", args.file.display()));
     Ok(())
 }

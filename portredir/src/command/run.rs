@@ -1,12 +1,12 @@
 //! The foreground run: redirect, show counters, end with the process.
 
-use std::io::Write as _;
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::time::Interval;
 
-use super::event;
+use super::{event, say, try_print};
 use crate::cli::Run;
 use crate::controller::change::{Action, Change, HostView};
 use crate::controller::error::ControllerError;
@@ -55,14 +55,17 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
         logging: logging(),
     })?;
     if let Some(plan) = change.plan_of_interfaces() {
-        eprint!("{plan}");
+        say(plan.to_string().trim_end());
     }
     controller.apply(change, &mut event::print).await?;
     if let Err(error) = capability::drop_capabilities() {
         log::warn!("cannot drop unneeded capabilities: {error}");
     }
     let rules: Vec<_> = settings.rules.iter().map(ToString::to_string).collect();
-    eprintln!("redirecting {}; press Ctrl-C to stop", rules.join(" "));
+    say(&format!(
+        "redirecting {}; press Ctrl-C to stop",
+        rules.join(" ")
+    ));
 
     let mut ticks = every(args.interval);
     ticks.tick().await;
@@ -70,6 +73,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
         args,
         ticks,
         before: None,
+        has_failed: false,
     };
     let result = view
         .watch(&mut controller, &mut control, &mut signals)
@@ -77,12 +81,21 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     // Draining removes the rules; the counters of their flows go on.
     let last = controller.state().clone();
     if result.is_ok() {
+        end_line();
         drain(&mut controller, &mut signals, settings.drain_timeout.0).await;
     }
     let report = controller.report_of(&last);
     controller.act(Action::Detach, &mut event::print).await?;
     result?;
-    view.print_final(&report?)
+    view.print_final(&report?);
+    Ok(())
+}
+
+/// Ends the line on which a terminal shows `^C`.
+fn end_line() {
+    if std::io::stderr().is_terminal() {
+        say("");
+    }
 }
 
 /// Refuses to redirect beside a redirect that `portredir up` left active.
@@ -113,6 +126,8 @@ struct View<'a> {
     args: &'a Run,
     ticks: Interval,
     before: Option<Report>,
+    /// Whether standard output has refused a text.
+    has_failed: bool,
 }
 
 impl View<'_> {
@@ -146,32 +161,42 @@ impl View<'_> {
                         log::warn!("{}", chain(&error));
                     }
                 }
-                _ = self.ticks.tick() => self.print_changes(controller)?,
+                _ = self.ticks.tick() => {
+                    if let Err(error) = self.print_changes(controller) {
+                        log::warn!("{}", chain(&error));
+                    }
+                }
             }
         }
     }
 
-    fn print_changes(&mut self, controller: &Controller) -> anyhow::Result<()> {
+    fn print_changes(&mut self, controller: &Controller) -> Result<(), ControllerError> {
         let report = controller.report()?;
         let lines = report.changes(self.before.as_ref());
-        self.print(&report, &lines)?;
+        self.print(&report, &lines);
         self.before = Some(report);
         Ok(())
     }
 
-    fn print_final(&self, report: &Report) -> anyhow::Result<()> {
-        self.print(report, &report.summary())
+    fn print_final(&mut self, report: &Report) {
+        self.print(report, &report.summary());
     }
 
-    fn print(&self, report: &Report, lines: &[String]) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
-        if self.args.json {
-            writeln!(out, "{}", serde_json::to_string(report)?)?;
+    /// Prints. A reader that has gone and a full disk do not end the redirect.
+    fn print(&mut self, report: &Report, lines: &[String]) {
+        let text = if self.args.json {
+            serde_json::to_string(report).expect("a report is JSON") + "\n"
         } else {
-            for line in lines {
-                writeln!(out, "{line}")?;
+            lines.iter().map(|line| format!("{line}\n")).collect()
+        };
+        match try_print(&text) {
+            Err(error) if !self.has_failed => {
+                self.has_failed = true;
+                say(&format!(
+                    "cannot write counters to standard output: {error}; still redirecting"
+                ));
             }
+            _ => {}
         }
-        out.flush().context("write counters to standard output")
     }
 }

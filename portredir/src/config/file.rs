@@ -1,77 +1,19 @@
 //! Settings in files: `rules.toml`, and the additions of `conf.d`.
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
-
+pub use super::error::{ConfigError, DIR};
+use super::plain;
 use super::settings::{Options, Settings};
-use crate::exit::ExitCode;
+use super::trust;
 use crate::rule::{Origin, Rule, Sourced, SourcedError};
-use crate::ruleset::shadow::{self, ConflictError};
+use crate::ruleset::shadow;
 
-/// The default directory of the files.
-pub const DIR: &str = "/etc/portredir";
-
-/// An error of a file.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("read {path}: {error}{hint}")]
-    Read {
-        /// The path of the file.
-        path: String,
-        /// The kernel's error.
-        error: io::Error,
-        /// Advice for the user.
-        hint: &'static str,
-    },
-    /// Everybody may write rules into the file, which root would obey.
-    #[error("{path} is world-writable; fix with: chmod o-w {path}")]
-    Writable {
-        /// The path of the file.
-        path: String,
-    },
-    /// The file has a syntax error or an unknown key: the library's message, with line
-    /// and column.
-    #[error("{path}: {message}")]
-    Toml {
-        /// The path of the file.
-        path: String,
-        /// The message.
-        message: String,
-    },
-    /// A rule cannot be read.
-    #[error(transparent)]
-    Rule(#[from] SourcedError),
-    /// The rules contradict each other.
-    #[error(transparent)]
-    Conflict(#[from] ConflictError),
-    /// The file cannot be written.
-    #[error("write {path}: {error}")]
-    Write {
-        /// The path of the file.
-        path: String,
-        /// The kernel's error.
-        error: io::Error,
-    },
-    /// Saved rules would come twice at the next start.
-    #[error(
-        "{} also defines rules, which would then be loaded twice; move that file away first, or save \
-         to another path", .0.display()
-    )]
-    Beside(PathBuf),
-}
-
-impl ConfigError {
-    /// The exit code for this error.
-    #[must_use]
-    pub const fn exit_code(&self) -> ExitCode {
-        ExitCode::Usage
-    }
-}
+/// The size in bytes beyond which no file is read: more than the largest number of rules
+/// needs.
+const LARGEST: u64 = 64 << 20;
 
 /// The contents of files; options that are not given stay as they are.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -97,15 +39,22 @@ impl Config {
 }
 
 /// Reads a file, or, of a directory, `rules.toml` and `conf.d/*.toml` in the order of
-/// names. A later file overrides options; rules are added up.
+/// names. A later file overrides options; rules are added up. The path `-` is standard
+/// input.
 ///
 /// # Errors
 ///
 /// [`ConfigError`], with the place.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    if is_standard(path) {
+        let name = Path::new("standard input");
+        let config = parse(name, read_all(name, &mut io::stdin().lock())?)?;
+        shadow::check(&config.rules)?;
+        return Ok(config);
+    }
     let mut paths = vec![path.to_owned()];
     if path.is_dir() {
-        paths = additions(path);
+        paths = additions(path)?;
         let main = path.join("rules.toml");
         // One of the two is enough.
         if main.exists() || paths.is_empty() {
@@ -122,39 +71,53 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
+/// Whether a path means standard input or standard output.
+#[must_use]
+pub fn is_standard(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 /// The files of `conf.d`, by name.
-fn additions(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir.join("conf.d"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let mut paths: Vec<_> = entries
-        .map(|entry| entry.path())
+pub(super) fn additions(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let dir = dir.join("conf.d");
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>),
+    };
+    let entries = entries.map_err(|error| ConfigError::read(&dir, error))?;
+    let paths = entries.into_iter().map(|entry| entry.path());
+    let mut paths: Vec<_> = paths
         .filter(|path| {
             path.extension()
                 .is_some_and(|extension| extension == "toml")
         })
         .collect();
     paths.sort();
-    paths
+    Ok(paths)
 }
 
 fn load_file(path: &Path) -> Result<Config, ConfigError> {
-    let name = path.display().to_string();
-    let read = |error: io::Error| ConfigError::Read {
-        path: name.clone(),
-        hint: match error.kind() {
-            io::ErrorKind::NotFound => "; create the file, or give rules on the command line",
-            _ => "",
-        },
-        error,
-    };
-    let bytes = fs::read(path).map_err(read)?;
-    let mode = fs::metadata(path).map_err(read)?.permissions().mode();
-    if mode & 0o002 != 0 && path.is_file() {
-        return Err(ConfigError::Writable { path: name });
-    }
+    let read = |error| ConfigError::read(path, error);
+    let mut file = File::open(path).map_err(read)?;
+    let metadata = file.metadata().map_err(read)?;
+    trust::check(path, &metadata)?;
+    let bytes = read_all(path, &mut file)?;
     parse(path, bytes)
+}
+
+/// Reads to the end, which some files do not have.
+fn read_all(path: &Path, from: &mut impl io::Read) -> Result<Vec<u8>, ConfigError> {
+    let mut bytes = Vec::new();
+    from.take(LARGEST + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| ConfigError::read(path, error))?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len <= LARGEST) {
+        Ok(bytes)
+    } else {
+        let path = path.display().to_string();
+        let largest_mib = LARGEST >> 20;
+        Err(ConfigError::Large { path, largest_mib })
+    }
 }
 
 /// Reads the bytes of a file.
@@ -168,7 +131,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
         message: message.trim_end().to_owned(),
     };
     let text = String::from_utf8(bytes).map_err(|_| toml("not UTF-8 text".into()))?;
-    let mut options: Options = toml::from_str(&text).map_err(|error| toml(error.to_string()))?;
+    let mut options: Options = toml::from_str(&text).map_err(|error| toml(plain::text(&error)))?;
     let mut rules = Vec::new();
     // The rules come in the order of the text.
     let (mut line, mut counted) = (1, 0);
@@ -208,39 +171,6 @@ pub fn to_toml(settings: &Settings) -> String {
         text += &format!("    {rule},\n");
     }
     text + "]\n"
-}
-
-/// Writes settings to a file: at any moment the file is either the old one or the whole
-/// new one.
-///
-/// # Errors
-///
-/// [`ConfigError::Write`], [`ConfigError::Beside`].
-pub fn save(path: &Path, settings: &Settings) -> Result<(), ConfigError> {
-    let write = |error| ConfigError::Write {
-        path: path.display().to_string(),
-        error,
-    };
-    let dir = match path.parent() {
-        Some(dir) if dir != Path::new("") => dir,
-        _ => Path::new("."),
-    };
-    if path.file_name().is_some_and(|name| name == "rules.toml")
-        && let Some(other) = additions(dir).into_iter().next()
-    {
-        return Err(ConfigError::Beside(other));
-    }
-    fs::create_dir_all(dir).map_err(write)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".portredir-")
-        .permissions(fs::Permissions::from_mode(0o644))
-        .tempfile_in(dir)
-        .map_err(write)?;
-    file.write_all(to_toml(settings).as_bytes())
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(write)?;
-    file.persist(path).map_err(|error| write(error.error))?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -21,8 +21,6 @@ pub struct Typed {
         long,
         value_name = "PATH",
         conflicts_with = "words",
-        env = "PORTREDIR_CONFIG",
-        hide_env = true,
         hide_short_help = true
     )]
     pub config: Option<PathBuf>,
@@ -47,20 +45,29 @@ impl Typed {
     ///
     /// The rules or files are invalid.
     pub fn settings(&self) -> Result<Settings, ConfigError> {
-        let base = match &self.config {
-            Some(path) => file::load(path)?.over(&Settings::default()),
-            None if self.words.is_empty() => {
-                file::load(Path::new(file::DIR))?.over(&Settings::default())
+        let base = if !self.words.is_empty() {
+            let rules = rule::from_words(&self.words)?;
+            shadow::check(&rules)?;
+            Settings {
+                rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
+                ..Settings::default()
             }
-            None => {
-                let rules = rule::from_words(&self.words)?;
-                shadow::check(&rules)?;
-                Settings {
-                    rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
-                    ..Settings::default()
-                }
-            }
+        } else if let Some(path) = &self.config {
+            file::load(path)?.over(&Settings::default())
+        } else if let Some(path) = named_by_environment() {
+            let config = file::load(&path);
+            let config = config.map_err(|error| ConfigError::Variable(Box::new(error)))?;
+            config.over(&Settings::default())
+        } else {
+            file::load(Path::new(file::DIR))?.over(&Settings::default())
         };
         Ok(self.options.over(&base))
     }
+}
+
+/// The path in `PORTREDIR_CONFIG`. Rules and paths that are typed override it.
+#[must_use]
+pub fn named_by_environment() -> Option<PathBuf> {
+    let path = std::env::var_os("PORTREDIR_CONFIG")?;
+    (!path.is_empty()).then(|| path.into())
 }

@@ -122,7 +122,7 @@ options! {
     /// that appears later. `!docker0` selects every interface except docker0. An
     /// exclusion takes precedence over a name. An interface that is named without a
     /// glob must exist.
-    #[arg(long, value_name = "NAME,…", env = "PORTREDIR_IFACE", hide_env = true)]
+    #[arg(short, long, value_name = "NAME,…", env = "PORTREDIR_IFACE", hide_env = true)]
     iface: Selection = Selection::all(), attach;
 
     /// Engine: auto, xdp, tc, socket or xdp-generic [default: auto].
@@ -187,11 +187,11 @@ options! {
     #[arg(env = "PORTREDIR_CGROUP", hide_env = true)]
     cgroup: CgroupDir = CgroupDir::default(), attach;
 
-    /// How long to wait for redirected connections when stopping, in seconds [default: 10].
+    /// How long to wait for redirected connections when stopping [default: 10s].
     ///
     /// New connections go to the destination port itself meanwhile. A second Ctrl-C
     /// stops waiting.
-    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    #[arg(long, value_name = "TIME", hide_short_help = true)]
     #[arg(env = "PORTREDIR_DRAIN_TIMEOUT", hide_env = true)]
     drain_timeout: DrainTimeout = DrainTimeout(std::time::Duration::from_secs(10)), keep;
 

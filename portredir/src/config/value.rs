@@ -1,11 +1,13 @@
 //! The values of options that have a range or a form of their own. Command line,
 //! environment and files check them alike.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::sys::cgroup::is_cgroup2;
@@ -13,9 +15,9 @@ use crate::sys::cgroup::is_cgroup2;
 /// The reason why a value is refused.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum ValueError {
-    /// The text is no number of seconds.
-    #[error("expected a number of seconds, for example 2 or 0.5")]
-    NotSeconds,
+    /// The text is no duration.
+    #[error("expected a duration, for example 10, 10s, 1.5s or 5min; without a unit in seconds")]
+    NotDuration,
     /// The number of seconds is too small or too large.
     #[error("{seconds} is not between {least} and {most} seconds")]
     Seconds {
@@ -40,14 +42,49 @@ pub enum ValueError {
     NotCgroup,
 }
 
-/// Reads a number of seconds that is `least` or more and at most an hour.
+/// The units of durations, in seconds.
+const UNITS: [(&str, f64); 6] = [
+    ("ms", 0.001),
+    ("min", 60.0),
+    ("sec", 1.0),
+    ("s", 1.0),
+    ("m", 60.0),
+    ("h", 3600.0),
+];
+
+/// Reads a duration such as `10`, `10s`, `500ms`, `5min` or `1min30s` that is `least`
+/// seconds or more and at most an hour. A number without a unit is in seconds.
 ///
 /// # Errors
 ///
-/// [`ValueError::NotSeconds`], [`ValueError::Seconds`].
-pub fn seconds(text: &str, least: f64) -> Result<Duration, ValueError> {
-    let seconds = text.parse().map_err(|_| ValueError::NotSeconds)?;
+/// [`ValueError::NotDuration`], [`ValueError::Seconds`].
+pub fn duration(text: &str, least: f64) -> Result<Duration, ValueError> {
+    let text = text.trim();
+    let seconds = match text.parse() {
+        Ok(seconds) => seconds,
+        Err(_) => with_units(text).ok_or(ValueError::NotDuration)?,
+    };
     in_range(seconds, least)
+}
+
+/// The sum of numbers that each have a unit.
+fn with_units(text: &str) -> Option<f64> {
+    let mut rest = text;
+    let mut seconds = 0.0;
+    loop {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, tail) = rest.split_at(end);
+        let number: f64 = number.parse().ok()?;
+        let tail = tail.trim_start();
+        let unit = tail.find(|c: char| !c.is_ascii_alphabetic());
+        let (unit, tail) = tail.split_at(unit.unwrap_or(tail.len()));
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
+        seconds += number * factor;
+        rest = tail.trim_start();
+        if rest.is_empty() {
+            return Some(seconds);
+        }
+    }
 }
 
 fn in_range(seconds: f64, least: f64) -> Result<Duration, ValueError> {
@@ -71,7 +108,7 @@ impl FromStr for DrainTimeout {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        seconds(text, 0.0).map(Self)
+        duration(text, 0.0).map(Self)
     }
 }
 
@@ -83,9 +120,43 @@ impl Serialize for DrainTimeout {
 
 impl<'de> Deserialize<'de> for DrainTimeout {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        in_range(f64::deserialize(from)?, 0.0)
-            .map(Self)
-            .map_err(de::Error::custom)
+        let duration = from.deserialize_any(DurationVisitor)?;
+        duration.map(Self).map_err(de::Error::custom)
+    }
+}
+
+/// Reads a number of seconds, or the text of a duration.
+struct DurationVisitor;
+
+impl Visitor<'_> for DurationVisitor {
+    type Value = Result<Duration, ValueError>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a duration, for example 10, \"10s\" or \"5min\"")
+    }
+
+    fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Self::Value, E> {
+        Ok(in_range(seconds, 0.0))
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "what is not exact is out of range"
+    )]
+    fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Self::Value, E> {
+        self.visit_f64(seconds as f64)
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "what is not exact is out of range"
+    )]
+    fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Self::Value, E> {
+        self.visit_f64(seconds as f64)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(duration(text, 0.0))
     }
 }
 

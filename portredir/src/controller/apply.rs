@@ -7,7 +7,7 @@ use super::{Controller, transaction, watcher};
 use crate::config::safety::ChangeOptions;
 use crate::host::snapshot::Snapshot;
 use crate::plan::Plan;
-use crate::state::State;
+use crate::state::{self, State};
 
 impl Controller {
     /// Carries out a change. The switch is atomic: a process that is killed before it has
@@ -47,7 +47,10 @@ impl Controller {
                 self.switch(&host, state, on_event)
             }
             Step::RollBack => {
-                let state = self.next(after)?;
+                let state = State {
+                    rolled_back_ms: Some(state::now_ms()),
+                    ..self.next(after)?
+                };
                 self.commit(snapshot, state, on_event)
             }
             Step::Keep => {

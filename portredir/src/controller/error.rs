@@ -146,7 +146,7 @@ impl ControllerError {
 
     /// The exit code for this error.
     #[must_use]
-    pub const fn exit_code(&self) -> ExitCode {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotRunning | Self::LeftFilters(_) | Self::Ending => ExitCode::NotRunning,
             Self::Change(error) => error.exit_code(),

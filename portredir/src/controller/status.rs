@@ -29,6 +29,7 @@ impl Controller {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             settings: self.state.settings.clone(),
             confirm_within: self.state.confirm_within().map(|left| left.as_secs()),
+            rolled_back_ago: self.state.rolled_back_ago().map(|ago| ago.as_secs()),
             report: self.report()?,
         })
     }

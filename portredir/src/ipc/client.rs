@@ -88,6 +88,10 @@ pub struct Answer {
     pub settings: Settings,
     /// Seconds until an unconfirmed change is rolled back.
     pub confirm_within: Option<u64>,
+    /// Seconds since the last change was rolled back; none if it was not. An older
+    /// process does not tell.
+    #[serde(default)]
+    pub rolled_back_ago: Option<u64>,
     /// Interfaces and counters.
     #[serde(flatten)]
     pub report: Report,

@@ -36,8 +36,9 @@ pub enum Found {
 pub enum PinnedError {
     /// The pins may not be read.
     #[error(
-        "not permitted: use sudo; while the watcher process runs, members of group `portredir` \
-         may read `rules` and `status`"
+        "not permitted: this command needs root (file capabilities are enough for foreground runs \
+         only); use sudo. While the watcher process runs, members of group `portredir` may use \
+         `rules` and `status`"
     )]
     NotPermitted(#[source] io::Error),
     /// The state cannot be used.

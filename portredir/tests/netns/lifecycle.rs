@@ -5,6 +5,7 @@ pub mod attach;
 pub mod bridge;
 pub mod change;
 pub mod churn;
+pub mod command;
 pub mod confirm;
 pub mod drain;
 pub mod follow;
@@ -28,6 +29,7 @@ use crate::Tests;
 pub fn add(tests: &mut Tests) {
     up::add(tests);
     change::add(tests);
+    command::add(tests);
     rules::add(tests);
     confirm::add(tests);
     kill::add(tests);

@@ -20,6 +20,12 @@ pub const ANOTHER_COMMAND: &str = "another portredir command is running";
 pub const UNCONFIRMED: &str = "waiting for confirmation";
 /// `apply` cannot change the interfaces.
 pub const IFACE_CANNOT_CHANGE: &str = "`iface` cannot be changed";
+/// `rm` got a rule that does not run.
+pub const NO_SUCH_RULE: &str = "rule `81:9999` does not exist";
+/// `up` removes a running rule.
+pub const LOSES_A_RULE: &str = "replaces the running rules and removes 1 rule";
+/// A change was not confirmed in time.
+pub const ROLLED_BACK: &str = "the last change was rolled back";
 /// The foreground is refused where `up` was run; the hint names this command.
 pub const RUN_DOWN_FIRST: &str = "portredir down";
 /// bpffs would be mounted in a mount namespace that does not last.

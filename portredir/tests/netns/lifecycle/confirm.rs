@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::Tests;
 use crate::lab::Lab;
-use crate::lab::message::UNCONFIRMED;
+use crate::lab::message::{ROLLED_BACK, UNCONFIRMED};
 use crate::lab::process::wait_for;
 use crate::lab::program::link_state;
 use crate::lifecycle::host::{CELL, Host, answers};
@@ -41,6 +41,11 @@ fn confirm() {
     wait_for("the old rules", || {
         (host.rules() == ["80:8080", "81:8080"]).then_some(())
     });
+    // `status` says so until the next change.
+    assert!(host.run(&["status"]).contains(ROLLED_BACK));
+    assert!(host.status()["rolled_back_ago"].as_u64() < Some(60));
+    host.run(&["add", "82:8080"]);
+    assert!(host.status()["rolled_back_ago"].is_null());
     host.down();
     assert!(watcher.wait().success());
 }

@@ -36,7 +36,8 @@ fn up_and_down(cell: &Cell) {
     assert_eq!(host.run(&["add", "81:8080/both"]), "");
     check_reaches(&lab, 81, &server);
     assert_eq!(host.run(&["rm", "80:8080/both"]), "- 80:8080/both\n");
-    assert_eq!(host.run(&["rm", "80:8080/both"]), "");
+    host.fails(1, &["rm", "80:8080/both"]);
+    assert_eq!(host.run(&["rm", "--if-exists", "80:8080/both"]), "");
     assert!(!answers(&lab, Proto::Tcp, 80) && !answers(&lab, Proto::Udp, 80));
     check_reaches(&lab, 81, &server);
     let status = host.status();
@@ -192,6 +193,7 @@ fn files() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);
     let dir = lab.dir.0.join("etc");
+    fs::create_dir(&dir).expect("a directory");
     let [dir, file] =
         [dir.clone(), dir.join("rules.toml")].map(|path| path.to_str().expect("text").to_owned());
     host.up(&[

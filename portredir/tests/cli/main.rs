@@ -1,5 +1,9 @@
 //! Help, exit codes and messages. Nothing here needs privileges.
 
+mod environment;
+mod files;
+mod words;
+
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 
@@ -233,6 +237,8 @@ fn files_in_the_documents_are_right() {
     ] {
         let path = dir.path().join(name);
         std::fs::write(&path, text).expect("a file");
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&path, open).expect("chmod");
         let output = check_file(&path);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(said, format!("OK: {rules} rules\n"), "{output:?}");
@@ -261,7 +267,7 @@ fn files_in_the_documents_are_right() {
         let path = dir.path().join("wrong.toml");
         std::fs::write(&path, format!("{key} = []\n")).expect("a file");
         let error = String::from_utf8_lossy(&check_file(&path).stderr).into_owned();
-        assert!(!error.contains("unknown field"), "{key}: {error}");
+        assert!(!error.contains("unknown key"), "{key}: {error}");
         assert!(error.contains("line 1"), "{key}: {error}");
         let output = Command::new(env!("CARGO_BIN_EXE_portredir"))
             .args(["plan", "80:8080"])

@@ -1,0 +1,243 @@
+//! Mistakes on the command line and in the environment that deserve a better answer than
+//! that of the parser: words that are no command, options of other programs, and values
+//! that nobody typed.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use super::Cli;
+use crate::config::similar::closest;
+use crate::rule::Rule;
+
+/// The reason why the command line cannot be used.
+#[derive(Debug)]
+pub enum Mistake {
+    /// The answer of the parser; help and version come in this way as well.
+    Parser(clap::Error),
+    /// Another answer.
+    Text(String),
+}
+
+/// Words that other programs use for our commands.
+const SYNONYMS: [(&str, &str); 24] = [
+    ("list", "rules"),
+    ("ls", "rules"),
+    ("get", "rules"),
+    ("show", "status"),
+    ("info", "status"),
+    ("stats", "status"),
+    ("ps", "status"),
+    ("del", "rm"),
+    ("delete", "rm"),
+    ("remove", "rm"),
+    ("start", "up"),
+    ("run", "up"),
+    ("restart", "up"),
+    ("enable", "up"),
+    ("stop", "down"),
+    ("disable", "down"),
+    ("flush", "down"),
+    ("change", "replace"),
+    ("set", "replace"),
+    ("reload", "apply"),
+    ("restore", "apply"),
+    ("test", "check"),
+    ("help", "--help"),
+    ("version", "--version"),
+];
+
+/// Options of iptables and docker, which come with what this program calls a rule.
+const FOREIGN: [&str; 20] = [
+    "-A",
+    "-D",
+    "-I",
+    "-d",
+    "-j",
+    "-m",
+    "-o",
+    "-p",
+    "-s",
+    "-t",
+    "--destination-port",
+    "--dport",
+    "--dports",
+    "--jump",
+    "--proto",
+    "--protocol",
+    "--publish",
+    "--to-destination",
+    "--to-port",
+    "--to-ports",
+];
+
+/// Reads the command line and the environment.
+///
+/// # Errors
+///
+/// [`Mistake`].
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Mistake> {
+    let args = reorder(args.into_iter().collect());
+    let words: Vec<_> = args
+        .iter()
+        .skip(1)
+        .map(|arg| arg.to_string_lossy())
+        .collect();
+    let words: Vec<_> = words.iter().map(AsRef::as_ref).collect();
+    if let Some(text) = unknown_command(&words) {
+        return Err(Mistake::Text(text));
+    }
+    let mut cli = Cli::command();
+    if words.first().is_some_and(|word| is_command(word)) {
+        // The variables are for the options of the command, which may be typed.
+        cli = cli.mut_args(|arg| arg.env(Resettable::Reset));
+    }
+    cli.try_get_matches_from_mut(&args)
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .map_err(|error| explain(error.format(&mut cli), &words))
+}
+
+/// Puts `-v` behind the command: clap takes a command after an option for a rule.
+fn reorder(mut args: Vec<OsString>) -> Vec<OsString> {
+    let is_verbose = |arg: &OsString| {
+        let text = arg.as_encoded_bytes();
+        let is_short = text.len() > 1 && text[0] == b'-' && text[1..].iter().all(|c| *c == b'v');
+        is_short || arg == "--verbose"
+    };
+    let options = args
+        .iter()
+        .skip(1)
+        .take_while(|arg| is_verbose(arg))
+        .count();
+    let command = args.get(options + 1).and_then(|arg| arg.to_str());
+    if command.is_some_and(is_command) {
+        args[1..=options + 1].rotate_right(1);
+    }
+    args
+}
+
+/// Whether a word is the name of a command, or another name of it.
+fn is_command(word: &str) -> bool {
+    Cli::command().find_subcommand(word).is_some()
+}
+
+/// The answer to a first word of letters, which cannot begin a rule.
+fn unknown_command(words: &[&str]) -> Option<String> {
+    let word = *words.first()?;
+    let is_word = word.starts_with(|c: char| c.is_ascii_alphabetic())
+        && word.chars().all(|c| c.is_ascii_alphabetic() || c == '-');
+    if !is_word || is_command(word) {
+        return None;
+    }
+    if let Some(rule) = foreign_rule(words) {
+        return Some(format!("unknown command `{word}`; write: portredir {rule}"));
+    }
+    let command = Cli::command();
+    let commands = command
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set());
+    let names: Vec<_> = commands.map(|command| command.get_name()).collect();
+    let synonym = SYNONYMS
+        .iter()
+        .find(|(other, _)| *other == word.to_lowercase());
+    let meant = synonym.map(|(_, meant)| *meant);
+    Some(
+        match meant.or_else(|| closest(word, names.iter().copied())) {
+            Some(meant) => format!(
+                "unknown command `{word}`; did you mean `{meant}`? A rule begins with a port, as in \
+                 80:8080"
+            ),
+            None => format!(
+                "unknown command `{word}`; the commands are {}, and a rule begins with a port, as in \
+                 80:8080",
+                names.join(", ")
+            ),
+        },
+    )
+}
+
+fn explain(mut error: clap::Error, words: &[&str]) -> Mistake {
+    let arg = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(arg)) => arg.clone(),
+        _ => return Mistake::Parser(error),
+    };
+    match error.kind() {
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let Some(variable) = variable_of(&arg, words) else {
+                return Mistake::Parser(error);
+            };
+            let place = format!("environment variable {variable} ('{arg}')");
+            let text = error.to_string().replacen(&format!("'{arg}'"), &place, 1);
+            Mistake::Text(text.trim_start_matches("error: ").trim_end().to_owned())
+        }
+        ErrorKind::UnknownArgument => {
+            if let Some(hint) = hint(&arg, words) {
+                return Mistake::Text(format!("unknown option `{arg}`; {hint}"));
+            }
+            // It advises `-- -p`, which is no rule either.
+            error.remove(ContextKind::Suggested);
+            Mistake::Parser(error)
+        }
+        _ => Mistake::Parser(error),
+    }
+}
+
+/// The variable that an option got its value from, as nobody typed the option.
+fn variable_of(arg: &str, words: &[&str]) -> Option<String> {
+    let option = arg.split([' ', '[', '=']).next()?;
+    let is_typed = words.iter().any(|word| {
+        let rest = word.strip_prefix(option);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    });
+    let is_short = option == "--iface" && words.iter().any(|word| word.starts_with("-i"));
+    let name = option.strip_prefix("--")?.replace('-', "_").to_uppercase();
+    let variable = format!("PORTREDIR_{name}");
+    let is_set = std::env::var_os(OsStr::new(&variable)).is_some();
+    (is_set && !is_typed && !is_short).then_some(variable)
+}
+
+/// The advice to an option that belongs to another program.
+fn hint(arg: &str, words: &[&str]) -> Option<String> {
+    match arg {
+        "--interface" | "--dev" => Some("write --iface NAME, or -i NAME".to_owned()),
+        "-n" => Some("write --dry-run".to_owned()),
+        "-q" | "--quiet" => {
+            Some("messages go to standard error; to suppress them, add: 2>/dev/null".to_owned())
+        }
+        _ if FOREIGN.contains(&arg) => Some(match foreign_rule(words) {
+            Some(rule) => format!("portredir takes rules; write: portredir {rule}"),
+            None => "portredir takes rules; instead of `-p tcp --dport 80 -j REDIRECT --to-ports \
+                     8080`, write: portredir 80:8080"
+                .to_owned(),
+        }),
+        _ => None,
+    }
+}
+
+/// The rule in the words of iptables, nft or docker.
+fn foreign_rule(words: &[&str]) -> Option<Rule> {
+    let after = |names: &[&str]| {
+        let place = words.iter().position(|word| names.contains(word))?;
+        words.get(place + 1).copied()
+    };
+    let published = after(&["-p", "--publish"]).and_then(|text| text.parse().ok());
+    let dialled = after(&["--dport", "--dports", "--destination-port", "dport"]);
+    let target = after(&["--to-ports", "--to-port", "--to", "to"]);
+    let (Some(dialled), Some(target)) = (dialled, target) else {
+        return published;
+    };
+    let is_udp = words.contains(&"udp");
+    let from = after(&["-s", "--source", "saddr"]);
+    let on = after(&["-i", "--in-interface", "iif", "iifname"]);
+    let mut text = format!(
+        "{}:{}{}",
+        dialled.replace(':', "-"),
+        target.trim_start_matches(':'),
+        if is_udp { "/udp" } else { "" }
+    );
+    text.extend(from.map(|from| format!(" from {from}")));
+    text.extend(on.map(|on| format!(" on {}", on.trim_matches('"'))));
+    text.parse().ok()
+}
