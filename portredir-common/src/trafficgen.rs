@@ -174,7 +174,7 @@ mod tests {
     use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
     use proptest::prelude::*;
 
-    fn recipe(is_new_flow: bool) -> Recipe {
+    fn recipe() -> Recipe {
         Recipe {
             src_mac: [2, 0, 0, 0, 0, 1],
             dst_mac: [2, 0, 0, 0, 0, 2],
@@ -183,7 +183,7 @@ mod tests {
             src_port: 40_000,
             dst_port: 80,
             ifindex: 0x0123_4567,
-            is_new_flow,
+            is_new_flow: false,
         }
     }
 
@@ -211,10 +211,10 @@ mod tests {
 
     #[test]
     fn frames_of_one_flow_are_equal() {
-        let mut frame = Frame::new(&recipe(false));
+        let mut frame = Frame::new(&recipe());
         for random in [0, u32::MAX] {
             assert_eq!(frame.renew(random), 0x0123_4567);
-            let Recipe { src, dst, .. } = recipe(false);
+            let Recipe { src, dst, .. } = recipe();
             assert_eq!(check(&frame), (src, dst, 40_000, 80));
         }
     }
@@ -223,7 +223,10 @@ mod tests {
         #[test]
         fn what_a_receiver_changed_is_put_back(random: u32, port: u16, checks: [u8; 2]) {
             for is_new_flow in [false, true] {
-                let mut frame = Frame::new(&recipe(is_new_flow));
+                let mut frame = Frame::new(&Recipe {
+                    is_new_flow,
+                    ..recipe()
+                });
                 frame.renew(!random);
                 frame.set(DST_PORT, port.to_be_bytes());
                 frame.set(UDP_CHECK, checks);
@@ -231,14 +234,17 @@ mod tests {
                 frame.renew(random);
                 let (src, dst, _, dst_port) = check(&frame);
                 prop_assert_eq!((src.octets()[0], src.octets()[1]), (198, 19));
-                prop_assert_eq!((dst, dst_port), (recipe(false).dst, 80));
+                prop_assert_eq!((dst, dst_port), (recipe().dst, 80));
             }
         }
     }
 
     #[test]
     fn other_random_bits_make_other_flows() {
-        let mut frame = Frame::new(&recipe(true));
+        let mut frame = Frame::new(&Recipe {
+            is_new_flow: true,
+            ..recipe()
+        });
         let mut flow = |random| {
             frame.renew(random);
             check(&frame)

@@ -59,7 +59,7 @@ pub enum Command {
     /// Start redirecting and keep it after this command exits.
     ///
     /// If portredir is already running, the given rules and options replace the running
-    /// ones, and the programs of this version replace the attached ones; no packet is
+    /// ones, and the eBPF programs of this version replace the attached ones; no packet is
     /// lost. Without RULE, the rules are read from /etc/portredir.
     #[command(after_help = "Example: sudo portredir up --iface all 80:8080 443:8443/both")]
     Up(UpArgs),

@@ -4,6 +4,7 @@ use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::rule_match::{choose, plain_route};
 use crate::datapath::{icmp, is_local_dst};
 use crate::kernel::{Admission, Hit, Subprograms, Tables};
+use crate::map::rules::PortEntry;
 use crate::verdict::Reason;
 use crate::wire::frame::{Frame, Link};
 use crate::wire::headers::{End, Packet, flags};
@@ -34,6 +35,16 @@ fn redirect_bits<F: Frame, T: Tables + Subprograms>(
     }
 }
 
+/// The reason for a packet to another host.
+#[inline(always)]
+const fn not_local(entry: PortEntry) -> Reason {
+    if entry.is_match() || entry.is_old() {
+        Reason::NotLocal
+    } else {
+        Reason::NoRule
+    }
+}
+
 #[inline(always)]
 fn redirect<F: Frame, T: Tables + Subprograms>(
     frame: &mut F,
@@ -49,11 +60,7 @@ fn redirect<F: Frame, T: Tables + Subprograms>(
     }
     let mut key = subprog::key(frame, found, End::Dst);
     if !is_local_dst(tables, &key) {
-        return Err(if entry.is_match() || entry.is_old() {
-            Reason::NotLocal
-        } else {
-            Reason::NoRule
-        });
+        return Err(not_local(entry));
     }
     let check = match subprog::check(frame, found) {
         // Traffic that no rule is for is not ours to drop.
@@ -68,8 +75,7 @@ fn redirect<F: Frame, T: Tables + Subprograms>(
     } else {
         tables.find_route(&mut key, entry, flags)?
     };
-    let target = route.target;
-    key.local_port = target;
+    key.local_port = route.target;
     let request = Admission {
         dst_port,
         route,
@@ -80,7 +86,7 @@ fn redirect<F: Frame, T: Tables + Subprograms>(
         offset: packet.transport,
         check,
         src: Change::new(client_port, admitted.client_port()),
-        dst: Change::new(dst_port, target),
+        dst: Change::new(dst_port, route.target),
     };
     rewrite(frame, changes)?;
     if route.is_closed() {

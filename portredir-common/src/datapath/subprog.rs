@@ -189,21 +189,21 @@ mod tests {
         }
     }
 
+    const PAYLOADS: [Payload; 3] = [
+        Payload::Ports(Protocol::Tcp),
+        Payload::Ports(Protocol::Udp),
+        Payload::Icmp,
+    ];
+
     proptest! {
         #[test]
         fn roundtrip(
-            ports in any::<(u16, u16)>(),
-            rule in any::<u16>(),
+            (ports, rule, offsets) in
+                (any::<(u16, u16)>(), any::<u16>(), (0..=MAX_OFFSET, 0..=MAX_OFFSET)),
             (flags, set, seen) in any::<(u16, u16, u16)>(),
             (is_set, is_v6, hash) in any::<(bool, bool, u64)>(),
-            offsets in (0..=MAX_OFFSET, 0..=MAX_OFFSET),
-            payload in select(&[
-                Payload::Ports(Protocol::Tcp),
-                Payload::Ports(Protocol::Udp),
-                Payload::Icmp,
-            ][..]),
-            reason in select(Reason::ALL),
-            table in select(&FlowTable::ALL[..]),
+            (payload, reason, table) in
+                (select(&PAYLOADS[..]), select(Reason::ALL), select(&FlowTable::ALL[..])),
         ) {
             let (dst_port, client_port) = (Port::new(ports.0), Port::new(ports.1));
             let route = Route { target: dst_port, rule, is_match: is_set };

@@ -192,10 +192,7 @@ pub async fn replace(args: &ReplaceArgs) -> anyhow::Result<()> {
 
 /// The error for a rule that does not run.
 fn no_rule(rule: Rule, running: &Settings, hint: &'static str) -> CommandError {
-    let near = running
-        .rules
-        .iter()
-        .find(|other| other.ports == rule.ports);
+    let near = running.rules.iter().find(|other| other.ports == rule.ports);
     CommandError::NoRule {
         near: near.cloned().map(Box::new),
         rule: Box::new(rule),

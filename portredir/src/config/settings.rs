@@ -120,8 +120,7 @@ options! {
     ///
     /// Commas separate them. `eth0,wg*` selects eth0 and every interface whose name begins with wg, also one
     /// that appears later. `!docker0` selects every interface except docker0. An
-    /// exclusion takes precedence over a name. An interface that is named without a
-    /// glob must exist.
+    /// exclusion takes precedence over a name. A named interface may appear later.
     #[arg(short, long, value_name = "NAME,…", env = "PORTREDIR_IFACE", hide_env = true)]
     iface: Selection = Selection::all(), attach;
 
@@ -145,7 +144,9 @@ options! {
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
     no_local: bool = false, attach;
 
-    /// Block direct access to target ports from other hosts.
+    /// Answer other hosts at target ports as if these were closed.
+    ///
+    /// Servers on target ports can still begin conversations with other hosts.
     #[arg(
         long,
         env = "PORTREDIR_HIDE_TARGET",
@@ -157,7 +158,7 @@ options! {
 
     /// Redirect only while a process listens on the target port.
     ///
-    /// Otherwise the packet goes to the destination port itself.
+    /// Otherwise the packet is not redirected.
     #[arg(
         long,
         env = "PORTREDIR_IF_LISTENING",
@@ -169,8 +170,8 @@ options! {
 
     /// With `--engine socket`: also deliver to servers that listen only on 127.0.0.1 or ::1.
     ///
-    /// Other hosts can then connect to servers that were meant for local clients only,
-    /// if a rule has their port as its target port.
+    /// The target ports of rules then become reachable from other hosts, even where the
+    /// server listens only on a loopback address.
     #[arg(
         long,
         env = "PORTREDIR_ALLOW_LOOPBACK_TARGET",
@@ -189,8 +190,7 @@ options! {
 
     /// How long to wait for redirected connections when stopping [default: 10s].
     ///
-    /// New connections go to the destination port itself meanwhile. A second Ctrl-C
-    /// stops waiting.
+    /// Meanwhile new connections are not redirected. A second Ctrl-C stops waiting.
     #[arg(long, value_name = "TIME", hide_short_help = true)]
     #[arg(env = "PORTREDIR_DRAIN_TIMEOUT", hide_env = true)]
     drain_timeout: DrainTimeout = DrainTimeout(std::time::Duration::from_secs(10)), keep;

@@ -32,7 +32,4 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
 ];
 
 /// Habits that are still to be given up.
-const HABITS: &[(Habit, &str, usize)] = &[
-    (Habit::ManyParameters, "portredir-common", 1),
-    (Habit::BareBool, "portredir-common", 4),
-];
+const HABITS: &[(Habit, &str, usize)] = &[];

@@ -34,20 +34,36 @@ fn shell(lab: &Lab, script: &str) -> Process {
     process
 }
 
+/// Runs a script in the folder of the lab, with devices of its own: a `save` that
+/// replaces what it should write to must not meet those of the machine.
+fn shell_with_devices(lab: &Lab, script: &str) -> Process {
+    let dir = lab.dir.0.display();
+    let script = format!(
+        "cd {dir} && mount -t tmpfs none /dev && mknod /dev/null c 1 3 && \
+         mknod /dev/full c 1 7 && ln -s /proc/self/fd/1 /dev/stdout && {script}"
+    );
+    let mut process = lab
+        .host
+        .start(&["unshare", "--mount", "sh", "-c", &script, PROGRAM]);
+    process.wait();
+    process
+}
+
 fn save() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);
     host.up(&["80:8080"]);
     for path in ["-", "/dev/stdout", "/proc/self/fd/1"] {
-        assert_eq!(host.run(&["save", path]), SAVED, "{path}");
+        for reader in ["", " | cat"] {
+            let script = format!("$0 save {path}{reader} && test -L /dev/stdout");
+            let mut saved = shell_with_devices(&lab, &script);
+            assert_eq!(saved.out(), SAVED, "{script}: {}", saved.err());
+            assert!(saved.wait().success(), "{script}");
+        }
     }
-    assert!(
-        fs::symlink_metadata("/dev/stdout")
-            .expect("a link")
-            .is_symlink()
-    );
-    assert_eq!(shell(&lab, "$0 save /dev/stdout | cat").out(), SAVED);
-    host.run(&["save", "/dev/null"]);
+    let script = "$0 save /dev/null && test -c /dev/null";
+    let mut saved = shell_with_devices(&lab, script);
+    assert!(saved.wait().success(), "{}", saved.err());
     let dir = lab.dir.0.join("etc");
     fs::create_dir(&dir).expect("a directory");
     let [file, link, backup] = ["real.toml", "link.toml", "real.toml~"].map(|name| dir.join(name));
@@ -68,7 +84,13 @@ fn save_fails() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);
     host.up(&["80:8080"]);
-    host.fails(1, &["save", "/dev/full"]);
+    let script = "$0 save /dev/full; echo $?; test -c /dev/full";
+    let mut saved = shell_with_devices(&lab, script);
+    assert!(
+        saved.wait().success() && saved.out() == "1\n",
+        "{}",
+        saved.err()
+    );
     let dir = lab.dir.0.join("etc");
     fs::create_dir_all(dir.join("conf.d")).expect("a directory");
     fs::write(dir.join("conf.d/10.toml"), "rules = []\n").expect("a file");
@@ -92,6 +114,11 @@ fn save_fails() {
             .host
             .start(&["unshare", "--mount", "sh", "-c", &script, PROGRAM]);
         assert_eq!(process.wait().code(), Some(1), "{}", process.err());
+        assert!(
+            process.err().contains("Read-only file system"),
+            "{}",
+            process.err()
+        );
     }
     host.down();
 }
