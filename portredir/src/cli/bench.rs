@@ -154,3 +154,37 @@ fn named_port(text: &str) -> Result<(String, Port), &'static str> {
     }
     Ok((name.to_owned(), Port::new(port)))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    #[test]
+    fn ports_of_a_remote_server_have_names() {
+        // `--dial` is the earlier name of the option.
+        for option in ["--ports", "--dial"] {
+            let words = [
+                "bench",
+                "--remote",
+                "192.0.2.1",
+                option,
+                "nginx=80,socat=81",
+            ];
+            let bench = Command::try_parse_from(words).expect("arguments").bench;
+            let expected = [("nginx", 80), ("socat", 81)];
+            let expected = expected.map(|(name, port)| (name.to_owned(), Port::new(port)));
+            assert_eq!(bench.ports, expected, "{option}");
+        }
+        for text in ["80", "=80", "nginx=", "nginx=0", "nginx=65536"] {
+            named_port(text).expect_err(text);
+        }
+    }
+}
