@@ -303,10 +303,12 @@ proptest! {
         for way in stack.ways() {
             let hooks = stack.hooks(&some, &way);
             prop_assert!(hooks <= 1, "{:?}: {}\n{}{:?}", way, hooks, some, stack);
-            // A port that is named beside its master gives way to it.
+            // A port that is named beside its master, or the master of that, gives way to it.
             let is_named = |index: &u32| {
                 let device = &stack.0.interfaces[index];
-                names.contains(&device.name) && device.master.is_none_or(|i| way.contains(&i))
+                let mut masters =
+                    std::iter::successors(device.master, |i| stack.0.interfaces[i].master);
+                names.contains(&device.name) && masters.all(|i| way.contains(&i))
             };
             if stack.tags(&way) <= 3 && way.iter().any(is_named) {
                 prop_assert_eq!(hooks, 1, "{:?}\n{}{:?}", way, some, stack);
