@@ -145,7 +145,7 @@ const INSTRUCTIONS: [(&str, f64); 4] = [
     ("portredir_xdp", 9000.0),
     ("portredir_frags", 9000.0),
     ("portredir_in", 9000.0),
-    ("portredir_out", 3700.0),
+    ("portredir_out", 5450.0),
 ];
 
 /// The gates that hold on a busy machine: many rules cost no more than one,

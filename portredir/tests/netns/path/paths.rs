@@ -120,6 +120,9 @@ impl Table {
     fn fill(engine: &'static str, site: &Site) -> Self {
         let row = |path: &Path| {
             site.set_br_netfilter(path.has_br_netfilter);
+            if !["none", "socket"].contains(&engine) {
+                site.wait_for_carriers(engine, path.has_br_netfilter);
+            }
             COLUMNS.map(|(proto, family)| {
                 let addr = path.addr(family)?;
                 let before = site.invalid();

@@ -11,9 +11,10 @@ use std::net::SocketAddr;
 
 use crate::lab::cgroup::Cgroup;
 use crate::lab::namespace::Namespace;
-use crate::lab::process::Process;
+use crate::lab::process::{Process, wait_for};
 use crate::lab::program::PROGRAM;
 use crate::lab::{Family, Lab, add_addrs, link, wait_for_route};
+use crate::lifecycle::oracle::carriers;
 use crate::peer::whoami::whoami_server;
 
 /// Whether netfilter's hooks for IP can run for what crosses a bridge.
@@ -149,6 +150,19 @@ impl Site {
                 self.lab.host.sysctl(&key, value);
             }
         }
+    }
+
+    /// Waits until the programs are on the bridge, or on its ports instead.
+    pub fn wait_for_carriers(&self, engine: &str, are_ports: bool) {
+        if !has_br_netfilter() {
+            return;
+        }
+        let engine = if engine == "auto" { "tc" } else { engine };
+        wait_for("programs on the bridge or on its ports", || {
+            let carriers = carriers(&self.lab.host, engine);
+            let on_ports = ["port-a", "port-b"].map(|port| carriers.contains(port));
+            (carriers.contains("br0") != are_ports && on_ports == [are_ports; 2]).then_some(())
+        });
     }
 
     /// How many packets conntrack did not understand so far.
