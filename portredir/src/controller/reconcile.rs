@@ -111,7 +111,7 @@ impl Controller {
             }
         }
         for index in attached {
-            if !plan.attach.contains_key(&index) {
+            if !plan.attach.contains_key(&index) && !is_irreplaceable(index, snapshot, plan) {
                 let reason = if snapshot.interfaces.contains_key(&index) {
                     DetachReason::Stopped
                 } else {
@@ -160,6 +160,14 @@ impl Controller {
         }
         Ok(())
     }
+}
+
+/// Whether the packets of an interface are those of a master that cannot have programs of
+/// the engine that was asked for: what is attached is better than nothing.
+fn is_irreplaceable(index: u32, snapshot: &Snapshot, plan: &Plan) -> bool {
+    let master = |index: u32| snapshot.interfaces.get(&index)?.master;
+    std::iter::successors(master(index), |&index| master(index))
+        .any(|master| plan.refuse.iter().any(|refused| refused.index == master))
 }
 
 fn tell_attached(planned: &Planned, instead: Option<Planned>, on_event: OnEvent<'_>) {

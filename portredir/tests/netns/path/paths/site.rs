@@ -154,7 +154,8 @@ impl Site {
 
     /// Waits until the programs are on the bridge, or on its ports instead.
     pub fn wait_for_carriers(&self, engine: &str, are_ports: bool) {
-        if !has_br_netfilter() {
+        // A bridge has no XDP of its own, so programs stay on its ports.
+        if !has_br_netfilter() || engine == "xdp" {
             return;
         }
         let engine = if engine == "auto" { "tc" } else { engine };
