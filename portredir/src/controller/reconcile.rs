@@ -6,7 +6,7 @@ use super::Controller;
 use super::error::ControllerError;
 use super::event::{DetachReason, Event, OnEvent};
 use crate::config::engine::Engine;
-use crate::host::snapshot::Snapshot;
+use crate::host::snapshot::{Interface, Snapshot};
 use crate::loader::chain;
 use crate::plan::{Plan, Planned};
 use crate::ruleset::compile::Table;
@@ -165,9 +165,8 @@ impl Controller {
 /// Whether the packets of an interface are those of a master that cannot have programs of
 /// the engine that was asked for: what is attached is better than nothing.
 fn is_irreplaceable(index: u32, snapshot: &Snapshot, plan: &Plan) -> bool {
-    let master = |index: u32| snapshot.interfaces.get(&index)?.master;
-    std::iter::successors(master(index), |&index| master(index))
-        .any(|master| plan.refuse.iter().any(|refused| refused.index == master))
+    let is_refused = |master: &Interface| plan.refuse.iter().any(|it| it.index == master.index);
+    snapshot.with_masters(index).skip(1).any(is_refused)
 }
 
 fn tell_attached(planned: &Planned, instead: Option<Planned>, on_event: OnEvent<'_>) {

@@ -52,12 +52,18 @@ impl Snapshot {
     /// The names that a packet which comes in on an interface comes in on: the interface
     /// itself, the bridge or bond that it is a port of, and the VRF of that.
     pub fn names(&self, interface: &Interface) -> impl Iterator<Item = &str> {
+        let with_masters = self.with_masters(interface.index);
+        with_masters.map(|interface| interface.name.as_str())
+    }
+
+    /// An interface, the master that it is a port of, and the masters of that.
+    pub fn with_masters(&self, index: u32) -> impl Iterator<Item = &Interface> {
         // A master of a master of a master is the most that the kernel builds; and what is
         // read while devices change may be a circle.
         const DEPTH: usize = 8;
-        let own = self.interfaces.get(&interface.index);
-        let masters = std::iter::successors(own, |below| self.interfaces.get(&below.master?));
-        masters.take(DEPTH).map(|interface| interface.name.as_str())
+        let own = self.interfaces.get(&index);
+        let all = std::iter::successors(own, |below| self.interfaces.get(&below.master?));
+        all.take(DEPTH)
     }
 }
 
