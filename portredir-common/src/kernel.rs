@@ -13,7 +13,7 @@ use crate::map::hash::Hash;
 use crate::map::rules::{
     AddrKey, Candidates, Choice, IfaceKey, PortEntry, PreviousTargets, SourceKey,
 };
-use crate::map::sockets::{ConnectedPeers, ListenerKey};
+use crate::map::sockets::{ConnectedPeers, ListenerKey, Scope};
 use crate::net::{Addr, Flags, Port, Protocol};
 use crate::verdict::Reason;
 
@@ -274,18 +274,18 @@ pub trait SocketCache {
     fn cache(&self, key: &FlowKey, flow: &Flow);
 }
 
-/// The listening sockets, and what is done with one.
+/// The registered listening sockets, for one connection.
 pub trait Listeners {
-    /// Whether a connection looks for its listener, and came in on an interface that
-    /// rules are for.
-    fn is_in_scope(&self) -> bool;
+    /// The connections that the listeners get on the interface of this one; `None` for
+    /// none, and when no connection looks for its listener.
+    fn scope(&self) -> Option<Scope>;
 
     /// Whether a server that listens on 127.0.0.1 or `::1` alone may have the
     /// connection too.
     fn is_loopback_allowed(&self) -> bool;
 
-    /// Gives the connection to the socket that is registered as `key`, if there
-    /// is one that may have it.
+    /// Whether a socket is registered as `key` that may have the connection; a connection
+    /// that looks for its listener is given to this socket.
     fn assign(&self, key: &ListenerKey) -> bool;
 }
 

@@ -20,6 +20,16 @@ static NETNS_COOKIE: u64 = 0;
 #[unsafe(no_mangle)]
 static LOOPBACK_TARGET: u8 = 0;
 
+/// Whether the kernel has `bpf_skc_to_mptcp_sock`.
+#[unsafe(no_mangle)]
+static HAS_MPTCP: u8 = 0;
+
+#[inline(always)]
+pub fn has_mptcp() -> bool {
+    // SAFETY: a valid static; volatile, as the loader changes its value.
+    unsafe { (&raw const HAS_MPTCP).read_volatile() != 0 }
+}
+
 #[inline(always)]
 pub fn is_loopback_target_allowed() -> bool {
     // SAFETY: a valid static; volatile, as the loader changes its value.

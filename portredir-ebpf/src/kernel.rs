@@ -174,7 +174,7 @@ fn is_in_local_addr_cache(packet_path: &PacketPath<Volatile>, addr: Addr) -> boo
 /// Whether an address is one of this host, for packets that came in on an interface.
 /// This is not inlined: the fast path asks [`is_in_local_addr_cache`].
 #[inline(never)]
-fn is_local(addr: &Addr, ifindex: u32) -> bool {
+pub fn is_local(addr: &Addr, ifindex: u32) -> bool {
     if HOT
         .get(0)
         .is_some_and(|packet_path| is_in_local_addr_cache(packet_path, *addr))

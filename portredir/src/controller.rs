@@ -110,6 +110,7 @@ impl Controller {
             },
             logging,
             cgroup: features.cgroup.clone(),
+            is_cgroup_named: settings.cgroup.path().is_some(),
             allow_loopback_target: settings.allow_loopback_target,
             is_everywhere: settings.iface.is_everything() && !settings.no_local,
         };

@@ -4,10 +4,11 @@
 
 use crate::datapath::own_flow;
 use crate::datapath::rule_match::choose;
+use crate::datapath::sk_lookup::{assign_any, is_for_listeners};
 use crate::flow::{Flow, FlowKey, FlowLookup, FlowTable};
-use crate::kernel::{Client, Hit, Tables, now};
+use crate::kernel::{Client, Hit, Listeners, Tables, now};
 use crate::map::rules::{PortEntry, PreviousTargets};
-use crate::map::sockets::ConnectedPeer;
+use crate::map::sockets::{ConnectedPeer, Scope};
 use crate::net::{Addr, Port, Protocol};
 use crate::verdict::Reason;
 
@@ -37,7 +38,7 @@ pub struct NamedPeer {
 /// The port is written in place because the verifier refuses a register that some way
 /// leaves uninitialised, as the compiler does with the value of a `Result`.
 #[inline(always)]
-pub fn redirect_connect<T: Tables, C: Client>(
+pub fn redirect_connect<T: Tables, C: Client + Listeners>(
     tables: &T,
     client: &mut C,
     peer: &mut NamedPeer,
@@ -115,7 +116,7 @@ const fn is_any(addr: Addr) -> bool {
 }
 
 #[inline(always)]
-fn redirect<T: Tables, C: Client>(
+fn redirect<T: Tables, C: Client + Listeners>(
     tables: &T,
     client: &mut C,
     peer: &mut NamedPeer,
@@ -160,6 +161,10 @@ fn redirect<T: Tables, C: Client>(
     if entry.is_if_listening() && !tables.is_served(&key) {
         return Reason::NotListening;
     }
+    if is_left_to_listeners(client, entry, &key) {
+        // The socket lookup redirects and counts the connection.
+        return Reason::NoRule;
+    }
     let Some(peers) = client.peers_or_insert() else {
         return Reason::TableFull;
     };
@@ -171,6 +176,22 @@ fn redirect<T: Tables, C: Client>(
     tables.record(&hit(choice.rule, call, is_new, tables.now_ns()));
     peer.port = key.local_port;
     Reason::Redirected
+}
+
+/// Whether a TCP connection of a socket with a port of its own is left to the listener on
+/// the target: pointed at the target port, it could not exist beside a connection from the
+/// same port to the target itself, or to another port with this target.
+#[inline(always)]
+fn is_left_to_listeners<C: Client + Listeners>(
+    client: &C,
+    entry: PortEntry,
+    key: &FlowKey,
+) -> bool {
+    key.protocol == Protocol::Tcp as u8
+        && client.own_port() != Port::CLOSED
+        && is_for_listeners(entry)
+        && client.scope() == Some(Scope::BesideClients)
+        && assign_any(client, key, key.local_port)
 }
 
 /// The flow of a client to the port that it names, as far as it is known.

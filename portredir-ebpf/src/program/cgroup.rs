@@ -3,22 +3,24 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_sk_storage_get, bpf_skc_to_mptcp_sock,
+};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use portredir_common::datapath::connect::{
     NamedPeer, PeerCall, original_peer_port, redirect_connect,
 };
 use portredir_common::flow::FlowKey;
-use portredir_common::kernel::Client;
-use portredir_common::map::sockets::ConnectedPeers;
+use portredir_common::kernel::{Client, Listeners};
+use portredir_common::map::sockets::{ConnectedPeers, ListenerKey, Scope};
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
 use crate::context::{AF_INET, Context, v4, v6};
-use crate::globals::netns_cookie;
+use crate::globals::{has_mptcp, is_loopback_target_allowed, netns_cookie};
 use crate::kernel::Kernel;
-use crate::kernel::sockets::{has_udp, is_connected_udp, tcp_state_of};
+use crate::kernel::sockets::{has_udp, is_connected_udp, scope_of, tcp_state_of, with_listener};
 use crate::maps::DIALLED;
 use crate::program::log::conclude_for_socket;
 
@@ -69,13 +71,22 @@ impl SockAddr {
         flags: u64,
     ) -> Option<&'static mut ConnectedPeers> {
         // SAFETY: the context is valid, and has a socket.
-        let socket = unsafe { (*self.0).__bindgen_anon_1.sk };
+        let subflow = unsafe { (*self.0).__bindgen_anon_1.sk };
         let map = (&raw const DIALLED).cast_mut().cast();
+        let mut socket: *mut c_void = subflow.cast();
+        if has_mptcp() {
+            // A subflow connects, but the MPTCP socket is asked for its peer.
+            // SAFETY: the context has a socket.
+            let mptcp = unsafe { bpf_skc_to_mptcp_sock(subflow.cast()) };
+            if !mptcp.is_null() {
+                socket = mptcp.cast();
+            }
+        }
         // SAFETY: a full socket; `initial` is null or a value of the map. The
         // value lives as long as the socket. Another thread of the client that
         // uses the same socket writes the same kind of thing.
         unsafe {
-            bpf_sk_storage_get(map, socket.cast(), initial.cast(), flags)
+            bpf_sk_storage_get(map, socket, initial.cast(), flags)
                 .cast::<ConnectedPeers>()
                 .as_mut()
         }
@@ -158,6 +169,23 @@ impl Client for SockAddr {
         const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;
         let mut none = ConnectedPeers::default();
         self.peers_in_storage(&raw mut none, CREATE)
+    }
+}
+
+impl Listeners for SockAddr {
+    #[inline(always)]
+    fn scope(&self) -> Option<Scope> {
+        scope_of(LOOPBACK_IFINDEX)
+    }
+
+    #[inline(always)]
+    fn is_loopback_allowed(&self) -> bool {
+        is_loopback_target_allowed()
+    }
+
+    #[inline(always)]
+    fn assign(&self, key: &ListenerKey) -> bool {
+        with_listener(key, LOOPBACK_IFINDEX, |_| true)
     }
 }
 

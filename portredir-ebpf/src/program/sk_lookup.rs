@@ -2,40 +2,66 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
+use aya_ebpf::bindings::bpf_sk_lookup;
+use aya_ebpf::helpers::generated::bpf_sk_assign;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use portredir_common::datapath::sk_lookup::find_listener;
+use portredir_common::datapath::sk_lookup::{find_listener, is_wanted};
 use portredir_common::flow::FlowKey;
-use portredir_common::kernel::Listeners;
-use portredir_common::map::sockets::ListenerKey;
+use portredir_common::kernel::{Host as _, Listeners};
+use portredir_common::map::sockets::{ListenerKey, Scope};
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol, Version};
 use portredir_common::verdict::Verdict;
 
 use crate::context::{AF_INET, Context, v4, v6};
 use crate::globals::is_loopback_target_allowed;
-use crate::kernel::Kernel;
-use crate::kernel::sockets::{has_udp, tcp_state_of};
-use crate::maps::{LISTENERS, SCOPE};
+use crate::kernel::sockets::{has_udp, scope_of, tcp_state_of, with_listener};
+use crate::kernel::{Kernel, is_local};
 use crate::program::log::conclude_for_socket;
 
 /// A connection that looks for a listener. With `SCOPED` the interface it came
 /// in by is known, since Linux 5.17.
 #[derive(Clone, Copy)]
-pub struct Lookup<const SCOPED: bool>(*mut bpf_sk_lookup);
+pub struct Lookup<const SCOPED: bool> {
+    ctx: *mut bpf_sk_lookup,
+    /// The ifindex that rules know the interface by.
+    ifindex: u32,
+}
 
 impl<const SCOPED: bool> Lookup<SCOPED> {
     #[inline(always)]
     pub const fn new(ctx: &SkLookupContext) -> Self {
-        Self(ctx.lookup)
+        Self {
+            ctx: ctx.lookup,
+            ifindex: 0,
+        }
+    }
+
+    /// The same connection, once its interface is known. A local client's is `lo`; the
+    /// kernel tells the interface that has the destination address (`inet_iif` in
+    /// include/net/inet_sock.h, of the route that the client's packet took).
+    #[inline(always)]
+    pub fn located(self, key: &FlowKey) -> Self {
+        let is_own = is_local(&key.client, LOOPBACK_IFINDEX)
+            // Loopback addresses are martians elsewhere.
+            || key.local.is_v4_loopback()
+            || key.local.is(Addr::V6_LOOPBACK);
+        let ifindex = if is_own {
+            LOOPBACK_IFINDEX
+        } else if SCOPED {
+            // SAFETY: the kernel passes a valid context for the time of the run.
+            unsafe { (*self.ctx).ingress_ifindex }
+        } else {
+            0
+        };
+        Self { ifindex, ..self }
     }
 
     #[inline(always)]
     pub fn is_tcp(self) -> bool {
         const IPPROTO_TCP: u32 = 6;
         // SAFETY: the kernel passes a valid context for the time of the run.
-        unsafe { (*self.0).protocol == IPPROTO_TCP }
+        unsafe { (*self.ctx).protocol == IPPROTO_TCP }
     }
 
     /// Whether this is the look-up of [`super::listeners::register_listener`], which asks for the
@@ -43,10 +69,10 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
     #[inline(always)]
     fn is_scan(self) -> bool {
         // SAFETY: the context is valid.
-        if unsafe { (*self.0).family } == AF_INET {
-            v4!(self.0, bpf_sk_lookup, remote_ip4).is(Addr::V4_ANY)
+        if unsafe { (*self.ctx).family } == AF_INET {
+            v4!(self.ctx, bpf_sk_lookup, remote_ip4).is(Addr::V4_ANY)
         } else {
-            v6!(self.0, bpf_sk_lookup, remote_ip6).is(Addr::V6_ANY)
+            v6!(self.ctx, bpf_sk_lookup, remote_ip6).is(Addr::V6_ANY)
         }
     }
 
@@ -54,7 +80,7 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
     #[inline(always)]
     pub fn key(self) -> FlowKey {
         // SAFETY: the context is valid.
-        let (family, port) = unsafe { ((*self.0).family, (*self.0).local_port) };
+        let (family, port) = unsafe { ((*self.ctx).family, (*self.ctx).local_port) };
         let mut key = FlowKey {
             client: Addr::V6_ANY,
             local: Addr::V6_ANY,
@@ -66,11 +92,11 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
         };
         if family == AF_INET {
             key.version = Version::V4 as u8;
-            key.client = v4!(self.0, bpf_sk_lookup, remote_ip4);
-            key.local = v4!(self.0, bpf_sk_lookup, local_ip4);
+            key.client = v4!(self.ctx, bpf_sk_lookup, remote_ip4);
+            key.local = v4!(self.ctx, bpf_sk_lookup, local_ip4);
         } else {
-            key.client = v6!(self.0, bpf_sk_lookup, remote_ip6);
-            key.local = v6!(self.0, bpf_sk_lookup, local_ip6);
+            key.client = v6!(self.ctx, bpf_sk_lookup, remote_ip6);
+            key.local = v6!(self.ctx, bpf_sk_lookup, local_ip6);
         }
         key
     }
@@ -81,22 +107,12 @@ impl<const SCOPED: bool> Context for Lookup<SCOPED> {
 
     #[inline(always)]
     fn as_ptr(self) -> *mut c_void {
-        self.0.cast()
+        self.ctx.cast()
     }
 
     #[inline(always)]
     fn ifindex(self) -> u32 {
-        if SCOPED {
-            // SAFETY: the context is valid.
-            return unsafe { (*self.0).ingress_ifindex };
-        }
-        // Loopback addresses are martians elsewhere.
-        let addr = self.key().local;
-        if addr.is_v4_loopback() || addr.is(Addr::V6_LOOPBACK) {
-            LOOPBACK_IFINDEX
-        } else {
-            0
-        }
+        self.ifindex
     }
 
     #[inline(always)]
@@ -112,10 +128,14 @@ impl<const SCOPED: bool> Context for Lookup<SCOPED> {
 
 impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
     #[inline(always)]
-    fn is_in_scope(&self) -> bool {
-        // SAFETY: one byte.
-        let is_chosen = || !SCOPED || unsafe { SCOPE.get(self.ctx.ifindex()) }.is_some();
-        !self.ctx.is_scan() && is_chosen()
+    fn scope(&self) -> Option<Scope> {
+        if self.ctx.is_scan() {
+            None
+        } else if !SCOPED && self.ctx.ifindex != LOOPBACK_IFINDEX {
+            Some(Scope::All)
+        } else {
+            scope_of(self.ctx.ifindex)
+        }
     }
 
     #[inline(always)]
@@ -125,24 +145,11 @@ impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
 
     #[inline(always)]
     fn assign(&self, key: &ListenerKey) -> bool {
-        let map = (&raw const LISTENERS).cast_mut().cast();
-        // SAFETY: a socket map and a key of its type.
-        let socket: *mut bpf_sock =
-            unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(key).cast()) }.cast();
-        if socket.is_null() {
-            return false;
-        }
-        // SAFETY: not null, and ours until it is released.
-        let device = unsafe { (*socket).bound_dev_if };
-        // The kernel does not look at what the socket is bound to again.
-        let is_for_us = device == 0 || device == self.ctx.ifindex();
-        // SAFETY: as above. It fails when the socket is of the wrong family, or
-        // when another program has chosen already.
-        let is_assigned =
-            is_for_us && unsafe { bpf_sk_assign(self.ctx.as_ptr(), socket.cast(), 0) } == 0;
-        // SAFETY: the reference from the look-up, given back once.
-        unsafe { bpf_sk_release(socket.cast()) };
-        is_assigned
+        with_listener(key, self.ctx.ifindex, |socket| {
+            // SAFETY: the socket is ours for the time of the call. It fails when the
+            // socket is of the wrong family, or when another program has chosen already.
+            unsafe { bpf_sk_assign(self.ctx.as_ptr(), socket.cast(), 0) == 0 }
+        })
     }
 }
 
@@ -157,6 +164,12 @@ fn look_up<const SCOPED: bool>(ctx: &SkLookupContext) -> u32 {
     }
     let key = lookup.key();
     let Some(tables) = Kernel::new(lookup) else {
+        return SK_PASS;
+    };
+    if !is_wanted(tables.port(Protocol::Tcp, key.local_port)) {
+        return SK_PASS;
+    }
+    let Some(tables) = Kernel::new(lookup.located(&key)) else {
         return SK_PASS;
     };
     let reason = find_listener(&tables, &key);

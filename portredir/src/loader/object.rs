@@ -6,6 +6,8 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use aya::maps::{Array, Map, MapData};
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use portredir_common::map::bucket::Shares;
 use portredir_common::map::hash::Seed;
@@ -55,6 +57,8 @@ pub struct Options {
     pub logging: Logging,
     /// The cgroup of the local clients and of the servers.
     pub cgroup: Option<PathBuf>,
+    /// Whether the user named this cgroup, so that it has a part of the processes.
+    pub is_cgroup_named: bool,
     /// Whether servers on loopback addresses also serve other hosts.
     pub allow_loopback_target: bool,
     /// Whether every interface is used, so that connections are redirected even when the
@@ -120,6 +124,7 @@ impl Globals {
         } = self;
         let log_level = options.logging.level();
         let loopback_target = u8::from(options.allow_loopback_target);
+        let has_mptcp = u8::from(has_mptcp());
         let flow_shares = [shares.tcp, shares.udp, shares.syn];
         // The loader would parse the types of the whole kernel, which we do not need.
         let mut loader = EbpfLoader::new();
@@ -132,6 +137,7 @@ impl Globals {
             .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("NETNS_COOKIE", netns_cookie, true)
             .override_global("LOOPBACK_TARGET", &loopback_target, true)
+            .override_global("HAS_MPTCP", &has_mptcp, true)
             .override_global("FLOW_SHARES", &flow_shares[..], true)
             .override_global("FLOW_SEED", &seed.0[..], true)
             .map_max_entries("FLOWS", shares.total())
@@ -140,6 +146,17 @@ impl Globals {
         mmap::give_back();
         Ok(object)
     }
+}
+
+/// Whether programs may ask for the MPTCP socket of a subflow: since Linux 5.19, where the
+/// kernel has MPTCP.
+fn has_mptcp() -> bool {
+    let helper = BpfHelper::BPF_FUNC_skc_to_mptcp_sock;
+    // The helper is one for all kinds of programs; this kind is probed the quickest.
+    matches!(
+        is_helper_supported(ProgramType::SchedClassifier, helper),
+        Ok(true)
+    )
 }
 
 /// A random seed that cannot be guessed.

@@ -6,8 +6,8 @@ use portredir_common::datapath::connect::{
     NamedPeer, PeerCall, original_peer_port, redirect_connect,
 };
 use portredir_common::flow::FlowKey;
-use portredir_common::kernel::Client;
-use portredir_common::map::sockets::ConnectedPeers;
+use portredir_common::kernel::{Client, Listeners};
+use portredir_common::map::sockets::{ConnectedPeers, ListenerKey, Scope};
 use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
@@ -43,6 +43,8 @@ pub struct Local {
     peer_port: Option<Port>,
     has_memory: bool,
     peers: Option<ConnectedPeers>,
+    scope: Option<Scope>,
+    listeners: Vec<ListenerKey>,
 }
 
 impl Local {
@@ -55,6 +57,8 @@ impl Local {
             peer_port: None,
             has_memory: true,
             peers: None,
+            scope: None,
+            listeners: Vec::new(),
         }
     }
 
@@ -117,6 +121,20 @@ impl Client for Local {
 
     fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers> {
         self.has_memory.then(|| self.peers.get_or_insert_default())
+    }
+}
+
+impl Listeners for Local {
+    fn scope(&self) -> Option<Scope> {
+        self.scope
+    }
+
+    fn is_loopback_allowed(&self) -> bool {
+        false
+    }
+
+    fn assign(&self, key: &ListenerKey) -> bool {
+        self.listeners.contains(key)
     }
 }
 
@@ -361,4 +379,53 @@ fn at_the_end_known_peers_go_on() {
     );
     assert!(new.peers.is_none());
     assert_eq!(Reason::Draining.verdict(), Verdict::Pass);
+}
+
+/// One source port may be used to two ports with one target: such a connection is not
+/// pointed there if a listener gets it without that.
+#[test]
+fn a_bound_client_is_left_to_a_registered_listener() {
+    let at_target = ListenerKey {
+        addr: at(Ipv4Addr::UNSPECIFIED),
+        port: Port::new(8080),
+        slot: 3,
+        pad: 0,
+    };
+    let bound = || Local {
+        own_port: 5550,
+        scope: Some(Scope::BesideClients),
+        listeners: vec![at_target],
+        ..Local::new()
+    };
+    let connect = |rules, mut client: Local, protocol| {
+        let mock = mock(rules);
+        let port = client.dial(&mock, protocol, (at(V4), 80), PeerCall::Connect);
+        (port, hits(&mock).len())
+    };
+    let left = (Err(Reason::NoRule), 0);
+    assert_eq!(connect(RULES, bound(), Protocol::Tcp), left);
+    let pointed = (Ok(8080), 1);
+    assert_eq!(connect(RULES, bound(), Protocol::Udp), pointed);
+    for client in [
+        Local {
+            own_port: 0,
+            ..bound()
+        },
+        Local {
+            scope: None,
+            ..bound()
+        },
+        Local {
+            listeners: Vec::new(),
+            ..bound()
+        },
+    ] {
+        assert_eq!(connect(RULES, client, Protocol::Tcp), pointed);
+    }
+    // A port that is a target as well gets connections that were pointed there.
+    let mut client = bound();
+    client.listeners[0].port = Port::new(9090);
+    let mock = mock(CHAINED);
+    let port = client.dial(&mock, Protocol::Tcp, (at(V4), 8080), PeerCall::Connect);
+    assert_eq!(port, Ok(9090));
 }

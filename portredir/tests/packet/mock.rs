@@ -20,7 +20,7 @@ use portredir_common::map::entry::{Connection, Entry};
 use portredir_common::map::hash::{Hash, Seed};
 use portredir_common::map::local;
 use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
-use portredir_common::map::sockets::ListenerKey;
+use portredir_common::map::sockets::{ListenerKey, Scope};
 use portredir_common::net::{Addr, Flags, Port, Protocol};
 use portredir_common::verdict::Reason;
 use portredir_common::wire::frame::Link;
@@ -64,7 +64,7 @@ pub struct Mock {
     /// The servers that were asked for.
     pub asked: RefCell<Vec<ListenerKey>>,
     /// Whether [`Self::listeners`] get the connections of this interface.
-    pub is_in_scope: bool,
+    pub scope: Option<Scope>,
     /// Whether servers on loopback addresses may serve other hosts.
     pub is_loopback_allowed: Cell<bool>,
 }
@@ -111,7 +111,7 @@ impl Mock {
             hits: RefCell::default(),
             listeners: Vec::new(),
             asked: RefCell::default(),
-            is_in_scope: true,
+            scope: Some(Scope::All),
             is_loopback_allowed: Cell::default(),
         }
     }
@@ -432,8 +432,8 @@ impl Subprograms for Mock {
 }
 
 impl Listeners for Mock {
-    fn is_in_scope(&self) -> bool {
-        self.is_in_scope
+    fn scope(&self) -> Option<Scope> {
+        self.scope
     }
 
     fn is_loopback_allowed(&self) -> bool {

@@ -5,20 +5,25 @@ use std::path::Path;
 
 use aya::programs::links::{CgroupAttachMode, FdLink};
 use aya::programs::{CgroupSockAddr, SockOps};
+use portredir_common::map::sockets::Scope;
 
 use crate::loader::error::{DatapathError, chain, hook_error, link_error};
 use crate::loader::link::{Attached, Hook, Link, Watch, pin};
 use crate::loader::{Datapath, program};
-use crate::state::attachment::Mode;
+use crate::state::attachment::{Mode, Place};
 
 /// A link takes no flag; it always runs beside the programs of others.
 const LINK_MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
 impl Datapath {
-    pub(super) fn attach_clients(&mut self) -> Result<(Attached, Mode), DatapathError> {
+    pub(super) fn attach_clients(
+        &mut self,
+        ifindex: u32,
+    ) -> Result<(Attached, Mode), DatapathError> {
         let path = self.options.cgroup.clone().ok_or(DatapathError::NoCgroup)?;
         let to = path.display().to_string();
         let mut mode = Mode::named("cgroup");
+        mode.programs = self.attach_beside_clients(ifindex);
         let mut hooks = Vec::new();
         for name in program::CLIENT {
             let cgroup = open(&to)?;
@@ -33,6 +38,7 @@ impl Datapath {
                 Ok(hook) => hooks.push(hook),
                 Err(error) => {
                     hooks.into_iter().rev().for_each(|hook| hook.detach(""));
+                    self.leave_scope(ifindex);
                     return Err(error);
                 }
             }
@@ -40,6 +46,23 @@ impl Datapath {
         // What asks goes before what answers.
         hooks.reverse();
         Ok((Attached::Clients(hooks), mode))
+    }
+
+    /// Lets the listeners have the local connections that the hooks of clients do not
+    /// redirect: those of raw sockets, and of sockets that are bound to a port.
+    ///
+    /// A socket lookup serves all processes, so there is none beside a part of them.
+    fn attach_beside_clients(&mut self, ifindex: u32) -> Vec<(Place, String)> {
+        if self.options.is_cgroup_named {
+            return Vec::new();
+        }
+        match self.enter_scope(ifindex, Scope::BesideClients) {
+            Ok(mode) => mode.programs,
+            Err(error) => {
+                log::debug!("no socket lookup for local clients: {}", chain(&error));
+                Vec::new()
+            }
+        }
     }
 
     /// Without it connections are known by their packets alone.

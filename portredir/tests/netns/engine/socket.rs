@@ -19,7 +19,7 @@ use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
     type Test = (&'static str, &'static [&'static str], fn(&Cell));
-    const TESTS: [Test; 25] = [
+    const TESTS: [Test; 26] = [
         ("server_comes_and_goes", &[], servers::comes_and_goes),
         ("group", &[], servers::group),
         ("group_of_eight", &[], servers::group_of_eight),
@@ -39,6 +39,7 @@ pub fn add(tests: &mut Tests) {
         ("connections_survive", &[], connections_survive),
         ("other_namespace", &[], other_namespace),
         ("scope", &[], scope),
+        ("local_clients", &[], local_clients),
         ("options", &["python3"], variants::options),
         ("counters", &[], counters),
         ("nothing_is_left", &[], nothing_is_left),
@@ -164,6 +165,38 @@ fn scope(cell: &Cell) {
         assert_eq!(server_name(at, to).as_deref(), Some("target"));
     }
     redirector.stop();
+}
+
+/// A local client comes by `lo`, whichever address of this host it connects to.
+fn local_clients(cell: &Cell) {
+    let lab = Lab::new(cell);
+    let _dst_server = Listen::on(ANY, 80).start(&lab.host, "destination");
+    let _target = Listen::on(ANY, 8080).start(&lab.host, "target");
+    let own = [cell.family.addr(1, 1), loopback(cell.family)];
+    for (args, local, outside) in [
+        (&["80:8080"][..], "target", "target"),
+        (&["--no-local", "80:8080"], "destination", "target"),
+        (&["80:8080 on lo"], "target", "destination"),
+        (&["80:8080 on h0"], "destination", "target"),
+        (&["--iface", "h0", "80:8080"], "destination", "target"),
+        (&["--iface", "lo", "80:8080"], "target", "destination"),
+    ] {
+        let redirector = Redirector::start(&lab.host, &[&["--engine", "socket"], args].concat());
+        for addr in own {
+            let name = server_name(&lab.host, SocketAddr::new(addr, 80));
+            assert_eq!(
+                name.as_deref(),
+                Some(local),
+                "{args:?}: {addr} from the host"
+            );
+        }
+        let name = served_by(cell, &lab, 80);
+        assert_eq!(name.as_deref(), Some(outside), "{args:?}: from outside");
+        let report = redirector.stop();
+        let on_h0 = &report["rules"][0]["interfaces"]["h0"]["flows"];
+        let expected = u64::from(outside == "target");
+        assert_eq!(on_h0.as_u64().unwrap_or_default(), expected, "{report}");
+    }
 }
 
 fn counters(cell: &Cell) {
