@@ -2,9 +2,10 @@
 //!
 //! The datapath decides first and writes last: a packet that is refused leaves as it came.
 //! [`fast`] handles the packets of flows that have begun; [`ingress`] and [`egress`]
-//! handle all others. Where there is a socket, [`sk_lookup`] and [`connect`] redirect
-//! it, and no packet is rewritten.
+//! handle all others. Where there is a socket, [`sk_lookup`], [`connect`] and [`assign`]
+//! redirect it, and no packet is rewritten.
 
+pub mod assign;
 pub mod connect;
 pub mod conntrack;
 pub mod egress;
@@ -21,7 +22,19 @@ pub mod subprog;
 
 use crate::flow::FlowKey;
 use crate::kernel::Tables;
+use crate::map::rules::PortEntry;
 use crate::net::Version;
+use crate::verdict::Reason;
+
+/// The reason for traffic to another host.
+#[inline(always)]
+const fn not_local(entry: PortEntry) -> Reason {
+    if entry.is_match() || entry.is_old() {
+        Reason::NotLocal
+    } else {
+        Reason::NoRule
+    }
+}
 
 /// Whether a packet to the local end of `key` is delivered to this host.
 #[inline(always)]

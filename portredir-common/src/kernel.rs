@@ -13,7 +13,7 @@ use crate::map::hash::Hash;
 use crate::map::rules::{
     AddrKey, Candidates, Choice, IfaceKey, PortEntry, PreviousTargets, SourceKey,
 };
-use crate::map::sockets::{ConnectedPeers, ListenerKey, Scope};
+use crate::map::sockets::{ConnectedPeers, ListenerKey};
 use crate::net::{Addr, Flags, Port, Protocol};
 use crate::verdict::Reason;
 
@@ -274,19 +274,25 @@ pub trait SocketCache {
     fn cache(&self, key: &FlowKey, flow: &Flow);
 }
 
-/// The registered listening sockets, for one connection.
+/// The listening sockets, and what is done with one.
 pub trait Listeners {
-    /// The connections that the listeners get on the interface of this one; `None` for
-    /// none, and when no connection looks for its listener.
-    fn scope(&self) -> Option<Scope>;
+    /// Whether a connection looks for its listener, and came in on an interface that
+    /// rules are for.
+    fn is_in_scope(&self) -> bool;
 
     /// Whether a server that listens on 127.0.0.1 or `::1` alone may have the
     /// connection too.
     fn is_loopback_allowed(&self) -> bool;
 
-    /// Whether a socket is registered as `key` that may have the connection; a connection
-    /// that looks for its listener is given to this socket.
+    /// Gives the connection to the socket that is registered as `key`, if there
+    /// is one that may have it.
     fn assign(&self, key: &ListenerKey) -> bool;
+}
+
+/// The listening socket for a connection that begins.
+pub trait Assign {
+    /// Gives the packet to the socket that listens for a flow, if there is one.
+    fn assign_listener(&self, key: &FlowKey) -> bool;
 }
 
 /// The socket of a client on this host.
@@ -300,6 +306,10 @@ pub trait Client {
 
     /// The port that the socket is bound to; 0 where it is not bound yet.
     fn own_port(&self) -> Port;
+
+    /// Whether a SYN of the socket that comes to a port of a rule is given to the listener
+    /// on the target, see [`assign`](crate::datapath::assign).
+    fn is_syn_assigned(&self) -> bool;
 
     /// Whether the UDP socket that gets the packets of a flow is connected, so that it
     /// hears the client of the flow alone.

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use portredir_common::flow::{Flow, FlowKey};
-use portredir_common::kernel::{Cached, Hit, Host, Socket, SocketCache, Tables};
+use portredir_common::kernel::{Assign, Cached, Hit, Host, Socket, SocketCache, Tables};
 use portredir_common::map::entry::Word as _;
 use portredir_common::map::local;
 use portredir_common::map::rules::{
@@ -20,7 +20,7 @@ use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::packed::Packed;
 
 use crate::context::Context;
-use crate::kernel::sockets::{sender, stored, tcp_state};
+use crate::kernel::sockets::{assign_listener, sender, stored, tcp_state};
 use crate::maps::{HOT, LOCAL, LOCAL_NETS, OLD};
 use crate::verifier::{Volatile, masked};
 
@@ -129,6 +129,13 @@ impl<C: Context> Tables for Kernel<C> {
         } else {
             counters::record_elsewhere(self.ctx.ifindex(), hit);
         }
+    }
+}
+
+impl Assign for Kernel<*mut __sk_buff> {
+    #[inline(always)]
+    fn assign_listener(&self, key: &FlowKey) -> bool {
+        assign_listener(self.ctx, key)
     }
 }
 

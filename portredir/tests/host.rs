@@ -3,6 +3,8 @@
 //! `model`, the socket engine is in
 //! `sk_lookup`, `connect` and `peers`.
 
+#[path = "packet/assign.rs"]
+mod assign;
 #[path = "packet/connect.rs"]
 mod connect;
 #[path = "../../fuzz/src/lib.rs"]

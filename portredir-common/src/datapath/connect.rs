@@ -2,13 +2,13 @@
 //! there is a packet, and tells it afterwards the port that it connected to. The server
 //! sees the target port.
 
-use crate::datapath::own_flow;
+use crate::datapath::assign::is_left_to_listener;
 use crate::datapath::rule_match::choose;
-use crate::datapath::sk_lookup::{assign_any, is_for_listeners};
+use crate::datapath::{not_local, own_flow};
 use crate::flow::{Flow, FlowKey, FlowLookup, FlowTable};
-use crate::kernel::{Client, Hit, Listeners, Tables, now};
+use crate::kernel::{Client, Hit, Socket, Tables, now};
 use crate::map::rules::{PortEntry, PreviousTargets};
-use crate::map::sockets::{ConnectedPeer, Scope};
+use crate::map::sockets::ConnectedPeer;
 use crate::net::{Addr, Port, Protocol};
 use crate::verdict::Reason;
 
@@ -38,7 +38,7 @@ pub struct NamedPeer {
 /// The port is written in place because the verifier refuses a register that some way
 /// leaves uninitialised, as the compiler does with the value of a `Result`.
 #[inline(always)]
-pub fn redirect_connect<T: Tables, C: Client + Listeners>(
+pub fn redirect_connect<T: Tables, C: Client>(
     tables: &T,
     client: &mut C,
     peer: &mut NamedPeer,
@@ -116,7 +116,7 @@ const fn is_any(addr: Addr) -> bool {
 }
 
 #[inline(always)]
-fn redirect<T: Tables, C: Client + Listeners>(
+fn redirect<T: Tables, C: Client>(
     tables: &T,
     client: &mut C,
     peer: &mut NamedPeer,
@@ -137,11 +137,7 @@ fn redirect<T: Tables, C: Client + Listeners>(
         return Reason::Direct;
     }
     if !tables.is_local(&addr) {
-        return if entry.is_match() || entry.is_old() {
-            Reason::NotLocal
-        } else {
-            Reason::NoRule
-        };
+        return not_local(entry);
     }
     let mut key = key(peer, addr, bound_to);
     if entry.is_match() && is_answer(tables, client, &key) {
@@ -157,12 +153,13 @@ fn redirect<T: Tables, C: Client + Listeners>(
     let Some(choice) = choose(tables, entry, &key, port) else {
         return without_rule(client, entry, addr, port);
     };
+    let may_be_assigned = may_be_assigned(tables, client, entry, &key);
     key.local_port = choice.target;
     if entry.is_if_listening() && !tables.is_served(&key) {
         return Reason::NotListening;
     }
-    if is_left_to_listeners(client, entry, &key) {
-        // The socket lookup redirects and counts the connection.
+    if may_be_assigned && tables.is_served(&key) {
+        // The connection is counted where its SYN is given to the listener.
         return Reason::NoRule;
     }
     let Some(peers) = client.peers_or_insert() else {
@@ -178,20 +175,29 @@ fn redirect<T: Tables, C: Client + Listeners>(
     Reason::Redirected
 }
 
-/// Whether a TCP connection of a socket with a port of its own is left to the listener on
-/// the target: pointed at the target port, it could not exist beside a connection from the
-/// same port to the target itself, or to another port with this target.
+/// Whether the TCP connection of a socket with a port of its own may be left to the
+/// listener on the target: pointed at the target port, it could not exist beside a
+/// connection from the same port to the target itself, or to another port with this target.
+///
+/// `key` has the port that the client names.
 #[inline(always)]
-fn is_left_to_listeners<C: Client + Listeners>(
+fn may_be_assigned<T: Tables, C: Client>(
+    tables: &T,
     client: &C,
     entry: PortEntry,
     key: &FlowKey,
 ) -> bool {
-    key.protocol == Protocol::Tcp as u8
-        && client.own_port() != Port::CLOSED
-        && is_for_listeners(entry)
-        && client.scope() == Some(Scope::BesideClients)
-        && assign_any(client, key, key.local_port)
+    let own_port = client.own_port();
+    let is_bound = key.protocol == Protocol::Tcp as u8 && own_port != Port::CLOSED;
+    if !is_bound || !is_left_to_listener(entry) || !client.is_syn_assigned() {
+        return false;
+    }
+    // What is left of an earlier connection would get the SYN.
+    let earlier = FlowKey {
+        client_port: own_port,
+        ..*key
+    };
+    tables.socket(&earlier) == Socket::None
 }
 
 /// The flow of a client to the port that it names, as far as it is known.

@@ -2,7 +2,7 @@
 
 use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::rule_match::{choose, plain_route};
-use crate::datapath::{icmp, is_local_dst};
+use crate::datapath::{icmp, is_local_dst, not_local};
 use crate::kernel::{Admission, Hit, Subprograms, Tables};
 use crate::map::rules::PortEntry;
 use crate::verdict::Reason;
@@ -32,16 +32,6 @@ fn redirect_bits<F: Frame, T: Tables + Subprograms>(
 ) -> Reason {
     match redirect(frame, tables, Found::from_bits(packet)) {
         Ok(reason) | Err(reason) => reason,
-    }
-}
-
-/// The reason for a packet to another host.
-#[inline(always)]
-const fn not_local(entry: PortEntry) -> Reason {
-    if entry.is_match() || entry.is_old() {
-        Reason::NotLocal
-    } else {
-        Reason::NoRule
     }
 }
 

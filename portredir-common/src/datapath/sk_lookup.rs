@@ -5,7 +5,7 @@ use crate::datapath::rule_match::choose;
 use crate::flow::{FlowKey, FlowLookup};
 use crate::kernel::{Hit, Listeners, Tables};
 use crate::map::rules::PortEntry;
-use crate::map::sockets::{ListenerKey, Scope};
+use crate::map::sockets::ListenerKey;
 use crate::net::{Addr, Port, Protocol, Version};
 use crate::verdict::Reason;
 
@@ -14,14 +14,8 @@ use crate::verdict::Reason;
 pub fn find_listener<T: Tables + Listeners>(tables: &T, key: &FlowKey) -> Reason {
     let port = key.local_port;
     let entry = tables.port(Protocol::Tcp, port);
-    if !is_wanted(entry) {
+    if !is_wanted(entry) || !tables.is_in_scope() {
         return Reason::NoRule;
-    }
-    match tables.scope() {
-        None => return Reason::NoRule,
-        // The hooks of clients have pointed others at the target.
-        Some(Scope::BesideClients) if !is_for_listeners(entry) => return Reason::NoRule,
-        Some(_) => {}
     }
     // Transparent proxies look up sockets for the addresses of others.
     if !tables.is_local(&key.local) {
@@ -48,18 +42,11 @@ pub fn find_listener<T: Tables + Listeners>(tables: &T, key: &FlowKey) -> Reason
     Reason::Redirected
 }
 
-/// Whether connections to a port may be no business of who listens there.
+/// Whether a rule may have a say in who gets connections to a port.
 #[inline(always)]
 #[must_use]
 pub const fn is_wanted(entry: PortEntry) -> bool {
     entry.is_match() || entry.is_old() || entry.is_hidden()
-}
-
-/// Whether listeners get connections to a port beside the hooks of local clients: a port
-/// that is a target too gets connections which those hooks have pointed there.
-#[inline(always)]
-pub(super) const fn is_for_listeners(entry: PortEntry) -> bool {
-    entry.is_match() && !entry.is_target()
 }
 
 /// The reason for a connection that no rule redirects.
@@ -77,7 +64,7 @@ fn without_rule<T: Tables>(tables: &T, entry: PortEntry) -> Reason {
 /// Gives a connection to a listener on the target port, in the order of the kernel: on
 /// the address itself, then on all addresses; of these, one of the same family first.
 #[inline(always)]
-pub(super) fn assign_any(listeners: &impl Listeners, key: &FlowKey, target: Port) -> bool {
+fn assign_any(listeners: &impl Listeners, key: &FlowKey, target: Port) -> bool {
     let is_v4 = key.version == Version::V4 as u8;
     let (any, loopback) = if is_v4 {
         (Addr::V4_ANY, Addr::V4_LOOPBACK)

@@ -24,31 +24,6 @@ impl ListenerKey {
     pub const SLOTS: u8 = 4;
 }
 
-/// A value of `SCOPE`: which connections that come in by an interface go to the registered
-/// listeners.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Scope {
-    /// All connections to a port of a rule.
-    All = 1,
-    /// Only connections that the hooks of local clients have not pointed at a target: a
-    /// connection to a target port may be one that they have.
-    BesideClients = 2,
-}
-
-impl Scope {
-    /// The scope that a value of `SCOPE` stands for.
-    #[inline(always)]
-    #[must_use]
-    pub const fn of(byte: u8) -> Self {
-        const BESIDE_CLIENTS: u8 = Scope::BesideClients as u8;
-        match byte {
-            BESIDE_CLIENTS => Self::BesideClients,
-            _ => Self::All,
-        }
-    }
-}
-
 /// A value of `DIALLED`, kept at a client's socket: the peers that the client knows by
 /// another port than their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,15 +5,14 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
-    bpf_map_lookup_elem, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get,
+    bpf_sk_assign, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get,
     bpf_skc_lookup_tcp,
 };
 use portredir_common::flow::{Flow, FlowKey};
-use portredir_common::map::sockets::{ListenerKey, Scope};
 use portredir_common::net::{Port, Version};
 
 use crate::context::Context;
-use crate::maps::{LISTENERS, SCOPE, SOCKETS};
+use crate::maps::SOCKETS;
 
 /// States of a socket, as `include/net/tcp_states.h` numbers them.
 pub mod tcp_state {
@@ -41,6 +40,22 @@ pub fn tcp_state_of(ctx: impl Context, key: &FlowKey) -> u32 {
     state
 }
 
+/// Gives a packet to the socket that listens for a flow, if there is one.
+#[inline(always)]
+pub fn assign_listener(ctx: *mut __sk_buff, key: &FlowKey) -> bool {
+    let socket = tcp_socket(ctx, key);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: not null, and ours until it is released.
+    let is_listening = unsafe { (*socket).state } == tcp_state::LISTEN;
+    // SAFETY: as above.
+    let is_assigned = is_listening && unsafe { bpf_sk_assign(ctx.cast(), socket.cast(), 0) } == 0;
+    // SAFETY: the reference from the look-up, given back once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    is_assigned
+}
+
 /// Whether there is a UDP socket that gets the packets of a flow.
 #[inline(always)]
 pub fn has_udp(ctx: impl Context, key: &FlowKey) -> bool {
@@ -66,38 +81,6 @@ pub fn is_connected_udp(ctx: impl Context, key: &FlowKey) -> bool {
     // SAFETY: the reference from the look-up, given back once.
     unsafe { bpf_sk_release(socket.cast()) };
     peer_port != 0
-}
-
-/// The connections that registered listeners get on an interface.
-#[inline(always)]
-pub fn scope_of(ifindex: u32) -> Option<Scope> {
-    // SAFETY: one byte.
-    unsafe { SCOPE.get(ifindex) }.map(|byte| Scope::of(*byte))
-}
-
-/// Calls `ask` with the socket that is registered as `key`, if it may have connections that
-/// come in by an interface; `false` where there is none.
-#[inline(always)]
-pub fn with_listener(
-    key: &ListenerKey,
-    ifindex: u32,
-    ask: impl FnOnce(*mut bpf_sock) -> bool,
-) -> bool {
-    let map = (&raw const LISTENERS).cast_mut().cast();
-    // SAFETY: a socket map and a key of its type.
-    let socket: *mut bpf_sock =
-        unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(key).cast()) }.cast();
-    if socket.is_null() {
-        return false;
-    }
-    // SAFETY: not null, and ours until it is released.
-    let device = unsafe { (*socket).bound_dev_if };
-    // The kernel does not look at what the socket is bound to again.
-    let is_for_us = device == 0 || device == ifindex;
-    let answer = is_for_us && ask(socket);
-    // SAFETY: the reference from the look-up, given back once.
-    unsafe { bpf_sk_release(socket.cast()) };
-    answer
 }
 
 /// The IPv4 half of `struct bpf_sock_tuple`.

@@ -12,16 +12,16 @@ use portredir_common::datapath::connect::{
     NamedPeer, PeerCall, original_peer_port, redirect_connect,
 };
 use portredir_common::flow::FlowKey;
-use portredir_common::kernel::{Client, Listeners};
-use portredir_common::map::sockets::{ConnectedPeers, ListenerKey, Scope};
+use portredir_common::kernel::Client;
+use portredir_common::map::sockets::ConnectedPeers;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
 use crate::context::{AF_INET, Context, v4, v6};
-use crate::globals::{has_mptcp, is_loopback_target_allowed, netns_cookie};
+use crate::globals::{has_mptcp, netns_cookie};
 use crate::kernel::Kernel;
-use crate::kernel::sockets::{has_udp, is_connected_udp, scope_of, tcp_state_of, with_listener};
-use crate::maps::DIALLED;
+use crate::kernel::sockets::{has_udp, is_connected_udp, tcp_state_of};
+use crate::maps::{DIALLED, SCOPE};
 use crate::program::log::conclude_for_socket;
 
 /// A client on this host that names its peer.
@@ -147,6 +147,16 @@ impl Client for SockAddr {
         Port::new(port as u16)
     }
 
+    /// A socket that is bound to a device may be in a VRF, whose packets to itself do not
+    /// cross `lo`.
+    #[inline(always)]
+    fn is_syn_assigned(&self) -> bool {
+        // SAFETY: the context is valid, and has a socket.
+        let device = unsafe { (*(*self.0).__bindgen_anon_1.sk).bound_dev_if };
+        // SAFETY: one byte.
+        device == 0 && unsafe { SCOPE.get(LOOPBACK_IFINDEX) }.is_some()
+    }
+
     #[inline(always)]
     fn is_connected_udp(&self, key: &FlowKey) -> bool {
         is_connected_udp(*self, key)
@@ -169,23 +179,6 @@ impl Client for SockAddr {
         const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;
         let mut none = ConnectedPeers::default();
         self.peers_in_storage(&raw mut none, CREATE)
-    }
-}
-
-impl Listeners for SockAddr {
-    #[inline(always)]
-    fn scope(&self) -> Option<Scope> {
-        scope_of(LOOPBACK_IFINDEX)
-    }
-
-    #[inline(always)]
-    fn is_loopback_allowed(&self) -> bool {
-        is_loopback_target_allowed()
-    }
-
-    #[inline(always)]
-    fn assign(&self, key: &ListenerKey) -> bool {
-        with_listener(key, LOOPBACK_IFINDEX, |_| true)
     }
 }
 

@@ -2,21 +2,22 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::bpf_sk_lookup;
-use aya_ebpf::helpers::generated::bpf_sk_assign;
+use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use portredir_common::datapath::sk_lookup::{find_listener, is_wanted};
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::{Host as _, Listeners};
-use portredir_common::map::sockets::{ListenerKey, Scope};
+use portredir_common::map::sockets::ListenerKey;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol, Version};
 use portredir_common::verdict::Verdict;
 
 use crate::context::{AF_INET, Context, v4, v6};
 use crate::globals::is_loopback_target_allowed;
-use crate::kernel::sockets::{has_udp, scope_of, tcp_state_of, with_listener};
+use crate::kernel::sockets::{has_udp, tcp_state_of};
 use crate::kernel::{Kernel, is_local};
+use crate::maps::{LISTENERS, SCOPE};
 use crate::program::log::conclude_for_socket;
 
 /// A connection that looks for a listener. With `SCOPED` the interface it came
@@ -37,7 +38,7 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
         }
     }
 
-    /// The same connection, once its interface is known. A local client's is `lo`; the
+    /// This connection with its interface. A local client comes by `lo`; the
     /// kernel tells the interface that has the destination address (`inet_iif` in
     /// include/net/inet_sock.h, of the route that the client's packet took).
     #[inline(always)]
@@ -128,14 +129,11 @@ impl<const SCOPED: bool> Context for Lookup<SCOPED> {
 
 impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
     #[inline(always)]
-    fn scope(&self) -> Option<Scope> {
-        if self.ctx.is_scan() {
-            None
-        } else if !SCOPED && self.ctx.ifindex != LOOPBACK_IFINDEX {
-            Some(Scope::All)
-        } else {
-            scope_of(self.ctx.ifindex)
-        }
+    fn is_in_scope(&self) -> bool {
+        let ifindex = self.ctx.ifindex;
+        let is_everywhere = !SCOPED && ifindex != LOOPBACK_IFINDEX;
+        // SAFETY: one byte.
+        !self.ctx.is_scan() && (is_everywhere || unsafe { SCOPE.get(ifindex) }.is_some())
     }
 
     #[inline(always)]
@@ -145,11 +143,24 @@ impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
 
     #[inline(always)]
     fn assign(&self, key: &ListenerKey) -> bool {
-        with_listener(key, self.ctx.ifindex, |socket| {
-            // SAFETY: the socket is ours for the time of the call. It fails when the
-            // socket is of the wrong family, or when another program has chosen already.
-            unsafe { bpf_sk_assign(self.ctx.as_ptr(), socket.cast(), 0) == 0 }
-        })
+        let map = (&raw const LISTENERS).cast_mut().cast();
+        // SAFETY: a socket map and a key of its type.
+        let socket: *mut bpf_sock =
+            unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(key).cast()) }.cast();
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: not null, and ours until it is released.
+        let device = unsafe { (*socket).bound_dev_if };
+        // The kernel does not look at what the socket is bound to again.
+        let is_for_us = device == 0 || device == self.ctx.ifindex();
+        // SAFETY: as above. It fails when the socket is of the wrong family, or
+        // when another program has chosen already.
+        let is_assigned =
+            is_for_us && unsafe { bpf_sk_assign(self.ctx.as_ptr(), socket.cast(), 0) } == 0;
+        // SAFETY: the reference from the look-up, given back once.
+        unsafe { bpf_sk_release(socket.cast()) };
+        is_assigned
     }
 }
 

@@ -4,6 +4,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::tcx_action_base::TCX_NEXT;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use portredir_common::datapath::assign::assign;
 use portredir_common::datapath::{egress, fast, ingress};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::frame::Link;
@@ -54,6 +55,18 @@ fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
         },
     };
     tc_action(conclude(ctx, &mut frame, link, reason))
+}
+
+/// At ingress of `lo`, beside the hooks of local clients.
+#[classifier]
+fn portredir_lo(ctx: TcContext) -> i32 {
+    let skb = ctx.as_ptr().cast();
+    let mut frame = Skb::new(skb);
+    let reason = match Kernel::new(skb) {
+        Some(kernel) => assign(&mut frame, &kernel, Link::Ethernet),
+        None => Reason::NoRule,
+    };
+    tc_action(conclude(&ctx, &mut frame, Link::Ethernet, reason))
 }
 
 #[classifier]

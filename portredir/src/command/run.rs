@@ -156,7 +156,7 @@ impl View<'_> {
                         log::warn!("{}", chain(&error));
                     }
                 }
-                _ = rescan.tick(), if controller.searches_listeners() => {
+                _ = rescan.tick(), if controller.needs_listeners() => {
                     if let Err(error) = controller.register(&mut event::print) {
                         log::warn!("{}", chain(&error));
                     }

@@ -7,7 +7,6 @@ use super::Controller;
 use super::error::ControllerError;
 use super::event::{Event, OnEvent};
 use super::reconcile::on_masks;
-use crate::config::engine::EngineChoice;
 use crate::config::settings::Settings;
 use crate::host::snapshot::Snapshot;
 use crate::loader::Unregistered;
@@ -108,18 +107,10 @@ impl Controller {
         Ok(())
     }
 
-    /// Whether the socket lookup is attached, so that servers have to be registered.
+    /// Whether engine `socket` is attached, so that servers have to be registered.
     #[must_use]
     pub const fn needs_listeners(&self) -> bool {
         self.datapath.needs_listeners()
-    }
-
-    /// Whether the list of servers has to be read again and again, for those that do not
-    /// register by themselves.
-    #[must_use]
-    pub fn searches_listeners(&self) -> bool {
-        // Beside the hooks of local clients the servers of the cgroup are enough.
-        self.needs_listeners() && self.state.settings.engine == EngineChoice::Socket
     }
 
     /// Registers listening servers that are not registered yet.
@@ -133,9 +124,7 @@ impl Controller {
         for Unregistered { port, errno } in self.datapath.register(&self.table, &listening)? {
             let error = io::Error::from_raw_os_error(errno);
             let line = format!("{port} {error}");
-            // Beside the hooks of local clients these servers are served by the hooks.
-            let is_needed = self.state.settings.engine == EngineChoice::Socket;
-            if is_needed && !self.told_servers.contains(&line) {
+            if !self.told_servers.contains(&line) {
                 on_event(Event::Unregistered { port, error });
             }
             told.insert(line);

@@ -107,7 +107,7 @@ pub async fn watch(
                 step(&mut controller, on_event).await;
             }
             () = controller.host_changed() => step(&mut controller, on_event).await,
-            _ = rescan.tick(), if controller.searches_listeners() => {
+            _ = rescan.tick(), if controller.needs_listeners() => {
                 if let Err(error) = controller.register(on_event) {
                     log::warn!("{}", chain(&error));
                 }

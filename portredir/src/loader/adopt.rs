@@ -48,17 +48,18 @@ impl Datapath {
         let mut hooks: Vec<_> = mode.programs.iter().map(hook).collect();
         let attached = match engine {
             Engine::Lookup => {
-                self.adopt_lookup(hooks, mode.clone());
+                if let Some(link) = hooks.pop() {
+                    let register = hooks.pop();
+                    let mode = mode.clone();
+                    self.lookup = Some(Lookup {
+                        link,
+                        register,
+                        mode,
+                    });
+                }
                 Attached::Lookup
             }
             Engine::Cgroup => {
-                let is_client = |(_, name): &(Place, String)| program::CLIENT.contains(&&**name);
-                let beside = mode.programs.iter().take_while(|it| !is_client(it)).count();
-                let lookup = Mode {
-                    name: "sk_lookup".to_owned(),
-                    programs: mode.programs[..beside].to_vec(),
-                };
-                self.adopt_lookup(hooks.drain(..beside).collect(), lookup);
                 hooks.reverse();
                 Attached::Clients(hooks)
             }
@@ -82,18 +83,6 @@ impl Datapath {
             }
         };
         self.attached.insert(index, attached);
-    }
-
-    /// Adopts a socket lookup, if there is one among the hooks.
-    fn adopt_lookup(&mut self, mut hooks: Vec<Hook>, mode: Mode) {
-        if let Some(link) = hooks.pop() {
-            let register = hooks.pop();
-            self.lookup = Some(Lookup {
-                link,
-                register,
-                mode,
-            });
-        }
     }
 
     /// Replaces the programs that another process has left active on an interface with
@@ -161,13 +150,14 @@ impl Datapath {
         let Some(pins) = &self.pins else {
             return;
         };
-        let lookup = match self.lookup {
-            Some(_) => Vec::new(),
-            None => [pin::REGISTER, pin::LOOKUP].map(str::to_owned).to_vec(),
-        };
         let names = match engine {
-            Engine::Cgroup => [lookup, program::CLIENT.map(str::to_owned).to_vec()].concat(),
-            Engine::Lookup => lookup,
+            Engine::Cgroup => {
+                let assign = pin::device(index, TcAttachType::Ingress);
+                let clients = program::CLIENT.map(str::to_owned);
+                clients.into_iter().chain([assign]).collect()
+            }
+            Engine::Lookup if self.lookup.is_some() => Vec::new(),
+            Engine::Lookup => [pin::REGISTER, pin::LOOKUP].map(str::to_owned).to_vec(),
             _ => {
                 let watch = self.watch.is_none().then(|| pin::ACCEPT.to_owned());
                 let directions = [TcAttachType::Egress, TcAttachType::Ingress];
@@ -182,19 +172,11 @@ impl Datapath {
         }
     }
 
-    /// Takes the connections of an interface from the listeners, and detaches the socket
-    /// lookup after the last one.
-    pub(super) fn leave_scope(&mut self, index: u32) {
+    /// Takes the connections of an interface from the listeners.
+    fn leave_scope(&mut self, index: u32) {
         // The entry does not exist when the interface was not recorded.
         let _ = BpfHashMap::<_, u32, u8>::try_from(self.map_mut("SCOPE"))
             .and_then(|mut scope| scope.remove(&index));
-        let uses_lookup =
-            |attached: &Attached| matches!(attached, Attached::Lookup | Attached::Clients(_));
-        if !self.attached.values().any(uses_lookup)
-            && let Some(lookup) = self.lookup.take()
-        {
-            lookup.detach();
-        }
     }
 
     /// Detaches from an interface.
@@ -202,10 +184,18 @@ impl Datapath {
         match self.attached.remove(&index) {
             None => {}
             Some(Attached::Clients(hooks)) => {
-                hooks.into_iter().for_each(|hook| hook.detach(name));
                 self.leave_scope(index);
+                hooks.into_iter().for_each(|hook| hook.detach(name));
             }
-            Some(Attached::Lookup) => self.leave_scope(index),
+            Some(Attached::Lookup) => {
+                self.leave_scope(index);
+                let is_lookup = |attached: &Attached| matches!(attached, Attached::Lookup);
+                if !self.attached.values().any(is_lookup)
+                    && let Some(lookup) = self.lookup.take()
+                {
+                    lookup.detach();
+                }
+            }
             Some(Attached::Wire { ingress, egress }) => {
                 // Ingress goes first: a packet must not be rewritten once its reply no
                 // longer is.

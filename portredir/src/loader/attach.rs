@@ -26,7 +26,7 @@ impl Datapath {
     pub fn attach(&mut self, planned: &Planned) -> Result<Mode, DatapathError> {
         let (attached, mode) = match planned.engine {
             Engine::Lookup => self.attach_lookup(planned.interface.index)?,
-            Engine::Cgroup => self.attach_clients(planned.interface.index)?,
+            Engine::Cgroup => self.attach_clients(&planned.interface)?,
             _ => self.attach_wire(planned)?,
         };
         self.attached.insert(planned.interface.index, attached);

@@ -77,7 +77,8 @@ pub(super) enum Attached {
     /// A share of the socket lookup, which gives connections to listeners:
     /// [`Datapath::lookup`].
     Lookup,
-    /// The cgroup hooks for local clients. Hooks that redirect are detached first.
+    /// The cgroup hooks for local clients, and the one on `lo` beside them. Hooks that
+    /// redirect are detached first.
     Clients(Vec<Hook>),
 }
 

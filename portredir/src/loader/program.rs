@@ -9,6 +9,8 @@ pub const LOOKUP: &str = "portredir_look";
 pub const LOOKUP_EVERYWHERE: &str = "portredir_lkall";
 pub const REGISTER: &str = "portredir_reg";
 pub const ACCEPT: &str = "portredir_acc";
+/// Gives SYNs on `lo` to the listener on the target.
+pub const ASSIGN: &str = "portredir_lo";
 pub const SCAN: &str = "portredir_scan";
 /// The programs for local clients.
 pub const CLIENT: [&str; 8] = [
@@ -26,7 +28,14 @@ pub const CLIENT: [&str; 8] = [
 
 /// The name as a constant, if a program has this name.
 pub fn known(name: &str) -> Option<&'static str> {
-    let others = [XDP_FRAGS, LOOKUP, LOOKUP_EVERYWHERE, REGISTER, ACCEPT];
+    let others = [
+        XDP_FRAGS,
+        LOOKUP,
+        LOOKUP_EVERYWHERE,
+        REGISTER,
+        ACCEPT,
+        ASSIGN,
+    ];
     let by_link = [Link::Ethernet, Link::Ip].map(|link| [xdp(link), ingress(link), egress(link)]);
     let all = others.iter().chain(&CLIENT).chain(by_link.as_flattened());
     all.copied().find(|known| *known == name)

@@ -6,14 +6,14 @@ use portredir_common::datapath::connect::{
     NamedPeer, PeerCall, original_peer_port, redirect_connect,
 };
 use portredir_common::flow::FlowKey;
-use portredir_common::kernel::{Client, Listeners};
-use portredir_common::map::sockets::{ConnectedPeers, ListenerKey, Scope};
+use portredir_common::kernel::{Client, Socket};
+use portredir_common::map::sockets::ConnectedPeers;
 use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
 use crate::packet::builder::{SERVER4, SERVER6};
 use crate::packet::mock::Mock;
-use crate::packet::{CHAINED, RULES, TWO_TO_ONE, addr};
+use crate::packet::{CHAINED, RULES, TWO_TO_ONE, addr, key};
 use crate::sequence::mock;
 
 pub const V4: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -38,13 +38,12 @@ pub struct Local {
     is_in_netns: bool,
     bound_to: Addr,
     own_port: u16,
+    is_syn_assigned: bool,
     /// Flows that connected UDP sockets of this host get.
     connected: Vec<FlowKey>,
     peer_port: Option<Port>,
     has_memory: bool,
     peers: Option<ConnectedPeers>,
-    scope: Option<Scope>,
-    listeners: Vec<ListenerKey>,
 }
 
 impl Local {
@@ -53,12 +52,11 @@ impl Local {
             is_in_netns: true,
             bound_to: Addr::V4_ANY,
             own_port: 0,
+            is_syn_assigned: false,
             connected: Vec::new(),
             peer_port: None,
             has_memory: true,
             peers: None,
-            scope: None,
-            listeners: Vec::new(),
         }
     }
 
@@ -107,6 +105,10 @@ impl Client for Local {
         Port::new(self.own_port)
     }
 
+    fn is_syn_assigned(&self) -> bool {
+        self.is_syn_assigned
+    }
+
     fn is_connected_udp(&self, key: &FlowKey) -> bool {
         self.connected.contains(key)
     }
@@ -121,20 +123,6 @@ impl Client for Local {
 
     fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers> {
         self.has_memory.then(|| self.peers.get_or_insert_default())
-    }
-}
-
-impl Listeners for Local {
-    fn scope(&self) -> Option<Scope> {
-        self.scope
-    }
-
-    fn is_loopback_allowed(&self) -> bool {
-        false
-    }
-
-    fn assign(&self, key: &ListenerKey) -> bool {
-        self.listeners.contains(key)
     }
 }
 
@@ -382,50 +370,46 @@ fn at_the_end_known_peers_go_on() {
 }
 
 /// One source port may be used to two ports with one target: such a connection is not
-/// pointed there if a listener gets it without that.
+/// pointed there if the listener gets it without that.
 #[test]
-fn a_bound_client_is_left_to_a_registered_listener() {
-    let at_target = ListenerKey {
-        addr: at(Ipv4Addr::UNSPECIFIED),
-        port: Port::new(8080),
-        slot: 3,
-        pad: 0,
-    };
+fn a_bound_client_is_left_to_the_listener() {
     let bound = || Local {
         own_port: 5550,
-        scope: Some(Scope::BesideClients),
-        listeners: vec![at_target],
+        is_syn_assigned: true,
         ..Local::new()
     };
-    let connect = |rules, mut client: Local, protocol| {
-        let mock = mock(rules);
-        let port = client.dial(&mock, protocol, (at(V4), 80), PeerCall::Connect);
-        (port, hits(&mock).len())
+    let connect = |mock: &Mock, mut client: Local, (protocol, port)| {
+        client.dial(mock, protocol, (at(V4), port), PeerCall::Connect)
     };
-    let left = (Err(Reason::NoRule), 0);
-    assert_eq!(connect(RULES, bound(), Protocol::Tcp), left);
-    let pointed = (Ok(8080), 1);
-    assert_eq!(connect(RULES, bound(), Protocol::Udp), pointed);
+    let to_80 = (Protocol::Tcp, 80);
+    let at_8080 = mock(RULES);
+    assert_eq!(connect(&at_8080, bound(), to_80), Err(Reason::NoRule));
+    assert_eq!(hits(&at_8080), []);
+    assert_eq!(connect(&at_8080, bound(), (Protocol::Udp, 80)), Ok(8080));
     for client in [
         Local {
             own_port: 0,
             ..bound()
         },
         Local {
-            scope: None,
-            ..bound()
-        },
-        Local {
-            listeners: Vec::new(),
+            is_syn_assigned: false,
             ..bound()
         },
     ] {
-        assert_eq!(connect(RULES, client, Protocol::Tcp), pointed);
+        assert_eq!(connect(&at_8080, client, to_80), Ok(8080));
     }
+    // Nobody listens: the client is refused where it is pointed at.
+    let unserved = Mock {
+        is_unserved: true,
+        ..mock(RULES)
+    };
+    assert_eq!(connect(&unserved, bound(), to_80), Ok(8080));
+    // What an earlier connection has left at port 80 would get the SYN.
+    let mut used = mock(RULES);
+    let earlier = key(Protocol::Tcp, (V4.into(), 5550), (V4.into(), 80));
+    used.sockets.insert(earlier, Socket::TimeWait);
+    assert_eq!(connect(&used, bound(), to_80), Ok(8080));
     // A port that is a target as well gets connections that were pointed there.
-    let mut client = bound();
-    client.listeners[0].port = Port::new(9090);
-    let mock = mock(CHAINED);
-    let port = client.dial(&mock, Protocol::Tcp, (at(V4), 8080), PeerCall::Connect);
-    assert_eq!(port, Ok(9090));
+    let to_8080 = (Protocol::Tcp, 8080);
+    assert_eq!(connect(&mock(CHAINED), bound(), to_8080), Ok(9090));
 }

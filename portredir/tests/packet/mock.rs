@@ -12,15 +12,15 @@ use std::sync::atomic::AtomicU64;
 use portredir_common::datapath::{egress, fast, flow_lookup, ingress, subprog};
 use portredir_common::flow::{Admitted, Flow, FlowKey, FlowTable, Original};
 use portredir_common::kernel::{
-    self, Admission, Cached, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow, Route, Socket,
-    SocketCache, Subprograms,
+    self, Admission, Assign, Cached, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow, Route,
+    Socket, SocketCache, Subprograms,
 };
 use portredir_common::map::bucket::Bucket;
 use portredir_common::map::entry::{Connection, Entry};
 use portredir_common::map::hash::{Hash, Seed};
 use portredir_common::map::local;
 use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
-use portredir_common::map::sockets::{ListenerKey, Scope};
+use portredir_common::map::sockets::ListenerKey;
 use portredir_common::net::{Addr, Flags, Port, Protocol};
 use portredir_common::verdict::Reason;
 use portredir_common::wire::frame::Link;
@@ -63,8 +63,10 @@ pub struct Mock {
     pub listeners: Vec<ListenerKey>,
     /// The servers that were asked for.
     pub asked: RefCell<Vec<ListenerKey>>,
+    /// The flows that a listener was looked for.
+    pub assigned: RefCell<Vec<FlowKey>>,
     /// Whether [`Self::listeners`] get the connections of this interface.
-    pub scope: Option<Scope>,
+    pub is_in_scope: bool,
     /// Whether servers on loopback addresses may serve other hosts.
     pub is_loopback_allowed: Cell<bool>,
 }
@@ -111,7 +113,8 @@ impl Mock {
             hits: RefCell::default(),
             listeners: Vec::new(),
             asked: RefCell::default(),
-            scope: Some(Scope::All),
+            assigned: RefCell::default(),
+            is_in_scope: true,
             is_loopback_allowed: Cell::default(),
         }
     }
@@ -432,8 +435,8 @@ impl Subprograms for Mock {
 }
 
 impl Listeners for Mock {
-    fn scope(&self) -> Option<Scope> {
-        self.scope
+    fn is_in_scope(&self) -> bool {
+        self.is_in_scope
     }
 
     fn is_loopback_allowed(&self) -> bool {
@@ -443,6 +446,13 @@ impl Listeners for Mock {
     fn assign(&self, key: &ListenerKey) -> bool {
         self.asked.borrow_mut().push(*key);
         self.listeners.contains(key)
+    }
+}
+
+impl Assign for Mock {
+    fn assign_listener(&self, key: &FlowKey) -> bool {
+        self.assigned.borrow_mut().push(*key);
+        !self.is_unserved
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portredir_common::datapath::sk_lookup::find_listener;
 use portredir_common::flow::FlowLookup;
 use portredir_common::kernel::Hit;
-use portredir_common::map::sockets::{ListenerKey, Scope};
+use portredir_common::map::sockets::ListenerKey;
 use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
@@ -185,28 +185,6 @@ fn loopback_is_dialled_on_lo_alone() {
     );
 }
 
-/// Beside the hooks of local clients a connection to a target port is one that these have
-/// pointed there: rules do not chain.
-#[test]
-fn beside_clients_a_target_is_nobodys_destination_port() {
-    let servers = [8080, 9090].map(|port| listener(addr(SERVER4), port, 0));
-    let beside = |mock: Mock| Mock {
-        scope: Some(Scope::BesideClients),
-        listeners: servers.to_vec(),
-        ..mock
-    };
-    for (mock, port, reason) in [
-        (mock(RULES), 80, Reason::Redirected),
-        (mock(RULES), 8080, Reason::NoRule),
-        (mock(CHAINED), 80, Reason::Redirected),
-        (mock(CHAINED), 8080, Reason::NoRule),
-        (mock(RULES).draining(), 80, Reason::NoRule),
-    ] {
-        let found = look_up(&beside(mock), SERVER4, port, OnLoopback::Refused);
-        assert_eq!(found, reason, "{port}");
-    }
-}
-
 #[test]
 fn connections_without_a_rule_go_their_way() {
     let everywhere = [SERVER4, SERVER6, [203, 0, 113, 9].into()];
@@ -217,7 +195,7 @@ fn connections_without_a_rule_go_their_way() {
         ..mock
     };
     let out_of_scope = Mock {
-        scope: None,
+        is_in_scope: false,
         ..mock(RULES)
     };
     for (mock, dst, port, reason) in [

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use aya::programs::links::{CgroupAttachMode, FdLink};
 use aya::programs::{CgroupSockAddr, SockOps};
-use portredir_common::map::sockets::Scope;
 
+use crate::host::snapshot::Interface;
 use crate::loader::error::{DatapathError, chain, hook_error, link_error};
 use crate::loader::link::{Attached, Hook, Link, Watch, pin};
 use crate::loader::{Datapath, program};
-use crate::state::attachment::{Mode, Place};
+use crate::state::attachment::Mode;
 
 /// A link takes no flag; it always runs beside the programs of others.
 const LINK_MODE: CgroupAttachMode = CgroupAttachMode::Single;
@@ -18,12 +18,11 @@ const LINK_MODE: CgroupAttachMode = CgroupAttachMode::Single;
 impl Datapath {
     pub(super) fn attach_clients(
         &mut self,
-        ifindex: u32,
+        interface: &Interface,
     ) -> Result<(Attached, Mode), DatapathError> {
         let path = self.options.cgroup.clone().ok_or(DatapathError::NoCgroup)?;
         let to = path.display().to_string();
         let mut mode = Mode::named("cgroup");
-        mode.programs = self.attach_beside_clients(ifindex);
         let mut hooks = Vec::new();
         for name in program::CLIENT {
             let cgroup = open(&to)?;
@@ -38,31 +37,36 @@ impl Datapath {
                 Ok(hook) => hooks.push(hook),
                 Err(error) => {
                     hooks.into_iter().rev().for_each(|hook| hook.detach(""));
-                    self.leave_scope(ifindex);
                     return Err(error);
                 }
             }
+        }
+        // The hook on `lo` serves all processes, so there is none beside those of a part.
+        if !self.options.is_cgroup_named
+            && let Some((hook, assign)) = self.attach_beside_clients(interface)
+        {
+            hooks.push(hook);
+            mode.programs.extend(assign.programs);
         }
         // What asks goes before what answers.
         hooks.reverse();
         Ok((Attached::Clients(hooks), mode))
     }
 
-    /// Lets the listeners have the local connections that the hooks of clients do not
-    /// redirect: those of raw sockets, and of sockets that are bound to a port.
-    ///
-    /// A socket lookup serves all processes, so there is none beside a part of them.
-    fn attach_beside_clients(&mut self, ifindex: u32) -> Vec<(Place, String)> {
-        if self.options.is_cgroup_named {
-            return Vec::new();
+    /// Lets listeners on targets have the local connections that the hooks of clients do
+    /// not redirect: those of raw sockets, and of sockets that are bound to a port.
+    fn attach_beside_clients(&mut self, interface: &Interface) -> Option<(Hook, Mode)> {
+        let refused = |error| log::debug!("raw sockets are not redirected: {}", chain(&error));
+        let (hook, mode) = self.attach_assign(interface).unwrap_or_else(|error| {
+            refused(error);
+            None
+        })?;
+        if let Err(error) = self.enter_scope(interface.index) {
+            refused(error);
+            hook.detach(&interface.name);
+            return None;
         }
-        match self.enter_scope(ifindex, Scope::BesideClients) {
-            Ok(mode) => mode.programs,
-            Err(error) => {
-                log::debug!("no socket lookup for local clients: {}", chain(&error));
-                Vec::new()
-            }
-        }
+        Some((hook, mode))
     }
 
     /// Without it connections are known by their packets alone.

@@ -2,7 +2,6 @@
 
 use aya::maps::HashMap as BpfHashMap;
 use aya::programs::SkLookup;
-use portredir_common::map::sockets::Scope;
 
 use super::cgroup::open;
 use crate::loader::error::{DatapathError, chain, hook_error, map_error};
@@ -16,31 +15,23 @@ impl Datapath {
         &mut self,
         ifindex: u32,
     ) -> Result<(Attached, Mode), DatapathError> {
-        let mode = self.enter_scope(ifindex, Scope::All)?;
-        Ok((Attached::Lookup, mode))
+        if self.lookup.is_none() {
+            self.lookup = Some(self.load_lookup()?);
+        }
+        let mode = self.lookup.as_ref().map(|lookup| lookup.mode.clone());
+        self.enter_scope(ifindex)?;
+        Ok((Attached::Lookup, mode.unwrap_or_default()))
     }
 
-    /// Lets the listeners have connections of an interface, and attaches the socket lookup
-    /// if that has not been done yet.
-    pub(super) fn enter_scope(
-        &mut self,
-        ifindex: u32,
-        scope: Scope,
-    ) -> Result<Mode, DatapathError> {
-        let lookup = match self.lookup.take() {
-            Some(lookup) => lookup,
-            None => self.load_lookup(scope)?,
-        };
-        let mode = lookup.mode.clone();
-        self.lookup = Some(lookup);
+    /// Lets listeners have the connections of an interface.
+    pub(super) fn enter_scope(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         let name = "SCOPE";
         BpfHashMap::<_, u32, u8>::try_from(self.map_mut(name))
-            .and_then(|mut map| map.insert(ifindex, scope as u8, 0))
-            .map_err(map_error(name))?;
-        Ok(mode)
+            .and_then(|mut scope| scope.insert(ifindex, 1, 0))
+            .map_err(map_error(name))
     }
 
-    fn load_lookup(&mut self, scope: Scope) -> Result<Lookup, DatapathError> {
+    pub(super) fn load_lookup(&mut self) -> Result<Lookup, DatapathError> {
         let mut mode = Mode::named("sk_lookup");
         // Servers register before the first connection looks for them.
         let register = match self.options.cgroup.clone() {
@@ -53,7 +44,7 @@ impl Datapath {
         let name = match self.program::<SkLookup>(program::LOOKUP) {
             Ok(_) => program::LOOKUP,
             Err(DatapathError::Program { source, .. }) => {
-                if !self.options.is_everywhere || scope == Scope::BesideClients {
+                if !self.options.is_everywhere {
                     return Err(DatapathError::NoIfindex(source));
                 }
                 log::debug!("{}", chain(&source));

@@ -25,16 +25,10 @@ pub(super) enum Way {
 struct Spot<'a> {
     interface: &'a Interface,
     direction: TcAttachType,
+    program: &'static str,
 }
 
 impl Spot<'_> {
-    fn program(self) -> &'static str {
-        match self.direction {
-            TcAttachType::Ingress => program::ingress(self.interface.link),
-            _ => program::egress(self.interface.link),
-        }
-    }
-
     fn is_ingress(self) -> bool {
         self.direction == TcAttachType::Ingress
     }
@@ -59,6 +53,10 @@ impl Datapath {
         let spot = Spot {
             interface,
             direction,
+            program: match direction {
+                TcAttachType::Ingress => program::ingress(interface.link),
+                _ => program::egress(interface.link),
+            },
         };
         if way == Way::TcxOrClsact
             && let Some(attached) = self.attach_tcx(spot)?
@@ -69,12 +67,25 @@ impl Datapath {
         self.attach_filter(spot)
     }
 
+    /// Attaches the program that gives SYNs to listeners, for `lo`; `None` where the kernel
+    /// has no TCX.
+    pub(super) fn attach_assign(
+        &mut self,
+        interface: &Interface,
+    ) -> Result<Option<(Hook, Mode)>, DatapathError> {
+        self.attach_tcx(Spot {
+            interface,
+            direction: TcAttachType::Ingress,
+            program: program::ASSIGN,
+        })
+    }
+
     /// Attaches by TCX; `None` where the kernel has none, which is before 6.6.
     fn attach_tcx(&mut self, spot: Spot<'_>) -> Result<Option<(Hook, Mode)>, DatapathError> {
         // First in both directions: a program before us that ends the chain would
         // leave packets half redirected.
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let name = spot.program();
+        let name = spot.program;
         let program: &mut SchedClassifier = self.program(name)?;
         let id = match program.attach_with_options(&spot.interface.name, spot.direction, options) {
             Ok(id) => id,
@@ -97,7 +108,7 @@ impl Datapath {
 
     /// Attaches a clsact filter.
     fn attach_filter(&mut self, spot: Spot<'_>) -> Result<(Hook, Mode), DatapathError> {
-        let name = spot.program();
+        let name = spot.program;
         let is_pinned = self.pins.is_some();
         let program: &mut SchedClassifier = self.program(name)?;
         let interface = &spot.interface.name;
