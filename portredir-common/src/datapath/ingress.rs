@@ -4,7 +4,6 @@ use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::rule_match::{choose, plain_route};
 use crate::datapath::{icmp, is_local_dst, not_local};
 use crate::kernel::{Admission, Hit, Subprograms, Tables};
-use crate::map::rules::PortEntry;
 use crate::verdict::Reason;
 use crate::wire::frame::{Frame, Link};
 use crate::wire::headers::{End, Packet, flags};
