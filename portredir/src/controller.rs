@@ -189,7 +189,7 @@ impl Controller {
             snapshot,
             features: self.features.clone(),
             attached: attached
-                .map(|(&index, attachment)| (index, attachment.selected))
+                .map(|(&index, attachment)| (index, attachment.for_plan()))
                 .collect(),
         }
     }

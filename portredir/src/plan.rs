@@ -6,6 +6,7 @@ mod dead;
 mod engine;
 mod firewall;
 pub mod lockout;
+mod replies;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -30,8 +31,9 @@ use crate::host::snapshot::{Interface, Snapshot};
 pub struct Planned {
     /// The interface.
     pub interface: Interface,
-    /// The way the interface was selected, an input of the next plan.
-    pub selected: SelectedBy,
+    /// The way the interface was selected, an input of the next plan; `None` where nobody
+    /// selected it, and replies may leave there.
+    pub selected: Option<SelectedBy>,
     /// The engine that redirects its connections.
     pub engine: Engine,
     /// Whether another interface handles incoming packets, and only some outgoing packets
@@ -69,6 +71,15 @@ impl Planned {
             ..self.clone()
         }
     }
+}
+
+/// An interface that has programs of ours before the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The way the interface was selected.
+    pub selected: SelectedBy,
+    /// Whether it has programs for outgoing packets alone.
+    pub is_egress_only: bool,
 }
 
 /// An interface that was considered and gets no programs.
@@ -114,14 +125,22 @@ impl Plan {
     pub fn check(&self) -> Result<(), Refused> {
         self.refuse.first().cloned().map_or(Ok(()), Err)
     }
+
+    /// The interfaces to attach to, in this order: a packet must not be redirected before
+    /// its reply would be restored, on whichever interface.
+    pub fn in_order(&self) -> impl Iterator<Item = &Planned> {
+        let egress_only = self.attach.values().filter(|it| it.is_egress_only);
+        let others = self.attach.values().filter(|it| !it.is_egress_only);
+        egress_only.chain(others)
+    }
 }
 
 impl Snapshot {
     /// Plans the programs for all interfaces.
     ///
-    /// `attached` has the interfaces with attached programs, and how they were selected:
-    /// the XDP and TCX programs there are ours, and an interface that was selected by its
-    /// exact name is kept under another name.
+    /// `attached` has the interfaces with attached programs: the XDP and TCX programs there
+    /// are ours, and an interface that was selected by its exact name is kept under another
+    /// name.
     ///
     /// Impossible requests are in [`Plan::refuse`].
     #[must_use]
@@ -129,7 +148,7 @@ impl Snapshot {
         &self,
         settings: &Settings,
         features: &Features,
-        attached: &BTreeMap<u32, SelectedBy>,
+        attached: &BTreeMap<u32, Attached>,
         programs: &dyn Programs,
     ) -> Plan {
         let mut plan = Plan {
@@ -150,7 +169,8 @@ impl Snapshot {
             let interface = &self.interfaces[&index];
             if let Some(why) = coverage.reason(interface) {
                 if interface.has_own_egress() && coverage.is_handled_below(interface) {
-                    let planned = interface.egress_only(by, settings.engine, features, &why);
+                    let why = format!("replies only; {why}");
+                    let planned = interface.egress_only(Some(by), request, why);
                     plan.attach.insert(index, planned);
                 } else {
                     plan.skip.push(Skipped {
@@ -160,11 +180,10 @@ impl Snapshot {
                 }
                 continue;
             }
-            let is_ours = attached.contains_key(&index);
             match self.choose(interface, request) {
                 Ok(mut chosen) => {
                     let is_on_device = !matches!(chosen.engine, Engine::Lookup | Engine::Cgroup);
-                    if is_on_device && !is_ours {
+                    if is_on_device && !request.is_ours(interface) {
                         chosen.notes.extend(others(programs.tcx(&interface.name)));
                     }
                     let planned = interface.planned(by, chosen, features);
@@ -173,6 +192,7 @@ impl Snapshot {
                 Err(refused) => plan.refuse.push(refused),
             }
         }
+        self.add_exits(&mut plan, coverage, settings, request);
         plan.absent = self.absent(settings);
         plan.notes = self.notes(settings, features, &plan);
         plan.notes.extend(self.dead_rules(&settings.rules, &plan));
@@ -184,7 +204,7 @@ impl Snapshot {
     fn select(
         &self,
         settings: &Settings,
-        attached: &BTreeMap<u32, SelectedBy>,
+        attached: &BTreeMap<u32, Attached>,
         skip: &mut Vec<Skipped>,
     ) -> BTreeMap<u32, SelectedBy> {
         let mut selected = BTreeMap::new();
@@ -194,8 +214,9 @@ impl Snapshot {
                 skip.push(interface.skipped(format!("excluded by !{glob}")));
                 continue;
             }
-            let is_attached = attached.contains_key(&interface.index);
-            let by = match attached.get(&interface.index) {
+            let attached = attached.get(&interface.index);
+            let is_attached = attached.is_some();
+            let by = match attached.map(|attached| attached.selected) {
                 Some(SelectedBy::Name) => Some(SelectedBy::Name),
                 Some(SelectedBy::Pattern) | None => settings.iface.selects(name),
             };
@@ -248,7 +269,7 @@ impl Interface {
     fn planned(&self, selected: SelectedBy, chosen: Chosen, features: &Features) -> Planned {
         Planned {
             interface: self.clone(),
-            selected,
+            selected: Some(selected),
             engine: chosen.engine,
             is_egress_only: false,
             hook: chosen.engine.hook(features.tcx),
@@ -260,12 +281,11 @@ impl Interface {
 
     fn egress_only(
         &self,
-        selected: SelectedBy,
-        choice: EngineChoice,
-        features: &Features,
-        why: &str,
+        selected: Option<SelectedBy>,
+        request: EngineRequest<'_>,
+        why: String,
     ) -> Planned {
-        let engine = match choice {
+        let engine = match request.choice {
             EngineChoice::TcClsact => Engine::TcClsact,
             _ => Engine::Tc,
         };
@@ -274,8 +294,8 @@ impl Interface {
             selected,
             engine,
             is_egress_only: true,
-            hook: engine.hook(features.tcx),
-            why: format!("replies only; {why}"),
+            hook: engine.hook(request.features.tcx),
+            why,
             rejected: Vec::new(),
             notes: Vec::new(),
         }

@@ -121,6 +121,9 @@ options! {
     /// Commas separate them. `eth0,wg*` selects eth0 and every interface whose name begins with wg, also one
     /// that appears later. `!docker0` selects every interface except docker0. An
     /// exclusion takes precedence over a name. A named interface may appear later.
+    ///
+    /// Only what comes in on these interfaces is redirected. A reply is restored on whichever
+    /// interface it leaves, except on one that is excluded.
     #[arg(short, long, value_name = "NAME,…", env = "PORTREDIR_IFACE", hide_env = true)]
     iface: Selection = Selection::all(), attach;
 

@@ -5,6 +5,7 @@ use super::Controller;
 use super::error::ControllerError;
 use super::event::{DetachReason, Event, OnEvent};
 use crate::config::engine::{Engine, EngineChoice};
+use crate::config::selection::SelectedBy;
 use crate::host::netlink::Netlink;
 use crate::host::snapshot::Snapshot;
 use crate::loader::{Datapath, chain};
@@ -48,7 +49,8 @@ impl Controller {
         self.sweep_others(snapshot, plan).await;
         let choice = plan.choice;
         let mut attached = Vec::new();
-        for (&index, planned) in &plan.attach {
+        for planned in plan.in_order() {
+            let index = planned.interface.index;
             if self.is_attached_as(planned) {
                 continue;
             }
@@ -59,6 +61,12 @@ impl Controller {
                     if let Some(instead) = instead {
                         on_event(Event::Attached(Box::new(instead)));
                     }
+                }
+                // Nobody asked for this interface, which may also be gone by now.
+                Err(error) if planned.selected.is_none() => {
+                    let error = chain(&error);
+                    self.told_failures.insert(error.clone());
+                    on_event(Event::AttachFailed(error));
                 }
                 Err(error) => {
                     for index in attached {
@@ -149,7 +157,7 @@ impl Controller {
                 mode: String::new(),
                 why: planned.why.clone(),
             },
-            selected: planned.selected,
+            selected: planned.selected.unwrap_or(SelectedBy::Pattern),
             engine: planned.engine,
             is_egress_only: planned.is_egress_only,
             mode: Mode::default(),
@@ -222,7 +230,9 @@ impl Controller {
 
     /// Detaches from every interface.
     pub(super) async fn detach_all(&mut self, on_event: OnEvent<'_>) {
-        let attached: Vec<_> = self.attachments.keys().copied().collect();
+        let mut attached: Vec<_> = self.attachments.keys().copied().collect();
+        // Replies are restored for as long as packets are redirected anywhere.
+        attached.sort_by_key(|index| self.attachments[index].is_egress_only);
         for index in attached {
             self.detach(index, DetachReason::Stopped, on_event).await;
         }

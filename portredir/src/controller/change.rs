@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use super::error::ChangeError;
 use crate::config::safety::ChangeOptions;
-use crate::config::selection::SelectedBy;
 use crate::config::settings::{Settings, Takes};
 use crate::host::features::{Features, Loaded};
 use crate::host::snapshot::Snapshot;
-use crate::plan::Plan;
 use crate::plan::lockout::{self, LockoutError};
+use crate::plan::{Attached, Plan};
 use crate::rule::Rule;
 use crate::state::{self, Pending, State};
 
@@ -22,8 +21,8 @@ pub struct HostView {
     pub snapshot: Snapshot,
     /// The features of the kernel.
     pub features: Features,
-    /// The interfaces that are attached, by index, and how each was selected.
-    pub attached: BTreeMap<u32, SelectedBy>,
+    /// The interfaces that are attached, by index.
+    pub attached: BTreeMap<u32, Attached>,
 }
 
 impl HostView {

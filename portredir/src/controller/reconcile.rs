@@ -94,10 +94,8 @@ impl Controller {
     ) -> Result<(), ControllerError> {
         let attached: Vec<_> = self.attachments.keys().copied().collect();
         let new: Vec<_> = plan
-            .attach
-            .iter()
-            .filter(|(index, _)| !attached.contains(index))
-            .map(|(_, planned)| planned)
+            .in_order()
+            .filter(|planned| !attached.contains(&planned.interface.index))
             .collect();
         if new.iter().any(|planned| planned.engine == Engine::Lookup) && !self.needs_listeners() {
             self.register(on_event)?;

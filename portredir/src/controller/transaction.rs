@@ -121,7 +121,7 @@ impl Transaction {
             features: Features::read(cgroup),
             attached: attached
                 .filter(|attachment| !attachment.mode.programs.is_empty())
-                .map(|attachment| (attachment.report.ifindex, attachment.selected))
+                .map(|attachment| (attachment.report.ifindex, attachment.for_plan()))
                 .collect(),
         };
         Change::plan(self.state.as_ref(), (action, options), host)

@@ -29,6 +29,9 @@ pub(super) struct Coverage<'a> {
     handled: BTreeMap<u32, u8>,
     /// The masters whose ports are hooked.
     by_ports: BTreeSet<u32>,
+    /// The interfaces whose hooks stand while hooks for replies are added; `None` while the
+    /// hooks of the selected interfaces are worked out.
+    standing: Option<BTreeSet<u32>>,
 }
 
 impl<'a> Coverage<'a> {
@@ -39,20 +42,14 @@ impl<'a> Coverage<'a> {
         settings: &'a Settings,
         selected: BTreeMap<u32, SelectedBy>,
     ) -> Self {
-        let mut ports: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for port in snapshot.interfaces.values() {
-            let is_candidate = port.is_up || selected.contains_key(&port.index);
-            if is_candidate && let Some(master) = snapshot.receiving_master(port) {
-                ports.entry(master.index).or_default().push(port);
-            }
-        }
         let mut coverage = Self {
             snapshot,
             settings,
+            ports: snapshot.ports(&selected),
             selected,
-            ports,
             handled: BTreeMap::new(),
             by_ports: BTreeSet::new(),
+            standing: None,
         };
         if settings.engine != EngineChoice::Socket {
             coverage.select_between();
@@ -60,6 +57,20 @@ impl<'a> Coverage<'a> {
             while coverage.look_up() {}
         }
         coverage
+    }
+
+    /// Adds the hooks by which every packet that leaves crosses one: packets leave on the
+    /// same ways on which they come in. The hooks of `standing` stay where they are, and
+    /// those of `exits` are added where they are needed.
+    pub(super) fn with_exits(mut self, standing: BTreeSet<u32>, exits: &BTreeSet<u32>) -> Self {
+        self.standing = Some(standing);
+        for index in exits {
+            let entry = self.selected.entry(*index);
+            entry.or_insert(SelectedBy::Pattern);
+        }
+        self.ports = self.snapshot.ports(&self.selected);
+        while self.look_up() {}
+        self
     }
 
     /// The interfaces that are selected, and how each was selected.
@@ -72,9 +83,31 @@ impl<'a> Coverage<'a> {
         self.handled.contains_key(&interface.index)
     }
 
+    /// Whether some packets leave through an interface alone, to siblings, though its
+    /// incoming packets are handled below: its own, and those of devices above it that no
+    /// master hands down.
+    pub(super) fn has_exit_to_siblings(&self, interface: &Interface) -> bool {
+        let is_left_to_master = self.taken_by_master(interface).is_some();
+        let is_on_it = |upper: &Interface| {
+            let lower = self.snapshot.lower(upper);
+            let mut carriers = self.snapshot.with_masters(interface.index);
+            let is_above = carriers.any(|it| lower.is_some_and(|lower| lower.index == it.index));
+            is_above && !self.is_standing(upper)
+        };
+        interface.has_own_egress()
+            && self.is_handled_below(interface)
+            && (!is_left_to_master || self.snapshot.interfaces.values().any(is_on_it))
+    }
+
     /// Whether an interface has the hook for the packets that come in there.
     pub(super) fn is_hooked(&self, interface: &Interface) -> bool {
-        self.is_selected(interface) && self.reason(interface).is_none()
+        self.is_standing(interface)
+            || (self.is_selected(interface) && self.reason(interface).is_none())
+    }
+
+    fn is_standing(&self, interface: &Interface) -> bool {
+        let standing = self.standing.as_ref();
+        standing.is_some_and(|standing| standing.contains(&interface.index))
     }
 
     /// The reason why another interface handles the packets of this one.
@@ -101,7 +134,7 @@ impl<'a> Coverage<'a> {
             None
         } else if self.is_selected(master) {
             Some(format!("port of {kind} {name}; {name} is used instead"))
-        } else if self.settings.iface.is_all {
+        } else if self.settings.iface.is_all || self.standing.is_some() {
             Some(format!("port of {kind} {name}; {name} is not selected"))
         } else {
             None
@@ -124,7 +157,7 @@ impl<'a> Coverage<'a> {
         }
         let kind = interface.master_kind();
         let mut ports = self.ports_of(interface);
-        let port = ports.find(|port| self.is_handled_below(port))?;
+        let port = ports.find(|port| self.is_handled_below(port) || self.is_standing(port))?;
         Some(format!(
             "{kind} ports are used: packets of {} are redirected before {} receives them",
             port.name, interface.name
@@ -195,7 +228,9 @@ impl<'a> Coverage<'a> {
         for interface in self.snapshot.interfaces.values() {
             let index = interface.index;
             let is_selected_master = self.is_selected(interface) && interface.is_receiving();
-            if is_selected_master && self.needs_ports(interface) {
+            let mut with_masters = self.snapshot.with_masters(index);
+            let may_give_way = !with_masters.any(|it| self.is_standing(it));
+            if is_selected_master && may_give_way && self.needs_ports(interface) {
                 is_news |= self.by_ports.insert(index);
                 // A user who names a bridge means the packets that come in on its ports.
                 for port in self.ports_of(interface) {
@@ -220,11 +255,12 @@ impl<'a> Coverage<'a> {
     fn needs_ports(&self, master: &Interface) -> bool {
         let is_left = |port: &Interface| self.settings.iface.excludes(&port.name).is_none();
         let mut ports = self.ports_of(master).peekable();
-        if master.is_tracked_bridge {
+        // What leaves was tracked before it came to the bridge.
+        if master.is_tracked_bridge && self.standing.is_none() {
             // Where all ports are excluded, the bridge itself is used.
             return ports.peek().is_none() || ports.any(is_left);
         }
-        ports.any(|port| self.is_handled_below(port))
+        ports.any(|port| self.is_handled_below(port) || self.is_standing(port))
     }
 
     /// The number of VLAN tags that packets of an interface carried when they were handled
@@ -243,7 +279,10 @@ impl<'a> Coverage<'a> {
                 .or(Some(0));
         }
         if self.is_selected(interface) {
-            return None;
+            // A master that cannot give way, and need not where all of its ports are covered.
+            let tags = self.ports_of(interface).map(|port| self.tags_after(port));
+            let tags: Option<Vec<_>> = self.standing.as_ref().and_then(|_| tags.collect());
+            return tags?.into_iter().min();
         }
         self.ports_of(interface)
             .filter_map(|port| self.tags_after(port))
@@ -253,6 +292,9 @@ impl<'a> Coverage<'a> {
     /// The number of tags, as [`Self::tags_below`], once the packets have passed the hook of
     /// the interface itself.
     fn tags_after(&self, interface: &Interface) -> Option<u8> {
+        if self.is_standing(interface) {
+            return Some(0);
+        }
         let below = self.handled.get(&interface.index).copied();
         below.or_else(|| self.is_hooked(interface).then_some(0))
     }
@@ -281,6 +323,18 @@ impl Snapshot {
             return None;
         }
         self.interfaces.get(&interface.lower?)
+    }
+
+    /// The ports of each master that receives their packets: those that are up or selected.
+    fn ports(&self, selected: &BTreeMap<u32, SelectedBy>) -> BTreeMap<u32, Vec<&Interface>> {
+        let mut ports: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for port in self.interfaces.values() {
+            let is_candidate = port.is_up || selected.contains_key(&port.index);
+            if is_candidate && let Some(master) = self.receiving_master(port) {
+                ports.entry(master.index).or_default().push(port);
+            }
+        }
+        ports
     }
 
     fn master(&self, port: &Interface) -> Option<&Interface> {

@@ -7,8 +7,8 @@ use portredir_common::wire::frame::Link;
 use serde::Serialize;
 use thiserror::Error;
 
+use super::Attached;
 use crate::config::engine::{Engine, EngineChoice};
-use crate::config::selection::SelectedBy;
 use crate::host::features::{Features, Programs};
 use crate::host::snapshot::{Interface, Snapshot};
 
@@ -97,9 +97,18 @@ pub(super) struct EngineRequest<'a> {
     pub choice: EngineChoice,
     pub features: &'a Features,
     /// The interfaces with programs of ours.
-    pub attached: &'a BTreeMap<u32, SelectedBy>,
+    pub attached: &'a BTreeMap<u32, Attached>,
     /// The programs of others.
     pub programs: &'a dyn Programs,
+}
+
+impl EngineRequest<'_> {
+    /// Whether an interface has a program of ours for incoming packets, so that an XDP
+    /// program there is ours.
+    pub(super) fn is_ours(self, interface: &Interface) -> bool {
+        let attached = self.attached.get(&interface.index);
+        attached.is_some_and(|attached| !attached.is_egress_only)
+    }
 }
 
 impl Snapshot {
@@ -110,12 +119,9 @@ impl Snapshot {
         request: EngineRequest<'_>,
     ) -> Result<Chosen, Refused> {
         let EngineRequest {
-            choice,
-            features,
-            attached,
-            programs,
+            choice, features, ..
         } = request;
-        let is_ours = attached.contains_key(&interface.index);
+        let is_ours = request.is_ours(interface);
         let asked = |engine| Ok(Chosen::new(engine, "requested with --engine"));
         match choice {
             EngineChoice::Socket => return asked(Engine::Lookup),
@@ -127,7 +133,7 @@ impl Snapshot {
         let taken = if is_ours {
             None
         } else {
-            self.xdp_taken(interface, attached, programs)
+            self.xdp_taken(interface, request)
         };
         let engine = match choice {
             EngineChoice::XdpGeneric => Engine::XdpGeneric,
@@ -166,14 +172,9 @@ impl Snapshot {
     }
 
     /// The reason why no XDP program of ours can be on an interface.
-    fn xdp_taken(
-        &self,
-        interface: &Interface,
-        attached: &BTreeMap<u32, SelectedBy>,
-        programs: &dyn Programs,
-    ) -> Option<String> {
+    fn xdp_taken(&self, interface: &Interface, request: EngineRequest<'_>) -> Option<String> {
         if let Some(id) = interface.xdp {
-            let program = programs.name(id);
+            let program = request.programs.name(id);
             return Some(format!(
                 "XDP program {program} is already attached; portredir never replaces it"
             ));
@@ -182,10 +183,10 @@ impl Snapshot {
         // net/core/dev.c. A program of ours gives way.
         self.interfaces
             .values()
-            .filter(|upper| upper.is_above(interface) && !attached.contains_key(&upper.index))
+            .filter(|upper| upper.is_above(interface) && !request.is_ours(upper))
             .find_map(|upper| Some((upper, upper.xdp?)))
             .map(|(upper, id)| {
-                let (name, program) = (&upper.name, programs.name(id));
+                let (name, program) = (&upper.name, request.programs.name(id));
                 format!(
                     "upper device {name} has XDP program {program}; the kernel allows none \
                          here"

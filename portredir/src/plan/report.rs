@@ -41,6 +41,8 @@ pub struct InterfacePlan<'a> {
     pub engine: Option<&'static str>,
     /// The hook of that engine, where it is possible.
     pub hook: Option<&'static str>,
+    /// Whether only replies are restored there, and nothing that comes in is redirected.
+    pub replies_only: bool,
     /// The reason for this action and engine.
     pub why: &'a str,
     /// The engines that were considered first.
@@ -93,6 +95,7 @@ impl Planned {
             action: Action::Attach,
             engine: Some(self.engine.name()),
             hook: Some(self.hook),
+            replies_only: self.is_egress_only,
             why: &self.why,
             rejected: &self.rejected,
             notes: &self.notes,
@@ -108,6 +111,7 @@ impl Skipped {
             action: Action::Skip,
             engine: None,
             hook: None,
+            replies_only: false,
             why: &self.why,
             rejected: &[],
             notes: &[],
@@ -123,6 +127,7 @@ impl Refused {
             action: Action::Refuse,
             engine: Some(self.engine.name()),
             hook: None,
+            replies_only: false,
             why: &self.why,
             rejected: &[],
             notes: &[],

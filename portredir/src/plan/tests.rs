@@ -1,5 +1,6 @@
 mod dead;
 mod engine;
+mod replies;
 mod stacks;
 
 use clap::Parser as _;
@@ -99,10 +100,16 @@ fn plan(snapshot: &Snapshot, text: &str) -> Plan {
     snapshot.plan(&settings(text), &features(), &BTreeMap::new(), &Others)
 }
 
-/// The plan when these interfaces are attached already.
+/// The plan when these interfaces are attached already, in both directions.
 fn next_plan(snapshot: &Snapshot, text: &str, attached: &[(u32, SelectedBy)]) -> Plan {
-    let attached = attached.iter().copied().collect();
-    snapshot.plan(&settings(text), &features(), &attached, &Others)
+    let attached = attached.iter().map(|&(index, selected)| {
+        let attached = Attached {
+            selected,
+            is_egress_only: false,
+        };
+        (index, attached)
+    });
+    snapshot.plan(&settings(text), &features(), &attached.collect(), &Others)
 }
 
 fn engines(plan: &Plan) -> Vec<(&str, &str, &str)> {
@@ -112,8 +119,23 @@ fn engines(plan: &Plan) -> Vec<(&str, &str, &str)> {
         .collect()
 }
 
+/// The selected interfaces that get programs.
 fn names(plan: &Plan) -> Vec<&str> {
-    engines(plan).into_iter().map(|(name, ..)| name).collect()
+    let planned = plan.attach.values();
+    let selected = planned.filter(|planned| planned.selected.is_some());
+    let names = selected.map(|planned| planned.interface.name.as_str());
+    names.collect()
+}
+
+/// The interfaces that get programs for replies though nobody selected them.
+fn exits(plan: &Plan) -> Vec<&str> {
+    let planned = plan.attach.values();
+    let unselected = planned.filter(|planned| planned.selected.is_none());
+    let names = unselected.map(|planned| {
+        assert!(planned.is_egress_only, "{planned}");
+        planned.interface.name.as_str()
+    });
+    names.collect()
 }
 
 fn skipped(plan: &Plan) -> Vec<(&str, &str)> {
@@ -189,7 +211,7 @@ fn attached_interfaces_are_kept_when_renamed() {
     let renamed = snapshot([interface(2, "lan0")]);
     let by_name = next_plan(&renamed, "--iface eth0", &[(2, SelectedBy::Name)]);
     assert_eq!(names(&by_name), ["lan0"]);
-    assert_eq!(by_name.attach[&2].selected, SelectedBy::Name);
+    assert_eq!(by_name.attach[&2].selected, Some(SelectedBy::Name));
     // A pattern means interfaces by their names.
     let by_glob = next_plan(&renamed, "--iface eth*", &[(2, SelectedBy::Pattern)]);
     assert!(by_glob.attach.is_empty());

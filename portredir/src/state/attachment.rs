@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::engine::Engine;
 use crate::config::selection::SelectedBy;
+use crate::plan::Attached;
 
 /// The attachment of an interface, for reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +26,8 @@ pub struct InterfaceReport {
 pub struct Attachment {
     /// The attachment as reports show it.
     pub report: InterfaceReport,
-    /// The way the interface was selected.
+    /// The way the interface was selected. Where nobody did, and only replies are restored,
+    /// a new name decides anew.
     pub selected: SelectedBy,
     /// The engine that redirects its connections.
     pub engine: Engine,
@@ -40,6 +42,15 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// The attachment as the next plan needs it.
+    #[must_use]
+    pub const fn for_plan(&self) -> Attached {
+        Attached {
+            selected: self.selected,
+            is_egress_only: self.is_egress_only,
+        }
+    }
+
     /// Reads what [`crate::state::store::Store`] has kept; `None` when the text is damaged.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {

@@ -77,7 +77,7 @@ fn rule_that_matches_nothing_is_said_with_the_reason() {
         ),
         (
             ["--iface br0 81:8080", "eth0"],
-            "matches nothing on eth0: --iface does not select it",
+            "matches nothing on eth0: replies only; --iface does not select it",
         ),
         (
             ["81:8080", "eth7"],

@@ -106,8 +106,7 @@ fn ports_of_a_tracked_bridge_are_hooked_instead() {
         ("!br0", vec!["eth0", "br0.7"]),
     ] {
         let plan = plan(&snapshot, &format!("--iface {iface}"));
-        let names: Vec<_> = plan.attach.values().map(|p| &p.interface.name).collect();
-        assert_eq!(names, hooked, "{iface}");
+        assert_eq!(names(&plan), hooked, "{iface}");
     }
 }
 
@@ -228,10 +227,12 @@ impl Stack {
 
     /// Every way of a packet, from the device that receives it to the one that delivers.
     fn ways(&self) -> Vec<Vec<u32>> {
-        let is_bottom = |device: &&Interface| {
-            device.lower.is_none() && !Self::is_kind(device, &["bridge", "bond", "vrf"])
-        };
-        let bottoms = self.0.interfaces.values().filter(is_bottom);
+        self.ways_from(|device| !Self::is_kind(device, &["bridge", "bond", "vrf"]))
+    }
+
+    fn ways_from(&self, is_bottom: impl Fn(&Interface) -> bool) -> Vec<Vec<u32>> {
+        let devices = self.0.interfaces.values();
+        let bottoms = devices.filter(|device| device.lower.is_none() && is_bottom(device));
         let mut open: Vec<_> = bottoms.map(|device| vec![device.index]).collect();
         let mut ways = Vec::new();
         while let Some(way) = open.pop() {
@@ -267,6 +268,40 @@ impl Stack {
         };
         way.iter().enumerate().filter(handles).count()
     }
+
+    /// Every way of a packet that leaves, from the last device to the first: out of the
+    /// stack, also by a master whose ports are about to come, or to a sibling of a macvlan.
+    fn exit_ways(&self) -> Vec<Vec<u32>> {
+        let has_ports = |index| {
+            let mut devices = self.0.interfaces.values();
+            devices.any(|device| device.master == Some(index))
+        };
+        let ways = self.ways_from(|device| {
+            let is_master = Self::is_kind(device, &["bridge", "bond"]);
+            !Self::is_kind(device, &["vrf"]) && !(is_master && has_ports(device.index))
+        });
+        let mut exits = ways.clone();
+        for way in ways {
+            let has_siblings =
+                |index: &u32| Self::is_kind(&self.0.interfaces[index], &["macvlan", "ipvlan"]);
+            let places = (0..way.len()).filter(|place| has_siblings(&way[*place]));
+            exits.extend(places.map(|place| way[place..].to_vec()));
+        }
+        exits
+    }
+
+    /// The devices on a way out whose programs restore a reply.
+    fn restoring(&self, plan: &Plan, way: &[u32]) -> Vec<u32> {
+        let restores = |(place, index): &(usize, &u32)| {
+            plan.attach.contains_key(*index) && self.tags(&way[place + 1..]) <= 3
+        };
+        let crossed = way.iter().enumerate().filter(restores);
+        crossed.map(|(_, index)| *index).collect()
+    }
+
+    fn is_excluded(&self, names: &[String], index: u32) -> bool {
+        names.contains(&format!("!{}", self.0.interfaces[&index].name))
+    }
 }
 
 proptest! {
@@ -281,6 +316,45 @@ proptest! {
             // the bridge.
             if stack.tags(&way) <= 3 {
                 prop_assert_eq!(hooks, 1, "{:?}\n{}{:?}", way, all, stack);
+            }
+        }
+    }
+
+    #[test]
+    fn every_reply_is_restored_whatever_is_selected(
+        steps in vec(step(), 0..14),
+        chosen in vec(any::<u8>(), 1..4),
+        excluded in vec(any::<u8>(), 0..3),
+    ) {
+        let stack = Stack::of(&steps);
+        let name = |number: &u8| &stack.pick(usize::from(*number)).name;
+        let chosen = chosen.iter().map(|number| name(number).clone());
+        let excluded = excluded.iter().map(|number| format!("!{}", name(number)));
+        let names: Vec<_> = chosen.chain(excluded).collect();
+        let exits = stack.exit_ways();
+        for text in ["all", &names.join(",")] {
+            let some = plan(&stack.0, &format!("--iface {text}"));
+            let is_redirecting = some.attach.values().any(|planned| !planned.is_egress_only);
+            let mut crossed = Vec::new();
+            for way in &exits {
+                let is_left_alone = text != "all"
+                    && way.iter().any(|index| stack.is_excluded(&names, *index));
+                let restoring = stack.restoring(&some, way);
+                if is_redirecting && !is_left_alone && stack.tags(way) <= 3 {
+                    prop_assert!(!restoring.is_empty(), "{:?}\n{}{:?}", way, some, stack);
+                }
+                crossed.push(restoring);
+            }
+            // No program is there that no reply needs.
+            for planned in some.attach.values().filter(|planned| planned.selected.is_none()) {
+                let index = planned.interface.index;
+                prop_assert!(text != "all" && is_redirecting && planned.is_egress_only);
+                prop_assert!(!stack.is_excluded(&names, index));
+                // One for siblings may be there for what is above, which leaves by a master.
+                let is_for_siblings =
+                    planned.interface.has_own_egress() && planned.interface.master.is_some();
+                let is_needed = is_for_siblings || crossed.contains(&vec![index]);
+                prop_assert!(is_needed, "{}\n{}{:?}", index, some, stack);
             }
         }
     }
