@@ -4,6 +4,7 @@ pub mod device;
 pub mod link;
 pub mod own_flow;
 pub mod paths;
+pub mod replies;
 pub mod stack;
 pub mod wire;
 
@@ -14,6 +15,7 @@ pub fn add(tests: &mut Tests) {
     link::add(tests);
     own_flow::add(tests);
     paths::add(tests);
+    replies::add(tests);
     device::add(tests);
     stack::add(tests);
 }

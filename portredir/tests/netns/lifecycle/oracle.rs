@@ -42,6 +42,7 @@ pub fn links(namespace: &Namespace) -> Vec<Value> {
 /// port of a bridge that is used itself; what went down keeps them; a macvlan on one that is only for what
 /// goes out. Where connection tracking sees packets at the ports, those are used,
 /// also when only the bridge was asked for; the bridge itself when all are excluded.
+/// The interfaces that were not asked for carry them for replies, which may leave there.
 fn expected(
     namespace: &Namespace,
     selection: Selection,
@@ -88,11 +89,17 @@ fn expected(
         .iter()
         .filter(|link| is_selected(link) && !is_port(link))
         .filter(|link| !is_by_ports(link));
-    used.map(|link| match is_above(link) {
+    let used = used.map(|link| match is_above(link) {
         true => format!("{} egress", name(link)),
         false => name(link).to_owned(),
-    })
-    .collect()
+    });
+    let is_exit = |link: &&Value| {
+        let is_elsewhere = name(link) == "lo" || by_name(&link["master"]).is_some();
+        is_up(link) && !is_selected(link) && !is_elsewhere && !selection.is_all
+    };
+    let exits = links.iter().filter(is_exit);
+    let exits = exits.map(|link| format!("{} egress", name(link)));
+    used.chain(exits).collect()
 }
 
 /// The switches of `br_netfilter`.

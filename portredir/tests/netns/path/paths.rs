@@ -161,7 +161,8 @@ fn measure(engine: &'static str) -> Table {
     let site = Site::new();
     site.raise_bridge();
     // The program recognizes local clients by their cgroup.
-    let mut args = vec!["--engine", engine, "--cgroup", site.cgroup.path()];
+    let mut args = vec!["--iface", "lo,h0,h1,br0,port-*", "--engine", engine];
+    args.extend(["--cgroup", site.cgroup.path()]);
     let rule = "80:8080/both";
     if engine == "socket" {
         site.refuses(2, &[&args[..], &[rule]].concat());

@@ -23,12 +23,13 @@ every path, and records what the client, the server and conntrack saw.
 
 ```
 client 1 ──── interface 1   host   interface 2 ──── client 2
-                           bridge
+client 1 ──── interface 3  bridge
 container A ────────────────┘  └─────────────── container B
 ```
 
 The host's server listens on 8080, and nothing listens on 80. Client 2 and container B have servers of their own on 80,
 which clients must reach as if portredir did not run. All clients and servers are in one cgroup, as on one machine.
+`--iface` selects every interface of the host but interface 3, by which only replies of one path leave.
 
 | cell | meaning |
 |---|---|

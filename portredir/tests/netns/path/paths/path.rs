@@ -50,7 +50,7 @@ const fn br_netfilter(
 
 /// All paths, in the order of the tables.
 #[rustfmt::skip]
-pub const PATHS: [Path; 19] = {
+pub const PATHS: [Path; 20] = {
     use Place::{A, B, Client1, Client2, Host};
     [
         path(Client1, "the host, on interface 1", [Some("10.9.1.1"), Some("fd09:0:0:1::1")], Host),
@@ -71,6 +71,7 @@ pub const PATHS: [Path; 19] = {
         br_netfilter(A, "container B, `br_netfilter` on", [Some("10.9.3.3"), Some("fd09:0:0:3::3")], B),
         path(B, "itself, at `127.0.0.1`, `::1`", [Some("127.0.0.1"), Some("::1")], B),
         path(Client1, "client 2, routed through the host", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
+        path(Client1, "the host's address on `lo`; replies leave by interface 3", [Some("10.9.5.1"), Some("fd09:0:0:5::1")], Host),
         path(Host, "client 2", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
     ]
 };

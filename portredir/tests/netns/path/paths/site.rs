@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   client 1 c0 ---- h0 host h1 ---- c0 client 2
+//!   client 1 c2 ---- h2 host
 //!                      br0
 //!           port-a ----' '---- port-b
 //!   container A a0             b0 container B
@@ -89,6 +90,7 @@ impl Site {
                 "addr flush dev {port}\nlink set {port} master br0"
             ));
         }
+        add_way_back(&lab);
         host.sysctl("ipv4/ip_forward", "1");
         host.sysctl("ipv6/conf/all/forwarding", "1");
         for (at, net) in [(&lab.client, 1), (&client2, 2), (&a, 3), (&b, 3)] {
@@ -182,6 +184,32 @@ impl Site {
         let mut program = self.lab.host.start(&args);
         let status = program.wait();
         assert_eq!(status.code(), Some(code), "{}", args.join(" "));
+    }
+}
+
+/// Client 1 has an address that the host reaches by another link than the one by which it
+/// reaches an address on the host's `lo`.
+fn add_way_back(lab: &Lab) {
+    let (host, client) = (&lab.host, &lab.client);
+    link((host, "h2", (4, 1)), (client, "c2", (4, 2)));
+    for (at, net) in [(host, 5), (client, 6)] {
+        let (v4, v6) = (Family::V4.addr(net, 1), Family::V6.addr(net, 1));
+        at.ip(&format!(
+            "addr add {v4}/32 dev lo\naddr add {v6}/128 dev lo nodad"
+        ));
+    }
+    for family in Family::BOTH {
+        let [on_host, on_client] = [5, 6].map(|net| family.addr(net, 1));
+        let (via_client, via_host) = (family.addr(4, 2), family.addr(1, 1));
+        host.ip(&format!("route add {on_client} via {via_client} dev h2"));
+        client.ip(&format!(
+            "route add {on_host} via {via_host} dev c0 src {on_client}"
+        ));
+    }
+    for (at, names) in [(host, ["all", "h0"]), (client, ["all", "c2"])] {
+        for name in names {
+            at.sysctl(&format!("ipv4/conf/{name}/rp_filter"), "0");
+        }
     }
 }
 
