@@ -2,8 +2,11 @@
 
 use core::arch::asm;
 
+use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, xdp_md};
-use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::generated::{
+    bpf_l4_csum_replace, bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_xdp_get_buff_len,
+};
 use portredir_common::net::Port;
 use portredir_common::verdict::Reason;
 use portredir_common::wire::checksum::Kind;
@@ -183,30 +186,74 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
     }
 }
 
-/// A socket buffer at TC.
-pub struct Skb {
-    ctx: *mut __sk_buff,
+/// Where the frame of a device begins in a socket buffer.
+pub trait Start: Copy {
+    /// The offset in the buffer.
+    fn offset(self) -> usize;
 }
 
-impl Skb {
-    pub const fn new(ctx: *mut __sk_buff) -> Self {
-        Self { ctx }
+/// The frame is the whole buffer.
+#[derive(Clone, Copy)]
+pub struct AtData;
+
+impl Start for AtData {
+    #[inline(always)]
+    fn offset(self) -> usize {
+        0
     }
 }
 
-impl Linear for Skb {
+/// The frame begins with the network header, wherever that is: tunnels may leave the
+/// header in the buffer that a packet came out of.
+#[derive(Clone, Copy)]
+pub struct AtNetworkHeader(u64);
+
+impl AtNetworkHeader {
+    /// The greatest offset: the kernel's room for headers of tunnels is smaller.
+    const MAX: usize = 0xff;
+
+    #[inline(always)]
+    pub fn find(ctx: *mut __sk_buff) -> Self {
+        Self(skb_network_offset(ctx).into())
+    }
+}
+
+impl Start for AtNetworkHeader {
+    /// Masked with each use, as older kernels lose the bound of a number on the stack.
+    #[inline(always)]
+    fn offset(self) -> usize {
+        self.0 as usize & Self::MAX
+    }
+}
+
+/// A socket buffer at TC.
+pub struct Skb<S> {
+    ctx: *mut __sk_buff,
+    start: S,
+}
+
+impl<S: Start> Skb<S> {
+    pub const fn new(ctx: *mut __sk_buff, start: S) -> Self {
+        Self { ctx, start }
+    }
+}
+
+impl<S: Start> Linear for Skb<S> {
     #[inline(always)]
     fn ends(&self) -> (usize, usize) {
         let data = pointer!(self.ctx, __sk_buff, data);
-        (data, pointer!(self.ctx, __sk_buff, data_end))
+        let data_end = pointer!(self.ctx, __sk_buff, data_end);
+        (data + self.start.offset(), data_end)
     }
 }
 
-impl Frame for Skb {
+impl<S: Start> Frame for Skb<S> {
     #[inline(always)]
     fn len(&self) -> usize {
         // SAFETY: the context is valid.
-        unsafe { (*self.ctx).len as usize }
+        let len = unsafe { (*self.ctx).len } as usize;
+        // The network header is in the buffer.
+        len.wrapping_sub(self.start.offset())
     }
 
     /// The length is in the context.
@@ -241,7 +288,7 @@ impl Frame for Skb {
     fn pull(&mut self, end: usize) {
         let (data, data_end) = self.ends();
         if data + end > data_end {
-            pull_data(self.ctx, end as u32);
+            pull_data(self.ctx, (self.start.offset() + end) as u32);
         }
     }
 
@@ -263,7 +310,7 @@ impl Frame for Skb {
         let ret = unsafe {
             bpf_l4_csum_replace(
                 self.ctx,
-                check.offset as u32,
+                (self.start.offset() + check.offset) as u32,
                 from.half().into(),
                 to.half().into(),
                 flags | size_of::<Port>() as u64,
@@ -277,6 +324,44 @@ impl Frame for Skb {
         unsafe { store_half(port.cast(), to.half()) };
         Ok(())
     }
+}
+
+/// The offset of the network header in a socket buffer: `skb_network_offset` of the
+/// kernel, as far as a byte can tell.
+///
+/// No field of the context has it. `bpf_skb_load_bytes_relative` reads no byte behind
+/// the linear part of the buffer, which `data_end` is the end of; so the last byte that
+/// it reads tells how far the network header is from that end.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn skb_network_offset(ctx: *mut __sk_buff) -> u32 {
+    let len = (pointer!(ctx, __sk_buff, data_end) - pointer!(ctx, __sk_buff, data)) as u32;
+    let is_before = |offset: u32| {
+        let mut byte = 0_u8;
+        // SAFETY: the context is valid, and one byte is written to one byte.
+        let ret = unsafe {
+            bpf_skb_load_bytes_relative(
+                ctx.cast_const().cast(),
+                len.wrapping_sub(offset),
+                (&raw mut byte).cast(),
+                1,
+                BPF_HDR_START_NET,
+            )
+        };
+        offset <= len && ret == 0
+    };
+    // Most tunnels leave nothing before it.
+    if is_before(1) {
+        return 0;
+    }
+    let mut network = 0;
+    for bit in [128, 64, 32, 16, 8, 4, 2, 1] {
+        let next = network | bit;
+        if next <= len && !is_before(next) {
+            network = next;
+        }
+    }
+    network
 }
 
 /// Makes the first `end` bytes linear, or all that there are. Not inlined: it is

@@ -13,7 +13,7 @@ use portredir_common::net::{Addr, Port};
 use portredir_common::wire::frame::Frame as _;
 
 use crate::context::{AF_INET, v4, v6};
-use crate::frame::Skb;
+use crate::frame::{AtData, Skb};
 use crate::kernel::Kernel;
 use crate::kernel::sockets::{tcp_socket, tcp_state};
 use crate::maps::{LISTENERS, NEXT_SLOT};
@@ -152,7 +152,7 @@ fn portredir_reg(ctx: SockOpsContext) -> u32 {
 #[classifier]
 fn portredir_scan(ctx: TcContext) -> i32 {
     let skb = ctx.as_ptr().cast();
-    let Some(words) = Skb::new(skb).words::<{ size_of::<FlowKey>() / 4 }>(14) else {
+    let Some(words) = Skb::new(skb, AtData).words::<{ size_of::<FlowKey>() / 4 }>(14) else {
         return -1;
     };
     // SAFETY: any bytes are a key.

@@ -9,7 +9,7 @@ use portredir_common::datapath::{egress, fast, ingress};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::frame::Link;
 
-use crate::frame::Skb;
+use crate::frame::{AtData, AtNetworkHeader, Skb};
 use crate::kernel::Kernel;
 use crate::program::log::conclude;
 
@@ -28,7 +28,7 @@ const fn tc_action(verdict: Verdict) -> i32 {
 #[inline(always)]
 fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
-    let mut frame = Skb::new(skb);
+    let mut frame = Skb::new(skb, AtData);
     let kernel = Kernel::new(skb);
     let reason = match kernel.and_then(|kernel| fast::ingress(&mut frame, &kernel, link)) {
         Some(reason) => reason,
@@ -44,7 +44,7 @@ fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
 #[inline(always)]
 fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
     let skb = ctx.as_ptr().cast();
-    let mut frame = Skb::new(skb);
+    let mut frame = Skb::new(skb, AtData);
     let kernel = Kernel::new(skb);
     let reason = match kernel.and_then(|kernel| fast::egress(&mut frame, &kernel, link)) {
         Some(reason) => reason,
@@ -61,7 +61,7 @@ fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
 #[classifier]
 fn portredir_lo(ctx: TcContext) -> i32 {
     let skb = ctx.as_ptr().cast();
-    let mut frame = Skb::new(skb);
+    let mut frame = Skb::new(skb, AtData);
     let reason = match Kernel::new(skb) {
         Some(kernel) => assign(&mut frame, &kernel, Link::Ethernet),
         None => Reason::NoRule,
@@ -87,4 +87,29 @@ fn portredir_out(ctx: TcContext) -> i32 {
 #[classifier]
 fn portredir_outip(ctx: TcContext) -> i32 {
     tc_egress(&ctx, Link::Ip)
+}
+
+// For tunnels that leave the header before a packet that the packet came out of. The fast
+// path would need more stack than the kernel gives.
+
+#[classifier]
+fn portredir_in_nh(ctx: TcContext) -> i32 {
+    let skb = ctx.as_ptr().cast();
+    let mut frame = Skb::new(skb, AtNetworkHeader::find(skb));
+    let reason = match Kernel::new(skb) {
+        Some(kernel) => ingress::ingress(&mut frame, &kernel, Link::Ip),
+        None => Reason::NoRule,
+    };
+    tc_action(conclude(&ctx, &mut frame, Link::Ip, reason))
+}
+
+#[classifier]
+fn portredir_outnh(ctx: TcContext) -> i32 {
+    let skb = ctx.as_ptr().cast();
+    let mut frame = Skb::new(skb, AtNetworkHeader::find(skb));
+    let reason = match Kernel::new(skb) {
+        Some(kernel) => egress::egress(&mut frame, &kernel, Link::Ip),
+        None => Reason::NoRule,
+    };
+    tc_action(conclude(&ctx, &mut frame, Link::Ip, reason))
 }

@@ -39,6 +39,39 @@ pub struct Interface {
     pub xdp_features: Option<XdpFeatures>,
 }
 
+/// The first header of a frame as TC programs see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// The Ethernet header.
+    Ethernet,
+    /// The IP header.
+    Ip,
+    /// Perhaps a header that the packet came out of, or goes into: TC sees it before the
+    /// IP header.
+    Outer,
+}
+
+impl Header {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ethernet, Self::Ip, Self::Outer];
+}
+
+impl Interface {
+    /// The first header of a frame of the interface.
+    ///
+    /// An xfrm or VTI interface keeps the Ethernet header of the encrypted packet, a GRE
+    /// tunnel with many peers the outer IP header and the GRE header: `skb_pop_mac_header`
+    /// in net/ipv4/ip_gre.c. The tunnels named here end both in order: they were tried.
+    #[must_use]
+    pub fn first_header(&self) -> Header {
+        match (self.link, self.kind.as_deref()) {
+            (Link::Ethernet, _) => Header::Ethernet,
+            (Link::Ip, Some("ip6tnl" | "ipip" | "ppp" | "sit" | "tun" | "wireguard")) => Header::Ip,
+            (Link::Ip, _) => Header::Outer,
+        }
+    }
+}
+
 /// Interfaces and addresses at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {

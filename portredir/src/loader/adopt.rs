@@ -129,10 +129,10 @@ impl Datapath {
     /// Removes clsact filters of a killed run, which outlive it: we hold the lock, so no
     /// other process uses them. Returns whether there were any.
     pub fn sweep(interface: &Interface) -> bool {
-        let Interface { name, link, .. } = interface;
+        let (name, header) = (&interface.name, interface.first_header());
         let ours = [
-            (TcAttachType::Ingress, program::ingress(*link)),
-            (TcAttachType::Egress, program::egress(*link)),
+            (TcAttachType::Ingress, program::ingress(header)),
+            (TcAttachType::Egress, program::egress(header)),
         ];
         ours.into_iter()
             .filter(|(direction, program)| {

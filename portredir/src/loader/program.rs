@@ -3,6 +3,8 @@
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, Xdp};
 use portredir_common::wire::frame::Link;
 
+use crate::host::snapshot::Header;
+
 pub const XDP_FRAGS: &str = "portredir_frags";
 /// The socket lookup that knows the interface.
 pub const LOOKUP: &str = "portredir_look";
@@ -36,8 +38,10 @@ pub fn known(name: &str) -> Option<&'static str> {
         ACCEPT,
         ASSIGN,
     ];
-    let by_link = [Link::Ethernet, Link::Ip].map(|link| [xdp(link), ingress(link), egress(link)]);
-    let all = others.iter().chain(&CLIENT).chain(by_link.as_flattened());
+    let by_link = [Link::Ethernet, Link::Ip].map(xdp);
+    let by_header = Header::ALL.map(|header| [ingress(header), egress(header)]);
+    let on_packets = by_link.iter().chain(by_header.as_flattened());
+    let all = others.iter().chain(&CLIENT).chain(on_packets);
     all.copied().find(|known| *known == name)
 }
 
@@ -48,17 +52,19 @@ pub const fn xdp(link: Link) -> &'static str {
     }
 }
 
-pub const fn ingress(link: Link) -> &'static str {
-    match link {
-        Link::Ethernet => "portredir_in",
-        Link::Ip => "portredir_in_ip",
+pub const fn ingress(header: Header) -> &'static str {
+    match header {
+        Header::Ethernet => "portredir_in",
+        Header::Ip => "portredir_in_ip",
+        Header::Outer => "portredir_in_nh",
     }
 }
 
-pub const fn egress(link: Link) -> &'static str {
-    match link {
-        Link::Ethernet => "portredir_out",
-        Link::Ip => "portredir_outip",
+pub const fn egress(header: Header) -> &'static str {
+    match header {
+        Header::Ethernet => "portredir_out",
+        Header::Ip => "portredir_outip",
+        Header::Outer => "portredir_outnh",
     }
 }
 

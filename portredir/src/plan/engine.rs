@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::Attached;
 use crate::config::engine::{Engine, EngineChoice};
 use crate::host::features::{Features, Programs};
-use crate::host::snapshot::{Interface, Snapshot};
+use crate::host::snapshot::{Header, Interface, Snapshot};
 
 /// Drivers of real NICs whose native XDP costs no offload that matters. The list leaves
 /// out `virtio_net` (guest TSO and GRO go off) and `veth` (the peer's TSO goes off and
@@ -128,6 +128,13 @@ impl Snapshot {
             _ if interface.is_loopback() => return Ok(loopback(choice, features)),
             EngineChoice::Tc => return asked(Engine::Tc),
             EngineChoice::TcClsact => return asked(Engine::TcClsact),
+            EngineChoice::XdpGeneric if interface.first_header() == Header::Outer => {
+                let what = interface.what();
+                let why = format!("{what} may deliver an outer header, which XDP cannot skip");
+                let mut chosen = Chosen::new(Engine::Tc, &why);
+                chosen.rejected = vec![Rejected::new(Engine::XdpGeneric, why)];
+                return Ok(chosen);
+            }
             EngineChoice::Auto | EngineChoice::Xdp | EngineChoice::XdpGeneric => {}
         }
         let taken = if is_ours {

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod checksum;
 pub mod committed;
+pub mod esp;
 pub mod extent;
 pub mod foreign;
 pub mod message;

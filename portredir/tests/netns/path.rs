@@ -6,6 +6,7 @@ pub mod own_flow;
 pub mod paths;
 pub mod replies;
 pub mod stack;
+pub mod tunnel;
 pub mod wire;
 
 use crate::Tests;
@@ -18,4 +19,5 @@ pub fn add(tests: &mut Tests) {
     replies::add(tests);
     device::add(tests);
     stack::add(tests);
+    tunnel::add(tests);
 }

@@ -46,6 +46,8 @@ pub struct Program {
     pub is_xdp: bool,
     pub hook: Hook,
     pub link: Link,
+    /// The number of bytes before the frame, in which the packet came.
+    outer_len: usize,
 }
 
 /// A program for XDP, which sees ingress alone.
@@ -55,6 +57,7 @@ const fn xdp(name: &'static str, link: Link) -> Program {
         is_xdp: true,
         hook: Hook::Ingress,
         link,
+        outer_len: 0,
     }
 }
 
@@ -65,11 +68,21 @@ const fn tc(name: &'static str, hook: Hook, link: Link) -> Program {
         is_xdp: false,
         hook,
         link,
+        outer_len: 0,
+    }
+}
+
+/// A program for TC that finds the network header: the kernel takes the first bytes for an
+/// Ethernet header, which is the outer header here.
+const fn tunnel(name: &'static str, hook: Hook) -> Program {
+    Program {
+        outer_len: 14,
+        ..tc(name, hook, Link::Ip)
     }
 }
 
 /// All of them.
-pub const PROGRAMS: [Program; 7] = [
+pub const PROGRAMS: [Program; 9] = [
     xdp("portredir_xdp", Link::Ethernet),
     xdp("portredir_frags", Link::Ethernet),
     xdp("portredir_xdpip", Link::Ip),
@@ -77,6 +90,8 @@ pub const PROGRAMS: [Program; 7] = [
     tc("portredir_in_ip", Hook::Ingress, Link::Ip),
     tc("portredir_out", Hook::Egress, Link::Ethernet),
     tc("portredir_outip", Hook::Egress, Link::Ip),
+    tunnel("portredir_in_nh", Hook::Ingress),
+    tunnel("portredir_outnh", Hook::Egress),
 ];
 
 /// The programs for a packet.
@@ -377,9 +392,12 @@ impl Rig {
         setting: Setting,
         packet: &[u8],
     ) -> Option<(Verdict, Vec<u8>)> {
+        // Bytes that look like the begin of an IP header.
+        let outer = vec![0x45; program.outer_len];
+        let whole = [&outer, packet].concat();
         // The kernel does not say how long the packet is before it is there.
-        let mut out = vec![0; packet.len() + 64];
-        let result = match self.test_run(program, setting, packet, &mut out) {
+        let mut out = vec![0; whole.len() + 64];
+        let result = match self.test_run(program, setting, &whole, &mut out) {
             Ok(result) => result,
             Err(ProgramError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::EINVAL) && packet.len() < 54 =>
@@ -389,7 +407,9 @@ impl Rig {
             Err(error) => panic!("run {}: {error}", program.name),
         };
         out.truncate(usize::try_from(result.data_size_out).expect("a length"));
-        Some((verdict(program, result.return_value), out))
+        let packet = out.split_off(program.outer_len);
+        assert_eq!(out, outer, "{} leaves the outer header alone", program.name);
+        Some((verdict(program, result.return_value), packet))
     }
 
     /// Runs a program once, and has the kernel write the packet to `out`.

@@ -54,8 +54,8 @@ impl Datapath {
             interface,
             direction,
             program: match direction {
-                TcAttachType::Ingress => program::ingress(interface.link),
-                _ => program::egress(interface.link),
+                TcAttachType::Ingress => program::ingress(interface.first_header()),
+                _ => program::egress(interface.first_header()),
             },
         };
         if way == Way::TcxOrClsact

@@ -180,3 +180,29 @@ fn foreign_tcx_is_named() {
     let ours = next_plan(&snapshot, "", &[(2, SelectedBy::Pattern)]);
     assert!(ours.attach[&2].notes.is_empty());
 }
+
+#[test]
+fn a_tunnel_that_shows_its_outer_header_is_for_tc() {
+    let ip = |index, name, of| Interface {
+        link: Link::Ip,
+        ..kind(index, name, of)
+    };
+    let snapshot = snapshot([
+        ip(2, "ipsec0", "xfrm"),
+        ip(3, "vti0", "vti6"),
+        ip(4, "gre1", "gre"),
+        ip(5, "wg0", "wireguard"),
+    ]);
+    let plan = plan(&snapshot, "--engine xdp-generic");
+    let expected = [
+        ("ipsec0", "tc", "tcx"),
+        ("vti0", "tc", "tcx"),
+        ("gre1", "tc", "tcx"),
+        ("wg0", "xdp-generic", "generic"),
+    ];
+    assert_eq!(engines(&plan), expected);
+    assert_eq!(
+        plan.attach[&2].why,
+        "xfrm may deliver an outer header, which XDP cannot skip"
+    );
+}
