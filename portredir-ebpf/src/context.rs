@@ -23,6 +23,12 @@ pub trait Context: Copy {
 
     /// Whether there is a UDP socket that gets the packets of a flow.
     fn has_udp(self, key: &FlowKey) -> bool;
+
+    /// Whether the packet came out of IPsec and its connection is one for the listeners.
+    #[inline(always)]
+    fn is_left_to_listeners(self) -> bool {
+        false
+    }
 }
 
 /// Loads the `i`th word of a field of a context.

@@ -36,6 +36,16 @@ pub fn is_loopback_target_allowed() -> bool {
     unsafe { (&raw const LOOPBACK_TARGET).read_volatile() != 0 }
 }
 
+/// Whether the kernel has IPsec, and so the helper that asks for it.
+#[unsafe(no_mangle)]
+static HAS_IPSEC: u8 = 0;
+
+#[inline(always)]
+pub fn has_ipsec() -> bool {
+    // SAFETY: as above.
+    unsafe { (&raw const HAS_IPSEC).read_volatile() != 0 }
+}
+
 #[inline(always)]
 pub fn netns_cookie() -> u64 {
     // SAFETY: as above.

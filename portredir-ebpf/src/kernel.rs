@@ -14,7 +14,7 @@ use portredir_common::kernel::{Assign, Cached, Hit, Host, Socket, SocketCache, T
 use portredir_common::map::entry::Word as _;
 use portredir_common::map::local;
 use portredir_common::map::rules::{
-    Choice, PacketPath, PortEntry, PreviousTargets, local_addr_slot,
+    Choice, IPSEC_BY_SOCKET, PacketPath, PortEntry, PreviousTargets, local_addr_slot,
 };
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::packed::Packed;
@@ -54,7 +54,11 @@ impl<C: Context> Host for Kernel<C> {
         if first | second == 0 {
             return PortEntry::default();
         }
-        let is_first = self.packet_path.generation.load() & 1 == 0;
+        let generation = self.packet_path.generation.load();
+        if generation & IPSEC_BY_SOCKET != 0 && self.ctx.is_left_to_listeners() {
+            return PortEntry::default();
+        }
+        let is_first = generation & 1 == 0;
         PortEntry::unpack(if is_first { first } else { second })
     }
 

@@ -67,7 +67,7 @@ pub static LISTENERS: SockHash<ListenerKey, 16384> = SockHash::new();
 #[btf_map]
 pub static NEXT_SLOT: Array<u32, 256> = Array::new();
 
-/// Interfaces whose connections [`LISTENERS`] get.
+/// The interfaces whose connections listeners get, with who gives them.
 #[btf_map]
 pub static SCOPE: HashMap<u32, u8, 4096> = HashMap::new();
 

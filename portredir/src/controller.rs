@@ -56,6 +56,8 @@ pub struct Controller {
     told_failures: BTreeSet<String>,
     told_servers: BTreeSet<String>,
     told_local: Option<String>,
+    told_ipsec: Option<String>,
+    told_ipsec_failure: Option<String>,
     /// The watcher, which has been notified of a change that it may read now.
     notified: Option<Notified>,
 }
@@ -131,6 +133,8 @@ impl Controller {
             told_failures: BTreeSet::new(),
             told_servers: BTreeSet::new(),
             told_local: None,
+            told_ipsec: None,
+            told_ipsec_failure: None,
             notified: None,
         };
         controller.adopt();
@@ -155,6 +159,7 @@ impl Controller {
                 self.attachments.insert(index, attachment);
             }
         }
+        self.datapath.adopt_ipsec();
     }
 
     /// The state that is valid.

@@ -5,6 +5,7 @@ mod attach;
 mod counters;
 mod error;
 pub mod flows;
+mod ipsec;
 mod link;
 mod listeners;
 mod local;
@@ -51,6 +52,9 @@ pub struct Datapath {
     globals: Globals,
     attached: BTreeMap<u32, Attached>,
     lookup: Option<Lookup>,
+    /// The interfaces on which listeners get the connections out of IPsec, beside programs
+    /// that rewrite all other packets.
+    ipsec: BTreeSet<u32>,
     watch: Option<Watch>,
     local: HashMap<[u8; 16], u8>,
     local_networks: BTreeSet<LocalNetwork>,
@@ -101,6 +105,7 @@ impl Datapath {
             globals,
             attached: BTreeMap::new(),
             lookup: None,
+            ipsec: BTreeSet::new(),
             watch: None,
             local: HashMap::new(),
             local_networks: BTreeSet::new(),

@@ -5,6 +5,7 @@ mod coverage;
 mod dead;
 mod engine;
 mod firewall;
+mod ipsec;
 pub mod lockout;
 mod replies;
 mod report;
@@ -18,6 +19,7 @@ use self::coverage::Coverage;
 use self::engine::{Chosen, EngineRequest};
 pub use self::engine::{Refused, Rejected};
 pub use self::firewall::Firewall;
+pub use self::ipsec::Ipsec;
 pub use self::report::{Action, InterfacePlan, PlanReport};
 pub use self::usage::UsageError;
 use crate::config::engine::{Engine, EngineChoice};
@@ -112,6 +114,8 @@ pub struct Plan {
     pub absent: Vec<String>,
     /// The ports that a firewall must allow.
     pub firewall: Firewall,
+    /// The consequence of IPsec policies.
+    pub ipsec: Ipsec,
     /// Notes on the plan as a whole.
     pub notes: Vec<String>,
 }
@@ -193,8 +197,10 @@ impl Snapshot {
             }
         }
         self.add_exits(&mut plan, coverage, settings, request);
+        plan.ipsec = self.ipsec(settings, &coverage);
         plan.absent = self.absent(settings);
         plan.notes = self.notes(settings, features, &plan);
+        plan.notes.extend(plan.ipsec.note.clone());
         plan.notes.extend(self.dead_rules(&settings.rules, &plan));
         plan
     }

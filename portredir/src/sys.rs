@@ -13,3 +13,4 @@ pub mod netns;
 pub mod path;
 pub mod peer;
 pub mod sock_diag;
+pub mod xfrm;

@@ -330,10 +330,14 @@ pub struct PacketPath<W> {
     /// [`local_addr_slot`]. It holds addresses of this host that packets reach from
     /// anywhere, as far as there is room; unused ones are all zero.
     pub local_addrs: [[W; 4]; LOCAL_ADDR_SLOTS as usize],
-    /// The generation of rules that is live, 0 or 1; switching it is all that a change
-    /// of rules does to traffic.
+    /// The lowest bit is the generation of rules that is live; switching it is all that a
+    /// change of rules does to traffic. The next one is [`IPSEC_BY_SOCKET`].
     pub generation: W,
 }
+
+/// The bit of [`PacketPath::generation`] that leaves packets out of IPsec as they are on
+/// interfaces whose connections listeners get: their replies are encrypted before TC.
+pub const IPSEC_BY_SOCKET: u64 = 2;
 
 /// The slot of an address in [`PacketPath::local_addrs`]. Of more than two addresses
 /// of one slot, the rest is in `LOCAL` alone.

@@ -24,6 +24,14 @@ impl ListenerKey {
     pub const SLOTS: u8 = 4;
 }
 
+/// Values of `SCOPE`: who gives connections that come in by an interface to listeners.
+pub mod scope {
+    /// The socket lookup.
+    pub const LOOKUP: u8 = 1;
+    /// The program at ingress of `lo`, beside the hooks of local clients.
+    pub const ASSIGN: u8 = 2;
+}
+
 /// A value of `DIALLED`, kept at a client's socket: the peers that the client knows by
 /// another port than their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::net::{Port, Version};
 
 use crate::context::Context;
-use crate::maps::SOCKETS;
+use crate::maps::{SCOPE, SOCKETS};
 
 /// States of a socket, as `include/net/tcp_states.h` numbers them.
 pub mod tcp_state {
@@ -81,6 +81,14 @@ pub fn is_connected_udp(ctx: impl Context, key: &FlowKey) -> bool {
     // SAFETY: the reference from the look-up, given back once.
     unsafe { bpf_sk_release(socket.cast()) };
     peer_port != 0
+}
+
+/// Whether connections that come in by an interface are given to listeners in a way, one of
+/// [`scope`](portredir_common::map::sockets::scope).
+#[inline(always)]
+pub fn is_in_scope(ifindex: u32, by: u8) -> bool {
+    // SAFETY: one byte.
+    unsafe { SCOPE.get(ifindex) }.is_some_and(|scope| *scope == by)
 }
 
 /// The IPv4 half of `struct bpf_sock_tuple`.

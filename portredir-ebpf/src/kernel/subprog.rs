@@ -7,24 +7,29 @@
 //! context: [`packet_context`] makes them.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::bindings::{__sk_buff, bpf_xfrm_state, xdp_md};
+use aya_ebpf::helpers::generated::bpf_skb_get_xfrm_state;
 use portredir_common::datapath::subprog;
 use portredir_common::flow::{Admitted, FlowKey, Original};
 use portredir_common::kernel::{Admission, Route, Subprograms};
 use portredir_common::map::rules::PortEntry;
 use portredir_common::net::{Flags, Port};
+use portredir_common::map::sockets::scope;
 use portredir_common::packed::Packed;
 use portredir_common::verdict::Reason;
 
 use crate::context::Context;
+use crate::globals::has_ipsec;
 use crate::kernel::Kernel;
-use crate::kernel::sockets::{has_udp, tcp_state_of};
+use crate::kernel::sockets::{has_udp, is_in_scope, tcp_state_of};
 
 macro_rules! packet_context {
     (
         $context:ty, $ifindex:ident,
-        $tcp_state:ident, $has_udp:ident, $find_route:ident, $has_begun:ident, $admit:ident
+        $tcp_state:ident, $has_udp:ident, $find_route:ident, $has_begun:ident, $admit:ident,
+        $is_left:expr
     ) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -128,6 +133,11 @@ macro_rules! packet_context {
             fn has_udp(self, key: &FlowKey) -> bool {
                 $has_udp(self, key) != 0
             }
+
+            #[inline(always)]
+            fn is_left_to_listeners(self) -> bool {
+                $is_left(self)
+            }
         }
 
         impl Subprograms for Kernel<*mut $context> {
@@ -171,7 +181,8 @@ packet_context!(
     xdp_has_udp,
     xdp_find_route,
     xdp_has_begun,
-    xdp_admit
+    xdp_admit,
+    |_| false
 );
 packet_context!(
     __sk_buff,
@@ -180,5 +191,26 @@ packet_context!(
     skb_has_udp,
     skb_find_route,
     skb_has_begun,
-    skb_admit
+    skb_admit,
+    |ctx| skb_is_left(ctx) != 0
 );
+
+/// [`Context::is_left_to_listeners`]: a packet that came out of IPsec keeps the state that
+/// decrypted it, and no packet has more for the same interface. A tunnel interface of
+/// IPsec is not in [`SCOPE`](crate::maps::SCOPE) for that.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn skb_is_left(ctx: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid.
+    let ifindex = unsafe { (*ctx).ifindex };
+    // The flag is a constant to the verifier, which removes the call where there is no
+    // such helper.
+    if !is_in_scope(ifindex, scope::LOOKUP) || !has_ipsec() {
+        return 0;
+    }
+    let mut state = MaybeUninit::<bpf_xfrm_state>::uninit();
+    let size = size_of::<bpf_xfrm_state>() as u32;
+    // SAFETY: the helper fills the whole state, also when there is none.
+    let ret = unsafe { bpf_skb_get_xfrm_state(ctx, 0, state.as_mut_ptr(), size, 0) };
+    (ret == 0).into()
+}

@@ -13,15 +13,15 @@ use portredir_common::datapath::connect::{
 };
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::Client;
-use portredir_common::map::sockets::ConnectedPeers;
+use portredir_common::map::sockets::{ConnectedPeers, scope};
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
 use crate::context::{AF_INET, Context, v4, v6};
 use crate::globals::{has_mptcp, netns_cookie};
 use crate::kernel::Kernel;
-use crate::kernel::sockets::{has_udp, is_connected_udp, tcp_state_of};
-use crate::maps::{DIALLED, SCOPE};
+use crate::kernel::sockets::{has_udp, is_connected_udp, is_in_scope, tcp_state_of};
+use crate::maps::DIALLED;
 use crate::program::log::conclude_for_socket;
 
 /// A client on this host that names its peer.
@@ -153,8 +153,7 @@ impl Client for SockAddr {
     fn is_syn_assigned(&self) -> bool {
         // SAFETY: the context is valid, and has a socket.
         let device = unsafe { (*(*self.0).__bindgen_anon_1.sk).bound_dev_if };
-        // SAFETY: one byte.
-        device == 0 && unsafe { SCOPE.get(LOOPBACK_IFINDEX) }.is_some()
+        device == 0 && is_in_scope(LOOPBACK_IFINDEX, scope::ASSIGN)
     }
 
     #[inline(always)]

@@ -9,15 +9,15 @@ use aya_ebpf::programs::SkLookupContext;
 use portredir_common::datapath::sk_lookup::{find_listener, is_wanted};
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::{Host as _, Listeners};
-use portredir_common::map::sockets::ListenerKey;
+use portredir_common::map::sockets::{ListenerKey, scope};
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol, Version};
 use portredir_common::verdict::Verdict;
 
 use crate::context::{AF_INET, Context, v4, v6};
 use crate::globals::is_loopback_target_allowed;
-use crate::kernel::sockets::{has_udp, tcp_state_of};
+use crate::kernel::sockets::{has_udp, is_in_scope, tcp_state_of};
 use crate::kernel::{Kernel, is_local};
-use crate::maps::{LISTENERS, SCOPE};
+use crate::maps::LISTENERS;
 use crate::program::log::conclude_for_socket;
 
 /// A connection that looks for a listener. With `SCOPED` the interface it came
@@ -132,8 +132,7 @@ impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {
     fn is_in_scope(&self) -> bool {
         let ifindex = self.ctx.ifindex;
         let is_everywhere = !SCOPED && ifindex != LOOPBACK_IFINDEX;
-        // SAFETY: one byte.
-        !self.ctx.is_scan() && (is_everywhere || unsafe { SCOPE.get(ifindex) }.is_some())
+        !self.ctx.is_scan() && (is_everywhere || is_in_scope(ifindex, scope::LOOKUP))
     }
 
     #[inline(always)]

@@ -26,7 +26,9 @@ fn text(event: &Event) -> String {
         Event::Renamed { from, to } => format!("{from} was renamed to {to}"),
         Event::Covered(skipped) => skipped.to_string(),
         Event::Refused(refused) => refused.to_string(),
-        Event::AttachFailed(error) | Event::LocalIncomplete(error) => error.clone(),
+        Event::AttachFailed(text) | Event::LocalIncomplete(text) | Event::BehindIpsec(text) => {
+            text.clone()
+        }
         Event::Unregistered { port, error } => {
             let why = match error.raw_os_error() {
                 Some(libc::EOPNOTSUPP) => {

@@ -1,6 +1,8 @@
 //! Attaching to interfaces and detaching from them, with a record of each step for the
 //! process that continues after a kill.
 
+use std::collections::BTreeSet;
+
 use super::Controller;
 use super::error::ControllerError;
 use super::event::{DetachReason, Event, OnEvent};
@@ -47,6 +49,8 @@ impl Controller {
             self.register(on_event)?;
         }
         self.sweep_others(snapshot, plan).await;
+        self.told_ipsec.clone_from(&plan.ipsec.note);
+        self.leave_ipsec(plan, on_event);
         let choice = plan.choice;
         let mut attached = Vec::new();
         for planned in plan.in_order() {
@@ -103,6 +107,33 @@ impl Controller {
                     .await;
             }
         }
+        if let Err(error) = self.datapath.replace_ipsec() {
+            log::debug!("{}", chain(&error));
+            // The plan sets it anew.
+            let _ = self.datapath.set_ipsec(&BTreeSet::new());
+        }
+    }
+
+    /// Leaves the connections out of IPsec to listeners as planned. Where the kernel
+    /// refuses, all others are redirected all the same.
+    pub(super) fn leave_ipsec(&mut self, plan: &Plan, on_event: OnEvent<'_>) {
+        let had_listeners = self.datapath.needs_listeners();
+        let result = self.datapath.set_ipsec(&plan.ipsec.by_socket);
+        let needs_listeners = self.datapath.needs_listeners() && !had_listeners;
+        let registered = if needs_listeners {
+            self.register(on_event)
+        } else {
+            Ok(())
+        };
+        let result = result.map_err(ControllerError::from).and(registered);
+        let failed = result.err().map(|error| chain(&error));
+        if let Some(error) = failed
+            .as_ref()
+            .filter(|_| self.told_ipsec_failure != failed)
+        {
+            on_event(Event::AttachFailed(error.clone()));
+        }
+        self.told_ipsec_failure = failed;
     }
 
     /// Attaches to an interface; returns the fallback that was used where the plan could
@@ -236,6 +267,7 @@ impl Controller {
         for index in attached {
             self.detach(index, DetachReason::Stopped, on_event).await;
         }
+        let _ = self.datapath.set_ipsec(&BTreeSet::new());
     }
 }
 

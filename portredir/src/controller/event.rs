@@ -37,6 +37,8 @@ pub enum Event {
     AttachFailed(String),
     /// Connections to some addresses of this host are not redirected.
     LocalIncomplete(String),
+    /// Clients behind IPsec policies are redirected in another way, or not at all.
+    BehindIpsec(String),
     /// Engine `socket` cannot deliver to a server.
     Unregistered {
         /// The port of the server.

@@ -34,6 +34,8 @@ impl Controller {
         let settings = self.state.settings.clone();
         let plan = self.view_of(snapshot.clone()).plan(&settings);
         self.tell_left_out(&plan, on_event);
+        self.tell_ipsec(&plan, on_event);
+        self.leave_ipsec(&plan, on_event);
         self.detach_turned(&plan, on_event).await;
         self.attach_new(&snapshot, &plan, on_event).await
     }
@@ -67,6 +69,15 @@ impl Controller {
             told.insert(line);
         }
         self.told_interfaces = told;
+    }
+
+    /// Reports clients behind IPsec policies, unless that was reported before.
+    fn tell_ipsec(&mut self, plan: &Plan, on_event: OnEvent<'_>) {
+        let note = &plan.ipsec.note;
+        if let Some(note) = note.as_ref().filter(|_| self.told_ipsec != *note) {
+            on_event(Event::BehindIpsec(note.clone()));
+        }
+        self.told_ipsec.clone_from(note);
     }
 
     /// Detaches from interfaces that have got or lost a lower device, because they now

@@ -25,8 +25,8 @@ use tokio::time::Instant;
 
 use super::routes;
 use super::snapshot::{Interface, Snapshot};
-use crate::sys::netdev;
 use crate::sys::netlink::NetlinkError;
+use crate::sys::{netdev, xfrm};
 
 /// The constant `TC_H_CLSACT` of include/uapi/linux/pkt_sched.h.
 const CLSACT_PARENT: TcHandle = TcHandle {
@@ -97,9 +97,10 @@ impl Netlink {
         let messages = stream::select(messages, routes);
         // The rest of a message does not matter, nor that some were lost: only the state
         // after it counts.
+        let messages = messages.map(|(message, _)| Message::of(&message));
         Ok(Self {
             handle,
-            changes: messages.map(|(message, _)| Message::of(&message)).boxed(),
+            changes: stream::select(messages, policy_changes()).boxed(),
             left: BTreeSet::new(),
             changed_at: None,
             are_bridges_tracked: AtomicBool::new(are_bridges_tracked()),
@@ -261,8 +262,24 @@ impl Netlink {
         for (addr, prefix_len) in routes::local_destinations(&tables)? {
             snapshot.local.add_route(addr, prefix_len);
         }
+        snapshot.policies = xfrm::policies().unwrap_or_else(|error| {
+            log::debug!("cannot list IPsec policies: {error}");
+            Vec::new()
+        });
         Ok(snapshot)
     }
+}
+
+/// A message for each change of IPsec policies; none where they cannot be followed.
+fn policy_changes() -> impl futures_util::Stream<Item = Message> + Send + 'static {
+    let changes = xfrm::Changes::open().map_err(|error| {
+        log::debug!("cannot follow IPsec policies: {error}");
+    });
+    stream::unfold(changes.ok(), |changes| async {
+        let changes = changes?;
+        changes.next().await;
+        Some((Message::Other, Some(changes)))
+    })
 }
 
 /// Whether `br_netfilter` is loaded and on for all bridges of this namespace.

@@ -8,6 +8,7 @@ use portredir_common::net::Addr;
 use portredir_common::wire::frame::Link;
 
 use crate::sys::netdev::XdpFeatures;
+use crate::sys::xfrm::Policy;
 
 /// The properties of an interface that the planner needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +80,9 @@ pub struct Snapshot {
     pub interfaces: BTreeMap<u32, Interface>,
     /// The addresses whose packets are delivered to this host.
     pub local: LocalAddrs,
+    /// The IPsec policies for packets that leave. Unknown ones are left out: root alone may
+    /// list them.
+    pub policies: Vec<Policy>,
 }
 
 impl Snapshot {

@@ -29,6 +29,7 @@ impl Datapath {
     pub fn forget(&mut self) {
         self.attached.clear();
         self.lookup = None;
+        self.ipsec.clear();
         self.watch = None;
     }
 
@@ -172,8 +173,19 @@ impl Datapath {
         }
     }
 
+    /// Detaches the socket lookup, if it serves no interface.
+    pub(super) fn end_lookup(&mut self) {
+        let is_lookup = |attached: &Attached| matches!(attached, Attached::Lookup);
+        if self.ipsec.is_empty()
+            && !self.attached.values().any(is_lookup)
+            && let Some(lookup) = self.lookup.take()
+        {
+            lookup.detach();
+        }
+    }
+
     /// Takes the connections of an interface from the listeners.
-    fn leave_scope(&mut self, index: u32) {
+    pub(super) fn leave_scope(&mut self, index: u32) {
         // The entry does not exist when the interface was not recorded.
         let _ = BpfHashMap::<_, u32, u8>::try_from(self.map_mut("SCOPE"))
             .and_then(|mut scope| scope.remove(&index));
@@ -189,12 +201,7 @@ impl Datapath {
             }
             Some(Attached::Lookup) => {
                 self.leave_scope(index);
-                let is_lookup = |attached: &Attached| matches!(attached, Attached::Lookup);
-                if !self.attached.values().any(is_lookup)
-                    && let Some(lookup) = self.lookup.take()
-                {
-                    lookup.detach();
-                }
+                self.end_lookup();
             }
             Some(Attached::Wire { ingress, egress }) => {
                 // Ingress goes first: a packet must not be rewritten once its reply no

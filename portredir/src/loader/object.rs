@@ -15,6 +15,7 @@ use portredir_common::map::hash::Seed;
 use super::error::DatapathError;
 use crate::sys::bpffs::PinDir;
 use crate::sys::mmap::{self, Mapped, Shared};
+use crate::sys::xfrm;
 
 /// The compiled programs. `cargo xtask build-ebpf` makes them anew.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/portredir.bpf.o");
@@ -125,6 +126,7 @@ impl Globals {
         let log_level = options.logging.level();
         let loopback_target = u8::from(options.allow_loopback_target);
         let has_mptcp = u8::from(has_mptcp());
+        let has_ipsec = u8::from(xfrm::is_supported());
         let flow_shares = [shares.tcp, shares.udp, shares.syn];
         // The loader would parse the types of the whole kernel, which we do not need.
         let mut loader = EbpfLoader::new();
@@ -138,6 +140,7 @@ impl Globals {
             .override_global("NETNS_COOKIE", netns_cookie, true)
             .override_global("LOOPBACK_TARGET", &loopback_target, true)
             .override_global("HAS_MPTCP", &has_mptcp, true)
+            .override_global("HAS_IPSEC", &has_ipsec, true)
             .override_global("FLOW_SHARES", &flow_shares[..], true)
             .override_global("FLOW_SEED", &seed.0[..], true)
             .map_max_entries("FLOWS", shares.total())

@@ -1,5 +1,6 @@
 mod dead;
 mod engine;
+mod ipsec;
 mod replies;
 mod stacks;
 

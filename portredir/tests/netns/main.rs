@@ -61,7 +61,7 @@ pub struct Cell {
 
 /// Enough tests to run every program, engine and way to attach, for machines that
 /// are slow: `TEST_SUBSET=1`.
-const SUBSET: [&str; 44] = [
+const SUBSET: [&str; 47] = [
     // Every packet program, on every hook.
     "xdp/tx-off/V6/http",
     "xdp-generic/tx-on/V4/http",
@@ -87,6 +87,9 @@ const SUBSET: [&str; 44] = [
     "tc/dummy",
     "tc/wireguard",
     "xdp-generic/wireguard",
+    "auto/ipsec_policy_arrives",
+    "auto/ipsec_policy_transport",
+    "auto/ipsec_policy_tunnel",
     "tc/tunnel_gre_of_many_with_key",
     "tc/tunnel_sit",
     "tc/tunnel_vti6",

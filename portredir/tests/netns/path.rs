@@ -1,6 +1,7 @@
 //! Paths that packets take to a host: kinds of links and devices.
 
 pub mod device;
+pub mod ipsec;
 pub mod link;
 pub mod own_flow;
 pub mod paths;
@@ -20,4 +21,5 @@ pub fn add(tests: &mut Tests) {
     device::add(tests);
     stack::add(tests);
     tunnel::add(tests);
+    ipsec::add(tests);
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use aya::programs::links::{CgroupAttachMode, FdLink};
 use aya::programs::{CgroupSockAddr, SockOps};
+use portredir_common::map::sockets::scope;
 
 use crate::host::snapshot::Interface;
 use crate::loader::error::{DatapathError, chain, hook_error, link_error};
@@ -61,7 +62,7 @@ impl Datapath {
             refused(error);
             None
         })?;
-        if let Err(error) = self.enter_scope(interface.index) {
+        if let Err(error) = self.set_scope(interface.index, scope::ASSIGN) {
             refused(error);
             hook.detach(&interface.name);
             return None;

@@ -2,6 +2,7 @@
 
 use aya::maps::HashMap as BpfHashMap;
 use aya::programs::SkLookup;
+use portredir_common::map::sockets::scope;
 
 use super::cgroup::open;
 use crate::loader::error::{DatapathError, chain, hook_error, map_error};
@@ -9,29 +10,36 @@ use crate::loader::link::{Attached, Link, Lookup, pin};
 use crate::loader::{Datapath, program};
 use crate::state::attachment::Mode;
 
+/// The map of the interfaces whose connections listeners get.
+const SCOPE: &str = "SCOPE";
+
 impl Datapath {
     /// Lets the listeners have the connections of an interface too.
     pub(super) fn attach_lookup(
         &mut self,
         ifindex: u32,
     ) -> Result<(Attached, Mode), DatapathError> {
-        if self.lookup.is_none() {
-            self.lookup = Some(self.load_lookup()?);
-        }
-        let mode = self.lookup.as_ref().map(|lookup| lookup.mode.clone());
         self.enter_scope(ifindex)?;
+        let mode = self.lookup.as_ref().map(|lookup| lookup.mode.clone());
         Ok((Attached::Lookup, mode.unwrap_or_default()))
     }
 
-    /// Lets listeners have the connections of an interface.
-    pub(super) fn enter_scope(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        let name = "SCOPE";
-        BpfHashMap::<_, u32, u8>::try_from(self.map_mut(name))
-            .and_then(|mut scope| scope.insert(ifindex, 1, 0))
-            .map_err(map_error(name))
+    /// Gives the connections of an interface to the listeners.
+    pub(in crate::loader) fn enter_scope(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        if self.lookup.is_none() {
+            self.lookup = Some(self.load_lookup()?);
+        }
+        self.set_scope(ifindex, scope::LOOKUP)
     }
 
-    pub(super) fn load_lookup(&mut self) -> Result<Lookup, DatapathError> {
+    /// Says who gives connections of an interface to listeners, of [`scope`].
+    pub(super) fn set_scope(&mut self, ifindex: u32, by: u8) -> Result<(), DatapathError> {
+        BpfHashMap::<_, u32, u8>::try_from(self.map_mut(SCOPE))
+            .and_then(|mut map| map.insert(ifindex, by, 0))
+            .map_err(map_error(SCOPE))
+    }
+
+    fn load_lookup(&mut self) -> Result<Lookup, DatapathError> {
         let mut mode = Mode::named("sk_lookup");
         // Servers register before the first connection looks for them.
         let register = match self.options.cgroup.clone() {
@@ -41,17 +49,7 @@ impl Datapath {
                 Some(self.attach_sock_ops(name, &cgroup, pin::REGISTER, &mut mode)?)
             }
         };
-        let name = match self.program::<SkLookup>(program::LOOKUP) {
-            Ok(_) => program::LOOKUP,
-            Err(DatapathError::Program { source, .. }) => {
-                if !self.options.is_everywhere {
-                    return Err(DatapathError::NoIfindex(source));
-                }
-                log::debug!("{}", chain(&source));
-                program::LOOKUP_EVERYWHERE
-            }
-            Err(error) => return Err(error),
-        };
+        let name = self.lookup_program()?;
         const NETNS: &str = "/proc/self/ns/net";
         let netns = open(NETNS)?;
         let program: &mut SkLookup = self.program(name)?;
@@ -65,5 +63,20 @@ impl Datapath {
             register,
             mode,
         })
+    }
+
+    /// The name of the lookup that this kernel takes, which is then loaded.
+    pub(in crate::loader) fn lookup_program(&mut self) -> Result<&'static str, DatapathError> {
+        match self.program::<SkLookup>(program::LOOKUP) {
+            Ok(_) => Ok(program::LOOKUP),
+            Err(DatapathError::Program { source, .. }) => {
+                if !self.options.is_everywhere {
+                    return Err(DatapathError::NoIfindex(source));
+                }
+                log::debug!("{}", chain(&source));
+                Ok(program::LOOKUP_EVERYWHERE)
+            }
+            Err(error) => Err(error),
+        }
     }
 }

@@ -1,8 +1,6 @@
 //! Tunnels, of which some show TC the header that a packet came out of: IPsec by routes,
 //! and GRE with many peers. Most are modules that not every kernel has.
 
-use std::net::IpAddr;
-
 use crate::lab::esp::Esp;
 use crate::lab::{Family, Lab, add_addrs, link};
 use crate::path::link::redirects_all;
@@ -35,9 +33,8 @@ enum Peers {
 const XFRM: &str = "xfrm dev DEVICE if_id 7";
 const NEEDS_XFRM: &str = "needs CONFIG_XFRM_INTERFACE";
 const NEEDS_GRE: &str = "needs CONFIG_NET_IPGRE";
-const NEEDS_GRE6: &str = "needs CONFIG_IPV6_GRE";
 
-const TUNNELS: [Tunnel; 11] = [
+const TUNNELS: [Tunnel; 10] = [
     Tunnel {
         name: "xfrm",
         outer: Family::V4,
@@ -81,13 +78,6 @@ const TUNNELS: [Tunnel; 11] = [
         needs: NEEDS_GRE,
     },
     Tunnel {
-        name: "ip6gre_of_many",
-        outer: Family::V6,
-        link: "ip6gre local OWN",
-        peers: Peers::Many,
-        needs: NEEDS_GRE6,
-    },
-    Tunnel {
         name: "gre",
         outer: Family::V4,
         link: "gre local OWN remote OTHER key 7 csum",
@@ -99,7 +89,7 @@ const TUNNELS: [Tunnel; 11] = [
         outer: Family::V6,
         link: "ip6gre local OWN remote OTHER",
         peers: Peers::One,
-        needs: NEEDS_GRE6,
+        needs: "needs CONFIG_IPV6_GRE",
     },
     Tunnel {
         name: "sit",
@@ -150,9 +140,9 @@ fn tunneled(cell: &Cell, tunnel: &Tunnel) {
         add_addrs(at, name, (1, number));
         if let Peers::Many = tunnel.peers {
             for family in Family::BOTH {
-                let (neighbour, lladdr) = (family.addr(1, 3 - number), lladdr(other));
+                let neighbour = family.addr(1, 3 - number);
                 at.ip(&format!(
-                    "neigh add {neighbour} lladdr {lladdr} dev {name} nud permanent"
+                    "neigh add {neighbour} lladdr {other} dev {name} nud permanent"
                 ));
             }
         }
@@ -169,15 +159,4 @@ fn tunneled(cell: &Cell, tunnel: &Tunnel) {
         }
     }
     redirects_all(cell, &lab);
-}
-
-/// The address of a peer, as `ip neigh` takes it.
-fn lladdr(addr: IpAddr) -> String {
-    match addr {
-        IpAddr::V4(addr) => addr.to_string(),
-        IpAddr::V6(addr) => {
-            let octets = addr.octets().map(|octet| format!("{octet:02x}"));
-            octets.join(":")
-        }
-    }
 }
