@@ -30,6 +30,7 @@ use crate::host::netlink::{HostChange, Netlink};
 use crate::host::snapshot::Snapshot;
 use crate::loader::pinned;
 use crate::loader::{Datapath, Logging, Options, Sizes};
+use crate::observe::attached::Interface;
 use crate::observe::report::Report;
 use crate::ruleset::compile::Table;
 use crate::state::State;
@@ -204,6 +205,16 @@ impl Controller {
         self.notified.take()
     }
 
+    /// What the kernel says about the interfaces that are attached.
+    fn inspect(&self) -> Vec<Interface> {
+        let attachments = self.attachments.iter();
+        attachments
+            .map(|(&index, attachment)| {
+                Interface::new(attachment.report.clone(), self.datapath.inspect(index))
+            })
+            .collect()
+    }
+
     /// The counters of the running rules.
     ///
     /// # Errors
@@ -219,12 +230,9 @@ impl Controller {
     ///
     /// The counters cannot be read.
     pub fn report_of(&self, state: &State) -> Result<Report, ControllerError> {
-        let attachments = self.attachments.values();
         Ok(Report::new(
             &state.rules(),
-            attachments
-                .map(|attachment| attachment.report.clone())
-                .collect(),
+            self.inspect(),
             &self.datapath.counters()?,
             &self.datapath.reasons()?,
         ))

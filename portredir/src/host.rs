@@ -7,3 +7,4 @@ pub mod netlink;
 pub mod preflight;
 mod routes;
 pub mod snapshot;
+pub mod xdp;

@@ -5,6 +5,7 @@ mod attach;
 mod counters;
 mod error;
 pub mod flows;
+pub mod inspect;
 mod ipsec;
 mod link;
 mod listeners;

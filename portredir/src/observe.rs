@@ -1,3 +1,4 @@
 //! The reports on a running redirect.
 
+pub mod attached;
 pub mod report;

@@ -1,6 +1,7 @@
 //! Kernel interfaces that no library wraps: one file for each.
 
 pub mod bpf_link;
+pub mod bpf_query;
 pub mod bpffs;
 pub mod capability;
 pub mod cgroup;

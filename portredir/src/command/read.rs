@@ -9,6 +9,7 @@ use crate::config::save::Place;
 use crate::controller::error::ControllerError;
 use crate::controller::status;
 use crate::ipc::client::{Answer, Role};
+use crate::observe::attached::{HookReport, HookState, Interface};
 use crate::observe::report::Report;
 
 /// `portredir rules`.
@@ -59,12 +60,29 @@ pub fn status(args: ReadArgs) -> anyhow::Result<()> {
         );
     }
     for interface in &answer.report.interfaces {
-        text += &format!(
-            "{:<15} {:<7} {:<14} {}\n",
-            interface.name, interface.engine, interface.mode, interface.why
-        );
+        text += &attached(interface);
     }
     print(&(text + &summary(&answer.report)))
+}
+
+/// The line of an interface, and a line for each hook that is not simply attached.
+fn attached(interface: &Interface) -> String {
+    let report = &interface.report;
+    let state = interface
+        .state
+        .map_or("-".to_owned(), |state| state.to_string());
+    let mut text = format!(
+        "{:<15} {:<7} {:<14} {state:<9} {}\n",
+        report.name, report.engine, report.mode, report.why
+    );
+    if let Some(error) = &interface.error {
+        text += &format!("  {error}\n");
+    }
+    let unusual = |hook: &&HookReport| hook.state != HookState::Attached;
+    for hook in interface.hooks.iter().filter(unusual) {
+        text += &format!("  {hook}\n");
+    }
+    text
 }
 
 /// The object that `status --json` prints.

@@ -2,8 +2,8 @@
 
 use super::error::ControllerError;
 use super::{Controller, Parts};
-use crate::host::filters;
 use crate::host::netlink::Netlink;
+use crate::host::{features, filters};
 use crate::ipc::client::{self, Answer, Reply, Request, Role, Who};
 use crate::loader::pinned::{self, Found, PinnedError};
 use crate::loader::{Logging, chain};
@@ -42,6 +42,15 @@ impl Controller {
 /// [`ControllerError::NotRunning`], [`ControllerError::Ending`], or this user may
 /// not read the pins.
 pub fn read() -> Result<Answer, ControllerError> {
+    let mut answer = ask()?;
+    // The process that answers may have given up the right to read names.
+    for interface in &mut answer.report.interfaces {
+        interface.name_others(features::program_name);
+    }
+    Ok(answer)
+}
+
+fn ask() -> Result<Answer, ControllerError> {
     let refused = match client::status() {
         Ok(Some(answer)) => return Ok(answer),
         Ok(None) => None,

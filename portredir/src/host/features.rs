@@ -75,7 +75,16 @@ pub trait Programs {
 }
 
 /// The prefix of the names of portredir's programs.
-pub(super) const OURS: &str = "portredir_";
+pub const OURS: &str = "portredir_";
+
+/// The name of the program with this ID. Only a process with `CAP_SYS_ADMIN` may ask.
+#[must_use]
+pub fn program_name(id: u32) -> Option<String> {
+    let mut programs = loaded_programs().filter_map(Result::ok);
+    let info = programs.find(|info| info.id() == id)?;
+    let name = info.name_as_str()?;
+    (!name.is_empty()).then(|| name.to_owned())
+}
 
 /// The programs that are in the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -83,11 +92,7 @@ pub struct Loaded;
 
 impl Programs for Loaded {
     fn name(&self, id: u32) -> String {
-        let name = loaded_programs()
-            .filter_map(Result::ok)
-            .find(|info| info.id() == id)
-            .and_then(|info| info.name_as_str().map(str::to_owned));
-        name_and_id(name, id)
+        name_and_id(program_name(id), id)
     }
 
     fn tcx(&self, interface: &str) -> Vec<String> {

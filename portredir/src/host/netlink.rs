@@ -454,7 +454,7 @@ fn read_info(infos: &[LinkInfo], interface: &mut Interface) {
 }
 
 /// The ID of the XDP program that is attached, in whatever mode.
-fn attached_xdp(attributes: &[LinkXdp]) -> Option<u32> {
+pub(super) fn attached_xdp(attributes: &[LinkXdp]) -> Option<u32> {
     let mut ids = attributes.iter().filter_map(|attribute| match attribute {
         LinkXdp::ProgId(id)
         | LinkXdp::DrvProgId(id)

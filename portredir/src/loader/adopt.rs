@@ -8,7 +8,7 @@ use aya::programs::tc::{self, SchedClassifierLink};
 use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::error::DatapathError;
-use super::link::{Attached, Hook, Lookup, Watch, pin};
+use super::link::{Attached, Filter, Hold, Hook, Lookup, Watch, pin};
 use super::{Datapath, program};
 use crate::config::engine::Engine;
 use crate::host::snapshot::Interface;
@@ -38,11 +38,21 @@ impl Datapath {
         let Some(pins) = self.pins.clone() else {
             return;
         };
-        let hook = |(place, program): &(Place, String)| match place {
-            Place::Pin(pin) => Hook::Pinned(pins.path(pin)),
-            Place::Filter { is_ingress, .. } => {
-                Hook::Filter(direction(*is_ingress), program.clone())
-            }
+        let hook = |(place, program): &(Place, String)| Hook {
+            program: program.clone(),
+            hold: match place {
+                Place::Pin(pin) => Hold::Pin(pins.path(pin)),
+                Place::Filter {
+                    is_ingress,
+                    priority,
+                    handle,
+                } => Hold::Filter(Filter {
+                    direction: direction(*is_ingress),
+                    priority: *priority,
+                    handle: *handle,
+                    link: None,
+                }),
+            },
         };
         // The order is that of attaching: programs that answer, or rewrite replies, come
         // first.

@@ -12,7 +12,7 @@ use aya::programs::{TcAttachType, XdpMode};
 
 use super::Datapath;
 use super::error::{DatapathError, chain};
-use super::link::{Attached, Hook, Link};
+use super::link::{Attached, Hold, Hook, Link};
 use crate::config::engine::Engine;
 use crate::plan::Planned;
 use crate::state::attachment::{Mode, Place};
@@ -78,6 +78,27 @@ impl Datapath {
         Ok((Attached::Wire { ingress, egress }, mode))
     }
 
+    /// Attaches the programs again that all interfaces share: those for accepted
+    /// connections and for listening sockets.
+    ///
+    /// # Errors
+    ///
+    /// Any [`DatapathError`].
+    pub fn renew_shared(&mut self) -> Result<(), DatapathError> {
+        if let Some(watch) = self.watch.take() {
+            watch.hook.detach("");
+            self.watch = self.attach_watch();
+        }
+        let is_lookup = |attached: &Attached| matches!(attached, Attached::Lookup);
+        if self.attached.values().any(is_lookup) {
+            if let Some(lookup) = self.lookup.take() {
+                lookup.detach();
+            }
+            self.lookup = Some(self.load_lookup()?);
+        }
+        Ok(())
+    }
+
     /// Keeps a link, by a pin if it outlives the process.
     fn hold(
         &self,
@@ -86,8 +107,12 @@ impl Datapath {
         program: &str,
         mode: &mut Mode,
     ) -> Result<Hook, DatapathError> {
+        let hook = |hold| Hook {
+            program: program.to_owned(),
+            hold,
+        };
         let Some(pins) = &self.pins else {
-            return Ok(Hook::Held(link));
+            return Ok(hook(Hold::Link(link)));
         };
         let path = pins.path(pin);
         let error = |reason: String| DatapathError::Pin {
@@ -105,6 +130,6 @@ impl Datapath {
         link.pin(&path).map_err(|e| error(chain(&e)))?;
         let place = Place::Pin(pin.to_owned());
         mode.programs.push((place, program.to_owned()));
-        Ok(Hook::Pinned(path))
+        Ok(hook(Hold::Pin(path)))
     }
 }

@@ -1,5 +1,6 @@
 //! The attached programs, and the handles that keep them attached.
 
+use std::io;
 use std::path::PathBuf;
 
 use aya::programs::TcAttachType;
@@ -10,30 +11,51 @@ use aya::programs::xdp::XdpLink;
 use crate::state::attachment::{Mode, Place};
 use crate::sys::bpf_link;
 
+/// An attached program.
+#[derive(Debug)]
+pub(super) struct Hook {
+    /// The name of the program.
+    pub(super) program: String,
+    pub(super) hold: Hold,
+}
+
 /// The handle that keeps a program attached.
 #[derive(Debug)]
-pub(super) enum Hook {
+pub(super) enum Hold {
     /// The program stays for as long as the link is held.
-    Held(#[expect(dead_code, reason = "held to be dropped")] Link),
+    Link(#[expect(dead_code, reason = "held to be dropped")] Link),
     /// The program stays until the pin is removed.
-    Pinned(PathBuf),
-    /// The program stays until the clsact filter is removed, which is found by its
-    /// program.
-    Filter(TcAttachType, String),
+    Pin(PathBuf),
+    /// The program stays until the clsact filter is removed.
+    Filter(Filter),
+}
+
+/// The place of a clsact filter.
+#[derive(Debug)]
+pub(super) struct Filter {
+    pub(super) direction: TcAttachType,
+    pub(super) priority: u16,
+    pub(super) handle: u32,
+    /// The guard that removes the filter when the process ends; without it, the filter
+    /// outlives the process, and is found by its program.
+    pub(super) link: Option<Link>,
 }
 
 impl Hook {
     pub(super) fn detach(self, interface: &str) {
-        match self {
-            Self::Held(_) => {}
-            Self::Pinned(path) => {
-                if let Err(error) = bpf_link::detach(&path) {
+        match self.hold {
+            Hold::Link(_) | Hold::Filter(Filter { link: Some(_), .. }) => {}
+            Hold::Pin(path) => {
+                // Somebody else may have removed the pin.
+                if let Err(error) = bpf_link::detach(&path)
+                    && error.kind() != io::ErrorKind::NotFound
+                {
                     log::warn!("cannot remove {}: {error}", path.display());
                 }
             }
-            Self::Filter(direction, program) => {
+            Hold::Filter(Filter { direction, .. }) => {
                 // A missing filter is fine: the qdisc may be gone.
-                let _ = tc::qdisc_detach_program(interface, direction, &program);
+                let _ = tc::qdisc_detach_program(interface, direction, &self.program);
             }
         }
     }

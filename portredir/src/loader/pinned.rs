@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
+use super::object::MAPS;
 use super::rules::live_generation;
 use crate::exit::ExitCode;
 use crate::state::attachment::Attachment;
@@ -47,6 +48,9 @@ pub enum PinnedError {
     /// A pinned map could not be read.
     #[error("read {0}")]
     Map(String, #[source] MapError),
+    /// A map could not be pinned again.
+    #[error("pin {0}")]
+    Pin(String, #[source] aya::pin::PinError),
     /// The directory could not be read.
     #[error(transparent)]
     Dir(#[from] PinError),
@@ -121,7 +125,43 @@ fn open(pins: &PinDir, name: &str) -> Result<Option<MapData>, PinnedError> {
     }
 }
 
+/// Whether all maps are pinned.
+#[must_use]
+pub fn has_maps(pins: &PinDir) -> bool {
+    MAPS.iter().all(|name| pins.path(name).exists())
+}
+
 impl Datapath {
+    /// The state that is valid by the maps of this process, whatever became of their pins.
+    ///
+    /// # Errors
+    ///
+    /// [`PinnedError`].
+    pub fn held_state(&self, pins: &PinDir) -> Result<State, PinnedError> {
+        let dir = pins.dir().display().to_string();
+        let store = Store::of(self.map("STATE"));
+        let store = store.map_err(|error| PinnedError::Map(dir.clone(), error))?;
+        let text = store.read(live_generation(&self.hot)).unwrap_or_default();
+        Ok(State::parse(&text, &dir)?)
+    }
+
+    /// Pins the maps of this process where somebody else has removed their pins.
+    ///
+    /// # Errors
+    ///
+    /// [`PinnedError::Pin`], or the directory cannot be made.
+    pub fn pin_again(&self, pins: &PinDir) -> Result<(), PinnedError> {
+        pins.create()?;
+        for name in MAPS {
+            let path = pins.path(name);
+            if !path.exists() {
+                let pin = self.map(name).pin(&path);
+                pin.map_err(|error| PinnedError::Pin(path.display().to_string(), error))?;
+            }
+        }
+        Ok(())
+    }
+
     fn store(&mut self) -> Result<Store<&mut MapData>, DatapathError> {
         let name = "STATE";
         Store::of_mut(self.map_mut(name)).map_err(map_error(name))

@@ -4,6 +4,7 @@ use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, Soc
 use portredir_common::wire::frame::Link;
 
 use crate::host::snapshot::Header;
+use crate::sys::bpf_query::AttachType;
 
 pub const XDP_FRAGS: &str = "portredir_frags";
 /// The socket lookup that knows the interface.
@@ -14,6 +15,17 @@ pub const ACCEPT: &str = "portredir_acc";
 /// Gives SYNs on `lo` to the listener on the target.
 pub const ASSIGN: &str = "portredir_lo";
 pub const SCAN: &str = "portredir_scan";
+/// The hooks of the programs for local clients, in the order of [`CLIENT`].
+const CLIENT_HOOKS: [AttachType; 8] = [
+    AttachType::Recvmsg4,
+    AttachType::Recvmsg6,
+    AttachType::Getpeername4,
+    AttachType::Getpeername6,
+    AttachType::Sendmsg4,
+    AttachType::Sendmsg6,
+    AttachType::Connect4,
+    AttachType::Connect6,
+];
 /// The programs for local clients.
 pub const CLIENT: [&str; 8] = [
     // Programs that answer come before programs that redirect: a client must not be
@@ -43,6 +55,29 @@ pub fn known(name: &str) -> Option<&'static str> {
     let on_packets = by_link.iter().chain(by_header.as_flattened());
     let all = others.iter().chain(&CLIENT).chain(on_packets);
     all.copied().find(|known| *known == name)
+}
+
+/// The hook of a program that is attached to a cgroup or to the network namespace; `None`
+/// for programs of interfaces.
+pub fn shared_hook(name: &str) -> Option<AttachType> {
+    match name {
+        LOOKUP | LOOKUP_EVERYWHERE => Some(AttachType::SkLookup),
+        REGISTER | ACCEPT => Some(AttachType::SockOps),
+        _ => {
+            let mut hooks = CLIENT.iter().zip(CLIENT_HOOKS);
+            hooks.find_map(|(client, hook)| (*client == name).then_some(hook))
+        }
+    }
+}
+
+/// Whether a program is attached by XDP.
+pub fn is_xdp(name: &str) -> bool {
+    name == XDP_FRAGS || [Link::Ethernet, Link::Ip].map(xdp).contains(&name)
+}
+
+/// Whether a TC program is for packets that come in.
+pub fn is_ingress(name: &str) -> bool {
+    [Link::Ethernet, Link::Ip].map(ingress).contains(&name)
 }
 
 pub const fn xdp(link: Link) -> &'static str {

@@ -10,8 +10,8 @@ use portredir_common::map::counters::{Counter, CounterKey};
 use portredir_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
+use super::attached::Interface;
 use crate::rule::Rule;
-use crate::state::attachment::InterfaceReport;
 
 /// The version of the layout; raised when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;
@@ -26,7 +26,7 @@ pub struct Report {
     /// The rules in the order in which they were given.
     pub rules: Vec<RuleReport>,
     /// The interfaces that are attached.
-    pub interfaces: Vec<InterfaceReport>,
+    pub interfaces: Vec<Interface>,
     /// The dropped packets, by reason.
     pub drops: BTreeMap<String, u64>,
     /// The passed packets, by reason; redirected ones count at their rule.
@@ -63,7 +63,7 @@ impl Report {
     #[must_use]
     pub fn new(
         rules: &[(u16, Rule)],
-        interfaces: Vec<InterfaceReport>,
+        interfaces: Vec<Interface>,
         counters: &[(CounterKey, Counter)],
         reasons: &[u64],
     ) -> Self {
@@ -204,9 +204,9 @@ pub fn counted(number: u64, noun: &str) -> String {
 }
 
 /// The name of an interface: the one that it was attached by, else the present one.
-fn name_of(index: u32, attached: &[InterfaceReport]) -> String {
-    let attached = attached.iter().find(|report| report.ifindex == index);
-    if let Some(report) = attached {
+fn name_of(index: u32, attached: &[Interface]) -> String {
+    let attached = attached.iter().map(|interface| &interface.report);
+    if let Some(report) = attached.into_iter().find(|report| report.ifindex == index) {
         return report.name.clone();
     }
     match (index != CounterKey::UNKNOWN_IFINDEX).then(|| if_indextoname(index)) {
@@ -245,6 +245,7 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::attachment::InterfaceReport;
 
     fn report(packets: u64) -> Report {
         let rules = ["80:8080", "53:5353/udp"].map(|r| r.parse().expect("a rule"));
@@ -271,7 +272,7 @@ mod tests {
         reasons[Reason::NoFreePort as usize] = 1;
         Report::new(
             &rules,
-            vec![eth0],
+            vec![Interface::new(eth0, Vec::new())],
             &[
                 hit(2, 7, packets),
                 hit(CounterKey::UNKNOWN_IFINDEX, 7, 1),

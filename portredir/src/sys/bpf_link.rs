@@ -1,4 +1,4 @@
-//! Links that are pinned in bpffs: replaces their programs and detaches them.
+//! Links that are pinned in bpffs: reads, replaces and detaches their programs.
 
 use std::ffi::CString;
 use std::fs;
@@ -14,6 +14,7 @@ struct PinnedLink(OwnedFd);
 /// include/uapi/linux/bpf.h. No library wraps them for all kinds of links.
 mod sys {
     pub const OBJ_GET: libc::c_long = 7;
+    pub const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
     pub const LINK_UPDATE: libc::c_long = 29;
     pub const LINK_DETACH: libc::c_long = 34;
 
@@ -23,6 +24,25 @@ mod sys {
         pub bpf_fd: u32,
         pub file_flags: u32,
     }
+
+    #[repr(C)]
+    pub struct Info {
+        pub bpf_fd: u32,
+        pub info_len: u32,
+        pub info: u64,
+    }
+
+    /// The beginning of `struct bpf_link_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    pub struct LinkInfo {
+        pub link_type: u32,
+        pub id: u32,
+        pub prog_id: u32,
+    }
+
+    pub const LINK_INFO_LEN: u32 = 12;
+    const _: () = assert!(size_of::<LinkInfo>() == LINK_INFO_LEN as usize);
 
     #[repr(C)]
     pub struct LinkUpdate {
@@ -39,16 +59,10 @@ mod sys {
 }
 
 #[expect(unsafe_code, reason = "a system call")]
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+pub(super) fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
     // SAFETY: callers pass the attributes of the command; they outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            &raw const *attributes,
-            size_of::<T>(),
-        )
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -61,7 +75,7 @@ impl PinnedLink {
         let path = CString::new(pin.as_os_str().as_bytes())?;
         let fd = bpf(
             sys::OBJ_GET,
-            &sys::ObjGet {
+            &mut sys::ObjGet {
                 pathname: path.as_ptr() as u64,
                 bpf_fd: 0,
                 file_flags: 0,
@@ -76,6 +90,28 @@ impl PinnedLink {
     }
 }
 
+/// The ID of the program of a pinned link; `None` when there is no such pin. A link that
+/// was detached keeps its program.
+///
+/// # Errors
+///
+/// When the pin may not be read, or is no link.
+pub fn program_id(pin: &Path) -> io::Result<Option<u32>> {
+    let link = match PinnedLink::open(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut info = sys::LinkInfo::default();
+    let mut attributes = sys::Info {
+        bpf_fd: link.fd(),
+        info_len: sys::LINK_INFO_LEN,
+        info: &raw mut info as u64,
+    };
+    bpf(sys::OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(Some(info.prog_id))
+}
+
 /// Replaces the program of a pinned link, between two packets.
 ///
 /// # Errors
@@ -83,13 +119,13 @@ impl PinnedLink {
 /// `ENOLINK` when the attach point is gone, and other errors of the kernel.
 pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
     let link = PinnedLink::open(pin)?;
-    let update = sys::LinkUpdate {
+    let mut update = sys::LinkUpdate {
         link_fd: link.fd(),
         new_prog_fd: program.as_raw_fd().cast_unsigned(),
         flags: 0,
         old_prog_fd: 0,
     };
-    bpf(sys::LINK_UPDATE, &update).map(drop)
+    bpf(sys::LINK_UPDATE, &mut update).map(drop)
 }
 
 /// Detaches a pinned link, and removes the pin.
@@ -103,7 +139,10 @@ pub fn replace(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
 pub fn detach(pin: &Path) -> io::Result<()> {
     // The attach point may be gone.
     if let Ok(link) = PinnedLink::open(pin)
-        && let Err(error) = bpf(sys::LINK_DETACH, &sys::LinkDetach { link_fd: link.fd() })
+        && let Err(error) = bpf(
+            sys::LINK_DETACH,
+            &mut sys::LinkDetach { link_fd: link.fd() },
+        )
     {
         log::debug!("detach {}: {error}", pin.display());
     }

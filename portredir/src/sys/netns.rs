@@ -2,6 +2,9 @@
 
 use std::io;
 
+/// The file that stands for the network namespace of this process.
+pub const NETNS: &str = "/proc/self/ns/net";
+
 mod sockopt {
     use nix::{getsockopt_impl, sockopt_impl};
 

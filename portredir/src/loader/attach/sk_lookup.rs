@@ -9,6 +9,7 @@ use crate::loader::error::{DatapathError, chain, hook_error, map_error};
 use crate::loader::link::{Attached, Link, Lookup, pin};
 use crate::loader::{Datapath, program};
 use crate::state::attachment::Mode;
+use crate::sys::netns::NETNS;
 
 /// The map of the interfaces whose connections listeners get.
 const SCOPE: &str = "SCOPE";
@@ -50,7 +51,6 @@ impl Datapath {
             }
         };
         let name = self.lookup_program()?;
-        const NETNS: &str = "/proc/self/ns/net";
         let netns = open(NETNS)?;
         let program: &mut SkLookup = self.program(name)?;
         let link = program

@@ -7,7 +7,7 @@ use aya::sys::SyscallError;
 
 use crate::host::snapshot::Interface;
 use crate::loader::error::{DatapathError, chain};
-use crate::loader::link::{Hook, Link, pin};
+use crate::loader::link::{Filter, Hold, Hook, Link, pin};
 use crate::loader::{Datapath, program};
 use crate::state::attachment::{Mode, Place};
 
@@ -135,13 +135,24 @@ impl Datapath {
             .and_then(|id| program.take_link(id))
             .map_err(|error| spot.error("clsact", chain(&error)))?;
         let mut mode = Mode::named("clsact");
-        if !is_pinned {
-            return Ok((Hook::Held(Link::Tc(link)), mode));
+        let mut filter =
+            filter(&link, spot).map_err(|error| spot.error("clsact", chain(&error)))?;
+        if is_pinned {
+            let place = Place::Filter {
+                is_ingress: spot.is_ingress(),
+                priority: filter.priority,
+                handle: filter.handle,
+            };
+            mode.programs.push((place, name.to_owned()));
+            std::mem::forget(link);
+        } else {
+            filter.link = Some(Link::Tc(link));
         }
-        let place = place(&link, spot).map_err(|error| spot.error("clsact", chain(&error)))?;
-        mode.programs.push((place, name.to_owned()));
-        std::mem::forget(link);
-        Ok((Hook::Filter(spot.direction, name.to_owned()), mode))
+        let hook = Hook {
+            program: name.to_owned(),
+            hold: Hold::Filter(filter),
+        };
+        Ok((hook, mode))
     }
 }
 
@@ -159,10 +170,11 @@ fn add_clsact(spot: Spot<'_>) -> Result<(), DatapathError> {
 }
 
 /// Where a clsact filter is found again.
-fn place(link: &SchedClassifierLink, spot: Spot<'_>) -> Result<Place, ProgramError> {
-    Ok(Place::Filter {
-        is_ingress: spot.is_ingress(),
+fn filter(link: &SchedClassifierLink, spot: Spot<'_>) -> Result<Filter, ProgramError> {
+    Ok(Filter {
+        direction: spot.direction,
         priority: link.priority()?,
         handle: link.handle()?.into(),
+        link: None,
     })
 }
