@@ -14,15 +14,18 @@ pub mod event;
 pub mod event_loop;
 mod log;
 mod reconcile;
+mod repair;
 pub mod status;
 pub mod transaction;
 pub mod watcher;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::attach::Lost;
 use self::change::HostView;
 use self::error::ControllerError;
 use self::log::DecisionLog;
+use self::repair::Fights;
 use self::watcher::Notified;
 use crate::config::settings::Settings;
 use crate::host::features::Features;
@@ -59,6 +62,9 @@ pub struct Controller {
     told_local: Option<String>,
     told_ipsec: Option<String>,
     told_ipsec_failure: Option<String>,
+    /// The interfaces to which nothing could be attached, by index.
+    lost: BTreeMap<u32, Lost>,
+    fights: Fights,
     /// The watcher, which has been notified of a change that it may read now.
     notified: Option<Notified>,
 }
@@ -136,6 +142,8 @@ impl Controller {
             told_local: None,
             told_ipsec: None,
             told_ipsec_failure: None,
+            lost: BTreeMap::new(),
+            fights: Fights::default(),
             notified: None,
         };
         controller.adopt();
@@ -205,14 +213,13 @@ impl Controller {
         self.notified.take()
     }
 
-    /// What the kernel says about the interfaces that are attached.
+    /// The interfaces with their hooks, of which the kernel is asked.
     fn inspect(&self) -> Vec<Interface> {
-        let attachments = self.attachments.iter();
-        attachments
-            .map(|(&index, attachment)| {
-                Interface::new(attachment.report.clone(), self.datapath.inspect(index))
-            })
-            .collect()
+        let attached = self.attachments.iter().map(|(&index, attachment)| {
+            Interface::new(attachment.report.clone(), self.datapath.inspect(index))
+        });
+        let lost = self.lost.values().map(Lost::report);
+        attached.chain(lost).collect()
     }
 
     /// The counters of the running rules.

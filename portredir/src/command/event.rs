@@ -26,6 +26,18 @@ fn text(event: &Event) -> String {
         Event::Renamed { from, to } => format!("{from} was renamed to {to}"),
         Event::Covered(skipped) => skipped.to_string(),
         Event::Refused(refused) => refused.to_string(),
+        Event::Repaired { interface, hooks } => format!(
+            "{interface}: another program detached portredir; attached again ({})",
+            hooks.join("; ")
+        ),
+        Event::Fought { interface, wait } => format!(
+            "{interface}: another program keeps detaching portredir; the next repair is in {} s at \
+             the earliest; find that program and stop it",
+            wait.as_secs()
+        ),
+        Event::PinnedAgain(dir) => {
+            format!("another program removed pins from {dir}; they are pinned again")
+        }
         Event::AttachFailed(text) | Event::LocalIncomplete(text) | Event::BehindIpsec(text) => {
             text.clone()
         }

@@ -10,7 +10,7 @@ use super::{event, say, try_print};
 use crate::cli::Run;
 use crate::controller::change::{Action, Change, HostView};
 use crate::controller::error::ControllerError;
-use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every};
+use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every, mend};
 use crate::controller::transaction::logging;
 use crate::controller::{Controller, Parts};
 use crate::host::features::Features;
@@ -140,6 +140,7 @@ impl View<'_> {
         signals: &mut Signals,
     ) -> anyhow::Result<()> {
         let mut rescan = every(RESCAN_INTERVAL);
+        let mut inspect = every(RESCAN_INTERVAL);
         loop {
             // Changes that came while this process was busy are noticed as well.
             tokio::select! {
@@ -161,6 +162,7 @@ impl View<'_> {
                         log::warn!("{}", chain(&error));
                     }
                 }
+                _ = inspect.tick() => inspect = mend(controller, &mut event::print).await,
                 _ = self.ticks.tick() => {
                     if let Err(error) = self.print_changes(controller) {
                         log::warn!("{}", chain(&error));

@@ -11,6 +11,7 @@ use crate::config::selection::SelectedBy;
 use crate::host::netlink::Netlink;
 use crate::host::snapshot::Snapshot;
 use crate::loader::{Datapath, chain};
+use crate::observe::attached::Interface;
 use crate::plan::{Plan, Planned};
 use crate::state::attachment::{Attachment, InterfaceReport, Mode};
 use crate::sys::ethtool::{self, Switch};
@@ -181,13 +182,7 @@ impl Controller {
             _ => Vec::new(),
         };
         let mut attachment = Attachment {
-            report: InterfaceReport {
-                name: name.clone(),
-                ifindex: index,
-                engine: planned.engine.name().to_owned(),
-                mode: String::new(),
-                why: planned.why.clone(),
-            },
+            report: report(planned),
             selected: planned.selected.unwrap_or(SelectedBy::Pattern),
             engine: planned.engine,
             is_egress_only: planned.is_egress_only,
@@ -268,6 +263,37 @@ impl Controller {
             self.detach(index, DetachReason::Stopped, on_event).await;
         }
         let _ = self.datapath.set_ipsec(&BTreeSet::new());
+    }
+}
+
+/// An interface to which nothing could be attached, although the plan says so.
+#[derive(Clone, Debug)]
+pub(super) struct Lost {
+    report: InterfaceReport,
+    error: String,
+}
+
+impl Lost {
+    pub(super) fn new(planned: &Planned, error: &ControllerError) -> Self {
+        Self {
+            report: report(planned),
+            error: chain(error),
+        }
+    }
+
+    pub(super) fn report(&self) -> Interface {
+        Interface::lost(self.report.clone(), self.error.clone())
+    }
+}
+
+/// The report of an interface that is not attached yet.
+fn report(planned: &Planned) -> InterfaceReport {
+    InterfaceReport {
+        name: planned.interface.name.clone(),
+        ifindex: planned.interface.index,
+        engine: planned.engine.name().to_owned(),
+        mode: String::new(),
+        why: planned.why.clone(),
     }
 }
 

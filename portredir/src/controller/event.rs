@@ -35,6 +35,22 @@ pub enum Event {
     Refused(Box<Refused>),
     /// A new interface could not be attached.
     AttachFailed(String),
+    /// Somebody else detached programs, and they are attached again.
+    Repaired {
+        /// The name of the interface.
+        interface: String,
+        /// The hooks and their state before the repair.
+        hooks: Vec<String>,
+    },
+    /// Somebody else detaches programs again and again, so the next repair has to wait.
+    Fought {
+        /// The name of the interface.
+        interface: String,
+        /// The time until the next repair.
+        wait: Duration,
+    },
+    /// Somebody else removed pins from this directory, and they are there again.
+    PinnedAgain(String),
     /// Connections to some addresses of this host are not redirected.
     LocalIncomplete(String),
     /// Clients behind IPsec policies are redirected in another way, or not at all.

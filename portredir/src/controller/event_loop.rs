@@ -30,6 +30,9 @@ use crate::sys::lock::Lock;
 /// themselves.
 pub const RESCAN_INTERVAL: Duration = Duration::from_millis(500);
 
+/// The interval at which the kernel is asked whether all programs are still attached.
+const INSPECT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The time after a change until the rules are read again, unless a command asks for them
 /// earlier: changes in quick succession need not wait for the watcher.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -77,6 +80,7 @@ pub async fn watch(
     let alive = sd_notify::watchdog_enabled().map(|period| period / 3);
     let mut alive = every(alive.unwrap_or(Duration::from_secs(3600)));
     let mut rescan = every(RESCAN_INTERVAL);
+    let mut inspect = every(INSPECT_INTERVAL);
     // The time at which changed rules are read again.
     let mut reread = None;
     loop {
@@ -117,9 +121,22 @@ pub async fn watch(
                     return Ok(());
                 }
             }
+            _ = inspect.tick() => inspect = mend(&mut controller, on_event).await,
             _ = alive.tick() => tell_manager(&[NotifyState::Watchdog]),
         }
     }
+}
+
+/// Repairs what others detached, and returns the clock for the next time. Where the
+/// kernel takes long to answer, as for thousands of interfaces, questions are rare.
+pub async fn mend(controller: &mut Controller, on_event: OnEvent<'_>) -> Interval {
+    const REST: u32 = 50;
+    const LONGEST: Duration = Duration::from_secs(10);
+    let inspection = controller.mend(on_event).await;
+    let rest = (inspection * REST).clamp(INSPECT_INTERVAL, LONGEST);
+    let mut next = tokio::time::interval_at(Instant::now() + rest, rest);
+    next.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    next
 }
 
 /// Gives up what watching does not need, and tells systemd that the rules are in force.

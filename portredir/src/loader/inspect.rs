@@ -1,5 +1,5 @@
-//! What the kernel says about the hooks of an interface: whether our programs are still
-//! there, and which programs of others share the hook. Nothing here judges the answers.
+//! Asks the kernel about the hooks of an interface: whether our programs are still there,
+//! and which programs of others share the hook. Nothing here judges the answers.
 
 use std::fmt;
 use std::fs::File;

@@ -77,7 +77,7 @@ pub fn is_xdp(name: &str) -> bool {
 
 /// Whether a TC program is for packets that come in.
 pub fn is_ingress(name: &str) -> bool {
-    [Link::Ethernet, Link::Ip].map(ingress).contains(&name)
+    name == ASSIGN || Header::ALL.map(ingress).contains(&name)
 }
 
 pub const fn xdp(link: Link) -> &'static str {
