@@ -101,8 +101,10 @@ pub enum Command {
 
     /// Show the running configuration, interfaces and counters.
     ///
-    /// Exit code 3 means that portredir is not running.
-    Status(ReadArgs),
+    /// Exit code 3 means that portredir is not running. With --check, 0 means that all is
+    /// well, and 5 that something is wrong.
+    #[command(after_help = "Example: portredir status --check || systemctl reload portredir")]
+    Status(StatusArgs),
 
     /// Benchmark portredir, other redirectors and no redirect on this host.
     ///
@@ -266,6 +268,18 @@ pub struct CheckArgs {
         hide_env = true
     )]
     pub path: PathBuf,
+}
+
+/// `portredir status`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct StatusArgs {
+    /// The options of every command that reads.
+    #[command(flatten)]
+    pub read: ReadArgs,
+
+    /// Print what is wrong, and how to mend it: a line for each fault.
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// `portredir rules` and `portredir status`.

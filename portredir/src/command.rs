@@ -8,6 +8,7 @@ mod event;
 pub mod plan;
 pub mod read;
 pub mod run;
+pub mod status;
 
 use std::io::{self, Write as _};
 

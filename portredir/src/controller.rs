@@ -12,6 +12,7 @@ mod drain;
 pub mod error;
 pub mod event;
 pub mod event_loop;
+pub mod health;
 mod log;
 mod reconcile;
 mod repair;

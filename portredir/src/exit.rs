@@ -13,6 +13,8 @@ pub enum ExitCode {
     NotRunning = 3,
     /// A privilege is missing.
     NotPermitted = 4,
+    /// The redirect runs, but something is wrong with it.
+    Degraded = 5,
 }
 
 impl From<ExitCode> for std::process::ExitCode {

@@ -5,6 +5,7 @@
 //! it makes rules and state valid in one step.
 
 pub mod attachment;
+pub mod stamp;
 pub mod store;
 
 use std::collections::HashSet;
@@ -17,6 +18,8 @@ use thiserror::Error;
 use crate::config::settings::Settings;
 use crate::rule::Rule;
 use crate::ruleset::history::History;
+
+use self::stamp::Stamp;
 
 /// The version of maps and state; raised when they change so that an older or newer
 /// program cannot work with them.
@@ -45,6 +48,16 @@ pub struct State {
     /// `CLOCK_BOOTTIME`, milliseconds. The next change removes it.
     #[serde(default)]
     pub rolled_back_ms: Option<u64>,
+    /// The time when the last change was confirmed, `CLOCK_BOOTTIME`, milliseconds. The next
+    /// change removes it.
+    #[serde(default)]
+    pub confirmed_ms: Option<u64>,
+    /// The beginning of the redirect.
+    #[serde(default)]
+    pub since: Option<Stamp>,
+    /// The last change of the settings.
+    #[serde(default)]
+    pub changed: Option<Stamp>,
 }
 
 /// A change that waits to be confirmed.
@@ -81,6 +94,11 @@ pub enum StateError {
 pub fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The time since `CLOCK_BOOTTIME` was `ms`.
+fn ago(ms: u64) -> Duration {
+    Duration::from_millis(now_ms().saturating_sub(ms))
 }
 
 impl State {
@@ -123,10 +141,13 @@ impl State {
     /// The time since the last change was rolled back, if it was.
     #[must_use]
     pub fn rolled_back_ago(&self) -> Option<Duration> {
-        let rolled_back_ms = self.rolled_back_ms?;
-        Some(Duration::from_millis(
-            now_ms().saturating_sub(rolled_back_ms),
-        ))
+        self.rolled_back_ms.map(ago)
+    }
+
+    /// The time since the last change was confirmed, if it was.
+    #[must_use]
+    pub fn confirmed_ago(&self) -> Option<Duration> {
+        self.confirmed_ms.map(ago)
     }
 
     /// A state without rules.
@@ -145,6 +166,9 @@ impl State {
             is_ending: false,
             pending: None,
             rolled_back_ms: None,
+            confirmed_ms: None,
+            since: None,
+            changed: None,
         }
     }
 
@@ -188,6 +212,7 @@ impl State {
             settings,
             is_ending: false,
             pending: None,
+            since: self.since.clone(),
             ..Self::empty(Settings::default())
         }
     }

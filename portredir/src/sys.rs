@@ -3,6 +3,7 @@
 pub mod bpf_link;
 pub mod bpf_query;
 pub mod bpffs;
+pub mod caller;
 pub mod capability;
 pub mod cgroup;
 pub mod ethtool;

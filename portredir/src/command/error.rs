@@ -39,6 +39,9 @@ pub enum CommandError {
         /// The path of the file.
         path: String,
     },
+    /// `status --check` has found faults.
+    #[error("degraded: {}", count(*.0, "fault"))]
+    Degraded(usize),
     /// A reload would read standard input again, which has ended.
     #[error(
         "`--follow` reads the configuration again on SIGHUP and needs a file, not `--config -`"
@@ -52,6 +55,7 @@ impl CommandError {
     pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotTwo(_) | Self::FollowsStandardInput => ExitCode::Usage,
+            Self::Degraded(_) => ExitCode::Degraded,
             Self::NoRule { .. } | Self::NeedsUp { .. } => ExitCode::Failed,
         }
     }

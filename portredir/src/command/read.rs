@@ -1,6 +1,4 @@
-//! The commands that show what is active: `rules`, `status` and `save`.
-
-use serde::Serialize;
+//! The commands that print the running rules: `rules` and `save`.
 
 use super::{count, print, say};
 use crate::cli::{ReadArgs, SaveArgs};
@@ -8,8 +6,7 @@ use crate::config::file;
 use crate::config::save::Place;
 use crate::controller::error::ControllerError;
 use crate::controller::status;
-use crate::ipc::client::{Answer, Role};
-use crate::observe::attached::{HookReport, HookState, Interface};
+use crate::ipc::client::Answer;
 use crate::observe::report::Report;
 
 /// `portredir rules`.
@@ -27,75 +24,9 @@ pub fn rules(args: ReadArgs) -> anyhow::Result<()> {
     print(&lines)
 }
 
-/// `portredir status`.
-///
-/// # Errors
-///
-/// Nothing is active, or this user may not read it.
-pub fn status(args: ReadArgs) -> anyhow::Result<()> {
-    let answer = read(args)?;
-    if args.json {
-        let running = Running {
-            running: true,
-            answer: &answer,
-        };
-        return print(&(serde_json::to_string(&running)? + "\n"));
-    }
-    let who = match answer.role {
-        Some(Role::Foreground) => format!("running in the foreground, process {}", answer.pid),
-        Some(Role::Watcher) => format!("active, watcher process {}", answer.pid),
-        None => "active, but no watcher process tracks interfaces and addresses; start one: \
-                 portredir watch"
-            .to_owned(),
-    };
-    let mut text = format!("portredir {}: {who}\n", answer.version);
-    if let Some(seconds) = answer.confirm_within {
-        text += &format!(
-            "the last change is rolled back in {seconds} s unless confirmed: portredir confirm\n"
-        );
-    }
-    if let Some(seconds) = answer.rolled_back_ago {
-        text += &format!(
-            "the last change was rolled back {seconds} s ago, because it was not confirmed in time\n"
-        );
-    }
-    for interface in &answer.report.interfaces {
-        text += &attached(interface);
-    }
-    print(&(text + &summary(&answer.report)))
-}
-
-/// The line of an interface, and a line for each hook that is not simply attached.
-fn attached(interface: &Interface) -> String {
-    let report = &interface.report;
-    let state = interface
-        .state
-        .map_or("-".to_owned(), |state| state.to_string());
-    let mut text = format!(
-        "{:<15} {:<7} {:<14} {state:<9} {}\n",
-        report.name, report.engine, report.mode, report.why
-    );
-    if let Some(error) = &interface.error {
-        text += &format!("  {error}\n");
-    }
-    let unusual = |hook: &&HookReport| hook.state != HookState::Attached;
-    for hook in interface.hooks.iter().filter(unusual) {
-        text += &format!("  {hook}\n");
-    }
-    text
-}
-
-/// The object that `status --json` prints.
-#[derive(Serialize)]
-struct Running<'a> {
-    running: bool,
-    #[serde(flatten)]
-    answer: &'a Answer,
-}
-
 /// Reads the running configuration. Programs that read JSON get an object also when
 /// there is none.
-fn read(args: ReadArgs) -> anyhow::Result<Answer> {
+pub(super) fn read(args: ReadArgs) -> anyhow::Result<Answer> {
     let answer = status::read();
     if args.json
         && matches!(

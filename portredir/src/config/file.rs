@@ -154,16 +154,24 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     Ok(Config { options, rules })
 }
 
+/// The options that differ from their defaults, as they are written in a file.
+#[must_use]
+pub fn changed_options(settings: &Settings) -> Vec<String> {
+    let table = |settings: &Settings| toml::Table::try_from(settings).expect("settings are TOML");
+    let defaults = table(&Settings::default());
+    let table = table(settings).into_iter();
+    table
+        .filter(|(key, value)| key != "rules" && defaults.get(key) != Some(value))
+        .map(|(key, value)| format!("{key} = {value}"))
+        .collect()
+}
+
 /// Settings as a file: every rule, and each option that differs from its default.
 #[must_use]
 pub fn to_toml(settings: &Settings) -> String {
-    let table = |settings: &Settings| toml::Table::try_from(settings).expect("settings are TOML");
-    let defaults = table(&Settings::default());
     let mut text = "# Written by `portredir save`.\n".to_owned();
-    for (key, value) in table(settings) {
-        if key != "rules" && defaults.get(&key) != Some(&value) {
-            text += &format!("{key} = {value}\n");
-        }
+    for option in changed_options(settings) {
+        text += &format!("{option}\n");
     }
     text += "rules = [\n";
     for rule in &settings.rules {

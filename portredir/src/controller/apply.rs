@@ -56,6 +56,7 @@ impl Controller {
             Step::Keep => {
                 let state = State {
                     pending: None,
+                    confirmed_ms: Some(state::now_ms()),
                     ..self.state.clone()
                 };
                 self.switch(&host, state, on_event)

@@ -13,6 +13,7 @@ use crate::loader::Unregistered;
 use crate::loader::pinned::{self, Found};
 use crate::ruleset::compile::{Table, TableError, TableOptions};
 use crate::state::State;
+use crate::state::stamp::Stamp;
 use crate::sys::mmap;
 use crate::sys::sock_diag::{self, Kind};
 
@@ -85,7 +86,13 @@ impl Controller {
             &settings.rules,
             |protocol, dst_port, target| live.contains(&(protocol, dst_port, target)),
         );
-        Ok(self.state.next(settings, history))
+        let next = self.state.next(settings, history);
+        let stamp = Stamp::now();
+        Ok(State {
+            since: next.since.or_else(|| Some(stamp.clone())),
+            changed: Some(stamp),
+            ..next
+        })
     }
 
     /// Reads the state that another process has committed.

@@ -29,6 +29,10 @@ impl Controller {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             settings: self.state.settings.clone(),
             confirm_within: self.state.confirm_within().map(|left| left.as_secs()),
+            silent: None,
+            since: self.state.since.clone(),
+            changed: self.state.changed.clone(),
+            confirmed_ago: self.state.confirmed_ago().map(|ago| ago.as_secs()),
             rolled_back_ago: self.state.rolled_back_ago().map(|ago| ago.as_secs()),
             report: self.report()?,
         })
@@ -68,7 +72,12 @@ fn ask() -> Result<Answer, ControllerError> {
                 pins: Some(pins),
                 logging: Logging::Off,
             })?;
-            controller.answer(None)
+            let answer = controller.answer(None)?;
+            let silent = refused.and_then(|_| client::pid().ok().flatten());
+            Ok(Answer {
+                silent: silent.and_then(|pid| pid.try_into().ok()),
+                ..answer
+            })
         }
         // A redirect runs, and does not answer this user.
         Found::Nothing | Found::Unfinished => {

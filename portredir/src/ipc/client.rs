@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::config::settings::Settings;
 use crate::observe::report::Report;
+use crate::state::stamp::Stamp;
 use crate::sys::peer::Owner;
 
 /// An abstract name: it belongs to the network namespace, and disappears when the process
@@ -86,6 +87,18 @@ pub struct Answer {
     pub version: String,
     /// The options and the rules.
     pub settings: Settings,
+    /// The ID of a watcher that does not answer.
+    #[serde(default)]
+    pub silent: Option<u32>,
+    /// The beginning of the redirect. An older process does not tell.
+    #[serde(default)]
+    pub since: Option<Stamp>,
+    /// The last change of the settings.
+    #[serde(default)]
+    pub changed: Option<Stamp>,
+    /// Seconds since the last change was confirmed; none if it was not.
+    #[serde(default)]
+    pub confirmed_ago: Option<u64>,
     /// Seconds until an unconfirmed change is rolled back.
     pub confirm_within: Option<u64>,
     /// Seconds since the last change was rolled back; none if it was not. An older

@@ -20,6 +20,7 @@ pub mod oracle;
 pub mod permissions;
 pub mod rules;
 pub mod service;
+pub mod status;
 pub mod up;
 pub mod upgrade;
 pub mod world;
@@ -35,6 +36,7 @@ pub fn add(tests: &mut Tests) {
     kill::add(tests);
     upgrade::add(tests);
     service::add(tests);
+    status::add(tests);
     permissions::add(tests);
     life::add(tests);
     drain::add(tests);

@@ -1,0 +1,173 @@
+//! `portredir status`: what the kernel says, and what is wrong.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::error::CommandError;
+use super::read::{read, summary};
+use super::{count, print, say};
+use crate::cli::StatusArgs;
+use crate::config::settings::Settings;
+use crate::config::{file, options};
+use crate::controller::health::{self, Fault};
+use crate::ipc::client::{Answer, Role};
+use crate::loader::chain;
+use crate::observe::attached::{HookReport, HookState, Interface};
+
+/// `portredir status`.
+///
+/// # Errors
+///
+/// Nothing is active, or this user may not read it. With `--check`, something is wrong.
+pub async fn status(args: StatusArgs) -> anyhow::Result<()> {
+    let answer = read(args.read)?;
+    let faults = match health::examine(&answer).await {
+        Ok(faults) => faults,
+        Err(error) => {
+            say(&format!("cannot read the interfaces: {}", chain(&error)));
+            Vec::new()
+        }
+    };
+    let status = Status {
+        running: true,
+        healthy: faults.is_empty(),
+        faults: &faults,
+        differs_from: differing_config(&answer.settings),
+        answer: &answer,
+    };
+    if args.read.json {
+        print(&(serde_json::to_string(&status)? + "\n"))?;
+    } else if args.check {
+        print(&check(&faults))?;
+    } else {
+        print(&text(&status))?;
+    }
+    match faults.len() {
+        0 => Ok(()),
+        number if args.check => Err(CommandError::Degraded(number).into()),
+        _ => Ok(()),
+    }
+}
+
+/// The object that `status --json` prints.
+#[derive(Serialize)]
+struct Status<'a> {
+    running: bool,
+    healthy: bool,
+    faults: &'a [Fault],
+    /// The configuration on disk, if its rules are not those that run.
+    differs_from: Option<PathBuf>,
+    #[serde(flatten)]
+    answer: &'a Answer,
+}
+
+fn check(faults: &[Fault]) -> String {
+    if faults.is_empty() {
+        return "healthy\n".to_owned();
+    }
+    let lines = faults.iter().map(|fault| match &fault.fix {
+        Some(fix) => format!("{}; fix: {fix}\n", fault.what),
+        None => format!("{}\n", fault.what),
+    });
+    lines.collect()
+}
+
+fn text(status: &Status<'_>) -> String {
+    let answer = status.answer;
+    let mut text = String::new();
+    for line in head(answer) {
+        text += &(line + "\n");
+    }
+    for interface in &answer.report.interfaces {
+        text += &attached(interface);
+    }
+    text += &summary(&answer.report);
+    if let Some(path) = &status.differs_from {
+        let path = path.display();
+        let _ = writeln!(
+            text,
+            "running rules differ from {path}: portredir apply -f {path} --dry-run"
+        );
+    }
+    if !status.healthy {
+        let faults = count(status.faults.len(), "fault");
+        let _ = writeln!(text, "{faults}; show how to mend: portredir status --check");
+    }
+    text
+}
+
+/// The lines about the redirect as a whole.
+fn head(answer: &Answer) -> Vec<String> {
+    let pid = answer.pid;
+    let who = match (answer.role, answer.silent) {
+        (Some(Role::Foreground), _) => format!("running in the foreground, process {pid}"),
+        (Some(Role::Watcher), _) => format!("active, watcher process {pid}"),
+        (None, Some(pid)) => format!("active, but the watcher process {pid} does not answer"),
+        (None, None) => "active, but no watcher process tracks interfaces and addresses; start \
+                         one: portredir watch"
+            .to_owned(),
+    };
+    let mut lines = vec![format!("portredir {}: {who}", answer.version)];
+    if let Some(since) = &answer.since {
+        lines.push(format!("since {since}"));
+    }
+    let changed = answer.changed.as_ref();
+    if let Some(changed) = changed.filter(|changed| answer.since.as_ref() != Some(*changed)) {
+        lines.push(format!("changed {changed}"));
+    }
+    let options = file::changed_options(&answer.settings);
+    if !options.is_empty() {
+        lines.push(format!("options: {}", options.join(", ")));
+    }
+    if let Some(seconds) = answer.confirm_within {
+        lines.push(format!(
+            "the last change is rolled back in {seconds} s unless confirmed: portredir confirm"
+        ));
+    }
+    if let Some(seconds) = answer.confirmed_ago {
+        lines.push(format!("the last change was confirmed {seconds} s ago"));
+    }
+    if let Some(seconds) = answer.rolled_back_ago {
+        lines.push(format!(
+            "the last change was rolled back {seconds} s ago, because it was not confirmed in time"
+        ));
+    }
+    lines
+}
+
+/// The line of an interface, and a line for each hook that is not simply attached.
+fn attached(interface: &Interface) -> String {
+    let report = &interface.report;
+    let state = interface
+        .state
+        .map_or("-".to_owned(), |state| state.to_string());
+    let mut text = format!(
+        "{:<15} {:<7} {:<14} {state:<9} {}\n",
+        report.name, report.engine, report.mode, report.why
+    );
+    if let Some(error) = &interface.error {
+        let _ = writeln!(text, "  {error}");
+    }
+    let unusual = |hook: &&HookReport| hook.state != HookState::Attached;
+    for hook in interface.hooks.iter().filter(unusual) {
+        let _ = writeln!(text, "  {hook}");
+    }
+    text
+}
+
+/// The configuration that the next start would read, if it exists, can be read, and has
+/// other rules than those that run.
+fn differing_config(running: &Settings) -> Option<PathBuf> {
+    let path = options::named_by_environment().unwrap_or_else(|| Path::new(file::DIR).to_owned());
+    if file::is_standard(&path) {
+        return None;
+    }
+    let config = file::load(&path).ok()?.over(&Settings::default());
+    let sorted = |settings: &Settings| {
+        let rules = settings.rules.iter().map(ToString::to_string);
+        rules.collect::<std::collections::BTreeSet<_>>()
+    };
+    (sorted(&config) != sorted(running)).then_some(path)
+}
