@@ -5,6 +5,7 @@ pub mod change;
 pub mod diff;
 pub mod error;
 mod event;
+mod journal;
 pub mod plan;
 pub mod read;
 pub mod run;

@@ -15,4 +15,5 @@ pub mod netns;
 pub mod path;
 pub mod peer;
 pub mod sock_diag;
+pub mod syslog;
 pub mod xfrm;

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::error::CommandError;
 use super::event;
-use super::{check_limits, count, diff, print, print_pending, say};
+use super::{check_limits, count, diff, journal, print, print_pending, say};
 use crate::cli::{ApplyArgs, ChangeArgs, DownArgs, ReplaceArgs, RmArgs, UpArgs};
 use crate::config::file;
 use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
-use crate::controller::change::{Action, Change};
+use crate::controller::change::{Action, Change, Diff};
 use crate::controller::error::{ChangeError, ControllerError};
 use crate::controller::event_loop::{self, Signals};
 use crate::controller::transaction::{self, Transaction};
@@ -52,8 +52,10 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
         return print(&difference);
     }
     say_losses(&change.diff().removed);
+    let made = change.diff().clone();
     let locked = transaction.apply(change, &mut event::print).await?;
     let controller = locked.release();
+    journal::change("up", &made);
     let printed = print(&difference);
     say(&format!(
         "redirecting with {}; stop with: portredir down",
@@ -114,7 +116,7 @@ pub async fn watch() -> anyhow::Result<()> {
 /// The rules contradict the running rules.
 pub async fn add(args: &ChangeArgs) -> anyhow::Result<()> {
     let new = rule::from_words(&args.rules)?;
-    adjust(args.change.into(), |running| {
+    adjust("add", args.change.into(), |running| {
         let mut rules: Vec<_> = running
             .rules
             .iter()
@@ -144,7 +146,7 @@ pub async fn add(args: &ChangeArgs) -> anyhow::Result<()> {
 /// A rule does not run, or the kernel refuses.
 pub async fn rm(args: &RmArgs) -> anyhow::Result<()> {
     let old = rule::from_words(&args.change.rules)?;
-    adjust(args.change.change.into(), |running| {
+    adjust("rm", args.change.change.into(), |running| {
         let mut settings = running.clone();
         for Sourced { rule, .. } in old {
             if running.rules.contains(&rule) {
@@ -168,7 +170,7 @@ pub async fn replace(args: &ReplaceArgs) -> anyhow::Result<()> {
     let rules = rule::from_words(&args.rules)?;
     let [old, new] =
         <[Sourced; 2]>::try_from(rules).map_err(|rules| CommandError::NotTwo(rules.len()))?;
-    adjust(args.change.into(), |running| {
+    adjust("replace", args.change.into(), |running| {
         let place = running.rules.iter().position(|rule| *rule == old.rule);
         let Some(place) = place else {
             if running.rules.contains(&new.rule) {
@@ -206,7 +208,7 @@ fn no_rule(rule: Rule, running: &Settings, hint: &'static str) -> CommandError {
 ///
 /// The file is invalid, or it changes an option that only `up` can change.
 pub async fn apply(args: &ApplyArgs) -> anyhow::Result<()> {
-    let result = adjust(args.change.into(), |running| {
+    let result = adjust("apply", args.change.into(), |running| {
         Ok(file::load(&args.file)?.over(running))
     });
     result.await.map_err(|error| match error.downcast() {
@@ -222,6 +224,7 @@ pub async fn apply(args: &ApplyArgs) -> anyhow::Result<()> {
 
 /// Changes rules, and the options that can change while programs stay attached.
 async fn adjust(
+    verb: &str,
     options: ChangeOptions,
     wanted: impl FnOnce(&Settings) -> anyhow::Result<Settings>,
 ) -> anyhow::Result<()> {
@@ -241,7 +244,7 @@ async fn adjust(
     }
     let difference = diff::text(change.diff());
     if !options.dry_run {
-        apply_change(transaction, change).await?;
+        apply_change(verb, transaction, change).await?;
     }
     let printed = print(&difference);
     if !options.dry_run {
@@ -250,9 +253,15 @@ async fn adjust(
     printed
 }
 
-async fn apply_change(transaction: Transaction, change: Change) -> Result<(), ControllerError> {
+async fn apply_change(
+    verb: &str,
+    transaction: Transaction,
+    change: Change,
+) -> Result<(), ControllerError> {
+    let made = change.diff().clone();
     let locked = transaction.apply(change, &mut event::print).await?;
     drop(locked.release());
+    journal::change(verb, &made);
     Ok(())
 }
 
@@ -265,7 +274,7 @@ pub async fn confirm() -> anyhow::Result<()> {
     let transaction = Transaction::begin(&mut event::print).await?;
     transaction.settings()?;
     let change = transaction.plan(Action::Confirm, ChangeOptions::default())?;
-    apply_change(transaction, change).await?;
+    apply_change("confirm", transaction, change).await?;
     say("change confirmed");
     Ok(())
 }
@@ -278,6 +287,7 @@ pub async fn confirm() -> anyhow::Result<()> {
 pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
     if args.force {
         transaction::remove_by_force(&mut event::print).await?;
+        journal::change("down --force", &Diff::default());
         say("all programs are detached");
         return Ok(());
     }
@@ -303,7 +313,9 @@ pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
         return print(&difference);
     }
     watcher::stop(Stubborn::Leave, &mut event::print);
+    let made = change.diff().clone();
     drain_and_detach(transaction, timeout).await?;
+    journal::change("down", &made);
     say("stopped; all programs are detached");
     print(&difference)
 }

@@ -1,16 +1,18 @@
 //! Events as people read them.
 
-use super::{count, say};
+use super::{count, journal, say};
 use crate::controller::event::{DetachReason, Event, Interrupted};
 use crate::loader::chain;
 
-/// Prints an event to standard error.
+/// Prints an event to standard error, and writes it to the log of the system.
 #[expect(clippy::needless_pass_by_value, reason = "an event is told once")]
 pub fn print(event: Event) {
     say(&text(&event));
+    journal::event(&event);
 }
 
-fn text(event: &Event) -> String {
+/// An event as a sentence.
+pub(super) fn text(event: &Event) -> String {
     match event {
         Event::Recovered(Interrupted::Up) => {
             "an earlier `portredir up` was interrupted; removing what it attached".to_owned()

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::time::Interval;
 
-use super::{event, say, try_print};
+use super::{event, journal, say, try_print};
 use crate::cli::Run;
-use crate::controller::change::{Action, Change, HostView};
+use crate::controller::change::{Action, Change, Diff, HostView};
 use crate::controller::error::ControllerError;
 use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every, mend};
 use crate::controller::transaction::logging;
@@ -57,7 +57,9 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     if let Some(plan) = change.plan_of_interfaces() {
         say(plan.to_string().trim_end());
     }
+    let made = change.diff().clone();
     controller.apply(change, &mut event::print).await?;
+    journal::change("run", &made);
     if let Err(error) = capability::drop_capabilities() {
         log::warn!("cannot drop unneeded capabilities: {error}");
     }
@@ -86,6 +88,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     }
     let report = controller.report_of(&last);
     controller.act(Action::Detach, &mut event::print).await?;
+    journal::change("end", &Diff::default());
     result?;
     view.print_final(&report?);
     Ok(())

@@ -2,6 +2,7 @@
 //! what the watcher does about it.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -10,7 +11,7 @@ use crate::lab::Lab;
 use crate::lab::foreign::{Foreign, NEXT, PASS};
 use crate::lab::message::REPAIRED;
 use crate::lab::process::{Process, wait_for};
-use crate::lab::program::{Redirector, attached, has_tcx};
+use crate::lab::program::{PROGRAM, Redirector, attached, has_tcx};
 use crate::lifecycle::host::{CELL, Host, answers};
 use crate::peer::conn::Proto;
 use crate::peer::echo::EchoServer;
@@ -31,6 +32,7 @@ pub fn add(tests: &mut Tests) {
     tests.add("outlive/status_silent_watcher", &[], silent_watcher);
     tests.add("outlive/status_of_nothing", &[], nothing);
     tests.add("outlive/status_since", &[], since);
+    tests.add("outlive/status_journal", &["unshare", "mknod"], journal);
     tests.add_for(&ENGINES, "repaired", &["bpftool"], repaired);
 }
 
@@ -335,10 +337,7 @@ fn since() {
     let file = lab.dir.0.join("rules.toml");
     let file = file.to_str().expect("text");
     let variable = format!("PORTREDIR_CONFIG={file}");
-    let status = || {
-        let program = crate::lab::program::PROGRAM;
-        lab.host.run(&["env", &variable, program, "status"])
-    };
+    let status = || lab.host.run(&["env", &variable, PROGRAM, "status"]);
     fs::write(file, "rules = [\"81:8080\", \"80:8080\"]\n").expect("write a file");
     assert!(!status().contains("differ"), "{}", status());
     fs::write(file, "rules = [\"80:8080\"]\n").expect("write a file");
@@ -366,4 +365,50 @@ fn repaired(cell: &Cell) {
         (redirector.process.err().contains(REPAIRED) && is_back).then_some(())
     });
     redirector.stop_by(Signal::SIGTERM);
+}
+
+/// Runs a command where `/dev/log` is a socket of the test.
+const WITH_LOG: &str = r#"
+mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && ln -s "$1" /dev/log
+shift
+exec "$@"
+"#;
+
+/// A change by a command; a repair and a roll-back by a watcher whose output nobody reads.
+fn journal() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    let path = lab.dir.0.join("log");
+    let socket = UnixDatagram::bind(&path).expect("a socket");
+    socket.set_nonblocking(true).expect("a socket");
+    let path = path.to_str().expect("text");
+    let with_log = ["unshare", "--mount", "sh", "-c", WITH_LOG, "sh", path];
+    let up = [PROGRAM, "up", "--iface", "h0", "80:8080", "81:8080"];
+    lab.host.run(&[&with_log[..], &up].concat());
+    let wait_for_line = |what: &str| {
+        wait_for(what, || {
+            let mut bytes = [0; 2048];
+            let len = socket.recv(&mut bytes).ok()?;
+            let line = String::from_utf8_lossy(&bytes[..len]).into_owned();
+            line.contains(what).then_some(line)
+        })
+    };
+    let line = wait_for_line(": up by ");
+    assert!(line.starts_with("<29>portredir["), "{line}");
+    assert!(line.ends_with(": + 80:8080, + 81:8080"), "{line}");
+    let pid = host.status()["pid"].as_u64().expect("a pid");
+    DAMAGES[2].inflict(&lab, &host);
+    let line = wait_for_line(REPAIRED);
+    let expected = format!("<28>portredir[{pid}]: h0: ");
+    assert!(line.starts_with(&expected), "{line}");
+    let rm = [PROGRAM, "rm", "--confirm", "1s", "81:8080"];
+    lab.host.run(&[&with_log[..], &rm].concat());
+    let line = wait_for_line(": rm by ");
+    assert!(line.ends_with(": - 81:8080"), "{line}");
+    let line = wait_for_line("rolled back");
+    assert!(
+        line.starts_with(&format!("<28>portredir[{pid}]: ")),
+        "{line}"
+    );
+    host.down();
 }
