@@ -12,6 +12,7 @@ mod drain;
 pub mod error;
 pub mod event;
 pub mod event_loop;
+mod fights;
 pub mod health;
 mod log;
 mod reconcile;
@@ -22,11 +23,10 @@ pub mod watcher;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::attach::Lost;
 use self::change::HostView;
 use self::error::ControllerError;
+use self::fights::Fights;
 use self::log::DecisionLog;
-use self::repair::Fights;
 use self::watcher::Notified;
 use crate::config::settings::Settings;
 use crate::host::features::Features;
@@ -64,7 +64,7 @@ pub struct Controller {
     told_ipsec: Option<String>,
     told_ipsec_failure: Option<String>,
     /// The interfaces to which nothing could be attached, by index.
-    lost: BTreeMap<u32, Lost>,
+    lost: BTreeMap<u32, Interface>,
     fights: Fights,
     /// The watcher, which has been notified of a change that it may read now.
     notified: Option<Notified>,
@@ -219,8 +219,7 @@ impl Controller {
         let attached = self.attachments.iter().map(|(&index, attachment)| {
             Interface::new(attachment.report.clone(), self.datapath.inspect(index))
         });
-        let lost = self.lost.values().map(Lost::report);
-        attached.chain(lost).collect()
+        attached.chain(self.lost.values().cloned()).collect()
     }
 
     /// The counters of the running rules.

@@ -144,6 +144,16 @@ impl State {
         self.rolled_back_ms.map(ago)
     }
 
+    /// The state that comes after this one when its change is confirmed.
+    #[must_use]
+    pub fn confirmed(&self) -> Self {
+        Self {
+            pending: None,
+            confirmed_ms: Some(now_ms()),
+            ..self.clone()
+        }
+    }
+
     /// The time since the last change was confirmed, if it was.
     #[must_use]
     pub fn confirmed_ago(&self) -> Option<Duration> {

@@ -1,18 +1,38 @@
 //! Events as people read them.
 
+use std::io;
+
 use super::{count, journal, say};
 use crate::controller::event::{DetachReason, Event, Interrupted};
 use crate::loader::chain;
+use crate::sys::syslog::Severity;
 
 /// Prints an event to standard error, and writes it to the log of the system.
 #[expect(clippy::needless_pass_by_value, reason = "an event is told once")]
 pub fn print(event: Event) {
-    say(&text(&event));
-    journal::event(&event);
+    let text = text(&event);
+    say(&text);
+    if let Some(severity) = severity(&event) {
+        journal::event(severity, &text);
+    }
+}
+
+/// The importance of an event in the log of the system; `None` when it does not belong
+/// there.
+const fn severity(event: &Event) -> Option<Severity> {
+    match event {
+        Event::Draining { .. } | Event::WatcherIsSlow => None,
+        Event::Attached(_)
+        | Event::Detached { .. }
+        | Event::Renamed { .. }
+        | Event::Covered(_)
+        | Event::Recovered(_) => Some(Severity::Notice),
+        _ => Some(Severity::Warning),
+    }
 }
 
 /// An event as a sentence.
-pub(super) fn text(event: &Event) -> String {
+fn text(event: &Event) -> String {
     match event {
         Event::Recovered(Interrupted::Up) => {
             "an earlier `portredir up` was interrupted; removing what it attached".to_owned()
@@ -43,19 +63,7 @@ pub(super) fn text(event: &Event) -> String {
         Event::AttachFailed(text) | Event::LocalIncomplete(text) | Event::BehindIpsec(text) => {
             text.clone()
         }
-        Event::Unregistered { port, error } => {
-            let why = match error.raw_os_error() {
-                Some(libc::EOPNOTSUPP) => {
-                    "the server uses MPTCP, whose sockets this kernel does not accept in BPF maps"
-                        .to_owned()
-                }
-                _ => error.to_string(),
-            };
-            format!(
-                "--engine socket cannot deliver to the server on port {port}: {why}; use --engine \
-                 auto"
-            )
-        }
+        Event::Unregistered { port, error } => unregistered(*port, error),
         Event::Draining {
             connections,
             timeout,
@@ -79,4 +87,15 @@ pub(super) fn text(event: &Event) -> String {
         ),
         Event::Unlocked(error) => format!("{}; continuing", chain(error)),
     }
+}
+
+fn unregistered(port: u16, error: &io::Error) -> String {
+    let why = match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => {
+            "the server uses MPTCP, whose sockets this kernel does not accept in BPF maps"
+                .to_owned()
+        }
+        _ => error.to_string(),
+    };
+    format!("--engine socket cannot deliver to the server on port {port}: {why}; use --engine auto")
 }

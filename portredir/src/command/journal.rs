@@ -3,9 +3,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use super::event;
 use crate::controller::change::Diff;
-use crate::controller::event::Event;
 use crate::state::stamp::Stamp;
 use crate::sys::syslog::{Severity, send};
 
@@ -14,19 +12,11 @@ pub fn change(verb: &str, diff: &Diff) {
     send(Severity::Notice, &text(verb, &Stamp::now(), diff));
 }
 
-/// Writes an event, unless standard error goes to the same log.
-pub fn event(event: &Event) {
-    let severity = match event {
-        Event::Draining { .. } | Event::WatcherIsSlow => return,
-        Event::Attached(_)
-        | Event::Detached { .. }
-        | Event::Renamed { .. }
-        | Event::Covered(_)
-        | Event::Recovered(_) => Severity::Notice,
-        _ => Severity::Warning,
-    };
+/// Writes what has happened, unless standard error, which says it too, goes to the same
+/// log.
+pub fn event(severity: Severity, text: &str) {
     if !is_stderr_the_journal() {
-        send(severity, &event::text(event));
+        send(severity, text);
     }
 }
 

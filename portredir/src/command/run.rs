@@ -54,12 +54,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
         pins: None,
         logging: logging(),
     })?;
-    if let Some(plan) = change.plan_of_interfaces() {
-        say(plan.to_string().trim_end());
-    }
-    let made = change.diff().clone();
-    controller.apply(change, &mut event::print).await?;
-    journal::change("run", &made);
+    begin(&mut controller, change).await?;
     if let Err(error) = capability::drop_capabilities() {
         log::warn!("cannot drop unneeded capabilities: {error}");
     }
@@ -91,6 +86,17 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     journal::change("end", &Diff::default());
     result?;
     view.print_final(&report?);
+    Ok(())
+}
+
+/// Prints the plan, and carries it out.
+async fn begin(controller: &mut Controller, change: Change) -> Result<(), ControllerError> {
+    if let Some(plan) = change.plan_of_interfaces() {
+        say(plan.to_string().trim_end());
+    }
+    let made = change.diff().clone();
+    controller.apply(change, &mut event::print).await?;
+    journal::change("run", &made);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -16,20 +17,23 @@ use crate::ipc::client::{Answer, Role};
 use crate::loader::chain;
 use crate::observe::attached::{HookReport, HookState, Interface};
 
+/// The time that the watcher needs for a change of the host.
+const SETTLE: Duration = Duration::from_millis(300);
+
 /// `portredir status`.
 ///
 /// # Errors
 ///
 /// Nothing is active, or this user may not read it. With `--check`, something is wrong.
 pub async fn status(args: StatusArgs) -> anyhow::Result<()> {
-    let answer = read(args.read)?;
-    let faults = match health::examine(&answer).await {
-        Ok(faults) => faults,
-        Err(error) => {
-            say(&format!("cannot read the interfaces: {}", chain(&error)));
-            Vec::new()
-        }
-    };
+    let mut answer = read(args.read)?;
+    let mut faults = examine(&answer).await;
+    if args.check && !faults.is_empty() && answer.silent.is_none() {
+        // A new interface may be about to be attached.
+        tokio::time::sleep(SETTLE).await;
+        answer = read(args.read)?;
+        faults = examine(&answer).await;
+    }
     let status = Status {
         running: true,
         healthy: faults.is_empty(),
@@ -48,6 +52,16 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<()> {
         0 => Ok(()),
         number if args.check => Err(CommandError::Degraded(number).into()),
         _ => Ok(()),
+    }
+}
+
+async fn examine(answer: &Answer) -> Vec<Fault> {
+    match health::examine(answer).await {
+        Ok(faults) => faults,
+        Err(error) => {
+            say(&format!("cannot read the interfaces: {}", chain(&error)));
+            Vec::new()
+        }
     }
 }
 

@@ -53,14 +53,7 @@ impl Controller {
                 };
                 self.commit(snapshot, state, on_event)
             }
-            Step::Keep => {
-                let state = State {
-                    pending: None,
-                    confirmed_ms: Some(state::now_ms()),
-                    ..self.state.clone()
-                };
-                self.switch(&host, state, on_event)
-            }
+            Step::Keep => self.switch(&host, self.state.confirmed(), on_event),
             Step::Drain(timeout) => {
                 let state = State {
                     is_ending: true,

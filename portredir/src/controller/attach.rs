@@ -267,23 +267,8 @@ impl Controller {
 }
 
 /// An interface to which nothing could be attached, although the plan says so.
-#[derive(Clone, Debug)]
-pub(super) struct Lost {
-    report: InterfaceReport,
-    error: String,
-}
-
-impl Lost {
-    pub(super) fn new(planned: &Planned, error: &ControllerError) -> Self {
-        Self {
-            report: report(planned),
-            error: chain(error),
-        }
-    }
-
-    pub(super) fn report(&self) -> Interface {
-        Interface::lost(self.report.clone(), self.error.clone())
-    }
+pub(super) fn lost(planned: &Planned, error: &ControllerError) -> Interface {
+    Interface::lost(report(planned), chain(error))
 }
 
 /// The report of an interface that is not attached yet.

@@ -115,3 +115,137 @@ fn of_interface(interface: &Interface) -> Vec<Fault> {
     });
     lost.chain(hooks).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use portredir_common::wire::frame::Link;
+
+    use super::*;
+    use crate::config::settings::Settings;
+    use crate::host::snapshot::{Interface as HostInterface, Snapshot};
+    use crate::ipc::client::Role;
+    use crate::loader::inspect::{Inspected, Occupant, Point};
+    use crate::observe::report::Report;
+    use crate::state::attachment::InterfaceReport;
+    use crate::sys::bpf_query::AttachType;
+
+    fn host(names: &[&str]) -> HostView {
+        let interface = |(index, name): (u32, &&str)| {
+            let interface = HostInterface {
+                index,
+                name: (*name).to_owned(),
+                is_up: true,
+                link: Link::Ethernet,
+                kind: None,
+                driver: None,
+                master: None,
+                is_tracked_bridge: false,
+                lower: None,
+                xdp: None,
+                mtu: 1500,
+                xdp_features: None,
+            };
+            (index, interface)
+        };
+        HostView {
+            snapshot: Snapshot {
+                interfaces: (2..).zip(names).map(interface).collect(),
+                ..Snapshot::default()
+            },
+            features: Features {
+                cgroup: None,
+                tcx: Some(true),
+                page_bytes: 4096,
+            },
+            attached: BTreeMap::from([(2, SelectedBy::Pattern)]),
+        }
+    }
+
+    fn answer(rule: &str, ours: Option<u32>, instead: Option<Occupant>) -> Answer {
+        let report = InterfaceReport {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            engine: "tc".to_owned(),
+            mode: "tcx".to_owned(),
+            why: String::new(),
+        };
+        let hook = Inspected {
+            point: Point::Tcx(AttachType::TcxIngress),
+            program: "portredir_in".to_owned(),
+            ours,
+            chain: Some(vec![7.into()]),
+            instead,
+        };
+        let interfaces = vec![Interface::new(report, vec![hook])];
+        Answer {
+            role: Some(Role::Watcher),
+            pid: 8,
+            version: String::new(),
+            settings: Settings {
+                rules: vec![rule.parse().expect("a rule")],
+                ..Settings::default()
+            },
+            silent: None,
+            since: None,
+            changed: None,
+            confirmed_ago: None,
+            confirm_within: None,
+            rolled_back_ago: None,
+            report: Report::new(&[], interfaces, &[], &[]),
+        }
+    }
+
+    fn whats(answer: &Answer, host: &HostView) -> Vec<String> {
+        let faults = faults(answer, host).into_iter();
+        faults.map(|fault| fault.what).collect()
+    }
+
+    #[test]
+    fn each_fault_is_found_and_nothing_else() {
+        let good = answer("80:8080", Some(7), None);
+        let eth0 = host(&["eth0"]);
+        assert!(faults(&good, &eth0).is_empty());
+
+        let missing = answer("80:8080", None, None);
+        let expected = "eth0: tcx ingress portredir_in: missing";
+        assert_eq!(whats(&missing, &eth0), [expected]);
+        assert_eq!(
+            faults(&missing, &eth0)[0].fix.as_deref(),
+            Some("portredir save - | portredir up --config -")
+        );
+
+        let replaced = answer("80:8080", None, Some(9.into()));
+        let expected = "eth0: tcx ingress portredir_in: replaced by program id 9";
+        assert_eq!(whats(&replaced, &eth0), [expected]);
+        let fix = faults(&replaced, &eth0)[0].fix.clone();
+        assert!(fix.expect("a fix").contains("bpftool prog show id 9"));
+
+        assert_eq!(
+            whats(&good, &host(&["eth0", "eth1"])),
+            ["eth1: not attached"]
+        );
+        assert!(whats(&missing, &host(&[])).is_empty(), "the interface went");
+
+        let dead = answer("80:8080 on wg0", Some(7), None);
+        let said = whats(&dead, &eth0);
+        assert!(said[0].contains("`wg0` does not exist yet"), "{said:?}");
+    }
+
+    #[test]
+    fn a_watcher_has_to_answer() {
+        let eth0 = host(&["eth0"]);
+        let mut answer = answer("80:8080", Some(7), None);
+        answer.role = None;
+        assert!(whats(&answer, &eth0)[0].starts_with("no watcher process"));
+        answer.silent = Some(812);
+        assert_eq!(
+            faults(&answer, &eth0),
+            [Fault::new(
+                "the watcher, process 812, does not answer",
+                "kill -9 812; portredir watch"
+            )]
+        );
+    }
+}

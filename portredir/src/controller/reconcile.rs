@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Controller;
-use super::attach::Lost;
+use super::attach::lost;
 use super::error::ControllerError;
 use super::event::{DetachReason, Event, OnEvent};
 use crate::config::engine::Engine;
@@ -133,13 +133,13 @@ impl Controller {
         // The removed programs may have been the obstacle, or these interfaces are gone
         // themselves; if not, the others must work.
         let mut failed = BTreeSet::new();
-        let mut lost = BTreeMap::new();
+        let mut not_attached = BTreeMap::new();
         for planned in refused {
             match self.attach(planned, plan.choice, on_event).await {
                 Ok(instead) => tell_attached(planned, instead, on_event),
                 Err(error) => {
                     failed.insert(chain(&error));
-                    lost.insert(planned.interface.index, Lost::new(planned, &error));
+                    not_attached.insert(planned.interface.index, lost(planned, &error));
                 }
             }
         }
@@ -147,7 +147,7 @@ impl Controller {
             on_event(Event::AttachFailed(error.clone()));
         }
         self.told_failures = failed;
-        self.lost = lost;
+        self.lost = not_attached;
         Ok(())
     }
 

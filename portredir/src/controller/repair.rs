@@ -4,21 +4,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Controller;
-use super::attach::Lost;
+use super::attach::lost;
 use super::error::ControllerError;
 use super::event::{DetachReason, Event, OnEvent};
+use super::fights::{PINS, SHARED};
+use crate::config::engine::EngineChoice;
 use crate::loader::chain;
 use crate::loader::pinned::{self, Found};
 use crate::observe::attached::{HookReport, HookState, Interface};
 use crate::plan::Plan;
 use crate::sys::lock::Lock;
-
-/// The shared hooks, of the cgroup and of the network namespace, among interfaces by
-/// index: no interface has this one.
-const SHARED: u32 = 0;
-
-/// The pinned maps, among interfaces by index.
-const PINS: u32 = u32::MAX;
 
 /// Something that has to be attached again.
 struct Broken {
@@ -59,12 +54,21 @@ impl Broken {
     }
 }
 
+/// Whether a program of others is at XDP, and no other engine may be used instead: then
+/// only that program can go.
+fn is_taken(interface: &Interface, choice: EngineChoice) -> bool {
+    let is_replaced = |hook: &HookReport| hook.state == HookState::Replaced && hook.hook == "xdp";
+    choice != EngineChoice::Auto && interface.hooks.iter().any(is_replaced)
+}
+
 impl Controller {
     /// The broken hooks that may be repaired now, by interface.
     fn broken(&self, now: Instant) -> BTreeMap<u32, Broken> {
         let interfaces = self.inspect();
-        let broken = interfaces.iter().flat_map(Broken::of);
+        let choice = self.state.settings.engine;
+        let broken = interfaces.iter().filter(|it| !is_taken(it, choice));
         broken
+            .flat_map(Broken::of)
             .filter(|broken| self.fights.is_due(broken.index, now))
             .map(|broken| (broken.index, broken))
             .collect()
@@ -130,6 +134,8 @@ impl Controller {
         self.fights.retain(|index| plan.attach.contains_key(&index));
         for (index, broken) in broken {
             if index != SHARED && !plan.attach.contains_key(&index) {
+                // The interface may be about to go; nobody fights for it.
+                let _ = self.fights.note(index, now);
                 continue;
             }
             match self.repair_one(&broken, &plan).await {
@@ -162,7 +168,7 @@ impl Controller {
                 Ok(())
             }
             Err(error) => {
-                self.lost.insert(broken.index, Lost::new(planned, &error));
+                self.lost.insert(broken.index, lost(planned, &error));
                 Err(error)
             }
         }
@@ -175,109 +181,6 @@ impl Controller {
                 interface: name.to_owned(),
                 wait,
             });
-        }
-    }
-}
-
-/// The repairs of each interface.
-#[derive(Debug, Default)]
-pub(super) struct Fights(BTreeMap<u32, Fight>);
-
-/// The latest repairs of one interface.
-#[derive(Debug, Default)]
-struct Fight {
-    /// The repairs of the last minute.
-    repairs: Vec<Instant>,
-    /// The time between repairs, once somebody fights them.
-    wait: Duration,
-}
-
-impl Fights {
-    /// Whether a repair may be made now.
-    fn is_due(&self, index: u32, now: Instant) -> bool {
-        let fight = self.0.get(&index);
-        fight.is_none_or(|fight| {
-            fight
-                .since_last(now)
-                .is_none_or(|since| since >= fight.wait)
-        })
-    }
-
-    /// Forgets interfaces that are gone.
-    fn retain(&mut self, exists: impl Fn(u32) -> bool) {
-        self.0
-            .retain(|&index, _| matches!(index, SHARED | PINS) || exists(index));
-    }
-
-    /// Counts a repair; returns the time to wait before the next one, if somebody undoes
-    /// the repairs.
-    fn note(&mut self, index: u32, now: Instant) -> Option<Duration> {
-        let fight = self.0.entry(index).or_default();
-        fight.note(now)
-    }
-}
-
-impl Fight {
-    const WINDOW: Duration = Duration::from_secs(60);
-    const MOST: usize = 3;
-    const FIRST_WAIT: Duration = Duration::from_secs(10);
-    const LONGEST_WAIT: Duration = Duration::from_secs(300);
-
-    fn since_last(&self, now: Instant) -> Option<Duration> {
-        let last = self.repairs.last()?;
-        Some(now.saturating_duration_since(*last))
-    }
-
-    fn note(&mut self, now: Instant) -> Option<Duration> {
-        let window = self.wait + Self::WINDOW;
-        if self.since_last(now).is_some_and(|since| since > window) {
-            *self = Self::default();
-        }
-        self.repairs
-            .retain(|repair| now.saturating_duration_since(*repair) < window);
-        self.repairs.push(now);
-        if self.wait.is_zero() && self.repairs.len() < Self::MOST {
-            return None;
-        }
-        self.wait = (self.wait * 2).clamp(Self::FIRST_WAIT, Self::LONGEST_WAIT);
-        Some(self.wait)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_fight_makes_repairs_rare() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut fights = Fights::default();
-        let mut now = 0;
-        let mut waits = Vec::new();
-        for _ in 0..10 {
-            while !fights.is_due(7, at(now)) {
-                now += 1;
-            }
-            let wait = fights.note(7, at(now));
-            waits.push(wait.map_or(0, |wait| wait.as_secs()));
-            now += 1;
-        }
-        assert_eq!(waits, [0, 0, 10, 20, 40, 80, 160, 300, 300, 300]);
-        assert!(fights.is_due(8, at(now)), "another interface");
-        // Peace.
-        assert_eq!(fights.note(7, at(now + 400)), None);
-        assert!(fights.is_due(7, at(now + 400)));
-    }
-
-    #[test]
-    fn repairs_that_are_rare_are_no_fight() {
-        let start = Instant::now();
-        let mut fights = Fights::default();
-        for number in 0..10 {
-            let now = start + Duration::from_secs(number * 31);
-            assert!(fights.is_due(7, now));
-            assert_eq!(fights.note(7, now), None, "{number}");
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::config::engine::Engine;
 use crate::host::snapshot::Interface;
 use crate::state::attachment::{Mode, Place};
 use crate::sys::bpf_link;
+use crate::sys::bpffs::PinDir;
 
 impl Datapath {
     /// Ends the watch for accepted connections, if packets are rewritten on no interface.
@@ -38,22 +39,7 @@ impl Datapath {
         let Some(pins) = self.pins.clone() else {
             return;
         };
-        let hook = |(place, program): &(Place, String)| Hook {
-            program: program.clone(),
-            hold: match place {
-                Place::Pin(pin) => Hold::Pin(pins.path(pin)),
-                Place::Filter {
-                    is_ingress,
-                    priority,
-                    handle,
-                } => Hold::Filter(Filter {
-                    direction: direction(*is_ingress),
-                    priority: *priority,
-                    handle: *handle,
-                    link: None,
-                }),
-            },
-        };
+        let hook = |(place, program): &(Place, String)| adopted(&pins, place, program);
         // The order is that of attaching: programs that answer, or rewrite replies, come
         // first.
         let mut hooks: Vec<_> = mode.programs.iter().map(hook).collect();
@@ -223,6 +209,27 @@ impl Datapath {
                 self.end_watch();
             }
         }
+    }
+}
+
+/// The program that another process has left at a place.
+fn adopted(pins: &PinDir, place: &Place, program: &str) -> Hook {
+    let hold = match place {
+        Place::Pin(pin) => Hold::Pin(pins.path(pin)),
+        Place::Filter {
+            is_ingress,
+            priority,
+            handle,
+        } => Hold::Filter(Filter {
+            direction: direction(*is_ingress),
+            priority: *priority,
+            handle: *handle,
+            link: None,
+        }),
+    };
+    Hook {
+        program: program.to_owned(),
+        hold,
     }
 }
 

@@ -1,5 +1,5 @@
-//! What `status` says about programs that others detach, replace or run before ours, and
-//! what the watcher does about it.
+//! Programs that others detach, replace or run before ours: what `status` says about them,
+//! and what the watcher does.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -309,7 +309,7 @@ fn nothing() {
     assert_eq!(status["running"], false);
 }
 
-/// Who began and who changed it, options, the last unconfirmed change, and rules that are
+/// The user who began and who changed the redirect, options, the last unconfirmed change, and rules that are
 /// not those on disk.
 fn since() {
     let lab = Lab::new(&CELL);
