@@ -262,6 +262,9 @@ async fn apply_change(
     let locked = transaction.apply(change, &mut event::print).await?;
     drop(locked.release());
     journal::change(verb, &made);
+    if watcher::is_missing() {
+        say("no watcher process tracks interfaces and addresses; start one: portredir watch");
+    }
     Ok(())
 }
 

@@ -71,6 +71,12 @@ pub enum Stubborn {
     Kill,
 }
 
+/// Whether no process watches the redirect.
+#[must_use]
+pub fn is_missing() -> bool {
+    matches!(client::pid(), Ok(None))
+}
+
 /// Stops the watcher, if there is one.
 pub fn stop(stubborn: Stubborn, on_event: OnEvent<'_>) {
     let Ok(Some(pid)) = client::pid() else {

@@ -9,6 +9,8 @@ pub const DRAINING: &str = "waiting";
 pub const ONE_CUT_OFF: &str = "cutting off 1 connection";
 /// The service got SIGHUP and found a file that is wrong.
 pub const NOT_RELOADED: &str = "reload failed";
+/// A rule is changed while no watcher runs.
+pub const NO_WATCHER: &str = "no watcher process tracks interfaces";
 /// Somebody detached a program of ours, and it is attached again.
 pub const REPAIRED: &str = "another program detached portredir; attached again";
 /// An interface was deleted.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::lab::Lab;
 use crate::lab::foreign::{Foreign, NEXT, PASS};
-use crate::lab::message::REPAIRED;
+use crate::lab::message::{NO_WATCHER, REPAIRED};
 use crate::lab::process::{Process, wait_for};
 use crate::lab::program::{PROGRAM, Redirector, attached, has_tcx};
 use crate::lifecycle::host::{CELL, Host, answers};
@@ -167,6 +167,12 @@ fn detached(damage: &Damage) {
     let (code, text) = check(&host);
     assert_eq!(code, Some(5), "{text}");
     assert_eq!(text.lines().count(), 1, "only the watcher: {text}");
+    let mut add = host.start(&["add", "81:8080"]);
+    assert!(
+        add.wait().success() && add.err().contains(NO_WATCHER),
+        "{}",
+        add.err()
+    );
 
     damage.inflict(&lab, &host);
     let status = host.status();
