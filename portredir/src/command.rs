@@ -6,6 +6,7 @@ pub mod diff;
 pub mod error;
 mod event;
 mod journal;
+mod listening;
 pub mod plan;
 pub mod read;
 pub mod run;

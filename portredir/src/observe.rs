@@ -1,4 +1,5 @@
 //! The reports on a running redirect.
 
 pub mod attached;
+pub mod listening;
 pub mod report;

@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod netns;
 pub mod path;
 pub mod peer;
+pub mod process;
 pub mod sock_diag;
 pub mod syslog;
 pub mod xfrm;

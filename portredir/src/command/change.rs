@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::error::CommandError;
 use super::event;
-use super::{check_limits, count, diff, journal, print, print_pending, say};
+use super::{check_limits, count, diff, journal, listening, print, print_pending, say};
 use crate::cli::{ApplyArgs, ChangeArgs, DownArgs, ReplaceArgs, RmArgs, UpArgs};
 use crate::config::file;
 use crate::config::safety::ChangeOptions;
@@ -43,9 +43,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     let transaction = Transaction::begin(&mut event::print).await?;
     preflight::check_kernel()?;
     let change = transaction.plan(Action::Run(settings), options)?;
-    if let Some(plan) = change.plan_of_interfaces() {
-        say(plan.to_string().trim_end());
-    }
+    listening::say_plan(&change);
     change.check()?;
     let difference = diff::text(change.diff());
     if options.dry_run {
@@ -242,6 +240,7 @@ async fn adjust(
         say("nothing to change");
         return Ok(());
     }
+    listening::say_new(&change);
     let difference = diff::text(change.diff());
     if !options.dry_run {
         apply_change(verb, transaction, change).await?;

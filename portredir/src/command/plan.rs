@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{check_limits, count, print, say};
+use serde::Serialize;
+
+use super::{check_limits, count, listening, print, say};
 use crate::cli::{CheckArgs, PlanArgs};
 use crate::config::file::{self, ConfigError};
 use crate::config::options;
@@ -11,7 +13,8 @@ use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change, HostView};
 use crate::host::features::Features;
 use crate::host::netlink::Netlink;
-use crate::plan::lockout;
+use crate::observe::listening::Listening;
+use crate::plan::{PlanReport, lockout};
 
 /// Prints the plan. Then, where an engine is not available, the command fails.
 ///
@@ -34,16 +37,29 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     };
     let change = Change::plan(None, (Action::Run(settings), options), host)?;
     let plan = change.plan_of_interfaces().expect("a run attaches");
+    let listening = listening::of(change.settings(), &change.host().snapshot);
     let text = if args.json {
-        serde_json::to_string(&plan.report())? + "\n"
+        let report = Planned {
+            plan: plan.report(),
+            listening,
+        };
+        serde_json::to_string(&report)? + "\n"
     } else {
-        plan.to_string()
+        plan.to_string() + &listening::text(&listening)
     };
     print(&text)?;
     for lockout in change.lockouts() {
         say(&format!("warning: {lockout}"));
     }
     Ok(plan.check()?)
+}
+
+/// The object that `plan --json` prints.
+#[derive(Serialize)]
+struct Planned<'a> {
+    #[serde(flatten)]
+    plan: PlanReport<'a>,
+    listening: Vec<Listening>,
 }
 
 /// Checks files, as far as that is possible without the host.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::time::Interval;
 
-use super::{event, journal, say, try_print};
+use super::{event, journal, listening, say, try_print};
 use crate::cli::Run;
 use crate::controller::change::{Action, Change, Diff, HostView};
 use crate::controller::error::ControllerError;
@@ -91,9 +91,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
 
 /// Prints the plan, and carries it out.
 async fn begin(controller: &mut Controller, change: Change) -> Result<(), ControllerError> {
-    if let Some(plan) = change.plan_of_interfaces() {
-        say(plan.to_string().trim_end());
-    }
+    listening::say_plan(&change);
     let made = change.diff().clone();
     controller.apply(change, &mut event::print).await?;
     journal::change("run", &made);

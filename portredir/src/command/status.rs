@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::error::CommandError;
 use super::read::{read, summary};
-use super::{count, print, say};
+use super::{count, listening, print, say};
 use crate::cli::StatusArgs;
 use crate::config::settings::Settings;
 use crate::config::{file, options};
@@ -16,6 +16,7 @@ use crate::controller::health::{self, Fault};
 use crate::ipc::client::{Answer, Role};
 use crate::loader::chain;
 use crate::observe::attached::{HookReport, HookState, Interface};
+use crate::observe::listening::Listening;
 
 /// The time that the watcher needs for a change of the host.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -39,6 +40,7 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<()> {
         healthy: faults.is_empty(),
         faults: &faults,
         differs_from: differing_config(&answer.settings),
+        listening: listening::now(&answer.settings).await,
         answer: &answer,
     };
     if args.read.json {
@@ -73,6 +75,7 @@ struct Status<'a> {
     faults: &'a [Fault],
     /// The configuration on disk, if its rules are not those that run.
     differs_from: Option<PathBuf>,
+    listening: Vec<Listening>,
     #[serde(flatten)]
     answer: &'a Answer,
 }
@@ -98,6 +101,7 @@ fn text(status: &Status<'_>) -> String {
         text += &attached(interface);
     }
     text += &summary(&answer.report);
+    text += &listening::text(&status.listening);
     if let Some(path) = &status.differs_from {
         let path = path.display();
         let _ = writeln!(

@@ -200,6 +200,18 @@ impl Change {
         }
     }
 
+    /// The host that the change was planned for.
+    #[must_use]
+    pub const fn host(&self) -> &HostView {
+        &self.host
+    }
+
+    /// The settings after the change.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.after
+    }
+
     /// The differences from the running settings.
     #[must_use]
     pub const fn diff(&self) -> &Diff {

@@ -1,9 +1,13 @@
-//! TCP sockets of this network namespace, by sock_diag(7).
+//! Sockets of this network namespace, by sock_diag(7).
+
+use std::net::IpAddr;
 
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla,
+};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use portredir_common::flow::FlowKey;
 use portredir_common::net::Version;
@@ -30,10 +34,33 @@ pub struct TcpSocket {
     pub device: u32,
 }
 
-/// TCP sockets cannot be listed.
+/// A socket that waits for clients: a TCP socket that listens, or a UDP socket that is
+/// bound and not connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The address that the socket is bound to, IPv4 as IPv4.
+    pub addr: IpAddr,
+    /// The port.
+    pub port: Port,
+    /// Whether a socket on `::` keeps out IPv4.
+    pub is_v6_only: bool,
+    /// The index of the interface that the socket is bound to, or 0.
+    pub device: u32,
+    /// The inode of the socket, by which its processes are found; 0 without one.
+    pub inode: u32,
+    /// The user who opened the socket.
+    pub uid: u32,
+}
+
+/// Sockets cannot be listed.
 #[derive(Debug, Error)]
-#[error("list TCP sockets (requires the kernel module tcp_diag)")]
-pub struct SockDiagError(#[from] NetlinkError);
+#[error("list {} sockets (requires the kernel module {}_diag)", .protocol.to_uppercase(), .protocol)]
+pub struct SockDiagError {
+    protocol: &'static str,
+    source: NetlinkError,
+}
 
 /// Lists all TCP sockets of a kind.
 ///
@@ -47,6 +74,30 @@ pub fn list(kind: Kind) -> Result<Vec<TcpSocket>, SockDiagError> {
             StateFlags::all() - StateFlags::LISTEN - StateFlags::CLOSE - StateFlags::TIME_WAIT
         }
     };
+    let sockets = dump(Protocol::Tcp, &states)?;
+    let ids = sockets.iter().map(|socket| &socket.header.socket_id);
+    Ok(ids.map(tcp_socket).collect())
+}
+
+/// Lists all sockets of a protocol that wait for clients.
+///
+/// # Errors
+///
+/// [`SockDiagError`].
+pub fn servers(protocol: Protocol) -> Result<Vec<Server>, SockDiagError> {
+    let states = match protocol {
+        Protocol::Tcp => StateFlags::LISTEN,
+        // The kernel has no state for UDP sockets that are not connected.
+        Protocol::Udp => StateFlags::CLOSE,
+    };
+    let sockets = dump(protocol, &states)?;
+    let sockets = sockets.iter().map(|socket| server(protocol, socket));
+    Ok(sockets
+        .filter(|socket| socket.port != Port::CLOSED)
+        .collect())
+}
+
+fn dump(protocol: Protocol, states: &StateFlags) -> Result<Vec<InetResponse>, SockDiagError> {
     let mut sockets = Vec::new();
     for (family, socket_id) in [
         (AF_INET, SocketId::new_v4()),
@@ -54,19 +105,39 @@ pub fn list(kind: Kind) -> Result<Vec<TcpSocket>, SockDiagError> {
     ] {
         let request = InetRequest {
             family,
-            protocol: IPPROTO_TCP,
+            protocol: protocol as u8,
             extensions: ExtensionFlags::empty(),
             states: states.clone(),
             socket_id,
         };
         let request = SockDiagMessage::InetRequest(request);
-        let answers = ask(NETLINK_SOCK_DIAG, request.into(), NLM_F_DUMP)?;
-        sockets.extend(answers.iter().filter_map(|answer| match answer {
-            SockDiagMessage::InetResponse(socket) => Some(tcp_socket(&socket.header.socket_id)),
+        let answers = ask(NETLINK_SOCK_DIAG, request.into(), NLM_F_DUMP);
+        let answers = answers.map_err(|source| SockDiagError {
+            protocol: match protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+            },
+            source,
+        })?;
+        sockets.extend(answers.into_iter().filter_map(|answer| match answer {
+            SockDiagMessage::InetResponse(socket) => Some(*socket),
             _ => None,
         }));
     }
     Ok(sockets)
+}
+
+fn server(protocol: Protocol, socket: &InetResponse) -> Server {
+    let header = &socket.header;
+    Server {
+        protocol,
+        addr: header.socket_id.source_address.to_canonical(),
+        port: Port::new(header.socket_id.source_port),
+        is_v6_only: socket.nlas.contains(&Nla::SkV6Only(true)),
+        device: header.socket_id.interface_id,
+        inode: header.inode,
+        uid: header.uid,
+    }
 }
 
 fn tcp_socket(id: &SocketId) -> TcpSocket {

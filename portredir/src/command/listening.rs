@@ -1,0 +1,84 @@
+//! The servers of the rules, as people read them.
+
+use std::collections::HashSet;
+
+use super::say;
+use crate::config::settings::Settings;
+use crate::controller::change::Change;
+use crate::host::netlink::Netlink;
+use crate::host::snapshot::Snapshot;
+use crate::loader::chain;
+use crate::observe::listening::{self, Listeners, Listening};
+
+/// The servers of all rules. Where sockets cannot be listed there are none, and a warning.
+pub fn of(settings: &Settings, host: &Snapshot) -> Vec<Listening> {
+    match Listeners::read(&settings.rules) {
+        Ok(listeners) => listening::of_rules(&listeners, settings, host),
+        Err(error) => {
+            say(&format!(
+                "cannot check who listens on the target ports: {}",
+                chain(&error)
+            ));
+            Vec::new()
+        }
+    }
+}
+
+/// The servers of all rules, where nobody has looked at the host yet.
+pub async fn now(settings: &Settings) -> Vec<Listening> {
+    let snapshot = async { Netlink::open()?.snapshot().await };
+    match snapshot.await {
+        Ok(host) => of(settings, &host),
+        Err(error) => {
+            say(&format!(
+                "cannot check who listens on the target ports: {}",
+                chain(&error)
+            ));
+            Vec::new()
+        }
+    }
+}
+
+/// A line for each server and each finding. Of very many rules, the first findings alone.
+pub fn text(listening: &[Listening]) -> String {
+    const MOST: usize = 20;
+    let all: Vec<_> = listening.iter().flat_map(Listening::lines).collect();
+    if all.len() <= MOST {
+        return all.into_iter().map(|line| line + "\n").collect();
+    }
+    let findings = listening.iter().flat_map(Listening::finding_lines);
+    let findings: Vec<_> = findings.collect();
+    let shown = findings.iter().take(MOST).map(|line| format!("{line}\n"));
+    let mut text: String = shown.collect();
+    if let Some(more) = findings.len().checked_sub(MOST).filter(|more| *more > 0) {
+        text += &format!("and {more} more, which `portredir doctor --json` lists\n");
+    }
+    text
+}
+
+/// Says which programs a change attaches where, and who serves its rules.
+pub fn say_plan(change: &Change) {
+    if let Some(plan) = change.plan_of_interfaces() {
+        say(plan.to_string().trim_end());
+    }
+    say_lines(&of(change.settings(), &change.host().snapshot));
+}
+
+/// Says who serves the rules that a change adds.
+pub fn say_new(change: &Change) {
+    let added = &change.diff().added;
+    if added.is_empty() {
+        return;
+    }
+    let added: HashSet<_> = added.iter().map(ToString::to_string).collect();
+    let mut listening = of(change.settings(), &change.host().snapshot);
+    listening.retain(|listening| added.contains(&listening.rule));
+    say_lines(&listening);
+}
+
+fn say_lines(listening: &[Listening]) {
+    let text = text(listening);
+    if !text.is_empty() {
+        say(text.trim_end());
+    }
+}
