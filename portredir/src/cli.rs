@@ -106,6 +106,13 @@ pub enum Command {
     #[command(after_help = "Example: portredir status --check || systemctl reload portredir")]
     Status(StatusArgs),
 
+    /// Find everything that stands between clients and servers, and how to mend it.
+    ///
+    /// Examines the running configuration, or the rules that are given, or those in
+    /// /etc/portredir; changes nothing. Exit code 5 means that there are findings.
+    #[command(after_help = "Example: sudo portredir doctor")]
+    Doctor(DoctorArgs),
+
     /// Benchmark portredir, other redirectors and no redirect on this host.
     ///
     /// Runs in its own network namespaces, which are removed at the end; needs root.
@@ -285,6 +292,19 @@ pub struct StatusArgs {
 /// `portredir rules` and `portredir status`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct ReadArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `portredir doctor`.
+#[derive(Args, Clone, Debug)]
+#[command(mut_arg("words", |words| words.value_parser(word)))]
+pub struct DoctorArgs {
+    /// The settings of a redirect that is examined before it runs.
+    #[command(flatten)]
+    pub options: Typed,
+
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -3,6 +3,7 @@
 
 pub mod change;
 pub mod diff;
+pub mod doctor;
 pub mod error;
 mod event;
 mod journal;

@@ -13,7 +13,7 @@ pub enum ExitCode {
     NotRunning = 3,
     /// A privilege is missing.
     NotPermitted = 4,
-    /// The redirect runs, but something is wrong with it.
+    /// The redirect, or the host, is not as it should be.
     Degraded = 5,
 }
 

@@ -1,5 +1,6 @@
 //! The reports on a running redirect.
 
 pub mod attached;
+pub mod doctor;
 pub mod listening;
 pub mod report;

@@ -16,6 +16,7 @@ mod usage;
 use std::collections::BTreeMap;
 
 use self::coverage::Coverage;
+pub use self::dead::{DeadReason, DeadRule};
 use self::engine::{Chosen, EngineRequest};
 pub use self::engine::{Refused, Rejected};
 pub use self::firewall::Firewall;

@@ -17,4 +17,5 @@ pub mod peer;
 pub mod process;
 pub mod sock_diag;
 pub mod syslog;
+pub mod tool;
 pub mod xfrm;

@@ -22,7 +22,7 @@ pub enum Mistake {
 }
 
 /// Words that other programs use for our commands.
-const SYNONYMS: [(&str, &str); 24] = [
+const SYNONYMS: [(&str, &str); 26] = [
     ("list", "rules"),
     ("ls", "rules"),
     ("get", "rules"),
@@ -45,6 +45,8 @@ const SYNONYMS: [(&str, &str); 24] = [
     ("reload", "apply"),
     ("restore", "apply"),
     ("test", "check"),
+    ("diagnose", "doctor"),
+    ("diag", "doctor"),
     ("help", "--help"),
     ("version", "--version"),
 ];

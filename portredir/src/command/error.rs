@@ -47,6 +47,9 @@ pub enum CommandError {
         "`--follow` reads the configuration again on SIGHUP and needs a file, not `--config -`"
     )]
     FollowsStandardInput,
+    /// The doctor found something.
+    #[error("doctor: {}", count(*.0, "finding"))]
+    Findings(usize),
 }
 
 impl CommandError {
@@ -57,6 +60,7 @@ impl CommandError {
             Self::NotTwo(_) | Self::FollowsStandardInput => ExitCode::Usage,
             Self::Degraded(_) => ExitCode::Degraded,
             Self::NoRule { .. } | Self::NeedsUp { .. } => ExitCode::Failed,
+            Self::Findings(_) => ExitCode::Degraded,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use aya::maps::MapType;
 use aya::programs::ProgramType;
-use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
+use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 use caps::{CapSet, Capability};
 use thiserror::Error;
 
@@ -61,6 +61,13 @@ pub fn check_capabilities() -> Result<(), PreflightError> {
     } else {
         Err(PreflightError::Capabilities(missing))
     }
+}
+
+/// Whether the kernel has BPF `sk_lookup`, for engine `socket`; `None` without the
+/// permission to ask.
+#[must_use]
+pub fn has_sk_lookup() -> Option<bool> {
+    is_program_supported(ProgramType::SkLookup).ok()
 }
 
 /// Checks that the kernel has the features that every engine needs, by trying them.

@@ -1,6 +1,7 @@
 //! Finds rules that match nothing on the host as it is now, and names that no interface has
 //! yet. Both may change with the host, so they are said and not refused.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use portredir_common::net::Addr;
@@ -9,26 +10,90 @@ use super::Plan;
 use crate::host::snapshot::{Interface, LocalAddrs, LocalNetwork, Snapshot};
 use crate::rule::Rule;
 
+/// A rule that matches nothing on the host as it is now, or nothing on an interface that
+/// the rule names. `Display` is a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadRule {
+    /// The rule.
+    pub rule: Rule,
+    /// The reason.
+    pub reason: DeadReason,
+}
+
+/// The reason why a rule matches nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeadReason {
+    /// This host does not have the address.
+    ForeignAddr(IpAddr),
+    /// No interface has the name.
+    NoInterface {
+        /// The name.
+        name: String,
+        /// A question about another name, or nothing.
+        hint: String,
+    },
+    /// Packets do not count as received on the interface.
+    Unhooked {
+        /// The name of the interface.
+        name: String,
+        /// The reason in the plan.
+        why: String,
+    },
+}
+
+impl fmt::Display for DeadRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rule = &self.rule;
+        match &self.reason {
+            DeadReason::ForeignAddr(addr) => write!(
+                f,
+                "rule `{rule}` matches nothing now: {addr} is not an address of this host; the \
+                 rule applies once the host has the address"
+            ),
+            DeadReason::NoInterface { name, hint } => write!(
+                f,
+                "rule `{rule}`: interface `{name}` does not exist yet; the rule applies when it \
+                 appears{hint}"
+            ),
+            DeadReason::Unhooked { name, why } => {
+                write!(f, "rule `{rule}` matches nothing on {name}: {why}")
+            }
+        }
+    }
+}
+
 impl Snapshot {
     /// Warnings about rules that match no packet under a plan.
     #[must_use]
     pub fn dead_rules(&self, rules: &[Rule], plan: &Plan) -> Vec<String> {
-        let mut warnings = Vec::new();
-        for rule in rules {
-            let names = rule.on.iter();
-            warnings.extend(names.filter_map(|name| self.dead_interface(rule, name, plan)));
-            if let Some(addr) = rule.addr.filter(|addr| !self.local.contains(*addr)) {
-                warnings.push(format!(
-                    "warning: rule `{rule}` matches nothing now: {addr} is not an address of this \
-                     host; the rule applies once the host has the address"
-                ));
-            }
-        }
-        warnings
+        let dead = self.dead(rules, plan);
+        dead.iter().map(|dead| format!("warning: {dead}")).collect()
     }
 
-    /// The warning about one name or glob behind `on`.
-    fn dead_interface(&self, rule: &Rule, name: &str, plan: &Plan) -> Option<String> {
+    /// The rules that match no packet under a plan.
+    #[must_use]
+    pub fn dead(&self, rules: &[Rule], plan: &Plan) -> Vec<DeadRule> {
+        let mut dead = Vec::new();
+        for rule in rules {
+            let mut add = |reason| {
+                dead.push(DeadRule {
+                    rule: rule.clone(),
+                    reason,
+                });
+            };
+            let names = rule.on.iter();
+            names
+                .filter_map(|name| self.dead_interface(name, plan))
+                .for_each(&mut add);
+            if let Some(addr) = rule.addr.filter(|addr| !self.local.contains(*addr)) {
+                add(DeadReason::ForeignAddr(addr));
+            }
+        }
+        dead
+    }
+
+    /// The reason why one name or glob behind `on` matches nothing.
+    fn dead_interface(&self, name: &str, plan: &Plan) -> Option<DeadReason> {
         let glob = glob::Pattern::new(name).ok()?;
         let named: Vec<_> = self
             .interfaces
@@ -36,12 +101,9 @@ impl Snapshot {
             .filter(|interface| glob.matches(&interface.name))
             .collect();
         let Some(first) = named.first() else {
-            return is_exact(name).then(|| {
-                let hint = self.hint(name);
-                format!(
-                    "warning: rule `{rule}`: interface `{name}` does not exist yet; the rule \
-                     applies when it appears{hint}"
-                )
+            return is_exact(name).then(|| DeadReason::NoInterface {
+                name: name.to_owned(),
+                hint: self.hint(name),
             });
         };
         let matches = |interface: &Interface| self.names(interface).any(|name| glob.matches(name));
@@ -52,11 +114,10 @@ impl Snapshot {
         if hooked.any(|planned| matches(&planned.interface)) {
             return None;
         }
-        let why = plan.why_unhooked(first);
-        Some(format!(
-            "warning: rule `{rule}` matches nothing on {}: {why}",
-            first.name
-        ))
+        Some(DeadReason::Unhooked {
+            name: first.name.clone(),
+            why: plan.why_unhooked(first),
+        })
     }
 
     /// The note on a name of `--iface` that no interface has yet.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
 
@@ -18,6 +18,29 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// The source that our mount of bpffs names.
 const SOURCE: &str = "portredir";
+
+/// Whether bpffs is mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mount {
+    /// bpffs is mounted.
+    Mounted,
+    /// No bpffs is mounted, and one can be.
+    Missing,
+    /// No bpffs is mounted, and a mount would vanish with the process.
+    OwnNamespace,
+}
+
+/// Whether bpffs is mounted for this process.
+#[must_use]
+pub fn mount() -> Mount {
+    if is_bpffs() {
+        Mount::Mounted
+    } else if has_own_mounts() {
+        Mount::OwnNamespace
+    } else {
+        Mount::Missing
+    }
+}
 
 /// An error of the directory.
 #[derive(Debug, Error)]
@@ -101,7 +124,7 @@ impl PinDir {
                 return Err(PinError::OwnNamespace);
             }
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(Some(SOURCE), BPFFS, Some("bpf"), flags, Some("mode=700"))
+            nix::mount::mount(Some(SOURCE), BPFFS, Some("bpf"), flags, Some("mode=700"))
                 .map_err(|errno| PinError::Mount(errno.into()))?;
         }
         DirBuilder::new()

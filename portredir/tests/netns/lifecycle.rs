@@ -7,6 +7,7 @@ pub mod change;
 pub mod churn;
 pub mod command;
 pub mod confirm;
+pub mod doctor;
 pub mod drain;
 pub mod follow;
 pub mod host;
@@ -33,6 +34,7 @@ pub fn add(tests: &mut Tests) {
     command::add(tests);
     rules::add(tests);
     confirm::add(tests);
+    doctor::add(tests);
     kill::add(tests);
     upgrade::add(tests);
     service::add(tests);
