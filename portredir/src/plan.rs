@@ -85,6 +85,14 @@ pub struct Attached {
     pub is_egress_only: bool,
 }
 
+impl Attached {
+    /// An interface that has programs, where no more is known.
+    pub const SOMEHOW: Self = Self {
+        selected: SelectedBy::Pattern,
+        is_egress_only: false,
+    };
+}
+
 /// An interface that was considered and gets no programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
@@ -197,8 +205,8 @@ impl Snapshot {
                 Err(refused) => plan.refuse.push(refused),
             }
         }
-        self.add_exits(&mut plan, coverage, settings, request);
         plan.ipsec = self.ipsec(settings, &coverage);
+        self.add_exits(&mut plan, coverage, settings, request);
         plan.absent = self.absent(settings);
         plan.notes = self.notes(settings, features, &plan);
         plan.notes.extend(plan.ipsec.note.clone());

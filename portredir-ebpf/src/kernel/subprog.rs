@@ -15,8 +15,8 @@ use portredir_common::datapath::subprog;
 use portredir_common::flow::{Admitted, FlowKey, Original};
 use portredir_common::kernel::{Admission, Route, Subprograms};
 use portredir_common::map::rules::PortEntry;
-use portredir_common::net::{Flags, Port};
 use portredir_common::map::sockets::scope;
+use portredir_common::net::{Flags, Port};
 use portredir_common::packed::Packed;
 use portredir_common::verdict::Reason;
 

@@ -110,7 +110,12 @@ fn running(answer: Answer) -> Running {
             Some(client::Role::Foreground) => Role::Foreground(answer.pid),
         },
         confirm_within: answer.confirm_within,
-        interfaces: answer.report.interfaces,
+        interfaces: answer
+            .report
+            .interfaces
+            .into_iter()
+            .map(|interface| interface.report)
+            .collect(),
     }
 }
 

@@ -4,11 +4,11 @@ use serde::Serialize;
 
 use super::change::HostView;
 use super::error::ControllerError;
-use crate::config::selection::SelectedBy;
 use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::ipc::client::Answer;
 use crate::observe::attached::{HookState, Interface};
+use crate::plan::Attached;
 
 /// The command that attaches everything again, with the running rules.
 const ATTACH_AGAIN: &str = "portredir save - | portredir up --config -";
@@ -44,7 +44,7 @@ pub async fn examine(answer: &Answer) -> Result<Vec<Fault>, ControllerError> {
         snapshot: Netlink::open()?.snapshot().await?,
         features: Features::read(answer.settings.cgroup.path()),
         attached: indexes(answer)
-            .map(|index| (index, SelectedBy::Pattern))
+            .map(|index| (index, Attached::SOMEHOW))
             .collect(),
     };
     Ok(faults(answer, &host))
@@ -159,7 +159,7 @@ mod tests {
                 tcx: Some(true),
                 page_bytes: 4096,
             },
-            attached: BTreeMap::from([(2, SelectedBy::Pattern)]),
+            attached: BTreeMap::from([(2, Attached::SOMEHOW)]),
         }
     }
 

@@ -90,7 +90,7 @@ impl Datapath {
             self.watch = self.attach_watch();
         }
         let is_lookup = |attached: &Attached| matches!(attached, Attached::Lookup);
-        if self.attached.values().any(is_lookup) {
+        if self.attached.values().any(is_lookup) || !self.ipsec.is_empty() {
             if let Some(lookup) = self.lookup.take() {
                 lookup.detach();
             }

@@ -12,7 +12,7 @@ use portredir_common::map::rules::IPSEC_BY_SOCKET;
 
 use super::Datapath;
 use super::error::DatapathError;
-use super::link::{Attached, Hook, Lookup, pin};
+use super::link::{Attached, Hold, Hook, Lookup, pin};
 use crate::loader::program;
 use crate::state::attachment::{Mode, Place};
 
@@ -67,9 +67,13 @@ impl Datapath {
         let link = pins.path(pin::LOOKUP);
         if self.lookup.is_none() && link.exists() {
             let register = Some(pins.path(pin::REGISTER)).filter(|path| path.exists());
+            let pinned = |program: &str, pin| Hook {
+                program: program.to_owned(),
+                hold: Hold::Pin(pin),
+            };
             self.lookup = Some(Lookup {
-                link: Hook::Pinned(link),
-                register: register.map(Hook::Pinned),
+                link: pinned(program::LOOKUP, link),
+                register: register.map(|pin| pinned(program::REGISTER, pin)),
                 mode: Mode::named("sk_lookup"),
             });
         }

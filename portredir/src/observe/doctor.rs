@@ -23,10 +23,10 @@ pub use self::finding::{Diagnosis, Finding, Passed, Severity, Unchecked};
 use self::firewall::{FIREWALL, REDIRECTS};
 use self::ruleset::Ruleset;
 pub use self::subject::{Role, Running, State, Subject};
-use crate::config::selection::SelectedBy;
 use crate::host::features::Loaded;
 use crate::host::filters;
 use crate::observe::listening::{self, Listeners};
+use crate::plan::Attached;
 use crate::sys::tool::{self, ToolError};
 
 /// Makes all checks.
@@ -55,7 +55,7 @@ pub fn examine(subject: &Subject<'_>) -> Diagnosis {
         };
         let attached: BTreeMap<_, _> = interfaces
             .iter()
-            .map(|interface| (interface.ifindex, SelectedBy::Pattern))
+            .map(|interface| (interface.ifindex, Attached::SOMEHOW))
             .collect();
         let plan = host.plan(settings, features, &attached, &Loaded);
         redirect::attached(subject, &plan, &mut diagnosis);

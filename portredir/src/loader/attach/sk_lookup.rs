@@ -40,7 +40,7 @@ impl Datapath {
             .map_err(map_error(SCOPE))
     }
 
-    fn load_lookup(&mut self) -> Result<Lookup, DatapathError> {
+    pub(super) fn load_lookup(&mut self) -> Result<Lookup, DatapathError> {
         let mut mode = Mode::named("sk_lookup");
         // Servers register before the first connection looks for them.
         let register = match self.options.cgroup.clone() {
