@@ -140,9 +140,14 @@ fn head(answer: &Answer) -> Vec<String> {
         lines.push(format!("options: {}", options.join(", ")));
     }
     if let Some(seconds) = answer.confirm_within {
-        lines.push(format!(
-            "the last change is rolled back in {seconds} s unless confirmed: portredir confirm"
-        ));
+        lines.push(match answer.role {
+            Some(_) => format!(
+                "the last change is rolled back in {seconds} s unless confirmed: portredir confirm"
+            ),
+            None => "the last change is not confirmed, and no watcher process runs to roll it \
+                     back; to keep it: portredir confirm"
+                .to_owned(),
+        });
     }
     if let Some(seconds) = answer.confirmed_ago {
         lines.push(format!("the last change was confirmed {seconds} s ago"));

@@ -349,6 +349,13 @@ fn since() {
     fs::write(file, "rules = [\"80:8080\"]\n").expect("write a file");
     let differs = format!("running rules differ from {file}: portredir apply -f {file} --dry-run");
     assert!(status().contains(&differs), "{}", status());
+    host.run(&["add", "--confirm", "1min", "82:8080"]);
+    host.kill_watcher();
+    let text = host.run(&["status"]);
+    assert!(
+        text.contains("no watcher process runs to roll it back"),
+        "{text}"
+    );
     host.down();
 }
 
