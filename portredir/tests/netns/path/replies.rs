@@ -125,7 +125,7 @@ fn check(lab: &Lab, exit: &str) {
     }
 }
 
-/// What comes in by an interface that is not named is not redirected.
+/// Checks that requests by an interface that is not named are not redirected.
 fn check_not_redirected(lab: &Lab) {
     for family in Family::BOTH {
         for proto in PROTOS {
