@@ -3,6 +3,7 @@
 use std::io;
 
 use super::{count, journal, say};
+use crate::config::engine::EngineChoice;
 use crate::controller::event::{DetachReason, Event, Interrupted};
 use crate::loader::chain;
 use crate::sys::syslog::Severity;
@@ -63,7 +64,11 @@ fn text(event: &Event) -> String {
         Event::AttachFailed(text) | Event::LocalIncomplete(text) | Event::BehindIpsec(text) => {
             text.clone()
         }
-        Event::Unregistered { port, error } => unregistered(*port, error),
+        Event::Unregistered {
+            engine,
+            port,
+            error,
+        } => unregistered(*engine, *port, error),
         Event::Draining {
             connections,
             timeout,
@@ -89,7 +94,8 @@ fn text(event: &Event) -> String {
     }
 }
 
-fn unregistered(port: u16, error: &io::Error) -> String {
+/// A server that a socket lookup cannot deliver to.
+fn unregistered(engine: EngineChoice, port: u16, error: &io::Error) -> String {
     let why = match error.raw_os_error() {
         Some(libc::EOPNOTSUPP) => {
             "the server uses MPTCP, whose sockets this kernel does not accept in BPF maps"
@@ -97,5 +103,10 @@ fn unregistered(port: u16, error: &io::Error) -> String {
         }
         _ => error.to_string(),
     };
+    if engine == EngineChoice::Auto {
+        return format!(
+            "clients behind IPsec policies cannot reach the server on port {port}: {why}"
+        );
+    }
     format!("--engine socket cannot deliver to the server on port {port}: {why}; use --engine auto")
 }

@@ -132,7 +132,11 @@ impl Controller {
             let error = io::Error::from_raw_os_error(errno);
             let line = format!("{port} {error}");
             if !self.told_servers.contains(&line) {
-                on_event(Event::Unregistered { port, error });
+                on_event(Event::Unregistered {
+                    engine: self.state.settings.engine,
+                    port,
+                    error,
+                });
             }
             told.insert(line);
         }

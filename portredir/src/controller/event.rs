@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::error::ControllerError;
+use crate::config::engine::EngineChoice;
 use crate::plan::{Planned, Refused, Skipped};
 
 /// An event that a person, a journal or an agent may want to know.
@@ -55,8 +56,10 @@ pub enum Event {
     LocalIncomplete(String),
     /// Clients behind IPsec policies are redirected in another way, or not at all.
     BehindIpsec(String),
-    /// Engine `socket` cannot deliver to a server.
+    /// A socket lookup cannot deliver to a server.
     Unregistered {
+        /// The engine that was asked for.
+        engine: EngineChoice,
         /// The port of the server.
         port: u16,
         /// The kernel's error.

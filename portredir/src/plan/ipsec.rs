@@ -83,13 +83,15 @@ impl Snapshot {
 
     /// Whether an address of this host, or a network of such addresses, meets a prefix.
     fn has_addr_in(&self, prefix: &IpNet) -> bool {
+        const V4: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
         let first = Addr::from(prefix.network()).octets();
-        let family_bits = if prefix.addr().is_ipv4() { 96 } else { 0 };
+        let is_v4 = prefix.addr().is_ipv4();
         let is_same = |octets: &[u8; 16], len: u8| {
             let (a, b) = (u128::from_be_bytes(*octets), u128::from_be_bytes(first));
-            let differing = (a ^ b).leading_zeros();
-            differing >= u32::from(len)
+            let is_same_family = octets.starts_with(&V4) == is_v4;
+            is_same_family && (a ^ b).leading_zeros() >= u32::from(len)
         };
+        let family_bits = if is_v4 { 96 } else { 0 };
         let len = prefix.prefix_len() + family_bits;
         let mut addrs = self.local.addrs.keys();
         let mut networks = self.local.networks.iter();
