@@ -6,7 +6,8 @@ use portredir_common::verdict::Reason;
 
 use crate::packet::Hook;
 use crate::packet::mock::{Hex, Mock};
-use crate::rig::{Outcome, Program, Rig, at_time, now_ns};
+use crate::program::Program;
+use crate::rig::{Outcome, Rig, at_time, now_ns};
 
 /// How far the times of the two runs may be apart, in epochs. Ages in tests are
 /// further than that from where they matter.

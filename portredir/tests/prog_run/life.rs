@@ -17,7 +17,8 @@ use crate::packet::builder::{
 };
 use crate::packet::mock::{Hex, Tables};
 use crate::packet::{Hook, Iface, RULES, TWO_TO_ONE, addr, key4, local_addrs, seen};
-use crate::rig::{Outcome, Program, Rig, SIZES, Setting, at_time, now_ns, programs};
+use crate::program::{Program, programs};
+use crate::rig::{Outcome, Rig, SIZES, Setting, at_time, now_ns};
 use crate::table::Rigs;
 
 fn ingress() -> impl Iterator<Item = Program> {

@@ -8,7 +8,8 @@ use aya::programs::{
 };
 use portredir::loader::{Datapath, DatapathError, Logging, Options};
 
-use crate::rig::{PROGRAMS, SIZES};
+use crate::program::PROGRAMS;
+use crate::rig::SIZES;
 use crate::table::Rigs;
 
 type LoadProgram = fn(&mut Datapath, &'static str) -> Result<Info, DatapathError>;

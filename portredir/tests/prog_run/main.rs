@@ -13,6 +13,7 @@ mod namespace;
 #[expect(dead_code, reason = "some of it is for `tests/host.rs` alone")]
 #[path = "../packet/mod.rs"]
 mod packet;
+mod program;
 #[path = "../reference/mod.rs"]
 mod reference;
 mod rig;

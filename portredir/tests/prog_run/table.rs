@@ -8,7 +8,8 @@ use crate::compare::{Agreed, SLACK, compare};
 use crate::namespace;
 use crate::packet::mock::Hex;
 use crate::packet::{Case, Iface, Setup, table};
-use crate::rig::{Program, Rig, SIZES, at_time, programs};
+use crate::program::{Program, programs};
+use crate::rig::{Rig, SIZES, at_time};
 
 /// The programs by their rules: loading them takes longer than running them.
 #[derive(Default)]
