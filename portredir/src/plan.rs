@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 
 use self::coverage::Coverage;
 pub use self::dead::{DeadReason, DeadRule};
+pub use self::engine::{Attached, Refused, Rejected};
 use self::engine::{Chosen, EngineRequest};
-pub use self::engine::{Refused, Rejected};
 pub use self::firewall::Firewall;
 pub use self::ipsec::Ipsec;
 pub use self::report::{Action, InterfacePlan, PlanReport};
@@ -74,23 +74,6 @@ impl Planned {
             ..self.clone()
         }
     }
-}
-
-/// An interface that has programs of ours before the plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attached {
-    /// The way the interface was selected.
-    pub selected: SelectedBy,
-    /// Whether it has programs for outgoing packets alone.
-    pub is_egress_only: bool,
-}
-
-impl Attached {
-    /// An interface that has programs, where no more is known.
-    pub const SOMEHOW: Self = Self {
-        selected: SelectedBy::Pattern,
-        is_egress_only: false,
-    };
 }
 
 /// An interface that was considered and gets no programs.

@@ -7,8 +7,8 @@ use portredir_common::wire::frame::Link;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::Attached;
 use crate::config::engine::{Engine, EngineChoice};
+use crate::config::selection::SelectedBy;
 use crate::host::features::{Features, Programs};
 use crate::host::snapshot::{Header, Interface, Snapshot};
 
@@ -88,6 +88,33 @@ impl Chosen {
             notes: Vec::new(),
         }
     }
+
+    /// TC, where there are reasons against another engine.
+    fn tc_instead_of(engine: Engine, whys: Vec<String>) -> Self {
+        let why = whys.join("; ");
+        let rejected = whys.into_iter().map(|why| Rejected::new(engine, why));
+        Self {
+            rejected: rejected.collect(),
+            ..Self::new(Engine::Tc, why)
+        }
+    }
+}
+
+/// An interface that has programs of ours before the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The way the interface was selected.
+    pub selected: SelectedBy,
+    /// Whether it has programs for outgoing packets alone.
+    pub is_egress_only: bool,
+}
+
+impl Attached {
+    /// An interface that has programs, where no more is known.
+    pub const SOMEHOW: Self = Self {
+        selected: SelectedBy::Pattern,
+        is_egress_only: false,
+    };
 }
 
 /// The request for an engine, and the facts that decide which one is possible.
@@ -131,9 +158,7 @@ impl Snapshot {
             EngineChoice::XdpGeneric if interface.first_header() == Header::Outer => {
                 let what = interface.what();
                 let why = format!("{what} may deliver an outer header, which XDP cannot skip");
-                let mut chosen = Chosen::new(Engine::Tc, &why);
-                chosen.rejected = vec![Rejected::new(Engine::XdpGeneric, why)];
-                return Ok(chosen);
+                return Ok(Chosen::tc_instead_of(Engine::XdpGeneric, vec![why]));
             }
             EngineChoice::Auto | EngineChoice::Xdp | EngineChoice::XdpGeneric => {}
         }
@@ -168,12 +193,7 @@ impl Snapshot {
                     let why = format!("driver {driver} supports native XDP");
                     return Ok(Chosen::new(Engine::XdpNative, why));
                 }
-                let mut chosen = Chosen::new(Engine::Tc, whys.join("; "));
-                chosen.rejected = whys
-                    .into_iter()
-                    .map(|why| Rejected::new(engine, why))
-                    .collect();
-                Ok(chosen)
+                Ok(Chosen::tc_instead_of(engine, whys))
             }
         }
     }
