@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::error::CommandError;
-use super::print;
+use super::{count, print};
 use crate::cli::DoctorArgs;
 use crate::config::file;
 use crate::config::options::named_by_environment;
@@ -122,6 +122,7 @@ fn running(answer: Answer) -> Running {
 /// The findings, the heaviest first; then the checks that could not be made, and those
 /// that found nothing.
 fn text(diagnosis: &Diagnosis) -> String {
+    const MOST: usize = 50;
     let mut text = String::new();
     for Finding {
         severity,
@@ -129,11 +130,22 @@ fn text(diagnosis: &Diagnosis) -> String {
         why,
         fix,
         ..
-    } in &diagnosis.findings
+    } in diagnosis.findings.iter().take(MOST)
     {
         text += &wrapped(&format!("{}: ", severity.name()), what);
         text += &wrapped("  why: ", why);
         text += &wrapped("  fix: ", fix);
+    }
+    if let Some(more) = diagnosis
+        .findings
+        .len()
+        .checked_sub(MOST)
+        .filter(|more| *more > 0)
+    {
+        text += &format!(
+            "and {}, which `doctor --json` lists\n",
+            count(more, "more finding")
+        );
     }
     for unchecked in &diagnosis.unchecked {
         let first = format!("not checked: {}: ", unchecked.check);

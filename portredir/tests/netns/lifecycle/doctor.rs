@@ -15,6 +15,7 @@ use crate::peer::listener::Listen;
 pub fn add(tests: &mut Tests) {
     tests.add("doctor/healthy", &["nft"], healthy);
     tests.add("doctor/listeners", &["nft"], listeners);
+    tests.add("doctor/said_by_other_commands", &[], said_by_other_commands);
     tests.add("doctor/firewall", &["nft"], firewall);
     tests.add("doctor/other_redirects", &["nft"], other_redirects);
     tests.add("doctor/iptables", &["iptables", "iptables-save"], iptables);
@@ -171,6 +172,62 @@ fn listeners() {
     lab.host.ip("addr add 10.9.1.7/24 dev h0");
     examine(&lab, "10.9.1.7:85:8085").only(check, words, "listen on 10.9.1.7");
     examine(&lab, "10.9.1.1:85:8085").nothing();
+}
+
+/// Every command that shows a plan or a redirect says who serves the rules.
+fn said_by_other_commands() {
+    let lab = Lab::new(&CELL);
+    let any = Listen::on(Ipv4Addr::UNSPECIFIED, 8082).start(&lab.host, "IPv4");
+    let host = Host::of(&lab);
+    let nobody = "81:9999: nobody listens on 9999/tcp";
+    let who = format!("(pid {}) listens on 8082/tcp (0.0.0.0)", std::process::id());
+    let v4 = "82:8082: 8082/tcp listens on IPv4 only: IPv6 clients are refused";
+    let check = |said: &str| {
+        for words in [nobody, &who, v4] {
+            assert!(said.contains(words), "{words} in {said}");
+        }
+    };
+    let rules = ["--iface", "h0", "81:9999", "82:8082"];
+    let with = |command: &str| {
+        let words = command.split(' ').filter(|word| !word.is_empty());
+        words.chain(rules).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let start = |args: &[String]| {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        host.start(&args)
+    };
+    let end = |mut process: Process| {
+        assert!(process.wait().success(), "{}", process.err());
+        (process.out(), process.err())
+    };
+    check(&end(start(&with("plan"))).0);
+    let json: Value = serde_json::from_str(&end(start(&with("plan --json"))).0).expect("JSON");
+    assert_eq!(
+        json["listening"][0]["findings"][0]["kind"],
+        "nobody-listens"
+    );
+    assert_eq!(json["listening"][1]["listeners"][0]["addr"], "0.0.0.0");
+    let mut foreground = start(&with(""));
+    foreground.wait_for_words(crate::lab::message::REDIRECTING);
+    check(&foreground.err());
+    foreground.kill();
+    check(&end(start(&with("up"))).1);
+    check(&host.run(&["status"]));
+    assert_eq!(host.status()["listening"], json["listening"]);
+    let mut add = host.start(&["add", "83:9998"]);
+    assert!(add.wait().success());
+    assert_eq!(add.err(), "83:9998: nobody listens on 9998/tcp\n");
+    drop(any);
+    assert!(
+        host.run(&["status"])
+            .contains("82:8082: nobody listens on 8082/tcp")
+    );
+    let rests = ["plan", "--if-listening", "--iface", "h0", "80:9999"];
+    assert!(
+        host.run(&rests)
+            .contains("the rule rests until somebody does")
+    );
+    host.down();
 }
 
 fn firewall() {
