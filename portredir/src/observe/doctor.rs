@@ -7,6 +7,7 @@ mod finding;
 mod firewall;
 mod host;
 mod iptables;
+mod ipvs;
 mod nft;
 mod redirect;
 mod ruleset;
@@ -69,6 +70,10 @@ pub fn examine(subject: &Subject<'_>) -> Diagnosis {
         }
         let rulesets = rulesets(&mut diagnosis);
         firewall::check(&rulesets, settings, &mut diagnosis);
+        // Without IPVS there is no such file.
+        if let Ok(services) = fs::read_to_string("/proc/thread-self/net/ip_vs") {
+            ipvs::check(&ipvs::parse(&services), settings, &mut diagnosis);
+        }
         diagnosis.pass(FIREWALL, "no rule drops clients");
         diagnosis.pass(REDIRECTS, "no rule of another tool redirects these ports");
     }
