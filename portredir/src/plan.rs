@@ -160,7 +160,8 @@ impl Snapshot {
             programs,
         };
         let selected = self.select(settings, attached, &mut plan.skip);
-        let coverage = Coverage::new(self, settings, selected);
+        let kept = attached.keys().copied().collect();
+        let coverage = Coverage::new(self, settings, selected, kept);
         for (&index, &by) in coverage.selected() {
             let interface = &self.interfaces[&index];
             if let Some(why) = coverage.reason(interface) {

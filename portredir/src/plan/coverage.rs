@@ -24,6 +24,8 @@ pub(super) struct Coverage<'a> {
     settings: &'a Settings,
     selected: BTreeMap<u32, SelectedBy>,
     ports: BTreeMap<u32, Vec<&'a Interface>>,
+    /// The interfaces that have programs already, also while they are down.
+    kept: BTreeSet<u32>,
     /// The interfaces whose packets were handled on a device below, each with the number
     /// of VLAN tags that they lose on the way.
     handled: BTreeMap<u32, u8>,
@@ -41,12 +43,14 @@ impl<'a> Coverage<'a> {
         snapshot: &'a Snapshot,
         settings: &'a Settings,
         selected: BTreeMap<u32, SelectedBy>,
+        kept: BTreeSet<u32>,
     ) -> Self {
         let mut coverage = Self {
             snapshot,
             settings,
-            ports: snapshot.ports(&selected),
+            ports: snapshot.ports(&selected, &kept),
             selected,
+            kept,
             handled: BTreeMap::new(),
             by_ports: BTreeSet::new(),
             standing: None,
@@ -68,7 +72,7 @@ impl<'a> Coverage<'a> {
             let entry = self.selected.entry(*index);
             entry.or_insert(SelectedBy::Pattern);
         }
-        self.ports = self.snapshot.ports(&self.selected);
+        self.ports = self.snapshot.ports(&self.selected, &self.kept);
         while self.look_up() {}
         self
     }
@@ -325,11 +329,17 @@ impl Snapshot {
         self.interfaces.get(&interface.lower?)
     }
 
-    /// The ports of each master that receives their packets: those that are up or selected.
-    fn ports(&self, selected: &BTreeMap<u32, SelectedBy>) -> BTreeMap<u32, Vec<&Interface>> {
+    /// The ports of each master that receives their packets: those that are up, selected or
+    /// kept.
+    fn ports(
+        &self,
+        selected: &BTreeMap<u32, SelectedBy>,
+        kept: &BTreeSet<u32>,
+    ) -> BTreeMap<u32, Vec<&Interface>> {
         let mut ports: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for port in self.interfaces.values() {
-            let is_candidate = port.is_up || selected.contains_key(&port.index);
+            let index = port.index;
+            let is_candidate = port.is_up || selected.contains_key(&index) || kept.contains(&index);
             if is_candidate && let Some(master) = self.receiving_master(port) {
                 ports.entry(master.index).or_default().push(port);
             }

@@ -110,6 +110,24 @@ fn ports_of_a_tracked_bridge_are_hooked_instead() {
     }
 }
 
+#[test]
+fn a_port_that_goes_down_is_kept_for_its_bridge() {
+    let bridge = Interface {
+        is_tracked_bridge: true,
+        ..kind(3, "br0", "bridge")
+    };
+    let down = Interface {
+        is_up: false,
+        ..port(kind(4, "veth0", "veth"), 3)
+    };
+    let snapshot = snapshot([bridge, down, port(kind(5, "veth1", "veth"), 3)]);
+    let attached = [(4, SelectedBy::Pattern), (5, SelectedBy::Pattern)];
+    let kept = next_plan(&snapshot, "--iface br0", &attached);
+    assert_eq!(names(&kept), ["veth0", "veth1"]);
+    assert!(!kept.attach[&4].is_egress_only);
+    assert_eq!(names(&plan(&snapshot, "--iface br0")), ["veth1"]);
+}
+
 /// A step that adds a device, or makes one a port; the numbers choose the devices.
 #[derive(Clone, Copy, Debug)]
 enum Step {
