@@ -8,6 +8,7 @@ use crate::controller::change::Change;
 use crate::host::netlink::Netlink;
 use crate::host::snapshot::Snapshot;
 use crate::loader::chain;
+use crate::observe::doctor;
 use crate::observe::listening::{self, Listeners, Listening};
 
 /// The servers of all rules. Where sockets cannot be listed there are none, and a warning.
@@ -62,6 +63,16 @@ pub fn say_plan(change: &Change) {
         say(plan.to_string().trim_end());
     }
     say_lines(&of(change.settings(), &change.host().snapshot));
+    for line in packet_filters(change.settings()) {
+        say(&line);
+    }
+}
+
+/// A line for each rule of a packet filter that concerns the redirect.
+pub fn packet_filters(settings: &Settings) -> impl Iterator<Item = String> {
+    const MOST: usize = 10;
+    let findings = doctor::packet_filters(settings).into_iter().take(MOST);
+    findings.map(|finding| format!("{}; fix: {}", finding.what, finding.fix))
 }
 
 /// Says who serves the rules that a change adds.

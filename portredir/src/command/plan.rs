@@ -48,6 +48,9 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
         plan.to_string() + &listening::text(&listening)
     };
     print(&text)?;
+    for line in listening::packet_filters(change.settings()) {
+        say(&line);
+    }
     for lockout in change.lockouts() {
         say(&format!("warning: {lockout}"));
     }

@@ -24,6 +24,7 @@ pub use self::finding::{Diagnosis, Finding, Passed, Severity, Unchecked};
 use self::firewall::{FIREWALL, REDIRECTS};
 use self::ruleset::Ruleset;
 pub use self::subject::{Role, Running, State, Subject};
+use crate::config::settings::Settings;
 use crate::host::features::Loaded;
 use crate::host::filters;
 use crate::observe::listening::{self, Listeners};
@@ -79,6 +80,15 @@ pub fn examine(subject: &Subject<'_>) -> Diagnosis {
     }
     diagnosis.findings.sort_by_key(|finding| finding.severity);
     diagnosis
+}
+
+/// The findings about packet filters alone, for rules that are to run.
+#[must_use]
+pub fn packet_filters(settings: &Settings) -> Vec<Finding> {
+    let mut diagnosis = Diagnosis::default();
+    let rulesets = rulesets(&mut diagnosis);
+    firewall::check(&rulesets, settings, &mut diagnosis);
+    diagnosis.findings
 }
 
 /// The rules of all packet filters that can be read.
