@@ -17,7 +17,7 @@ type Info = Result<ProgramInfo, ProgramError>;
 
 /// The programs that no packet of the cases runs through: those at sockets, and those
 /// of the benchmark.
-const OTHERS: [(&str, LoadProgram); 16] = [
+const OTHERS: [(&str, LoadProgram); 17] = [
     ("portredir_gen", xdp),
     ("portredir_pass", xdp),
     ("portredir_next", classifier),
@@ -25,6 +25,7 @@ const OTHERS: [(&str, LoadProgram); 16] = [
     ("portredir_lkall", sk_lookup),
     ("portredir_reg", sock_ops),
     ("portredir_acc", sock_ops),
+    ("portredir_lo", classifier),
     ("portredir_scan", classifier),
     ("portredir_conn4", sock_addr),
     ("portredir_conn6", sock_addr),
