@@ -127,7 +127,7 @@ impl Table {
                 let addr = path.addr(family)?;
                 let before = site.invalid();
                 let from = site.at(path.from);
-                let answers = ask_server(from, &site.cgroup, proto, (addr, 80));
+                let answers = ask_server(from, &site.cgroup, proto, (addr, path.from_port));
                 Some(path.cell(addr, &answers, site.invalid() > before))
             })
         };

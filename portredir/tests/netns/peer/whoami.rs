@@ -65,7 +65,7 @@ while True:
 /// one that is not.
 const CLIENT: &str = r#"
 import json, socket, sys
-name, addr, port = sys.argv[1:]
+name, addr, port, own_port = sys.argv[1:]
 kind = socket.SOCK_STREAM if name == "Tcp" else socket.SOCK_DGRAM
 family, _, _, _, to = socket.getaddrinfo(addr, int(port), type=kind)[0]
 src = None
@@ -73,7 +73,10 @@ def ask(is_connected):
     global src
     s = socket.socket(family, kind)
     s.settimeout(3)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        if own_port != "0":
+            s.bind(("", int(own_port)))
         if is_connected:
             s.connect(to)
             src = s.getsockname()[0]
@@ -153,15 +156,16 @@ pub fn whoami_server(namespace: &Namespace, cgroup: &Cgroup, name: &str, port: u
     server
 }
 
-/// Asks the server at an address; one answer for each way to ask.
+/// Asks the server on port 80 of an address, from a port, or from any for 0; one answer for
+/// each way to ask.
 pub fn ask_server(
     namespace: &Namespace,
     cgroup: &Cgroup,
     proto: Proto,
-    (addr, port): (&str, u16),
+    (addr, from_port): (&str, u16),
 ) -> Vec<Result<Answer, String>> {
-    let (proto, port) = (format!("{proto:?}"), port.to_string());
-    let args = [python(), "-SEc", CLIENT, &proto, addr, &port];
+    let (proto, from_port) = (format!("{proto:?}"), from_port.to_string());
+    let args = [python(), "-SEc", CLIENT, &proto, addr, "80", &from_port];
     let mut client = cgroup.start(namespace, &args);
     let status = client.wait();
     assert!(status.success(), "the client: {status}");

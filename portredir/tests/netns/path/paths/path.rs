@@ -10,6 +10,8 @@ use crate::peer::whoami::Answer;
 #[derive(Debug)]
 pub struct Path {
     pub from: Place,
+    /// The client's port; 0 for any.
+    pub from_port: u16,
     /// The destination, in words.
     pub to: &'static str,
     /// The destination as an address of IPv4 and of IPv6, where there is one.
@@ -29,6 +31,7 @@ const fn path(
 ) -> Path {
     Path {
         from,
+        from_port: 0,
         to,
         addrs,
         server,
@@ -48,9 +51,22 @@ const fn br_netfilter(
     }
 }
 
+/// A path on which the client's port is that of the rule.
+const fn from_80(
+    from: Place,
+    to: &'static str,
+    addrs: [Option<&'static str>; 2],
+    server: Place,
+) -> Path {
+    Path {
+        from_port: 80,
+        ..path(from, to, addrs, server)
+    }
+}
+
 /// All paths, in the order of the tables.
 #[rustfmt::skip]
-pub const PATHS: [Path; 20] = {
+pub const PATHS: [Path; 22] = {
     use Place::{A, B, Client1, Client2, Host};
     [
         path(Client1, "the host, on interface 1", [Some("10.9.1.1"), Some("fd09:0:0:1::1")], Host),
@@ -72,7 +88,9 @@ pub const PATHS: [Path; 20] = {
         path(B, "itself, at `127.0.0.1`, `::1`", [Some("127.0.0.1"), Some("::1")], B),
         path(Client1, "client 2, routed through the host", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
         path(Client1, "the host's address on `lo`; replies leave by interface 3", [Some("10.9.5.1"), Some("fd09:0:0:5::1")], Host),
+        path(Client1, "an address that the host has by a route of type `local`", [Some("10.9.7.7"), None], Host),
         path(Host, "client 2", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
+        from_80(Host, "client 2, from port 80", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
     ]
 };
 

@@ -83,6 +83,7 @@ impl Site {
         host.ip("addr add 10.9.1.11/24 dev h0\n\
              addr add fd09:0:0:1::11/64 dev h0 nodad\n\
              addr add fe80::1/64 dev h0 nodad\n\
+             route add local 10.9.7.0/24 dev lo\n\
              link add br0 type bridge");
         for (port, at, name, number) in [("port-a", &a, "a0", 2), ("port-b", &b, "b0", 3)] {
             link((host, port, (8, number)), (at, name, (3, number)));
