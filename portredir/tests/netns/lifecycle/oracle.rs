@@ -141,9 +141,8 @@ pub fn carriers(namespace: &Namespace, engine: &str) -> BTreeSet<String> {
     } else {
         let all = attached(namespace);
         // The program on `lo` is one of the hooks for local clients.
-        let is_ours = |line: &&String| {
-            line.contains(" portredir_") && !line.ends_with(" portredir_lo")
-        };
+        let is_ours =
+            |line: &&String| line.contains(" portredir_") && !line.ends_with(" portredir_lo");
         all.into_iter().filter(|line| is_ours(&line)).collect()
     };
     let mut hooks = BTreeMap::<String, Vec<&str>>::new();
