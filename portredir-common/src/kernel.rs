@@ -177,6 +177,19 @@ pub struct Hit {
 }
 
 impl Hit {
+    /// A connection that begins; how many packets follow is not known.
+    #[inline(always)]
+    #[must_use]
+    pub const fn connection(rule: u16, at_ns: u64) -> Self {
+        Self {
+            rule,
+            segments: 0,
+            bytes: 0,
+            flow: FlowLookup::Inserted,
+            at_ns,
+        }
+    }
+
     /// Whether the packet begins its flow.
     #[inline(always)]
     #[must_use]

@@ -24,11 +24,9 @@ pub trait Context: Copy {
     /// Whether there is a UDP socket that gets the packets of a flow.
     fn has_udp(self, key: &FlowKey) -> bool;
 
-    /// Whether the packet came out of IPsec and its connection is one for the listeners.
-    #[inline(always)]
-    fn is_left_to_listeners(self) -> bool {
-        false
-    }
+    /// Whether the packet came out of IPsec on an interface where listeners get such
+    /// connections.
+    fn is_ipsec_by_socket(self) -> bool;
 }
 
 /// Loads the `i`th word of a field of a context.

@@ -55,7 +55,7 @@ impl<C: Context> Host for Kernel<C> {
             return PortEntry::default();
         }
         let generation = self.packet_path.generation.load();
-        if generation & IPSEC_BY_SOCKET != 0 && self.ctx.is_left_to_listeners() {
+        if generation & IPSEC_BY_SOCKET != 0 && self.ctx.is_ipsec_by_socket() {
             return PortEntry::default();
         }
         let is_first = generation & 1 == 0;

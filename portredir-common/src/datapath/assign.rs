@@ -3,7 +3,6 @@
 //! listener there, which sees the destination port; no packet changes.
 
 use crate::datapath::rule_match::choose;
-use crate::flow::FlowLookup;
 use crate::kernel::{Assign, Hit, Socket, Tables};
 use crate::map::rules::PortEntry;
 use crate::net::{Port, Protocol, Version};
@@ -64,14 +63,7 @@ fn assign_found<F: Frame, T: Tables + Assign>(
     if !tables.assign_listener(&key) {
         return Err(Reason::NoRule);
     }
-    tables.record(&Hit {
-        rule: choice.rule,
-        // How many packets follow is not known here.
-        segments: 0,
-        bytes: 0,
-        flow: FlowLookup::Inserted,
-        at_ns: tables.now_ns(),
-    });
+    tables.record(&Hit::connection(choice.rule, tables.now_ns()));
     Ok(Reason::Redirected)
 }
 

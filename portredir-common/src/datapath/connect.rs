@@ -216,23 +216,21 @@ fn key(peer: &NamedPeer, addr: Addr, bound_to: Addr) -> FlowKey {
     }
 }
 
-/// The call as it is counted: how many packets follow a `connect` is not known here.
+/// The call as it is counted.
 #[inline(always)]
 fn hit(rule: u16, call: PeerCall, is_new: bool, at_ns: u64) -> Hit {
-    let (segments, is_new) = match call {
-        PeerCall::Connect => (0, true),
-        PeerCall::Send => (1, is_new),
-    };
-    Hit {
-        rule,
-        segments,
-        bytes: 0,
-        flow: if is_new {
-            FlowLookup::Inserted
-        } else {
-            FlowLookup::Established
+    let connection = Hit::connection(rule, at_ns);
+    match call {
+        PeerCall::Connect => connection,
+        PeerCall::Send => Hit {
+            segments: 1,
+            flow: if is_new {
+                FlowLookup::Inserted
+            } else {
+                FlowLookup::Established
+            },
+            ..connection
         },
-        at_ns,
     }
 }
 

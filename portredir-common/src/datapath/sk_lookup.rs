@@ -2,7 +2,7 @@
 //! destination port to the socket that listens on the target port.
 
 use crate::datapath::rule_match::choose;
-use crate::flow::{FlowKey, FlowLookup};
+use crate::flow::FlowKey;
 use crate::kernel::{Hit, Listeners, Tables};
 use crate::map::rules::PortEntry;
 use crate::map::sockets::ListenerKey;
@@ -31,14 +31,7 @@ pub fn find_listener<T: Tables + Listeners>(tables: &T, key: &FlowKey) -> Reason
             Reason::NoListener
         };
     }
-    tables.record(&Hit {
-        rule: choice.rule,
-        // How many packets follow is not known here.
-        segments: 0,
-        bytes: 0,
-        flow: FlowLookup::Inserted,
-        at_ns: tables.now_ns(),
-    });
+    tables.record(&Hit::connection(choice.rule, tables.now_ns()));
     Reason::Redirected
 }
 

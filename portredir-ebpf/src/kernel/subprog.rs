@@ -29,7 +29,7 @@ macro_rules! packet_context {
     (
         $context:ty, $ifindex:ident,
         $tcp_state:ident, $has_udp:ident, $find_route:ident, $has_begun:ident, $admit:ident,
-        $is_left:expr
+        $is_ipsec_by_socket:expr
     ) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -135,8 +135,8 @@ macro_rules! packet_context {
             }
 
             #[inline(always)]
-            fn is_left_to_listeners(self) -> bool {
-                $is_left(self)
+            fn is_ipsec_by_socket(self) -> bool {
+                $is_ipsec_by_socket(self)
             }
         }
 
@@ -192,15 +192,15 @@ packet_context!(
     skb_find_route,
     skb_has_begun,
     skb_admit,
-    |ctx| skb_is_left(ctx) != 0
+    |ctx| skb_is_ipsec_by_socket(ctx) != 0
 );
 
-/// [`Context::is_left_to_listeners`]: a packet that came out of IPsec keeps the state that
+/// [`Context::is_ipsec_by_socket`]: a packet that came out of IPsec keeps the state that
 /// decrypted it, and no packet has more for the same interface. A tunnel interface of
 /// IPsec is not in [`SCOPE`](crate::maps::SCOPE) for that.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn skb_is_left(ctx: *mut __sk_buff) -> u32 {
+extern "C" fn skb_is_ipsec_by_socket(ctx: *mut __sk_buff) -> u32 {
     // SAFETY: the context is valid.
     let ifindex = unsafe { (*ctx).ifindex };
     // The flag is a constant to the verifier, which removes the call where there is no

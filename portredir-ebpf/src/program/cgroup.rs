@@ -116,6 +116,11 @@ impl Context for SockAddr {
     fn has_udp(self, key: &FlowKey) -> bool {
         has_udp(self, key)
     }
+
+    #[inline(always)]
+    fn is_ipsec_by_socket(self) -> bool {
+        false
+    }
 }
 
 impl Client for SockAddr {

@@ -125,6 +125,11 @@ impl<const SCOPED: bool> Context for Lookup<SCOPED> {
     fn has_udp(self, key: &FlowKey) -> bool {
         has_udp(self, key)
     }
+
+    #[inline(always)]
+    fn is_ipsec_by_socket(self) -> bool {
+        false
+    }
 }
 
 impl<const SCOPED: bool> Listeners for Kernel<Lookup<SCOPED>> {

@@ -36,6 +36,11 @@ impl Context for *mut bpf_sock_ops {
     fn has_udp(self, key: &FlowKey) -> bool {
         has_udp(self, key)
     }
+
+    #[inline(always)]
+    fn is_ipsec_by_socket(self) -> bool {
+        false
+    }
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! The datapath at TC ingress and egress.
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::tcx_action_base::TCX_NEXT;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -9,7 +10,7 @@ use portredir_common::datapath::{egress, fast, ingress};
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::frame::Link;
 
-use crate::frame::{AtData, AtNetworkHeader, Skb};
+use crate::frame::{AtData, AtNetworkHeader, Skb, Start};
 use crate::kernel::Kernel;
 use crate::program::log::conclude;
 
@@ -57,16 +58,25 @@ fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
     tc_action(conclude(ctx, &mut frame, link, reason))
 }
 
+/// Runs one part of the datapath, without a fast path before it.
+#[inline(always)]
+fn tc_one<S: Start>(ctx: &TcContext, start: S, link: Link, part: Part<S>) -> i32 {
+    let skb = ctx.as_ptr().cast();
+    let mut frame = Skb::new(skb, start);
+    let reason = match Kernel::new(skb) {
+        Some(kernel) => part(&mut frame, &kernel, link),
+        None => Reason::NoRule,
+    };
+    tc_action(conclude(ctx, &mut frame, link, reason))
+}
+
+/// A part of the datapath.
+type Part<S> = fn(&mut Skb<S>, &Kernel<*mut __sk_buff>, Link) -> Reason;
+
 /// At ingress of `lo`, beside the hooks of local clients.
 #[classifier]
 fn portredir_lo(ctx: TcContext) -> i32 {
-    let skb = ctx.as_ptr().cast();
-    let mut frame = Skb::new(skb, AtData);
-    let reason = match Kernel::new(skb) {
-        Some(kernel) => assign(&mut frame, &kernel, Link::Ethernet),
-        None => Reason::NoRule,
-    };
-    tc_action(conclude(&ctx, &mut frame, Link::Ethernet, reason))
+    tc_one(&ctx, AtData, Link::Ethernet, assign)
 }
 
 #[classifier]
@@ -94,22 +104,12 @@ fn portredir_outip(ctx: TcContext) -> i32 {
 
 #[classifier]
 fn portredir_in_nh(ctx: TcContext) -> i32 {
-    let skb = ctx.as_ptr().cast();
-    let mut frame = Skb::new(skb, AtNetworkHeader::find(skb));
-    let reason = match Kernel::new(skb) {
-        Some(kernel) => ingress::ingress(&mut frame, &kernel, Link::Ip),
-        None => Reason::NoRule,
-    };
-    tc_action(conclude(&ctx, &mut frame, Link::Ip, reason))
+    let start = AtNetworkHeader::find(ctx.as_ptr().cast());
+    tc_one(&ctx, start, Link::Ip, ingress::ingress)
 }
 
 #[classifier]
 fn portredir_outnh(ctx: TcContext) -> i32 {
-    let skb = ctx.as_ptr().cast();
-    let mut frame = Skb::new(skb, AtNetworkHeader::find(skb));
-    let reason = match Kernel::new(skb) {
-        Some(kernel) => egress::egress(&mut frame, &kernel, Link::Ip),
-        None => Reason::NoRule,
-    };
-    tc_action(conclude(&ctx, &mut frame, Link::Ip, reason))
+    let start = AtNetworkHeader::find(ctx.as_ptr().cast());
+    tc_one(&ctx, start, Link::Ip, egress::egress)
 }

@@ -47,6 +47,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     change.check()?;
     let difference = diff::text(change.diff());
     if options.dry_run {
+        listening::say_packet_filters(change.settings());
         return print(&difference);
     }
     say_losses(&change.diff().removed);
@@ -54,6 +55,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     let locked = transaction.apply(change, &mut event::print).await?;
     let controller = locked.release();
     journal::change("up", &made);
+    listening::say_packet_filters(&controller.state().settings);
     let printed = print(&difference);
     say(&format!(
         "redirecting with {}; stop with: portredir down",

@@ -58,9 +58,8 @@ impl CommandError {
     pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotTwo(_) | Self::FollowsStandardInput => ExitCode::Usage,
-            Self::Degraded(_) => ExitCode::Degraded,
             Self::NoRule { .. } | Self::NeedsUp { .. } => ExitCode::Failed,
-            Self::Findings(_) => ExitCode::Degraded,
+            Self::Degraded(_) | Self::Findings(_) => ExitCode::Degraded,
         }
     }
 }

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use super::say;
 use crate::config::settings::Settings;
 use crate::controller::change::Change;
-use crate::host::netlink::Netlink;
 use crate::host::snapshot::Snapshot;
 use crate::loader::chain;
 use crate::observe::doctor;
@@ -15,21 +14,6 @@ use crate::observe::listening::{self, Listeners, Listening};
 pub fn of(settings: &Settings, host: &Snapshot) -> Vec<Listening> {
     match Listeners::read(&settings.rules) {
         Ok(listeners) => listening::of_rules(&listeners, settings, host),
-        Err(error) => {
-            say(&format!(
-                "cannot check who listens on the target ports: {}",
-                chain(&error)
-            ));
-            Vec::new()
-        }
-    }
-}
-
-/// The servers of all rules, where nobody has looked at the host yet.
-pub async fn now(settings: &Settings) -> Vec<Listening> {
-    let snapshot = async { Netlink::open()?.snapshot().await };
-    match snapshot.await {
-        Ok(host) => of(settings, &host),
         Err(error) => {
             say(&format!(
                 "cannot check who listens on the target ports: {}",
@@ -63,16 +47,15 @@ pub fn say_plan(change: &Change) {
         say(plan.to_string().trim_end());
     }
     say_lines(&of(change.settings(), &change.host().snapshot));
-    for line in packet_filters(change.settings()) {
-        say(&line);
-    }
 }
 
-/// A line for each rule of a packet filter that concerns the redirect.
-pub fn packet_filters(settings: &Settings) -> impl Iterator<Item = String> {
+/// Says which rules of packet filters concern the redirect. This runs other programs, for
+/// which no client has to wait: it is for the time when the rules are in force.
+pub fn say_packet_filters(settings: &Settings) {
     const MOST: usize = 10;
-    let findings = doctor::packet_filters(settings).into_iter().take(MOST);
-    findings.map(|finding| format!("{}; fix: {}", finding.what, finding.fix))
+    for finding in doctor::packet_filters(settings).into_iter().take(MOST) {
+        say(&format!("{}; fix: {}", finding.what, finding.fix));
+    }
 }
 
 /// Says who serves the rules that a change adds.

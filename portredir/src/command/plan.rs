@@ -11,7 +11,6 @@ use crate::config::options;
 use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change, HostView};
-use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::observe::listening::Listening;
 use crate::plan::{PlanReport, lockout};
@@ -25,11 +24,7 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     let settings = args.options.settings()?;
     check_limits(&settings)?;
     let snapshot = Netlink::open()?.snapshot().await?;
-    let host = HostView {
-        snapshot,
-        features: Features::read(settings.cgroup.path()),
-        attached: BTreeMap::new(),
-    };
+    let host = HostView::new(snapshot, &settings, BTreeMap::new());
     // A plan shows what `--force` would allow, and warns.
     let options = ChangeOptions {
         force: true,
@@ -48,9 +43,7 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
         plan.to_string() + &listening::text(&listening)
     };
     print(&text)?;
-    for line in listening::packet_filters(change.settings()) {
-        say(&line);
-    }
+    listening::say_packet_filters(change.settings());
     for lockout in change.lockouts() {
         say(&format!("warning: {lockout}"));
     }

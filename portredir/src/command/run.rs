@@ -13,7 +13,6 @@ use crate::controller::error::ControllerError;
 use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every, mend};
 use crate::controller::transaction::logging;
 use crate::controller::{Controller, Parts};
-use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
 use crate::ipc::client::{Control, Request, Role};
@@ -34,11 +33,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     let settings = args.options.settings()?;
     let netlink = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
-    let host = HostView {
-        snapshot,
-        features: Features::read(settings.cgroup.path()),
-        attached: Default::default(),
-    };
+    let host = HostView::new(snapshot, &settings, Default::default());
     let wanted = (Action::Run(settings.clone()), args.change());
     let change = Change::plan(None, wanted, host).map_err(ControllerError::from)?;
     preflight::check_capabilities()?;
@@ -95,6 +90,7 @@ async fn begin(controller: &mut Controller, change: Change) -> Result<(), Contro
     let made = change.diff().clone();
     controller.apply(change, &mut event::print).await?;
     journal::change("run", &made);
+    listening::say_packet_filters(&controller.state().settings);
     Ok(())
 }
 

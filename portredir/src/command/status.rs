@@ -12,6 +12,7 @@ use super::{count, listening, print, say};
 use crate::cli::StatusArgs;
 use crate::config::settings::Settings;
 use crate::config::{file, options};
+use crate::controller::change::HostView;
 use crate::controller::health::{self, Fault};
 use crate::ipc::client::{Answer, Role};
 use crate::loader::chain;
@@ -28,43 +29,50 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// Nothing is active, or this user may not read it. With `--check`, something is wrong.
 pub async fn status(args: StatusArgs) -> anyhow::Result<()> {
     let mut answer = read(args.read)?;
-    let mut faults = examine(&answer).await;
+    let mut host = host(&answer).await;
+    let mut faults = faults(&answer, host.as_ref());
     if args.check && !faults.is_empty() && answer.silent.is_none() {
         // A new interface may be about to be attached.
         tokio::time::sleep(SETTLE).await;
         answer = read(args.read)?;
-        faults = examine(&answer).await;
+        host = self::host(&answer).await;
+        faults = self::faults(&answer, host.as_ref());
     }
-    let status = Status {
-        running: true,
-        healthy: faults.is_empty(),
-        faults: &faults,
-        differs_from: differing_config(&answer.settings),
-        listening: listening::now(&answer.settings).await,
-        answer: &answer,
-    };
-    if args.read.json {
-        print(&(serde_json::to_string(&status)? + "\n"))?;
-    } else if args.check {
+    let number = faults.len();
+    if args.check && !args.read.json {
         print(&check(&faults))?;
     } else {
-        print(&text(&status))?;
-    }
-    match faults.len() {
-        0 => Ok(()),
-        number if args.check => Err(CommandError::Degraded(number).into()),
-        _ => Ok(()),
-    }
-}
-
-async fn examine(answer: &Answer) -> Vec<Fault> {
-    match health::examine(answer).await {
-        Ok(faults) => faults,
-        Err(error) => {
-            say(&format!("cannot read the interfaces: {}", chain(&error)));
-            Vec::new()
+        let listening = host.map(|host| listening::of(&answer.settings, &host.snapshot));
+        let status = Status {
+            running: true,
+            healthy: faults.is_empty(),
+            faults: &faults,
+            differs_from: differing_config(&answer.settings),
+            listening: listening.unwrap_or_default(),
+            answer: &answer,
+        };
+        if args.read.json {
+            print(&(serde_json::to_string(&status)? + "\n"))?;
+        } else {
+            print(&text(&status))?;
         }
     }
+    if args.check && number > 0 {
+        return Err(CommandError::Degraded(number).into());
+    }
+    Ok(())
+}
+
+/// The host; `None` and a message where the host cannot be read.
+async fn host(answer: &Answer) -> Option<HostView> {
+    let host = health::host(answer).await;
+    host.map_err(|error| say(&format!("cannot read the interfaces: {}", chain(&error))))
+        .ok()
+}
+
+fn faults(answer: &Answer, host: Option<&HostView>) -> Vec<Fault> {
+    host.map(|host| health::faults(answer, host))
+        .unwrap_or_default()
 }
 
 /// The object that `status --json` prints.

@@ -26,6 +26,16 @@ pub struct HostView {
 }
 
 impl HostView {
+    /// The host as these settings see it.
+    #[must_use]
+    pub fn new(snapshot: Snapshot, settings: &Settings, attached: BTreeMap<u32, Attached>) -> Self {
+        Self {
+            snapshot,
+            features: Features::read(settings.cgroup.path()),
+            attached,
+        }
+    }
+
     /// Plans where these settings would attach which programs.
     #[must_use]
     pub fn plan(&self, settings: &Settings) -> Plan {

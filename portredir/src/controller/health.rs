@@ -3,9 +3,7 @@
 use serde::Serialize;
 
 use super::change::HostView;
-use super::error::ControllerError;
-use crate::host::features::Features;
-use crate::host::netlink::Netlink;
+use crate::host::netlink::{HostError, Netlink};
 use crate::ipc::client::Answer;
 use crate::observe::attached::{HookState, Interface};
 use crate::plan::Attached;
@@ -34,20 +32,19 @@ impl Fault {
     }
 }
 
-/// Finds the faults of the redirect that answered.
+/// The host of the redirect that answered.
 ///
 /// # Errors
 ///
 /// Interfaces or addresses cannot be listed.
-pub async fn examine(answer: &Answer) -> Result<Vec<Fault>, ControllerError> {
-    let host = HostView {
-        snapshot: Netlink::open()?.snapshot().await?,
-        features: Features::read(answer.settings.cgroup.path()),
-        attached: indexes(answer)
-            .map(|index| (index, Attached::SOMEHOW))
-            .collect(),
-    };
-    Ok(faults(answer, &host))
+pub async fn host(answer: &Answer) -> Result<HostView, HostError> {
+    let attached = indexes(answer).map(|index| (index, Attached::SOMEHOW));
+    let snapshot = Netlink::open()?.snapshot().await?;
+    Ok(HostView::new(
+        snapshot,
+        &answer.settings,
+        attached.collect(),
+    ))
 }
 
 /// The faults of a redirect on this host.
@@ -124,6 +121,7 @@ mod tests {
 
     use super::*;
     use crate::config::settings::Settings;
+    use crate::host::features::Features;
     use crate::host::snapshot::{Interface as HostInterface, Snapshot};
     use crate::ipc::client::Role;
     use crate::loader::inspect::{Inspected, Occupant, Point};
@@ -131,21 +129,13 @@ mod tests {
     use crate::state::attachment::InterfaceReport;
     use crate::sys::bpf_query::AttachType;
 
-    fn host(names: &[&str]) -> HostView {
+    fn host_with(names: &[&str]) -> HostView {
         let interface = |(index, name): (u32, &&str)| {
             let interface = HostInterface {
-                index,
                 name: (*name).to_owned(),
                 is_up: true,
-                link: Link::Ethernet,
-                kind: None,
-                driver: None,
-                master: None,
-                is_tracked_bridge: false,
-                lower: None,
-                xdp: None,
                 mtu: 1500,
-                xdp_features: None,
+                ..HostInterface::new(index, Link::Ethernet)
             };
             (index, interface)
         };
@@ -205,7 +195,7 @@ mod tests {
     #[test]
     fn each_fault_is_found_and_nothing_else() {
         let good = answer("80:8080", Some(7), None);
-        let eth0 = host(&["eth0"]);
+        let eth0 = host_with(&["eth0"]);
         assert!(faults(&good, &eth0).is_empty());
 
         let missing = answer("80:8080", None, None);
@@ -223,10 +213,13 @@ mod tests {
         assert!(fix.expect("a fix").contains("bpftool prog show id 9"));
 
         assert_eq!(
-            whats(&good, &host(&["eth0", "eth1"])),
+            whats(&good, &host_with(&["eth0", "eth1"])),
             ["eth1: not attached"]
         );
-        assert!(whats(&missing, &host(&[])).is_empty(), "the interface went");
+        assert!(
+            whats(&missing, &host_with(&[])).is_empty(),
+            "the interface went"
+        );
 
         let dead = answer("80:8080 on wg0", Some(7), None);
         let said = whats(&dead, &eth0);
@@ -235,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_watcher_has_to_answer() {
-        let eth0 = host(&["eth0"]);
+        let eth0 = host_with(&["eth0"]);
         let mut answer = answer("80:8080", Some(7), None);
         answer.role = None;
         assert!(whats(&answer, &eth0)[0].starts_with("no watcher process"));

@@ -399,18 +399,8 @@ fn interface(index: u32, message: &LinkMessage) -> Interface {
         _ => Link::Ip,
     };
     let mut interface = Interface {
-        index,
-        name: String::new(),
         is_up: message.header.flags.contains(LinkFlags::Up),
-        link,
-        kind: None,
-        driver: None,
-        master: None,
-        is_tracked_bridge: false,
-        lower: None,
-        xdp: None,
-        mtu: 0,
-        xdp_features: None,
+        ..Interface::new(index, link)
     };
     let mut is_lower_elsewhere = false;
     for attribute in &message.attributes {

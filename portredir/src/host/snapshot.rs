@@ -58,6 +58,25 @@ impl Header {
 }
 
 impl Interface {
+    /// An interface of which no more is known; it is down.
+    #[must_use]
+    pub const fn new(index: u32, link: Link) -> Self {
+        Self {
+            index,
+            name: String::new(),
+            is_up: false,
+            link,
+            kind: None,
+            driver: None,
+            master: None,
+            is_tracked_bridge: false,
+            lower: None,
+            xdp: None,
+            mtu: 0,
+            xdp_features: None,
+        }
+    }
+
     /// The first header of a frame of the interface.
     ///
     /// An xfrm or VTI interface keeps the Ethernet header of the encrypted packet, a GRE

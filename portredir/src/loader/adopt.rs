@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::AsFd as _;
 
-use aya::maps::HashMap as BpfHashMap;
 use aya::programs::tc::{self, SchedClassifierLink};
 use aya::programs::{SchedClassifier, TcAttachType};
 
@@ -178,13 +177,6 @@ impl Datapath {
         {
             lookup.detach();
         }
-    }
-
-    /// Takes the connections of an interface from the listeners.
-    pub(super) fn leave_scope(&mut self, index: u32) {
-        // The entry does not exist when the interface was not recorded.
-        let _ = BpfHashMap::<_, u32, u8>::try_from(self.map_mut("SCOPE"))
-            .and_then(|mut scope| scope.remove(&index));
     }
 
     /// Detaches from an interface.

@@ -191,10 +191,11 @@ fn tcx_hook(direction: TcAttachType) -> AttachType {
 
 /// Looks for our filter. TCX programs run before all filters.
 fn inspect_filter(index: u32, ours: &Filter, program: &str) -> io::Result<Answer> {
-    let (direction, tcx) = match ours.direction {
-        TcAttachType::Ingress => (Direction::Ingress, AttachType::TcxIngress),
-        _ => (Direction::Egress, AttachType::TcxEgress),
+    let direction = match ours.direction {
+        TcAttachType::Ingress => Direction::Ingress,
+        _ => Direction::Egress,
     };
+    let tcx = tcx_hook(ours.direction);
     // Before Linux 6.6 there are none.
     let before = bpf_query::programs(Target::Interface(index), tcx).unwrap_or_default();
     // Without the qdisc there are no filters.

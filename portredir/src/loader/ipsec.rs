@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 
-use aya::maps::HashMap as BpfHashMap;
 use portredir_common::map::rules::IPSEC_BY_SOCKET;
 
 use super::Datapath;
@@ -56,14 +55,12 @@ impl Datapath {
         if self.hot[0].generation.load(Relaxed) & IPSEC_BY_SOCKET == 0 {
             return;
         }
-        let keys = BpfHashMap::<_, u32, u8>::try_from(self.map("SCOPE"))
-            .map(|scope| scope.keys().filter_map(Result::ok).collect::<Vec<_>>());
         let is_engine = |index: &u32| {
             let attached = self.attached.get(index);
             matches!(attached, Some(Attached::Lookup | Attached::Clients(_)))
         };
-        let keys = keys.unwrap_or_default().into_iter();
-        self.ipsec = keys.filter(|index| !is_engine(index)).collect();
+        let indexes = self.in_scope().into_iter();
+        self.ipsec = indexes.filter(|index| !is_engine(index)).collect();
         let link = pins.path(pin::LOOKUP);
         if self.lookup.is_none() && link.exists() {
             let register = Some(pins.path(pin::REGISTER)).filter(|path| path.exists());

@@ -13,18 +13,10 @@ use crate::sys::netdev::XdpFeatures;
 
 fn interface(index: u32, name: &str) -> Interface {
     Interface {
-        index,
         name: name.into(),
         is_up: true,
-        link: Link::Ethernet,
-        kind: None,
-        driver: None,
-        master: None,
-        is_tracked_bridge: false,
-        lower: None,
-        xdp: None,
         mtu: 1500,
-        xdp_features: None,
+        ..Interface::new(index, Link::Ethernet)
     }
 }
 

@@ -40,6 +40,20 @@ impl Datapath {
             .map_err(map_error(SCOPE))
     }
 
+    /// Takes the connections of an interface from the listeners.
+    pub(in crate::loader) fn leave_scope(&mut self, ifindex: u32) {
+        // The entry does not exist when the interface was not recorded.
+        let _ = BpfHashMap::<_, u32, u8>::try_from(self.map_mut(SCOPE))
+            .and_then(|mut map| map.remove(&ifindex));
+    }
+
+    /// The interfaces of which listeners get connections.
+    pub(in crate::loader) fn in_scope(&self) -> Vec<u32> {
+        let map = BpfHashMap::<_, u32, u8>::try_from(self.map(SCOPE));
+        let keys = map.map(|map| map.keys().filter_map(Result::ok).collect());
+        keys.unwrap_or_default()
+    }
+
     pub(super) fn load_lookup(&mut self) -> Result<Lookup, DatapathError> {
         let mut mode = Mode::named("sk_lookup");
         // Servers register before the first connection looks for them.

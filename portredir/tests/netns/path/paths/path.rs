@@ -39,31 +39,6 @@ const fn path(
     }
 }
 
-const fn br_netfilter(
-    from: Place,
-    to: &'static str,
-    addrs: [Option<&'static str>; 2],
-    server: Place,
-) -> Path {
-    Path {
-        has_br_netfilter: true,
-        ..path(from, to, addrs, server)
-    }
-}
-
-/// A path on which the client's port is that of the rule.
-const fn from_80(
-    from: Place,
-    to: &'static str,
-    addrs: [Option<&'static str>; 2],
-    server: Place,
-) -> Path {
-    Path {
-        from_port: 80,
-        ..path(from, to, addrs, server)
-    }
-}
-
 /// All paths, in the order of the tables.
 #[rustfmt::skip]
 pub const PATHS: [Path; 22] = {
@@ -83,18 +58,33 @@ pub const PATHS: [Path; 22] = {
         path(A, "the host's bridge address, its gateway", [Some("10.9.3.1"), Some("fd09:0:0:3::1")], Host),
         path(A, "the host's outer address", [Some("10.9.1.1"), Some("fd09:0:0:1::1")], Host),
         path(A, "container B", [Some("10.9.3.3"), Some("fd09:0:0:3::3")], B),
-        br_netfilter(A, "the host's bridge address, `br_netfilter` on", [Some("10.9.3.1"), Some("fd09:0:0:3::1")], Host),
-        br_netfilter(A, "container B, `br_netfilter` on", [Some("10.9.3.3"), Some("fd09:0:0:3::3")], B),
+        path(A, "the host's bridge address, `br_netfilter` on", [Some("10.9.3.1"), Some("fd09:0:0:3::1")], Host).with_br_netfilter(),
+        path(A, "container B, `br_netfilter` on", [Some("10.9.3.3"), Some("fd09:0:0:3::3")], B).with_br_netfilter(),
         path(B, "itself, at `127.0.0.1`, `::1`", [Some("127.0.0.1"), Some("::1")], B),
         path(Client1, "client 2, routed through the host", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
         path(Client1, "the host's address on `lo`; replies leave by interface 3", [Some("10.9.5.1"), Some("fd09:0:0:5::1")], Host),
         path(Client1, "an address that the host has by a route of type `local`", [Some("10.9.7.7"), None], Host),
         path(Host, "client 2", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
-        from_80(Host, "client 2, from port 80", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
+        path(Host, "client 2, from port 80", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2).with_port_80(),
     ]
 };
 
 impl Path {
+    const fn with_br_netfilter(self) -> Self {
+        Self {
+            has_br_netfilter: true,
+            ..self
+        }
+    }
+
+    /// This path, where the client's port is that of the rule.
+    const fn with_port_80(self) -> Self {
+        Self {
+            from_port: 80,
+            ..self
+        }
+    }
+
     /// The text of a correct cell.
     pub const fn right(&self) -> &'static str {
         match self.server {
