@@ -4,7 +4,7 @@
 use std::fmt;
 
 /// The numbers of tests by outcome, and the tests that did not pass.
-#[derive(Default, Debug, PartialEq)]
+#[derive(Clone, Default, Debug, PartialEq)]
 pub struct Counts {
     pub passed: u32,
     pub failed: u32,
@@ -13,6 +13,8 @@ pub struct Counts {
     pub skips: Vec<String>,
     /// The names of the failed tests.
     pub failures: Vec<String>,
+    /// The names of the tests that failed once and then passed.
+    pub unsteady: Vec<String>,
 }
 
 impl Counts {
@@ -46,11 +48,14 @@ impl Counts {
         false
     }
 
-    /// Adds the numbers of other tests.
-    pub fn add(&mut self, other: &Self) {
+    /// Adds other tests.
+    pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.skips.extend(other.skips);
+        self.failures.extend(other.failures);
+        self.unsteady.extend(other.unsteady);
     }
 }
 
@@ -108,6 +113,7 @@ mod tests {
                 "a::other: no reason given".into(),
             ],
             failures: vec!["b::wrong".into()],
+            unsteady: Vec::new(),
         };
         assert_eq!(counts, expected);
     }

@@ -1,6 +1,6 @@
 //! ICMP: errors about flows, each way, and what is no error.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::case::{Case, tcp, udp};
@@ -206,8 +206,7 @@ fn client_is_gone(site: &Site, family: Family) -> Observation {
         (Subject::Nft, Family::V6) => family.addr(1, 11),
         _ => family.addr(1, 1),
     };
-    let bind = || UdpSocket::bind(SocketAddr::new(addr, 8097));
-    let server = site.lab.host.enter(bind).expect("bind");
+    let server = site.lab.host.bind(SocketAddr::new(addr, 8097));
     server
         .set_read_timeout(Some(Duration::from_secs(10)))
         .expect("a timeout");

@@ -75,10 +75,7 @@ fn small(subject: Subject) -> Site {
 /// A server that does not speak until it is told to.
 fn quiet(site: &Site) -> TcpListener {
     let any = (Ipv6Addr::UNSPECIFIED, 8095);
-    site.lab
-        .host
-        .enter(|| TcpListener::bind(any))
-        .expect("listen")
+    site.lab.host.listen(any)
 }
 
 /// Connects to a quiet server: both ends.

@@ -206,8 +206,7 @@ fn server_restart(cell: &Cell) {
 /// A server on 127.0.0.1 is reached from the host and not from outside.
 fn target_on_loopback(cell: &Cell) {
     let lab = Lab::new(cell);
-    let listener = lab.host.enter(|| TcpListener::bind("127.0.0.1:8080"));
-    let listener = listener.expect("listen");
+    let listener = lab.host.listen("127.0.0.1:8080");
     let args = ["--iface", "all", "--engine", cell.engine, "80:8080"];
     let redirector = Redirector::start(&lab.host, &args);
     assert!(is_refused(&lab.client, Proto::Tcp, Family::V4.host(80)));

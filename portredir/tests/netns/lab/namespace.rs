@@ -3,13 +3,14 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::net::{TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::lab::process::Process;
+use crate::lab::process::{Process, wait_for};
 
 /// Names of namespaces and directories begin with it; the pid comes next.
 pub const PREFIX: &str = "prt-";
@@ -61,6 +62,20 @@ impl Namespace {
         let _back = Back(File::open("/proc/thread-self/ns/net").expect("our namespace"));
         setns(&self.file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
         f()
+    }
+
+    /// Listens at an address that was free just now. While another test starts a
+    /// process, that process has all sockets of this one for a moment, so a port can be
+    /// taken after its socket was closed.
+    pub fn listen(&self, at: impl ToSocketAddrs) -> TcpListener {
+        let listen = || TcpListener::bind(&at).ok();
+        wait_for("a port to listen on", || self.enter(listen))
+    }
+
+    /// Makes a UDP socket, as [`Namespace::listen`] does for TCP.
+    pub fn bind(&self, at: impl ToSocketAddrs) -> UdpSocket {
+        let bind = || UdpSocket::bind(&at).ok();
+        wait_for("a port to bind to", || self.enter(bind))
     }
 
     /// Starts a program.

@@ -1,7 +1,7 @@
 //! Conversations that the host, or a container behind it, begins from a port that a
 //! rule names: their answers are not for the target.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::lab::namespace::Namespace;
@@ -36,17 +36,11 @@ fn any(family: Family) -> IpAddr {
     }
 }
 
-/// A UDP socket at a port that was free just now: while another test starts a process,
-/// that has all sockets of this one for a moment.
-fn bind(at: &Namespace, local: (IpAddr, u16)) -> UdpSocket {
-    wait_for("the port", || at.enter(|| UdpSocket::bind(local)).ok())
-}
-
 /// Asks a server some questions from one port, by a socket that is not connected and by
 /// one that is.
 fn ask(from: &Namespace, local: (IpAddr, u16), to: SocketAddr) {
     for is_connected in [false, true] {
-        let socket = bind(from, local);
+        let socket = from.bind(local);
         let timeout = Some(Duration::from_secs(5));
         socket.set_read_timeout(timeout).expect("set a timeout");
         if is_connected {
@@ -127,7 +121,7 @@ fn servers_do_not_talk(cell: &Cell) {
     let elsewhere = EchoServer::start(&lab.client, 7);
     let redirector = start(cell, &lab, &["30000:4433/udp"]);
     for family in Family::BOTH {
-        let socket = bind(&lab.host, (any(family), 30_000));
+        let socket = lab.host.bind((any(family), 30_000));
         let message = format!("{family:?} begins");
         let to = SocketAddr::new(family.addr(1, 2), 7);
         socket.send_to(message.as_bytes(), to).expect("send");

@@ -1,7 +1,7 @@
 //! Traffic over a plain wire: for each engine, with and without checksum
 //! offload, for IPv4 and IPv6.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
@@ -269,7 +269,7 @@ fn broadcast(cell: &Cell) {
     };
     let bind = |at: &Namespace, port| {
         let addr = SocketAddr::new(any.ip(), port);
-        at.enter(|| UdpSocket::bind(addr)).expect("bind")
+        at.bind(addr)
     };
     let dst_server = bind(&lab.host, 7777);
     let target = EchoServer::start(&lab.host, 7778);

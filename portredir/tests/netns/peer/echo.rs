@@ -35,8 +35,8 @@ impl EchoServer {
     /// Listens on one address, and so also answers datagrams from it.
     pub fn at(namespace: &Namespace, addr: IpAddr, port: u16) -> Self {
         let at = (addr, port);
-        let tcp = namespace.enter(|| TcpListener::bind(at)).expect("listen");
-        let udp = namespace.enter(|| UdpSocket::bind(at)).expect("bind");
+        let tcp = namespace.listen(at);
+        let udp = namespace.bind(at);
         tcp.set_nonblocking(true).expect("nonblocking");
         udp.set_nonblocking(true).expect("nonblocking");
         let heard = Arc::new(Mutex::new(Vec::new()));

@@ -23,7 +23,7 @@ pub struct UdpServer {
 impl UdpServer {
     pub fn start(namespace: &Namespace, port: u16) -> Self {
         let any = (Ipv6Addr::UNSPECIFIED, port);
-        let socket = namespace.enter(|| UdpSocket::bind(any)).expect("bind");
+        let socket = namespace.bind(any);
         let timeout = Some(Duration::from_millis(50));
         socket.set_read_timeout(timeout).expect("a timeout");
         let stop = Arc::new(AtomicBool::default());
@@ -86,7 +86,7 @@ impl UdpClient {
 
     /// Makes a client that sends from one of several addresses.
     pub fn at(namespace: &Namespace, from: SocketAddr, to: SocketAddr, name: &str) -> Self {
-        let socket = namespace.enter(|| UdpSocket::bind(from)).expect("bind");
+        let socket = namespace.bind(from);
         socket.connect(to).expect("connect");
         Self {
             socket,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -255,7 +255,7 @@ struct EchoServer {
 impl EchoServer {
     fn start(namespace: &Namespace, port: u16) -> Self {
         let any = (Ipv6Addr::UNSPECIFIED, port);
-        let listener = namespace.enter(|| TcpListener::bind(any)).expect("listen");
+        let listener = namespace.listen(any);
         listener.set_nonblocking(true).expect("nonblocking");
         let stop = Arc::new(AtomicBool::default());
         let thread = {

@@ -1,7 +1,7 @@
 //! Local clients with UDP sockets, connected or not: every reply comes from the
 //! address and port that the client sent to.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{addrs, any_like, mapped, start, udp_echo, udp_socket};
 use crate::lab::python::python;
@@ -37,8 +37,7 @@ pub fn unconnected(lab: &Lab) {
 /// address that the client sent to.
 pub fn one_of_127(lab: &Lab) {
     let addr = IpAddr::from([127, 5, 5, 5]);
-    let server = lab.host.enter(|| UdpSocket::bind((addr, 8080)));
-    let server = server.expect("bind");
+    let server = lab.host.bind((addr, 8080));
     let echo = std::thread::spawn(move || {
         let mut heard = [0; 100];
         loop {
