@@ -162,7 +162,8 @@ impl Flow {
 
     /// Whether nothing is translated of this flow, whose key is `key`.
     #[inline(always)]
-    pub(crate) fn is_direct(&self, key: &FlowKey) -> bool {
+    #[must_use]
+    pub fn is_direct(&self, key: &FlowKey) -> bool {
         self.dst_port == key.local_port && self.client_port == key.client_port
     }
 

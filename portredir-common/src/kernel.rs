@@ -159,9 +159,24 @@ pub trait Tables: Host {
 
     /// Counts a packet that a rule redirects.
     fn record(&self, hit: &Hit);
+
+    /// Counts a reply that was rewritten.
+    fn record_reply(&self, hit: &Hit);
+
+    /// Counts an outcome of a flow of this rule.
+    fn record_outcome(&self, rule: u16, outcome: Outcome);
 }
 
-/// A packet that a rule redirects.
+/// The outcome of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A server accepted the connection.
+    Accepted,
+    /// The host answered with a RST, or with an ICMP error.
+    Refused,
+}
+
+/// A packet that a rule redirects, or a reply to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
     /// The rule.
@@ -177,6 +192,9 @@ pub struct Hit {
 }
 
 impl Hit {
+    /// The time of a reply, which is not asked for: that would cost a nanosecond.
+    pub const SOME_TIME: u64 = 1;
+
     /// A connection that begins; how many packets follow is not known.
     #[inline(always)]
     #[must_use]
@@ -280,8 +298,9 @@ pub enum Cached {
 /// The flow that was found for a TCP socket, kept at the socket itself, so
 /// that a full flow table cannot cut a live connection.
 pub trait SocketCache {
-    /// The flow at the sending socket, if the socket is the one of `key`.
-    fn cached(&self, key: &FlowKey) -> Cached;
+    /// The flow at the sending socket, if the socket has these ports, its own and that of
+    /// its client: the addresses of a packet are those of its socket.
+    fn cached(&self, ports: (Port, Port)) -> Cached;
 
     /// Keeps `flow` at the sending socket, if the socket is the one of `key`.
     fn cache(&self, key: &FlowKey, flow: &Flow);

@@ -38,7 +38,7 @@ mod pod {
     )]
 
     use super::StateKey;
-    use super::counters::{Counter, CounterKey, Hits};
+    use super::counters::{Counter, CounterKey, Hits, Outcomes};
     use super::hash::Seed;
     use super::rules::{AddrKey, Candidates, IfaceKey, PreviousTargets, SourceKey};
     use super::sockets::ListenerKey;
@@ -57,6 +57,8 @@ mod pod {
     unsafe impl aya::Pod for CounterKey {}
     // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for Counter {}
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
+    unsafe impl aya::Pod for Outcomes {}
     // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for ListenerKey {}
     // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
@@ -77,7 +79,7 @@ mod pod {
 mod tests {
     use super::*;
     use crate::flow::{Flow, FlowKey};
-    use crate::map::counters::{Counter, CounterKey, Hits};
+    use crate::map::counters::{Counter, CounterKey, Hits, Outcomes};
     use crate::map::rules::{AddrKey, Candidates, IfaceKey, PortEntry, PreviousTargets, SourceKey};
     use crate::map::sockets::{ConnectedPeers, ListenerKey};
     use core::mem::{offset_of, size_of};
@@ -98,6 +100,7 @@ mod tests {
         assert_eq!(size_of::<CounterKey>(), 4 + 4);
         assert_eq!(size_of::<Counter>(), 4 * 8);
         assert_eq!(size_of::<Hits>(), 4 + 4 + 4 * 8);
+        assert_eq!(size_of::<Outcomes>(), 2 * 8);
         assert_eq!(size_of::<ListenerKey>(), 16 + 2 + 1 + 1);
         assert_eq!(
             size_of::<ConnectedPeers>(),

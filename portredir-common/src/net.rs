@@ -268,6 +268,14 @@ impl Flags {
         self.0 & Self::RST != 0
     }
 
+    /// Whether the segment is the answer of a closed port to a SYN (RFC 9293, 3.10.7.1):
+    /// the RST to a segment that has an ACK itself has none.
+    #[inline(always)]
+    pub(crate) const fn is_refusal(self) -> bool {
+        const RST_ACK: u16 = Flags::RST | Flags::ACK;
+        self.0 & RST_ACK == RST_ACK
+    }
+
     /// Whether the segment has data, or the end of some.
     #[inline(always)]
     pub(crate) const fn is_push(self) -> bool {

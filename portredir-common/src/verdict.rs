@@ -62,6 +62,7 @@ reasons! {
     /// The destination port was rewritten to the target port. Counted per rule instead.
     Redirected = "redirected", "redirected", Pass;
     /// The source port of a reply was rewritten to the port that the client connected to.
+    /// Counted per rule instead, but for local clients.
     Restored = "restored", "replies rewritten", Pass;
     /// The packet belongs to traffic of the target port that was never redirected.
     Direct = "direct", "direct connections to the target port", Pass;
@@ -116,6 +117,13 @@ impl Reason {
     #[must_use]
     pub const fn is_counted(self) -> bool {
         !matches!(self, Self::NoRule | Self::Redirected)
+    }
+
+    /// Whether the counter array keeps a count of packets with this reason.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_counted_for_packets(self) -> bool {
+        !matches!(self, Self::NoRule | Self::Redirected | Self::Restored)
     }
 }
 

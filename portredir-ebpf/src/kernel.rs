@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use portredir_common::flow::{Flow, FlowKey};
-use portredir_common::kernel::{Assign, Cached, Hit, Host, Socket, SocketCache, Tables};
+use portredir_common::kernel::{Assign, Cached, Hit, Host, Outcome, Socket, SocketCache, Tables};
 use portredir_common::map::entry::Word as _;
 use portredir_common::map::local;
 use portredir_common::map::rules::{
@@ -134,6 +134,16 @@ impl<C: Context> Tables for Kernel<C> {
             counters::record_elsewhere(self.ctx.ifindex(), hit);
         }
     }
+
+    #[inline(always)]
+    fn record_reply(&self, hit: &Hit) {
+        counters::record_reply(self.ctx.ifindex(), hit);
+    }
+
+    #[inline(always)]
+    fn record_outcome(&self, rule: u16, outcome: Outcome) {
+        counters::record_outcome(rule, outcome);
+    }
 }
 
 impl Assign for Kernel<*mut __sk_buff> {
@@ -145,8 +155,8 @@ impl Assign for Kernel<*mut __sk_buff> {
 
 impl SocketCache for Kernel<*mut __sk_buff> {
     #[inline(always)]
-    fn cached(&self, key: &FlowKey) -> Cached {
-        let Some(socket) = sender(self.ctx, key) else {
+    fn cached(&self, ports: (Port, Port)) -> Cached {
+        let Some(socket) = sender(self.ctx, ports) else {
             return Cached::NoSocket;
         };
         let flow = stored(socket, core::ptr::null_mut(), 0);
@@ -159,7 +169,7 @@ impl SocketCache for Kernel<*mut __sk_buff> {
     #[inline(always)]
     fn cache(&self, key: &FlowKey, flow: &Flow) {
         let mut flow = *flow;
-        if let Some(socket) = sender(self.ctx, key) {
+        if let Some(socket) = sender(self.ctx, (key.local_port, key.client_port)) {
             // Without memory for it the flow tables are asked again.
             stored(
                 socket,

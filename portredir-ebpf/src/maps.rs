@@ -8,7 +8,7 @@ use aya_ebpf::macros::btf_map;
 use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::map::StateKey;
 use portredir_common::map::bucket::Bucket;
-use portredir_common::map::counters::{Counter, CounterKey, Hits};
+use portredir_common::map::counters::{Counter, CounterKey, Hits, Outcomes};
 use portredir_common::map::hash::Seed;
 use portredir_common::map::port_remap::REMAP_BLOOM_ELEMENTS;
 use portredir_common::map::rules::{
@@ -105,14 +105,32 @@ pub static GIVEN_TCP: LruHashMap<FlowKey, Port, 16384> = LruHashMap::new();
 #[btf_map]
 pub static REMAPPED: Array<[u8; 64], REMAP_BLOOM_ELEMENTS> = Array::new();
 
-/// Grows with the pairs of rule and interface that see traffic and have no place
-/// in [`HITS`].
-#[btf_map]
-pub static COUNTERS: PerCpuHashMap<CounterKey, Counter, 65536, NO_PREALLOC> = PerCpuHashMap::new();
+/// The map of counters that have no place in [`Places`]: it grows with the pairs of rule
+/// and interface that see traffic.
+pub type More = PerCpuHashMap<CounterKey, Counter, 65536, NO_PREALLOC>;
 
 /// The counters that packets are counted in first.
+pub type Places = PerCpuArray<Hits, { Hits::PLACES as usize }>;
+
+/// Redirected packets, by the interface they came in on.
 #[btf_map]
-pub static HITS: PerCpuArray<Hits, { Hits::PLACES as usize }> = PerCpuArray::new();
+pub static HITS: Places = PerCpuArray::new();
+
+/// More of [`HITS`].
+#[btf_map]
+pub static COUNTERS: More = PerCpuHashMap::new();
+
+/// Replies that were rewritten, by the interface they left by.
+#[btf_map]
+pub static REPLIES: Places = PerCpuArray::new();
+
+/// More of [`REPLIES`].
+#[btf_map]
+pub static REPLIES_MORE: More = PerCpuHashMap::new();
+
+/// The outcomes of the flows of a rule, by its number.
+#[btf_map]
+pub static OUTCOMES: PerCpuHashMap<u32, Outcomes, 65536, NO_PREALLOC> = PerCpuHashMap::new();
 
 #[btf_map]
 pub static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();

@@ -2,7 +2,7 @@
 
 mod adopt;
 mod attach;
-mod counters;
+pub mod counters;
 mod error;
 pub mod flows;
 pub mod inspect;
@@ -39,6 +39,7 @@ use crate::sys::netns::netns_cookie;
 pub use self::error::{DatapathError, chain};
 pub use self::listeners::Unregistered;
 pub use self::object::{Logging, OBJECT, Options, Sizes};
+pub use self::program::ACCEPT;
 pub use self::rules::live_generation;
 
 /// The datapath of this network namespace.

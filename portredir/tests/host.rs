@@ -60,6 +60,13 @@ fn check(case: &Case) {
     if let Some(after) = after {
         tables.assert_is(&after, 0);
     }
+    let replies = mock.replies.borrow();
+    let replies: Vec<_> = replies
+        .iter()
+        .map(|hit| (hit.segments, hit.bytes))
+        .collect();
+    let restored = (reason == Reason::Restored).then_some((1, packet.len()));
+    assert_eq!(replies, Vec::from_iter(restored), "counted replies");
     let hits = mock.hits.borrow();
     if reason != Reason::Redirected {
         assert_eq!(*hits, [], "counted packets");

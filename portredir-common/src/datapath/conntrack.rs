@@ -274,6 +274,15 @@ pub fn reply<H: Host>(host: &H, protocol: Protocol, key: &FlowKey) -> Option<Flo
     }
 }
 
+/// Whether a TCP flow has begun, and no server has accepted it.
+#[inline(always)]
+pub(super) fn is_unanswered<H: Host>(host: &H, key: &FlowKey) -> bool {
+    matches!(
+        lookup_protocol(host, Protocol::Tcp, key),
+        Some((FlowTable::Syn, _))
+    )
+}
+
 /// The rule of a packet that goes to a target port, if its flow has begun already; `key`
 /// is its translated flow under the client's own port.
 ///

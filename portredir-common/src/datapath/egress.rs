@@ -2,8 +2,8 @@
 
 use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::{conntrack, icmp, own_flow};
-use crate::flow::{Epoch, Flow};
-use crate::kernel::{Cached, SocketCache, Tables};
+use crate::flow::{Epoch, Flow, FlowLookup};
+use crate::kernel::{Cached, Hit, Outcome, SocketCache, Tables};
 use crate::map::rules::PortEntry;
 use crate::net::{Flags, Port, Protocol};
 use crate::verdict::Reason;
@@ -55,7 +55,7 @@ fn restore<F: Frame, T: Tables + SocketCache>(
     let key = subprog::key(frame, found, End::Src);
     let flow = match protocol {
         Protocol::Udp => conntrack::reply(tables, protocol, &key),
-        Protocol::Tcp => match tables.cached(&key) {
+        Protocol::Tcp => match tables.cached(ports) {
             Cached::Flow(flow) => Some(flow),
             Cached::NoSocket => conntrack::reply(tables, protocol, &key),
             Cached::Nothing => {
@@ -88,7 +88,14 @@ fn restore<F: Frame, T: Tables + SocketCache>(
         check,
         ports,
     };
-    restore_ports(frame, &reply, &flow)
+    let reason = restore_ports(frame, tables, &reply, &flow)?;
+    if protocol == Protocol::Tcp
+        && flags(frame, &packet, protocol)?.is_refusal()
+        && conntrack::is_unanswered(tables, &key)
+    {
+        tables.record_outcome(flow.rule, Outcome::Refused);
+    }
+    Ok(reason)
 }
 
 /// Notes the flow of a packet that is no reply of a redirected flow and leaves from a
@@ -109,7 +116,8 @@ fn note_own_flow<F: Frame, T: Tables + SocketCache>(
     let mut key = subprog::key(frame, found, End::Src);
     if protocol == Protocol::Tcp {
         let is_answer = flags.is_reset() || flags.is_syn_ack();
-        if is_answer || !matches!(tables.cached(&key), Cached::NoSocket) {
+        let ports = (key.local_port, key.client_port);
+        if is_answer || !matches!(tables.cached(ports), Cached::NoSocket) {
             return;
         }
     }
@@ -133,10 +141,11 @@ pub(super) struct Reply {
     pub ports: (Port, Port),
 }
 
-/// Gives a reply the ports that its client knows.
+/// Gives a reply the ports that its client knows, and counts it.
 #[inline(always)]
-pub(super) fn restore_ports(
+pub(super) fn restore_ports<T: Tables>(
     frame: &mut impl Frame,
+    tables: &T,
     reply: &Reply,
     flow: &Flow,
 ) -> Result<Reason, Reason> {
@@ -151,5 +160,12 @@ pub(super) fn restore_ports(
         dst: Change::new(dst_port, flow.client_port),
     };
     rewrite(frame, changes)?;
+    tables.record_reply(&Hit {
+        rule: flow.rule,
+        segments: frame.segments(),
+        bytes: frame.len(),
+        flow: FlowLookup::Established,
+        at_ns: Hit::SOME_TIME,
+    });
     Ok(Reason::Restored)
 }

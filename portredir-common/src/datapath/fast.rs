@@ -182,23 +182,29 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
             Some(Reason::NoRule)
         };
     }
-    let key = packet.key(frame, End::Src, S::PROTOCOL).ok()?;
-    let key = FlowKey {
-        client_port,
-        local_port,
-        ..key
+    let key = || {
+        let key = packet.key(frame, End::Src, S::PROTOCOL).ok()?;
+        Some(FlowKey {
+            client_port,
+            local_port,
+            ..key
+        })
     };
     let flow = match S::PROTOCOL {
-        Protocol::Tcp => match tables.cached(&key) {
+        Protocol::Tcp => match tables.cached(ports) {
             Cached::Flow(flow) => Some(flow),
             Cached::Nothing => return None,
-            Cached::NoSocket => conntrack::reply(tables, S::PROTOCOL, &key),
+            // A RST may refuse a connection.
+            Cached::NoSocket if flags(frame, &packet, S::PROTOCOL).ok()?.is_reset() => return None,
+            Cached::NoSocket => conntrack::reply(tables, S::PROTOCOL, &key()?),
         },
-        Protocol::Udp => conntrack::reply(tables, S::PROTOCOL, &key),
+        Protocol::Udp => {
+            let key = key()?;
+            let begins_here = |flow: &Flow| entry.is_private() && flow.is_foreign(&key);
+            conntrack::reply(tables, S::PROTOCOL, &key).filter(|flow| !begins_here(flow))
+        }
     };
-    let begins_here =
-        |flow: &Flow| S::PROTOCOL == Protocol::Udp && entry.is_private() && flow.is_foreign(&key);
-    let Some(flow) = flow.filter(|flow| !begins_here(flow)) else {
+    let Some(flow) = flow else {
         return if entry.is_private() {
             None
         } else {
@@ -211,7 +217,7 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
         check,
         ports,
     };
-    match restore_ports(frame, &reply, &flow) {
+    match restore_ports(frame, tables, &reply, &flow) {
         Ok(reason) | Err(reason) => Some(reason),
     }
 }

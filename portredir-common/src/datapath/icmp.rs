@@ -13,7 +13,7 @@ use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::rule_match::choose;
 use crate::datapath::{conntrack, is_local_dst};
 use crate::flow::{FlowKey, Original};
-use crate::kernel::Tables;
+use crate::kernel::{Outcome, Tables};
 use crate::map::rules::{PortEntry, PreviousTargets};
 use crate::net::{Port, Protocol, Version};
 use crate::verdict::Reason;
@@ -27,6 +27,8 @@ use crate::wire::subprog::Found;
 struct Quote {
     packet: Packet,
     protocol: Protocol,
+    /// Whether the error says that the packet was refused.
+    is_refusal: bool,
     /// Checksum of the ICMP message.
     check: Check,
     src_port: Port,
@@ -36,7 +38,8 @@ struct Quote {
 impl Quote {
     #[inline(always)]
     fn parse<F: Frame>(frame: &mut F, outer: &Packet) -> Result<Self, Reason> {
-        let kind = be16(frame, outer.transport).ok_or(Reason::NoRule)? >> 8;
+        let kind_and_code = be16(frame, outer.transport).ok_or(Reason::NoRule)?;
+        let (kind, code) = (kind_and_code >> 8, kind_and_code & 0xff);
         let is_error = match outer.version {
             // Unreachable, source quench, time exceeded, parameter problem. A
             // redirect (5) is about routes alone.
@@ -57,6 +60,11 @@ impl Quote {
         if packet.transport + ports::LEN > outer.transport + outer.transport_len(frame)? {
             return Err(Reason::Malformed);
         }
+        let is_refusal = match outer.version {
+            // Code 4 is about the size of the packet (RFC 1191).
+            Version::V4 => kind == 3 && code != 4,
+            Version::V6 => kind == 1,
+        };
         let check = Check {
             offset: outer.transport + icmp::CHECKSUM,
             kind: checksum::Kind::Plain,
@@ -64,6 +72,7 @@ impl Quote {
         Ok(Self {
             packet,
             protocol,
+            is_refusal,
             check,
             src_port,
             dst_port,
@@ -180,5 +189,9 @@ fn try_egress<F: Frame, T: Tables>(
     key.client_port = quote.src_port;
     key.local_port = quote.dst_port;
     let flow = conntrack::reply(tables, quote.protocol, &key).ok_or(Reason::IcmpForeign)?;
-    quote.rewrite(frame, flow.client_port, flow.dst_port)
+    let reason = quote.rewrite(frame, flow.client_port, flow.dst_port)?;
+    if quote.is_refusal && !flow.is_direct(&key) {
+        tables.record_outcome(flow.rule, Outcome::Refused);
+    }
+    Ok(reason)
 }

@@ -126,10 +126,13 @@ pub fn look_up(ctx: impl Context, key: &FlowKey, look_up: LookUp) -> *mut bpf_so
     }
 }
 
-/// The socket that sends a packet, if it is the connection of `key`: neither a
+/// The socket that sends a packet, if it has these ports: neither a
 /// listener, nor a request, nor the kernel's own socket for resets.
 #[inline(always)]
-pub fn sender(ctx: *mut __sk_buff, key: &FlowKey) -> Option<*mut bpf_sock> {
+pub fn sender(
+    ctx: *mut __sk_buff,
+    (local_port, client_port): (Port, Port),
+) -> Option<*mut bpf_sock> {
     // SAFETY: the kernel passes a valid context for the time of the run.
     let socket: *mut bpf_sock = unsafe { (*ctx).__bindgen_anon_2.sk };
     if socket.is_null() {
@@ -143,7 +146,7 @@ pub fn sender(ctx: *mut __sk_buff, key: &FlowKey) -> Option<*mut bpf_sock> {
     // SAFETY: not null. `src_port` is in host, `dst_port` in network order.
     let (src_port, dst_port) = unsafe { ((*socket).src_port, (*socket).dst_port) };
     let is_its =
-        src_port == u32::from(key.local_port.get()) && Port::from_half(dst_port) == key.client_port;
+        src_port == u32::from(local_port.get()) && Port::from_half(dst_port) == client_port;
     is_its.then_some(socket)
 }
 

@@ -5,6 +5,7 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use portredir_common::datapath::conntrack;
 use portredir_common::flow::{Epoch, FlowKey};
+use portredir_common::kernel::Outcome;
 use portredir_common::net::{Addr, Port, Protocol, Version};
 
 use crate::context::{AF_INET, v4, v6};
@@ -56,6 +57,9 @@ fn accept(ops: *mut bpf_sock_ops) {
         }
     }
     let mut flow = conntrack::accept(&tables, &key, Epoch::at(counters::now_ns()));
+    if !flow.is_direct(&key) {
+        counters::record_outcome(flow.rule, Outcome::Accepted);
+    }
     // A full socket, as it is one of a connection. Without memory for it the flow
     // tables are asked.
     stored(

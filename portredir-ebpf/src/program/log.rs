@@ -19,7 +19,7 @@ pub fn conclude(
     link: Link,
     reason: Reason,
 ) -> Verdict {
-    if reason.is_counted() {
+    if reason.is_counted_for_packets() {
         counters::count(reason);
     }
     // The level is a constant to the verifier, which removes this when off.

@@ -405,11 +405,15 @@ impl Subject {
 /// The packets that matched rules, the flows, and the packets by reason.
 fn counts(rig: &Datapath) -> anyhow::Result<(u64, u64, Vec<u64>)> {
     let counters = rig.counters()?;
-    let counters = counters
-        .iter()
-        .map(|(_, counter)| (counter.packets, counter.flows));
-    let (packets, flows) = counters.fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
-    Ok((packets, flows, rig.reasons()?))
+    let requests = counters
+        .requests
+        .values()
+        .map(|counter| (counter.packets, counter.flows));
+    let (packets, flows) = requests.fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
+    let mut reasons = rig.reasons()?;
+    let replies: u64 = counters.replies.values().map(|sum| sum.packets).sum();
+    reasons[Reason::Restored as usize] += replies;
+    Ok((packets, flows, reasons))
 }
 
 /// Runs a program; returns nanoseconds per packet.

@@ -124,6 +124,7 @@ mod tests {
     use crate::host::features::Features;
     use crate::host::snapshot::{Interface as HostInterface, Snapshot};
     use crate::ipc::client::Role;
+    use crate::loader::counters::Counters;
     use crate::loader::inspect::{Inspected, Occupant, Point};
     use crate::observe::report::Report;
     use crate::state::attachment::InterfaceReport;
@@ -183,7 +184,7 @@ mod tests {
             confirmed_ago: None,
             confirm_within: None,
             rolled_back_ago: None,
-            report: Report::new(&[], interfaces, &[], &[]),
+            report: Report::new(&[], interfaces, &Counters::default(), &[]),
         }
     }
 

@@ -77,7 +77,7 @@ impl From<Sizes> for Options {
 }
 
 /// The maps that outlive a process.
-pub(super) const MAPS: [&str; 23] = [
+pub(super) const MAPS: [&str; 26] = [
     "ADDRS",
     "COUNTERS",
     "DIALLED",
@@ -92,10 +92,13 @@ pub(super) const MAPS: [&str; 23] = [
     "LOCAL_NETS",
     "NEXT_SLOT",
     "OLD",
+    "OUTCOMES",
     "REASONS",
     "REMAP",
     "REMAPPED",
     "REMAP_TCP",
+    "REPLIES",
+    "REPLIES_MORE",
     "SCOPE",
     "SEED",
     "SOCKETS",

@@ -11,6 +11,7 @@ pub const XDP_FRAGS: &str = "portredir_frags";
 pub const LOOKUP: &str = "portredir_look";
 pub const LOOKUP_EVERYWHERE: &str = "portredir_lkall";
 pub const REGISTER: &str = "portredir_reg";
+/// The name of the program that sees the connections that servers accept.
 pub const ACCEPT: &str = "portredir_acc";
 /// Gives SYNs on `lo` to the listener on the target.
 pub const ASSIGN: &str = "portredir_lo";

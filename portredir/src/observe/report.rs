@@ -1,17 +1,22 @@
 //! Counters in a form for people and programs.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+mod counts;
+mod reader;
 
-use jiff::{Timestamp, Unit};
-use nix::net::if_::if_indextoname;
-use nix::time::{ClockId, clock_gettime};
-use portredir_common::map::counters::{Counter, CounterKey};
+use std::collections::BTreeMap;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use jiff::Timestamp;
 use portredir_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
+use self::counts::shown;
+use self::reader::{Clock, Reader};
 use super::attached::Interface;
+use crate::loader::counters::Counters;
 use crate::rule::Rule;
+
+pub use self::counts::{Hits, RuleOutcomes, RuleReport, counted};
 
 /// The version of the layout; raised when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;
@@ -33,30 +38,17 @@ pub struct Report {
     pub passes: BTreeMap<String, u64>,
 }
 
-/// The counters of one rule.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RuleReport {
-    /// The canonical text of the rule.
-    pub rule: String,
-    /// The counts on all interfaces.
-    #[serde(flatten)]
-    pub total: Hits,
-    /// The counts by interface.
-    pub interfaces: BTreeMap<String, Hits>,
-}
-
-/// The packets that a rule redirected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hits {
-    /// The packets from client to server.
-    pub packets: u64,
-    /// The bytes of these packets, with all headers.
-    pub bytes: u64,
-    /// The number of flows that began.
-    pub flows: u64,
-    /// The time of the last packet.
-    pub last_hit: Option<Timestamp>,
-}
+/// The heads of the table of all counters.
+const HEADS: [&str; 8] = [
+    "RULE",
+    "IN-PKTS",
+    "IN-BYTES",
+    "OUT-PKTS",
+    "OUT-BYTES",
+    "FLOWS",
+    "ACCEPTED",
+    "REFUSED",
+];
 
 impl Report {
     /// Makes a report; each rule comes with the number of its counters.
@@ -64,51 +56,36 @@ impl Report {
     pub fn new(
         rules: &[(u16, Rule)],
         interfaces: Vec<Interface>,
-        counters: &[(CounterKey, Counter)],
+        counters: &Counters,
         reasons: &[u64],
     ) -> Self {
         let clock = Clock::now();
-        let mut reports: Vec<_> = rules
-            .iter()
-            .map(|(_, rule)| RuleReport {
-                rule: rule.to_string(),
-                total: Hits::default(),
-                interfaces: BTreeMap::new(),
-            })
-            .collect();
-        let places: HashMap<_, _> = rules
-            .iter()
-            .map(|(id, _)| u32::from(*id))
-            .zip(0..)
-            .collect();
-        for (key, counter) in counters {
-            let Some(report) = places
-                .get(&key.rule)
-                .and_then(|&i: &usize| reports.get_mut(i))
-            else {
-                // The rule is gone, but it still has flows.
-                continue;
-            };
-            let hits = Hits {
-                packets: counter.packets,
-                bytes: counter.bytes,
-                flows: counter.flows,
-                last_hit: clock.wall(counter.last_hit_ns),
-            };
-            report.total.add(&hits);
-            let by_name = report.interfaces.entry(name_of(key.ifindex, &interfaces));
-            by_name.or_default().add(&hits);
-        }
+        let reader = Reader {
+            clock: &clock,
+            interfaces: &interfaces,
+            counters,
+        };
+        let mut rules: Vec<_> = rules.iter().map(|rule| reader.empty(rule)).collect();
+        reader.fill(&mut rules);
+        let rules = rules.into_iter().map(|(_, rule)| rule).collect();
+        let replies: u64 = counters.replies.values().map(|sum| sum.packets).sum();
         let counts = Reason::ALL.iter().zip(reasons);
         let (drops, passes) = counts
             .filter(|(reason, _)| reason.is_counted())
-            .map(|(reason, count)| (reason, (reason.label().to_owned(), *count)))
+            .map(|(reason, count)| {
+                let more = if *reason == Reason::Restored {
+                    replies
+                } else {
+                    0
+                };
+                (reason, (reason.label().to_owned(), count + more))
+            })
             .partition::<Vec<_>, _>(|(reason, _)| reason.is_refusal());
         let by_label = |counts: Vec<(_, _)>| counts.into_iter().map(|(_, count)| count).collect();
         Self {
             schema: SCHEMA,
             time: clock.time,
-            rules: reports,
+            rules,
             interfaces,
             drops: by_label(drops),
             passes: by_label(passes),
@@ -132,29 +109,52 @@ impl Report {
                 let old = before.and_then(|before| before.rules.get(i));
                 let old = old.filter(|old| old.rule == rule.rule);
                 let old = old.map_or(Hits::default(), |old| old.total);
-                let packets = rule.total.packets - old.packets;
-                let flows = rule.total.flows - old.flows;
-                // An engine that rewrites no packets counts none.
-                let news = match (packets, flows) {
-                    (0, 0) => return None,
-                    (0, _) => format!("+{}", counted(flows, "flow")),
-                    _ => format!("+{}", counted(packets, "packet")),
+                let more = |new: Option<u64>, old: Option<u64>| {
+                    let (new, old) = (new.unwrap_or(0), old.unwrap_or(0));
+                    new.saturating_sub(old)
                 };
-                Some(format!("{} ({news})", rule.line(self.width())))
+                let packets = more(rule.total.packets, old.packets);
+                let replies = more(rule.total.packets_out, old.packets_out);
+                let flows = rule.total.flows.saturating_sub(old.flows);
+                let news = match (packets, replies, flows) {
+                    (0, 0, 0) => return None,
+                    (0, 0, _) => format!("+{}", counted(flows, "flow")),
+                    _ => format!("+{} in, +{replies} out", counted(packets, "packet")),
+                };
+                Some(format!(
+                    "{:<2$} {} ({news})",
+                    rule.rule,
+                    rule.total,
+                    self.width()
+                ))
             })
             .collect()
     }
 
-    /// The final summary.
+    /// All counters: a table of rules and interfaces, then packets by reason.
     #[must_use]
     pub fn summary(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut table = Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled)
+            .set_header(HEADS);
         for rule in &self.rules {
-            lines.push(rule.line(self.width()));
+            let outcomes = [rule.outcomes.accepted, rule.outcomes.refused];
+            table.add_row(rule.total.row(rule.rule.clone(), outcomes.map(shown)));
             for (name, hits) in &rule.interfaces {
-                lines.push(format!("  {name:<0$} {hits}", self.width() - 2));
+                table.add_row(hits.row(format!("  {name}"), [const { String::new() }; 2]));
             }
         }
+        for (i, column) in table.column_iter_mut().enumerate() {
+            column.set_padding((0, 1));
+            if i > 0 {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        let lines = table.lines();
+        let mut lines: Vec<_> = lines.map(|line| line.trim_end().to_owned()).collect();
+        lines.extend(self.rules.iter().filter_map(RuleReport::unanswered));
         for (verdict, counts) in [("dropped", &self.drops), ("passed", &self.passes)] {
             let counts: Vec<_> = counts
                 .iter()
@@ -169,96 +169,42 @@ impl Report {
     }
 }
 
-impl RuleReport {
-    fn line(&self, width: usize) -> String {
-        format!("{:<width$} {}", self.rule, self.total)
-    }
-}
-
-impl Hits {
-    fn add(&mut self, other: &Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-        self.flows += other.flows;
-        self.last_hit = self.last_hit.max(other.last_hit);
-    }
-}
-
-impl std::fmt::Display for Hits {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} in, {} in, {}",
-            counted(self.packets, "packet"),
-            counted(self.bytes, "byte"),
-            counted(self.flows, "flow")
-        )
-    }
-}
-
-/// A number and its noun: `1 rule`, `2 rules`.
-#[must_use]
-pub fn counted(number: u64, noun: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {noun}{plural}")
-}
-
-/// The name of an interface: the one that it was attached by, else the present one.
-fn name_of(index: u32, attached: &[Interface]) -> String {
-    let attached = attached.iter().map(|interface| &interface.report);
-    if let Some(report) = attached.into_iter().find(|report| report.ifindex == index) {
-        return report.name.clone();
-    }
-    match (index != CounterKey::UNKNOWN_IFINDEX).then(|| if_indextoname(index)) {
-        None => "elsewhere".to_owned(),
-        Some(Ok(name)) => name.to_string_lossy().into_owned(),
-        Some(Err(_)) => format!("if{index}"),
-    }
-}
-
-/// Both clocks at one moment: the kernel counts by the monotonic one.
-struct Clock {
-    time: Timestamp,
-    monotonic: Duration,
-}
-
-impl Clock {
-    fn now() -> Self {
-        let monotonic =
-            clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-        Self {
-            time: Timestamp::now(),
-            monotonic,
-        }
-    }
-
-    fn wall(&self, monotonic_ns: u64) -> Option<Timestamp> {
-        let ago = self
-            .monotonic
-            .saturating_sub(Duration::from_nanos(monotonic_ns));
-        // The two clocks are not read at the very same time: a small difference is noise.
-        let time = self.time - ago;
-        (monotonic_ns != 0).then(|| time.round(Unit::Millisecond).unwrap_or(time))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use portredir_common::map::counters::{Counter, CounterKey, Outcomes};
+
     use super::*;
+    use crate::loader::ACCEPT;
+    use crate::observe::attached::{HookReport, HookState};
     use crate::state::attachment::InterfaceReport;
 
     fn report(packets: u64) -> Report {
         let rules = ["80:8080", "53:5353/udp"].map(|r| r.parse().expect("a rule"));
         let [first, second] = rules;
         let rules = [(7, first), (3, second)];
-        let hit = |ifindex, rule, packets| {
+        let hit = |ifindex, rule, packets, flows| {
             let counter = Counter {
                 packets,
                 bytes: packets * 100,
-                flows: 1,
+                flows,
                 last_hit_ns: 5,
             };
             (CounterKey { ifindex, rule }, counter)
+        };
+        let outcomes = Outcomes {
+            accepted: 1,
+            refused: 0,
+        };
+        let counters = Counters {
+            requests: HashMap::from([
+                hit(2, 7, packets, 1),
+                hit(CounterKey::UNKNOWN_IFINDEX, 7, 1, 1),
+                hit(2, 1, 9, 1),
+            ]),
+            replies: HashMap::from([hit(2, 7, 2, 0)]),
+            outcomes: HashMap::from([(7, outcomes)]),
         };
         let eth0 = InterfaceReport {
             name: "eth0".to_owned(),
@@ -267,17 +213,22 @@ mod tests {
             mode: "tcx".to_owned(),
             why: String::new(),
         };
+        let watch = HookReport {
+            hook: "cgroup sock_ops".to_owned(),
+            program: ACCEPT.to_owned(),
+            state: HookState::Attached,
+            others: Vec::new(),
+        };
         let mut reasons = vec![0; Reason::COUNT];
         reasons[Reason::Restored as usize] = 4;
         reasons[Reason::NoFreePort as usize] = 1;
         Report::new(
             &rules,
-            vec![Interface::new(eth0, Vec::new())],
-            &[
-                hit(2, 7, packets),
-                hit(CounterKey::UNKNOWN_IFINDEX, 7, 1),
-                hit(2, 1, 9),
-            ],
+            vec![Interface {
+                hooks: vec![watch],
+                ..Interface::new(eth0, Vec::new())
+            }],
+            &counters,
             &reasons,
         )
     }
@@ -285,12 +236,26 @@ mod tests {
     #[test]
     fn sums_over_interfaces_and_keeps_the_split() {
         let report = report(3);
-        assert_eq!(report.rules[0].total.packets, 4);
-        assert_eq!(report.rules[0].total.bytes, 400);
+        assert_eq!(report.rules[0].total.packets, Some(4));
+        assert_eq!(report.rules[0].total.bytes, Some(400));
+        assert_eq!(report.rules[0].total.packets_out, Some(2));
+        assert_eq!(report.rules[0].total.bytes_out, Some(200));
         assert!(report.rules[0].total.last_hit.is_some());
-        assert_eq!(report.rules[0].interfaces["eth0"].packets, 3);
-        assert_eq!(report.rules[0].interfaces["elsewhere"].packets, 1);
-        assert_eq!(report.rules[1].total, Hits::default());
+        assert_eq!(report.rules[0].interfaces["eth0"].packets, Some(3));
+        assert_eq!(report.rules[0].interfaces["eth0"].packets_out, Some(2));
+        assert_eq!(report.rules[0].interfaces["elsewhere"].packets, Some(1));
+        assert_eq!(report.rules[1].total, Hits::none(Some(0)));
+        let outcomes = RuleOutcomes {
+            accepted: Some(1),
+            refused: Some(0),
+            unanswered: Some(1),
+        };
+        assert_eq!(report.rules[0].outcomes, outcomes);
+        let of_udp = RuleOutcomes {
+            refused: Some(0),
+            ..RuleOutcomes::default()
+        };
+        assert_eq!(report.rules[1].outcomes, of_udp);
     }
 
     #[test]
@@ -298,7 +263,10 @@ mod tests {
         let (before, after) = (report(3), report(5));
         assert_eq!(
             after.changes(Some(&before)),
-            ["80:8080           6 packets in, 600 bytes in, 2 flows (+2 packets)"]
+            [
+                "80:8080           in 6 packets 600 bytes, out 2 packets 200 bytes, 2 flows (+2 \
+                 packets in, +0 out)"
+            ]
         );
         assert!(after.changes(Some(&after)).is_empty());
     }
@@ -308,12 +276,18 @@ mod tests {
         let mut report = report(3);
         report.rules[1].rule = "[2001:db8::1]:443:8443/both on eth0".to_owned();
         let lines = report.summary();
-        let column = |line: &String| line.find(" packet");
-        let columns: Vec<_> = lines.iter().filter_map(column).collect();
-        assert_eq!(columns.len(), 4, "{lines:?}");
-        assert!(
-            columns.iter().all(|column| *column == columns[0]),
-            "{lines:?}"
+        assert_eq!(
+            lines,
+            [
+                "RULE                                IN-PKTS IN-BYTES OUT-PKTS OUT-BYTES FLOWS ACCEPTED REFUSED",
+                "80:8080                                   4      400        2       200     2        1       0",
+                "  elsewhere                               1      100        0         0     1",
+                "  eth0                                    3      300        2       200     1",
+                "[2001:db8::1]:443:8443/both on eth0       0        0        0         0     0        -       0",
+                "80:8080: 1 connection not answered, or not yet",
+                "dropped: no_free_port 1",
+                "passed: restored 6",
+            ]
         );
     }
 
@@ -327,6 +301,7 @@ mod tests {
         assert_eq!(json["rules"][1]["last_hit"], serde_json::Value::Null);
         assert_eq!(json["drops"]["no_free_port"], 1);
         assert_eq!(json["drops"].get("restored"), None);
-        assert_eq!(json["passes"]["restored"], 4);
+        // Those of local clients, and those of rules.
+        assert_eq!(json["passes"]["restored"], 4 + 2);
     }
 }

@@ -12,8 +12,8 @@ use std::sync::atomic::AtomicU64;
 use portredir_common::datapath::{egress, fast, flow_lookup, ingress, subprog};
 use portredir_common::flow::{Admitted, Flow, FlowKey, FlowTable, Original};
 use portredir_common::kernel::{
-    self, Admission, Assign, Cached, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow, Route,
-    Socket, SocketCache, Subprograms,
+    self, Admission, Assign, Cached, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow,
+    Outcome, Route, Socket, SocketCache, Subprograms,
 };
 use portredir_common::map::bucket::Bucket;
 use portredir_common::map::entry::{Connection, Entry};
@@ -59,6 +59,8 @@ pub struct Mock {
     /// Whether the maps refuse new entries.
     pub is_full: bool,
     pub hits: RefCell<Vec<Hit>>,
+    pub replies: RefCell<Vec<Hit>>,
+    pub outcomes: RefCell<Vec<(u16, Outcome)>>,
     /// Servers that take a connection when it is given to them.
     pub listeners: Vec<ListenerKey>,
     /// The servers that were asked for.
@@ -111,6 +113,8 @@ impl Mock {
             random: Cell::new(0),
             is_full: false,
             hits: RefCell::default(),
+            replies: RefCell::default(),
+            outcomes: RefCell::default(),
             listeners: Vec::new(),
             asked: RefCell::default(),
             assigned: RefCell::default(),
@@ -167,7 +171,11 @@ impl Mock {
     fn state(&self) -> impl PartialEq {
         let cache = self.cache.as_ref().map(|cache| cache.borrow().clone());
         let (tables, hits) = (self.tables.borrow().clone(), self.hits.borrow().clone());
-        (tables, hits, cache, self.random.get())
+        let (replies, outcomes) = (
+            self.replies.borrow().clone(),
+            self.outcomes.borrow().clone(),
+        );
+        (tables, hits, replies, outcomes, cache, self.random.get())
     }
 
     /// [`Self::run`] for an Ethernet frame that comes in.
@@ -413,6 +421,14 @@ impl kernel::Tables for Mock {
         assert_eq!(hit.at_ns, self.now_ns);
         self.hits.borrow_mut().push(*hit);
     }
+
+    fn record_reply(&self, hit: &Hit) {
+        self.replies.borrow_mut().push(*hit);
+    }
+
+    fn record_outcome(&self, rule: u16, outcome: Outcome) {
+        self.outcomes.borrow_mut().push((rule, outcome));
+    }
 }
 
 impl Subprograms for Mock {
@@ -457,11 +473,12 @@ impl Assign for Mock {
 }
 
 impl SocketCache for Mock {
-    fn cached(&self, key: &FlowKey) -> Cached {
+    fn cached(&self, ports: (Port, Port)) -> Cached {
+        let is_its = |key: &FlowKey| (key.local_port, key.client_port) == ports;
         match &self.cache {
             None => Cached::NoSocket,
-            Some(cache) => match cache.borrow().get(key) {
-                Some(flow) => Cached::Flow(*flow),
+            Some(cache) => match cache.borrow().iter().find(|(key, _)| is_its(key)) {
+                Some((_, flow)) => Cached::Flow(*flow),
                 None => Cached::Nothing,
             },
         }

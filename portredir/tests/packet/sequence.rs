@@ -4,13 +4,15 @@ use std::cell::RefCell;
 
 use portredir_common::datapath::conntrack;
 use portredir_common::flow::{Epoch, FlowKey, FlowTable};
-use portredir_common::kernel::{Host as _, Socket, SocketCache as _};
+use portredir_common::kernel::{Host as _, Outcome, Socket, SocketCache as _};
 use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use crate::packet::builder::{ACK, CLIENT_PORT, PSH, Packet, syn4, tcp4, udp4};
+use crate::packet::builder::{ACK, CLIENT_PORT, PSH, Packet, RST, syn4, tcp4, udp4};
+use crate::packet::error::IcmpError;
+use crate::packet::flows::KINDS;
 use crate::packet::mock::{Hex, Mock, Tables};
 use crate::packet::{RULES, key4, local_addrs, seen, seen_from};
 
@@ -219,6 +221,47 @@ fn another_port_is_kept_over_packets() {
         .map(|hit| hit.begins_flow())
         .collect();
     assert_eq!(is_new, [true, false, false, false]);
+}
+
+#[test]
+fn a_reset_refuses_only_a_connection_that_begins() {
+    let mut mock = mock(RULES);
+    let refusal = |mock: &Mock, flags| {
+        let reset = tcp4(8080).flags(flags).reply();
+        assert_eq!(mock.egress(&reset.bytes()).0, Reason::Restored);
+        mock.outcomes.take()
+    };
+    arrive(&mock, &syn(CLIENT_PORT, 80));
+    // The answer to a segment with an ACK, be it of a connection or not.
+    assert_eq!(refusal(&mock, RST), []);
+    assert_eq!(refusal(&mock, RST | ACK), [(0, Outcome::Refused)]);
+    accept(&mut mock, CLIENT_PORT);
+    assert_eq!(refusal(&mock, RST | ACK), []);
+    assert_eq!(mock.replies.borrow().len(), 3);
+}
+
+#[test]
+fn errors_that_say_unreachable_refuse_a_flow() {
+    for kind in KINDS {
+        let errors: &[_] = if kind.is_ipv4 {
+            &[(3, 3, true), (3, 1, true), (3, 4, false), (11, 1, false)]
+        } else {
+            &[(1, 4, true), (1, 1, true), (2, 0, false), (3, 1, false)]
+        };
+        for &(error, code, is_refusal) in errors {
+            for (dst_port, is_redirected) in [(80, true), (8080, false)] {
+                let flow = seen(dst_port, 0);
+                let tables = Tables::default().flow(kind.table(), kind.key(8080), flow);
+                let mock = mock(RULES);
+                mock.tables.replace(tables);
+                let error = IcmpError::new(error, code, kind.packet(8080));
+                mock.egress(&error.packet().bytes());
+                let expected = is_redirected && is_refusal;
+                let expected = expected.then_some((0, Outcome::Refused));
+                assert_eq!(mock.outcomes.take(), Vec::from_iter(expected), "{error:?}");
+            }
+        }
+    }
 }
 
 /// The candidates after a random start, as the datapath visits them.

@@ -2,6 +2,8 @@
 //! must do the same.
 
 use portredir_common::flow::Epoch;
+use portredir_common::kernel::Hit;
+use portredir_common::map::counters::{Counter, CounterKey};
 use portredir_common::verdict::Reason;
 
 use crate::packet::Hook;
@@ -76,6 +78,19 @@ pub fn compare(
     ))
 }
 
+/// The rule, packets, bytes and flows of a counter.
+type Count = (u32, u64, u64, u64);
+
+fn counted((key, counter): &(CounterKey, Counter)) -> Count {
+    (key.rule, counter.packets, counter.bytes, counter.flows)
+}
+
+fn expected_count(hit: &Hit) -> Count {
+    let bytes = u64::try_from(hit.bytes).expect("a length");
+    let flows = u64::from(hit.begins_flow());
+    (hit.rule.into(), hit.segments.into(), bytes, flows)
+}
+
 /// The differences between a program and the host.
 fn differences(outcome: &Outcome, host: &Mock, reason: Reason, expected: &[u8]) -> Vec<String> {
     let mut differences = Vec::new();
@@ -84,7 +99,7 @@ fn differences(outcome: &Outcome, host: &Mock, reason: Reason, expected: &[u8]) 
     };
     let reasons: Vec<_> = [reason]
         .into_iter()
-        .filter(|reason| reason.is_counted())
+        .filter(|reason| reason.is_counted_for_packets())
         .collect();
     if outcome.reasons != reasons {
         differ("reasons", &outcome.reasons, &reasons);
@@ -95,27 +110,22 @@ fn differences(outcome: &Outcome, host: &Mock, reason: Reason, expected: &[u8]) 
     if outcome.packet != expected {
         differ("packet", &Hex(&outcome.packet), &Hex(expected));
     }
-    let counters: Vec<_> = outcome
-        .counters
-        .iter()
-        .map(|(key, counter)| (key.rule, counter.packets, counter.bytes, counter.flows))
-        .collect();
-    let hits: Vec<_> = host
-        .hits
-        .borrow()
-        .iter()
-        .map(|hit| {
-            let bytes = u64::try_from(hit.bytes).expect("a length");
-            (
-                u32::from(hit.rule),
-                u64::from(hit.segments),
-                bytes,
-                u64::from(hit.begins_flow()),
-            )
-        })
-        .collect();
-    if counters != hits {
-        differ("counters: rule, packets, bytes, flows", &counters, &hits);
+    for (what, counters, hits) in [
+        ("packets", &outcome.counters, host.hits.borrow()),
+        ("replies", &outcome.replies, host.replies.borrow()),
+    ] {
+        let counters: Vec<_> = counters.iter().map(counted).collect();
+        let hits: Vec<_> = hits.iter().map(expected_count).collect();
+        if counters != hits {
+            let what = format!("counters of {what}: rule, packets, bytes, flows");
+            differ(&what, &counters, &hits);
+        }
+    }
+    let refused = host.outcomes.borrow();
+    let refused = refused.iter().map(|(rule, _)| (u32::from(*rule), 1));
+    let refused: Vec<_> = refused.collect();
+    if outcome.refused != refused {
+        differ("refused flows by rule", &outcome.refused, &refused);
     }
     if !outcome.tables.is(&host.tables.borrow(), SLACK) {
         differ("flow state", &outcome.tables, &host.tables.borrow());

@@ -29,8 +29,17 @@ use crate::traffic::random::{self, SEED};
 use crate::traffic::scene::sockets;
 use crate::traffic::session::{Host, OnHost, Session, Tally, fate};
 
+/// Packets, bytes and flows, by interface and rule.
+type Sums = BTreeMap<(u32, u32), (u64, u64, u64)>;
+
 /// The counters that are left to compare at the end of a session.
-type Counts = BTreeMap<(u32, u32), (u64, u64, u64)>;
+#[derive(Debug, Default, PartialEq)]
+struct Counts {
+    requests: Sums,
+    replies: Sums,
+    /// The refused flows, by rule.
+    refused: BTreeMap<u32, u64>,
+}
 
 /// The programs of one kind, and the datapath on the host behind them.
 struct InKernel<'a> {
@@ -72,11 +81,19 @@ impl Host for InKernel<'_> {
             Iface::Lo => LOOPBACK_IFINDEX,
             Iface::Other => OTHER_IFINDEX,
         };
-        for hit in self.host.hits.drain(..) {
-            let counts = self.counts.entry((ifindex, hit.rule.into())).or_default();
-            counts.0 += u64::from(hit.segments);
-            counts.1 += u64::try_from(hit.bytes).expect("a length");
-            counts.2 += u64::from(hit.begins_flow());
+        for (counts, hits) in [
+            (&mut self.counts.requests, &mut self.host.hits),
+            (&mut self.counts.replies, &mut self.host.replies),
+        ] {
+            for hit in hits.drain(..) {
+                let counts = counts.entry((ifindex, hit.rule.into())).or_default();
+                counts.0 += u64::from(hit.segments);
+                counts.1 += u64::try_from(hit.bytes).expect("a length");
+                counts.2 += u64::from(hit.begins_flow());
+            }
+        }
+        for (rule, _) in self.host.mock.outcomes.take() {
+            *self.counts.refused.entry(rule.into()).or_default() += 1;
         }
         Ok(())
     }
@@ -87,14 +104,21 @@ impl Host for InKernel<'_> {
             let counts = (counter.packets, counter.bytes, counter.flows);
             ((key.ifindex, key.rule), counts)
         };
-        let counts: Counts = counters.into_iter().map(count).collect();
+        let refused = counters.outcomes.into_iter();
+        let counts = Counts {
+            requests: counters.requests.into_iter().map(count).collect(),
+            replies: counters.replies.into_iter().map(count).collect(),
+            refused: refused
+                .map(|(rule, outcomes)| (rule, outcomes.refused))
+                .collect(),
+        };
         if counts != self.counts {
             return Err(format!("counters {counts:?}, not {:?}", self.counts));
         }
         let now = self.rig.datapath().reasons().expect("read REASONS");
         for (i, reason) in Reason::ALL.iter().enumerate() {
             let (is, should) = (now[i] - self.before[i], self.host.reasons[i]);
-            if reason.is_counted() && is != should {
+            if reason.is_counted_for_packets() && is != should {
                 return Err(format!("{is} packets with {reason:?}, not {should}"));
             }
         }
@@ -135,7 +159,7 @@ fn run_session(rig: &mut Rig, number: u64, input: &[u8]) -> (Result<(), String>,
             .next()
             .expect("there is one"),
         host: OnHost::new(session.scene, session.link),
-        counts: Counts::new(),
+        counts: Counts::default(),
         before,
         runs: Runs::new(),
     };

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
-use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
 use aya::util::nr_cpus;
 use nix::time::{ClockId, clock_gettime};
 use portredir::loader::flows::Flows;
 use portredir::loader::{Datapath, Sizes};
 use portredir_common::flow::{Epoch, FlowKey, FlowTable};
-use portredir_common::map::counters::{Counter, CounterKey, Hits};
+use portredir_common::map::counters::{Counter, CounterKey, Hits, Outcomes};
 use portredir_common::map::entry::Entry;
 use portredir_common::map::port_remap::remap_bloom_slot;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
@@ -62,6 +62,10 @@ pub struct Outcome {
     pub reasons: Vec<Reason>,
     /// The packets that were counted for rules.
     pub counters: Vec<(CounterKey, Counter)>,
+    /// The replies that were counted for rules.
+    pub replies: Vec<(CounterKey, Counter)>,
+    /// The flows of rules that were counted as refused.
+    pub refused: Vec<(u32, u64)>,
     /// All flow state.
     pub tables: Tables,
 }
@@ -73,9 +77,14 @@ impl fmt::Debug for Outcome {
             packet,
             reasons,
             counters,
+            replies,
+            refused,
             tables,
         } = self;
-        writeln!(f, "{verdict:?} {reasons:?} {counters:?}")?;
+        writeln!(
+            f,
+            "{verdict:?} {reasons:?} {counters:?} {replies:?} {refused:?}"
+        )?;
         write!(f, "{tables:?}packet   {:?}", Hex(packet))
     }
 }
@@ -265,9 +274,8 @@ impl Rig {
 
     /// The counters of a few rules on the interfaces of tests, summed over the
     /// CPUs: reading all places takes longer than a run.
-    fn counters(&mut self) -> Vec<(CounterKey, Counter)> {
-        const RULES: u32 = 20;
-        let map = self.datapath.map("HITS");
+    fn counters(&self, places: &str) -> Vec<(CounterKey, Counter)> {
+        let map = self.datapath.map(places);
         let map = PerCpuArray::<_, Hits>::try_from(map).expect("of hits");
         let mut counters = Vec::new();
         let keys = [LOOPBACK_IFINDEX, OTHER_IFINDEX]
@@ -286,15 +294,37 @@ impl Rig {
         counters
     }
 
+    /// The flows that were counted as refused, by rule.
+    fn refused(&self) -> Vec<(u32, u64)> {
+        let map = self.datapath.map("OUTCOMES");
+        let map = PerCpuHashMap::<_, u32, Outcomes>::try_from(map).expect("of outcomes");
+        let mut refused = Vec::new();
+        for rule in 0..RULES {
+            if let Ok(per_cpu) = map.get(&rule, 0) {
+                assert!(per_cpu.iter().all(|outcomes| outcomes.accepted == 0));
+                refused.push((rule, per_cpu.iter().map(|outcomes| outcomes.refused).sum()));
+            }
+        }
+        refused
+    }
+
     /// Forgets what was counted for rules.
     pub fn clear_counters(&mut self) {
-        let keys = self.counters();
-        let map = self.datapath.map_mut("HITS");
-        let mut map = PerCpuArray::<_, Hits>::try_from(map).expect("of hits");
-        for (key, _) in keys {
-            let none = vec![Hits::default(); nr_cpus().expect("the CPUs")];
-            let none = PerCpuValues::try_from(none).expect("one for each CPU");
-            map.set(key.place(), none, 0).expect("clear a place");
+        for places in ["HITS", "REPLIES"] {
+            let keys = self.counters(places);
+            let map = self.datapath.map_mut(places);
+            let mut map = PerCpuArray::<_, Hits>::try_from(map).expect("of hits");
+            for (key, _) in keys {
+                let none = vec![Hits::default(); nr_cpus().expect("the CPUs")];
+                let none = PerCpuValues::try_from(none).expect("one for each CPU");
+                map.set(key.place(), none, 0).expect("clear a place");
+            }
+        }
+        let refused = self.refused();
+        let map = self.datapath.map_mut("OUTCOMES");
+        let mut map = PerCpuHashMap::<_, u32, Outcomes>::try_from(map).expect("of outcomes");
+        for (rule, _) in refused {
+            map.remove(&rule).expect("clear an outcome");
         }
     }
 
@@ -318,7 +348,9 @@ impl Rig {
             verdict,
             packet,
             reasons: counted,
-            counters: self.counters(),
+            counters: self.counters("HITS"),
+            replies: self.counters("REPLIES"),
+            refused: self.refused(),
             tables: self.read_tables(flow),
         })
     }
@@ -375,6 +407,9 @@ impl Rig {
         }
     }
 }
+
+/// The number of rules whose counters are read.
+const RULES: u32 = 20;
 
 const FLOWS: [FlowTable; 3] = [FlowTable::Syn, FlowTable::Tcp, FlowTable::Udp];
 

@@ -285,8 +285,9 @@ pub struct OnHost {
     pub mock: Mock,
     link: Link,
     pub reasons: [u64; Reason::COUNT],
-    /// The hits that the last packet was counted as.
+    /// The hits that the last packet was counted as, and its replies.
     pub hits: Vec<Hit>,
+    pub replies: Vec<Hit>,
 }
 
 impl OnHost {
@@ -298,6 +299,7 @@ impl OnHost {
             link,
             reasons: [0; Reason::COUNT],
             hits: Vec::new(),
+            replies: Vec::new(),
         };
         for (ends, socket) in sockets() {
             host.set_socket(ends, Some(socket));
@@ -311,6 +313,7 @@ impl Host for OnHost {
         self.mock.iface = iface;
         let (reason, bytes) = self.mock.run(hook, self.link, frame);
         self.hits = self.mock.hits.take();
+        self.replies = self.mock.replies.take();
         self.reasons[reason as usize] += 1;
         assert!(
             reason.verdict() == Verdict::Pass || bytes == frame,

@@ -12,19 +12,33 @@ impl Capture {
         Self(tcpdump(namespace, &["-nUi", interface, "-w", "-", filter]))
     }
 
+    /// Starts to listen for long streams, of which only the first bytes of frames are kept.
+    pub fn of_headers(namespace: &Namespace, interface: &str, filter: &str) -> Self {
+        let args = [
+            "-nUi", interface, "-s", "100", "-B", "16384", "-w", "-", filter,
+        ];
+        Self(tcpdump(namespace, &args))
+    }
+
     /// The frames so far.
     pub fn frames(&self) -> Vec<Vec<u8>> {
+        self.kept().into_iter().map(|(frame, _)| frame).collect()
+    }
+
+    /// The first bytes of the frames so far, and the length of each on the interface.
+    pub fn kept(&self) -> Vec<(Vec<u8>, u64)> {
         // pcap: a header of 24 bytes; before each frame 16 bytes, of which the
-        // third word is how much was kept of it.
+        // third word is how much was kept of it, and the fourth its length.
         let file = self.0.out_bytes();
         let mut rest = file.get(24..).unwrap_or_default();
         let mut frames = Vec::new();
         while let Some((header, behind)) = rest.split_at_checked(16) {
-            let len = u32::from_ne_bytes(header[8..12].try_into().expect("four bytes"));
-            let Some((frame, behind)) = behind.split_at_checked(len as usize) else {
+            let word =
+                |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("four bytes"));
+            let Some((frame, behind)) = behind.split_at_checked(word(8) as usize) else {
                 break;
             };
-            frames.push(frame.to_vec());
+            frames.push((frame.to_vec(), word(12).into()));
             rest = behind;
         }
         frames

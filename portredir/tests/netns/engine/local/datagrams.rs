@@ -30,7 +30,8 @@ pub fn unconnected(lab: &Lab) {
     let rule = &report["rules"][0];
     // A flow is counted each time that the port changes.
     assert_eq!(rule["flows"], 3 * count);
-    assert_eq!(rule["packets"], 4 * count);
+    // No hook sees each packet of a connected socket, so none are counted.
+    assert!(rule["interfaces"]["lo"]["packets"].is_null(), "{rule}");
 }
 
 /// Every address of 127.0.0.0/8 belongs to the host, and the reply comes from the
