@@ -36,6 +36,16 @@ const fn not_local(entry: PortEntry) -> Reason {
     }
 }
 
+/// The reason for traffic to a port, which is no target, that no rule redirects.
+#[inline(always)]
+const fn unmatched(entry: PortEntry) -> Reason {
+    if entry.is_old() {
+        Reason::Draining
+    } else {
+        Reason::NoMatch
+    }
+}
+
 /// Whether a packet to the local end of `key` is delivered to this host.
 #[inline(always)]
 fn is_local_dst<T: Tables>(tables: &T, key: &FlowKey) -> bool {

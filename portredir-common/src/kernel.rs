@@ -157,6 +157,9 @@ pub trait Tables: Host {
     fn previous_targets(&self, entry: PortEntry, protocol: Protocol, port: Port)
     -> PreviousTargets;
 
+    /// Notes the rule of a packet for who traces; the fast path does not trace.
+    fn note_rule(&self, rule: u16);
+
     /// Counts a packet that a rule redirects.
     fn record(&self, hit: &Hit);
 

@@ -11,6 +11,7 @@ pub mod hash;
 pub mod port_remap;
 pub mod rules;
 pub mod sockets;
+pub mod trace;
 
 /// The values of `LOCAL`: the interfaces on which packets reach an address of this host.
 pub mod local {
@@ -42,6 +43,7 @@ mod pod {
     use super::hash::Seed;
     use super::rules::{AddrKey, Candidates, IfaceKey, PreviousTargets, SourceKey};
     use super::sockets::ListenerKey;
+    use super::trace::TraceCpu;
     use crate::flow::FlowKey;
     use crate::net::Addr;
 
@@ -73,6 +75,8 @@ mod pod {
     unsafe impl aya::Pod for Candidates {}
     // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for IfaceKey {}
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
+    unsafe impl aya::Pod for TraceCpu {}
 }
 
 #[cfg(test)]
@@ -82,6 +86,7 @@ mod tests {
     use crate::map::counters::{Counter, CounterKey, Hits, Outcomes};
     use crate::map::rules::{AddrKey, Candidates, IfaceKey, PortEntry, PreviousTargets, SourceKey};
     use crate::map::sockets::{ConnectedPeers, ListenerKey};
+    use crate::map::trace::{TraceCpu, TraceHead, TracedPacket, TracedSocket};
     use core::mem::{offset_of, size_of};
 
     #[test]
@@ -106,5 +111,9 @@ mod tests {
             size_of::<ConnectedPeers>(),
             ConnectedPeers::PEERS * (16 + 2 + 2) + 4
         );
+        assert_eq!(size_of::<TraceHead>(), 8 + 6 * 4);
+        assert_eq!(size_of::<TracedPacket>(), 32 + 4 * 4 + 2 * 128);
+        assert_eq!(size_of::<TracedSocket>(), 32 + 2 * 16 + 3 * 2 + 2 + 16);
+        assert_eq!(size_of::<TraceCpu>(), 3 * 8 + 304);
     }
 }

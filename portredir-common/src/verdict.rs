@@ -100,6 +100,10 @@ reasons! {
     NoListener = "no_listener", "refused: nobody listens on the target port", Drop;
     /// A rewrite failed half-way.
     WriteFailed = "write_failed", "dropped: the kernel refused to rewrite", Drop;
+    /// Rules name the port, and the conditions of none hold: the address, the client or the
+    /// interface is another one. The last of all, so that counters of earlier programs keep
+    /// their places.
+    NoMatch = "no_match", "packets that meet the conditions of no rule for their port", Pass;
 }
 
 impl Reason {

@@ -107,6 +107,7 @@ unsafe fn store_half(to: *mut u16, half: u16) {
 
 /// An XDP frame. With `FRAGS` it may have more than one buffer; headers are in
 /// the first.
+#[derive(Clone, Copy)]
 pub struct Xdp<const FRAGS: bool> {
     ctx: *mut xdp_md,
 }
@@ -227,6 +228,7 @@ impl Start for AtNetworkHeader {
 }
 
 /// A socket buffer at TC.
+#[derive(Clone, Copy)]
 pub struct Skb<S> {
     ctx: *mut __sk_buff,
     start: S,

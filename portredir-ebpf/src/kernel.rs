@@ -14,14 +14,16 @@ use portredir_common::kernel::{Assign, Cached, Hit, Host, Outcome, Socket, Socke
 use portredir_common::map::entry::Word as _;
 use portredir_common::map::local;
 use portredir_common::map::rules::{
-    Choice, IPSEC_BY_SOCKET, PacketPath, PortEntry, PreviousTargets, local_addr_slot,
+    Choice, ENTRY_BITS, IPSEC_BY_SOCKET, PacketPath, PortEntry, PreviousTargets, TRACED,
+    local_addr_slot,
 };
+use portredir_common::map::trace::TraceHead;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::packed::Packed;
 
 use crate::context::Context;
 use crate::kernel::sockets::{assign_listener, sender, stored, tcp_state};
-use crate::maps::{HOT, LOCAL, LOCAL_NETS, OLD};
+use crate::maps::{HOT, LOCAL, LOCAL_NETS, OLD, TRACE_CPU};
 use crate::verifier::{Volatile, masked};
 
 /// The maps and helpers, as one context may use them.
@@ -39,6 +41,12 @@ impl<C> Kernel<C> {
             ctx,
             packet_path: HOT.get(0)?,
         })
+    }
+
+    /// Whether somebody traces.
+    #[inline(always)]
+    pub fn is_traced(&self) -> bool {
+        self.packet_path.generation.load() & TRACED != 0
     }
 }
 
@@ -59,7 +67,8 @@ impl<C: Context> Host for Kernel<C> {
             return PortEntry::default();
         }
         let is_first = generation & 1 == 0;
-        PortEntry::unpack(if is_first { first } else { second })
+        let entry = if is_first { first } else { second };
+        PortEntry::unpack(entry | generation & ENTRY_BITS)
     }
 
     #[inline(always)]
@@ -124,6 +133,13 @@ impl<C: Context> Tables for Kernel<C> {
         let key = PreviousTargets::key(entry.generation(), index);
         // SAFETY: eight bytes, written before the generation is live.
         unsafe { OLD.get(key) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn note_rule(&self, rule: u16) {
+        if self.is_traced() {
+            note_rule(TraceHead::RULE | u32::from(rule));
+        }
     }
 
     #[inline(always)]
@@ -208,6 +224,15 @@ pub fn is_local(addr: &Addr, ifindex: u32) -> bool {
         Some(_) => ifindex == LOOPBACK_IFINDEX,
         None if addr.is_v4_loopback() => ifindex == LOOPBACK_IFINDEX,
         None => LOCAL_NETS.get(&Key::new(Addr::BITS, *addr)).is_some(),
+    }
+}
+
+/// Notes the rule in the record that is being made. This is not inlined, as it is rare.
+#[inline(never)]
+fn note_rule(rule: u32) {
+    if let Some(cpu) = TRACE_CPU.get_ptr_mut(0) {
+        // SAFETY: per-CPU, and the pointer was checked.
+        unsafe { (*cpu).packet.head.rule = rule };
     }
 }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{
-    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, SkStorage, SockHash,
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash,
 };
 use aya_ebpf::macros::btf_map;
 use portredir_common::flow::{Flow, FlowKey};
@@ -15,6 +15,7 @@ use portredir_common::map::rules::{
     AddrKey, Candidates, IfaceKey, PacketPath, PortEntry, PreviousTargets, SourceKey,
 };
 use portredir_common::map::sockets::{ConnectedPeers, ListenerKey};
+use portredir_common::map::trace::{TraceCpu, TracedPacket};
 use portredir_common::net::{Addr, Port};
 use portredir_common::verdict::Reason;
 
@@ -134,6 +135,19 @@ pub static OUTCOMES: PerCpuHashMap<u32, Outcomes, 65536, NO_PREALLOC> = PerCpuHa
 
 #[btf_map]
 pub static REASONS: PerCpuArray<u64, { Reason::COUNT }> = PerCpuArray::new();
+
+/// A [`Record`](portredir_common::map::trace::Record) of each packet, while somebody traces.
+#[btf_map]
+pub static TRACE: RingBuf<TracedPacket, { 1 << 19 }> = RingBuf::new();
+
+/// The time up to which somebody traces, `CLOCK_MONOTONIC` in nanoseconds. Who traces moves
+/// it on, so that nothing is left on when that process is killed.
+#[btf_map]
+pub static TRACE_UNTIL: Array<u64, 1> = Array::new();
+
+/// The record that is being made, and how many are written.
+#[btf_map]
+pub static TRACE_CPU: PerCpuArray<TraceCpu, 1> = PerCpuArray::new();
 
 /// The time that `now_ns` of kernel/counters.rs told last, and the tick at which it was read: one word, so that
 /// processors may share it. Each writes it once a tick at most.

@@ -2,10 +2,11 @@
 
 mod accept;
 mod cgroup;
+mod conclude;
 mod listeners;
-mod log;
 mod sk_lookup;
 mod sock_ops;
 mod tc;
+mod trace;
 mod trafficgen;
 mod xdp;

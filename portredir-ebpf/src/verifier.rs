@@ -17,6 +17,20 @@ impl Volatile {
     pub const fn new(value: u64) -> Self {
         Self(UnsafeCell::new(value))
     }
+
+    /// Clears bits, whatever others do to the word at the same time. Atomic since Linux 5.12.
+    #[inline(always)]
+    pub fn clear(&self, bits: u64) {
+        // SAFETY: from a reference.
+        unsafe {
+            asm!(
+                "lock *(u64 *)({word} + 0) &= {mask}",
+                word = in(reg) self.0.get(),
+                mask = in(reg) !bits,
+                options(nostack),
+            );
+        }
+    }
 }
 
 // SAFETY: every access is one load or store of a word.

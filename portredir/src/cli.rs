@@ -17,8 +17,7 @@ use crate::config::value::{self, DrainTimeout, ValueError};
 
 /// The end of the help, with the argument that the short help has no room for.
 const AFTER_HELP: &str = "\
-A RULE is [ADDR:]PORT:PORT[/tcp|/udp|/both] [from CIDR] [on IFACE,…]; destination port first
-Example: sudo portredir --iface all 80:8080 53:5353/udp";
+A RULE is [ADDR:]PORT:TARGET[/tcp|/udp|/both] [from CIDR] [on IFACE,…], as in 80:8080 53:5353/udp";
 
 /// Redirect ports of this host in the kernel.
 ///
@@ -39,7 +38,7 @@ pub struct Cli {
     #[command(flatten)]
     pub run: Run,
 
-    /// Verbose: also log every redirected packet and every reply.
+    /// Verbose: also log what becomes of packets, as `portredir trace` shows.
     ///
     /// `RUST_LOG` overrides this option.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
@@ -105,6 +104,16 @@ pub enum Command {
     /// well, and 5 that something is wrong.
     #[command(after_help = "Example: portredir status --check || systemctl reload portredir")]
     Status(StatusArgs),
+
+    /// Show what becomes of packets, as they come: a line for each packet.
+    ///
+    /// Packets to and from the ports of rules are shown, also those that no rule redirects
+    /// because of `from`, `on` or the address. Without a filter all of them; each filter
+    /// leaves fewer: RULE, tcp, udp, drops, port N, from ADDR[/LEN], on IFACE. At most 5000
+    /// packets per second and processor are written, before filters; what is left out is
+    /// counted. Needs root; one process can trace at a time.
+    #[command(after_help = "Example: sudo portredir trace 80:8080 from 192.0.2.0/24 --count 10")]
+    Trace(TraceArgs),
 
     /// Find everything that stands between clients and servers, and how to mend it.
     ///
@@ -295,6 +304,27 @@ pub struct ReadArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `portredir trace`.
+#[derive(Args, Clone, Debug)]
+pub struct TraceArgs {
+    /// Filters; a rule with conditions is one word, in quotes.
+    #[arg(value_name = "FILTER")]
+    pub words: Vec<String>,
+
+    /// End after so many lines.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Print one JSON object per line.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Also write the packets to a file for Wireshark (pcapng), as they came and as they
+    /// went on.
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
 }
 
 /// `portredir doctor`.

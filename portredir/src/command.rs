@@ -12,6 +12,7 @@ pub mod plan;
 pub mod read;
 pub mod run;
 pub mod status;
+pub mod trace;
 
 use std::io::{self, Write as _};
 

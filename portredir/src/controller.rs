@@ -18,6 +18,7 @@ mod log;
 mod reconcile;
 mod repair;
 pub mod status;
+pub mod tracing;
 pub mod transaction;
 pub mod watcher;
 
@@ -26,14 +27,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::change::HostView;
 use self::error::ControllerError;
 use self::fights::Fights;
-use self::log::DecisionLog;
 use self::watcher::Notified;
 use crate::config::settings::Settings;
 use crate::host::features::Features;
 use crate::host::netlink::{HostChange, Netlink};
 use crate::host::snapshot::Snapshot;
 use crate::loader::pinned;
-use crate::loader::{Datapath, Logging, Options, Sizes};
+use crate::loader::{Datapath, Options, Sizes};
 use crate::observe::attached::Interface;
 use crate::observe::report::Report;
 use crate::ruleset::compile::Table;
@@ -42,7 +42,6 @@ use crate::state::attachment::Attachment;
 use crate::sys::bpffs::PinDir;
 
 pub use self::commit::compile;
-pub use self::log::is_logging;
 
 /// A redirect of this network namespace, active or about to be.
 pub struct Controller {
@@ -81,8 +80,6 @@ pub struct Parts {
     /// The directory of the pins, if the redirect outlives the process; `None` in the
     /// foreground.
     pub pins: Option<PinDir>,
-    /// Whether the programs log each decision.
-    pub logging: Logging,
 }
 
 impl Controller {
@@ -111,23 +108,18 @@ impl Controller {
             state,
             netlink,
             pins,
-            logging,
         } = parts;
         let options = Options {
             sizes: Sizes {
                 tcp_flows: settings.max_tcp_flows.get(),
                 udp_flows: settings.max_udp_flows.get(),
             },
-            logging,
             cgroup: features.cgroup.clone(),
             is_cgroup_named: settings.cgroup.path().is_some(),
             allow_loopback_target: settings.allow_loopback_target,
             is_everywhere: settings.iface.is_everything() && !settings.no_local,
         };
-        let mut datapath = Datapath::load(options, pins.as_ref())?;
-        if logging == Logging::Decisions {
-            DecisionLog::forward(datapath.object()?)?;
-        }
+        let datapath = Datapath::load(options, pins.as_ref())?;
         let mut controller = Self {
             table: Table::default(),
             state,

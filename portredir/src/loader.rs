@@ -14,6 +14,7 @@ mod object;
 pub mod pinned;
 mod program;
 mod rules;
+pub mod trace;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -38,7 +39,7 @@ use crate::sys::netns::netns_cookie;
 
 pub use self::error::{DatapathError, chain};
 pub use self::listeners::Unregistered;
-pub use self::object::{Logging, OBJECT, Options, Sizes};
+pub use self::object::{OBJECT, Options, Sizes};
 pub use self::program::ACCEPT;
 pub use self::rules::live_generation;
 

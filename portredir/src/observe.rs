@@ -4,3 +4,4 @@ pub mod attached;
 pub mod doctor;
 pub mod listening;
 pub mod report;
+pub mod trace;

@@ -63,11 +63,7 @@ fn collect(root: &Path, folder: &str, parts: &mut Vec<(String, String)>) -> Resu
 
 /// The part of Cargo.lock about the crates that the kernel side is built with.
 fn versions(lock: &str) -> String {
-    let is_ours = |package: &&str| {
-        ["aya-ebpf", "aya-log"]
-            .iter()
-            .any(|name| package.contains(&format!("name = \"{name}")))
-    };
+    let is_ours = |package: &&str| package.contains("name = \"aya-ebpf");
     let is_kept = |line: &&str| {
         ["name = ", "version = ", "checksum = "]
             .iter()
@@ -97,7 +93,7 @@ mod tests {
     #[test]
     fn only_versions_of_the_kernel_side_count() {
         let lock = "version = 4\n\n\
-            [[package]]\nname = \"aya\"\nversion = \"1\"\ndependencies = [\n \"aya-log\",\n]\n\n\
+            [[package]]\nname = \"aya\"\nversion = \"1\"\ndependencies = [\n \"aya-obj\",\n]\n\n\
             [[package]]\nname = \"aya-ebpf\"\nversion = \"2\"\nchecksum = \"ab\"\ndependencies = [\n \"x\",\n]\n";
         assert_eq!(
             versions(lock),

@@ -4,7 +4,7 @@
 
 use crate::datapath::assign::is_left_to_listener;
 use crate::datapath::rule_match::choose;
-use crate::datapath::{not_local, own_flow};
+use crate::datapath::{not_local, own_flow, unmatched};
 use crate::flow::{Flow, FlowKey, FlowLookup, FlowTable};
 use crate::kernel::{Client, Hit, Socket, Tables, now};
 use crate::map::rules::{PortEntry, PreviousTargets};
@@ -285,11 +285,7 @@ fn is_known_target<T: Tables, C: Client>(
 #[inline(always)]
 fn without_rule<C: Client>(client: &mut C, entry: PortEntry, addr: Addr, port: Port) -> Reason {
     if !entry.is_target() {
-        return if entry.is_old() {
-            Reason::Draining
-        } else {
-            Reason::NoRule
-        };
+        return unmatched(entry);
     }
     // From now on the socket knows this peer by its own port.
     if let Some(peers) = client.peers() {

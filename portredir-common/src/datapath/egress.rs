@@ -88,6 +88,7 @@ fn restore<F: Frame, T: Tables + SocketCache>(
         check,
         ports,
     };
+    tables.note_rule(flow.rule);
     let reason = restore_ports(frame, tables, &reply, &flow)?;
     if protocol == Protocol::Tcp
         && flags(frame, &packet, protocol)?.is_refusal()

@@ -174,9 +174,9 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
     let ports: (Port, Port) = packet.ports(frame).ok()?;
     let (local_port, client_port) = ports;
     let entry = tables.port(S::PROTOCOL, local_port);
-    if !entry.is_target() {
+    if !entry.is_quick_target() {
         // What begins at a port of a rule has to be noted.
-        return if entry.is_match() {
+        return if entry.is_match_or_traced() {
             None
         } else {
             Some(Reason::NoRule)

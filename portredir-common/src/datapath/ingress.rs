@@ -3,7 +3,8 @@
 use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::rule_match::{choose, plain_route};
 use crate::datapath::{icmp, is_local_dst, not_local};
-use crate::kernel::{Admission, Hit, Subprograms, Tables};
+use crate::flow::Admitted;
+use crate::kernel::{Admission, Hit, Route, Subprograms, Tables};
 use crate::verdict::Reason;
 use crate::wire::frame::{Frame, Link};
 use crate::wire::headers::{End, Packet, flags};
@@ -81,17 +82,24 @@ fn redirect<F: Frame, T: Tables + Subprograms>(
     if route.is_closed() {
         Ok(Reason::Hidden)
     } else if route.is_match {
-        tables.record(&Hit {
-            rule: route.rule,
-            segments: frame.segments(),
-            bytes: frame.len(),
-            flow: admitted.lookup(),
-            at_ns: tables.now_ns(),
-        });
+        tables.note_rule(route.rule);
+        tables.record(&hit(frame, tables, route, admitted));
         Ok(Reason::Redirected)
     } else if admitted.client_port() == client_port {
         Ok(Reason::Direct)
     } else {
         Ok(Reason::DirectRemapped)
+    }
+}
+
+/// The packet as it is counted for its rule.
+#[inline(always)]
+fn hit<F: Frame, T: Tables>(frame: &F, tables: &T, route: Route, admitted: Admitted) -> Hit {
+    Hit {
+        rule: route.rule,
+        segments: frame.segments(),
+        bytes: frame.len(),
+        flow: admitted.lookup(),
+        at_ns: tables.now_ns(),
     }
 }

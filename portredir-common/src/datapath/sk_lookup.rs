@@ -2,6 +2,7 @@
 //! destination port to the socket that listens on the target port.
 
 use crate::datapath::rule_match::choose;
+use crate::datapath::unmatched;
 use crate::flow::FlowKey;
 use crate::kernel::{Hit, Listeners, Tables};
 use crate::map::rules::PortEntry;
@@ -47,10 +48,10 @@ pub const fn is_wanted(entry: PortEntry) -> bool {
 fn without_rule<T: Tables>(tables: &T, entry: PortEntry) -> Reason {
     if entry.is_target() && entry.is_hidden() && !tables.came_in_on_loopback() {
         Reason::Hidden
-    } else if entry.is_old() && !entry.is_target() {
-        Reason::Draining
-    } else {
+    } else if entry.is_target() {
         Reason::NoRule
+    } else {
+        unmatched(entry)
     }
 }
 

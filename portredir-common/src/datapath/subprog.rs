@@ -2,7 +2,7 @@
 //! [`Subprograms`].
 
 use crate::datapath::rule_match::choose;
-use crate::datapath::{conntrack, own_flow};
+use crate::datapath::{conntrack, own_flow, unmatched};
 use crate::flow::{Admitted, FlowKey, Original};
 use crate::kernel::{Admission, Route, Socket, Subprograms, Tables};
 use crate::map::rules::{Choice, PortEntry, PreviousTargets};
@@ -102,11 +102,7 @@ fn direct_route<T: Tables>(
     flags: Flags,
 ) -> Result<Route, Reason> {
     if !entry.is_target() {
-        return Err(if entry.is_old() {
-            Reason::Draining
-        } else {
-            Reason::NoRule
-        });
+        return Err(unmatched(entry));
     }
     if entry.is_hidden() && !tables.came_in_on_loopback() {
         let has_begun = match key.protocol()? {

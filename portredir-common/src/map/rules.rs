@@ -38,6 +38,9 @@ impl PortEntry {
     pub const HIDDEN: u16 = 8;
     /// The rules for this port rest while nobody listens on their target.
     pub const IF_LISTENING: u16 = 16;
+    /// Somebody traces packets: the fast path leaves this one to the slow path. Maps never
+    /// have this flag; it comes from [`TRACED`].
+    pub const TRACED: u16 = 1 << 14;
     /// The entry belongs to generation 1, as does all that it leads to.
     pub const GENERATION: u16 = 1 << 15;
     /// The number of entries of a generation: 65 536 for TCP, then as many for UDP.
@@ -80,6 +83,21 @@ impl PortEntry {
         self.has(Self::TARGET)
     }
 
+    /// Whether some rule redirects packets to this port, and the fast path may handle what
+    /// leaves from it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_quick_target(self) -> bool {
+        self.flags & (Self::TARGET | Self::TRACED) == Self::TARGET
+    }
+
+    /// Whether the slow path has to see what leaves from this port, be it a target or not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_match_or_traced(self) -> bool {
+        self.has(Self::MATCH | Self::TRACED)
+    }
+
     /// Whether earlier rules redirected packets to this port.
     #[inline(always)]
     #[must_use]
@@ -99,7 +117,8 @@ impl PortEntry {
     #[inline(always)]
     #[must_use]
     pub const fn is_plain(self) -> bool {
-        const RARE: u16 = PortEntry::OLD | PortEntry::HIDDEN | PortEntry::IF_LISTENING;
+        const RARE: u16 =
+            PortEntry::OLD | PortEntry::HIDDEN | PortEntry::IF_LISTENING | PortEntry::TRACED;
         self.flags & RARE == 0 && self.set == 0
     }
 
@@ -331,13 +350,23 @@ pub struct PacketPath<W> {
     /// anywhere, as far as there is room; unused ones are all zero.
     pub local_addrs: [[W; 4]; LOCAL_ADDR_SLOTS as usize],
     /// The lowest bit is the generation of rules that is live; switching it is all that a
-    /// change of rules does to traffic. The next one is [`IPSEC_BY_SOCKET`].
+    /// change of rules does to traffic. The next ones are [`IPSEC_BY_SOCKET`] and [`TRACED`].
     pub generation: W,
 }
 
 /// The bit of [`PacketPath::generation`] that leaves packets out of IPsec as they are on
 /// interfaces whose connections listeners get: their replies are encrypted before TC.
 pub const IPSEC_BY_SOCKET: u64 = 2;
+
+/// The bit of [`PacketPath::generation`] that has packets to and from the ports of rules
+/// take the slow path, which writes a record of each to `TRACE`: the bit of
+/// [`PortEntry::TRACED`] in an entry that is a word.
+pub const TRACED: u64 = (PortEntry::TRACED as u64) << 32;
+
+/// The bits of [`PacketPath::generation`] that belong to every entry that is read: all but
+/// the generation and [`IPSEC_BY_SOCKET`], so that adding them takes the fewest instructions.
+/// Also an entry without rules has them then.
+pub const ENTRY_BITS: u64 = !(1 | IPSEC_BY_SOCKET);
 
 /// The slot of an address in [`PacketPath::local_addrs`]. Of more than two addresses
 /// of one slot, the rest is in `LOCAL` alone.

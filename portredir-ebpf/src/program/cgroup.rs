@@ -14,6 +14,7 @@ use portredir_common::datapath::connect::{
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::Client;
 use portredir_common::map::sockets::{ConnectedPeers, scope};
+use portredir_common::map::trace::TraceHook;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
@@ -22,7 +23,8 @@ use crate::globals::{has_mptcp, netns_cookie};
 use crate::kernel::Kernel;
 use crate::kernel::sockets::{has_udp, is_connected_udp, is_in_scope, tcp_state_of};
 use crate::maps::DIALLED;
-use crate::program::log::conclude_for_socket;
+use crate::program::conclude::conclude_for_socket;
+use crate::program::trace;
 
 /// A client on this host that names its peer.
 #[derive(Clone, Copy)]
@@ -205,8 +207,14 @@ fn redirect_peer(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, call: Pe
     if reason == Reason::Redirected {
         client.set_port(peer.port);
     }
-    conclude_for_socket(ctx, addr, port, reason);
-    match reason.verdict() {
+    let verdict = conclude_for_socket(reason);
+    let hook = match call {
+        PeerCall::Connect => TraceHook::Connect,
+        PeerCall::Send => TraceHook::Send,
+    };
+    let named = NamedPeer { port, ..peer };
+    tell(&tables, &named, peer.port, (hook, reason));
+    match verdict {
         Verdict::Pass => ALLOW,
         Verdict::Drop => DENY,
     }
@@ -231,7 +239,7 @@ fn send(ctx: &SockAddrContext, addr: Addr) -> i32 {
 
 /// Tells a client on this host the port that it connected to.
 #[inline(always)]
-fn restore_peer(ctx: &SockAddrContext, addr: Addr) -> i32 {
+fn restore_peer(ctx: &SockAddrContext, addr: Addr, hook: TraceHook) -> i32 {
     let Some(protocol) = protocol(ctx) else {
         return 1;
     };
@@ -245,15 +253,47 @@ fn restore_peer(ctx: &SockAddrContext, addr: Addr) -> i32 {
         addr,
         port,
     };
-    let reason = match original_peer_port(&tables, &mut client, &peer) {
+    let (reason, dst_port) = match original_peer_port(&tables, &mut client, &peer) {
         Ok(dst_port) => {
             client.set_port(dst_port);
-            Reason::Restored
+            (Reason::Restored, dst_port)
         }
-        Err(reason) => reason,
+        Err(reason) => (reason, port),
     };
-    conclude_for_socket(ctx, addr, port, reason);
+    let _ = conclude_for_socket(reason);
+    tell(&tables, &peer, dst_port, (hook, reason));
     1
+}
+
+/// Tells who traces of a peer, which has another port now, and of the hook and the reason.
+#[inline(always)]
+fn tell(
+    tables: &Kernel<SockAddr>,
+    peer: &NamedPeer,
+    port_after: Port,
+    (hook, reason): (TraceHook, Reason),
+) {
+    let unknown = if peer.addr.is_v4() {
+        Addr::V4_ANY
+    } else {
+        Addr::V6_ANY
+    };
+    let key = FlowKey {
+        client: unknown,
+        local: peer.addr,
+        client_port: Port::CLOSED,
+        local_port: peer.port,
+        protocol: peer.protocol as u8,
+        version: if peer.addr.is_v4() { 4 } else { 6 },
+        pad: [0; 2],
+    };
+    let peer = trace::Peer {
+        hook,
+        reason,
+        key: &key,
+        port_after,
+    };
+    trace::peer::<true, _>(tables, peer);
 }
 
 #[inline(always)]
@@ -291,20 +331,20 @@ fn portredir_send6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(recvmsg4)]
 fn portredir_recv4(ctx: SockAddrContext) -> i32 {
-    restore_peer(&ctx, SockAddr::new(&ctx).addr4())
+    restore_peer(&ctx, SockAddr::new(&ctx).addr4(), TraceHook::Receive)
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 fn portredir_recv6(ctx: SockAddrContext) -> i32 {
-    restore_peer(&ctx, SockAddr::new(&ctx).addr6())
+    restore_peer(&ctx, SockAddr::new(&ctx).addr6(), TraceHook::Receive)
 }
 
 #[cgroup_sock_addr(getpeername4)]
 fn portredir_peer4(ctx: SockAddrContext) -> i32 {
-    restore_peer(&ctx, SockAddr::new(&ctx).addr4())
+    restore_peer(&ctx, SockAddr::new(&ctx).addr4(), TraceHook::PeerName)
 }
 
 #[cgroup_sock_addr(getpeername6)]
 fn portredir_peer6(ctx: SockAddrContext) -> i32 {
-    restore_peer(&ctx, SockAddr::new(&ctx).addr6())
+    restore_peer(&ctx, SockAddr::new(&ctx).addr6(), TraceHook::PeerName)
 }

@@ -10,15 +10,17 @@ use portredir_common::datapath::sk_lookup::{find_listener, is_wanted};
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::{Host as _, Listeners};
 use portredir_common::map::sockets::{ListenerKey, scope};
+use portredir_common::map::trace::TraceHook;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol, Version};
 use portredir_common::verdict::Verdict;
 
-use crate::context::{AF_INET, Context, v4, v6};
+use crate::context::{AF_INET, Context, v4, v6, word};
 use crate::globals::is_loopback_target_allowed;
 use crate::kernel::sockets::{has_udp, is_in_scope, tcp_state_of};
 use crate::kernel::{Kernel, is_local};
 use crate::maps::LISTENERS;
-use crate::program::log::conclude_for_socket;
+use crate::program::conclude::conclude;
+use crate::program::trace;
 
 /// A connection that looks for a listener. With `SCOPED` the interface it came
 /// in by is known, since Linux 5.17.
@@ -63,6 +65,12 @@ impl<const SCOPED: bool> Lookup<SCOPED> {
         const IPPROTO_TCP: u32 = 6;
         // SAFETY: the kernel passes a valid context for the time of the run.
         unsafe { (*self.ctx).protocol == IPPROTO_TCP }
+    }
+
+    /// The port of the client.
+    #[inline(always)]
+    fn client_port(self) -> Port {
+        Port::from_half(word!(self.ctx, bpf_sk_lookup, remote_port, 0) as u16)
     }
 
     /// Whether this is the look-up of [`super::listeners::register_listener`], which asks for the
@@ -188,8 +196,19 @@ fn look_up<const SCOPED: bool>(ctx: &SkLookupContext) -> u32 {
         return SK_PASS;
     };
     let reason = find_listener(&tables, &key);
-    conclude_for_socket(ctx, key.local, key.local_port, reason);
-    match reason.verdict() {
+    let verdict = conclude(reason);
+    let key = FlowKey {
+        client_port: lookup.client_port(),
+        ..key
+    };
+    let peer = trace::Peer {
+        hook: TraceHook::Lookup,
+        reason,
+        key: &key,
+        port_after: key.local_port,
+    };
+    trace::peer::<false, _>(&tables, peer);
+    match verdict {
         Verdict::Pass => SK_PASS,
         // The stack answers as if nobody listened.
         Verdict::Drop => SK_DROP,

@@ -7,12 +7,14 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use portredir_common::datapath::assign::assign;
 use portredir_common::datapath::{egress, fast, ingress};
+use portredir_common::map::trace::TraceHook;
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::frame::Link;
 
 use crate::frame::{AtData, AtNetworkHeader, Skb, Start};
 use crate::kernel::Kernel;
-use crate::program::log::conclude;
+use crate::program::conclude::conclude;
+use crate::program::trace::{self, Place};
 
 /// `TC_ACT_SHOT`, which TCX calls `TCX_DROP`.
 const TC_DROP: i32 = 2;
@@ -35,11 +37,14 @@ fn tc_ingress(ctx: &TcContext, link: Link) -> i32 {
         Some(reason) => reason,
         // Looked up again, so that nothing has to be kept until now.
         None => match Kernel::new(skb) {
-            Some(kernel) => ingress::ingress(&mut frame, &kernel, link),
+            Some(kernel) => {
+                let place = Place::new(TraceHook::Ingress, link);
+                trace::run(&mut frame, &kernel, place, ingress::ingress)
+            }
             None => Reason::NoRule,
         },
     };
-    tc_action(conclude(ctx, &mut frame, link, reason))
+    tc_action(conclude(reason))
 }
 
 #[inline(always)]
@@ -51,23 +56,26 @@ fn tc_egress(ctx: &TcContext, link: Link) -> i32 {
         Some(reason) => reason,
         // Looked up again, so that nothing has to be kept until now.
         None => match Kernel::new(skb) {
-            Some(kernel) => egress::egress(&mut frame, &kernel, link),
+            Some(kernel) => {
+                let place = Place::new(TraceHook::Egress, link);
+                trace::run(&mut frame, &kernel, place, egress::egress)
+            }
             None => Reason::NoRule,
         },
     };
-    tc_action(conclude(ctx, &mut frame, link, reason))
+    tc_action(conclude(reason))
 }
 
 /// Runs one part of the datapath, without a fast path before it.
 #[inline(always)]
-fn tc_one<S: Start>(ctx: &TcContext, start: S, link: Link, part: Part<S>) -> i32 {
+fn tc_one<S: Start>(ctx: &TcContext, start: S, place: Place, part: Part<S>) -> i32 {
     let skb = ctx.as_ptr().cast();
     let mut frame = Skb::new(skb, start);
     let reason = match Kernel::new(skb) {
-        Some(kernel) => part(&mut frame, &kernel, link),
+        Some(kernel) => trace::run(&mut frame, &kernel, place, part),
         None => Reason::NoRule,
     };
-    tc_action(conclude(ctx, &mut frame, link, reason))
+    tc_action(conclude(reason))
 }
 
 /// A part of the datapath.
@@ -76,7 +84,8 @@ type Part<S> = fn(&mut Skb<S>, &Kernel<*mut __sk_buff>, Link) -> Reason;
 /// At ingress of `lo`, beside the hooks of local clients.
 #[classifier]
 fn portredir_lo(ctx: TcContext) -> i32 {
-    tc_one(&ctx, AtData, Link::Ethernet, assign)
+    let place = Place::new(TraceHook::Assign, Link::Ethernet);
+    tc_one(&ctx, AtData, place, assign)
 }
 
 #[classifier]
@@ -105,11 +114,13 @@ fn portredir_outip(ctx: TcContext) -> i32 {
 #[classifier]
 fn portredir_in_nh(ctx: TcContext) -> i32 {
     let start = AtNetworkHeader::find(ctx.as_ptr().cast());
-    tc_one(&ctx, start, Link::Ip, ingress::ingress)
+    let place = Place::new(TraceHook::Ingress, Link::Ip);
+    tc_one(&ctx, start, place, ingress::ingress)
 }
 
 #[classifier]
 fn portredir_outnh(ctx: TcContext) -> i32 {
     let start = AtNetworkHeader::find(ctx.as_ptr().cast());
-    tc_one(&ctx, start, Link::Ip, egress::egress)
+    let place = Place::new(TraceHook::Egress, Link::Ip);
+    tc_one(&ctx, start, place, egress::egress)
 }

@@ -4,12 +4,14 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use portredir_common::datapath::{fast, ingress};
+use portredir_common::map::trace::TraceHook;
 use portredir_common::verdict::{Reason, Verdict};
 use portredir_common::wire::frame::Link;
 
 use crate::frame::Xdp;
 use crate::kernel::Kernel;
-use crate::program::log::conclude;
+use crate::program::conclude::conclude;
+use crate::program::trace::{self, Place};
 
 #[inline(always)]
 fn xdp_ingress<const FRAGS: bool>(ctx: &XdpContext, link: Link) -> u32 {
@@ -19,11 +21,14 @@ fn xdp_ingress<const FRAGS: bool>(ctx: &XdpContext, link: Link) -> u32 {
         Some(reason) => reason,
         // Looked up again, so that nothing has to be kept until now.
         None => match Kernel::new(ctx.ctx) {
-            Some(kernel) => ingress::ingress(&mut frame, &kernel, link),
+            Some(kernel) => {
+                let place = Place::new(TraceHook::Xdp, link);
+                trace::run(&mut frame, &kernel, place, ingress::ingress)
+            }
             None => Reason::NoRule,
         },
     };
-    match conclude(ctx, &mut frame, link, reason) {
+    match conclude(reason) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
     }

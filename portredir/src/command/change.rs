@@ -72,6 +72,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
         let settings = args.options.settings()?;
         Ok(Some((Action::Run(settings), options)))
     };
+    controller.log_decisions();
     event_loop::watch(controller, reload, &mut event::print).await?;
     printed
 }
@@ -106,6 +107,7 @@ fn say_losses(removed: &[Rule]) {
 pub async fn watch() -> anyhow::Result<()> {
     let controller = event_loop::open().await?;
     let reload = || Ok(None);
+    controller.log_decisions();
     Ok(event_loop::watch(controller, reload, &mut event::print).await?)
 }
 

@@ -8,6 +8,8 @@ use crate::controller::error::{ChangeError, ControllerError};
 use crate::exit::ExitCode;
 use crate::host::preflight::PreflightError;
 use crate::loader::pinned::PinnedError;
+use crate::loader::trace::TraceError;
+use crate::observe::trace::filter::FilterError;
 use crate::plan::UsageError;
 use crate::rule::{Rule, SourcedError};
 use crate::ruleset::shadow::ConflictError;
@@ -83,11 +85,16 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         if let Some(error) = error.downcast_ref::<PinnedError>() {
             return Some(error.exit_code());
         }
+        if let Some(error) = error.downcast_ref::<TraceError>() {
+            return Some(error.exit_code());
+        }
         if let Some(error) = error.downcast_ref::<ConfigError>() {
             return Some(error.exit_code());
         }
-        let is_usage =
-            error.is::<UsageError>() || error.is::<SourcedError>() || error.is::<ConflictError>();
+        let is_usage = error.is::<UsageError>()
+            || error.is::<SourcedError>()
+            || error.is::<ConflictError>()
+            || error.is::<FilterError>();
         is_usage.then_some(ExitCode::Usage)
     });
     code.unwrap_or(ExitCode::Failed)

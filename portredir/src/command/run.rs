@@ -11,7 +11,6 @@ use crate::cli::Run;
 use crate::controller::change::{Action, Change, Diff, HostView};
 use crate::controller::error::ControllerError;
 use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every, mend};
-use crate::controller::transaction::logging;
 use crate::controller::{Controller, Parts};
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
@@ -47,8 +46,8 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
         settings: settings.clone(),
         netlink,
         pins: None,
-        logging: logging(),
     })?;
+    controller.log_decisions();
     begin(&mut controller, change).await?;
     if let Err(error) = capability::drop_capabilities() {
         log::warn!("cannot drop unneeded capabilities: {error}");

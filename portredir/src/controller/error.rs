@@ -10,6 +10,7 @@ use crate::host::netlink::HostError;
 use crate::host::preflight::PreflightError;
 use crate::loader::DatapathError;
 use crate::loader::pinned::PinnedError;
+use crate::loader::trace::TraceError;
 use crate::plan::lockout::LockoutError;
 use crate::plan::{Refused, UsageError};
 use crate::ruleset::compile::TableError;
@@ -97,6 +98,9 @@ pub enum ControllerError {
     /// The kernel refused a request.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    /// Packets cannot be traced.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     /// The pinned maps cannot be used.
     #[error(transparent)]
     Pinned(#[from] PinnedError),
@@ -152,6 +156,7 @@ impl ControllerError {
             Self::Change(error) => error.exit_code(),
             Self::Preflight(error) => error.exit_code(),
             Self::Pinned(error) => error.exit_code(),
+            Self::Trace(error) => error.exit_code(),
             Self::Config(error) => error.exit_code(),
             _ => ExitCode::Failed,
         }

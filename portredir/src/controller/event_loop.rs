@@ -14,7 +14,6 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, sleep, sleep_until};
 use super::change::{Action, Change, Wanted};
 use super::error::ControllerError;
 use super::event::{Event, OnEvent};
-use super::transaction::logging;
 use super::{Controller, Parts};
 use crate::config::file::ConfigError;
 use crate::host::netlink::Netlink;
@@ -54,7 +53,6 @@ pub async fn open() -> Result<Controller, ControllerError> {
         state: *state,
         netlink: Netlink::open()?,
         pins: Some(pins),
-        logging: logging(),
     })
 }
 

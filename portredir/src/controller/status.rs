@@ -5,8 +5,8 @@ use super::{Controller, Parts};
 use crate::host::netlink::Netlink;
 use crate::host::{features, filters};
 use crate::ipc::client::{self, Answer, Reply, Request, Role, Who};
+use crate::loader::chain;
 use crate::loader::pinned::{self, Found, PinnedError};
-use crate::loader::{Logging, chain};
 use crate::sys::bpffs::PinDir;
 
 impl Controller {
@@ -70,7 +70,6 @@ fn ask() -> Result<Answer, ControllerError> {
                 state: *state,
                 netlink: Netlink::open()?,
                 pins: Some(pins),
-                logging: Logging::Off,
             })?;
             let answer = controller.answer(None)?;
             let silent = refused.and_then(|_| client::pid().ok().flatten());
@@ -87,7 +86,7 @@ fn ask() -> Result<Answer, ControllerError> {
 }
 
 /// The error where nothing runs, with what a killed run may have left.
-fn not_running() -> ControllerError {
+pub(super) fn not_running() -> ControllerError {
     match filters::carriers() {
         Ok(interfaces) if !interfaces.is_empty() => ControllerError::LeftFilters(interfaces),
         Ok(_) => ControllerError::NotRunning,

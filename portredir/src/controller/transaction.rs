@@ -15,8 +15,8 @@ use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
 use crate::host::snapshot::Snapshot;
+use crate::loader::Datapath;
 use crate::loader::pinned::{self, Found};
-use crate::loader::{Datapath, Logging};
 use crate::state::State;
 use crate::state::attachment::Attachment;
 use crate::sys::bpffs::PinDir;
@@ -184,7 +184,6 @@ impl Transaction {
             settings,
             netlink,
             pins: Some(pins),
-            logging: logging(),
         };
         let controller = Controller::open_with(parts, features)?;
         Ok(Locked { lock, controller })
@@ -219,16 +218,6 @@ impl Locked {
             notified.wait();
         }
         self.controller
-    }
-}
-
-/// Whether the programs should log, by the log level of this process.
-#[must_use]
-pub fn logging() -> Logging {
-    if super::is_logging() {
-        Logging::Decisions
-    } else {
-        Logging::Off
     }
 }
 

@@ -60,9 +60,6 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
-    /// The log of the programs cannot be read.
-    #[error("read the log of the programs")]
-    Log(#[from] aya_log::Error),
     /// The kernel has no random numbers.
     #[error("get random bytes for the hash seed")]
     Seed(#[from] getrandom::Error),

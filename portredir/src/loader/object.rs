@@ -29,33 +29,11 @@ pub struct Sizes {
     pub udp_flows: u32,
 }
 
-/// Whether the programs log each decision.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Logging {
-    /// The programs log each decision.
-    Decisions,
-    /// The programs log nothing.
-    #[default]
-    Off,
-}
-
-impl Logging {
-    /// The level that programs compare, see [`aya_log::Level`].
-    const fn level(self) -> u8 {
-        match self {
-            Self::Decisions => aya_log::Level::Debug as u8,
-            Self::Off => 0,
-        }
-    }
-}
-
 /// The options that are fixed before the first program is loaded.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The sizes of the flow tables.
     pub sizes: Sizes,
-    /// The logging of the programs.
-    pub logging: Logging,
     /// The cgroup of the local clients and of the servers.
     pub cgroup: Option<PathBuf>,
     /// Whether the user named this cgroup, so that it has a part of the processes.
@@ -77,7 +55,7 @@ impl From<Sizes> for Options {
 }
 
 /// The maps that outlive a process.
-pub(super) const MAPS: [&str; 26] = [
+pub(super) const MAPS: [&str; 29] = [
     "ADDRS",
     "COUNTERS",
     "DIALLED",
@@ -104,6 +82,9 @@ pub(super) const MAPS: [&str; 26] = [
     "SOCKETS",
     "SOURCES",
     "STATE",
+    "TRACE",
+    "TRACE_CPU",
+    "TRACE_UNTIL",
 ];
 
 /// The constants that programs are loaded with.
@@ -126,7 +107,6 @@ impl Globals {
             shares,
             seed,
         } = self;
-        let log_level = options.logging.level();
         let loopback_target = u8::from(options.allow_loopback_target);
         let has_mptcp = u8::from(has_mptcp());
         let has_ipsec = u8::from(xfrm::is_supported());
@@ -139,7 +119,6 @@ impl Globals {
             }
         }
         let object = loader
-            .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("NETNS_COOKIE", netns_cookie, true)
             .override_global("LOOPBACK_TARGET", &loopback_target, true)
             .override_global("HAS_MPTCP", &has_mptcp, true)

@@ -7,8 +7,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as BpfHashMap, Map, MapError};
 use portredir_common::map::rules::{
-    AddrKey, Candidates, IPSEC_BY_SOCKET, IfaceKey, PacketPath, PortEntry, PreviousTargets,
-    SourceKey,
+    AddrKey, Candidates, IfaceKey, PacketPath, PortEntry, PreviousTargets, SourceKey,
 };
 use portredir_common::packed::Packed as _;
 
@@ -32,9 +31,13 @@ impl Datapath {
 
     /// Makes a generation the live one, between two packets.
     pub fn switch_to(&self, generation: u32) {
-        let others = self.hot[0].generation.load(Relaxed) & IPSEC_BY_SOCKET;
-        let word = u64::from(generation) | others;
-        self.hot[0].generation.store(word, Release);
+        // The other bits belong to others, who may change them at the same time.
+        let word = &self.hot[0].generation;
+        if generation == 0 {
+            word.fetch_and(!1, Release);
+        } else {
+            word.fetch_or(1, Release);
+        }
     }
 
     /// Fills the generation that is not live, and makes it the live one.

@@ -27,6 +27,12 @@ pub enum LockError {
          finished"
     )]
     Busy(Holder),
+    /// Another process traces.
+    #[error(
+        "another process traces in this network namespace{0}; end that trace first (a redirect \
+         that runs with -v traces itself)"
+    )]
+    Traced(Holder),
     /// The lock cannot be taken.
     #[error("lock this network namespace")]
     Lock(#[source] io::Error),
@@ -60,15 +66,15 @@ impl Lock {
         const POLL: Duration = Duration::from_millis(10);
         let end = Instant::now() + LONGEST;
         loop {
-            match Self::bind() {
+            match bind(Self::NAME) {
                 Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
                     return Err(LockError::Lock(error));
                 }
                 Err(_) if Instant::now() >= end => {
-                    return Err(LockError::Busy(Self::holder()));
+                    return Err(LockError::Busy(holder(Self::NAME)));
                 }
                 Err(_) => tokio::time::sleep(POLL).await,
-                Ok(lock) => return Ok(lock),
+                Ok(socket) => return Ok(Self(socket)),
             }
         }
     }
@@ -79,33 +85,56 @@ impl Lock {
     ///
     /// [`LockError::Running`] when another instance holds it.
     pub fn take() -> Result<Self, LockError> {
-        Self::bind().map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => LockError::Running(Self::holder()),
-            _ => LockError::Lock(error),
-        })
+        bind(Self::NAME)
+            .map(Self)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => LockError::Running(holder(Self::NAME)),
+                _ => LockError::Lock(error),
+            })
     }
+}
 
-    /// Binds the socket. An abstract socket address belongs to a network namespace, and
-    /// the kernel frees it however the process ends, so nothing can be left behind.
-    fn bind() -> io::Result<Self> {
-        let addr = SocketAddr::from_abstract_name(Self::NAME)?;
-        UnixListener::bind_addr(&addr).map(Self)
-    }
+/// The held lock of who traces: the records are for one reader.
+#[derive(Debug)]
+pub struct TraceLock(#[expect(dead_code, reason = "held for its existence")] UnixListener);
 
-    fn holder() -> Holder {
-        let ask = || {
-            // No process accepts connections, so the socket must not wait when others
-            // have asked before.
-            let socket = socket::socket(
-                AddressFamily::Unix,
-                SockType::Stream,
-                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-                None,
-            )?;
-            let addr = UnixAddr::new_abstract(Self::NAME.as_bytes())?;
-            socket::connect(socket.as_raw_fd(), &addr)?;
-            Owner::of(&socket)
-        };
-        Holder(ask().ok())
+impl TraceLock {
+    const NAME: &str = "portredir.trace";
+
+    /// Takes the lock of the current network namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Traced`] when another process holds it.
+    pub fn take() -> Result<Self, LockError> {
+        bind(Self::NAME)
+            .map(Self)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => LockError::Traced(holder(Self::NAME)),
+                _ => LockError::Lock(error),
+            })
     }
+}
+
+/// Binds the socket. An abstract socket address belongs to a network namespace, and the
+/// kernel frees it however the process ends, so nothing can be left behind.
+fn bind(name: &str) -> io::Result<UnixListener> {
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
+}
+
+fn holder(name: &str) -> Holder {
+    let ask = || {
+        // No process accepts connections, so the socket must not wait when others
+        // have asked before.
+        let socket = socket::socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        let addr = UnixAddr::new_abstract(name.as_bytes())?;
+        socket::connect(socket.as_raw_fd(), &addr)?;
+        Owner::of(&socket)
+    };
+    Holder(ask().ok())
 }

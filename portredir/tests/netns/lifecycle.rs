@@ -22,6 +22,7 @@ pub mod permissions;
 pub mod rules;
 pub mod service;
 pub mod status;
+pub mod trace;
 pub mod up;
 pub mod upgrade;
 pub mod world;
@@ -39,6 +40,7 @@ pub fn add(tests: &mut Tests) {
     upgrade::add(tests);
     service::add(tests);
     status::add(tests);
+    trace::add(tests);
     permissions::add(tests);
     life::add(tests);
     drain::add(tests);

@@ -203,6 +203,23 @@ fn what_no_rule_is_about_is_let_alone() {
     assert_eq!(hits(&mock), []);
 }
 
+/// A local client comes in on `lo`, and the host asks for its own address.
+#[test]
+fn what_meets_no_condition_is_let_alone() {
+    const OTHERS: [&[&str]; 2] = [
+        &["80:8080/both from 203.0.113.0/24"],
+        &["203.0.113.9:80:8080/both"],
+    ];
+    let server = addr(SERVER4);
+    for rules in OTHERS {
+        let mock = mock(rules);
+        let mut client = Local::new();
+        assert_eq!(client.connect(&mock, server, 80), Err(Reason::NoMatch));
+        assert!(client.peers.is_none(), "nothing is kept");
+        assert_eq!(hits(&mock), []);
+    }
+}
+
 #[test]
 fn other_hosts_and_other_namespaces_are_let_alone() {
     let mock = mock(RULES);

@@ -61,6 +61,8 @@ pub struct Mock {
     pub hits: RefCell<Vec<Hit>>,
     pub replies: RefCell<Vec<Hit>>,
     pub outcomes: RefCell<Vec<(u16, Outcome)>>,
+    /// The rules that were noted for who traces.
+    pub noted: RefCell<Vec<u16>>,
     /// Servers that take a connection when it is given to them.
     pub listeners: Vec<ListenerKey>,
     /// The servers that were asked for.
@@ -115,6 +117,7 @@ impl Mock {
             hits: RefCell::default(),
             replies: RefCell::default(),
             outcomes: RefCell::default(),
+            noted: RefCell::default(),
             listeners: Vec::new(),
             asked: RefCell::default(),
             assigned: RefCell::default(),
@@ -415,6 +418,10 @@ impl kernel::Tables for Mock {
     fn previous_targets(&self, _: PortEntry, protocol: Protocol, port: Port) -> PreviousTargets {
         let index = PortEntry::index(protocol, port);
         self.table.old.get(&index).copied().unwrap_or_default()
+    }
+
+    fn note_rule(&self, rule: u16) {
+        self.noted.borrow_mut().push(rule);
     }
 
     fn record(&self, hit: &Hit) {

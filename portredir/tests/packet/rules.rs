@@ -86,9 +86,9 @@ impl Conditional {
         self.case().redirected(&redirected).begins_flow()
     }
 
-    /// No rule is about the packet.
-    fn passes(self) -> Case {
-        self.case().unchanged(Reason::NoRule).leaves_state()
+    /// The packet passes, for this reason.
+    fn passes(self, reason: Reason) -> Case {
+        self.case().unchanged(reason).leaves_state()
     }
 }
 
@@ -108,9 +108,9 @@ fn conditions(kind: Kind) -> Vec<Case> {
         new("one interface", packet(81), Iface::Other).goes_to(8081),
         new("another interface", packet(81), Iface::Lo).goes_to(8082),
         new("a prefix", packet(82), Iface::Lo).goes_to(by(8082, 8083)),
-        new("no such client", packet(83), Iface::Lo).passes(),
+        new("no such client", packet(83), Iface::Lo).passes(Reason::NoMatch),
         new("within a narrow prefix", packet(84), Iface::Lo).goes_to(by(8084, 8086)),
-        new("no rule at all", packet(85), Iface::Lo).passes(),
+        new("no rule at all", packet(85), Iface::Lo).passes(Reason::NoRule),
         // What some rule sends there goes on as before.
         Case::ingress(name("a target of others"), &kind.packet(8083))
             .rules(MANY)
@@ -144,7 +144,7 @@ fn client_conditions(kind: Kind) -> Vec<Case> {
         new("an address, and a client", second, Iface::Other).goes_to(8085),
         new("an address before a prefix", other, Iface::Other).goes_to(8084),
         new("any IPv4 client", far, Iface::Lo).goes_to(8088),
-        new("an address next to a prefix", far_84, Iface::Lo).passes(),
+        new("an address next to a prefix", far_84, Iface::Lo).passes(Reason::NoMatch),
     ]
 }
 

@@ -45,6 +45,9 @@ fn look_up(mock: &Mock, dst: IpAddr, port: u16, on_loopback: OnLoopback) -> Reas
     find_listener(mock, &key)
 }
 
+/// Rules whose conditions do not hold: the client, and the address of this host.
+const OTHERS: &[&str] = &["80:8080 from 203.0.113.0/24", "203.0.113.9:81:8080"];
+
 fn off_lo(rules: &'static [&'static str]) -> Mock {
     Mock {
         iface: Iface::Other,
@@ -204,6 +207,8 @@ fn connections_without_a_rule_go_their_way() {
         (mock(RULES), SERVER4, 8080, Reason::NoRule),
         (mock(&["80:8080/udp"]), SERVER4, 80, Reason::NoRule),
         (out_of_scope, SERVER4, 80, Reason::NoRule),
+        (mock(OTHERS), SERVER4, 80, Reason::NoMatch),
+        (mock(OTHERS), SERVER6, 81, Reason::NoMatch),
         (mock(RULES), everywhere[2], 80, Reason::NotLocal),
         (mock(RULES).draining(), SERVER4, 80, Reason::Draining),
         (mock(RULES).draining(), SERVER6, 80, Reason::Draining),

@@ -12,9 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use portredir::loader::trace::Tracer;
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel;
 use portredir_common::map::counters::{Counter, CounterKey};
+use portredir_common::map::trace::{Record, TraceBytes};
 use portredir_common::net::LOOPBACK_IFINDEX;
 use portredir_common::verdict::Reason;
 
@@ -50,6 +52,49 @@ struct InKernel<'a> {
     counts: Counts,
     before: Vec<u64>,
     runs: Runs,
+    /// The trace of some sessions, which the fast path then takes no part in.
+    tracer: Option<Tracer>,
+}
+
+impl InKernel<'_> {
+    /// Checks that the trace has the last packet, and what became of it.
+    fn check_trace(&mut self, before: &[u8], fate: &Fate, reason: Reason) -> Result<(), String> {
+        let Some(tracer) = &mut self.tracer else {
+            return Ok(());
+        };
+        tracer.renew().expect("trace on");
+        let records = tracer.take_records();
+        if tracer.take_lost().expect("read TRACE_CPU") > 0 {
+            return Ok(());
+        }
+        let should = usize::from(reason != Reason::NoRule);
+        if records.len() != should {
+            return Err(format!("{records:?} of a packet with {reason:?}"));
+        }
+        for record in records {
+            let Record::Packet(packet) = record else {
+                return Err(format!("{record:?}"));
+            };
+            let after = match fate {
+                Fate::Pass(bytes) => bytes,
+                Fate::Drop => before,
+            };
+            let bytes = |words: TraceBytes| {
+                let bytes = words.iter().flat_map(|word| word.to_ne_bytes());
+                let captured = usize::try_from(packet.captured).expect("few");
+                bytes.take(captured).collect::<Vec<_>>()
+            };
+            let is_right = usize::try_from(packet.len) == Ok(before.len())
+                && packet.captured >= packet.len.min(128) / 2 * 2
+                && packet.head.reason == reason as u32
+                && before.starts_with(&bytes(packet.before))
+                && after.starts_with(&bytes(packet.after));
+            if !is_right {
+                return Err(format!("{packet:?} of {before:?}, {reason:?}, {after:?}"));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Host for InKernel<'_> {
@@ -73,10 +118,15 @@ impl Host for InKernel<'_> {
             self.host.choose(port);
         }
         let Passage { hook, iface, .. } = passage;
+        let reasons = self.host.reasons;
         let on_host = self.host.run(hook, iface, passage.before);
         if on_host.as_ref() != Some(fate) {
             return Err(format!("the host differs: {on_host:?}"));
         }
+        let is_last = |(i, count): (usize, &u64)| *count != reasons[i];
+        let last = self.host.reasons.iter().enumerate().position(is_last);
+        let reason = Reason::ALL[last.expect("a reason")];
+        self.check_trace(passage.before, fate, reason)?;
         let ifindex = match iface {
             Iface::Lo => LOOPBACK_IFINDEX,
             Iface::Other => OTHER_IFINDEX,
@@ -152,6 +202,8 @@ fn run_session(rig: &mut Rig, number: u64, input: &[u8]) -> (Result<(), String>,
     rig.set_tables(&Tables::default());
     rig.clear_counters();
     let before = rig.datapath().reasons().expect("read REASONS");
+    let tracer = number.is_multiple_of(3);
+    let tracer = tracer.then(|| Tracer::of(rig.datapath()).expect("trace"));
     let mut in_kernel = InKernel {
         rig,
         arrive: arrive.swap_remove(turn),
@@ -162,6 +214,7 @@ fn run_session(rig: &mut Rig, number: u64, input: &[u8]) -> (Result<(), String>,
         counts: Counts::default(),
         before,
         runs: Runs::new(),
+        tracer,
     };
     let mut tally = Tally::default();
     let result = session.run(&mut in_kernel, &mut tally);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use aya::programs::{
     CgroupSockAddr, ProgramError, ProgramInfo, SchedClassifier, SkLookup, SockOps, Xdp,
 };
-use portredir::loader::{Datapath, DatapathError, Logging, Options};
+use portredir::loader::{Datapath, DatapathError};
 
 use crate::program::PROGRAMS;
 use crate::rig::SIZES;
@@ -65,43 +65,40 @@ pub fn programs(_: &mut Rigs) {
         )
     });
     let programs: Vec<_> = on_packets.chain(OTHERS).collect();
-    for (logging, what) in [(Logging::Off, "log off"), (Logging::Decisions, "log debug")] {
-        let options = Options {
-            logging,
-            ..SIZES.into()
-        };
-        let mut datapath = Datapath::load(options, None).expect("load the object");
-        let names: BTreeSet<_> = datapath
-            .object()
-            .expect("it is loaded")
-            .programs()
-            .map(|(name, _)| name.to_owned())
-            .collect();
-        let known: BTreeSet<_> = programs
-            .iter()
-            .map(|(name, _)| (*name).to_owned())
-            .collect();
-        assert_eq!(names, known, "programs of the object");
+    let mut datapath = Datapath::load(SIZES.into(), None).expect("load the object");
+    let names: BTreeSet<_> = datapath
+        .object()
+        .expect("it is loaded")
+        .programs()
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    let known: BTreeSet<_> = programs
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    assert_eq!(names, known, "programs of the object");
 
-        println!("{what:<16} instructions  verified  jited bytes  load ms");
-        for (name, load) in &programs {
-            let start = Instant::now();
-            let info = load(&mut datapath, name).unwrap_or_else(|error| {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                panic!("{error}: {}", cause.unwrap_or_default());
-            });
-            let time = start.elapsed();
-            let info = info.expect("read what the kernel knows of the program");
-            println!(
-                "{:<16} {:>12} {:>9} {:>12} {:>8}",
-                info.name_as_str().unwrap_or_default(),
-                info.size_translated().unwrap_or(0) / 8,
-                info.verified_instruction_count().unwrap_or(0),
-                info.size_jitted(),
-                time.as_millis(),
-            );
-            // The name is the one that people look for in `bpftool prog`.
-            assert_eq!(info.name_as_str(), Some(*name));
-        }
+    println!(
+        "{:<16} instructions  verified  jited bytes  load ms",
+        "program"
+    );
+    for (name, load) in &programs {
+        let start = Instant::now();
+        let info = load(&mut datapath, name).unwrap_or_else(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            panic!("{error}: {}", cause.unwrap_or_default());
+        });
+        let time = start.elapsed();
+        let info = info.expect("read what the kernel knows of the program");
+        println!(
+            "{:<16} {:>12} {:>9} {:>12} {:>8}",
+            info.name_as_str().unwrap_or_default(),
+            info.size_translated().unwrap_or(0) / 8,
+            info.verified_instruction_count().unwrap_or(0),
+            info.size_jitted(),
+            time.as_millis(),
+        );
+        // The name is the one that people look for in `bpftool prog`.
+        assert_eq!(info.name_as_str(), Some(*name));
     }
 }

@@ -146,7 +146,7 @@ pub const UNSAFE: Privilege = Privilege {
 /// The privilege that an external crate needs.
 pub fn privilege_of(external: &str) -> Option<&'static Privilege> {
     match external {
-        "aya" | "aya_log" | "aya_obj" => Some(&AYA),
+        "aya" | "aya_obj" => Some(&AYA),
         "tokio" => Some(&TOKIO),
         "anyhow" => Some(&ANYHOW),
         _ => None,

@@ -180,7 +180,7 @@ impl Modules {
 }
 
 /// External crates that the walls speak of.
-const EXTERNAL: [&str; 4] = ["anyhow", "aya", "aya_log", "tokio"];
+const EXTERNAL: [&str; 3] = ["anyhow", "aya", "tokio"];
 
 /// The file of a path, unless it belongs to no crate or to tests.
 fn file(path: &str) -> Option<File> {
