@@ -32,6 +32,15 @@ pub trait FlowBuckets {
 
     /// The bucket of a flow; always `Some`, but the verifier does not know.
     fn bucket(&self, table: FlowTable, hash: Hash) -> Option<Self::Bucket<'_>>;
+
+    /// The [`Shares::udp_slot`](crate::map::bucket::Shares::udp_slot) of a place.
+    fn udp_slot(&self, hash: Hash, place: usize) -> u32;
+
+    /// Keeps the ports of the UDP flow that got a slot, and the time, for lists of flows.
+    fn keep_ports(&self, slot: u32, client_port: Port, target: Port);
+
+    /// Keeps the addresses of the UDP flow that got a slot.
+    fn keep_addrs(&self, slot: u32, key: &FlowKey);
 }
 
 /// The flow tables, and the maps of client ports that were given on collisions. Old
@@ -46,12 +55,13 @@ pub trait FlowTables: FlowBuckets {
     /// The entry of a translated TCP flow, and the table that has it.
     fn connection(&self, key: &FlowKey) -> Option<Connection>;
 
-    /// Adds a flow to a bucket that has no entry of it.
+    /// Adds a UDP flow to a bucket that has no entry of it, and keeps its ports; returns its
+    /// [`Shares::udp_slot`](crate::map::bucket::Shares::udp_slot).
     ///
     /// # Errors
     ///
     /// [`Reason::TableFull`].
-    fn insert(&self, bucket: Self::Bucket<'_>, flow: &NewFlow) -> Result<(), Reason>;
+    fn insert(&self, bucket: Self::Bucket<'_>, flow: &NewFlow) -> Result<u32, Reason>;
 
     /// Adds or replaces the entry of a translated flow.
     ///
@@ -85,7 +95,7 @@ pub trait FlowTables: FlowBuckets {
     fn mark(&self, key: &FlowKey);
 }
 
-/// A flow that a bucket has no entry of.
+/// A UDP flow that a bucket has no entry of.
 #[derive(Clone, Copy, Debug)]
 pub struct NewFlow {
     /// The hash of the translated flow.

@@ -6,6 +6,7 @@
 
 pub mod bucket;
 pub mod counters;
+pub mod ends;
 pub mod entry;
 pub mod hash;
 pub mod port_remap;

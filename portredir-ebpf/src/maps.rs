@@ -1,6 +1,7 @@
 //! Every map.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{
     Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash,
 };
@@ -9,6 +10,7 @@ use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::map::StateKey;
 use portredir_common::map::bucket::Bucket;
 use portredir_common::map::counters::{Counter, CounterKey, Hits, Outcomes};
+use portredir_common::map::ends::Ends;
 use portredir_common::map::hash::Seed;
 use portredir_common::map::port_remap::REMAP_BLOOM_ELEMENTS;
 use portredir_common::map::rules::{
@@ -23,6 +25,33 @@ use crate::verifier::Volatile;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+const CLONED: usize = BPF_F_CLONE as usize;
+
+/// The definition of a socket storage whose values a listener hands down to the sockets of
+/// its connections. Library types have no such flag.
+#[repr(C)]
+pub struct HandedDown<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; NO_PREALLOC | CLONED],
+}
+
+// SAFETY: the fields say types alone; nobody follows them.
+unsafe impl<T> Sync for HandedDown<T> {}
+
+impl<T> HandedDown<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+}
 
 /// See [`PacketPath`].
 #[btf_map]
@@ -63,6 +92,11 @@ pub static SOCKETS: SkStorage<Flow> = SkStorage::new();
 #[btf_map]
 pub static LISTENERS: SockHash<ListenerKey, 16384> = SockHash::new();
 
+/// The port of a listener that was given connections to another port, at the listener and
+/// at the sockets of its connections, where it tells their target.
+#[btf_map]
+pub static LISTENS_ON: HandedDown<Port> = HandedDown::new();
+
 /// Where the next of them goes, of `ListenerKey::SLOTS`, by the low byte of
 /// the port: ports that share an entry only disturb the order.
 #[btf_map]
@@ -80,6 +114,12 @@ pub static DIALLED: SkStorage<ConnectedPeers> = SkStorage::new();
 /// cache lines. Its size is set by user space.
 #[btf_map]
 pub static FLOWS: Array<Bucket<Volatile>, 98304, MMAPABLE> = Array::new();
+
+/// The ends of UDP flows, by
+/// [`Shares::udp_slot`](portredir_common::map::bucket::Shares::udp_slot). The size is set by
+/// user space.
+#[btf_map]
+pub static UDP_ENDS: Array<Ends<Volatile>, 131072, MMAPABLE> = Array::new();
 
 /// [`FLOW_SEED`] for the next process that loads programs.
 #[btf_map]

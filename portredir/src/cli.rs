@@ -41,7 +41,7 @@ pub struct Cli {
     /// Verbose: also log what becomes of packets, as `portredir trace` shows.
     ///
     /// `RUST_LOG` overrides this option.
-    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    #[arg(short, long, action = clap::ArgAction::Count, global = true, hide_short_help = true)]
     pub verbose: u8,
 }
 
@@ -114,6 +114,18 @@ pub enum Command {
     /// counted. Needs root; one process can trace at a time.
     #[command(after_help = "Example: sudo portredir trace 80:8080 from 192.0.2.0/24 --count 10")]
     Trace(TraceArgs),
+
+    /// List live redirected connections and UDP flows; needs root.
+    ///
+    /// Each FILTER narrows the list: `state STATE` (as ss names it, or `all`), `port PORT`
+    /// (destination or target port), `from CIDR` (clients), `rule RULE`. A filter that is
+    /// repeated has alternatives. Without `state`, all states but time-wait are listed. UDP
+    /// of local clients, and connections to other hosts or containers, cannot be listed.
+    #[command(
+        alias = "flows",
+        after_help = "Example: sudo portredir connections port 80 from 192.0.2.0/24"
+    )]
+    Connections(ConnectionsArgs),
 
     /// Find everything that stands between clients and servers, and how to mend it.
     ///
@@ -325,6 +337,33 @@ pub struct TraceArgs {
     /// went on.
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
+}
+
+/// `portredir connections`.
+#[derive(Args, Clone, Debug)]
+pub struct ConnectionsArgs {
+    /// The flows to list: `state STATE`, `port PORT`, `from CIDR`, `rule RULE`.
+    #[arg(value_name = "FILTER")]
+    pub filter: Vec<String>,
+
+    /// Print one JSON object; with --watch, one for each list.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print no names of columns.
+    #[arg(long)]
+    pub no_header: bool,
+
+    /// Renew the list every TIME (2s without TIME) until Ctrl-C.
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2s",
+        value_parser = interval
+    )]
+    pub watch: Option<Duration>,
 }
 
 /// `portredir doctor`.

@@ -2,6 +2,7 @@
 //! print; nothing below this folder prints.
 
 pub mod change;
+pub mod connections;
 pub mod diff;
 pub mod doctor;
 pub mod error;

@@ -4,6 +4,7 @@ mod adopt;
 mod attach;
 pub mod counters;
 mod error;
+pub mod flow_view;
 pub mod flows;
 pub mod inspect;
 mod ipsec;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use portredir::cli::{self, Cli, Command, Mistake};
-use portredir::command::{change, doctor, error, plan, read, run, say, status, trace};
+use portredir::command::{change, connections, doctor, error, plan, read, run, say, status, trace};
 use portredir::exit;
 
 fn main() -> ExitCode {
@@ -53,6 +53,7 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Rules(args)) => read::rules(*args),
         Some(Command::Status(args)) => status::status(*args).await,
         Some(Command::Trace(args)) => trace::trace(args).await,
+        Some(Command::Connections(args)) => connections::connections(args).await,
         Some(Command::Doctor(args)) => doctor::doctor(args).await,
         Some(Command::Bench(args)) => portredir::bench::run(args).await,
         Some(Command::Watch) => change::watch().await,

@@ -1,6 +1,7 @@
 //! The reports on a running redirect.
 
 pub mod attached;
+pub mod connections;
 pub mod doctor;
 pub mod listening;
 pub mod report;

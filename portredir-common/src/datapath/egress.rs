@@ -90,13 +90,17 @@ fn restore<F: Frame, T: Tables + SocketCache>(
     };
     tables.note_rule(flow.rule);
     let reason = restore_ports(frame, tables, &reply, &flow)?;
-    if protocol == Protocol::Tcp
-        && flags(frame, &packet, protocol)?.is_refusal()
-        && conntrack::is_unanswered(tables, &key)
-    {
+    if is_refusal(frame, found) && conntrack::is_unanswered(tables, &key) {
         tables.record_outcome(flow.rule, Outcome::Refused);
     }
     Ok(reason)
+}
+
+/// Whether a packet is the answer of a closed port to a SYN.
+#[inline(always)]
+fn is_refusal(frame: &mut impl Frame, found: Found) -> bool {
+    protocol_and_flags(frame, found)
+        .is_some_and(|(protocol, flags)| protocol == Protocol::Tcp && flags.is_refusal())
 }
 
 /// Notes the flow of a packet that is no reply of a redirected flow and leaves from a

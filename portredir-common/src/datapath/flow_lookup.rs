@@ -48,7 +48,12 @@ pub fn put<T: FlowBuckets>(tables: &T, table: FlowTable, key: &FlowKey, flow: &F
         if table == FlowTable::Tcp {
             entry = entry.confirmed();
         }
-        bucket.put(hash, key.local_port, entry);
+        let added = bucket.put(hash, key.local_port, entry);
+        if let (FlowTable::Udp, Some(place)) = (table, added) {
+            let slot = tables.udp_slot(hash, place);
+            tables.keep_ports(slot, key.client_port, key.local_port);
+            tables.keep_addrs(slot, key);
+        }
     }
 }
 
@@ -122,7 +127,7 @@ pub(super) fn lookup_or_insert<T: FlowTables>(
     tables: &T,
     table: FlowTable,
     query: FlowQuery<'_>,
-    rebuild_key: impl FnOnce() -> Option<FlowKey>,
+    mut rebuild_key: impl FnMut() -> Option<FlowKey>,
 ) -> FlowLookup {
     let FlowQuery {
         key,
@@ -154,7 +159,13 @@ pub(super) fn lookup_or_insert<T: FlowTables>(
                 flow: original.flow(now),
             };
             match tables.insert(bucket, &new) {
-                Ok(()) => FlowLookup::Inserted,
+                Ok(slot) => {
+                    // Again, so that the key is kept nowhere meanwhile.
+                    if let Some(key) = rebuild_key() {
+                        tables.keep_addrs(slot, &key);
+                    }
+                    FlowLookup::Inserted
+                }
                 Err(_) => FlowLookup::SlowPath,
             }
         }

@@ -63,6 +63,21 @@ impl Shares {
         }
     }
 
+    /// The number of a place in the bucket of a UDP flow, among all places of UDP.
+    #[expect(clippy::cast_possible_truncation, reason = "below 8")]
+    #[inline(always)]
+    #[must_use]
+    pub const fn udp_slot(self, hash: Hash, place: usize) -> u32 {
+        hash.bucket(self.udp) * PLACES as u32 + place as u32
+    }
+
+    /// The number of slots of UDP flows.
+    #[expect(clippy::cast_possible_truncation, reason = "8")]
+    #[must_use]
+    pub const fn udp_slots(self) -> u32 {
+        self.udp * PLACES as u32
+    }
+
     /// The table of a bucket.
     #[must_use]
     pub const fn table(self, index: u32) -> FlowTable {
@@ -129,35 +144,40 @@ impl<W: Word> Bucket<W> {
 
     /// Adds the entry of a flow that has none: in the first free place, where the
     /// next look begins, or in the place of the entry with the highest eviction score.
+    ///
+    /// Returns the number of the place.
     #[inline(always)]
-    pub fn add(&self, hash: Hash, target: Port, entry: Entry) {
-        let free = self.places.iter().find(|place| place.entry.load() == 0);
-        let place = free.unwrap_or_else(|| self.evicted(hash, entry.seen()));
+    pub fn add(&self, hash: Hash, target: Port, entry: Entry) -> usize {
+        let free = self.places.iter().position(|place| place.entry.load() == 0);
+        let number = free.unwrap_or_else(|| self.evicted(hash, entry.seen()));
+        let place = &self.places[W::place(number as u64)];
         // No reader must take the second word of one flow for that of another.
         place.entry.store(0);
         place.tag.store(hash.tag(target));
         place.entry.store(entry.0);
+        number
     }
 
     /// The place of the entry with the highest eviction score. Among equals it is any: if
     /// it were always the first, in a flood each new entry would go with the next.
     #[inline(always)]
-    fn evicted(&self, hash: Hash, now: Epoch) -> &Place<W> {
+    fn evicted(&self, hash: Hash, now: Epoch) -> usize {
         let any = hash.any_place();
         let mut highest = 0;
         for (i, place) in (0..).zip(&self.places) {
             let score = Entry(place.entry.load()).eviction_score::<W>(now);
             highest = W::larger(highest, score << 3 | (i ^ any));
         }
-        &self.places[W::place(highest ^ any)]
+        W::place(highest ^ any)
     }
 
-    /// Adds an entry, or replaces the one that the flow has.
+    /// Adds an entry, or replaces the one that the flow has; returns the number of the place
+    /// of an entry that was added.
     #[inline(always)]
-    pub fn put(&self, hash: Hash, target: Port, entry: Entry) {
+    pub fn put(&self, hash: Hash, target: Port, entry: Entry) -> Option<usize> {
         const WHAT: u64 = 0xffff << Entry::DST_PORT | Entry::REMAPPED;
         let Some(found) = self.find(hash, target) else {
-            return self.add(hash, target, entry);
+            return Some(self.add(hash, target, entry));
         };
         let is_same = (found.entry.0 ^ entry.0) & WHAT == 0;
         let is_later = entry.seen().since(found.entry.seen()) > 0;
@@ -169,6 +189,7 @@ impl<W: Word> Bucket<W> {
             0
         };
         found.word.store(entry.0 | again);
+        None
     }
 
     /// Removes the entry of a flow.
@@ -181,12 +202,20 @@ impl<W: Word> Bucket<W> {
 
     /// All entries, with the target of each.
     pub fn entries(&self) -> impl Iterator<Item = (Port, Entry)> {
-        self.places.iter().filter_map(|place| {
-            let entry = Entry(place.entry.load());
-            #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
-            let target = Port::new(place.tag.load() as u16);
-            (entry.0 != 0).then_some((target, entry))
-        })
+        self.places().map(|(_, target, entry)| (target, entry))
+    }
+
+    /// All entries, with the place and the target of each.
+    pub fn places(&self) -> impl Iterator<Item = (usize, Port, Entry)> {
+        self.places
+            .iter()
+            .enumerate()
+            .filter_map(|(number, place)| {
+                let entry = Entry(place.entry.load());
+                #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
+                let target = Port::new(place.tag.load() as u16);
+                (entry.0 != 0).then_some((number, target, entry))
+            })
     }
 
     /// Removes all entries.

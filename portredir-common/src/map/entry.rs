@@ -122,6 +122,14 @@ impl Entry {
         Port::new((self.0 >> Self::DST_PORT) as u16)
     }
 
+    /// Whether this entry and another one are of one flow; a packet may have been seen
+    /// meanwhile.
+    #[must_use]
+    pub const fn is_same_flow(self, other: Self) -> bool {
+        const TIME: u64 = 0xffff | Entry::SEEN_AGAIN;
+        (self.0 ^ other.0) & !TIME == 0
+    }
+
     /// Whether the client connected to this port, and has its own port.
     #[inline(always)]
     #[must_use]

@@ -6,7 +6,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use portredir_common::datapath::flow_lookup;
-use portredir_common::flow::{Flow, FlowKey, FlowTable};
+use portredir_common::flow::{Epoch, Flow, FlowKey, FlowTable};
 use portredir_common::kernel::{FlowBuckets, FlowTables, NewFlow};
 use portredir_common::map::bucket::{Bucket, Shares};
 use portredir_common::map::entry::{Connection, Entry};
@@ -19,7 +19,8 @@ use portredir_common::verdict::Reason;
 use crate::context::Context;
 use crate::globals::{FLOW_SEED, FLOW_SHARES};
 use crate::kernel::Kernel;
-use crate::maps::{FLOWS, GIVEN, GIVEN_TCP, REMAP, REMAP_TCP, REMAPPED};
+use crate::kernel::counters::now_ns;
+use crate::maps::{FLOWS, GIVEN, GIVEN_TCP, REMAP, REMAP_TCP, REMAPPED, UDP_ENDS};
 use crate::verifier::{Volatile, computed};
 
 #[inline(always)]
@@ -32,17 +33,35 @@ fn hash(key: &FlowKey) -> Hash {
 }
 
 #[inline(always)]
-fn bucket(table: FlowTable, hash: Hash) -> Option<&'static Bucket<Volatile>> {
+fn shares() -> Shares {
     let shares = &raw const FLOW_SHARES;
     // SAFETY: words of a valid static; volatile, as the loader changes it.
-    let shares = unsafe {
+    unsafe {
         Shares {
             tcp: (&raw const (*shares).tcp).read_volatile(),
             udp: (&raw const (*shares).udp).read_volatile(),
             syn: (&raw const (*shares).syn).read_volatile(),
         }
-    };
-    FLOWS.get(shares.index(table, hash))
+    }
+}
+
+#[inline(always)]
+fn bucket(table: FlowTable, hash: Hash) -> Option<&'static Bucket<Volatile>> {
+    FLOWS.get(shares().index(table, hash))
+}
+
+#[inline(always)]
+fn keep_ports(slot: u32, client_port: Port, target: Port) {
+    if let Some(ends) = UDP_ENDS.get(slot) {
+        ends.write_ports(client_port, target, (now_ns() / Epoch::UNIT_NS) as u32);
+    }
+}
+
+#[inline(always)]
+fn keep_addrs(slot: u32, key: &FlowKey) {
+    if let Some(ends) = UDP_ENDS.get(slot) {
+        ends.write_addrs(key.client, key.local);
+    }
 }
 
 /// [`FlowBuckets`] of the kernel, which need no context.
@@ -60,6 +79,21 @@ impl FlowBuckets for Maps {
     #[inline(always)]
     fn bucket(&self, table: FlowTable, hash: Hash) -> Option<&'static Bucket<Volatile>> {
         bucket(table, hash)
+    }
+
+    #[inline(always)]
+    fn udp_slot(&self, hash: Hash, place: usize) -> u32 {
+        shares().udp_slot(hash, place)
+    }
+
+    #[inline(always)]
+    fn keep_ports(&self, slot: u32, client_port: Port, target: Port) {
+        keep_ports(slot, client_port, target);
+    }
+
+    #[inline(always)]
+    fn keep_addrs(&self, slot: u32, key: &FlowKey) {
+        keep_addrs(slot, key);
     }
 }
 
@@ -91,15 +125,19 @@ extern "C" fn flow_put(table: u64, key: *const FlowKey, flow: u64) -> u32 {
     0
 }
 
-/// Adds the entry of a flow that has none: see [`Bucket::add`].
+/// Adds the entry of a UDP flow that has none, and returns its slot: see [`Bucket::add`].
 #[unsafe(no_mangle)]
 extern "C" fn flow_add(bucket: *const Bucket<Volatile>, hash: u64, target: u32, flow: u64) -> u32 {
     // SAFETY: null or a bucket.
-    if let Some(bucket) = unsafe { bucket.as_ref() } {
-        let (hash, target) = (Hash(hash), Port::unpack(target.into()));
-        bucket.add(hash, target, Entry::new(hash, &Flow::unpack(flow)));
-    }
-    0
+    let Some(bucket) = (unsafe { bucket.as_ref() }) else {
+        return 0;
+    };
+    let (hash, target) = (Hash(hash), Port::unpack(target.into()));
+    let flow = Flow::unpack(flow);
+    let place = bucket.add(hash, target, Entry::new(hash, &flow));
+    let slot = shares().udp_slot(hash, place);
+    keep_ports(slot, flow.client_port, target);
+    slot
 }
 
 /// [`flow_lookup::remove`].
@@ -189,6 +227,21 @@ impl<C: Context> FlowBuckets for Kernel<C> {
     fn bucket(&self, table: FlowTable, hash: Hash) -> Option<&'static Bucket<Volatile>> {
         bucket(table, hash)
     }
+
+    #[inline(always)]
+    fn udp_slot(&self, hash: Hash, place: usize) -> u32 {
+        shares().udp_slot(hash, place)
+    }
+
+    #[inline(always)]
+    fn keep_ports(&self, slot: u32, client_port: Port, target: Port) {
+        keep_ports(slot, client_port, target);
+    }
+
+    #[inline(always)]
+    fn keep_addrs(&self, slot: u32, key: &FlowKey) {
+        keep_addrs(slot, key);
+    }
 }
 
 impl<C: Context> FlowTables for Kernel<C> {
@@ -203,10 +256,9 @@ impl<C: Context> FlowTables for Kernel<C> {
     }
 
     #[inline(always)]
-    fn insert(&self, bucket: &'static Bucket<Volatile>, new: &NewFlow) -> Result<(), Reason> {
+    fn insert(&self, bucket: &'static Bucket<Volatile>, new: &NewFlow) -> Result<u32, Reason> {
         let target = new.target.half().into();
-        flow_add(bucket, new.hash.0, target, new.flow.pack());
-        Ok(())
+        Ok(flow_add(bucket, new.hash.0, target, new.flow.pack()))
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
     bpf_sk_assign, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get,
     bpf_skc_lookup_tcp,
@@ -12,7 +12,7 @@ use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::net::{Port, Version};
 
 use crate::context::Context;
-use crate::maps::{SCOPE, SOCKETS};
+use crate::maps::{LISTENS_ON, SCOPE, SOCKETS};
 
 /// States of a socket, as `include/net/tcp_states.h` numbers them.
 pub mod tcp_state {
@@ -51,9 +51,23 @@ pub fn assign_listener(ctx: *mut __sk_buff, key: &FlowKey) -> bool {
     let is_listening = unsafe { (*socket).state } == tcp_state::LISTEN;
     // SAFETY: as above.
     let is_assigned = is_listening && unsafe { bpf_sk_assign(ctx.cast(), socket.cast(), 0) } == 0;
+    if is_assigned {
+        hand_down(socket, key.local_port);
+    }
     // SAFETY: the reference from the look-up, given back once.
     unsafe { bpf_sk_release(socket.cast()) };
     is_assigned
+}
+
+/// Keeps the port of a listener where the sockets of its connections get it from. Without
+/// memory for it the connections are not listed.
+#[inline(always)]
+pub fn hand_down(listener: *mut bpf_sock, mut port: Port) {
+    let map = (&raw const LISTENS_ON).cast_mut().cast();
+    let value = (&raw mut port).cast();
+    let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: a storage of sockets, a socket that is not null, and a value of its type.
+    unsafe { bpf_sk_storage_get(map, listener.cast(), value, flags) };
 }
 
 /// Whether there is a UDP socket that gets the packets of a flow.

@@ -15,7 +15,7 @@ use portredir_common::wire::frame::Frame as _;
 use crate::context::{AF_INET, v4, v6};
 use crate::frame::{AtData, Skb};
 use crate::kernel::Kernel;
-use crate::kernel::sockets::{tcp_socket, tcp_state};
+use crate::kernel::sockets::{hand_down, tcp_socket, tcp_state};
 use crate::maps::{LISTENERS, NEXT_SLOT};
 use crate::program::sock_ops::{is_in_netns, is_target};
 
@@ -40,6 +40,11 @@ pub fn register(ops: *mut bpf_sock_ops) {
         // SAFETY: a socket map and a key of its type.
         unsafe { bpf_sock_hash_update(ops, map, key, flags) }
     });
+    // SAFETY: as above.
+    let socket: *mut bpf_sock = unsafe { (*ops).__bindgen_anon_2.sk };
+    if !socket.is_null() {
+        hand_down(socket, port);
+    }
 }
 
 /// Registers the socket that listens for a flow; 1 when it was not registered
@@ -63,7 +68,12 @@ pub fn register_listener(skb: *mut __sk_buff, key: &FlowKey) -> i32 {
             // SAFETY: a socket map and a key of its type.
             unsafe { bpf_map_update_elem(map, key, socket.cast(), flags) }
         });
-        if result == 0 { 1 } else { result }
+        if result == 0 {
+            hand_down(socket, key.local_port);
+            1
+        } else {
+            result
+        }
     };
     // SAFETY: the reference from the look-up, given back once.
     unsafe { bpf_sk_release(socket.cast()) };

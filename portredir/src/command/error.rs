@@ -9,7 +9,7 @@ use crate::exit::ExitCode;
 use crate::host::preflight::PreflightError;
 use crate::loader::pinned::PinnedError;
 use crate::loader::trace::TraceError;
-use crate::observe::trace::filter::FilterError;
+use crate::observe::{connections, trace};
 use crate::plan::UsageError;
 use crate::rule::{Rule, SourcedError};
 use crate::ruleset::shadow::ConflictError;
@@ -94,7 +94,8 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         let is_usage = error.is::<UsageError>()
             || error.is::<SourcedError>()
             || error.is::<ConflictError>()
-            || error.is::<FilterError>();
+            || error.is::<connections::FilterError>()
+            || error.is::<trace::filter::FilterError>();
         is_usage.then_some(ExitCode::Usage)
     });
     code.unwrap_or(ExitCode::Failed)

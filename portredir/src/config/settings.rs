@@ -205,7 +205,8 @@ options! {
     max_tcp_flows: FlowCount = FlowCount::fixed(262_144), attach;
 
     /// Size of the table of UDP flows, and of the table of TCP flows that are not yet
-    /// accepted; 32 bytes of kernel memory per entry in each [default: 65536].
+    /// accepted; 32 bytes of kernel memory per entry in each, and 80 for the ends of a UDP
+    /// flow [default: 65536].
     #[arg(long, value_name = "N", hide_short_help = true)]
     #[arg(env = "PORTREDIR_MAX_UDP_FLOWS", hide_env = true)]
     max_udp_flows: FlowCount = FlowCount::fixed(65_536), attach;

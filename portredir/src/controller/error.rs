@@ -11,6 +11,7 @@ use crate::host::preflight::PreflightError;
 use crate::loader::DatapathError;
 use crate::loader::pinned::PinnedError;
 use crate::loader::trace::TraceError;
+use crate::observe::connections::ListError;
 use crate::plan::lockout::LockoutError;
 use crate::plan::{Refused, UsageError};
 use crate::ruleset::compile::TableError;
@@ -119,6 +120,15 @@ pub enum ControllerError {
     /// TCP sockets cannot be listed.
     #[error(transparent)]
     Sockets(#[from] SockDiagError),
+    /// Flows cannot be listed.
+    #[error(transparent)]
+    List(#[from] ListError),
+    /// The process in the foreground does not tell the maps of its flows.
+    #[error(
+        "the running process does not answer a question for its flows; restart that process if \
+         it is of an older version"
+    )]
+    NoFlows(#[source] io::Error),
     /// Options, rules or files are wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),

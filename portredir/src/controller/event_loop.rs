@@ -101,7 +101,7 @@ pub async fn watch(
                         reread.get_or_insert_with(|| Instant::now() + SETTLE);
                     }
                     Request::Stop => return Ok(()),
-                    Request::Who | Request::Status => {}
+                    Request::Who | Request::Status | Request::Flows => {}
                 }
             }
             () = sleep_until(reread.unwrap_or_else(Instant::now)), if reread.is_some() => {

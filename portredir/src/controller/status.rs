@@ -1,12 +1,18 @@
 //! The answers of a redirect to questions.
 
+use std::io;
+
 use super::error::ControllerError;
 use super::{Controller, Parts};
 use crate::host::netlink::Netlink;
 use crate::host::{features, filters};
 use crate::ipc::client::{self, Answer, Reply, Request, Role, Who};
-use crate::loader::chain;
+use crate::loader::flow_view::MapIds;
 use crate::loader::pinned::{self, Found, PinnedError};
+use crate::loader::{Sizes, chain};
+use crate::observe::connections::{self, Filter, List, Redirect};
+use crate::state::State;
+use crate::state::attachment::Attachment;
 use crate::sys::bpffs::PinDir;
 
 impl Controller {
@@ -18,6 +24,10 @@ impl Controller {
                 |error| Reply::Refused(chain(&error)),
                 |answer| Reply::Answer(Box::new(answer)),
             ),
+            Request::Flows => Reply::Flows(Box::new(Redirect {
+                maps: self.datapath.map_ids(),
+                ..redirect(&self.state, self.attachments.values())
+            })),
             _ => Reply::Done(Who::this(role)),
         }
     }
@@ -36,6 +46,48 @@ impl Controller {
             rolled_back_ago: self.state.rolled_back_ago().map(|ago| ago.as_secs()),
             report: self.report()?,
         })
+    }
+}
+
+/// Lists the flows of the running redirect that a filter wants, whether it is pinned or
+/// belongs to a process in the foreground.
+///
+/// # Errors
+///
+/// [`ControllerError::NotRunning`], or this user may not read flows.
+pub fn flows(filter: &Filter) -> Result<List, ControllerError> {
+    let pins = PinDir::current().map_err(ControllerError::netns)?;
+    match pinned::find(&pins)? {
+        Found::Live(state) => {
+            let redirect = redirect(&state, &pinned::attachments(&pins));
+            Ok(connections::list(&redirect, Some(&pins), filter)?)
+        }
+        Found::Nothing | Found::Unfinished => match client::flows() {
+            Ok(Some(redirect)) => Ok(connections::list(&redirect, None, filter)?),
+            Ok(None) => Err(not_running()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(PinnedError::NotPermitted(error).into())
+            }
+            Err(error) => Err(ControllerError::NoFlows(error)),
+        },
+    }
+}
+
+fn redirect<'a>(state: &State, attachments: impl IntoIterator<Item = &'a Attachment>) -> Redirect {
+    let settings = &state.settings;
+    let attachments = attachments.into_iter();
+    let redirecting = attachments.filter(|attachment| !attachment.is_egress_only);
+    Redirect {
+        rules: state.rules(),
+        engines: redirecting
+            .map(|attachment| attachment.engine.name().to_owned())
+            .collect(),
+        sizes: Sizes {
+            tcp_flows: settings.max_tcp_flows.get(),
+            udp_flows: settings.max_udp_flows.get(),
+        },
+        since: state.since.as_ref().map(|since| since.time),
+        maps: MapIds::new(),
     }
 }
 

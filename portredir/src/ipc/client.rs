@@ -14,6 +14,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::config::settings::Settings;
+use crate::observe::connections::Redirect;
 use crate::observe::report::Report;
 use crate::state::stamp::Stamp;
 use crate::sys::peer::Owner;
@@ -38,6 +39,9 @@ pub enum Request {
     Who,
     /// A question for the running configuration.
     Status,
+    /// A question for the maps of the flows and what belongs to them. For root alone, who
+    /// may open maps.
+    Flows,
     /// A notification that a command changed the rules: the process reads them again. For
     /// root alone.
     Changed,
@@ -119,6 +123,21 @@ pub struct Answer {
 pub fn status() -> io::Result<Option<Answer>> {
     match exchange(Request::Status)? {
         Some(Reply::Answer(answer)) => Ok(Some(*answer)),
+        None => Ok(None),
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Asks the process of this network namespace for the maps of its flows; `None` when there
+/// is no such process.
+///
+/// # Errors
+///
+/// When the process does not answer, or refuses. An older process does not know the
+/// question.
+pub fn flows() -> io::Result<Option<Redirect>> {
+    match exchange(Request::Flows)? {
+        Some(Reply::Flows(redirect)) => Ok(Some(*redirect)),
         None => Ok(None),
         Some(_) => Err(io::ErrorKind::InvalidData.into()),
     }
@@ -254,6 +273,8 @@ pub enum Reply {
     Done(Who),
     /// The running configuration.
     Answer(Box<Answer>),
+    /// The redirect, for a list of its flows.
+    Flows(Box<Redirect>),
     /// The request is refused, for this reason.
     Refused(String),
 }

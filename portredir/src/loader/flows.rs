@@ -8,7 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 use portredir_common::flow::{Epoch, FlowKey};
 use portredir_common::flow::{FlowTable, UDP_IDLE};
 use portredir_common::map::bucket::{Bucket, Shares};
-use portredir_common::map::entry::Entry;
+use portredir_common::map::entry::{Entry, PLACES};
 use portredir_common::map::hash::{Hash, Seed};
 use portredir_common::net::{Port, Protocol};
 
@@ -70,6 +70,21 @@ impl Flows {
             let table = self.shares.table(index);
             let entries = bucket.entries();
             entries.map(move |(target, entry)| (table, target, entry))
+        })
+    }
+
+    /// Every entry of the UDP table, with its slot ([`Shares::udp_slot`]) and its target.
+    pub fn udp_entries(&self) -> impl Iterator<Item = (usize, Port, Entry)> {
+        let first = self.shares.tcp as usize;
+        let buckets = (0..).zip(
+            self.buckets
+                .iter()
+                .skip(first)
+                .take(self.shares.udp as usize),
+        );
+        buckets.flat_map(|(index, bucket): (usize, _)| {
+            let places = bucket.places();
+            places.map(move |(place, target, entry)| (index * PLACES + place, target, entry))
         })
     }
 

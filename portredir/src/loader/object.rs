@@ -11,6 +11,7 @@ use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use portredir_common::map::bucket::Shares;
 use portredir_common::map::hash::Seed;
+use serde::{Deserialize, Serialize};
 
 use super::error::DatapathError;
 use crate::sys::bpffs::PinDir;
@@ -21,7 +22,7 @@ use crate::sys::xfrm;
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/portredir.bpf.o");
 
 /// The sizes of the flow tables.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Sizes {
     /// The number of entries in the TCP table.
     pub tcp_flows: u32,
@@ -55,7 +56,7 @@ impl From<Sizes> for Options {
 }
 
 /// The maps that outlive a process.
-pub(super) const MAPS: [&str; 29] = [
+pub(super) const MAPS: [&str; 31] = [
     "ADDRS",
     "COUNTERS",
     "DIALLED",
@@ -66,6 +67,7 @@ pub(super) const MAPS: [&str; 29] = [
     "HOT",
     "IFACES",
     "LISTENERS",
+    "LISTENS_ON",
     "LOCAL",
     "LOCAL_NETS",
     "NEXT_SLOT",
@@ -85,6 +87,7 @@ pub(super) const MAPS: [&str; 29] = [
     "TRACE",
     "TRACE_CPU",
     "TRACE_UNTIL",
+    "UDP_ENDS",
 ];
 
 /// The constants that programs are loaded with.
@@ -126,6 +129,7 @@ impl Globals {
             .override_global("FLOW_SHARES", &flow_shares[..], true)
             .override_global("FLOW_SEED", &seed.0[..], true)
             .map_max_entries("FLOWS", shares.total())
+            .map_max_entries("UDP_ENDS", shares.udp_slots())
             .load(OBJECT)?;
         drop(loader);
         mmap::give_back();

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use portredir_common::map::bucket::Bucket;
+use portredir_common::map::ends::Ends;
 use portredir_common::map::rules::PacketPath;
 
 /// Lets the allocator return unused memory to the kernel, after much was needed for a
@@ -29,6 +30,7 @@ pub fn give_back() {
 pub trait Shared: Send + Sync + 'static {}
 
 impl Shared for Bucket<AtomicU64> {}
+impl Shared for Ends<AtomicU64> {}
 impl Shared for PacketPath<AtomicU64> {}
 
 /// The elements of an array map that was made with `BPF_F_MMAPABLE`; their size is a

@@ -38,6 +38,21 @@ pub(crate) fn ask<I>(
 where
     I: NetlinkSerializable + NetlinkDeserializable,
 {
+    let mut answers = Vec::new();
+    ask_each(protocol, payload, flags, |answer| answers.push(answer))?;
+    Ok(answers)
+}
+
+/// Sends a question, and calls a function with each answer.
+pub(crate) fn ask_each<I>(
+    protocol: isize,
+    payload: NetlinkPayload<I>,
+    flags: u16,
+    mut on_answer: impl FnMut(I),
+) -> Result<(), NetlinkError>
+where
+    I: NetlinkSerializable + NetlinkDeserializable,
+{
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     // Errors carry a message, and not the whole question before it.
@@ -52,7 +67,6 @@ where
     question.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
 
-    let mut answers = Vec::new();
     loop {
         let (bytes, _) = socket.recv_from_full()?;
         let mut rest = bytes.as_slice();
@@ -61,7 +75,7 @@ where
             let len = (message.header.length as usize).next_multiple_of(4);
             rest = rest.get(len..).unwrap_or_default();
             match message.payload {
-                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                NetlinkPayload::InnerMessage(answer) => on_answer(answer),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
                     return Err(NetlinkError::Kernel {
                         source: error.to_io(),
@@ -69,7 +83,7 @@ where
                     });
                 }
                 // An error without a code is an ACK.
-                NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(answers),
+                NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(()),
                 _ => {}
             }
         }

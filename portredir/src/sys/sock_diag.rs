@@ -62,6 +62,16 @@ pub struct SockDiagError {
     source: NetlinkError,
 }
 
+impl SockDiagError {
+    pub(super) const fn new(protocol: Protocol, source: NetlinkError) -> Self {
+        let protocol = match protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        Self { protocol, source }
+    }
+}
+
 /// Lists all TCP sockets of a kind.
 ///
 /// # Errors
@@ -112,13 +122,7 @@ fn dump(protocol: Protocol, states: &StateFlags) -> Result<Vec<InetResponse>, So
         };
         let request = SockDiagMessage::InetRequest(request);
         let answers = ask(NETLINK_SOCK_DIAG, request.into(), NLM_F_DUMP);
-        let answers = answers.map_err(|source| SockDiagError {
-            protocol: match protocol {
-                Protocol::Tcp => "tcp",
-                Protocol::Udp => "udp",
-            },
-            source,
-        })?;
+        let answers = answers.map_err(|source| SockDiagError::new(protocol, source))?;
         sockets.extend(answers.into_iter().filter_map(|answer| match answer {
             SockDiagMessage::InetResponse(socket) => Some(*socket),
             _ => None,
@@ -141,19 +145,24 @@ fn server(protocol: Protocol, socket: &InetResponse) -> Server {
 }
 
 fn tcp_socket(id: &SocketId) -> TcpSocket {
+    TcpSocket {
+        key: key_of(id),
+        device: id.interface_id,
+    }
+}
+
+/// The ends of a socket, as the key of a TCP flow.
+pub(super) fn key_of(id: &SocketId) -> FlowKey {
     // Dual-stack sockets have addresses like ::ffff:10.0.0.1.
     let is_v4 = id.source_address.to_canonical().is_ipv4();
     let version = if is_v4 { Version::V4 } else { Version::V6 };
-    TcpSocket {
-        key: FlowKey {
-            client: Addr::from(id.destination_address),
-            local: Addr::from(id.source_address),
-            client_port: Port::new(id.destination_port),
-            local_port: Port::new(id.source_port),
-            protocol: Protocol::Tcp as u8,
-            version: version as u8,
-            pad: [0; 2],
-        },
-        device: id.interface_id,
+    FlowKey {
+        client: Addr::from(id.destination_address),
+        local: Addr::from(id.source_address),
+        client_port: Port::new(id.destination_port),
+        local_port: Port::new(id.source_port),
+        protocol: Protocol::Tcp as u8,
+        version: version as u8,
+        pad: [0; 2],
     }
 }

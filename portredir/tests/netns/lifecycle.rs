@@ -7,6 +7,7 @@ pub mod change;
 pub mod churn;
 pub mod command;
 pub mod confirm;
+pub mod connections;
 pub mod doctor;
 pub mod drain;
 pub mod follow;
@@ -35,6 +36,7 @@ pub fn add(tests: &mut Tests) {
     command::add(tests);
     rules::add(tests);
     confirm::add(tests);
+    connections::add(tests);
     doctor::add(tests);
     kill::add(tests);
     upgrade::add(tests);

@@ -1,6 +1,8 @@
 //! The host of the datapath, made of hash maps: what the maps and helpers of
 //! the kernel do, without a kernel.
 
+mod sockets;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
@@ -9,19 +11,18 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use portredir_common::datapath::{egress, fast, flow_lookup, ingress, subprog};
-use portredir_common::flow::{Admitted, Flow, FlowKey, FlowTable, Original};
+use portredir_common::datapath::{egress, fast, flow_lookup, ingress};
+use portredir_common::flow::{Flow, FlowKey, FlowTable};
 use portredir_common::kernel::{
-    self, Admission, Assign, Cached, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow,
-    Outcome, Route, Socket, SocketCache, Subprograms,
+    self, FlowBuckets, FlowTables, Hit, Host, NewFlow, Outcome, Socket,
 };
 use portredir_common::map::bucket::Bucket;
-use portredir_common::map::entry::{Connection, Entry};
+use portredir_common::map::entry::{Connection, Entry, PLACES};
 use portredir_common::map::hash::{Hash, Seed};
 use portredir_common::map::local;
 use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
 use portredir_common::map::sockets::ListenerKey;
-use portredir_common::net::{Addr, Flags, Port, Protocol};
+use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::Reason;
 use portredir_common::wire::frame::Link;
 
@@ -276,6 +277,24 @@ impl FlowBuckets for Mock {
         bucket.before = bucket.entry();
         Some(bucket)
     }
+
+    fn udp_slot(&self, hash: Hash, place: usize) -> u32 {
+        assert!(place < PLACES && self.hashed.borrow().contains_key(&hash.0));
+        u32::try_from(place).expect("small")
+    }
+
+    fn keep_ports(&self, _slot: u32, client_port: Port, target: Port) {
+        let ends = |key: &FlowKey| (key.client_port, key.local_port);
+        let known = self.hashed.borrow();
+        assert!(known.values().any(|key| ends(key) == (client_port, target)));
+    }
+
+    fn keep_addrs(&self, _slot: u32, key: &FlowKey) {
+        // What is kept must be the flow that was inserted.
+        let known = self.hashed.borrow();
+        assert!(known.values().any(|known| known == key), "{key:?}");
+        assert_eq!(key.protocol, Protocol::Udp as u8);
+    }
 }
 
 /// The entry of a flow.
@@ -297,12 +316,15 @@ impl FlowTables for Mock {
         flow_lookup::connection(self, key)
     }
 
-    fn insert(&self, bucket: FlowBucket<'_>, new: &NewFlow) -> Result<(), Reason> {
+    fn insert(&self, bucket: FlowBucket<'_>, new: &NewFlow) -> Result<u32, Reason> {
         if self.is_full {
             return Err(Reason::TableFull);
         }
-        bucket.add(new.hash, new.target, Entry::new(new.hash, &new.flow));
-        Ok(())
+        let entry = Entry::new(new.hash, &new.flow);
+        let place = bucket.add(new.hash, new.target, entry);
+        let slot = self.udp_slot(new.hash, place);
+        self.keep_ports(slot, new.flow.client_port, new.target);
+        Ok(slot)
     }
 
     fn set_flow(&self, table: FlowTable, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
@@ -435,65 +457,5 @@ impl kernel::Tables for Mock {
 
     fn record_outcome(&self, rule: u16, outcome: Outcome) {
         self.outcomes.borrow_mut().push((rule, outcome));
-    }
-}
-
-impl Subprograms for Mock {
-    fn find_route(
-        &self,
-        key: &mut FlowKey,
-        entry: PortEntry,
-        flags: Flags,
-    ) -> Result<Route, Reason> {
-        subprog::find_route(self, key, entry, flags)
-    }
-
-    fn has_begun(&self, key: &mut FlowKey, original: Original, flags: Flags) -> Option<u16> {
-        subprog::has_begun(self, key, original, flags)
-    }
-
-    fn admit(&self, key: &mut FlowKey, request: &Admission) -> Result<Admitted, Reason> {
-        subprog::admit(self, key, request)
-    }
-}
-
-impl Listeners for Mock {
-    fn is_in_scope(&self) -> bool {
-        self.is_in_scope
-    }
-
-    fn is_loopback_allowed(&self) -> bool {
-        self.is_loopback_allowed.get()
-    }
-
-    fn assign(&self, key: &ListenerKey) -> bool {
-        self.asked.borrow_mut().push(*key);
-        self.listeners.contains(key)
-    }
-}
-
-impl Assign for Mock {
-    fn assign_listener(&self, key: &FlowKey) -> bool {
-        self.assigned.borrow_mut().push(*key);
-        !self.is_unserved
-    }
-}
-
-impl SocketCache for Mock {
-    fn cached(&self, ports: (Port, Port)) -> Cached {
-        let is_its = |key: &FlowKey| (key.local_port, key.client_port) == ports;
-        match &self.cache {
-            None => Cached::NoSocket,
-            Some(cache) => match cache.borrow().iter().find(|(key, _)| is_its(key)) {
-                Some((_, flow)) => Cached::Flow(*flow),
-                None => Cached::Nothing,
-            },
-        }
-    }
-
-    fn cache(&self, key: &FlowKey, flow: &Flow) {
-        if let Some(cache) = &self.cache {
-            cache.borrow_mut().entry(*key).or_insert(*flow);
-        }
     }
 }
