@@ -45,6 +45,18 @@ pub struct Cli {
     pub verbose: u8,
 }
 
+impl Cli {
+    /// Whether the process stays, to keep a redirect in step with its host.
+    #[must_use]
+    pub const fn is_staying(&self) -> bool {
+        match &self.command {
+            None | Some(Command::Watch) => true,
+            Some(Command::Up(args)) => args.watch,
+            Some(_) => false,
+        }
+    }
+}
+
 /// The commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
@@ -126,6 +138,16 @@ pub enum Command {
         after_help = "Example: sudo portredir connections port 80 from 192.0.2.0/24"
     )]
     Connections(ConnectionsArgs),
+
+    /// Print metrics for Prometheus once.
+    ///
+    /// For the textfile collector of node_exporter: run it every minute with --output. Exit
+    /// code 3 means that portredir is not running; the metrics say so, too. To serve
+    /// metrics over HTTP, use `portredir up --metrics ADDR:PORT`.
+    #[command(
+        after_help = "Example: portredir metrics --output /var/lib/node_exporter/portredir.prom"
+    )]
+    Metrics(MetricsArgs),
 
     /// Find everything that stands between clients and servers, and how to mend it.
     ///
@@ -364,6 +386,14 @@ pub struct ConnectionsArgs {
         value_parser = interval
     )]
     pub watch: Option<Duration>,
+}
+
+/// `portredir metrics`.
+#[derive(Args, Clone, Debug)]
+pub struct MetricsArgs {
+    /// Write to a file, in one step, instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// `portredir doctor`.

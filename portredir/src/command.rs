@@ -9,6 +9,8 @@ pub mod error;
 mod event;
 mod journal;
 mod listening;
+pub mod log;
+pub mod metrics;
 pub mod plan;
 pub mod read;
 pub mod run;

@@ -15,6 +15,7 @@ pub mod event_loop;
 mod fights;
 pub mod health;
 mod log;
+pub mod metrics;
 mod reconcile;
 mod repair;
 pub mod status;
@@ -32,9 +33,11 @@ use crate::config::settings::Settings;
 use crate::host::features::Features;
 use crate::host::netlink::{HostChange, Netlink};
 use crate::host::snapshot::Snapshot;
+use crate::ipc::scrape::Scrapes;
 use crate::loader::pinned;
-use crate::loader::{Datapath, Options, Sizes};
+use crate::loader::{Datapath, Options, Sizes, Unregistered};
 use crate::observe::attached::Interface;
+use crate::observe::metrics::Reconciled;
 use crate::observe::report::Report;
 use crate::ruleset::compile::Table;
 use crate::state::State;
@@ -59,12 +62,18 @@ pub struct Controller {
     told_interfaces: BTreeSet<String>,
     told_failures: BTreeSet<String>,
     told_servers: BTreeSet<String>,
+    /// The servers that a socket lookup cannot deliver to, when they were last counted.
+    unregistered: Vec<Unregistered>,
     told_local: Option<String>,
     told_ipsec: Option<String>,
     told_ipsec_failure: Option<String>,
     /// The interfaces to which nothing could be attached, by index.
     lost: BTreeMap<u32, Interface>,
     fights: Fights,
+    reconciled: Reconciled,
+    /// The server of metrics, in a process that keeps the redirect.
+    scrapes: Option<Scrapes>,
+    told_metrics: Option<String>,
     /// The watcher, which has been notified of a change that it may read now.
     notified: Option<Notified>,
 }
@@ -132,11 +141,15 @@ impl Controller {
             told_interfaces: BTreeSet::new(),
             told_failures: BTreeSet::new(),
             told_servers: BTreeSet::new(),
+            unregistered: Vec::new(),
             told_local: None,
             told_ipsec: None,
             told_ipsec_failure: None,
             lost: BTreeMap::new(),
             fights: Fights::default(),
+            reconciled: Reconciled::default(),
+            scrapes: None,
+            told_metrics: None,
             notified: None,
         };
         controller.adopt();

@@ -1,3 +1,5 @@
-//! The conversation of a command with the process that redirects or watches.
+//! The conversation of a command, or of Prometheus, with the process that redirects or
+//! watches.
 
 pub mod client;
+pub mod scrape;

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use portredir::cli::{self, Cli, Command, Mistake};
-use portredir::command::{change, connections, doctor, error, plan, read, run, say, status, trace};
+use portredir::command::log::Journal;
+use portredir::command::{
+    change, connections, doctor, error, log, metrics, plan, read, run, say, status, trace,
+};
 use portredir::exit;
 
 fn main() -> ExitCode {
@@ -20,9 +23,12 @@ fn main() -> ExitCode {
     } else {
         "warn"
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
-        .format_timestamp_millis()
-        .init();
+    let journal = if cli.is_staying() {
+        Journal::Warnings
+    } else {
+        Journal::Off
+    };
+    log::init(default, journal);
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -54,6 +60,7 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Status(args)) => status::status(*args).await,
         Some(Command::Trace(args)) => trace::trace(args).await,
         Some(Command::Connections(args)) => connections::connections(args).await,
+        Some(Command::Metrics(args)) => metrics::metrics(args),
         Some(Command::Doctor(args)) => doctor::doctor(args).await,
         Some(Command::Bench(args)) => portredir::bench::run(args).await,
         Some(Command::Watch) => change::watch().await,

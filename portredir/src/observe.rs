@@ -3,6 +3,8 @@
 pub mod attached;
 pub mod connections;
 pub mod doctor;
+pub mod faults;
 pub mod listening;
+pub mod metrics;
 pub mod report;
 pub mod trace;

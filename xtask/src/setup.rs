@@ -20,7 +20,7 @@ pub enum Missing {
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
 
-const TEST_TOOLS: [Tool; 21] = [
+const TEST_TOOLS: [Tool; 22] = [
     ("bpftool", "bpftool"),
     ("capsh", "libcap2-bin"),
     ("chrt", "util-linux"),
@@ -33,6 +33,10 @@ const TEST_TOOLS: [Tool; 21] = [
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("python3", "python3"),
+    (
+        "/usr/lib/python3/dist-packages/jsonschema",
+        "python3-jsonschema",
+    ),
     ("setpriv", "util-linux"),
     ("strace", "strace"),
     ("sysctl", "procps"),

@@ -13,6 +13,7 @@ use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change, Diff};
 use crate::controller::error::{ChangeError, ControllerError};
 use crate::controller::event_loop::{self, Signals};
+use crate::controller::metrics;
 use crate::controller::transaction::{self, Transaction};
 use crate::controller::watcher::{self, Stubborn};
 use crate::host::{filters, preflight};
@@ -42,6 +43,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     }
     let transaction = Transaction::begin(&mut event::print).await?;
     preflight::check_kernel()?;
+    check_metrics(&settings, transaction.settings().ok())?;
     let change = transaction.plan(Action::Run(settings), options)?;
     listening::say_plan(&change);
     change.check()?;
@@ -75,6 +77,19 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     controller.log_decisions();
     event_loop::watch(controller, reload, &mut event::print).await?;
     printed
+}
+
+/// Checks that the watcher can serve metrics, unless it does so already.
+fn check_metrics(settings: &Settings, running: Option<&Settings>) -> Result<(), ControllerError> {
+    let is_served = running.is_some_and(|running| running.metrics == settings.metrics);
+    match settings
+        .metrics
+        .get()
+        .filter(|_| !is_served || watcher::is_missing())
+    {
+        Some(addr) => metrics::check(addr),
+        None => Ok(()),
+    }
 }
 
 /// Says which running rules `up` removes, before it does.

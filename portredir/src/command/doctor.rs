@@ -110,12 +110,11 @@ fn running(answer: Answer) -> Running {
             Some(client::Role::Foreground) => Role::Foreground(answer.pid),
         },
         confirm_within: answer.confirm_within,
-        interfaces: answer
-            .report
-            .interfaces
-            .into_iter()
-            .map(|interface| interface.report)
-            .collect(),
+        silent: answer.silent,
+        flow_tables: answer.flow_tables,
+        unregistered: answer.unregistered,
+        drops: answer.report.drops,
+        interfaces: answer.report.interfaces,
     }
 }
 

@@ -1,11 +1,9 @@
 //! Events as people read them.
 
-use std::io;
-
 use super::{count, journal, say};
 use crate::config::engine::EngineChoice;
 use crate::controller::event::{DetachReason, Event, Interrupted};
-use crate::loader::chain;
+use crate::loader::{Unregistered, chain};
 use crate::sys::syslog::Severity;
 
 /// Prints an event to standard error, and writes it to the log of the system.
@@ -61,14 +59,11 @@ fn text(event: &Event) -> String {
         Event::PinnedAgain(dir) => {
             format!("another program removed pins from {dir}; they are pinned again")
         }
-        Event::AttachFailed(text) | Event::LocalIncomplete(text) | Event::BehindIpsec(text) => {
-            text.clone()
-        }
-        Event::Unregistered {
-            engine,
-            port,
-            error,
-        } => unregistered(*engine, *port, error),
+        Event::AttachFailed(text)
+        | Event::LocalIncomplete(text)
+        | Event::MetricsFailed(text)
+        | Event::BehindIpsec(text) => text.clone(),
+        Event::Unregistered { engine, server } => unregistered(*engine, *server),
         Event::Draining {
             connections,
             timeout,
@@ -95,14 +90,8 @@ fn text(event: &Event) -> String {
 }
 
 /// A server that a socket lookup cannot deliver to.
-fn unregistered(engine: EngineChoice, port: u16, error: &io::Error) -> String {
-    let why = match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => {
-            "the server uses MPTCP, whose sockets this kernel does not accept in BPF maps"
-                .to_owned()
-        }
-        _ => error.to_string(),
-    };
+fn unregistered(engine: EngineChoice, server: Unregistered) -> String {
+    let (port, why) = (server.port, server.why());
     if engine == EngineChoice::Auto {
         return format!(
             "clients behind IPsec policies cannot reach the server on port {port}: {why}"

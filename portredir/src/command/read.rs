@@ -31,7 +31,9 @@ pub(super) fn read(args: ReadArgs) -> anyhow::Result<Answer> {
     if args.json
         && matches!(
             answer,
-            Err(ControllerError::NotRunning | ControllerError::Ending)
+            Err(ControllerError::NotRunning
+                | ControllerError::Ending
+                | ControllerError::LeftFilters(_))
         )
     {
         let json = serde_json::json!({ "schema": 1, "running": false });

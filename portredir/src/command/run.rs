@@ -8,6 +8,7 @@ use tokio::time::Interval;
 
 use super::{event, journal, listening, say, try_print};
 use crate::cli::Run;
+use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change, Diff, HostView};
 use crate::controller::error::ControllerError;
 use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every, mend};
@@ -15,6 +16,7 @@ use crate::controller::{Controller, Parts};
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
 use crate::ipc::client::{Control, Request, Role};
+use crate::ipc::scrape::Scrapes;
 use crate::loader::chain;
 use crate::loader::pinned::{self, Found};
 use crate::observe::report::Report;
@@ -40,6 +42,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     let _lock = Lock::take()?;
     refuse_active()?;
     let mut control = Control::listen().context("listen on the control socket")?;
+    let scrapes = serve_metrics(&control, &settings)?;
     let mut signals = Signals::new()?;
     let mut controller = Controller::open(Parts {
         state: State::empty(settings.clone()),
@@ -48,6 +51,7 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
         pins: None,
     })?;
     controller.log_decisions();
+    controller.serve_metrics(scrapes, &mut event::print);
     begin(&mut controller, change).await?;
     if let Err(error) = capability::drop_capabilities() {
         log::warn!("cannot drop unneeded capabilities: {error}");
@@ -81,6 +85,17 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
     result?;
     view.print_final(&report?);
     Ok(())
+}
+
+/// Serves metrics where the settings say so.
+fn serve_metrics(control: &Control, settings: &Settings) -> Result<Scrapes, ControllerError> {
+    let mut scrapes = Scrapes::new(control.caller());
+    let addr = settings.metrics.get();
+    let served = scrapes.serve_at(addr);
+    match (served, addr) {
+        (Err(source), Some(addr)) => Err(ControllerError::Metrics { addr, source }),
+        _ => Ok(scrapes),
+    }
 }
 
 /// Prints the plan, and carries it out.

@@ -13,10 +13,11 @@ use crate::cli::StatusArgs;
 use crate::config::settings::Settings;
 use crate::config::{file, options};
 use crate::controller::change::HostView;
-use crate::controller::health::{self, Fault};
+use crate::controller::health;
 use crate::ipc::client::{Answer, Role};
 use crate::loader::chain;
 use crate::observe::attached::{HookReport, HookState, Interface};
+use crate::observe::faults::Fault;
 use crate::observe::listening::Listening;
 
 /// The time that the watcher needs for a change of the host.

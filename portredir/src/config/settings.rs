@@ -6,19 +6,20 @@ use toml::Spanned;
 
 use super::engine::EngineChoice;
 use super::selection::Selection;
-use super::value::{CgroupDir, DrainTimeout, FlowCount};
+use super::value::{CgroupDir, DrainTimeout, FlowCount, MetricsAddr};
 use crate::rule::Rule;
 
 /// Makes [`Options`], where each option may be given or not, and [`Settings`],
 /// where each has its value.
 ///
-/// An entry is the help text, the attributes for clap, the name, type and default, and
-/// the work that a change of it needs: `attach` programs anew; `switch`, a bool, or
+/// An entry is the help text, the attributes for clap and for the state, the name, type and
+/// default, and the work that a change of it needs: `attach` programs anew; `switch`, a bool, or
 /// `keep`, neither of which touches what is attached.
 macro_rules! options {
     ($(
         $(#[doc = $doc:literal])+
         $(#[arg($($arg:tt)*)])+
+        $(#[serde($($serde:tt)*)])*
         $name:ident: $type:ty = $default:expr, $takes:ident;
     )+) => {
         /// The options that were given by the command line, the environment or a file.
@@ -41,6 +42,7 @@ macro_rules! options {
         pub struct Settings {
             $(
                 $(#[doc = $doc])+
+                $(#[serde($($serde)*)])*
                 pub $name: $type,
             )+
             /// The rules, in order.
@@ -210,6 +212,15 @@ options! {
     #[arg(long, value_name = "N", hide_short_help = true)]
     #[arg(env = "PORTREDIR_MAX_UDP_FLOWS", hide_env = true)]
     max_udp_flows: FlowCount = FlowCount::fixed(65_536), attach;
+
+    /// Serve metrics for Prometheus at http://ADDR:PORT/metrics while redirecting
+    /// [default: off].
+    ///
+    /// Everybody who can connect to the address can read them. Example: 127.0.0.1:9474.
+    #[arg(long, value_name = "ADDR:PORT", hide_short_help = true)]
+    #[arg(env = "PORTREDIR_METRICS", hide_env = true)]
+    #[serde(skip_serializing_if = "MetricsAddr::is_off")]
+    metrics: MetricsAddr = MetricsAddr::default(), keep;
 }
 
 #[cfg(test)]
@@ -230,6 +241,17 @@ mod tests {
         assert_eq!(again, serde_json::from_str::<Value>(json).expect("JSON"));
         let fewer: Settings = serde_json::from_str(r#"{"no-local":true}"#).expect("settings");
         assert!(fewer.no_local && fewer.rules.is_empty());
+        let served: Settings =
+            serde_json::from_str(r#"{"metrics":"[::1]:9474"}"#).expect("settings");
+        assert_eq!(
+            served.metrics.get(),
+            Some("[::1]:9474".parse().expect("an address"))
+        );
+        assert!(
+            serde_json::to_string(&served)
+                .expect("JSON")
+                .contains(r#""metrics":"[::1]:9474""#)
+        );
         serde_json::from_str::<Settings>(r#"{"later":1}"#).expect_err("an unknown key");
     }
 }

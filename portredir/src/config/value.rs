@@ -2,6 +2,7 @@
 //! environment and files check them alike.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -37,6 +38,9 @@ pub enum ValueError {
         /// The number.
         flows: u32,
     },
+    /// The text is no address with a port.
+    #[error("expected ADDR:PORT, for example 127.0.0.1:9474 or [::1]:9474, or `off`")]
+    NotSocketAddr,
     /// The path is no directory of a cgroup v2 hierarchy.
     #[error("not a cgroup v2 directory; an example is /sys/fs/cgroup/system.slice")]
     NotCgroup,
@@ -232,5 +236,62 @@ impl FromStr for CgroupDir {
         } else {
             Err(ValueError::NotCgroup)
         }
+    }
+}
+
+/// The address and port where metrics are served, or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MetricsAddr(Option<SocketAddr>);
+
+impl MetricsAddr {
+    /// The word for no address.
+    const OFF: &str = "off";
+
+    /// The address, unless metrics are not served.
+    #[must_use]
+    pub const fn get(self) -> Option<SocketAddr> {
+        self.0
+    }
+
+    /// Whether metrics are not served.
+    #[must_use]
+    pub const fn is_off(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl FromStr for MetricsAddr {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text == Self::OFF {
+            return Ok(Self(None));
+        }
+        let addr = text.parse().ok();
+        let addr = addr.filter(|addr: &SocketAddr| addr.port() != 0);
+        addr.map(|addr| Self(Some(addr)))
+            .ok_or(ValueError::NotSocketAddr)
+    }
+}
+
+impl fmt::Display for MetricsAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(addr) => addr.fmt(f),
+            None => f.write_str(Self::OFF),
+        }
+    }
+}
+
+impl Serialize for MetricsAddr {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MetricsAddr {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(de::Error::custom)
     }
 }

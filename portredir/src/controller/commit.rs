@@ -1,7 +1,6 @@
 //! The switch from one set of rules to the next, between two packets.
 
 use std::collections::{BTreeSet, HashSet};
-use std::io;
 
 use super::Controller;
 use super::error::ControllerError;
@@ -9,7 +8,6 @@ use super::event::{Event, OnEvent};
 use super::reconcile::on_masks;
 use crate::config::settings::Settings;
 use crate::host::snapshot::Snapshot;
-use crate::loader::Unregistered;
 use crate::loader::pinned::{self, Found};
 use crate::ruleset::compile::{Table, TableError, TableOptions};
 use crate::state::State;
@@ -128,14 +126,13 @@ impl Controller {
     pub fn register(&mut self, on_event: OnEvent<'_>) -> Result<(), ControllerError> {
         let listening = sock_diag::list(Kind::Listening)?;
         let mut told = BTreeSet::new();
-        for Unregistered { port, errno } in self.datapath.register(&self.table, &listening)? {
-            let error = io::Error::from_raw_os_error(errno);
-            let line = format!("{port} {error}");
+        self.unregistered = self.datapath.register(&self.table, &listening)?;
+        for &server in &self.unregistered {
+            let line = format!("{} {}", server.port, server.why());
             if !self.told_servers.contains(&line) {
                 on_event(Event::Unregistered {
                     engine: self.state.settings.engine,
-                    port,
-                    error,
+                    server,
                 });
             }
             told.insert(line);

@@ -1,6 +1,7 @@
 //! The errors of changes and of questions.
 
 use std::io;
+use std::net::SocketAddr;
 
 use thiserror::Error;
 
@@ -129,6 +130,14 @@ pub enum ControllerError {
          it is of an older version"
     )]
     NoFlows(#[source] io::Error),
+    /// Metrics cannot be served at the address of the settings.
+    #[error("{}", unserved(*addr, source))]
+    Metrics {
+        /// The address.
+        addr: SocketAddr,
+        /// The kernel's error, which the text includes.
+        source: io::Error,
+    },
     /// Options, rules or files are wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -171,4 +180,19 @@ impl ControllerError {
             _ => ExitCode::Failed,
         }
     }
+}
+
+/// The text about an address that cannot be served at.
+pub(super) fn unserved(addr: SocketAddr, error: &io::Error) -> String {
+    let cure = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let port = addr.port();
+            format!("; choose another port, or find who has it: ss -ltnp 'sport = {port}'")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "; choose an address of this host: ip addr show".to_owned()
+        }
+        _ => String::new(),
+    };
+    format!("--metrics: cannot listen on {addr}: {error}{cure}")
 }

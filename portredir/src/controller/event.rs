@@ -1,10 +1,10 @@
 //! The events of a change, and of changes of the host.
 
-use std::io;
 use std::time::Duration;
 
 use super::error::ControllerError;
 use crate::config::engine::EngineChoice;
+use crate::loader::Unregistered;
 use crate::plan::{Planned, Refused, Skipped};
 
 /// An event that a person, a journal or an agent may want to know.
@@ -54,16 +54,16 @@ pub enum Event {
     PinnedAgain(String),
     /// Connections to some addresses of this host are not redirected.
     LocalIncomplete(String),
+    /// Metrics cannot be served.
+    MetricsFailed(String),
     /// Clients behind IPsec policies are redirected in another way, or not at all.
     BehindIpsec(String),
     /// A socket lookup cannot deliver to a server.
     Unregistered {
         /// The engine that was asked for.
         engine: EngineChoice,
-        /// The port of the server.
-        port: u16,
-        /// The kernel's error.
-        error: io::Error,
+        /// The server.
+        server: Unregistered,
     },
     /// Stopping waits for connections.
     Draining {

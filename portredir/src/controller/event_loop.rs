@@ -19,6 +19,7 @@ use crate::config::file::ConfigError;
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
 use crate::ipc::client::{Call, Control, Request, Role};
+use crate::ipc::scrape::Scrapes;
 use crate::loader::chain;
 use crate::loader::pinned::{self, Found};
 use crate::sys::bpffs::PinDir;
@@ -69,10 +70,9 @@ pub async fn watch(
     reload: impl Fn() -> Result<Option<Wanted>, ConfigError>,
     on_event: OnEvent<'_>,
 ) -> Result<(), ControllerError> {
-    let mut control = Control::listen().map_err(ControllerError::io(
-        "another watcher process is already running",
-    ))?;
+    let mut control = listen()?;
     let mut signals = Signals::new()?;
+    controller.serve_metrics(Scrapes::new(control.caller()), on_event);
     step(&mut controller, on_event).await;
     be_ready();
     let alive = sd_notify::watchdog_enabled().map(|period| period / 3);
@@ -93,7 +93,7 @@ pub async fn watch(
                 Signal::End => return Ok(()),
             },
             call = control.next() => {
-                if call.request == Request::Status && reread.take().is_some() {
+                if call.request.is_read() && reread.take().is_some() {
                     step(&mut controller, on_event).await;
                 }
                 match answer(&controller, call) {
@@ -101,7 +101,7 @@ pub async fn watch(
                         reread.get_or_insert_with(|| Instant::now() + SETTLE);
                     }
                     Request::Stop => return Ok(()),
-                    Request::Who | Request::Status | Request::Flows => {}
+                    Request::Who | Request::Status | Request::Flows | Request::Metrics => {}
                 }
             }
             () = sleep_until(reread.unwrap_or_else(Instant::now)), if reread.is_some() => {
@@ -123,6 +123,11 @@ pub async fn watch(
             _ = alive.tick() => tell_manager(&[NotifyState::Watchdog]),
         }
     }
+}
+
+fn listen() -> Result<Control, ControllerError> {
+    let is_taken = "another watcher process is already running";
+    Control::listen().map_err(ControllerError::io(is_taken))
 }
 
 /// Repairs what others detached, and returns the clock for the next time. Where the

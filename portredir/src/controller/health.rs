@@ -1,36 +1,13 @@
 //! The faults of an active redirect, each with the command that mends it.
 
-use serde::Serialize;
-
 use super::change::HostView;
 use crate::host::netlink::{HostError, Netlink};
 use crate::ipc::client::Answer;
-use crate::observe::attached::{HookState, Interface};
+use crate::observe::faults::{self, Fault};
 use crate::plan::Attached;
-
-/// The command that attaches everything again, with the running rules.
-const ATTACH_AGAIN: &str = "portredir save - | portredir up --config -";
 
 /// The command that starts a watcher.
 const WATCH: &str = "portredir watch";
-
-/// Something that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fault {
-    /// The fault, as a sentence.
-    pub what: String,
-    /// The command that mends it, where there is one.
-    pub fix: Option<String>,
-}
-
-impl Fault {
-    fn new(what: impl Into<String>, fix: &str) -> Self {
-        Self {
-            what: what.into(),
-            fix: Some(fix.to_owned()),
-        }
-    }
-}
 
 /// The host of the redirect that answered.
 ///
@@ -50,26 +27,16 @@ pub async fn host(answer: &Answer) -> Result<HostView, HostError> {
 /// The faults of a redirect on this host.
 #[must_use]
 pub fn faults(answer: &Answer, host: &HostView) -> Vec<Fault> {
-    let mut faults: Vec<_> = watcher(answer).into_iter().collect();
-    let exists = |interface: &&Interface| {
-        let index = interface.report.ifindex;
-        host.snapshot.interfaces.contains_key(&index)
-    };
-    let interfaces = &answer.report.interfaces;
-    faults.extend(interfaces.iter().filter(exists).flat_map(of_interface));
+    let mut all: Vec<_> = watcher(answer).into_iter().collect();
     let plan = host.plan(&answer.settings);
-    for (index, planned) in &plan.attach {
-        if !indexes(answer).any(|attached| attached == *index) {
-            let name = &planned.interface.name;
-            faults.push(Fault::new(format!("{name}: not attached"), ATTACH_AGAIN));
-        }
-    }
+    let interfaces = &answer.report.interfaces;
+    all.extend(faults::of_interfaces(interfaces, &host.snapshot, &plan));
     let dead = host.snapshot.dead_rules(&answer.settings.rules, &plan);
-    faults.extend(dead.into_iter().map(|warning| Fault {
+    all.extend(dead.into_iter().map(|warning| Fault {
         what: warning.trim_start_matches("warning: ").to_owned(),
         fix: None,
     }));
-    faults
+    all
 }
 
 fn indexes(answer: &Answer) -> impl Iterator<Item = u32> {
@@ -94,25 +61,6 @@ fn watcher(answer: &Answer) -> Option<Fault> {
     })
 }
 
-fn of_interface(interface: &Interface) -> Vec<Fault> {
-    let name = &interface.report.name;
-    let lost = interface
-        .error
-        .iter()
-        .map(|error| Fault::new(format!("{name}: not attached: {error}"), ATTACH_AGAIN));
-    let hooks = interface.hooks.iter().filter(|hook| hook.state.is_fault());
-    let hooks = hooks.map(|hook| {
-        let fix = match (hook.state, hook.others.first().and_then(|other| other.id)) {
-            (HookState::Replaced, Some(id)) => {
-                format!("remove that program (bpftool prog show id {id}), then: {ATTACH_AGAIN}")
-            }
-            _ => ATTACH_AGAIN.to_owned(),
-        };
-        Fault::new(format!("{name}: {hook}"), &fix)
-    });
-    lost.chain(hooks).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -126,6 +74,7 @@ mod tests {
     use crate::ipc::client::Role;
     use crate::loader::counters::Counters;
     use crate::loader::inspect::{Inspected, Occupant, Point};
+    use crate::observe::attached::Interface;
     use crate::observe::report::Report;
     use crate::state::attachment::InterfaceReport;
     use crate::sys::bpf_query::AttachType;
@@ -184,6 +133,9 @@ mod tests {
             confirmed_ago: None,
             confirm_within: None,
             rolled_back_ago: None,
+            flow_tables: Vec::new(),
+            unregistered: Vec::new(),
+            reconciled: None,
             report: Report::new(&[], interfaces, &Counters::default(), &[]),
         }
     }

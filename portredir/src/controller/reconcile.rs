@@ -1,6 +1,9 @@
 //! Keeps attached programs in step with interfaces and addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use jiff::Timestamp;
 
 use super::Controller;
 use super::attach::lost;
@@ -21,6 +24,15 @@ impl Controller {
     /// Interfaces or addresses cannot be listed. A failure on a single interface is an
     /// event.
     pub async fn reconcile(&mut self, on_event: OnEvent<'_>) -> Result<(), ControllerError> {
+        let began = Instant::now();
+        self.follow_metrics(on_event);
+        let result = self.try_reconcile(on_event).await;
+        let succeeded = result.is_ok().then(Timestamp::now);
+        self.reconciled.add(began.elapsed(), succeeded);
+        result
+    }
+
+    async fn try_reconcile(&mut self, on_event: OnEvent<'_>) -> Result<(), ControllerError> {
         for index in self.netlink.take_left() {
             self.detach(index, DetachReason::InterfaceGone, on_event)
                 .await;

@@ -78,6 +78,7 @@ impl Controller {
     /// Nothing is done while another command works. Returns the time that the kernel took
     /// to answer what is attached.
     pub async fn mend(&mut self, on_event: OnEvent<'_>) -> Duration {
+        self.follow_metrics(on_event);
         let now = Instant::now();
         let has_pins = self.pins.as_ref().is_none_or(pinned::has_maps);
         let is_whole = has_pins && self.broken(now).is_empty();

@@ -11,8 +11,10 @@ use crate::loader::flow_view::MapIds;
 use crate::loader::pinned::{self, Found, PinnedError};
 use crate::loader::{Sizes, chain};
 use crate::observe::connections::{self, Filter, List, Redirect};
+use crate::observe::metrics::{Metrics, Running};
 use crate::state::State;
 use crate::state::attachment::Attachment;
+use crate::state::stamp::Stamp;
 use crate::sys::bpffs::PinDir;
 
 impl Controller {
@@ -28,6 +30,10 @@ impl Controller {
                 maps: self.datapath.map_ids(),
                 ..redirect(&self.state, self.attachments.values())
             })),
+            Request::Metrics => self.answer(Some(role)).map_or_else(
+                |error| Reply::Refused(chain(&error)),
+                |answer| Reply::Metrics(metrics(Some(answer))),
+            ),
             _ => Reply::Done(Who::this(role)),
         }
     }
@@ -44,6 +50,14 @@ impl Controller {
             changed: self.state.changed.clone(),
             confirmed_ago: self.state.confirmed_ago().map(|ago| ago.as_secs()),
             rolled_back_ago: self.state.rolled_back_ago().map(|ago| ago.as_secs()),
+            flow_tables: self.datapath.flows()?.fill(),
+            // Other engines deliver to them.
+            unregistered: if self.needs_listeners() {
+                self.unregistered.clone()
+            } else {
+                Vec::new()
+            },
+            reconciled: role.map(|_| self.reconciled),
             report: self.report()?,
         })
     }
@@ -89,6 +103,25 @@ fn redirect<'a>(state: &State, attachments: impl IntoIterator<Item = &'a Attachm
         since: state.since.as_ref().map(|since| since.time),
         maps: MapIds::new(),
     }
+}
+
+/// The text of the metrics of a redirect, or of none.
+#[must_use]
+pub fn metrics(answer: Option<Answer>) -> String {
+    let version = answer.as_ref().map(|answer| answer.version.clone());
+    let time = |stamp: &Stamp| stamp.time;
+    let metrics = Metrics {
+        version: version.unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+        running: answer.map(|answer| Running {
+            is_watched: answer.role.is_some(),
+            since: answer.since.as_ref().map(time),
+            changed: answer.changed.as_ref().map(time),
+            report: answer.report,
+            flow_tables: answer.flow_tables,
+            reconciled: answer.reconciled,
+        }),
+    };
+    metrics.text()
 }
 
 /// Reads the running configuration: from the process that answers, else from the pins.

@@ -14,7 +14,10 @@ use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::config::settings::Settings;
+use crate::loader::Unregistered;
+use crate::loader::flows::Fill;
 use crate::observe::connections::Redirect;
+use crate::observe::metrics::Reconciled;
 use crate::observe::report::Report;
 use crate::state::stamp::Stamp;
 use crate::sys::peer::Owner;
@@ -42,12 +45,22 @@ pub enum Request {
     /// A question for the maps of the flows and what belongs to them. For root alone, who
     /// may open maps.
     Flows,
+    /// A question for the metrics.
+    Metrics,
     /// A notification that a command changed the rules: the process reads them again. For
     /// root alone.
     Changed,
     /// An order to end: in the foreground, as by Ctrl-C; a watcher leaves everything
     /// attached. For root alone.
     Stop,
+}
+
+impl Request {
+    /// Whether the answer tells the running configuration.
+    #[must_use]
+    pub const fn is_read(self) -> bool {
+        matches!(self, Self::Status | Self::Metrics)
+    }
 }
 
 /// The kind of process that answers.
@@ -109,6 +122,15 @@ pub struct Answer {
     /// process does not tell.
     #[serde(default)]
     pub rolled_back_ago: Option<u64>,
+    /// The fill of the flow tables. An older process does not tell.
+    #[serde(default)]
+    pub flow_tables: Vec<Fill>,
+    /// The servers that a socket lookup cannot deliver to. An older process does not tell.
+    #[serde(default)]
+    pub unregistered: Vec<Unregistered>,
+    /// The work of this process; none where it only read the pins.
+    #[serde(default)]
+    pub reconciled: Option<Reconciled>,
     /// Interfaces and counters.
     #[serde(flatten)]
     pub report: Report,
@@ -275,6 +297,8 @@ pub enum Reply {
     Answer(Box<Answer>),
     /// The redirect, for a list of its flows.
     Flows(Box<Redirect>),
+    /// The metrics, as text.
+    Metrics(String),
     /// The request is refused, for this reason.
     Refused(String),
 }
@@ -305,9 +329,34 @@ impl Call {
     }
 }
 
+/// The right to ask the process from inside.
+#[derive(Clone, Debug)]
+pub struct Caller(mpsc::Sender<Call>);
+
+impl Caller {
+    /// Asks, and waits for the answer; `None` when the process is ending.
+    pub async fn ask(&self, request: Request) -> Option<Reply> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Call { request, reply }).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+#[cfg(test)]
+impl Caller {
+    /// The right to ask a test, and what it gets.
+    pub(super) fn test() -> (Self, mpsc::Receiver<Call>) {
+        let (calls, receiver) = mpsc::channel(8);
+        (Self(calls), receiver)
+    }
+}
+
 /// The receiver of requests.
 #[derive(Debug)]
-pub struct Control(mpsc::Receiver<Call>);
+pub struct Control {
+    calls: mpsc::Receiver<Call>,
+    caller: Caller,
+}
 
 impl Control {
     /// Begins to listen. Must be called inside a runtime.
@@ -320,6 +369,8 @@ impl Control {
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
         let (calls, receiver) = mpsc::channel(8);
+        let caller = Caller(calls);
+        let calls = caller.clone();
         tokio::spawn(async move {
             let seats = Seats::default();
             loop {
@@ -348,12 +399,21 @@ impl Control {
                 });
             }
         });
-        Ok(Self(receiver))
+        Ok(Self {
+            calls: receiver,
+            caller,
+        })
+    }
+
+    /// The right to ask the process that this is the receiver of.
+    #[must_use]
+    pub fn caller(&self) -> Caller {
+        self.caller.clone()
     }
 
     /// The next request.
     pub async fn next(&mut self) -> Call {
-        match self.0.recv().await {
+        match self.calls.recv().await {
             Some(call) => call,
             None => std::future::pending().await,
         }
@@ -392,11 +452,7 @@ impl Seats {
     }
 }
 
-async fn serve(
-    mut stream: tokio::net::UnixStream,
-    uid: Uid,
-    calls: mpsc::Sender<Call>,
-) -> io::Result<()> {
+async fn serve(mut stream: tokio::net::UnixStream, uid: Uid, calls: Caller) -> io::Result<()> {
     const LONGEST: u64 = 4096;
     let (read, mut write) = stream.split();
     let mut text = String::new();
@@ -405,10 +461,8 @@ async fn serve(
         .await?;
     let request: Request = serde_json::from_str(&text)?;
     let reply = if may(uid, request) {
-        let (reply, answer) = oneshot::channel();
-        let call = Call { request, reply };
-        calls.send(call).await.map_err(io::Error::other)?;
-        answer.await.map_err(io::Error::other)?
+        let reply = calls.ask(request).await;
+        reply.ok_or(io::ErrorKind::ConnectionAborted)?
     } else {
         Reply::Refused(format!(
             "permission denied: reading requires root or membership in group `{GROUP}`, changes require \
@@ -422,7 +476,7 @@ fn may(uid: Uid, request: Request) -> bool {
     if uid.is_root() || uid == Uid::effective() {
         return true;
     }
-    matches!(request, Request::Status | Request::Who) && is_member(uid).unwrap_or(false)
+    (request.is_read() || request == Request::Who) && is_member(uid).unwrap_or(false)
 }
 
 fn is_member(uid: Uid) -> Option<bool> {

@@ -11,6 +11,7 @@ use portredir_common::map::bucket::{Bucket, Shares};
 use portredir_common::map::entry::{Entry, PLACES};
 use portredir_common::map::hash::{Hash, Seed};
 use portredir_common::net::{Port, Protocol};
+use serde::{Deserialize, Serialize};
 
 use super::Datapath;
 use super::error::DatapathError;
@@ -94,6 +95,68 @@ impl Flows {
     }
 }
 
+/// How full a flow table is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fill {
+    /// The name of the table: `tcp`, `syn` (connections that no server has accepted yet) or
+    /// `udp`.
+    pub table: String,
+    /// The number of flows that would be lost if they were evicted.
+    pub entries: u64,
+    /// The number of flows that the table is made for.
+    pub capacity: u64,
+    /// The number of buckets.
+    pub buckets: u64,
+    /// The number of buckets where a new flow evicts one of `entries`.
+    pub full_buckets: u64,
+}
+
+/// The number of flows that a bucket is made for: it has twice as many places
+/// ([`Shares::new`]).
+const FLOWS_PER_BUCKET: u64 = PLACES as u64 / 2;
+
+impl Flows {
+    /// How full each table is.
+    #[must_use]
+    pub fn fill(&self) -> Vec<Fill> {
+        let now = now();
+        let mut fills = [FlowTable::Tcp, FlowTable::Syn, FlowTable::Udp].map(|table| Fill {
+            table: name(table).to_owned(),
+            ..Fill::default()
+        });
+        for (index, bucket) in (0..).zip(&*self.buckets) {
+            let table = self.shares.table(index);
+            let alive = bucket.entries().filter(|(_, entry)| {
+                // A connection has its entry until it ends.
+                table == FlowTable::Tcp || now.since(entry.seen()) < UDP_IDLE
+            });
+            let alive = alive.count();
+            let fill = fills.iter_mut().find(|fill| fill.table == name(table));
+            let fill = fill.expect("each table");
+            fill.buckets += 1;
+            fill.capacity += FLOWS_PER_BUCKET;
+            fill.entries += u64::try_from(alive).unwrap_or(0);
+            fill.full_buckets += u64::from(alive == PLACES);
+        }
+        fills.into()
+    }
+}
+
+const fn name(table: FlowTable) -> &'static str {
+    match table {
+        FlowTable::Tcp => "tcp",
+        FlowTable::Syn => "syn",
+        FlowTable::Udp => "udp",
+    }
+}
+
+fn now() -> Epoch {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
+    });
+    Epoch::at(now)
+}
+
 impl Datapath {
     /// The number of connections with rewritten packets.
     ///
@@ -149,10 +212,7 @@ impl Datapath {
                 live.insert((Protocol::Tcp, entry.dst_port(), key.local_port));
             }
         }
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-            u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
-        });
-        let now = Epoch::at(now);
+        let now = now();
         for (table, target, entry) in flows.entries() {
             if table == FlowTable::Udp && now.since(entry.seen()) < UDP_IDLE {
                 live.insert((Protocol::Udp, entry.dst_port(), target));

@@ -1,12 +1,14 @@
 //! Registers listening servers for engine `socket`.
 
 use std::collections::HashMap;
+use std::io;
 
 use aya::maps::SockHash;
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use portredir_common::flow::FlowKey;
 use portredir_common::map::sockets::ListenerKey;
 use portredir_common::net::{Addr, Port, Protocol};
+use serde::{Deserialize, Serialize};
 
 use super::error::{DatapathError, map_error};
 use super::{Datapath, program};
@@ -14,12 +16,26 @@ use crate::ruleset::compile::Table;
 use crate::sys::sock_diag::TcpSocket;
 
 /// A server that could not be registered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unregistered {
     /// The port that the server listens on.
     pub port: u16,
     /// The kernel's `errno`.
     pub errno: i32,
+}
+
+impl Unregistered {
+    /// The reason, in words.
+    #[must_use]
+    pub fn why(self) -> String {
+        match self.errno {
+            libc::EOPNOTSUPP => {
+                "the server uses MPTCP, whose sockets this kernel does not accept in BPF maps"
+                    .to_owned()
+            }
+            errno => io::Error::from_raw_os_error(errno).to_string(),
+        }
+    }
 }
 
 impl Datapath {

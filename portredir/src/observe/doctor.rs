@@ -11,12 +11,15 @@ mod ipvs;
 mod nft;
 mod redirect;
 mod ruleset;
+mod shared;
 mod subject;
+mod tables;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 
 use portredir_common::net::Version;
 
@@ -43,7 +46,11 @@ pub fn examine(subject: &Subject<'_>) -> Diagnosis {
     } = subject;
     self::host::check(settings, features, &mut diagnosis);
     match state {
-        State::Running(running) => redirect::running(running, &mut diagnosis),
+        State::Running(running) => {
+            redirect::running(running, &mut diagnosis);
+            redirect::unregistered(running, &mut diagnosis);
+            tables::check(running, settings, &mut diagnosis);
+        }
         State::Other => {}
         State::Nothing => match filters::carriers() {
             Ok(interfaces) => redirect::left(&interfaces, &mut diagnosis),
@@ -57,10 +64,13 @@ pub fn examine(subject: &Subject<'_>) -> Diagnosis {
         };
         let attached: BTreeMap<_, _> = interfaces
             .iter()
-            .map(|interface| (interface.ifindex, Attached::SOMEHOW))
+            .map(|interface| (interface.report.ifindex, Attached::SOMEHOW))
             .collect();
         let plan = host.plan(settings, features, &attached, &Loaded);
         redirect::attached(subject, &plan, &mut diagnosis);
+        shared::check(interfaces, &plan, &mut diagnosis);
+        self::host::xdp(&plan, features, &mut diagnosis);
+        self::host::conntrack(settings, conntrack_count(), &mut diagnosis);
         redirect::dead(&host.dead(&settings.rules, &plan), &mut diagnosis);
         match Listeners::read(&settings.rules) {
             Ok(listeners) => {
@@ -129,6 +139,11 @@ fn rulesets(diagnosis: &mut Diagnosis) -> Vec<Ruleset> {
         Err(error) => not_checked(error.to_string()),
     }
     rulesets
+}
+
+/// The number of connections that the kernel tracks in this network namespace.
+fn conntrack_count() -> io::Result<String> {
+    fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count")
 }
 
 /// Whether the kernel has tables of the older iptables in this network namespace.

@@ -115,6 +115,8 @@ fn bad_options_are_usage_errors() {
         &["connections", "from", "here"],
         &["connections", "rule", "80"],
         &["connections", "--watch=0"],
+        &["--metrics", "9474", "80:8080"],
+        &["--metrics", "127.0.0.1:0", "80:8080"],
         &["bench", "--quick", "--full"],
         &["bench", "--tests", "speed"],
         &["bench", "--rules", "0"],
@@ -284,7 +286,7 @@ fn files_in_the_documents_are_right() {
         assert!(error.contains(option), "{variable}: {error}");
         count += 1;
     }
-    assert_eq!(count, 10);
+    assert_eq!(count, 11);
 }
 
 fn check_file(path: &std::path::Path) -> Output {

@@ -17,6 +17,7 @@ pub mod namespace;
 pub mod process;
 pub mod program;
 pub mod python;
+pub mod schema;
 pub mod unprivileged;
 pub mod usage;
 

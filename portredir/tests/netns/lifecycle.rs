@@ -17,10 +17,13 @@ pub mod keep;
 pub mod kill;
 pub mod life;
 pub mod local_routes;
+pub mod metrics;
 pub mod objects;
+pub mod operations;
 pub mod oracle;
 pub mod permissions;
 pub mod rules;
+pub mod schema;
 pub mod service;
 pub mod status;
 pub mod trace;
@@ -52,5 +55,8 @@ pub fn add(tests: &mut Tests) {
     bridge::add(tests);
     attach::add(tests);
     keep::add(tests);
+    metrics::add(tests);
+    schema::add(tests);
+    operations::add(tests);
     local_routes::add(tests);
 }

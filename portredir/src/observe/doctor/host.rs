@@ -4,12 +4,15 @@ use std::fs;
 use std::io;
 
 use super::finding::{Diagnosis, Severity};
-use crate::config::engine::EngineChoice;
+use crate::config::engine::{Engine, EngineChoice};
 use crate::config::settings::Settings;
 use crate::host::features::Features;
 use crate::host::preflight::{self, PreflightError};
+use crate::observe::report::counted;
+use crate::plan::{Plan, Planned};
 use crate::rule::{Ports, Protocols};
 use crate::sys::bpffs::{self, Mount};
+use crate::sys::ethtool;
 
 /// All checks of the host.
 pub fn check(settings: &Settings, features: &Features, diagnosis: &mut Diagnosis) {
@@ -109,6 +112,66 @@ fn cgroup(settings: &Settings, features: &Features, diagnosis: &mut Diagnosis) {
             diagnosis.find(CHECK, Severity::Warning, [what, why, fix.to_owned()]);
         }
     }
+}
+
+/// The use of XDP on each interface, and the reason against it. A driver without XDP is no
+/// fault; an engine that was asked for and is impossible is one of the interface.
+pub fn xdp(plan: &Plan, features: &Features, diagnosis: &mut Diagnosis) {
+    const CHECK: &str = "xdp";
+    let fact = |planned: &Planned| {
+        let interface = &planned.interface;
+        let native = match interface.xdp_features {
+            Some(features) if features.has_native() && features.has_frags() => {
+                "native XDP with multi-buffer"
+            }
+            Some(features) if features.has_native() => "native XDP without multi-buffer",
+            Some(_) => "no native XDP",
+            None => "XDP features unknown before Linux 6.3",
+        };
+        let lro = match ethtool::features(&interface.name, &["rx-lro"]) {
+            Ok(on) if on == [true] => "on",
+            Ok(_) => "off",
+            Err(_) => "unknown",
+        };
+        format!(
+            "{}: engine {}, {native}, MTU {} (without multi-buffer at most {}), LRO {lro}",
+            interface.name,
+            planned.engine.name(),
+            interface.mtu,
+            features.linear_mtu()
+        )
+    };
+    let on_device = plan
+        .attach
+        .values()
+        .filter(|planned| !matches!(planned.engine, Engine::Cgroup | Engine::Lookup));
+    for fact in on_device.map(fact) {
+        diagnosis.pass(CHECK, fact);
+    }
+}
+
+/// Whether the kernel tracks connections, which decides which engine is the cheapest.
+pub fn conntrack(settings: &Settings, count: io::Result<String>, diagnosis: &mut Diagnosis) {
+    const CHECK: &str = "conntrack";
+    let count = count
+        .ok()
+        .and_then(|count| count.trim().parse::<u64>().ok());
+    let Some(count) = count.filter(|count| *count > 0) else {
+        diagnosis.pass(CHECK, "no connection is tracked in this network namespace");
+        return;
+    };
+    let tracked = counted(count, "connection");
+    let has_tcp = settings
+        .rules
+        .iter()
+        .any(|rule| rule.protocols != Protocols::Udp);
+    let is_socket = settings.engine == EngineChoice::Socket;
+    let fact = if has_tcp && !is_socket {
+        format!("{tracked} tracked; for TCP, --engine socket is then the cheaper engine")
+    } else {
+        format!("{tracked} tracked")
+    };
+    diagnosis.pass(CHECK, fact);
 }
 
 /// Destination ports from which this host's own clients send.
@@ -229,6 +292,45 @@ mod tests {
                 vec![expected.as_str()]
             };
             assert_eq!(fixes, expected, "{rule} {reserved}");
+        }
+    }
+
+    #[test]
+    fn tracked_connections_favour_another_engine() {
+        let socket = Settings {
+            engine: EngineChoice::Socket,
+            ..settings(&["80:8080"])
+        };
+        for (settings, count, expected) in [
+            (&settings(&["80:8080"]), Ok("0\n"), "no connection"),
+            (
+                &settings(&["80:8080"]),
+                Err(io::ErrorKind::NotFound),
+                "no connection",
+            ),
+            (
+                &settings(&["80:8080"]),
+                Ok("3\n"),
+                "3 connections tracked; for TCP, --engine socket",
+            ),
+            (
+                &settings(&["53:5353/udp"]),
+                Ok("1\n"),
+                "1 connection tracked",
+            ),
+            (&socket, Ok("2\n"), "2 connections tracked"),
+        ] {
+            let mut diagnosis = Diagnosis::default();
+            let count = count.map(str::to_owned).map_err(io::Error::from);
+            conntrack(settings, count, &mut diagnosis);
+            let fact = &diagnosis.passed[0].fact;
+            assert!(fact.starts_with(expected), "{fact}");
+            assert_eq!(
+                fact.contains("--engine"),
+                expected.contains("--engine"),
+                "{fact}"
+            );
+            assert!(diagnosis.findings.is_empty());
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::finding::{Diagnosis, Severity};
 use super::subject::{Role, Running, State, Subject};
+use crate::observe::faults;
 use crate::observe::listening::{Kind, Listening};
 use crate::plan::{DeadReason, DeadRule, Plan};
 
@@ -9,7 +10,16 @@ use crate::plan::{DeadReason, DeadRule, Plan};
 pub fn running(running: &Running, diagnosis: &mut Diagnosis) {
     const WATCHER: &str = "watcher";
     const CHANGE: &str = "change";
+    if let Some(pid) = running.silent {
+        let what = format!("the watcher, process {pid}, does not answer");
+        let why = "new interfaces and addresses are not redirected, and an unconfirmed change is \
+                   not rolled back"
+            .to_owned();
+        let fix = format!("kill -9 {pid}; portredir watch");
+        diagnosis.find(WATCHER, Severity::Error, [what, why, fix]);
+    }
     match running.role {
+        Role::Unwatched if running.silent.is_some() => {}
         Role::Unwatched => {
             let what = "no watcher process runs".to_owned();
             let why = "new interfaces and addresses are not redirected, and an unconfirmed change \
@@ -28,6 +38,23 @@ pub fn running(running: &Running, diagnosis: &mut Diagnosis) {
         diagnosis.find(CHANGE, Severity::Warning, [what, why, fix]);
     }
     diagnosis.pass(CHANGE, "no change waits for its confirmation");
+}
+
+/// Servers that the kernel does not let a socket lookup deliver to.
+pub fn unregistered(running: &Running, diagnosis: &mut Diagnosis) {
+    const CHECK: &str = "socket-lookup";
+    for server in &running.unregistered {
+        let port = server.port;
+        let what = format!("the server on {port}/tcp is out of reach: {}", server.why());
+        let why = "connections that --engine socket, or a rule for clients behind IPsec, sends \
+                   there are refused"
+            .to_owned();
+        let fix = "portredir save - | portredir up --config - --engine auto; or: start the server \
+                   without MPTCP"
+            .to_owned();
+        diagnosis.find(CHECK, Severity::Error, [what, why, fix]);
+    }
+    diagnosis.pass(CHECK, "no server is out of reach");
 }
 
 /// Filters that a killed run has left, which redirect by rules that nobody keeps.
@@ -52,18 +79,10 @@ pub fn attached(subject: &Subject<'_>, plan: &Plan, diagnosis: &mut Diagnosis) {
         diagnosis.find(CHECK, Severity::Error, [refused.to_string(), why, fix]);
     }
     if let State::Running(running) = &subject.state {
-        for planned in plan.attach.values() {
-            let interface = &planned.interface;
-            if !running
-                .interfaces
-                .iter()
-                .any(|attached| attached.ifindex == interface.index)
-            {
-                let what = format!("{}: no program is attached", interface.name);
-                let why = "clients on this interface are not redirected".to_owned();
-                let fix = "portredir up".to_owned();
-                diagnosis.find(CHECK, Severity::Error, [what, why, fix]);
-            }
+        for fault in faults::of_interfaces(&running.interfaces, subject.host, plan) {
+            let why = "clients on this interface are not redirected, or get no replies".to_owned();
+            let fix = fault.fix.unwrap_or_default();
+            diagnosis.find(CHECK, Severity::Error, [fault.what, why, fix]);
         }
     }
     let names: Vec<_> = plan
@@ -132,7 +151,10 @@ pub fn listening(all: &[Listening], diagnosis: &mut Diagnosis) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::loader::Unregistered;
 
     #[test]
     fn a_redirect_without_a_watcher_is_a_finding() {
@@ -147,11 +169,41 @@ mod tests {
                 role,
                 confirm_within,
                 interfaces: Vec::new(),
+                silent: None,
+                flow_tables: Vec::new(),
+                unregistered: Vec::new(),
+                drops: BTreeMap::new(),
             };
             running(&is_running, &mut diagnosis);
             let found: Vec<_> = diagnosis.findings.iter().map(|f| f.check).collect();
             assert_eq!(found, checks);
         }
+    }
+
+    #[test]
+    fn a_server_that_the_kernel_refuses_is_a_finding() {
+        let mut running = Running {
+            role: Role::Watched(7),
+            confirm_within: None,
+            interfaces: Vec::new(),
+            silent: None,
+            flow_tables: Vec::new(),
+            unregistered: Vec::new(),
+            drops: BTreeMap::new(),
+        };
+        let mut diagnosis = Diagnosis::default();
+        unregistered(&running, &mut diagnosis);
+        assert_eq!((diagnosis.findings.len(), diagnosis.passed.len()), (0, 1));
+        let errno = libc::EOPNOTSUPP;
+        running
+            .unregistered
+            .push(Unregistered { port: 8080, errno });
+        unregistered(&running, &mut diagnosis);
+        assert!(
+            diagnosis.findings[0]
+                .what
+                .contains("8080/tcp is out of reach: the server uses MPTCP")
+        );
     }
 
     #[test]

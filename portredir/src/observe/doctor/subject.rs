@@ -1,9 +1,13 @@
 //! The subject of an examination, gathered by the caller.
 
+use std::collections::BTreeMap;
+
 use crate::config::settings::Settings;
 use crate::host::features::Features;
 use crate::host::snapshot::Snapshot;
-use crate::state::attachment::InterfaceReport;
+use crate::loader::Unregistered;
+use crate::loader::flows::Fill;
+use crate::observe::attached::Interface;
 
 /// The process that keeps a redirect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +27,16 @@ pub struct Running {
     pub role: Role,
     /// Seconds until an unconfirmed change is rolled back.
     pub confirm_within: Option<u64>,
-    /// The interfaces that are attached.
-    pub interfaces: Vec<InterfaceReport>,
+    /// The interfaces that are attached, and what the kernel says about them.
+    pub interfaces: Vec<Interface>,
+    /// The ID of a watcher that does not answer.
+    pub silent: Option<u32>,
+    /// The fill of the flow tables; empty where the process does not tell.
+    pub flow_tables: Vec<Fill>,
+    /// The servers that a socket lookup cannot deliver to.
+    pub unregistered: Vec<Unregistered>,
+    /// The dropped packets, by reason.
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// The redirect of this network namespace.

@@ -1,5 +1,7 @@
 //! The doctor, on hosts with one fault each: it finds the fault, and names the way out.
 
+mod attached;
+
 use std::net::Ipv4Addr;
 
 use serde_json::Value;
@@ -21,6 +23,7 @@ pub fn add(tests: &mut Tests) {
     tests.add("doctor/iptables", &["iptables", "iptables-save"], iptables);
     tests.add("doctor/rules", &["nft"], rules);
     tests.add("doctor/running", &["nft"], running);
+    attached::add(tests);
     tests.add("doctor/left_filters", &["nft"], left_filters);
     tests.add(
         "doctor/what_it_may_not_see",
@@ -400,7 +403,7 @@ fn running() {
         .ip("link add h5 type veth peer name c5\nlink set h5 up\nlink set c5 up");
     let examined = Examined::of(&lab, &[]);
     examined.one("watcher", "no watcher process runs", "portredir watch");
-    examined.one("interfaces", "h5: no program is attached", "portredir up");
+    examined.one("interfaces", "h5: not attached", "portredir up");
     host.run(&up);
     Examined::of(&lab, &[]).nothing();
     lab.host.ip("link del h5");

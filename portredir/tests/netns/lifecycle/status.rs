@@ -396,7 +396,9 @@ fn journal() {
     socket.set_nonblocking(true).expect("a socket");
     let path = path.to_str().expect("text");
     let with_log = ["unshare", "--mount", "sh", "-c", WITH_LOG, "sh", path];
-    let up = [PROGRAM, "up", "--iface", "h0", "80:8080", "81:8080"];
+    // The watcher cannot notify a service manager that is not there, and warns.
+    let mut up = vec!["env", "NOTIFY_SOCKET=/no/manager", PROGRAM, "up"];
+    up.extend(["--iface", "h0", "80:8080", "81:8080"]);
     lab.host.run(&[&with_log[..], &up].concat());
     let wait_for_line = |what: &str| {
         wait_for(what, || {
@@ -410,6 +412,9 @@ fn journal() {
     assert!(line.starts_with("<29>portredir["), "{line}");
     assert!(line.ends_with(": + 80:8080, + 81:8080"), "{line}");
     let pid = host.status()["pid"].as_u64().expect("a pid");
+    let line = wait_for_line("cannot notify systemd");
+    let expected = format!("<28>portredir[{pid}]: ");
+    assert!(line.starts_with(&expected), "{line}");
     DAMAGES[2].inflict(&lab, &host);
     let line = wait_for_line(REPAIRED);
     let expected = format!("<28>portredir[{pid}]: h0: ");
