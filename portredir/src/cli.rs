@@ -19,6 +19,13 @@ use crate::config::value::{self, DrainTimeout, ValueError};
 const AFTER_HELP: &str = "\
 A RULE is [ADDR:]PORT:TARGET[/tcp|/udp|/both] [from CIDR] [on IFACE,…], as in 80:8080 53:5353/udp";
 
+/// The end of the help of `explain`.
+const EXPLAIN_HELP: &str = "\
+Examples: sudo portredir explain tcp 203.0.113.9 to 10.0.0.5:80 on eth0
+          sudo portredir explain udp '[2001:db8::9]:5000' to '[2001:db8::1]:53'
+          sudo portredir explain tcp local to 127.0.0.1:80
+          tcpdump -n -i eth0 -c 9 | sudo portredir explain -";
+
 /// Redirect ports of this host in the kernel.
 ///
 /// Connections to the destination port of a rule are delivered to the process that
@@ -27,7 +34,7 @@ A RULE is [ADDR:]PORT:TARGET[/tcp|/udp|/both] [from CIDR] [on IFACE,…], as in 
 #[derive(Clone, Debug, Parser)]
 #[command(version, max_term_width = 100, arg_required_else_help = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(disable_help_subcommand = true)]
+#[command(disable_help_subcommand = true, disable_version_flag = true)]
 #[command(after_help = AFTER_HELP)]
 pub struct Cli {
     /// The command; without one, redirect until Ctrl-C.
@@ -43,6 +50,10 @@ pub struct Cli {
     /// `RUST_LOG` overrides this option.
     #[arg(short, long, action = clap::ArgAction::Count, global = true, hide_short_help = true)]
     pub verbose: u8,
+
+    /// Print version.
+    #[arg(short = 'V', long, action = clap::ArgAction::Version, hide_short_help = true)]
+    pub version: Option<bool>,
 }
 
 impl Cli {
@@ -155,6 +166,14 @@ pub enum Command {
     /// /etc/portredir; changes nothing. Exit code 5 means that there are findings.
     #[command(after_help = "Example: sudo portredir doctor")]
     Doctor(DoctorArgs),
+
+    /// Show which rule takes a flow, why others do not, and what becomes of its packet.
+    ///
+    /// A copy of the program runs on the first packet of the flow, over the running rules;
+    /// nothing is changed and nothing is counted. With `-`, flows are read from standard
+    /// input, one a line. A line that tcpdump -n prints is a flow, too. Needs root.
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain(ExplainArgs),
 
     /// Benchmark portredir, other redirectors and no redirect on this host.
     ///
@@ -405,6 +424,26 @@ pub struct DoctorArgs {
     pub options: Typed,
 
     /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `portredir explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// The flow: PROTOCOL CLIENT to ADDR:PORT [on INTERFACE], or `-` for lines of standard
+    /// input.
+    ///
+    /// CLIENT is an address with or without a port, or `local` for a process of this host.
+    /// `->` may stand for `to`, in quotes.
+    #[arg(required_unless_present = "pid", value_name = "FLOW")]
+    pub flow: Vec<String>,
+
+    /// Explain the sockets of a process: its servers, and the connections of their clients.
+    #[arg(long, value_name = "PID", conflicts_with = "flow")]
+    pub pid: Option<u32>,
+
+    /// Print one JSON object for each flow.
     #[arg(long)]
     pub json: bool,
 }

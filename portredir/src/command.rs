@@ -7,6 +7,7 @@ pub mod diff;
 pub mod doctor;
 pub mod error;
 mod event;
+pub mod explain;
 mod journal;
 mod listening;
 pub mod log;

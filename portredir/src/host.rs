@@ -5,6 +5,6 @@ pub mod features;
 pub mod filters;
 pub mod netlink;
 pub mod preflight;
-mod routes;
+pub mod routes;
 pub mod snapshot;
 pub mod xdp;

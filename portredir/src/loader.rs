@@ -10,12 +10,14 @@ pub mod inspect;
 mod ipsec;
 mod link;
 mod listeners;
+pub mod live;
 mod local;
 mod object;
 pub mod pinned;
 mod program;
 mod rules;
 pub mod trace;
+pub mod trial;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -42,6 +44,7 @@ pub use self::error::{DatapathError, chain};
 pub use self::listeners::Unregistered;
 pub use self::object::{OBJECT, Options, Sizes};
 pub use self::program::ACCEPT;
+pub use self::program::Role;
 pub use self::rules::live_generation;
 
 /// The datapath of this network namespace.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use portredir::cli::{self, Cli, Command, Mistake};
 use portredir::command::log::Journal;
 use portredir::command::{
-    change, connections, doctor, error, log, metrics, plan, read, run, say, status, trace,
+    change, connections, doctor, error, explain, log, metrics, plan, read, run, say, status, trace,
 };
 use portredir::exit;
 
@@ -62,6 +62,7 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Connections(args)) => connections::connections(args).await,
         Some(Command::Metrics(args)) => metrics::metrics(args),
         Some(Command::Doctor(args)) => doctor::doctor(args).await,
+        Some(Command::Explain(args)) => explain::explain(args).await,
         Some(Command::Bench(args)) => portredir::bench::run(args).await,
         Some(Command::Watch) => change::watch().await,
     }

@@ -3,6 +3,7 @@
 pub mod attached;
 pub mod connections;
 pub mod doctor;
+pub mod explain;
 pub mod faults;
 pub mod listening;
 pub mod metrics;

@@ -81,7 +81,7 @@ const FOREIGN: [&str; 20] = [
 ///
 /// [`Mistake`].
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Mistake> {
-    let args = reorder(args.into_iter().collect());
+    let args = arrows(reorder(args.into_iter().collect()));
     let words: Vec<_> = args
         .iter()
         .skip(1)
@@ -99,6 +99,16 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Mistake> {
     cli.try_get_matches_from_mut(&args)
         .and_then(|matches| Cli::from_arg_matches(&matches))
         .map_err(|error| explain(error.format(&mut cli), &words))
+}
+
+/// Writes `to` for the arrow of `explain`, which the parser would take for an option.
+fn arrows(mut args: Vec<OsString>) -> Vec<OsString> {
+    if args.get(1).is_some_and(|word| word == "explain") {
+        for arg in args.iter_mut().filter(|arg| *arg == "->") {
+            *arg = "to".into();
+        }
+    }
+    args
 }
 
 /// Puts `-v` behind the command: clap takes a command after an option for a rule.

@@ -9,6 +9,7 @@ use crate::exit::ExitCode;
 use crate::host::preflight::PreflightError;
 use crate::loader::pinned::PinnedError;
 use crate::loader::trace::TraceError;
+use crate::observe::explain::QueryError;
 use crate::observe::{connections, trace};
 use crate::plan::UsageError;
 use crate::rule::{Rule, SourcedError};
@@ -49,6 +50,9 @@ pub enum CommandError {
         "`--follow` reads the configuration again on SIGHUP and needs a file, not `--config -`"
     )]
     FollowsStandardInput,
+    /// Lines of standard input are no flows.
+    #[error("{} skipped", count(*.0, "line"))]
+    Skipped(usize),
     /// The doctor found something.
     #[error("doctor: {}", count(*.0, "finding"))]
     Findings(usize),
@@ -59,7 +63,7 @@ impl CommandError {
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         match self {
-            Self::NotTwo(_) | Self::FollowsStandardInput => ExitCode::Usage,
+            Self::NotTwo(_) | Self::FollowsStandardInput | Self::Skipped(_) => ExitCode::Usage,
             Self::NoRule { .. } | Self::NeedsUp { .. } => ExitCode::Failed,
             Self::Degraded(_) | Self::Findings(_) => ExitCode::Degraded,
         }
@@ -95,7 +99,8 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
             || error.is::<SourcedError>()
             || error.is::<ConflictError>()
             || error.is::<connections::FilterError>()
-            || error.is::<trace::filter::FilterError>();
+            || error.is::<trace::filter::FilterError>()
+            || error.is::<QueryError>();
         is_usage.then_some(ExitCode::Usage)
     });
     code.unwrap_or(ExitCode::Failed)

@@ -3,9 +3,10 @@
 //! forwarded addresses of cloud load balancers, and whole networks (AnyIP).
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
 };
@@ -56,6 +57,88 @@ pub(super) fn local_addr(route: &RouteMessage) -> Option<IpAddr> {
     let is_host = prefix_len == if addr.is_ipv4() { 32 } else { 128 };
     let is_its = is_local(route) && table(route) == LOCAL_TABLE;
     (is_its && is_host && !addr.is_loopback() && !addr.is_multicast()).then_some(addr)
+}
+
+/// The interface by which packets to an address leave; `None` without a route.
+#[must_use]
+pub fn way_to(addr: IpAddr) -> Option<u32> {
+    let route = look_up(&[RouteAttribute::Destination(addr.into())]).ok()?;
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
+}
+
+/// A packet that comes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming {
+    /// The source address.
+    pub src: IpAddr,
+    /// The destination address.
+    pub dst: IpAddr,
+    /// The ifindex of the interface.
+    pub index: u32,
+    /// The number of the IP protocol.
+    pub protocol: u8,
+    /// The source port and the destination port.
+    pub ports: (u16, u16),
+}
+
+/// Whether the kernel delivers a packet to this host.
+///
+/// # Errors
+///
+/// [`NetlinkError::Kernel`]: the kernel refuses the packet, by its filter of source
+/// addresses among others.
+pub fn of_incoming(incoming: &Incoming) -> Result<bool, NetlinkError> {
+    let route = look_up(&[
+        RouteAttribute::Destination(incoming.dst.into()),
+        RouteAttribute::Source(incoming.src.into()),
+        RouteAttribute::Iif(incoming.index),
+        RouteAttribute::IpProto(incoming.protocol),
+        RouteAttribute::Sport(incoming.ports.0),
+        RouteAttribute::Dport(incoming.ports.1),
+    ])?;
+    Ok(is_local(&route))
+}
+
+/// Asks the kernel for the route of one packet.
+fn look_up(attributes: &[RouteAttribute]) -> Result<RouteMessage, NetlinkError> {
+    let mut route = RouteMessage::default();
+    for attribute in attributes {
+        let (is_v4, is_dst) = match attribute {
+            RouteAttribute::Destination(addr) => (matches!(addr, RouteAddress::Inet(_)), true),
+            RouteAttribute::Source(addr) => (matches!(addr, RouteAddress::Inet(_)), false),
+            _ => continue,
+        };
+        let (family, len) = if is_v4 {
+            (AddressFamily::Inet, 32)
+        } else {
+            (AddressFamily::Inet6, 128)
+        };
+        route.header.address_family = family;
+        if is_dst {
+            route.header.destination_prefix_length = len;
+        } else {
+            route.header.source_prefix_length = len;
+        }
+    }
+    route.attributes = attributes.to_vec();
+    let answers = ask(
+        NETLINK_ROUTE,
+        RouteNetlinkMessage::GetRoute(route).into(),
+        NLM_F_ACK,
+    )?;
+    let mut routes = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) => Some(route),
+        _ => None,
+    });
+    routes
+        .next()
+        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound).into())
 }
 
 fn is_local_in(route: &RouteMessage, tables: &BTreeSet<u32>) -> bool {

@@ -38,6 +38,14 @@ pub enum DatapathError {
         #[source]
         source: MapError,
     },
+    /// A program ended with an action that it does not have.
+    #[error("program {name} returned {action}, which is no verdict")]
+    Action {
+        /// The name of the program.
+        name: &'static str,
+        /// The action.
+        action: u32,
+    },
     /// The host has more local addresses than a map holds.
     #[error(
         "this host has {wanted} local addresses or networks, and portredir holds {held} of them: \

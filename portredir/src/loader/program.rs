@@ -81,6 +81,44 @@ pub fn is_ingress(name: &str) -> bool {
     name == ASSIGN || Header::ALL.map(ingress).contains(&name)
 }
 
+/// Whether a program finds the packet by the offset of the network header.
+pub fn is_outer(name: &str) -> bool {
+    name == ingress(Header::Outer)
+}
+
+/// The work of a program that redirects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Rewrites packets that come in.
+    Packets,
+    /// Gives connections to listeners.
+    Lookup {
+        /// Whether connections that come in by any interface are meant.
+        is_everywhere: bool,
+    },
+    /// Points local clients at the target.
+    Clients,
+}
+
+impl Role {
+    /// The work of the program with a name; `None` for one that does not redirect, such as
+    /// one that rewrites replies.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        match name {
+            LOOKUP => Some(Self::Lookup {
+                is_everywhere: false,
+            }),
+            LOOKUP_EVERYWHERE => Some(Self::Lookup {
+                is_everywhere: true,
+            }),
+            "portredir_conn4" => Some(Self::Clients),
+            _ if is_xdp(name) || Header::ALL.map(ingress).contains(&name) => Some(Self::Packets),
+            _ => None,
+        }
+    }
+}
+
 pub const fn xdp(link: Link) -> &'static str {
     match link {
         Link::Ethernet => "portredir_xdp",

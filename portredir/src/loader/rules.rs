@@ -134,7 +134,7 @@ impl Datapath {
 }
 
 /// Removes some entries of a hash map, then adds others.
-fn fill_hash<K: aya::Pod, V: aya::Pod>(
+pub(super) fn fill_hash<K: aya::Pod, V: aya::Pod>(
     map: &mut Map,
     is_gone: impl Fn(&K) -> bool,
     entries: impl IntoIterator<Item = (K, V)>,

@@ -3,6 +3,7 @@
 //!
 //! Each check adds findings, or the reason why it cannot be made, or the state that it saw.
 
+mod exact;
 mod finding;
 mod firewall;
 mod host;
@@ -23,6 +24,7 @@ use std::io;
 
 use portredir_common::net::Version;
 
+pub use self::exact::{Filtered, Seen};
 pub use self::finding::{Diagnosis, Finding, Passed, Severity, Unchecked};
 use self::firewall::{FIREWALL, REDIRECTS};
 use self::ruleset::Ruleset;
@@ -99,6 +101,35 @@ pub fn packet_filters(settings: &Settings) -> Vec<Finding> {
     let rulesets = rulesets(&mut diagnosis);
     firewall::check(&rulesets, settings, &mut diagnosis);
     diagnosis.findings
+}
+
+/// The rules of all packet filters, as far as they can be read.
+#[derive(Clone, Debug)]
+pub struct Rulesets {
+    rulesets: Vec<Ruleset>,
+    /// The reasons why some are not known.
+    pub unread: Vec<String>,
+}
+
+impl Rulesets {
+    /// Reads the rules of all packet filters.
+    #[must_use]
+    pub fn read() -> Self {
+        let mut diagnosis = Diagnosis::default();
+        let rulesets = rulesets(&mut diagnosis);
+        let unread = diagnosis.unchecked.into_iter();
+        let unread = unread.filter(|unchecked| unchecked.check == FIREWALL);
+        Self {
+            rulesets,
+            unread: unread.map(|unchecked| unchecked.why).collect(),
+        }
+    }
+}
+
+/// The verdicts of packet filters on one packet, up to the first one that ends its way.
+#[must_use]
+pub fn filtered(rulesets: &Rulesets, seen: &Seen<'_>) -> Vec<Filtered> {
+    exact::way(&rulesets.rulesets, seen)
 }
 
 /// The rules of all packet filters that can be read.

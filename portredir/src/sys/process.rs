@@ -45,6 +45,29 @@ pub fn holders(mut sockets: HashSet<u32>) -> HashMap<u32, Process> {
     found
 }
 
+/// The inodes of the sockets of a process, as far as this user may know them; `None` when
+/// there is no such process.
+#[must_use]
+pub fn sockets(pid: u32) -> Option<HashSet<u32>> {
+    let descriptors = proc(pid, "fd");
+    proc(pid, "comm")
+        .exists()
+        .then(|| inodes(&descriptors).collect())
+}
+
+/// The IDs of the BPF maps that a process holds, as far as this user may know them.
+#[must_use]
+pub fn bpf_maps(pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir(proc(pid, "fdinfo"));
+    let entries = entries.into_iter().flatten().flatten();
+    let id = |entry: fs::DirEntry| {
+        let info = fs::read_to_string(entry.path()).ok()?;
+        let id = info.lines().find_map(|line| line.strip_prefix("map_id:"))?;
+        id.trim().parse().ok()
+    };
+    entries.filter_map(id).collect()
+}
+
 /// All processes, the first one last: it may hold sockets for others.
 fn pids() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

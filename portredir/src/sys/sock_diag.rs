@@ -80,13 +80,28 @@ impl SockDiagError {
 pub fn list(kind: Kind) -> Result<Vec<TcpSocket>, SockDiagError> {
     let states = match kind {
         Kind::Listening => StateFlags::LISTEN,
-        Kind::Connected => {
-            StateFlags::all() - StateFlags::LISTEN - StateFlags::CLOSE - StateFlags::TIME_WAIT
-        }
+        Kind::Connected => connected(),
     };
     let sockets = dump(Protocol::Tcp, &states)?;
     let ids = sockets.iter().map(|socket| &socket.header.socket_id);
     Ok(ids.map(tcp_socket).collect())
+}
+
+/// Lists all TCP connections, each with the inode of its socket.
+///
+/// # Errors
+///
+/// [`SockDiagError`].
+pub fn connections() -> Result<Vec<(u32, TcpSocket)>, SockDiagError> {
+    let sockets = dump(Protocol::Tcp, &connected())?;
+    let sockets = sockets.iter().map(|socket| &socket.header);
+    Ok(sockets
+        .map(|header| (header.inode, tcp_socket(&header.socket_id)))
+        .collect())
+}
+
+fn connected() -> StateFlags {
+    StateFlags::all() - StateFlags::LISTEN - StateFlags::CLOSE - StateFlags::TIME_WAIT
 }
 
 /// Lists all sockets of a protocol that wait for clients.

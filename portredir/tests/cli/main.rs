@@ -179,6 +179,38 @@ fn help_of_the_benchmark_fits_a_screen() {
 }
 
 #[test]
+fn explain_says_how_to_ask() {
+    let output = portredir(&["explain", "-h"]);
+    let help = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success());
+    assert!(help.lines().count() <= 24, "{help}");
+    assert!(help.lines().all(|line| line.len() <= 100), "{help}");
+    for words in ["FLOW", "--pid", "--json", "tcp local to 127.0.0.1:80"] {
+        assert!(help.contains(words), "{words} in {help}");
+    }
+    for (args, words) in [
+        (&["explain"][..], "required"),
+        (
+            &["explain", "icmp", "1.2.3.4", "to", "1.2.3.5:1"],
+            "expected tcp or udp",
+        ),
+        (
+            &["explain", "tcp", "1.2.3.4", "-", "on", "lo"],
+            "write `to`",
+        ),
+        (
+            &["explain", "tcp", "1.2.3.4", "->", "1.2.3.5"],
+            "has no port",
+        ),
+        (&["explain", "--pid", "1", "tcp"], "cannot be used with"),
+    ] {
+        let (code, message) = failure(args);
+        assert_eq!(code, Some(2), "{args:?}: {message}");
+        assert!(message.contains(words), "{words} in {message}");
+    }
+}
+
+#[test]
 fn a_benchmark_needs_privileges_and_says_which() {
     let output = unprivileged(&["bench"]);
     assert_eq!(output.status.code(), Some(4));

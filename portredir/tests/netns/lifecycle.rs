@@ -10,6 +10,7 @@ pub mod confirm;
 pub mod connections;
 pub mod doctor;
 pub mod drain;
+pub mod explain;
 pub mod follow;
 pub mod host;
 pub mod hotplug;
@@ -41,6 +42,7 @@ pub fn add(tests: &mut Tests) {
     confirm::add(tests);
     connections::add(tests);
     doctor::add(tests);
+    explain::add(tests);
     kill::add(tests);
     upgrade::add(tests);
     service::add(tests);

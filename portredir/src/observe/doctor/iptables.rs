@@ -24,11 +24,8 @@ const GOING_ON: [&str; 15] = [
     "TOS",
 ];
 
-/// The beginnings of options that limit a rule to some clients, by address or rate.
-const CLIENTS: [&str; 12] = [
-    "-s",
-    "-d",
-    "--sport",
+/// The beginnings of options that limit a rule to some clients.
+const CLIENTS: [&str; 9] = [
     "--src-type",
     "--src-range",
     "--dst-range",
@@ -178,6 +175,19 @@ impl Reader {
             }
             "--dport" | "--dports" => Some(Condition::DstPorts {
                 protocol: self.protocol,
+                ports: ports(value),
+                is_negated,
+            }),
+            "-s" | "-d" => Some(
+                value
+                    .parse()
+                    .map_or(Condition::Clients, |net| Condition::Addrs {
+                        is_source: option == "-s",
+                        nets: vec![net],
+                        is_negated,
+                    }),
+            ),
+            "--sport" | "--sports" => Some(Condition::SrcPorts {
                 ports: ports(value),
                 is_negated,
             }),

@@ -1,7 +1,9 @@
 //! Reads what `nft -j list ruleset` prints (libnftables-json(5)).
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use portredir_common::net::{Protocol, Version};
 use serde_json::Value;
 
@@ -181,9 +183,21 @@ impl Reader<'_> {
                     is_negated,
                 });
             }
-            (Some("tcp" | "udp" | "th"), Some("sport"))
-            | (Some("ip" | "ip6"), Some("saddr" | "daddr")) => {
-                return Condition::Clients;
+            (Some("tcp" | "udp" | "th"), Some("sport")) => {
+                let ports: Option<Vec<_>> = values.iter().map(ports).collect();
+                return ports.map_or(Condition::Clients, |ports| Condition::SrcPorts {
+                    ports,
+                    is_negated,
+                });
+            }
+            (Some("ip" | "ip6"), Some(field @ ("saddr" | "daddr"))) => {
+                let nets: Option<Vec<_>> = values.iter().map(net).collect();
+                let nets = nets.filter(|nets| !nets.is_empty());
+                return nets.map_or(Condition::Clients, |nets| Condition::Addrs {
+                    is_source: field == "saddr",
+                    nets,
+                    is_negated,
+                });
             }
             (Some("ip"), Some("protocol")) | (Some("ip6"), Some("nexthdr")) => {
                 return protocols(&values, is_negated).unwrap_or_else(unknown);
@@ -303,6 +317,18 @@ fn ports(value: &Value) -> Option<Ports> {
             last: port,
         }),
     }
+}
+
+/// An address or a network. Ranges are none of either.
+fn net(value: &Value) -> Option<IpNet> {
+    if let Some(value) = value.get("elem").and_then(|elem| elem.get("val")) {
+        return net(value);
+    }
+    if let Some(prefix) = value.get("prefix") {
+        let addr: IpAddr = prefix["addr"].as_str()?.parse().ok()?;
+        return IpNet::new(addr, prefix["len"].as_u64()?.try_into().ok()?).ok();
+    }
+    value.as_str()?.parse::<IpAddr>().ok().map(IpNet::from)
 }
 
 /// The verdict of a statement, if it is one.

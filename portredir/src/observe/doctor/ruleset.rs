@@ -1,6 +1,7 @@
 //! The rules of a packet filter, in one form for nftables and iptables, and the way of a
 //! packet through them as far as it can be known.
 
+use ipnet::IpNet;
 use portredir_common::net::{Protocol, Version};
 
 use crate::observe::listening::name_of;
@@ -35,7 +36,23 @@ pub enum Condition {
     Version(Version),
     /// Holds for packets that come in on some interfaces.
     Interface(String),
-    /// Holds for some clients, by address or rate.
+    /// Holds for addresses of one IP version, or for all others of this version.
+    Addrs {
+        /// Whether the source is meant.
+        is_source: bool,
+        /// The networks, at least one.
+        nets: Vec<IpNet>,
+        /// Whether the condition holds for all others.
+        is_negated: bool,
+    },
+    /// Holds for source ports, or for all others.
+    SrcPorts {
+        /// The ports.
+        ports: Vec<Ports>,
+        /// Whether the condition holds for all others.
+        is_negated: bool,
+    },
+    /// Holds for some clients, by rate or in another way that a packet does not show.
     Clients,
     /// Never holds for a new client on another host.
     Never,
@@ -188,7 +205,11 @@ impl Condition {
             }
             Self::Version(version) => is_it(*version == probe.version),
             Self::Never => Holds::No,
-            Self::Interface(_) | Self::Clients | Self::Unknown(_) => Holds::Maybe,
+            Self::Interface(_)
+            | Self::Addrs { .. }
+            | Self::SrcPorts { .. }
+            | Self::Clients
+            | Self::Unknown(_) => Holds::Maybe,
         }
     }
 }

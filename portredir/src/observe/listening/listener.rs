@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use nix::net::if_::if_indextoname;
 use nix::unistd::{Uid, User};
-use portredir_common::net::{Protocol, Version};
+use portredir_common::net::{Port, Protocol, Version};
 use serde::Serialize;
 
 use crate::rule::{Ports, Rule};
@@ -121,6 +121,18 @@ impl Listeners {
                 );
             }
         }
+        let sockets: HashSet<_> = servers.iter().map(|server| server.inode).collect();
+        Ok(Self::new(&servers, &process::holders(sockets)))
+    }
+
+    /// Lists the sockets of one port.
+    ///
+    /// # Errors
+    ///
+    /// [`SockDiagError`].
+    pub fn of_port(protocol: Protocol, port: Port) -> Result<Self, SockDiagError> {
+        let mut servers = sock_diag::servers(protocol)?;
+        servers.retain(|server| server.port == port);
         let sockets: HashSet<_> = servers.iter().map(|server| server.inode).collect();
         Ok(Self::new(&servers, &process::holders(sockets)))
     }

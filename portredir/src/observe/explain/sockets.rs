@@ -1,0 +1,373 @@
+//! The engines without packets: the functions that the programs for sockets run, over the
+//! rules in force. What they would write is kept nowhere.
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use portredir_common::datapath::connect::{NamedPeer, PeerCall, redirect_connect};
+use portredir_common::datapath::rule_match::{Probe, match_rule};
+use portredir_common::datapath::sk_lookup::find_listener;
+use portredir_common::flow::{Flow, FlowKey, FlowTable};
+use portredir_common::kernel::{
+    Client, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow, Outcome, Socket, Tables,
+};
+use portredir_common::map::bucket::Bucket;
+use portredir_common::map::entry::{Connection, Entry};
+use portredir_common::map::hash::Hash;
+use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
+use portredir_common::map::sockets::{ConnectedPeers, ListenerKey, scope};
+use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol, Version};
+use portredir_common::verdict::Reason;
+
+use crate::loader::live::{Live, RuleCopy};
+use crate::observe::listening::{Listener, Listeners as Servers};
+use crate::rule::Ports;
+
+/// The rules and the sockets of this host, for one client.
+pub struct Sockets<'a> {
+    /// The rules in force.
+    pub rules: &'a RuleCopy,
+    /// The flow tables.
+    pub live: &'a Live,
+    /// The sockets that wait for clients.
+    pub servers: &'a Servers,
+    /// The connections of this host, where the client has a port of its own.
+    pub connections: &'a [FlowKey],
+    /// The interface that the client comes in by.
+    pub ifindex: u32,
+    /// The way in which connections are given to listeners.
+    pub lookup: Lookup<'a>,
+    /// The rule that was counted.
+    hit: Cell<Option<u16>>,
+}
+
+/// The socket lookup.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lookup<'a> {
+    /// The name of the ingress interface.
+    pub interface: &'a str,
+    /// Whether connections that come in by any interface are meant.
+    pub is_everywhere: bool,
+    /// Whether servers on loopback addresses serve other hosts.
+    pub is_loopback_allowed: bool,
+}
+
+/// The decision about a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The reason.
+    pub reason: Reason,
+    /// The rule that was counted.
+    pub rule: Option<u16>,
+    /// The port that the client reaches.
+    pub port: Port,
+}
+
+impl<'a> Sockets<'a> {
+    /// The sockets for clients of one interface.
+    #[must_use]
+    pub const fn new(
+        (rules, live): (&'a RuleCopy, &'a Live),
+        (servers, connections): (&'a Servers, &'a [FlowKey]),
+        ifindex: u32,
+        lookup: Lookup<'a>,
+    ) -> Self {
+        Self {
+            rules,
+            live,
+            servers,
+            connections,
+            ifindex,
+            lookup,
+            hit: Cell::new(None),
+        }
+    }
+
+    /// The decision about a process of this host that connects to a port.
+    #[must_use]
+    pub fn connect(&self, protocol: Protocol, to: (IpAddr, Port), own_port: Port) -> Decision {
+        let mut peer = NamedPeer {
+            protocol,
+            addr: Addr::from(to.0),
+            port: to.1,
+        };
+        let mut client = NewSocket {
+            sockets: self,
+            is_v4: to.0.is_ipv4(),
+            own_port,
+            peers: ConnectedPeers::default(),
+        };
+        let reason = redirect_connect(self, &mut client, &mut peer, PeerCall::Connect);
+        self.decision(reason, peer.port)
+    }
+
+    /// The decision about a connection that looks for its listener.
+    #[must_use]
+    pub fn listener(&self, key: &FlowKey) -> Decision {
+        let reason = find_listener(self, key);
+        let choice = choose(self.rules, key, self.ifindex);
+        let port = match (reason, choice) {
+            (Reason::Redirected | Reason::NoListener, Some(choice)) => choice.target,
+            _ => key.local_port,
+        };
+        self.decision(reason, port)
+    }
+
+    const fn decision(&self, reason: Reason, port: Port) -> Decision {
+        let rule = match reason {
+            Reason::Redirected => self.hit.get(),
+            _ => None,
+        };
+        Decision { reason, rule, port }
+    }
+}
+
+/// The rule for a packet, by the function that the programs call.
+#[must_use]
+pub fn choose(rules: &RuleCopy, key: &FlowKey, ifindex: u32) -> Option<Choice> {
+    let protocol = key.protocol().ok()?;
+    let entry = rules.port(protocol, key.local_port);
+    match entry {
+        _ if !entry.is_match() => None,
+        PortEntry {
+            set: 0,
+            target,
+            rule,
+            ..
+        } => Some(Choice { target, rule }),
+        _ => match_rule(
+            rules,
+            entry,
+            &Probe {
+                key,
+                dst_port: key.local_port,
+                ifindex,
+            },
+        ),
+    }
+}
+
+/// Whether a server gets what is sent to an address and a port.
+pub fn is_for(listener: &Listener, addr: Addr) -> bool {
+    let version = if addr.is_v4() {
+        Version::V4
+    } else {
+        Version::V6
+    };
+    let is_any = listener.addr.is_unspecified();
+    listener.accepts(version) && (is_any || Addr::from(listener.addr) == addr)
+}
+
+impl FlowBuckets for Sockets<'_> {
+    type Word = AtomicU64;
+    type Bucket<'b>
+        = &'b Bucket<AtomicU64>
+    where
+        Self: 'b;
+
+    fn hash(&self, _: &FlowKey) -> Hash {
+        Hash(0)
+    }
+
+    /// Packets of flows that have begun alone are looked up in buckets.
+    fn bucket(&self, _: FlowTable, _: Hash) -> Option<Self::Bucket<'_>> {
+        None
+    }
+
+    fn udp_slot(&self, _: Hash, _: usize) -> u32 {
+        0
+    }
+
+    fn keep_ports(&self, _: u32, _: Port, _: Port) {}
+
+    fn keep_addrs(&self, _: u32, _: &FlowKey) {}
+}
+
+impl FlowTables for Sockets<'_> {
+    fn entry(&self, table: FlowTable, key: &FlowKey) -> Option<Entry> {
+        self.live.flows().entry(table, key)
+    }
+
+    fn connection(&self, key: &FlowKey) -> Option<Connection> {
+        let mut tables = [FlowTable::Tcp, FlowTable::Syn].into_iter();
+        tables.find_map(|table| Some(Connection::new(table, self.entry(table, key)?)))
+    }
+
+    fn insert(&self, _: &Bucket<AtomicU64>, _: &NewFlow) -> Result<u32, Reason> {
+        Ok(0)
+    }
+
+    fn set_flow(&self, _: FlowTable, _: &FlowKey, _: &Flow) -> Result<(), Reason> {
+        Ok(())
+    }
+
+    fn remove_flow(&self, _: FlowTable, _: &FlowKey) {}
+
+    fn own_port(&self, table: FlowTable, key: &FlowKey) -> Option<Port> {
+        Some(self.live.own_port(table, key))
+    }
+
+    fn remap(&self, _: &FlowKey) -> Option<Port> {
+        None
+    }
+
+    fn set_remap(&self, _: &FlowKey, _: Port) -> Result<(), Reason> {
+        Ok(())
+    }
+
+    fn is_marked(&self, key: &FlowKey) -> bool {
+        self.live.is_marked(key)
+    }
+
+    fn mark(&self, _: &FlowKey) {}
+}
+
+impl Host for Sockets<'_> {
+    fn port(&self, protocol: Protocol, port: Port) -> PortEntry {
+        self.rules.port(protocol, port)
+    }
+
+    fn socket(&self, key: &FlowKey) -> Socket {
+        if self.connections.contains(key) {
+            Socket::Connection
+        } else {
+            Socket::None
+        }
+    }
+
+    fn is_served(&self, key: &FlowKey) -> bool {
+        let Ok(protocol) = key.protocol() else {
+            return false;
+        };
+        let mut within = self.servers.within(protocol, Ports::one(key.local_port));
+        within.any(|(_, here)| {
+            let unbound = here.iter().filter(|listener| listener.device.is_none());
+            unbound
+                .into_iter()
+                .any(|listener| is_for(listener, key.local))
+        })
+    }
+
+    fn now_ns(&self) -> u64 {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn random(&self) -> u32 {
+        0
+    }
+}
+
+impl Tables for Sockets<'_> {
+    fn is_local(&self, addr: &Addr) -> bool {
+        self.rules.is_local(addr, self.ifindex)
+    }
+
+    fn is_in_local_addr_cache(&self, _: &Addr) -> bool {
+        false
+    }
+
+    fn came_in_on_loopback(&self) -> bool {
+        self.ifindex == LOOPBACK_IFINDEX
+    }
+
+    fn match_rule(&self, entry: PortEntry, key: &FlowKey, dst_port: Port) -> Option<Choice> {
+        let probe = Probe {
+            key,
+            dst_port,
+            ifindex: self.ifindex,
+        };
+        match_rule(self.rules, entry, &probe)
+    }
+
+    fn previous_targets(
+        &self,
+        entry: PortEntry,
+        protocol: Protocol,
+        port: Port,
+    ) -> PreviousTargets {
+        let index = PortEntry::index(protocol, port);
+        self.rules.previous_targets(entry, index)
+    }
+
+    fn note_rule(&self, _: u16) {}
+
+    fn record(&self, hit: &Hit) {
+        self.hit.set(Some(hit.rule));
+    }
+
+    fn record_reply(&self, _: &Hit) {}
+
+    fn record_outcome(&self, _: u16, _: Outcome) {}
+}
+
+impl Listeners for Sockets<'_> {
+    fn is_in_scope(&self) -> bool {
+        let is_everywhere = self.lookup.is_everywhere && self.ifindex != LOOPBACK_IFINDEX;
+        is_everywhere || self.rules.scope(self.ifindex) == Some(scope::LOOKUP)
+    }
+
+    fn is_loopback_allowed(&self) -> bool {
+        self.lookup.is_loopback_allowed
+    }
+
+    /// The map of listeners does not tell which device a socket is bound to.
+    fn assign(&self, key: &ListenerKey) -> bool {
+        let is_there = |listener: &Listener| {
+            let device = listener.device.as_deref();
+            Addr::from(listener.addr) == key.addr
+                && device.is_none_or(|device| device == self.lookup.interface)
+        };
+        let mut within = self.servers.within(Protocol::Tcp, Ports::one(key.port));
+        self.rules.has_listener(key) && within.any(|(_, here)| here.iter().any(is_there))
+    }
+}
+
+/// A socket that has just been opened.
+struct NewSocket<'a> {
+    sockets: &'a Sockets<'a>,
+    is_v4: bool,
+    own_port: Port,
+    peers: ConnectedPeers,
+}
+
+impl Client for NewSocket<'_> {
+    fn is_in_netns(&self) -> bool {
+        true
+    }
+
+    fn bound_to(&self) -> Addr {
+        if self.is_v4 {
+            Addr::V4_ANY
+        } else {
+            Addr::V6_ANY
+        }
+    }
+
+    fn own_port(&self) -> Port {
+        self.own_port
+    }
+
+    fn is_syn_assigned(&self) -> bool {
+        self.sockets.rules.scope(LOOPBACK_IFINDEX) == Some(scope::ASSIGN)
+    }
+
+    fn is_connected_udp(&self, _: &FlowKey) -> bool {
+        false
+    }
+
+    fn peer_port(&self) -> Option<Port> {
+        None
+    }
+
+    fn peers(&mut self) -> Option<&mut ConnectedPeers> {
+        None
+    }
+
+    fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers> {
+        Some(&mut self.peers)
+    }
+}
