@@ -2,6 +2,7 @@
 
 mod bench;
 mod mistake;
+mod read;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,10 @@ pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT};
 use clap::{Arg, Args, Parser, Subcommand};
 
 pub use mistake::{Mistake, parse};
+use read::interval;
+pub use read::{
+    ConnectionsArgs, ExplainArgs, MetricsArgs, ReadArgs, StatusArgs, TopArgs, TraceArgs,
+};
 
 use crate::config::options::{self, Typed};
 use crate::config::safety::ChangeOptions;
@@ -35,6 +40,7 @@ Examples: sudo portredir explain tcp 203.0.113.9 to 10.0.0.5:80 on eth0
 #[command(version, max_term_width = 100, arg_required_else_help = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(disable_help_subcommand = true, disable_version_flag = true)]
+#[command(override_usage = "portredir [OPTIONS] RULE... | portredir COMMAND")]
 #[command(after_help = AFTER_HELP)]
 pub struct Cli {
     /// The command; without one, redirect until Ctrl-C.
@@ -159,6 +165,13 @@ pub enum Command {
         after_help = "Example: portredir metrics --output /var/lib/node_exporter/portredir.prom"
     )]
     Metrics(MetricsArgs),
+
+    /// Watch rates, flows and drops live, on the whole terminal.
+    ///
+    /// Keys: `q` quit, `s` sort, `r` reverse, `/` filter, `p` pause, `i` rows for each
+    /// interface, `e` log, arrows and page keys scroll.
+    #[command(after_help = "Example: portredir top --interval 5s")]
+    Top(TopArgs),
 
     /// Find everything that stands between clients and servers, and how to mend it.
     ///
@@ -339,82 +352,6 @@ pub struct CheckArgs {
     pub path: PathBuf,
 }
 
-/// `portredir status`.
-#[derive(Args, Clone, Copy, Debug)]
-pub struct StatusArgs {
-    /// The options of every command that reads.
-    #[command(flatten)]
-    pub read: ReadArgs,
-
-    /// Print what is wrong, and how to mend it: a line for each fault.
-    #[arg(long)]
-    pub check: bool,
-}
-
-/// `portredir rules` and `portredir status`.
-#[derive(Args, Clone, Copy, Debug)]
-pub struct ReadArgs {
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `portredir trace`.
-#[derive(Args, Clone, Debug)]
-pub struct TraceArgs {
-    /// Filters; a rule with conditions is one word, in quotes.
-    #[arg(value_name = "FILTER")]
-    pub words: Vec<String>,
-
-    /// End after so many lines.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub count: Option<u64>,
-
-    /// Print one JSON object per line.
-    #[arg(long)]
-    pub json: bool,
-
-    /// Also write the packets to a file for Wireshark (pcapng), as they came and as they
-    /// went on.
-    #[arg(long, value_name = "FILE")]
-    pub pcap: Option<PathBuf>,
-}
-
-/// `portredir connections`.
-#[derive(Args, Clone, Debug)]
-pub struct ConnectionsArgs {
-    /// The flows to list: `state STATE`, `port PORT`, `from CIDR`, `rule RULE`.
-    #[arg(value_name = "FILTER")]
-    pub filter: Vec<String>,
-
-    /// Print one JSON object; with --watch, one for each list.
-    #[arg(long)]
-    pub json: bool,
-
-    /// Print no names of columns.
-    #[arg(long)]
-    pub no_header: bool,
-
-    /// Renew the list every TIME (2s without TIME) until Ctrl-C.
-    #[arg(
-        long,
-        value_name = "TIME",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "2s",
-        value_parser = interval
-    )]
-    pub watch: Option<Duration>,
-}
-
-/// `portredir metrics`.
-#[derive(Args, Clone, Debug)]
-pub struct MetricsArgs {
-    /// Write to a file, in one step, instead of standard output.
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-}
-
 /// `portredir doctor`.
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("words", |words| words.value_parser(word)))]
@@ -428,26 +365,6 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// `portredir explain`.
-#[derive(Args, Clone, Debug)]
-pub struct ExplainArgs {
-    /// The flow: PROTOCOL CLIENT to ADDR:PORT [on INTERFACE], or `-` for lines of standard
-    /// input.
-    ///
-    /// CLIENT is an address with or without a port, or `local` for a process of this host.
-    /// `->` may stand for `to`, in quotes.
-    #[arg(required_unless_present = "pid", value_name = "FLOW")]
-    pub flow: Vec<String>,
-
-    /// Explain the sockets of a process: its servers, and the connections of their clients.
-    #[arg(long, value_name = "PID", conflicts_with = "flow")]
-    pub pid: Option<u32>,
-
-    /// Print one JSON object for each flow.
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// Redirect until Ctrl-C or SIGTERM.
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("words", |words| rules_or_config(words).hide_short_help(true)))]
@@ -456,9 +373,13 @@ pub struct Run {
     #[command(flatten)]
     pub options: Typed,
 
-    /// How often to print changed counters.
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
-    pub interval: Duration,
+    /// How often to print changed counters [default: 2s; 1s for the live view].
+    #[arg(long, value_name = "TIME", value_parser = interval)]
+    pub interval: Option<Duration>,
+
+    /// Print lines also on a terminal, where the live view is shown otherwise.
+    #[arg(long, conflicts_with = "json", hide_short_help = true)]
+    pub plain: bool,
 
     /// Print counters as one JSON object per interval and one at the end.
     #[arg(long)]
@@ -511,10 +432,6 @@ fn word(text: &str) -> Result<String, String> {
         ));
     }
     Ok(text.to_owned())
-}
-
-fn interval(text: &str) -> Result<Duration, ValueError> {
-    value::duration(text, 0.1)
 }
 
 fn confirm(text: &str) -> Result<Duration, ValueError> {

@@ -9,13 +9,19 @@ pub mod error;
 mod event;
 pub mod explain;
 mod journal;
+pub mod lines;
 mod listening;
+mod live;
 pub mod log;
 pub mod metrics;
+#[cfg(test)]
+mod picture;
 pub mod plan;
+mod progress;
 pub mod read;
 pub mod run;
 pub mod status;
+pub mod top;
 pub mod trace;
 
 use std::io::{self, Write as _};
@@ -43,12 +49,9 @@ fn try_print(text: &str) -> io::Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
-/// Writes a line to standard error. A message that nobody can read ends no redirect, so
-/// errors are ignored.
+/// Says a line: on standard error, or in the live view while it has the terminal.
 pub fn say(line: &str) {
-    let _ = io::stderr()
-        .lock()
-        .write_all(format!("{line}\n").as_bytes());
+    lines::say(line);
 }
 
 /// Checks that the rules fit into the maps, as a run does that is no dry run.

@@ -2,4 +2,5 @@
 //! watches.
 
 pub mod client;
+pub mod message;
 pub mod scrape;

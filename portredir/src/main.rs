@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use portredir::cli::{self, Cli, Command, Mistake};
 use portredir::command::log::Journal;
 use portredir::command::{
-    change, connections, doctor, error, explain, log, metrics, plan, read, run, say, status, trace,
+    change, connections, doctor, error, explain, lines, log, metrics, plan, read, run, say, status,
+    top, trace,
 };
 use portredir::exit;
 
@@ -28,7 +29,13 @@ fn main() -> ExitCode {
     } else {
         Journal::Off
     };
-    log::init(default, journal);
+    // The live view shows the log as well.
+    let target = if has_view(&cli) {
+        env_logger::Target::Pipe(Box::new(lines::LineWriter))
+    } else {
+        env_logger::Target::Stderr
+    };
+    log::init(default, journal, target);
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -40,6 +47,15 @@ fn main() -> ExitCode {
             say(&format!("portredir: {error:#}"));
             error::exit_code(&error).into()
         }
+    }
+}
+
+/// Whether the command may have the whole terminal.
+fn has_view(cli: &Cli) -> bool {
+    match cli.command {
+        None => run::shows_view(&cli.run),
+        Some(Command::Top(_)) => true,
+        Some(_) => false,
     }
 }
 
@@ -61,6 +77,7 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Trace(args)) => trace::trace(args).await,
         Some(Command::Connections(args)) => connections::connections(args).await,
         Some(Command::Metrics(args)) => metrics::metrics(args),
+        Some(Command::Top(args)) => top::top(*args).await,
         Some(Command::Doctor(args)) => doctor::doctor(args).await,
         Some(Command::Explain(args)) => explain::explain(args).await,
         Some(Command::Bench(args)) => portredir::bench::run(args).await,

@@ -18,5 +18,6 @@ pub mod process;
 pub mod sock_detail;
 pub mod sock_diag;
 pub mod syslog;
+pub mod terminal;
 pub mod tool;
 pub mod xfrm;

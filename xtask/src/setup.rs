@@ -20,7 +20,7 @@ pub enum Missing {
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
 
-const TEST_TOOLS: [Tool; 22] = [
+const TEST_TOOLS: [Tool; 23] = [
     ("bpftool", "bpftool"),
     ("capsh", "libcap2-bin"),
     ("chrt", "util-linux"),
@@ -44,6 +44,7 @@ const TEST_TOOLS: [Tool; 22] = [
     ("taskset", "util-linux"),
     ("tc", "iproute2"),
     ("tcpdump", "tcpdump"),
+    ("tmux", "tmux"),
     ("unshare", "util-linux"),
     ("wg", "wireguard-tools"),
 ];

@@ -53,6 +53,9 @@ pub enum CommandError {
     /// Lines of standard input are no flows.
     #[error("{} skipped", count(*.0, "line"))]
     Skipped(usize),
+    /// The live view needs a terminal.
+    #[error("the live view needs a terminal: {0}; print the numbers once with: portredir status")]
+    NoTerminal(&'static str),
     /// The doctor found something.
     #[error("doctor: {}", count(*.0, "finding"))]
     Findings(usize),
@@ -63,7 +66,10 @@ impl CommandError {
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         match self {
-            Self::NotTwo(_) | Self::FollowsStandardInput | Self::Skipped(_) => ExitCode::Usage,
+            Self::NotTwo(_)
+            | Self::FollowsStandardInput
+            | Self::Skipped(_)
+            | Self::NoTerminal(_) => ExitCode::Usage,
             Self::NoRule { .. } | Self::NeedsUp { .. } => ExitCode::Failed,
             Self::Degraded(_) | Self::Findings(_) => ExitCode::Degraded,
         }

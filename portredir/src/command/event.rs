@@ -1,6 +1,8 @@
 //! Events as people read them.
 
-use super::{count, journal, say};
+use std::time::Duration;
+
+use super::{count, journal, progress, say};
 use crate::config::engine::EngineChoice;
 use crate::controller::event::{DetachReason, Event, Interrupted};
 use crate::loader::{Unregistered, chain};
@@ -10,6 +12,11 @@ use crate::sys::syslog::Severity;
 #[expect(clippy::needless_pass_by_value, reason = "an event is told once")]
 pub fn print(event: Event) {
     let text = text(&event);
+    if let Event::Waiting { connections, left } = event {
+        let is_over = connections == 0 || left.is_zero();
+        progress::show((!is_over).then_some(text));
+        return;
+    }
     say(&text);
     if let Some(severity) = severity(&event) {
         journal::event(severity, &text);
@@ -20,7 +27,7 @@ pub fn print(event: Event) {
 /// there.
 const fn severity(event: &Event) -> Option<Severity> {
     match event {
-        Event::Draining { .. } | Event::WatcherIsSlow => None,
+        Event::Draining { .. } | Event::Waiting { .. } | Event::WatcherIsSlow => None,
         Event::Attached(_)
         | Event::Detached { .. }
         | Event::Renamed { .. }
@@ -72,6 +79,7 @@ fn text(event: &Event) -> String {
             timeout.as_secs_f64(),
             count(*connections, "connection")
         ),
+        Event::Waiting { connections, left } => waiting(*connections, *left),
         Event::CutOff { connections } => {
             format!("cutting off {}", count(*connections, "connection"))
         }
@@ -87,6 +95,15 @@ fn text(event: &Event) -> String {
         ),
         Event::Unlocked(error) => format!("{}; continuing", chain(error)),
     }
+}
+
+/// The wait for connections, while it lasts.
+fn waiting(connections: usize, left: Duration) -> String {
+    format!(
+        "waiting for {} to end, {} s left; Ctrl-C stops waiting",
+        count(connections, "connection"),
+        left.as_secs_f64().ceil()
+    )
 }
 
 /// A server that a socket lookup cannot deliver to.

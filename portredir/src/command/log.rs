@@ -32,11 +32,12 @@ struct Logger {
     recent: Mutex<Recent>,
 }
 
-/// Begins to log. `default` is the filter where `RUST_LOG` names none.
-pub fn init(default: &str, journal: Journal) {
+/// Begins to log, to `target`. `default` is the filter where `RUST_LOG` names none.
+pub fn init(default: &str, journal: Journal, target: env_logger::Target) {
     let stderr =
         env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
             .format_timestamp_millis()
+            .target(target)
             .build();
     let level = match journal {
         Journal::Warnings => stderr.filter().max(LevelFilter::Warn),

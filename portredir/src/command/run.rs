@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::time::Interval;
 
-use super::{event, journal, listening, say, try_print};
+use super::live::{self, Exit, Identity, Live, Owner, Sample};
+use super::{event, journal, lines, listening, say, try_print};
 use crate::cli::Run;
 use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change, Diff, HostView};
@@ -25,6 +26,13 @@ use crate::sys::bpffs::PinDir;
 use crate::sys::capability;
 use crate::sys::lock::Lock;
 
+/// Whether the live view shows the counters: on a terminal, unless lines or JSON are asked
+/// for.
+#[must_use]
+pub fn shows_view(args: &Run) -> bool {
+    !args.plain && !args.json && live::obstacle().is_none()
+}
+
 /// Redirects until SIGINT, SIGTERM or SIGHUP.
 ///
 /// # Errors
@@ -32,6 +40,10 @@ use crate::sys::lock::Lock;
 /// The settings are impossible, or the kernel refuses. No program stays attached.
 pub async fn run(args: &Run) -> anyhow::Result<()> {
     let settings = args.options.settings()?;
+    let has_view = shows_view(args);
+    if has_view {
+        lines::keep();
+    }
     let netlink = Netlink::open()?;
     let snapshot = netlink.snapshot().await?;
     let host = HostView::new(snapshot, &settings, Default::default());
@@ -62,23 +74,20 @@ pub async fn run(args: &Run) -> anyhow::Result<()> {
         rules.join(" ")
     ));
 
-    let mut ticks = every(args.interval);
-    ticks.tick().await;
-    let mut view = View {
-        args,
-        ticks,
-        before: None,
-        has_failed: false,
-    };
+    let mut view = View::new(args).await;
+    if has_view {
+        view.begin(&controller)?;
+    }
     let result = view
         .watch(&mut controller, &mut control, &mut signals)
         .await;
     // Draining removes the rules; the counters of their flows go on.
     let last = controller.state().clone();
     if result.is_ok() {
-        end_line();
-        drain(&mut controller, &mut signals, settings.drain_timeout.0).await;
+        view.drain(&mut controller, &mut signals).await;
     }
+    // Before the last lines and numbers, which stay on the terminal.
+    view.live = None;
     let report = controller.report_of(&last);
     controller.act(Action::Detach, &mut event::print).await?;
     journal::change("end", &Diff::default());
@@ -125,19 +134,6 @@ fn refuse_active() -> Result<(), ControllerError> {
     }
 }
 
-/// Waits for redirected connections, for `timeout` at most or until a signal.
-async fn drain(controller: &mut Controller, signals: &mut Signals, timeout: Duration) {
-    let mut on_event = event::print;
-    tokio::select! {
-        _ = signals.next() => {}
-        drained = controller.act(Action::Drain(timeout), &mut on_event) => {
-            if let Err(error) = drained {
-                log::warn!("{}", chain(&error));
-            }
-        }
-    }
-}
-
 /// The output of the foreground run.
 struct View<'a> {
     args: &'a Run,
@@ -145,9 +141,88 @@ struct View<'a> {
     before: Option<Report>,
     /// Whether standard output has refused a text.
     has_failed: bool,
+    /// The live view, while it has the terminal.
+    live: Option<Live>,
 }
 
-impl View<'_> {
+/// Waits for the end of the live view; for ever when there is none.
+async fn attend(live: &mut Option<Live>) -> Exit {
+    match live {
+        Some(live) => live.attend().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl<'a> View<'a> {
+    /// The interval of lines and of JSON objects.
+    const INTERVAL: Duration = Duration::from_secs(2);
+
+    /// The interval of the live view.
+    const LIVE_INTERVAL: Duration = Duration::from_secs(1);
+
+    async fn new(args: &'a Run) -> Self {
+        let mut ticks = every(args.interval.unwrap_or(Self::INTERVAL));
+        ticks.tick().await;
+        Self {
+            args,
+            ticks,
+            before: None,
+            has_failed: false,
+            live: None,
+        }
+    }
+
+    /// Begins the live view.
+    fn begin(&mut self, controller: &Controller) -> anyhow::Result<()> {
+        let live = Live::start(Owner::Run).context("begin the live view")?;
+        self.live = Some(live);
+        self.ticks = every(self.args.interval.unwrap_or(Self::LIVE_INTERVAL));
+        self.print_changes(controller)?;
+        Ok(())
+    }
+
+    /// Goes on with lines, without the live view.
+    fn leave(&mut self, exit: Exit) {
+        self.live = None;
+        self.ticks = every(self.args.interval.unwrap_or(Self::INTERVAL));
+        match exit {
+            Exit::Quit => say("still redirecting; press Ctrl-C to stop"),
+            Exit::Lost(error) => say(&format!(
+                "the live view has ended: {error}; still redirecting"
+            )),
+        }
+    }
+
+    /// Waits for redirected connections, for the time of the settings at most or until a
+    /// signal.
+    async fn drain(&mut self, controller: &mut Controller, signals: &mut Signals) {
+        const REFRESH: Duration = Duration::from_millis(500);
+        if self.live.is_none() {
+            end_line();
+        }
+        let timeout = controller.state().settings.drain_timeout.0;
+        let mut on_event = event::print;
+        let mut refresh = every(REFRESH);
+        let mut drained = std::pin::pin!(controller.act(Action::Drain(timeout), &mut on_event));
+        loop {
+            tokio::select! {
+                _ = signals.next() => return,
+                drained = &mut drained => {
+                    if let Err(error) = drained {
+                        log::warn!("{}", chain(&error));
+                    }
+                    return;
+                }
+                exit = attend(&mut self.live) => self.leave(exit),
+                _ = refresh.tick() => {
+                    if let Some(live) = &self.live {
+                        live.refresh();
+                    }
+                }
+            }
+        }
+    }
+
     /// Keeps the redirect in step with the host and prints counters, until a signal
     /// or a request to stop.
     async fn watch(
@@ -179,6 +254,7 @@ impl View<'_> {
                         log::warn!("{}", chain(&error));
                     }
                 }
+                exit = attend(&mut self.live) => self.leave(exit),
                 _ = inspect.tick() => inspect = mend(controller, &mut event::print).await,
                 _ = self.ticks.tick() => {
                     if let Err(error) = self.print_changes(controller) {
@@ -191,6 +267,10 @@ impl View<'_> {
 
     fn print_changes(&mut self, controller: &Controller) -> Result<(), ControllerError> {
         let report = controller.report()?;
+        if let Some(live) = &self.live {
+            live.show(Ok(Box::new(sample(report))));
+            return Ok(());
+        }
         let lines = report.changes(self.before.as_ref());
         self.print(&report, &lines);
         self.before = Some(report);
@@ -217,5 +297,21 @@ impl View<'_> {
             }
             _ => {}
         }
+    }
+}
+
+/// A report of this process, for the live view.
+fn sample(report: Report) -> Sample {
+    let pid = std::process::id();
+    Sample {
+        identity: Identity {
+            since: None,
+            pid: Some(pid),
+        },
+        title: format!(
+            "portredir {}: redirecting, process {pid}",
+            env!("CARGO_PKG_VERSION")
+        ),
+        report,
     }
 }

@@ -125,18 +125,22 @@ fn text(status: &Status<'_>) -> String {
     text
 }
 
-/// The lines about the redirect as a whole.
-fn head(answer: &Answer) -> Vec<String> {
+/// The process that keeps the redirect in step with the host.
+pub(super) fn who(answer: &Answer) -> String {
     let pid = answer.pid;
-    let who = match (answer.role, answer.silent) {
+    match (answer.role, answer.silent) {
         (Some(Role::Foreground), _) => format!("running in the foreground, process {pid}"),
         (Some(Role::Watcher), _) => format!("active, watcher process {pid}"),
         (None, Some(pid)) => format!("active, but the watcher process {pid} does not answer"),
         (None, None) => "active, but no watcher process tracks interfaces and addresses; start \
                          one: portredir watch"
             .to_owned(),
-    };
-    let mut lines = vec![format!("portredir {}: {who}", answer.version)];
+    }
+}
+
+/// The lines about the redirect as a whole.
+fn head(answer: &Answer) -> Vec<String> {
+    let mut lines = vec![format!("portredir {}: {}", answer.version, who(answer))];
     if let Some(since) = &answer.since {
         lines.push(format!("since {since}"));
     }
@@ -202,4 +206,49 @@ fn differing_config(running: &Settings) -> Option<PathBuf> {
         rules.collect::<std::collections::BTreeSet<_>>()
     };
     (sorted(&config) != sorted(running)).then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui_core::buffer::Buffer;
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+    use crate::command::live::sample;
+    use crate::command::picture;
+
+    #[test]
+    fn the_picture_of_status_is_up_to_date() {
+        let report = sample::report(60);
+        let rules = report.rules.iter();
+        let rules = rules.map(|rule| rule.rule.parse().expect("a rule"));
+        let settings = Settings {
+            rules: rules.collect(),
+            ..Settings::default()
+        };
+        let since = json!({
+            "time": "2026-11-28T09:19:27Z", "pid": 801, "uid": 0, "user": "root", "login": "eve",
+        });
+        let answer = json!({
+            "role": "follower", "pid": 812, "version": "0.1.0", "settings": settings,
+            "since": since, "changed": since,
+        });
+        let json = |value| serde_json::from_value::<Map<String, Value>>(value).expect("an object");
+        let mut answer = json(answer);
+        answer.extend(json(serde_json::to_value(report).expect("JSON")));
+        let answer = serde_json::from_value(answer.into()).expect("an answer");
+        let status = Status {
+            running: true,
+            healthy: false,
+            faults: &[Fault {
+                what: "wg0: tcx ingress portredir_in: missing".to_owned(),
+                fix: Some("portredir up".to_owned()),
+            }],
+            differs_from: None,
+            listening: Vec::new(),
+            answer: &answer,
+        };
+        let text = text(&status);
+        picture::check("status", &Buffer::with_lines(text.lines()));
+    }
 }

@@ -27,10 +27,13 @@ impl Controller {
         loop {
             let sockets = sock_diag::list(Kind::Connected)?;
             let connections = self.datapath.count_redirected(&self.table, &sockets)?;
+            let left = end.saturating_duration_since(Instant::now());
+            if is_told {
+                on_event(Event::Waiting { connections, left });
+            }
             if connections == 0 {
                 return Ok(());
             }
-            let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 on_event(Event::CutOff { connections });
                 return Ok(());

@@ -72,6 +72,13 @@ pub enum Event {
         /// The longest time to wait.
         timeout: Duration,
     },
+    /// Stopping still waits for this number of connections; none are left at the end.
+    Waiting {
+        /// The number of connections.
+        connections: usize,
+        /// The time until the connections are cut off.
+        left: Duration,
+    },
     /// Connections that did not end in time are cut off.
     CutOff {
         /// The number of connections.

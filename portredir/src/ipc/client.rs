@@ -8,19 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::config::settings::Settings;
-use crate::loader::Unregistered;
-use crate::loader::flows::Fill;
 use crate::observe::connections::Redirect;
-use crate::observe::metrics::Reconciled;
-use crate::observe::report::Report;
-use crate::state::stamp::Stamp;
 use crate::sys::peer::Owner;
+
+pub use super::message::{Answer, Reply, Request, Role, Who};
 
 /// An abstract name: it belongs to the network namespace, and disappears when the process
 /// ends.
@@ -33,108 +29,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The time after which to listen again after a failure.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// A request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Request {
-    /// A question for the identity of the process.
-    Who,
-    /// A question for the running configuration.
-    Status,
-    /// A question for the maps of the flows and what belongs to them. For root alone, who
-    /// may open maps.
-    Flows,
-    /// A question for the metrics.
-    Metrics,
-    /// A notification that a command changed the rules: the process reads them again. For
-    /// root alone.
-    Changed,
-    /// An order to end: in the foreground, as by Ctrl-C; a watcher leaves everything
-    /// attached. For root alone.
-    Stop,
-}
-
-impl Request {
-    /// Whether the answer tells the running configuration.
-    #[must_use]
-    pub const fn is_read(self) -> bool {
-        matches!(self, Self::Status | Self::Metrics)
-    }
-}
-
-/// The kind of process that answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// A process that redirects for as long as it runs.
-    Foreground,
-    /// A watcher, which keeps the redirect that `portredir up` made in step with
-    /// interfaces and addresses.
-    #[serde(rename = "follower")]
-    Watcher,
-}
-
-/// The identity of the process that answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Who {
-    /// The kind of process.
-    pub role: Role,
-    /// The ID of the process.
-    pub pid: u32,
-}
-
-impl Who {
-    /// The identity of this process.
-    #[must_use]
-    pub fn this(role: Role) -> Self {
-        let pid = std::process::id();
-        Self { role, pid }
-    }
-}
-
-/// The answer to [`Request::Status`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Answer {
-    /// The kind of process; none where it only read the pins.
-    pub role: Option<Role>,
-    /// The ID of the process.
-    pub pid: u32,
-    /// The version of the process.
-    pub version: String,
-    /// The options and the rules.
-    pub settings: Settings,
-    /// The ID of a watcher that does not answer.
-    #[serde(default)]
-    pub silent: Option<u32>,
-    /// The beginning of the redirect. An older process does not tell.
-    #[serde(default)]
-    pub since: Option<Stamp>,
-    /// The last change of the settings.
-    #[serde(default)]
-    pub changed: Option<Stamp>,
-    /// Seconds since the last change was confirmed; none if it was not.
-    #[serde(default)]
-    pub confirmed_ago: Option<u64>,
-    /// Seconds until an unconfirmed change is rolled back.
-    pub confirm_within: Option<u64>,
-    /// Seconds since the last change was rolled back; none if it was not. An older
-    /// process does not tell.
-    #[serde(default)]
-    pub rolled_back_ago: Option<u64>,
-    /// The fill of the flow tables. An older process does not tell.
-    #[serde(default)]
-    pub flow_tables: Vec<Fill>,
-    /// The servers that a socket lookup cannot deliver to. An older process does not tell.
-    #[serde(default)]
-    pub unregistered: Vec<Unregistered>,
-    /// The work of this process; none where it only read the pins.
-    #[serde(default)]
-    pub reconciled: Option<Reconciled>,
-    /// Interfaces and counters.
-    #[serde(flatten)]
-    pub report: Report,
-}
 
 /// Asks the process of this network namespace for the running configuration; `None` when
 /// there is no such process.
@@ -285,22 +179,6 @@ pub fn wait_for(presence: Presence, timeout: Duration) -> bool {
         }
         std::thread::sleep(POLL);
     }
-}
-
-/// A reply.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reply {
-    /// The request is done, or begun.
-    Done(Who),
-    /// The running configuration.
-    Answer(Box<Answer>),
-    /// The redirect, for a list of its flows.
-    Flows(Box<Redirect>),
-    /// The metrics, as text.
-    Metrics(String),
-    /// The request is refused, for this reason.
-    Refused(String),
 }
 
 fn address() -> io::Result<SocketAddr> {

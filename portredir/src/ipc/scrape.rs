@@ -1,7 +1,7 @@
 //! Metrics over HTTP: `GET /metrics`, and nothing else.
 //!
-//! Clients cannot hold up the redirect. A connection lasts for [`TIMEOUT`] at most, and at
-//! most [`SEATS`] are open. The process that redirects reads the counters once for all
+//! Clients cannot hold up the redirect. A connection lasts for `TIMEOUT` at most, and at
+//! most `SEATS` are open. The process that redirects reads the counters once for all
 //! clients that wait, and then rests for longer than that took.
 
 use std::convert::Infallible;

@@ -18,6 +18,7 @@ pub mod process;
 pub mod program;
 pub mod python;
 pub mod schema;
+pub mod terminal;
 pub mod unprivileged;
 pub mod usage;
 

@@ -10,7 +10,7 @@
 //! [`lifecycle`] (start, change and end), [`stress`] (floods, limits and long
 //! runs), [`conformance`] (a comparison with nftables, packet by packet),
 //! [`security`] (users without rights, and forged packets), [`report`] (what is
-//! printed) and [`bench`] (the benchmark command).
+//! printed), [`live`] (the view on a terminal) and [`bench`] (the benchmark command).
 //!
 //! A test is a function that panics when something is wrong, or calls [`skip`].
 
@@ -19,6 +19,7 @@ mod conformance;
 mod engine;
 mod lab;
 mod lifecycle;
+mod live;
 mod path;
 mod peer;
 mod report;
@@ -230,6 +231,7 @@ fn main() -> ExitCode {
     engine::add(&mut tests);
     lifecycle::add(&mut tests);
     report::add(&mut tests);
+    live::add(&mut tests);
     bench::add(&mut tests);
     let arguments = Arguments::from_args();
     conformance::add(&mut tests, arguments.filter.as_deref());

@@ -1,0 +1,121 @@
+//! The commands that read, and change nothing.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::config::value::{self, ValueError};
+
+/// `portredir status`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct StatusArgs {
+    /// The options of every command that reads.
+    #[command(flatten)]
+    pub read: ReadArgs,
+
+    /// Print what is wrong, and how to mend it: a line for each fault.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// `portredir rules` and `portredir status`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ReadArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `portredir trace`.
+#[derive(Args, Clone, Debug)]
+pub struct TraceArgs {
+    /// Filters; a rule with conditions is one word, in quotes.
+    #[arg(value_name = "FILTER")]
+    pub words: Vec<String>,
+
+    /// End after so many lines.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Print one JSON object per line.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Also write the packets to a file for Wireshark (pcapng), as they came and as they
+    /// went on.
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+}
+
+/// `portredir connections`.
+#[derive(Args, Clone, Debug)]
+pub struct ConnectionsArgs {
+    /// The flows to list: `state STATE`, `port PORT`, `from CIDR`, `rule RULE`.
+    #[arg(value_name = "FILTER")]
+    pub filter: Vec<String>,
+
+    /// Print one JSON object; with --watch, one for each list.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print no names of columns.
+    #[arg(long)]
+    pub no_header: bool,
+
+    /// Renew the list every TIME (2s without TIME) until Ctrl-C.
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2s",
+        value_parser = interval
+    )]
+    pub watch: Option<Duration>,
+}
+
+/// `portredir metrics`.
+#[derive(Args, Clone, Debug)]
+pub struct MetricsArgs {
+    /// Write to a file, in one step, instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `portredir top`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct TopArgs {
+    /// How often to read the counters.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
+    pub interval: Duration,
+}
+
+/// `portredir explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// The flow: PROTOCOL CLIENT to ADDR:PORT [on INTERFACE], or `-` for lines of standard
+    /// input.
+    ///
+    /// CLIENT is an address with or without a port, or `local` for a process of this host.
+    /// `->` may stand for `to`, in quotes.
+    #[arg(required_unless_present = "pid", value_name = "FLOW")]
+    pub flow: Vec<String>,
+
+    /// Explain the sockets of a process: its servers, and the connections of their clients.
+    #[arg(long, value_name = "PID", conflicts_with = "flow")]
+    pub pid: Option<u32>,
+
+    /// Print one JSON object for each flow.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The time between two reports.
+///
+/// # Errors
+///
+/// [`ValueError`].
+pub(super) fn interval(text: &str) -> Result<Duration, ValueError> {
+    value::duration(text, 0.1)
+}
