@@ -20,6 +20,9 @@ use crate::config::options::{self, Typed};
 use crate::config::safety::ChangeOptions;
 use crate::config::value::{self, DrainTimeout, ValueError};
 
+/// The parts of the help: those of clap, with an empty line less.
+const TEMPLATE: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args}{after-help}";
+
 /// The end of the help, with the argument that the short help has no room for.
 const AFTER_HELP: &str = "\
 A RULE is [ADDR:]PORT:TARGET[/tcp|/udp|/both] [from CIDR] [on IFACE,…], as in 80:8080 53:5353/udp";
@@ -41,7 +44,7 @@ Examples: sudo portredir explain tcp 203.0.113.9 to 10.0.0.5:80 on eth0
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(disable_help_subcommand = true, disable_version_flag = true)]
 #[command(override_usage = "portredir [OPTIONS] RULE... | portredir COMMAND")]
-#[command(after_help = AFTER_HELP)]
+#[command(help_template = TEMPLATE, after_help = AFTER_HELP)]
 pub struct Cli {
     /// The command; without one, redirect until Ctrl-C.
     #[command(subcommand)]

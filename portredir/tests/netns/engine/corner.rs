@@ -106,9 +106,11 @@ fn asymmetric_route(cell: &Cell) {
         }
     }
     let report = redirector.finish(&lab);
-    let by = |name| &report["rules"][0]["interfaces"][name]["packets"];
-    assert!(by("h0").as_u64() > Some(0), "{report}");
-    assert_eq!(*by("h1"), Value::Null, "{report}");
+    let by = |name, key| &report["rules"][0]["interfaces"][name][key];
+    assert!(by("h0", "packets").as_u64() > Some(0), "{report}");
+    assert_eq!(*by("h0", "packets_out"), 0, "{report}");
+    assert_eq!(*by("h1", "packets"), 0, "{report}");
+    assert!(by("h1", "packets_out").as_u64() > Some(0), "{report}");
 }
 
 /// An address without a network of its own, from outside and from the host.

@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use crate::Tests;
 use crate::lab::program::Redirector;
-use crate::lab::{Lab, schema};
+use crate::lab::{Family, Lab, schema};
 use crate::lifecycle::host::{CELL, Host, check_reaches};
+use crate::peer::conn::{Conn, PROTOS};
 use crate::peer::echo::EchoServer;
 
 pub fn add(tests: &mut Tests) {
@@ -34,7 +35,12 @@ fn check(host: &Host<'_>, args: &[&str]) -> Value {
 fn of_nothing() {
     let lab = Lab::new(&CELL);
     let host = Host::of(&lab);
-    for args in [&["status"][..], &["status", "--check"], &["rules"]] {
+    for args in [
+        &["status"][..],
+        &["status", "--check"],
+        &["rules"],
+        &["connections"],
+    ] {
         let json = check(&host, args);
         assert_eq!(json, serde_json::json!({ "schema": 1, "running": false }));
     }
@@ -61,11 +67,34 @@ fn active() {
     host.run(&["confirm"]);
     let status = check(&host, &["status"]);
     assert!(status["rules"][0]["packets"].as_u64() > Some(0));
+    let mut conns = PROTOS.map(|proto| Conn::to(&lab.client, proto, 0, Family::V4.host(80)));
+    conns.iter_mut().for_each(|conn| conn.echo(b"listed"));
     for args in [
         &["rules"][..],
         &["doctor"],
         &["plan", "80:8080"],
         &["status", "--check"],
+        &["connections"],
+        &[
+            "explain",
+            "tcp",
+            "10.9.1.2",
+            "to",
+            "10.9.1.1:80",
+            "on",
+            "h0",
+        ],
+        &["explain", "udp", "local", "to", "127.0.0.1:80"],
+        &[
+            "explain",
+            "tcp",
+            "10.9.1.2",
+            "to",
+            "10.9.1.1:99",
+            "on",
+            "h0",
+        ],
+        &["explain", "--pid", &std::process::id().to_string()],
     ] {
         check(&host, args);
     }
@@ -98,6 +127,15 @@ fn foreground() {
     for args in [&["status"][..], &["rules"], &["doctor"]] {
         check(&host, args);
     }
+    let mut trace = host.start(&["trace", "--json", "--count", "8"]);
+    trace.wait_for_words("tracing");
+    for at in [&lab.client, &lab.host] {
+        for proto in PROTOS {
+            Conn::to(at, proto, 0, Family::V4.host(80)).echo(b"traced");
+        }
+    }
+    assert!(trace.wait().success());
+    schema::check("trace", &trace.out());
     redirector.process.signal(Signal::SIGINT);
     assert!(redirector.process.wait().success());
     schema::check("run", &redirector.process.out());
