@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod committed;
 pub mod esp;
 pub mod extent;
+pub mod flap;
 pub mod foreign;
 pub mod message;
 pub mod namespace;

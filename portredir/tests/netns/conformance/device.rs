@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::case::{Case, own, tcp};
-use super::client::converse;
-use super::observe::{Observation, check};
+use super::case::{Case, own, tcp, udp};
+use super::client::{Conversation, converse};
+use super::observe::{Observation, check, failure};
 use super::rules;
 use super::server::{Manner, Server};
 use super::site::{Site, Subject};
+use crate::lab::flap::flap;
 use crate::lab::message::NO_ETHERNET_HEADER;
 use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::python::python;
@@ -26,6 +27,9 @@ pub const CASES: &[Case] = &[
     tcp(73, "bridge_and_port", "a container connects to 90, redirected to 9090, which is redirected to 9191", |site, family| converse(&site.a, Proto::Tcp, SocketAddr::new(family.addr(3, 1), 90))),
     tcp(74, "new_interface", "an interface that appears while the redirect runs", new_interface),
     tcp(75, "new_address", "an address that appears while the redirect runs", new_address),
+    tcp(176, "new_local_route", "an address that appears as a route of type `local` while the redirect runs", new_local_route),
+    tcp(177, "link_flap", "a link is down for 200 ms, and the client sends meanwhile; a new connection right after", |site, family| link_flap(site, family, Proto::Tcp)),
+    udp(178, "link_flap_datagram", "a link is down for 200 ms: datagrams of one socket before and after; those of a new one", |site, family| link_flap(site, family, Proto::Udp)),
 ];
 
 /// How long a new interface or address may take: less than a second, but the
@@ -131,6 +135,56 @@ fn new_interface(site: &Site, family: Family) -> Observation {
     let is_there = |seen: &Observation| *seen == Observation::of("8080 reached");
     let seen = until(is_there, || converse(far, Proto::Tcp, to));
     site.lab.host.ip(&format!("link del {name}"));
+    seen
+}
+
+/// Sent while a link is down.
+const MEANWHILE: &[u8] = b"while the link is down";
+
+/// Begins a conversation over a link of its own.
+fn link_flap(site: &Site, family: Family, proto: Proto) -> Observation {
+    let (net, name, peer) = match family {
+        Family::V4 => (13, "h7", "f7"),
+        Family::V6 => (14, "h8", "f8"),
+    };
+    let (host, far) = (&site.lab.host, site.lab.far());
+    link((host, name, (net, 1)), (far, peer, (net, 2)));
+    let to = SocketAddr::new(family.addr(net, 1), 80);
+    let is_there = |seen: &Observation| *seen == Observation::of("8080 reached");
+    let before = until(is_there, || converse(far, proto, to));
+    let all = Observation::default().with("before", &before);
+    let all = match Conversation::begin(far, proto, 0, to) {
+        Ok(mut conversation) => {
+            let mut goes_on = true;
+            flap((host, name), (far, peer), || {
+                // TCP sends again what is lost now.
+                if proto == Proto::Tcp {
+                    goes_on = conversation.conn.send(MEANWHILE).is_ok();
+                }
+            });
+            let new = converse(far, proto, to);
+            if proto == Proto::Tcp {
+                let echo = conversation.conn.receive(MEANWHILE.len());
+                goes_on &= echo.is_ok_and(|echo| echo == MEANWHILE);
+            }
+            goes_on &= conversation.echoes(b"still there?").unwrap_or(false);
+            all.and(check(goes_on, "the conversation continues"))
+                .with("new", &new)
+        }
+        Err(error) => all.and(failure(&error)),
+    };
+    host.ip(&format!("link del {name}"));
+    all
+}
+
+fn new_local_route(site: &Site, family: Family) -> Observation {
+    let host = &site.lab.host;
+    let addr = family.addr(10, 7);
+    host.ip(&format!("route add local {addr} dev lo"));
+    let to = SocketAddr::new(addr, 80);
+    let is_there = |seen: &Observation| *seen == Observation::of("8080 reached");
+    let seen = until(is_there, || converse(&site.lab.client, Proto::Tcp, to));
+    host.ip(&format!("route del local {addr} dev lo"));
     seen
 }
 

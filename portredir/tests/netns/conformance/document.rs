@@ -9,6 +9,7 @@ use super::results::{Cell, cell};
 use super::site::Subject;
 use super::{FAILED, TOPICS, cases, oracle};
 use crate::lab::committed::{Document, wrap};
+use crate::path::ipsec::IN_DOCUMENTS;
 
 const DOCUMENT: Document = Document {
     name: "docs/CONFORMANCE.md",
@@ -34,9 +35,11 @@ in chains of type `nat` at the hooks prerouting and output; portredir has `80:80
 
 ```
 client ──── interface 1   host   interface 2 ──── far
-                         bridge
+client ──── interface 3  bridge
 container A ──────────────┘  └──────────── container B
 ```
+
+`--iface` selects every interface of the host but interface 3, by which only replies of two cases leave.
 
 Each case runs over IPv4 and IPv6, with checksum offload (the sender leaves the checksum to the hardware, and packets
 are segmented late) and without. Where this makes no difference, the table has one outcome. `8080 reached` means that the
@@ -57,6 +60,7 @@ their own, without offload, and are tested with `xdp`, `tc` and `socket`.
 A difference that is not listed in `portredir/tests/netns/conformance/differences.toml` fails the test, and so does a
 listed difference that does not occur. `PORTREDIR_BLESS=1 cargo test -p portredir --test netns -- conformance/document`
 writes this document again.
+
 ";
 
 /// Compares the whole document, or writes it.
@@ -75,7 +79,7 @@ const COLUMNS: [&[&str]; 3] = [&["xdp", "xdp-generic"], &["tc", "tc-clsact"], &[
 fn render() -> String {
     let all = differences::read();
     let mut reasons = Vec::new();
-    let mut text = INTRO.to_owned();
+    let mut text = format!("{INTRO}{IN_DOCUMENTS}");
     let (mut count, mut differing) = (0, 0);
     let mut tables = String::new();
     for topic in TOPICS {

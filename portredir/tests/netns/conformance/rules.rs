@@ -17,7 +17,7 @@
 //! | 99 | 8099 | at the second address of the host |
 //! | 100 | 8100 | by the second interface |
 //! | 101 | 8101 | UDP that is answered from any address |
-//! | 9000 to 9010 | 9100 to 9110 | echoes on 9100 and 9103 |
+//! | 9000 to 9010 | 9100 to 9110 | echoes on 9100 and 9103, what a case starts on 9105 |
 
 /// A rule in both languages; what `nft` has to match comes after the protocol.
 struct Rule {
@@ -67,7 +67,7 @@ const RULES: &[Rule] = &[
     rule("101:8101", "th dport 101 redirect to :8101"),
     rule(
         "9000-9010:9100-9110",
-        "th dport 9000-9010 redirect to :th dport map { 9000 : 9100, 9003 : 9103 }",
+        "th dport 9000-9010 redirect to :th dport map { 9000 : 9100, 9003 : 9103, 9005 : 9105 }",
     ),
 ];
 

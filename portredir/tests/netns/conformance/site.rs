@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   client c0 ---- h0 host h1 ---- f0 far
+//!   client c2 ---- out0 host
 //!                     br0
 //!          port-a ----' '---- port-b
 //!   container A a0             b0 container B
@@ -20,7 +21,7 @@ use crate::lab::namespace::Namespace;
 use crate::lab::process::{Process, wait_for};
 use crate::lab::program::{PROGRAM, Redirector};
 use crate::lab::{Family, Lab, add_addrs, link, wait_for_route};
-use crate::path::paths::has_br_netfilter;
+use crate::path::paths::{add_way_back, has_br_netfilter};
 use crate::peer::conn::{Proto, is_refused};
 use crate::skip;
 
@@ -84,6 +85,12 @@ const FIRST_PORT: u16 = 20_000;
 /// Another one, which the host reaches by its second interface.
 pub const STRAY: u8 = 210;
 
+/// The interface by which only replies leave, which portredir is not told to select.
+pub const OUT: &str = "out0";
+
+/// All interfaces but [`OUT`], also those that cases add.
+const SELECTED: &str = "lo,h*,br0,port-*";
+
 /// More of them, for cases that leave a trace at the address.
 pub const GHOSTS: std::ops::RangeInclusive<u8> = GHOST..=250;
 
@@ -144,7 +151,7 @@ impl Site {
             }
             Subject::Engine(engine) => {
                 let rules = rules::portredir(engine);
-                let mut args = vec!["--iface", "all", "--engine", engine];
+                let mut args = vec!["--iface", SELECTED, "--engine", engine];
                 args.extend(options);
                 args.extend(rules.iter().map(String::as_str));
                 // The kernel verifies the programs, which takes a CPU for a while.
@@ -255,6 +262,7 @@ impl Hosts<'_> {
                 "addr flush dev {port}\nlink set {port} master br0"
             ));
         }
+        add_way_back(self.lab, OUT);
     }
 
     fn switch_offload_off(&self) {
@@ -263,6 +271,8 @@ impl Hosts<'_> {
             (&self.lab.host, "h0"),
             (&self.lab.host, "h1"),
             (self.far, "f0"),
+            (&self.lab.client, "c2"),
+            (&self.lab.host, OUT),
         ] {
             at.run(&["ethtool", "-K", interface, "tx", "off"]);
         }
@@ -297,6 +307,11 @@ impl Hosts<'_> {
             ));
         }
         add_addrs(host, "br0", (3, 1));
+        // Networks of which every address is local, and single addresses of load balancers.
+        host.ip("route add local 10.9.7.0/24 dev lo\n\
+             route add local fd09:0:0:7::/64 dev lo\n\
+             route add local 10.9.9.9/32 dev h0\n\
+             route add local fd09:0:0:9::9/128 dev h0");
     }
 
     fn add_ghosts(&self) {
@@ -317,6 +332,7 @@ impl Hosts<'_> {
                 wait_for_route(at, family.host(1));
             }
             wait_for_route(self.a, SocketAddr::new(family.addr(3, 3), 1));
+            wait_for_route(&self.lab.client, SocketAddr::new(family.addr(5, 1), 1));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Flows: two that look alike, their end, and what comes after it.
 
 use std::io::Write as _;
-use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use super::case::{Case, own, tcp, udp};
 use super::client::{Conversation, converse};
@@ -10,8 +10,9 @@ use super::frame::{ACK, FIN, RST, SYN, Tcp};
 use super::ghost::{Connection, Ghost};
 use super::observe::{Observation, check, failure};
 use super::server::{Manner, Server};
-use super::site::{GHOSTS, Offload, STRAY, Site, Subject};
+use super::site::{GHOSTS, OUT, Offload, STRAY, Site, Subject};
 use crate::lab::Family;
+use crate::path::replies::sent;
 use crate::peer::conn::{Conn, Proto};
 
 #[rustfmt::skip]
@@ -36,6 +37,8 @@ pub const CASES: &[Case] = &[
     tcp(134, "after_the_end", "data after the connection has ended", after_the_end),
     udp(135, "asymmetric_datagram", "a datagram that comes in on one interface, with the reply leaving by the other", asymmetric_datagram),
     tcp(136, "forged_segment", "a forged segment to 80 with the addresses of a connection to 8080", forged_segment),
+    tcp(171, "unselected_interface", "a connection whose replies leave by interface 3, which `--iface` does not name", |site, family| unselected_interface(site, family, Proto::Tcp)),
+    udp(172, "unselected_interface_datagram", "the same for datagrams", |site, family| unselected_interface(site, family, Proto::Udp)),
 ];
 
 /// Two conversations at once from one port of the client.
@@ -288,6 +291,15 @@ fn asymmetric(site: &Site, family: Family) -> Observation {
 fn asymmetric_datagram(site: &Site, family: Family) -> Observation {
     let ghost = Ghost::stray(site, family);
     ghost.ask(&ghost.udp(80, b"hello"))
+}
+
+fn unselected_interface(site: &Site, family: Family, proto: Proto) -> Observation {
+    let before = sent(&site.lab, OUT);
+    let to = SocketAddr::new(family.addr(5, 1), 80);
+    let seen = converse(&site.lab.client, proto, to);
+    // A greeting and an echo at least.
+    let has_left = sent(&site.lab, OUT) >= before + 2;
+    seen.and(check(has_left, "by interface 3"))
 }
 
 fn right_rst(site: &Site, family: Family) -> Observation {

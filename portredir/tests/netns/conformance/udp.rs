@@ -1,6 +1,6 @@
 //! UDP: datagrams of any length and checksum, and who answers them.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
@@ -142,19 +142,26 @@ fn refused(site: &Site, family: Family) -> Observation {
 
 /// A socket that is not connected.
 pub fn socket(at: &Namespace, family: Family) -> UdpSocket {
-    let any: SocketAddr = match family {
-        Family::V4 => "0.0.0.0:0",
-        Family::V6 => "[::]:0",
+    socket_from(at, any(family, 0))
+}
+
+/// All addresses of an IP version, with a port.
+pub fn any(family: Family, port: u16) -> SocketAddr {
+    match family {
+        Family::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+        Family::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
     }
-    .parse()
-    .expect("an address");
-    let socket = at.enter(|| UdpSocket::bind(any)).expect("bind");
+}
+
+/// A socket that is not connected, with an address and a port of its own.
+pub fn socket_from(at: &Namespace, local: SocketAddr) -> UdpSocket {
+    let socket = at.bind(local);
     socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     socket
 }
 
 /// Receives one datagram: who sent it, and who that says it is.
-fn heard(socket: &UdpSocket) -> Result<(SocketAddr, String), &'static str> {
+pub fn heard(socket: &UdpSocket) -> Result<(SocketAddr, String), &'static str> {
     let mut buffer = vec![0; 65_536];
     match uninterrupted(|| socket.recv_from(&mut buffer)) {
         Ok((len, from)) => {

@@ -13,6 +13,19 @@ use crate::peer::conn::{Conn, PROTOS, Proto, answers, is_refused};
 use crate::peer::echo::EchoServer;
 use crate::{Tests, skip};
 
+/// For the documents that tests write where the kernel may have no ESP.
+pub const IN_DOCUMENTS: &str = "\
+IPsec has no rows here, because many kernels have no ESP. The tests `ipsec_policy_…` and `tunnel_…`
+(`portredir/tests/netns/path/ipsec.rs` and `tunnel.rs`) are skipped there, and run on Debian's kernels in virtual machines:
+`cargo xtask test netns --kernel 6.12 --all -- ipsec`. They check over IPv4 and IPv6:
+
+* With an IPsec policy, in tunnel and in transport mode, `auto` redirects the clients behind the policy over TCP. Their
+  datagrams to port 80 are refused, as without portredir. All other clients are redirected over TCP and UDP. Connections
+  of other clients that are open when the policy arrives or goes continue.
+* Through an xfrm or VTI interface, `tc` and `xdp-generic` redirect TCP and UDP.
+* `plan` names the policy and what is not redirected behind it. This is tested on every kernel with IPsec policies.
+";
+
 pub fn add(tests: &mut Tests) {
     for mode in ["tunnel", "transport"] {
         let name = format!("auto/ipsec_policy_{mode}");

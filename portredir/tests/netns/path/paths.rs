@@ -9,10 +9,10 @@ mod site;
 use std::fmt::{self, Debug, Formatter};
 use std::sync::OnceLock;
 
-use self::path::{PATHS, Path};
+use self::path::{PATHS, Path, Setting};
 
-pub use self::site::has_br_netfilter;
 use self::site::{Place, Site};
+pub use self::site::{add_way_back, has_br_netfilter};
 use crate::lab::Family;
 use crate::lab::program::Redirector;
 use crate::peer::conn::Proto;
@@ -119,12 +119,18 @@ impl Table {
     /// Tries every path.
     fn fill(engine: &'static str, site: &Site) -> Self {
         let row = |path: &Path| {
-            site.set_br_netfilter(path.has_br_netfilter);
+            let has_br_netfilter = path.setting == Setting::BrNetfilter;
+            site.set_br_netfilter(has_br_netfilter);
             if !["none", "socket"].contains(&engine) {
-                site.wait_for_carriers(engine, path.has_br_netfilter);
+                site.wait_for_carriers(engine, has_br_netfilter);
             }
+            let is_masqueraded = path.setting == Setting::Masquerade;
+            let _masquerade = is_masqueraded.then(|| site.masquerade());
             COLUMNS.map(|(proto, family)| {
                 let addr = path.addr(family)?;
+                if path.setting == Setting::LinkFlap {
+                    site.flap();
+                }
                 let before = site.invalid();
                 let from = site.at(path.from);
                 let answers = ask_server(from, &site.cgroup, proto, (addr, path.from_port));

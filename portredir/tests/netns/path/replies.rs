@@ -94,7 +94,7 @@ fn redirect(cell: &Cell, lab: &Lab, iface: &str) -> Redirector {
 }
 
 /// How many packets have left by an interface of the host.
-fn sent(lab: &Lab, name: &str) -> u64 {
+pub fn sent(lab: &Lab, name: &str) -> u64 {
     let devices = lab.host.proc_net("dev");
     let prefix = format!("{name}:");
     let mut lines = devices.lines();

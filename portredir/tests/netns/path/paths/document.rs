@@ -6,6 +6,7 @@ use super::path::{PATHS, Path};
 use super::site::Place;
 use super::{Difference, Table};
 use crate::lab::committed::{Document, is_regenerating, wrap};
+use crate::path::ipsec::IN_DOCUMENTS;
 use crate::peer::conn::{PROTOS, Proto};
 
 const DOCUMENT: Document = Document {
@@ -39,12 +40,14 @@ which clients must reach as if portredir did not run. All clients and servers ar
 | `-` | this path has no such address |
 
 A cell is correct if all of these hold: the server's local address is the address that the client connected to, and its
-local port is the port of the cell; the server sees the client's own address and port; the reply comes from the address
-and port that the client connected to; conntrack on the host found no INVALID packet, before routing and on output. UDP is
-tested with a connected and with an unconnected socket; the server replies from the destination address of the request.
+local port is the port of the cell; the server sees the client's own address and port (behind the masquerade: the host's
+address and the client's port); the reply comes from the address and port that the client connected to; conntrack on the
+host found no INVALID packet, before routing and on output. UDP is tested with a connected and with an unconnected socket;
+the server replies from the destination address of the request.
 
 Under `auto` every cell has to be correct, or the test fails. The cells that differ under another engine are listed below
 its table, with the reason. `PORTREDIR_BLESS=1 cargo test -p portredir --test netns -- paths/` writes this document again.
+
 ";
 
 /// Why cells differ from what is right.
@@ -105,7 +108,7 @@ pub fn check_section(table: &Table) {
 
 fn render(tables: &[&Table]) -> String {
     let sections: Vec<_> = tables.iter().map(|table| section(table)).collect();
-    format!("{INTRO}\n{}", sections.join("\n"))
+    format!("{INTRO}{IN_DOCUMENTS}\n{}", sections.join("\n"))
 }
 
 /// A table with a heading, and what is to be said about it.

@@ -19,8 +19,19 @@ pub struct Path {
     /// The place of the server that answers: the host's server listens on 8080, others
     /// on 80.
     pub server: Place,
-    /// Whether netfilter's hooks for IP run for what crosses a bridge.
-    pub has_br_netfilter: bool,
+    pub setting: Setting,
+}
+
+/// A special condition of the host while a path is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    Plain,
+    /// Netfilter's hooks for IP run for what crosses a bridge.
+    BrNetfilter,
+    /// The host gives packets of containers its own address.
+    Masquerade,
+    /// The link to client 1 was down just now.
+    LinkFlap,
 }
 
 const fn path(
@@ -35,13 +46,13 @@ const fn path(
         to,
         addrs,
         server,
-        has_br_netfilter: false,
+        setting: Setting::Plain,
     }
 }
 
 /// All paths, in the order of the tables.
 #[rustfmt::skip]
-pub const PATHS: [Path; 22] = {
+pub const PATHS: [Path; 24] = {
     use Place::{A, B, Client1, Client2, Host};
     [
         path(Client1, "the host, on interface 1", [Some("10.9.1.1"), Some("fd09:0:0:1::1")], Host),
@@ -58,23 +69,22 @@ pub const PATHS: [Path; 22] = {
         path(A, "the host's bridge address, its gateway", [Some("10.9.3.1"), Some("fd09:0:0:3::1")], Host),
         path(A, "the host's outer address", [Some("10.9.1.1"), Some("fd09:0:0:1::1")], Host),
         path(A, "container B", [Some("10.9.3.3"), Some("fd09:0:0:3::3")], B),
-        path(A, "the host's bridge address, `br_netfilter` on", [Some("10.9.3.1"), Some("fd09:0:0:3::1")], Host).with_br_netfilter(),
-        path(A, "container B, `br_netfilter` on", [Some("10.9.3.3"), Some("fd09:0:0:3::3")], B).with_br_netfilter(),
+        path(A, "the host's bridge address, `br_netfilter` on", [Some("10.9.3.1"), Some("fd09:0:0:3::1")], Host).with(Setting::BrNetfilter),
+        path(A, "container B, `br_netfilter` on", [Some("10.9.3.3"), Some("fd09:0:0:3::3")], B).with(Setting::BrNetfilter),
         path(B, "itself, at `127.0.0.1`, `::1`", [Some("127.0.0.1"), Some("::1")], B),
         path(Client1, "client 2, routed through the host", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
         path(Client1, "the host's address on `lo`; replies leave by interface 3", [Some("10.9.5.1"), Some("fd09:0:0:5::1")], Host),
         path(Client1, "an address that the host has by a route of type `local`", [Some("10.9.7.7"), None], Host),
         path(Host, "client 2", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2),
         path(Host, "client 2, from port 80", [Some("10.9.2.2"), Some("fd09:0:0:2::2")], Client2).with_port_80(),
+        path(A, "client 2, from port 80, behind the host's masquerade", [Some("10.9.2.12"), Some("fd09:0:0:2::12")], Client2).with_port_80().with(Setting::Masquerade),
+        path(Client1, "the host, on interface 1, right after its link was down for 200 ms", [Some("10.9.1.1"), Some("fd09:0:0:1::1")], Host).with(Setting::LinkFlap),
     ]
 };
 
 impl Path {
-    const fn with_br_netfilter(self) -> Self {
-        Self {
-            has_br_netfilter: true,
-            ..self
-        }
+    const fn with(self, setting: Setting) -> Self {
+        Self { setting, ..self }
     }
 
     /// This path, where the client's port is that of the rule.
@@ -147,12 +157,27 @@ impl Path {
         if self.server != Place::Host && answer.local().port() != 80 {
             faults.push(format!("at {}", answer.local().port()));
         }
-        if answer.peer().ip() != answer.client().ip() {
+        let client = self.client(answer);
+        if answer.peer().ip() != client.ip() {
             faults.push(format!("client seen as {}", answer.peer().ip()));
-        } else if answer.peer() != answer.client() {
+        } else if answer.peer() != client {
             faults.push("client port replaced".into());
         }
         faults
+    }
+
+    /// The address and port that the server has to see of the client. Netfilter keeps the
+    /// port of a masqueraded client.
+    fn client(&self, answer: &Answer) -> SocketAddr {
+        let client = answer.client();
+        let family = match client {
+            SocketAddr::V4(_) => Family::V4,
+            SocketAddr::V6(_) => Family::V6,
+        };
+        match self.setting {
+            Setting::Masquerade => SocketAddr::new(family.addr(2, 1), client.port()),
+            _ => client,
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 use std::net::SocketAddr;
 
 use crate::lab::cgroup::Cgroup;
+use crate::lab::flap::flap;
 use crate::lab::namespace::Namespace;
 use crate::lab::process::{Process, wait_for};
 use crate::lab::program::PROGRAM;
@@ -70,6 +71,25 @@ table inet watch {
     }
 }";
 
+/// Gives packets of containers to client 2 the host's own address.
+const MASQUERADE: &str = "
+table inet mask {
+    chain postrouting {
+        type nat hook postrouting priority srcnat
+        ip saddr 10.9.3.0/24 oifname h1 masquerade
+        ip6 saddr fd09:0:0:3::/64 oifname h1 masquerade
+    }
+}";
+
+/// Containers are masqueraded until it is dropped.
+pub struct Masquerade<'a>(&'a Namespace);
+
+impl Drop for Masquerade<'_> {
+    fn drop(&mut self) {
+        self.0.succeeds(&["nft", "delete table inet mask"]);
+    }
+}
+
 impl Site {
     /// All of it, but for the bridge, which is down.
     pub fn new() -> Self {
@@ -80,6 +100,9 @@ impl Site {
         let host = &lab.host;
         link((host, "h0", (1, 1)), (&lab.client, "c0", (1, 2)));
         link((host, "h1", (2, 1)), (&client2, "c0", (2, 2)));
+        // To the other address the host has connections from port 80 of its own.
+        client2.ip("addr add 10.9.2.12/24 dev c0\n\
+             addr add fd09:0:0:2::12/64 dev c0 nodad");
         host.ip("addr add 10.9.1.11/24 dev h0\n\
              addr add fd09:0:0:1::11/64 dev h0 nodad\n\
              addr add fe80::1/64 dev h0 nodad\n\
@@ -91,7 +114,7 @@ impl Site {
                 "addr flush dev {port}\nlink set {port} master br0"
             ));
         }
-        add_way_back(&lab);
+        add_way_back(&lab, "h2");
         host.sysctl("ipv4/ip_forward", "1");
         host.sysctl("ipv6/conf/all/forwarding", "1");
         for (at, net) in [(&lab.client, 1), (&client2, 2), (&a, 3), (&b, 3)] {
@@ -155,6 +178,20 @@ impl Site {
         }
     }
 
+    /// Begins to masquerade containers.
+    pub fn masquerade(&self) -> Masquerade<'_> {
+        let host = &self.lab.host;
+        host.run(&["nft", MASQUERADE]);
+        Masquerade(host)
+    }
+
+    /// Sets the link to client 1 down for 200 ms.
+    pub fn flap(&self) {
+        let host = &self.lab.host;
+        flap((host, "h0"), (&self.lab.client, "c0"), || {});
+        host.ip("addr replace fe80::1/64 dev h0 nodad");
+    }
+
     /// Waits until the programs are on the bridge, or on its ports instead.
     pub fn wait_for_carriers(&self, engine: &str, are_ports: bool) {
         // A bridge has no XDP of its own, so programs stay on its ports.
@@ -188,11 +225,11 @@ impl Site {
     }
 }
 
-/// Client 1 has an address that the host reaches by another link than the one by which it
-/// reaches an address on the host's `lo`.
-fn add_way_back(lab: &Lab) {
+/// Adds a link with this name on the host, and an address to the client that the host
+/// reaches by it, but that reaches an address on the host's `lo` by the first link.
+pub fn add_way_back(lab: &Lab, name: &str) {
     let (host, client) = (&lab.host, &lab.client);
-    link((host, "h2", (4, 1)), (client, "c2", (4, 2)));
+    link((host, name, (4, 1)), (client, "c2", (4, 2)));
     for (at, net) in [(host, 5), (client, 6)] {
         let (v4, v6) = (Family::V4.addr(net, 1), Family::V6.addr(net, 1));
         at.ip(&format!(
@@ -202,7 +239,9 @@ fn add_way_back(lab: &Lab) {
     for family in Family::BOTH {
         let [on_host, on_client] = [5, 6].map(|net| family.addr(net, 1));
         let (via_client, via_host) = (family.addr(4, 2), family.addr(1, 1));
-        host.ip(&format!("route add {on_client} via {via_client} dev h2"));
+        host.ip(&format!(
+            "route add {on_client} via {via_client} dev {name}"
+        ));
         client.ip(&format!(
             "route add {on_host} via {via_host} dev c0 src {on_client}"
         ));
