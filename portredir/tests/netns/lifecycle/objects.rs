@@ -37,8 +37,9 @@ impl Redirector {
             let target = target.to_string_lossy().into_owned();
             let kind = target.split(":[").next().unwrap_or_default().to_owned();
             // Programs are loaded once, when first needed: that without frags
-            // when an interface goes just as it is attached to.
-            if kind != "anon_inode:bpf-prog" {
+            // when an interface goes just as it is attached to. A setting of the kernel is
+            // open for the moment in which it is read.
+            if kind != "anon_inode:bpf-prog" && !kind.starts_with("/proc/") {
                 *files.entry(kind).or_default() += 1;
             }
         }
