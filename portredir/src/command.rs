@@ -38,7 +38,12 @@ use crate::state::State;
 
 /// Writes to standard output. A reader that has gone, such as `head`, is no error.
 fn print(text: &str) -> anyhow::Result<()> {
-    match try_print(text) {
+    ignore_closed(try_print(text))
+}
+
+/// A reader that has gone, such as `head`, is no error.
+fn ignore_closed(result: io::Result<()>) -> anyhow::Result<()> {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("write to standard output"),
     }

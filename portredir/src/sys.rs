@@ -6,6 +6,7 @@ pub mod bpffs;
 pub mod caller;
 pub mod capability;
 pub mod cgroup;
+pub mod clock;
 pub mod ethtool;
 pub mod lock;
 pub mod mmap;

@@ -9,20 +9,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::ignore_closed;
+use super::read::print_nothing;
 use crate::cli::ConnectionsArgs;
-use crate::controller::error::ControllerError;
 use crate::controller::status;
-use crate::observe::connections::{Filter, Header, List, SCHEMA, text};
+use crate::observe::connections::{Filter, Header, List, text};
 
 /// Clears the screen of a terminal, with what is above it.
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
-
-/// The object that is printed where nothing runs.
-#[derive(Serialize)]
-struct Nothing {
-    schema: u32,
-    running: bool,
-}
 
 /// `portredir connections`.
 ///
@@ -53,14 +47,8 @@ pub async fn connections(args: &ConnectionsArgs) -> anyhow::Result<()> {
 /// Reads the list. Programs that read JSON get an object also where nothing runs.
 fn read(args: &ConnectionsArgs, filter: &Filter) -> anyhow::Result<List> {
     let list = status::flows(filter);
-    if let (true, Err(ControllerError::NotRunning | ControllerError::LeftFilters(_))) =
-        (args.json, &list)
-    {
-        let nothing = Nothing {
-            schema: SCHEMA,
-            running: false,
-        };
-        ignore_closed(write_json(&nothing))?;
+    if args.json {
+        print_nothing(&list)?;
     }
     Ok(list?)
 }
@@ -90,14 +78,6 @@ fn write_json(value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut out, value)?;
     out.write_all(b"\n")?;
     out.flush()
-}
-
-/// A reader that has gone, such as `head`, is no error.
-fn ignore_closed(result: io::Result<()>) -> anyhow::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("write to standard output"),
-    }
 }
 
 /// The ends of a watch: Ctrl-C, SIGTERM, and a pipe that nobody reads any more.

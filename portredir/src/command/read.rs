@@ -28,18 +28,25 @@ pub fn rules(args: ReadArgs) -> anyhow::Result<()> {
 /// there is none.
 pub(super) fn read(args: ReadArgs) -> anyhow::Result<Answer> {
     let answer = status::read();
-    if args.json
-        && matches!(
-            answer,
-            Err(ControllerError::NotRunning
-                | ControllerError::Ending
-                | ControllerError::LeftFilters(_))
-        )
-    {
+    if args.json {
+        print_nothing(&answer)?;
+    }
+    Ok(answer?)
+}
+
+/// Prints the object that says that nothing runs, if that is the error.
+pub(super) fn print_nothing<T>(answer: &Result<T, ControllerError>) -> anyhow::Result<()> {
+    let is_nothing = matches!(
+        answer,
+        Err(ControllerError::NotRunning
+            | ControllerError::Ending
+            | ControllerError::LeftFilters(_))
+    );
+    if is_nothing {
         let json = serde_json::json!({ "schema": 1, "running": false });
         print(&format!("{json}\n"))?;
     }
-    Ok(answer?)
+    Ok(())
 }
 
 /// All counters: a line for each rule and interface, then packets by reason.

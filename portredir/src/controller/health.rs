@@ -73,11 +73,9 @@ mod tests {
     use crate::host::snapshot::{Interface as HostInterface, Snapshot};
     use crate::ipc::client::Role;
     use crate::loader::counters::Counters;
-    use crate::loader::inspect::{Inspected, Occupant, Point};
-    use crate::observe::attached::Interface;
+    use crate::loader::inspect::Occupant;
+    use crate::observe::attached::sample;
     use crate::observe::report::Report;
-    use crate::state::attachment::InterfaceReport;
-    use crate::sys::bpf_query::AttachType;
 
     fn host_with(names: &[&str]) -> HostView {
         let interface = |(index, name): (u32, &&str)| {
@@ -104,21 +102,7 @@ mod tests {
     }
 
     fn answer(rule: &str, ours: Option<u32>, instead: Option<Occupant>) -> Answer {
-        let report = InterfaceReport {
-            name: "eth0".to_owned(),
-            ifindex: 2,
-            engine: "tc".to_owned(),
-            mode: "tcx".to_owned(),
-            why: String::new(),
-        };
-        let hook = Inspected {
-            point: Point::Tcx(AttachType::TcxIngress),
-            program: "portredir_in".to_owned(),
-            ours,
-            chain: Some(vec![7.into()]),
-            instead,
-        };
-        let interfaces = vec![Interface::new(report, vec![hook])];
+        let interfaces = vec![sample("eth0", 2, ours, instead)];
         Answer {
             role: Some(Role::Watcher),
             pid: 8,

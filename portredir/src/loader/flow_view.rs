@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError};
-use nix::time::{ClockId, clock_gettime};
 use portredir_common::flow::{Epoch, Flow, FlowKey, FlowTable, UDP_IDLE};
 use portredir_common::map::bucket::Shares;
 use portredir_common::map::ends::Ends;
@@ -21,6 +20,7 @@ use super::error::{DatapathError, map_error};
 use super::flows::Flows;
 use super::object::Sizes;
 use crate::sys::bpffs::PinDir;
+use crate::sys::clock::monotonic;
 use crate::sys::mmap::Mapped;
 use crate::sys::sock_detail::Socket;
 
@@ -191,7 +191,7 @@ impl FlowView {
     /// not known.
     #[must_use]
     pub fn udp(&self) -> (Vec<UdpFlow>, usize) {
-        let now = now();
+        let now = monotonic();
         let epoch = Epoch::at(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
         let mut flows = Vec::new();
         let mut unknown = 0;
@@ -235,15 +235,11 @@ fn epochs(number: u32) -> Duration {
 /// one moment only.
 #[must_use]
 pub fn age(accepted: Epoch, redirect_age: Option<Duration>) -> Option<Duration> {
-    let now = now();
+    let now = monotonic();
     let longest = epochs(u32::from(u16::MAX) - 0x200);
     let youngest = redirect_age.map_or(now, |age| age.min(now));
     let epoch = Epoch::at(u64::try_from(now.as_nanos()).ok()?);
     (youngest < longest).then(|| epochs(epoch.since(accepted).into()))
-}
-
-fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Reads values at sockets.

@@ -2,9 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
 use portredir_common::flow::{Epoch, FlowKey};
 use portredir_common::flow::{FlowTable, UDP_IDLE};
 use portredir_common::map::bucket::{Bucket, Shares};
@@ -17,6 +15,7 @@ use super::Datapath;
 use super::error::DatapathError;
 use super::object::{Globals, map_memory};
 use crate::ruleset::compile::Table as RuleTable;
+use crate::sys::clock::monotonic_ns;
 use crate::sys::sock_diag::TcpSocket;
 
 use crate::sys::mmap::Mapped;
@@ -151,10 +150,7 @@ const fn name(table: FlowTable) -> &'static str {
 }
 
 fn now() -> Epoch {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX)
-    });
-    Epoch::at(now)
+    Epoch::at(monotonic_ns())
 }
 
 impl Datapath {

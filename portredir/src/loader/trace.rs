@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf};
-use nix::time::{ClockId, clock_gettime};
 use portredir_common::map::rules::{PacketPath, TRACED};
 use portredir_common::map::trace::{Record, TraceCpu};
 use thiserror::Error;
@@ -18,6 +17,7 @@ use thiserror::Error;
 use super::Datapath;
 use crate::exit::ExitCode;
 use crate::sys::bpffs::PinDir;
+use crate::sys::clock::monotonic;
 use crate::sys::lock::{LockError, TraceLock};
 use crate::sys::mmap::Mapped;
 
@@ -231,13 +231,6 @@ impl Drop for Tracer {
     fn drop(&mut self) {
         self.hot[0].generation.fetch_and(!TRACED, Relaxed);
     }
-}
-
-/// `CLOCK_MONOTONIC`, which the times in records are of.
-#[must_use]
-pub fn monotonic() -> Duration {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has this clock");
-    Duration::from(now)
 }
 
 /// The IDs of the maps that a process has open, by proc_pid_fdinfo(5).

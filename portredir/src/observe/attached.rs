@@ -220,6 +220,35 @@ impl Interface {
     }
 }
 
+/// An interface of tests, with one TC program that the kernel knows by `ours`; the program
+/// with the ID 7 is attached.
+#[cfg(test)]
+pub(crate) fn sample(
+    name: &str,
+    ifindex: u32,
+    ours: Option<u32>,
+    instead: Option<Occupant>,
+) -> Interface {
+    use crate::loader::inspect::Point;
+    use crate::sys::bpf_query::AttachType;
+
+    let report = InterfaceReport {
+        name: name.to_owned(),
+        ifindex,
+        engine: "tc".to_owned(),
+        mode: "tcx".to_owned(),
+        why: String::new(),
+    };
+    let hook = Inspected {
+        point: Point::Tcx(AttachType::TcxIngress),
+        program: "portredir_in".to_owned(),
+        ours,
+        chain: Some(vec![7.into()]),
+        instead,
+    };
+    Interface::new(report, vec![hook])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

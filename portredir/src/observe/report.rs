@@ -60,11 +60,7 @@ impl Report {
         reasons: &[u64],
     ) -> Self {
         let clock = Clock::now();
-        let reader = Reader {
-            clock: &clock,
-            interfaces: &interfaces,
-            counters,
-        };
+        let reader = Reader::new(&clock, &interfaces, counters);
         let mut rules: Vec<_> = rules.iter().map(|rule| reader.empty(rule)).collect();
         reader.fill(&mut rules);
         let rules = rules.into_iter().map(|(_, rule)| rule).collect();

@@ -18,8 +18,8 @@ use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 use serde::Serialize;
 
-use crate::loader::trace::monotonic;
 use crate::rule::Rule;
+use crate::sys::clock::monotonic;
 
 pub use self::ports::{End, Ends};
 use self::ports::{Headers, headers};

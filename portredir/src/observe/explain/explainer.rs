@@ -70,7 +70,7 @@ impl Explainer {
     ///
     /// # Errors
     ///
-    /// As [`Self::new`].
+    /// The errors of [`Self::new`].
     pub fn renew(&mut self, redirect: Redirect) -> Result<(), ExplainError> {
         let trial = self.trial.take();
         *self = Self::new(redirect)?;

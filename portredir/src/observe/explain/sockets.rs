@@ -4,9 +4,7 @@
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
 use portredir_common::datapath::connect::{NamedPeer, PeerCall, redirect_connect};
 use portredir_common::datapath::rule_match::{Probe, match_rule};
 use portredir_common::datapath::sk_lookup::find_listener;
@@ -25,6 +23,7 @@ use portredir_common::verdict::Reason;
 use crate::loader::live::{Live, RuleCopy};
 use crate::observe::listening::{Listener, Listeners as Servers};
 use crate::rule::Ports;
+use crate::sys::clock::monotonic_ns;
 
 /// The rules and the sockets of this host, for one client.
 pub struct Sockets<'a> {
@@ -252,8 +251,7 @@ impl Host for Sockets<'_> {
     }
 
     fn now_ns(&self) -> u64 {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-        u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+        monotonic_ns()
     }
 
     fn random(&self) -> u32 {

@@ -11,29 +11,8 @@ use serde_json::Value;
 
 use super::*;
 use crate::loader::counters::Counters;
-use crate::loader::inspect::{Inspected, Point};
-use crate::observe::attached::Interface;
+use crate::observe::attached::sample;
 use crate::rule::Rule;
-use crate::state::attachment::InterfaceReport;
-use crate::sys::bpf_query::AttachType;
-
-fn interface(name: &str, ifindex: u32, ours: Option<u32>) -> Interface {
-    let report = InterfaceReport {
-        name: name.to_owned(),
-        ifindex,
-        engine: "tc".to_owned(),
-        mode: "tcx".to_owned(),
-        why: String::new(),
-    };
-    let hook = Inspected {
-        point: Point::Tcx(AttachType::TcxIngress),
-        program: "portredir_in".to_owned(),
-        ours,
-        chain: Some(vec![7.into()]),
-        instead: None,
-    };
-    Interface::new(report, vec![hook])
-}
 
 fn metrics() -> Metrics {
     // The name of an interface may have what the text has to escape.
@@ -60,10 +39,10 @@ fn metrics() -> Metrics {
     };
     let mut reasons = vec![0; Reason::COUNT];
     reasons[Reason::NoFreePort as usize] = 3;
-    let renamed = interface("eth0", 9, Some(7));
+    let renamed = sample("eth0", 9, Some(7), None);
     let interfaces = vec![
-        interface("eth0", 2, Some(7)),
-        interface("eth1", 3, None),
+        sample("eth0", 2, Some(7), None),
+        sample("eth1", 3, None, None),
         renamed,
     ];
     let report = Report::new(&[(0, first), (1, second)], interfaces, &counters, &reasons);

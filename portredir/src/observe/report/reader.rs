@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use jiff::{Timestamp, Unit};
 use nix::net::if_::if_indextoname;
-use nix::time::{ClockId, clock_gettime};
 use portredir_common::map::counters::CounterKey;
 use portredir_common::net::Protocol;
 
@@ -15,53 +14,53 @@ use crate::loader::ACCEPT;
 use crate::loader::counters::Counters;
 use crate::observe::attached::Interface;
 use crate::rule::Rule;
+use crate::sys::clock::monotonic;
 
 /// The name of engines that see connections and no packets.
 const WITHOUT_PACKETS: &str = "socket";
 
 /// The counters, and what is needed to read them.
 pub(super) struct Reader<'a> {
-    pub(super) clock: &'a Clock,
-    pub(super) interfaces: &'a [Interface],
-    pub(super) counters: &'a Counters,
+    clock: &'a Clock,
+    interfaces: &'a [Interface],
+    counters: &'a Counters,
+    /// Whether packets are seen on some interface.
+    sees_packets: bool,
+    /// Whether the kernel tells of connections that servers accept.
+    sees_accepted: bool,
 }
 
-impl Reader<'_> {
-    /// Whether packets are seen on some interface.
-    fn sees_packets(&self) -> bool {
-        let engines = self
-            .interfaces
-            .iter()
-            .map(|interface| &interface.report.engine);
-        engines.into_iter().any(|engine| engine != WITHOUT_PACKETS)
+impl<'a> Reader<'a> {
+    pub(super) fn new(
+        clock: &'a Clock,
+        interfaces: &'a [Interface],
+        counters: &'a Counters,
+    ) -> Self {
+        let mut hooks = interfaces.iter().flat_map(|interface| &interface.hooks);
+        Self {
+            clock,
+            interfaces,
+            counters,
+            sees_packets: interfaces.iter().any(sees_packets),
+            sees_accepted: hooks.any(|hook| hook.program == ACCEPT && !hook.state.is_fault()),
+        }
     }
 
     /// Whether packets are seen on this interface; on one that is gone, as far as it is
     /// known.
     fn sees_packets_on(&self, index: u32) -> bool {
-        let mut reports = self.interfaces.iter().map(|interface| &interface.report);
-        match reports.find(|report| report.ifindex == index) {
-            Some(report) => report.engine != WITHOUT_PACKETS,
-            None => self.sees_packets(),
-        }
-    }
-
-    /// Whether the kernel tells of connections that servers accept.
-    fn sees_accepted(&self) -> bool {
-        let mut hooks = self
-            .interfaces
-            .iter()
-            .flat_map(|interface| &interface.hooks);
-        hooks.any(|hook| hook.program == ACCEPT && !hook.state.is_fault())
+        let mut interfaces = self.interfaces.iter();
+        let interface = interfaces.find(|interface| interface.report.ifindex == index);
+        interface.map_or(self.sees_packets, sees_packets)
     }
 
     /// The report of a rule that has counted nothing, with the number of the rule.
     pub(super) fn empty(&self, (id, rule): &(u16, Rule)) -> (u32, RuleReport) {
-        let zero = self.sees_packets().then_some(0);
+        let zero = self.sees_packets.then_some(0);
         let protocols = rule.protocols.each();
         let has_tcp = protocols.contains(&Protocol::Tcp);
         let has_udp = protocols.contains(&Protocol::Udp);
-        let accepted = zero.filter(|_| has_tcp && self.sees_accepted());
+        let accepted = zero.filter(|_| has_tcp && self.sees_accepted);
         let report = RuleReport {
             rule: rule.to_string(),
             total: Hits::none(zero),
@@ -80,31 +79,30 @@ impl Reader<'_> {
     pub(super) fn fill(&self, rules: &mut [(u32, RuleReport)]) {
         let numbers = rules.iter().map(|(id, _)| *id);
         let places: HashMap<_, usize> = numbers.zip(0..).collect();
-        let place = |id: u32| places.get(&id).copied();
-        let mut add = |key: &CounterKey, hits: &dyn Fn(&mut Hits)| {
-            let Some(i) = place(key.rule) else {
+        let mut add = |key: &CounterKey, count: &dyn Fn(&mut Hits, bool)| {
+            let Some(&place) = places.get(&key.rule) else {
                 return;
             };
             let is_seen = self.sees_packets_on(key.ifindex);
-            let report: &mut RuleReport = &mut rules[i].1;
+            let report: &mut RuleReport = &mut rules[place].1;
             let name = name_of(key.ifindex, self.interfaces);
             let none = Hits::none(is_seen.then_some(0));
-            hits(report.interfaces.entry(name).or_insert(none));
-            hits(&mut report.total);
+            count(report.interfaces.entry(name).or_insert(none), is_seen);
+            count(&mut report.total, is_seen);
         };
         for (key, counter) in &self.counters.requests {
-            let is_seen = self.sees_packets_on(key.ifindex);
-            add(key, &|hits| {
+            let last_hit = self.clock.wall(counter.last_hit_ns);
+            add(key, &|hits, is_seen| {
                 if is_seen {
                     grow(&mut hits.packets, counter.packets);
                     grow(&mut hits.bytes, counter.bytes);
                 }
                 hits.flows += counter.flows;
-                hits.last_hit = hits.last_hit.max(self.clock.wall(counter.last_hit_ns));
+                hits.last_hit = hits.last_hit.max(last_hit);
             });
         }
         for (key, counter) in &self.counters.replies {
-            add(key, &|hits| {
+            add(key, &|hits, _| {
                 grow(&mut hits.packets_out, counter.packets);
                 grow(&mut hits.bytes_out, counter.bytes);
             });
@@ -123,6 +121,11 @@ impl Reader<'_> {
             grow(&mut outcomes.unanswered, flows.saturating_sub(answered));
         }
     }
+}
+
+/// Whether the engine of an interface sees packets.
+fn sees_packets(interface: &Interface) -> bool {
+    interface.report.engine != WITHOUT_PACKETS
 }
 
 /// Adds to a count, where there is one.
@@ -153,11 +156,9 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn now() -> Self {
-        let monotonic =
-            clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         Self {
             time: Timestamp::now(),
-            monotonic,
+            monotonic: monotonic(),
         }
     }
 
