@@ -12,6 +12,7 @@ pub mod hash;
 pub mod port_remap;
 pub mod rules;
 pub mod sockets;
+pub mod targets;
 pub mod trace;
 
 /// The values of `LOCAL`: the interfaces on which packets reach an address of this host.
@@ -44,6 +45,7 @@ mod pod {
     use super::hash::Seed;
     use super::rules::{AddrKey, Candidates, IfaceKey, PreviousTargets, SourceKey};
     use super::sockets::ListenerKey;
+    use super::targets::Target;
     use super::trace::TraceCpu;
     use crate::flow::FlowKey;
     use crate::net::Addr;
@@ -78,6 +80,8 @@ mod pod {
     unsafe impl aya::Pod for IfaceKey {}
     // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for TraceCpu {}
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
+    unsafe impl aya::Pod for Target {}
 }
 
 #[cfg(test)]
@@ -87,6 +91,7 @@ mod tests {
     use crate::map::counters::{Counter, CounterKey, Hits, Outcomes};
     use crate::map::rules::{AddrKey, Candidates, IfaceKey, PortEntry, PreviousTargets, SourceKey};
     use crate::map::sockets::{ConnectedPeers, ListenerKey};
+    use crate::map::targets::Target;
     use crate::map::trace::{TraceCpu, TraceHead, TracedPacket, TracedSocket};
     use core::mem::{offset_of, size_of};
 
@@ -112,6 +117,7 @@ mod tests {
             size_of::<ConnectedPeers>(),
             ConnectedPeers::PEERS * (16 + 2 + 2) + 4
         );
+        assert_eq!(size_of::<Target>(), 16 + 4 * 2 + 8);
         assert_eq!(size_of::<TraceHead>(), 8 + 6 * 4);
         assert_eq!(size_of::<TracedPacket>(), 32 + 4 * 4 + 2 * 128);
         assert_eq!(size_of::<TracedSocket>(), 32 + 2 * 16 + 3 * 2 + 2 + 16);

@@ -38,6 +38,11 @@ impl PortEntry {
     pub const HIDDEN: u16 = 8;
     /// The rules for this port rest while nobody listens on their target.
     pub const IF_LISTENING: u16 = 16;
+    /// The target is the number of a [`Service`](crate::map::targets::Service), whose targets
+    /// have addresses, or a rule of [`Self::set`] has one.
+    pub const FORWARD: u16 = 32;
+    /// Some target with an address, or of several ones, has this port.
+    pub const REMOTE: u16 = 64;
     /// Somebody traces packets: the fast path leaves this one to the slow path. Maps never
     /// have this flag; it comes from [`TRACED`].
     pub const TRACED: u16 = 1 << 14;
@@ -263,7 +268,7 @@ impl Candidates {
 /// One rule for a client. Unused ones are all zero: nobody listens on port 0.
 ///
 /// **Shape**: 8 bytes; target port at 0 and first destination port at 2, both in host
-/// order, rule at 4, interfaces at 6, range flag at 7.
+/// order, rule at 4, interfaces at 6, flags at 7.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Candidate {
@@ -275,18 +280,22 @@ pub struct Candidate {
     pub rule: u16,
     /// The bit of `IFACES` that the rule needs; 0 for all interfaces.
     pub on: u8,
-    /// Whether each destination port has a target port of its own, as far from the
-    /// first one: 1 or 0.
-    pub is_range: u8,
+    /// [`Self::RANGE`] or [`Self::FORWARD`].
+    pub flags: u8,
 }
 
 impl Candidate {
+    /// Each destination port has a target port of its own, as far from the first one.
+    pub const RANGE: u8 = 1;
+    /// The target is the number of a [`Service`](crate::map::targets::Service).
+    pub const FORWARD: u8 = 2;
+
     /// The target port of packets to a destination port.
     #[inline(always)]
     #[must_use]
     pub const fn target_of(&self, dst_port: Port) -> Port {
         let target = self.target.port();
-        if self.is_range == 0 {
+        if self.flags & Self::RANGE == 0 {
             return target;
         }
         let first = self.first_dst_port.port().get();
@@ -434,14 +443,14 @@ mod tests {
         let mut candidate = Candidate {
             target: HostPort::new(Port::new(9000)),
             first_dst_port: HostPort::new(Port::new(8000)),
-            is_range: 1,
+            flags: Candidate::RANGE,
             ..Candidate::default()
         };
         let target = |candidate: Candidate| candidate.target_of(Port::new(8042)).get();
         assert_eq!(target(candidate), 9042);
         candidate.target = HostPort::new(Port::new(100));
         assert_eq!(target(candidate), 142);
-        candidate.is_range = 0;
+        candidate.flags = 0;
         assert_eq!(target(candidate), 100);
     }
 

@@ -151,7 +151,11 @@ impl Table {
                 first_dst_port: HostPort::new(Port::new(rule.ports.first)),
                 rule: *id,
                 on: u8::try_from(on).expect("few lists"),
-                is_range: u8::from(rule.target.first != rule.target.last),
+                flags: if rule.target.first == rule.target.last {
+                    0
+                } else {
+                    Candidate::RANGE
+                },
             },
         });
         Ok(conditions.collect())
