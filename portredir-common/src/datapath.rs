@@ -2,15 +2,20 @@
 //!
 //! The datapath decides first and writes last: a packet that is refused leaves as it came.
 //! [`fast`] handles the packets of flows that have begun; [`ingress`] and [`egress`]
-//! handle all others. Where there is a socket, [`sk_lookup`], [`connect`] and [`assign`]
+//! handle all others, and [`forward`] those to targets with an address. Where there is a socket, [`sk_lookup`], [`connect`] and [`assign`]
 //! redirect it, and no packet is rewritten.
 
 pub mod assign;
 pub mod connect;
+mod connect_forward;
 pub mod conntrack;
 pub mod egress;
+mod elsewhere;
 pub mod fast;
 pub mod flow_lookup;
+pub mod forward;
+mod forward_icmp;
+pub mod forward_lookup;
 mod icmp;
 pub mod ingress;
 mod own_flow;

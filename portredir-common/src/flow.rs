@@ -6,7 +6,7 @@
 //! client puts a lost entry back. For TCP the kernel's sockets are the truth:
 //! an entry only ever counts as alive when a socket stands behind it.
 
-use crate::net::{Addr, Port, Protocol};
+use crate::net::{Addr, Flags, Port, Protocol};
 use crate::packed::Packed;
 use crate::verdict::Reason;
 
@@ -333,6 +333,55 @@ impl Original {
     #[inline(always)]
     pub(crate) fn is(self, flow: &Flow) -> bool {
         self.dst_port == flow.dst_port && self.client_port == flow.client_port
+    }
+}
+
+/// The part of a TCP segment that tells of the life of its connection. A UDP packet has that
+/// of a SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The flags.
+    pub flags: Flags,
+    /// The acknowledged number of a segment of a client, the own number of one of a target;
+    /// host order.
+    pub number: u32,
+}
+
+impl Segment {
+    /// A look that is nobody's segment: nothing is noted.
+    pub const LOOK: Self = Self {
+        flags: Flags(1 << 15),
+        number: 0,
+    };
+
+    /// The segment that every UDP packet counts as.
+    pub const UDP: Self = Self {
+        flags: Flags::SYN,
+        number: 0,
+    };
+
+    /// Whether nothing is noted.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_look(self) -> bool {
+        self.flags.0 == Self::LOOK.flags.0
+    }
+}
+
+/// **Shape**, from the lowest bit: flags 16, nothing 16, number 32.
+impl Packed for Segment {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        self.flags.0.pack() | (self.number as u64) << 32
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "32 bits of it")]
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        Self {
+            flags: Flags(u16::unpack(word)),
+            number: (word >> 32) as u32,
+        }
     }
 }
 

@@ -4,16 +4,19 @@
 //! All methods are required: the eBPF crate implements them over maps and helpers, the
 //! tests over hash maps. What both do alike stands in [`datapath`](crate::datapath).
 
+pub mod forward;
+
 use core::ops::Deref;
 
-use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original};
+use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original, Segment};
+use crate::kernel::forward::{ForwardFlow, ForwardTables, FreeSlot};
 use crate::map::bucket::Bucket;
 use crate::map::entry::{Connection, Entry, Word};
 use crate::map::hash::Hash;
 use crate::map::rules::{
     AddrKey, Candidates, Choice, IfaceKey, PortEntry, PreviousTargets, SourceKey,
 };
-use crate::map::sockets::{ConnectedPeers, ListenerKey};
+use crate::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey};
 use crate::net::{Addr, Flags, Port, Protocol};
 use crate::verdict::Reason;
 
@@ -118,7 +121,7 @@ pub enum Socket {
 }
 
 /// The entries of ports, the sockets and the clock of the host.
-pub trait Host: FlowTables {
+pub trait Host: FlowTables + ForwardTables {
     /// The entry of a port.
     fn port(&self, protocol: Protocol, port: Port) -> PortEntry;
 
@@ -255,6 +258,33 @@ pub trait Subprograms {
     ///
     /// [`Reason::ForeignFlow`], [`Reason::NoFreePort`], [`Reason::TableFull`].
     fn admit(&self, key: &mut FlowKey, request: &Admission) -> Result<Admitted, Reason>;
+
+    /// Finds the flow that a packet to a service belongs to. `key` is the flow as the client
+    /// knows it, and becomes the translated one if it has begun.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::NoMatch`] when the service has no target of this IP version.
+    fn find_forward(
+        &self,
+        key: &mut FlowKey,
+        route: Route,
+        segment: Segment,
+    ) -> Result<ForwardFlow, Reason>;
+
+    /// Begins a flow to a target. `key` is the flow as the client knows it, and becomes the
+    /// translated one.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::NoTarget`], [`Reason::NoTargetDropped`], [`Reason::ForeignFlow`],
+    /// [`Reason::NoFreePort`], [`Reason::TableFull`].
+    fn begin_forward(
+        &self,
+        key: &mut FlowKey,
+        slot: FreeSlot,
+        flags: Flags,
+    ) -> Result<Admitted, Reason>;
 }
 
 /// Where a packet goes.
@@ -267,6 +297,8 @@ pub struct Route {
     /// Whether a rule redirects the packet; otherwise its client sent it to the target
     /// port itself.
     pub is_match: bool,
+    /// Whether the rule leads to a service, of which [`Self::target`] is the number.
+    pub is_forward: bool,
 }
 
 impl Route {
@@ -275,6 +307,7 @@ impl Route {
         target: Port::CLOSED,
         rule: 0,
         is_match: true,
+        is_forward: false,
     };
 
     /// Whether this is [`Self::CLOSED`].
@@ -292,8 +325,8 @@ pub struct Admission {
     pub dst_port: Port,
     /// Where the packet goes.
     pub route: Route,
-    /// The flags of the packet.
-    pub flags: Flags,
+    /// The segment, with the number that it acknowledges.
+    pub segment: Segment,
 }
 
 /// The flow that is kept at a TCP socket.
@@ -303,9 +336,10 @@ pub enum Cached {
     Flow(Flow),
     /// Nothing yet.
     Nothing,
-    /// There is no socket to keep a flow at: none that sends, or one that is not yet
-    /// or no longer a connection.
+    /// There is no socket to keep a flow at, as it is not yet or no longer a connection.
     NoSocket,
+    /// No socket of this host sends the packet.
+    Forwarded,
 }
 
 /// The flow that was found for a TCP socket, kept at the socket itself, so
@@ -369,6 +403,13 @@ pub trait Client {
     /// The peers that are kept at the socket, of which there may be none yet. `None`
     /// without memory.
     fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers>;
+
+    /// The targets with an address that are kept at the socket.
+    fn forward_peers(&mut self) -> Option<&mut ForwardPeers>;
+
+    /// The targets with an address that are kept at the socket, of which there may be none
+    /// yet. `None` without memory.
+    fn forward_peers_or_insert(&mut self) -> Option<&mut ForwardPeers>;
 }
 
 /// The present moment.

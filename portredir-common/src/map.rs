@@ -8,6 +8,7 @@ pub mod bucket;
 pub mod counters;
 pub mod ends;
 pub mod entry;
+pub mod forward;
 pub mod hash;
 pub mod port_remap;
 pub mod rules;
@@ -90,7 +91,7 @@ mod tests {
     use crate::flow::{Flow, FlowKey};
     use crate::map::counters::{Counter, CounterKey, Hits, Outcomes};
     use crate::map::rules::{AddrKey, Candidates, IfaceKey, PortEntry, PreviousTargets, SourceKey};
-    use crate::map::sockets::{ConnectedPeers, ListenerKey};
+    use crate::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey};
     use crate::map::targets::Target;
     use crate::map::trace::{TraceCpu, TraceHead, TracedPacket, TracedSocket};
     use core::mem::{offset_of, size_of};
@@ -118,6 +119,10 @@ mod tests {
             ConnectedPeers::PEERS * (16 + 2 + 2) + 4
         );
         assert_eq!(size_of::<Target>(), 16 + 4 * 2 + 8);
+        assert_eq!(
+            size_of::<ForwardPeers>(),
+            ForwardPeers::PEERS * (2 * 16 + 4 * 2) + 4
+        );
         assert_eq!(size_of::<TraceHead>(), 8 + 6 * 4);
         assert_eq!(size_of::<TracedPacket>(), 32 + 4 * 4 + 2 * 128);
         assert_eq!(size_of::<TracedSocket>(), 32 + 2 * 16 + 3 * 2 + 2 + 16);

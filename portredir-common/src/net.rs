@@ -242,6 +242,10 @@ pub struct Flags(pub u16);
 impl Flags {
     /// The flags of a SYN; the datapath treats a UDP packet as one.
     pub const SYN: Self = Self(0x02);
+    /// The flags of a segment in the middle of a connection.
+    pub(crate) const ACK_ALONE: Self = Self(Self::ACK);
+
+    const FIN: u16 = 0x01;
     const RST: u16 = 0x04;
     const PSH: u16 = 0x08;
     const ACK: u16 = 0x10;
@@ -274,6 +278,24 @@ impl Flags {
     pub(crate) const fn is_refusal(self) -> bool {
         const RST_ACK: u16 = Flags::RST | Flags::ACK;
         self.0 & RST_ACK == RST_ACK
+    }
+
+    /// Whether the segment acknowledges something, and neither begins nor resets a connection.
+    #[inline(always)]
+    pub(crate) const fn is_acknowledgement(self) -> bool {
+        self.0 & (Self::SYN.0 | Self::RST | Self::ACK) == Self::ACK
+    }
+
+    /// Whether the segment is the last one of its sender.
+    #[inline(always)]
+    pub(crate) const fn is_last(self) -> bool {
+        self.0 & Self::FIN != 0
+    }
+
+    /// Whether the segment ends a connection, or one direction of it.
+    #[inline(always)]
+    pub(crate) const fn is_end(self) -> bool {
+        self.0 & (Self::FIN | Self::RST) != 0
     }
 
     /// Whether the segment has data, or the end of some.

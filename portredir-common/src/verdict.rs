@@ -101,9 +101,23 @@ reasons! {
     /// A rewrite failed half-way.
     WriteFailed = "write_failed", "dropped: the kernel refused to rewrite", Drop;
     /// Rules name the port, and the conditions of none hold: the address, the client or the
-    /// interface is another one. The last of all, so that counters of earlier programs keep
-    /// their places.
+    /// interface is another one. New reasons come behind this one, so that counters of
+    /// earlier programs keep their places.
     NoMatch = "no_match", "packets that meet the conditions of no rule for their port", Pass;
+    /// No target of the rule is up: a new flow goes to the port that it was meant for.
+    NoTarget = "no_target", "new flows while no target is up", Pass;
+    /// No target of the rule is up, and the rule drops new flows then.
+    NoTargetDropped = "no_target_dropped", "dropped: new flows while no target is up", Drop;
+    /// A fragment cannot be forwarded: the fragments after the first have no ports.
+    FragmentForwarded = "fragment_forwarded",
+        "dropped: fragments to a target with an address", Drop;
+    /// An ICMP redirect of this host about a forwarded flow would name the target to the
+    /// client, which then would not reach it.
+    IcmpRedirect = "icmp_redirect", "dropped: ICMP redirects about forwarded flows", Drop;
+    /// A socket of this host that is bound to a loopback address cannot reach a target with
+    /// an address.
+    BoundToLoopback = "bound_to_loopback",
+        "local clients that are bound to a loopback address, left alone", Pass;
 }
 
 impl Reason {

@@ -3,14 +3,15 @@
 use core::arch::asm;
 
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, xdp_md};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_xdp_get_buff_len,
+    bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes_relative, bpf_skb_pull_data,
+    bpf_xdp_get_buff_len,
 };
-use portredir_common::net::Port;
+use portredir_common::net::{Addr, Port};
 use portredir_common::verdict::Reason;
-use portredir_common::wire::checksum::Kind;
-use portredir_common::wire::frame::{Check, Frame};
+use portredir_common::wire::checksum::{self, Kind};
+use portredir_common::wire::frame::{AddrField, Check, Cover, Frame};
 use portredir_common::wire::headers::MAX_OFFSET;
 
 use crate::verifier::{barrier_var, pointer};
@@ -37,6 +38,26 @@ trait Linear {
         let window = self.window(offset, N * 4)?;
         // SAFETY: the window was compared with the end of the packet.
         Some(unsafe { load_words(window.cast()) })
+    }
+
+    /// Writes an address, and the checksum of an IPv4 header.
+    #[inline(always)]
+    fn store_addr(&self, field: AddrField, from: Addr, to: Addr) -> Result<(), Reason> {
+        let Some(check) = field.header_check else {
+            let addr = self.window(field.offset, 16).ok_or(Reason::WriteFailed)?;
+            // SAFETY: the window was compared with the end of the packet.
+            unsafe { store_words(addr.cast(), to.words()) };
+            return Ok(());
+        };
+        let sum = self.window(check, 2).ok_or(Reason::WriteFailed)?;
+        let addr = self.window(field.offset, 4).ok_or(Reason::WriteFailed)?;
+        let [.., word] = to.words();
+        // SAFETY: both windows were compared with the end of the packet.
+        unsafe {
+            store_half(sum.cast(), header_check(load_half(sum.cast()), from, to));
+            store_words(addr.cast(), [word]);
+        }
+        Ok(())
     }
 
     /// [`Frame::half`].
@@ -102,6 +123,24 @@ unsafe fn store_half(to: *mut u16, half: u16) {
             half = in(reg) u64::from(half),
             options(nostack),
         );
+    }
+}
+
+/// # Safety
+///
+/// The caller has compared the words with the end of the packet.
+#[inline(always)]
+unsafe fn store_words<const N: usize>(to: *mut u32, words: [u32; N]) {
+    for (i, word) in words.into_iter().enumerate() {
+        // SAFETY: by the caller.
+        unsafe {
+            asm!(
+                "*(u32 *)({to} + 0) = {word}",
+                to = in(reg) to.wrapping_add(i),
+                word = in(reg) u64::from(word),
+                options(nostack),
+            );
+        }
     }
 }
 
@@ -185,6 +224,35 @@ impl<const FRAGS: bool> Frame for Xdp<FRAGS> {
         }
         Ok(())
     }
+
+    #[inline(always)]
+    fn set_addr(&mut self, field: AddrField, from: Addr, to: Addr) -> Result<(), Reason> {
+        if field.cover != Cover::Nothing {
+            let sum = self
+                .window(field.check.offset, 2)
+                .ok_or(Reason::WriteFailed)?;
+            // SAFETY: the window was compared with the end of the packet.
+            let mut new = unsafe { load_half(sum.cast()) };
+            let words = from.words().into_iter().zip(to.words());
+            for (from, to) in words {
+                let kind = field.check.kind;
+                new = kind.update(new, from as u16, to as u16);
+                new = kind.update(new, (from >> 16) as u16, (to >> 16) as u16);
+            }
+            // SAFETY: as above.
+            unsafe { store_half(sum.cast(), new) };
+        }
+        self.store_addr(field, from, to)
+    }
+}
+
+/// The checksum of an IPv4 header whose address changes, which no hardware computes.
+#[inline(always)]
+fn header_check(old: u16, from: Addr, to: Addr) -> u16 {
+    let [.., from] = from.words();
+    let [.., to] = to.words();
+    let low = checksum::update(old, from as u16, to as u16);
+    checksum::update(low, (from >> 16) as u16, (to >> 16) as u16)
 }
 
 /// Where the frame of a device begins in a socket buffer.
@@ -325,6 +393,55 @@ impl<S: Start> Frame for Skb<S> {
         // SAFETY: the window was compared with the end of the packet.
         unsafe { store_half(port.cast(), to.half()) };
         Ok(())
+    }
+
+    #[inline(always)]
+    fn set_addr(&mut self, field: AddrField, from: Addr, to: Addr) -> Result<(), Reason> {
+        let is_v4 = field.header_check.is_some();
+        let pseudo = match field.cover {
+            Cover::Nothing => return self.store_addr(field, from, to),
+            Cover::PseudoHeader => u64::from(BPF_F_PSEUDO_HDR),
+            Cover::Data => 0,
+        };
+        let mangled = match field.check.kind {
+            Kind::Plain => 0,
+            Kind::Udp => u64::from(BPF_F_MARK_MANGLED_0),
+        };
+        let offset = (self.start.offset() + field.check.offset) as u32;
+        let flags = pseudo | mangled;
+        let ret = if is_v4 {
+            let ([.., from], [.., to]) = (from.words(), to.words());
+            // SAFETY: the context is valid; the helper checks the offset.
+            unsafe { bpf_l4_csum_replace(self.ctx, offset, from.into(), to.into(), flags | 4) }
+        } else {
+            replace_v6(self.ctx, (offset, flags), from, to)
+        };
+        if ret != 0 {
+            return Err(Reason::WriteFailed);
+        }
+        self.store_addr(field, from, to)
+    }
+}
+
+/// Updates a checksum that covers an IPv6 address.
+#[inline(always)]
+fn replace_v6(ctx: *mut __sk_buff, (offset, flags): (u32, u64), from: Addr, to: Addr) -> i64 {
+    /// `BPF_F_IPV6` of include/uapi/linux/bpf.h, since Linux 6.16: without it, a sum that a
+    /// device computed over the whole packet would be wrong.
+    const IPV6: u64 = 1 << 7;
+    let (mut from, mut to) = (from.words(), to.words());
+    // SAFETY: both are sixteen bytes; the helper only reads them.
+    let diff = unsafe { bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0) };
+    let diff = diff as u64;
+    // SAFETY: the context is valid; the helper checks the offset and the flags.
+    unsafe {
+        if flags & u64::from(BPF_F_PSEUDO_HDR) != 0 {
+            let ret = bpf_l4_csum_replace(ctx, offset, 0, diff, flags | IPV6);
+            if ret == 0 {
+                return 0;
+            }
+        }
+        bpf_l4_csum_replace(ctx, offset, 0, diff, flags)
     }
 }
 

@@ -7,6 +7,10 @@ use portredir_common::map::hash::Seed;
 #[unsafe(no_mangle)]
 pub static FLOW_SHARES: Shares = Shares::new(0, 0);
 
+/// The division of `FORWARDS` among the flow tables.
+#[unsafe(no_mangle)]
+pub static FORWARD_SHARES: Shares = Shares::new(0, 0);
+
 /// The seed of the hashes in `FLOWS`.
 #[unsafe(no_mangle)]
 pub static FLOW_SEED: Seed = Seed([0; Seed::WORDS]);

@@ -2,6 +2,7 @@
 
 pub mod counters;
 pub mod flows;
+pub mod forward;
 pub mod rules;
 pub mod sockets;
 pub mod subprog;
@@ -22,7 +23,7 @@ use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::packed::Packed;
 
 use crate::context::Context;
-use crate::kernel::sockets::{assign_listener, sender, stored, tcp_state};
+use crate::kernel::sockets::{assign_listener, has_sender, sender, stored, tcp_state};
 use crate::maps::{HOT, LOCAL, LOCAL_NETS, OLD, TRACE_CPU};
 use crate::verifier::{Volatile, masked};
 
@@ -173,7 +174,11 @@ impl SocketCache for Kernel<*mut __sk_buff> {
     #[inline(always)]
     fn cached(&self, ports: (Port, Port)) -> Cached {
         let Some(socket) = sender(self.ctx, ports) else {
-            return Cached::NoSocket;
+            return if has_sender(self.ctx) {
+                Cached::NoSocket
+            } else {
+                Cached::Forwarded
+            };
         };
         let flow = stored(socket, core::ptr::null_mut(), 0);
         match copy((!flow.is_null()).then_some(flow.cast_const())) {

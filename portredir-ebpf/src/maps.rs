@@ -16,7 +16,8 @@ use portredir_common::map::port_remap::REMAP_BLOOM_ELEMENTS;
 use portredir_common::map::rules::{
     AddrKey, Candidates, IfaceKey, PacketPath, PortEntry, PreviousTargets, SourceKey,
 };
-use portredir_common::map::sockets::{ConnectedPeers, ListenerKey};
+use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey};
+use portredir_common::map::targets::{self, Target};
 use portredir_common::map::trace::{TraceCpu, TracedPacket};
 use portredir_common::net::{Addr, Port};
 use portredir_common::verdict::Reason;
@@ -124,6 +125,45 @@ pub static UDP_ENDS: Array<Ends<Volatile>, 131072, MMAPABLE> = Array::new();
 /// [`FLOW_SEED`] for the next process that loads programs.
 #[btf_map]
 static SEED: Array<Seed, 1> = Array::new();
+
+/// A [`Service`](portredir_common::map::targets::Service) each, by
+/// [`service_index`](portredir_common::map::targets::service_index).
+#[btf_map]
+pub static SERVICES: Array<Volatile, { 2 * targets::SERVICES as usize }, MMAPABLE> = Array::new();
+
+/// A [`Slot`](portredir_common::map::targets::Slot) each.
+#[btf_map]
+pub static SLOTS: Array<Volatile, { targets::SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static TARGETS: Array<Target, { targets::TARGETS as usize }> = Array::new();
+
+/// The addresses that targets have.
+#[btf_map]
+pub static TARGET_ADDRS: HashMap<Addr, u32, { targets::TARGETS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+/// The addresses of this host, by number.
+#[btf_map]
+pub static OWN_ADDRS: Array<Addr, { targets::OWN_ADDRS as usize }> = Array::new();
+
+/// The numbers of the addresses of this host.
+#[btf_map]
+pub static OWN_NUMBERS: HashMap<Addr, u32, { targets::OWN_ADDRS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+/// The flows to targets with an address, divided as [`FLOWS`]. Its size is set by user space.
+#[btf_map]
+pub static FORWARDS: Array<Bucket<Volatile>, 24576, MMAPABLE> = Array::new();
+
+/// The ends of connections and UDP flows of [`FORWARDS`], by place. The size is set by user
+/// space.
+#[btf_map]
+pub static FORWARD_ENDS: Array<Ends<Volatile>, 163840, MMAPABLE> = Array::new();
+
+/// The targets with an address of clients on this host: [`ForwardPeers`].
+#[btf_map]
+pub static FORWARD_PEERS: SkStorage<ForwardPeers> = SkStorage::new();
 
 /// Client ports given on collisions; key is the original flow.
 #[btf_map]

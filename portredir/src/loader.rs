@@ -6,6 +6,7 @@ pub mod counters;
 mod error;
 pub mod flow_view;
 pub mod flows;
+pub mod forward;
 pub mod inspect;
 mod ipsec;
 mod link;
@@ -26,7 +27,6 @@ use std::sync::atomic::AtomicU64;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap as BpfHashMap, Map};
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, Xdp};
-use portredir_common::map::bucket::Shares;
 use portredir_common::map::hash::Seed;
 use portredir_common::map::rules::PacketPath;
 use portredir_common::net::Addr;
@@ -77,16 +77,13 @@ impl Datapath {
     ///
     /// [`DatapathError::Load`], [`DatapathError::Map`].
     pub fn load(options: Options, pins: Option<&PinDir>) -> Result<Self, DatapathError> {
-        let Sizes {
-            tcp_flows,
-            udp_flows,
-        } = options.sizes;
         let globals = Globals {
             netns_cookie: netns_cookie().map_err(|source| DatapathError::Open {
                 path: "the cookie of the network namespace".to_owned(),
                 source,
             })?,
-            shares: Shares::new(tcp_flows, udp_flows),
+            shares: options.sizes.shares(),
+            forward_shares: options.sizes.forward_shares(),
             seed: match pins.and_then(left_seed) {
                 Some(seed) => seed,
                 None => new_seed()?,

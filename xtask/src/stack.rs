@@ -31,15 +31,18 @@ struct Function {
 /// Fails when a program needs more stack than older kernels give.
 pub fn check(object: &[u8]) -> Result<()> {
     let functions = functions(object)?;
+    let mut over = Vec::new();
     for (place, function) in &functions {
         let (bytes, chain) = need(&functions, *place)?;
-        ensure!(
-            bytes <= LIMIT,
-            "{} needs {bytes} bytes of stack on older kernels, which give {LIMIT}: {}",
-            function.name,
-            chain.join(", ")
-        );
+        if bytes > LIMIT {
+            over.push(format!(
+                "{} needs {bytes} bytes of stack on older kernels, which give {LIMIT}: {}",
+                function.name,
+                chain.join(", ")
+            ));
+        }
     }
+    ensure!(over.is_empty(), "{}", over.join("\n"));
     Ok(())
 }
 

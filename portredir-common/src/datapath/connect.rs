@@ -4,7 +4,7 @@
 
 use crate::datapath::assign::is_left_to_listener;
 use crate::datapath::rule_match::choose;
-use crate::datapath::{not_local, own_flow, unmatched};
+use crate::datapath::{connect_forward, not_local, own_flow, unmatched};
 use crate::flow::{Flow, FlowKey, FlowLookup, FlowTable};
 use crate::kernel::{Client, Hit, Socket, Tables, now};
 use crate::map::rules::{PortEntry, PreviousTargets};
@@ -32,8 +32,9 @@ pub struct NamedPeer {
     pub port: Port,
 }
 
-/// Points a client on this host that names a peer at the target port: `peer` gets that
-/// port for [`Reason::Redirected`], and stays as it is for any other reason.
+/// Points a client on this host that names a peer at the target: `peer` gets its port, and
+/// its address where it has one, for [`Reason::Redirected`], and stays as it is for any other
+/// reason.
 ///
 /// The port is written in place because the verifier refuses a register that some way
 /// leaves uninitialised, as the compiler does with the value of a `Result`.
@@ -111,7 +112,7 @@ fn is_answer<T: Tables, C: Client>(tables: &T, client: &mut C, key: &FlowKey) ->
 }
 
 #[inline(always)]
-const fn is_any(addr: Addr) -> bool {
+pub(super) const fn is_any(addr: Addr) -> bool {
     addr.is(Addr::V4_ANY) || addr.is(Addr::V6_ANY)
 }
 
@@ -153,6 +154,9 @@ fn redirect<T: Tables, C: Client>(
     let Some(choice) = choose(tables, entry, &key, port) else {
         return without_rule(client, entry, addr, port);
     };
+    if choice.is_forward {
+        return connect_forward::redirect(tables, client, (peer, call), (&key, choice));
+    }
     let may_be_assigned = may_be_assigned(tables, client, entry, &key);
     key.local_port = choice.target;
     if entry.is_if_listening() && !tables.is_served(&key) {
@@ -218,7 +222,7 @@ fn key(peer: &NamedPeer, addr: Addr, bound_to: Addr) -> FlowKey {
 
 /// The call as it is counted.
 #[inline(always)]
-fn hit(rule: u16, call: PeerCall, is_new: bool, at_ns: u64) -> Hit {
+pub(super) fn hit(rule: u16, call: PeerCall, is_new: bool, at_ns: u64) -> Hit {
     let connection = Hit::connection(rule, at_ns);
     match call {
         PeerCall::Connect => connection,
@@ -294,23 +298,28 @@ fn without_rule<C: Client>(client: &mut C, entry: PortEntry, addr: Addr, port: P
     Reason::Direct
 }
 
-/// The port that a client on this host knows its peer by, when the client connected to
-/// another port than the peer's own.
+/// Gives a peer the address and port that a client on this host knows it by, when the client
+/// named others than the peer's own.
 ///
 /// # Errors
 ///
-/// [`Reason::NoRule`], [`Reason::Direct`].
+/// [`Reason::NoRule`], [`Reason::Direct`]: the peer stays as it is.
 #[inline(always)]
-pub fn original_peer_port<T: Tables, C: Client>(
+pub fn restore_peer<T: Tables, C: Client>(
     tables: &T,
     client: &mut C,
-    peer: &NamedPeer,
-) -> Result<Port, Reason> {
-    if !tables.port(peer.protocol, peer.port).is_target() || !client.is_in_netns() {
+    peer: &mut NamedPeer,
+) -> Result<(), Reason> {
+    let entry = tables.port(peer.protocol, peer.port);
+    if !entry.is_target() && !entry.is_remote() || !client.is_in_netns() {
         return Err(Reason::NoRule);
     }
-    client
+    if entry.is_remote() && connect_forward::restore(client, peer) {
+        return Ok(());
+    }
+    peer.port = client
         .peers()
         .and_then(|peers| peers.dst_port_of(peer.addr, peer.port))
-        .ok_or(Reason::Direct)
+        .ok_or(Reason::Direct)?;
+    Ok(())
 }

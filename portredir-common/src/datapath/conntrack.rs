@@ -4,10 +4,10 @@
 //! the BPF stack has room for few keys.
 
 use crate::datapath::flow_lookup::{Seen, lookup, lookup_and_refresh, lookup_protocol, refresh};
-use crate::datapath::own_flow;
 use crate::datapath::port_remap::remap;
-use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowTable, Original, UDP_IDLE};
-use crate::kernel::{FlowTables, Host, Socket, now};
+use crate::datapath::{elsewhere, own_flow};
+use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowTable, Original, Segment, UDP_IDLE};
+use crate::kernel::{FlowTables, Host, Socket, Tables, now};
 use crate::net::{Flags, Port, Protocol};
 use crate::verdict::Reason;
 
@@ -20,12 +20,13 @@ use crate::verdict::Reason;
 /// connection, or when it began at that port, [`Reason::NoFreePort`],
 /// [`Reason::TableFull`].
 #[inline(always)]
-pub fn redirect_tcp<H: Host>(
-    host: &H,
+pub fn redirect_tcp<T: Tables>(
+    host: &T,
     key: &mut FlowKey,
     original: Original,
-    flags: Flags,
+    segment: Segment,
 ) -> Result<Admitted, Reason> {
+    let flags = segment.flags;
     let now = now(host);
     let found = lookup_protocol(host, Protocol::Tcp, key);
     let confirmed = match found {
@@ -36,6 +37,9 @@ pub fn redirect_tcp<H: Host>(
         && original.is(&flow)
     {
         refresh(host, FlowTable::Tcp, key, Seen { flow, now });
+        if flags.is_end() {
+            elsewhere::note_end(host, key, original, segment);
+        }
         // The client may use a port again; a repeated SYN has a socket.
         let is_new = flags.is_syn() && host.socket(key) != Socket::Connection;
         return Ok(admitted(original, is_new));
@@ -48,10 +52,10 @@ pub fn redirect_tcp<H: Host>(
     if let Some(begun) = begun
         && original.is(&begun)
     {
-        confirm(host, key, begun, flags);
+        confirm(host, key, begun, segment);
         return Ok(Admitted::established(original.client_port));
     }
-    if let Some(client_port) = remapped_tcp(host, key, original, flags)? {
+    if let Some(client_port) = remapped_tcp(host, key, original, segment)? {
         return Ok(Admitted::established(client_port));
     }
 
@@ -112,13 +116,14 @@ fn is_foreign<H: Host>(host: &H, key: &mut FlowKey, original: Original, flags: F
 ///
 /// [`Reason::NoFreePort`], [`Reason::TableFull`].
 #[inline(always)]
-pub fn direct_tcp<H: Host>(
-    host: &H,
+pub fn direct_tcp<T: Tables>(
+    host: &T,
     key: &mut FlowKey,
     original: Original,
-    flags: Flags,
+    segment: Segment,
 ) -> Result<Admitted, Reason> {
-    if let Some(client_port) = remapped_tcp(host, key, original, flags)? {
+    let flags = segment.flags;
+    if let Some(client_port) = remapped_tcp(host, key, original, segment)? {
         return Ok(Admitted::established(client_port));
     }
     if flags.is_syn()
@@ -139,12 +144,13 @@ pub fn direct_tcp<H: Host>(
 /// The client port that a TCP flow was given on a collision, if it still has
 /// it: the client may since use that port itself.
 #[inline(always)]
-fn remapped_tcp<H: Host>(
-    host: &H,
+fn remapped_tcp<T: Tables>(
+    host: &T,
     key: &mut FlowKey,
     original: Original,
-    flags: Flags,
+    segment: Segment,
 ) -> Result<Option<Port>, Reason> {
+    let flags = segment.flags;
     let Some(client_port) = original.remapped(host, key) else {
         return Ok(None);
     };
@@ -162,7 +168,7 @@ fn remapped_tcp<H: Host>(
                     },
                 );
             } else {
-                confirm(host, key, flow, flags);
+                confirm(host, key, flow, segment);
             }
             return Ok(Some(client_port));
         }
@@ -185,10 +191,15 @@ fn remapped_tcp<H: Host>(
 
 /// Makes a flow that has begun a connection, if it is one now: where the kernel
 /// does not tell of connections, see [`accept`], the client's first data does. The
-/// ACK before that anybody can send.
+/// ACK before that anybody can send. Of a server elsewhere the handshake tells.
 #[inline(always)]
-fn confirm<H: Host>(host: &H, key: &FlowKey, begun: Flow, flags: Flags) {
-    if flags.is_push() && host.socket(key) == Socket::Connection {
+fn confirm<T: Tables>(host: &T, key: &FlowKey, begun: Flow, segment: Segment) {
+    let is_connection = if segment.flags.is_push() {
+        host.socket(key) == Socket::Connection
+    } else {
+        false
+    };
+    if is_connection || elsewhere::is_confirmed(host, key, begun, segment) {
         // If this fails the next packet tries again.
         let seen = now(host);
         let _ = host.set_flow(FlowTable::Tcp, key, &Flow { seen, ..begun });

@@ -1,14 +1,14 @@
 //! Packets that go out: all that the fast path leaves.
 
 use crate::datapath::rewrite::{Change, Rewrite, rewrite};
-use crate::datapath::{conntrack, icmp, own_flow};
+use crate::datapath::{conntrack, elsewhere, forward, icmp, own_flow};
 use crate::flow::{Epoch, Flow, FlowLookup};
 use crate::kernel::{Cached, Hit, Outcome, SocketCache, Tables};
 use crate::map::rules::PortEntry;
 use crate::net::{Flags, Port, Protocol};
 use crate::verdict::Reason;
 use crate::wire::frame::{Check, Frame, Link};
-use crate::wire::headers::{End, Packet, flags};
+use crate::wire::headers::{End, Packet, flags, segment};
 use crate::wire::subprog::{self, Found};
 
 /// Handles a packet that goes out.
@@ -16,9 +16,11 @@ use crate::wire::subprog::{self, Found};
 pub fn egress<F: Frame, T: Tables + SocketCache>(frame: &mut F, tables: &T, link: Link) -> Reason {
     let packet = subprog::find(frame, link);
     if Packet::is_icmp(packet) {
-        icmp::egress(frame, tables, packet)
-    } else {
-        restore_bits(frame, tables, packet.bits())
+        return icmp::egress(frame, tables, packet);
+    }
+    match forward::egress(frame, tables, packet.bits()) {
+        Some(reason) => reason,
+        None => restore_bits(frame, tables, packet.bits()),
     }
 }
 
@@ -58,6 +60,10 @@ fn restore<F: Frame, T: Tables + SocketCache>(
         Protocol::Tcp => match tables.cached(ports) {
             Cached::Flow(flow) => Some(flow),
             Cached::NoSocket => conntrack::reply(tables, protocol, &key),
+            Cached::Forwarded => {
+                let segment = segment(frame, &packet, (protocol, End::Src))?;
+                elsewhere::reply(tables, &key, segment)
+            }
             Cached::Nothing => {
                 let flow = conntrack::reply(tables, protocol, &key);
                 // Also direct connections that are older than the programs, so
@@ -122,7 +128,8 @@ fn note_own_flow<F: Frame, T: Tables + SocketCache>(
     if protocol == Protocol::Tcp {
         let is_answer = flags.is_reset() || flags.is_syn_ack();
         let ports = (key.local_port, key.client_port);
-        if is_answer || !matches!(tables.cached(ports), Cached::NoSocket) {
+        let cached = tables.cached(ports);
+        if is_answer || !matches!(cached, Cached::NoSocket | Cached::Forwarded) {
             return;
         }
     }

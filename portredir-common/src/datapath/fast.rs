@@ -10,7 +10,7 @@ use crate::datapath::is_possible_local_dst;
 use crate::datapath::rule_match::plain_route;
 use crate::flow::{Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original};
 use crate::kernel::{Cached, Hit, Route, SocketCache, Tables};
-use crate::net::{Port, Protocol, Version};
+use crate::net::{Flags, Port, Protocol, Version};
 use crate::verdict::Reason;
 use crate::wire::fields::ports;
 use crate::wire::frame::{Frame, Link};
@@ -64,7 +64,7 @@ fn redirect<S: Shape, F: Frame, T: Tables>(
     let bytes = frame.linear_len();
     let check = packet.shape_check(frame, bytes, S::PROTOCOL)?;
     let flags = flags(frame, &packet, S::PROTOCOL).ok()?;
-    if S::PROTOCOL == Protocol::Tcp && flags.is_syn() {
+    if S::PROTOCOL == Protocol::Tcp && (flags.is_syn() || flags.is_end()) {
         return None;
     }
     let route = plain_route(entry, dst_port);
@@ -82,8 +82,7 @@ fn redirect<S: Shape, F: Frame, T: Tables>(
     let flow = match arrival.lookup::<S, _, _>(frame, tables) {
         FlowLookup::Inserted => FlowLookup::Inserted,
         FlowLookup::Established => FlowLookup::Established,
-        // Data may confirm the connection.
-        FlowLookup::Unconfirmed if !flags.is_push() => FlowLookup::Established,
+        // The packet may confirm the connection.
         FlowLookup::Unconfirmed | FlowLookup::SlowPath => return None,
     };
     if !route.is_match {
@@ -194,10 +193,14 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
         Protocol::Tcp => match tables.cached(ports) {
             Cached::Flow(flow) => Some(flow),
             Cached::Nothing => return None,
-            // A RST may refuse a connection.
+            _ if entry.is_remote() => return None,
+            // A RST may refuse a connection, and begin and end of one are noted where no
+            // socket tells.
             Cached::NoSocket if flags(frame, &packet, S::PROTOCOL).ok()?.is_reset() => return None,
-            Cached::NoSocket => conntrack::reply(tables, S::PROTOCOL, &key()?),
+            Cached::Forwarded if is_noted(flags(frame, &packet, S::PROTOCOL).ok()?) => return None,
+            Cached::NoSocket | Cached::Forwarded => conntrack::reply(tables, S::PROTOCOL, &key()?),
         },
+        Protocol::Udp if entry.is_remote() => return None,
         Protocol::Udp => {
             let key = key()?;
             let begins_here = |flow: &Flow| entry.is_private() && flow.is_foreign(&key);
@@ -220,4 +223,10 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
     match restore_ports(frame, tables, &reply, &flow) {
         Ok(reason) | Err(reason) => Some(reason),
     }
+}
+
+/// Whether a segment begins or ends a connection.
+#[inline(always)]
+const fn is_noted(flags: Flags) -> bool {
+    flags.is_syn_ack() || flags.is_end()
 }

@@ -11,9 +11,9 @@
 
 use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::rule_match::choose;
-use crate::datapath::{conntrack, is_local_dst};
+use crate::datapath::{conntrack, forward_icmp, is_local_dst};
 use crate::flow::{FlowKey, Original};
-use crate::kernel::{Outcome, Tables};
+use crate::kernel::{Outcome, Subprograms, Tables};
 use crate::map::rules::{PortEntry, PreviousTargets};
 use crate::net::{Port, Protocol, Version};
 use crate::verdict::Reason;
@@ -24,34 +24,44 @@ use crate::wire::headers::{End, Packet, Payload};
 use crate::wire::subprog::Found;
 
 /// The packet that an ICMP error quotes.
-struct Quote {
-    packet: Packet,
-    protocol: Protocol,
+pub(super) struct Quote {
+    pub(super) packet: Packet,
+    pub(super) protocol: Protocol,
     /// Whether the error says that the packet was refused.
-    is_refusal: bool,
+    pub(super) is_refusal: bool,
+    /// Whether this is no error, but names a better route.
+    pub(super) is_redirect: bool,
     /// Checksum of the ICMP message.
-    check: Check,
-    src_port: Port,
-    dst_port: Port,
+    pub(super) check: Check,
+    pub(super) src_port: Port,
+    pub(super) dst_port: Port,
 }
 
 impl Quote {
     #[inline(always)]
-    fn parse<F: Frame>(frame: &mut F, outer: &Packet) -> Result<Self, Reason> {
+    pub(super) fn parse<F: Frame>(frame: &mut F, outer: &Packet) -> Result<Self, Reason> {
         let kind_and_code = be16(frame, outer.transport).ok_or(Reason::NoRule)?;
         let (kind, code) = (kind_and_code >> 8, kind_and_code & 0xff);
         let is_error = match outer.version {
-            // Unreachable, source quench, time exceeded, parameter problem. A
-            // redirect (5) is about routes alone.
+            // Unreachable, source quench, time exceeded, parameter problem.
             Version::V4 => matches!(kind, 3 | 4 | 11 | 12),
             // RFC 4443, 2.1: errors have the high bit clear; these four are defined.
             Version::V6 => matches!(kind, 1..=4),
         };
+        let is_redirect = match outer.version {
+            Version::V4 => kind == 5,
+            Version::V6 => kind == 137,
+        };
         // An error is never sent about, or in, more than one fragment.
-        if !is_error || outer.is_fragment {
+        if !is_error && !is_redirect || outer.is_fragment {
             return Err(Reason::NoRule);
         }
-        let packet = Packet::network(frame, outer.transport + icmp::LEN, outer.version)?;
+        let start = if is_redirect && outer.version == Version::V6 {
+            redirected(frame, outer.transport)?
+        } else {
+            outer.transport + icmp::LEN
+        };
+        let packet = Packet::network(frame, start, outer.version)?;
         let Payload::Ports(protocol) = packet.payload else {
             return Err(Reason::IcmpForeign);
         };
@@ -73,11 +83,23 @@ impl Quote {
             packet,
             protocol,
             is_refusal,
+            is_redirect,
             check,
             src_port,
             dst_port,
         })
     }
+    /// [`Self::parse`] without redirects, which are about routes alone.
+    #[inline(always)]
+    fn parse_error<F: Frame>(frame: &mut F, outer: &Packet) -> Result<Self, Reason> {
+        let quote = Self::parse(frame, outer)?;
+        if quote.is_redirect {
+            Err(Reason::NoRule)
+        } else {
+            Ok(quote)
+        }
+    }
+
     /// Writes the quoted ports.
     #[inline(always)]
     fn rewrite(&self, frame: &mut impl Frame, src: Port, dst: Port) -> Result<Reason, Reason> {
@@ -92,17 +114,43 @@ impl Quote {
     }
 }
 
+/// The offset of the packet that an ICMPv6 redirect quotes: in an option (RFC 4861, 4.6.3),
+/// before which there may be one with the address of the link.
+#[inline(always)]
+fn redirected<F: Frame>(frame: &F, transport: usize) -> Result<usize, Reason> {
+    const OPTIONS: usize = 40;
+    const OPTION: usize = 8;
+    const REDIRECTED_HEADER: u16 = 4;
+    for option in [transport + OPTIONS, transport + OPTIONS + OPTION] {
+        let kind = be16(frame, option).ok_or(Reason::NoRule)? >> 8;
+        if kind == REDIRECTED_HEADER {
+            return Ok(option + OPTION);
+        }
+    }
+    Err(Reason::NoRule)
+}
+
 /// Handles an error from elsewhere: it quotes a reply of this host as the wire saw it.
 #[inline(always)]
-pub(super) fn ingress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: Found) -> Reason {
-    ingress_bits(frame, tables, outer.bits())
+pub(super) fn ingress<F: Frame, T: Tables + Subprograms>(
+    frame: &mut F,
+    tables: &T,
+    outer: Found,
+) -> Reason {
+    match forward_icmp::ingress(frame, tables, outer.bits()) {
+        Some(reason) => reason,
+        None => ingress_bits(frame, tables, outer.bits()),
+    }
 }
 
 /// Handles an error from this host: it quotes a client's packet as the datapath rewrote
 /// it.
 #[inline(always)]
 pub(super) fn egress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: Found) -> Reason {
-    egress_bits(frame, tables, outer.bits())
+    match forward_icmp::egress(frame, tables, outer.bits()) {
+        Some(reason) => reason,
+        None => egress_bits(frame, tables, outer.bits()),
+    }
 }
 
 #[inline(never)]
@@ -126,7 +174,7 @@ fn try_ingress<F: Frame, T: Tables>(
     outer: Found,
 ) -> Result<Reason, Reason> {
     let outer = &outer.get()?;
-    let quote = Quote::parse(frame, outer)?;
+    let quote = Quote::parse_error(frame, outer)?;
     let entry = tables.port(quote.protocol, quote.src_port);
     if entry.flags == 0 {
         return Err(Reason::IcmpForeign);
@@ -181,7 +229,7 @@ fn try_egress<F: Frame, T: Tables>(
     outer: Found,
 ) -> Result<Reason, Reason> {
     let outer = &outer.get()?;
-    let quote = Quote::parse(frame, outer)?;
+    let quote = Quote::parse_error(frame, outer)?;
     if !tables.port(quote.protocol, quote.dst_port).is_target() {
         return Err(Reason::IcmpForeign);
     }

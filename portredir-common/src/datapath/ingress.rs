@@ -2,12 +2,12 @@
 
 use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::rule_match::{choose, plain_route};
-use crate::datapath::{icmp, is_local_dst, not_local};
+use crate::datapath::{forward, icmp, is_local_dst, not_local};
 use crate::flow::Admitted;
 use crate::kernel::{Admission, Hit, Route, Subprograms, Tables};
 use crate::verdict::Reason;
 use crate::wire::frame::{Frame, Link};
-use crate::wire::headers::{End, Packet, flags};
+use crate::wire::headers::{End, Packet, flags, segment};
 use crate::wire::subprog::{self, Found};
 
 /// Handles a packet that came in.
@@ -15,9 +15,11 @@ use crate::wire::subprog::{self, Found};
 pub fn ingress<F: Frame, T: Tables + Subprograms>(frame: &mut F, tables: &T, link: Link) -> Reason {
     let packet = subprog::find(frame, link);
     if Packet::is_icmp(packet) {
-        icmp::ingress(frame, tables, packet)
-    } else {
-        redirect_bits(frame, tables, packet.bits())
+        return icmp::ingress(frame, tables, packet);
+    }
+    match forward::ingress(frame, tables, packet.bits()) {
+        Some(reason) => reason,
+        None => redirect_bits(frame, tables, packet.bits()),
     }
 }
 
@@ -59,17 +61,17 @@ fn redirect<F: Frame, T: Tables + Subprograms>(
         }
         check => check?,
     };
-    let flags = flags(frame, &packet, protocol)?;
     let route = if entry.is_plain() {
         plain_route(entry, dst_port)
     } else {
+        let flags = flags(frame, &packet, protocol)?;
         tables.find_route(&mut key, entry, flags)?
     };
     key.local_port = route.target;
     let request = Admission {
         dst_port,
         route,
-        flags,
+        segment: segment(frame, &packet, (protocol, End::Dst))?,
     };
     let admitted = tables.admit(&mut key, &request)?;
     let changes = Rewrite {

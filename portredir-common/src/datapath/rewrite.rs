@@ -1,9 +1,10 @@
-//! Writing ports into packets.
+//! Writing ports and addresses into packets.
 
-use crate::net::Port;
+use crate::net::{Addr, Port, Version};
 use crate::verdict::Reason;
-use crate::wire::fields::ports;
-use crate::wire::frame::{Check, Frame};
+use crate::wire::fields::{ipv4, ports};
+use crate::wire::frame::{AddrField, Check, Cover, Frame};
+use crate::wire::headers::{End, Packet};
 
 /// A change of a port; none where both are equal.
 #[derive(Clone, Copy)]
@@ -51,4 +52,30 @@ pub(super) fn rewrite(frame: &mut impl Frame, rewrite: Rewrite) -> Result<(), Re
         frame.set_port(offset + ports::DST, dst.from, dst.to, check)?;
     }
     Ok(())
+}
+
+/// Writes the address of one end of a packet; `check` is the checksum of what it carries,
+/// and how the checksum covers the address.
+#[inline(always)]
+pub(super) fn set_addr(
+    frame: &mut impl Frame,
+    packet: &Packet,
+    (end, check, cover): (End, Check, Cover),
+    to: Addr,
+) -> Result<(), Reason> {
+    let from = packet.addr(frame, end)?;
+    if from.is(to) {
+        return Ok(());
+    }
+    let header_check = match packet.version {
+        Version::V4 => Some(packet.network + ipv4::CHECKSUM),
+        Version::V6 => None,
+    };
+    let field = AddrField {
+        offset: packet.addr_offset(end),
+        header_check,
+        check,
+        cover,
+    };
+    frame.set_addr(field, from, to)
 }

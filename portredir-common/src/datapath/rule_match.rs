@@ -2,7 +2,7 @@
 
 use crate::flow::FlowKey;
 use crate::kernel::{Route, RuleMaps, Tables};
-use crate::map::rules::{AddrKey, Candidates, Choice, IfaceKey, PortEntry, SourceKey};
+use crate::map::rules::{AddrKey, Candidate, Candidates, Choice, IfaceKey, PortEntry, SourceKey};
 use crate::net::Port;
 
 /// The packet that [`match_rule`] looks for a rule for.
@@ -48,6 +48,7 @@ pub fn match_rule(maps: &impl RuleMaps, entry: PortEntry, probe: &Probe<'_>) -> 
             return Some(Choice {
                 target: candidate.target_of(probe.dst_port),
                 rule: candidate.rule,
+                is_forward: candidate.flags & Candidate::FORWARD != 0,
             });
         }
     }
@@ -68,6 +69,7 @@ pub(crate) fn choose<T: Tables>(
         Some(Choice {
             target: entry.target,
             rule: entry.rule,
+            is_forward: entry.is_forward(),
         })
     } else {
         tables.match_rule(entry, key, dst_port)
@@ -82,5 +84,6 @@ pub(crate) const fn plain_route(entry: PortEntry, dst_port: Port) -> Route {
         target: if is_match { entry.target } else { dst_port },
         rule: entry.rule,
         is_match,
+        is_forward: false,
     }
 }

@@ -11,13 +11,14 @@ use crate::packed::Packed;
 use crate::verdict::Reason;
 
 /// **Shape**, from the lowest bit: target port 16, rule 16, whether a rule redirects
-/// the packet.
+/// the packet, whether it leads to a service.
 impl Packed for Route {
     #[inline(always)]
     fn pack(self) -> u64 {
         let choice = Choice {
             target: self.target,
             rule: self.rule,
+            is_forward: self.is_forward,
         };
         let is_match = if self.is_match { Self::MATCH } else { 0 };
         choice.pack() | is_match
@@ -25,11 +26,16 @@ impl Packed for Route {
 
     #[inline(always)]
     fn unpack(word: u64) -> Self {
-        let Choice { target, rule } = Choice::unpack(word);
+        let Choice {
+            target,
+            rule,
+            is_forward,
+        } = Choice::unpack(word);
         Self {
             target,
             rule,
             is_match: word & Self::MATCH != 0,
+            is_forward,
         }
     }
 }
@@ -69,15 +75,22 @@ pub fn find_route<T: Tables + Subprograms>(
                     target,
                     rule,
                     is_match: true,
+                    is_forward: false,
                 });
             }
         }
     }
-    let Some(Choice { target, rule }) = choose(tables, entry, key, dst_port) else {
+    let Some(choice) = choose(tables, entry, key, dst_port) else {
         key.local_port = dst_port;
         return direct_route(tables, key, entry, flags);
     };
-    key.local_port = target;
+    // One word, as the BPF stack is small.
+    let word = choice.pack() | Route::MATCH;
+    if choice.is_forward {
+        key.local_port = dst_port;
+        return Ok(Route::unpack(word));
+    }
+    key.local_port = choice.target;
     if entry.is_if_listening() && !tables.is_served(key) {
         let has_begun =
             protocol == Protocol::Tcp && tables.has_begun(key, original, flags).is_some();
@@ -85,16 +98,12 @@ pub fn find_route<T: Tables + Subprograms>(
             return Err(Reason::NotListening);
         }
     }
-    Ok(Route {
-        target,
-        rule,
-        is_match: true,
-    })
+    Ok(Route::unpack(word))
 }
 
 /// The route of a packet that no rule redirects and that may be for its destination port
-/// as for a target port.
-#[inline(always)]
+/// as for a target port. Not inlined: the BPF stack is small.
+#[inline(never)]
 fn direct_route<T: Tables>(
     tables: &T,
     key: &FlowKey,
@@ -117,6 +126,7 @@ fn direct_route<T: Tables>(
         target: key.local_port,
         rule: entry.rule,
         is_match: false,
+        is_forward: false,
     })
 }
 
@@ -151,9 +161,9 @@ pub fn admit<T: Tables>(
     match key.protocol()? {
         Protocol::Udp => conntrack::admit_udp(tables, key, original),
         Protocol::Tcp if request.route.is_match => {
-            conntrack::redirect_tcp(tables, key, original, request.flags)
+            conntrack::redirect_tcp(tables, key, original, request.segment)
         }
-        Protocol::Tcp => conntrack::direct_tcp(tables, key, original, request.flags),
+        Protocol::Tcp => conntrack::direct_tcp(tables, key, original, request.segment),
     }
 }
 
@@ -202,8 +212,8 @@ mod tests {
                 (select(&PAYLOADS[..]), select(Reason::ALL), select(&FlowTable::ALL[..])),
         ) {
             let (dst_port, client_port) = (Port::new(ports.0), Port::new(ports.1));
-            let route = Route { target: dst_port, rule, is_match: is_set };
-            let choice = Choice { target: client_port, rule };
+            let route = Route { target: dst_port, rule, is_match: is_set, is_forward: is_v6 };
+            let choice = Choice { target: client_port, rule, is_forward: is_v6 };
             let some_choice = is_set.then_some(choice).filter(|choice| choice.target != Port::new(0));
             let packet = packet(offsets, payload, is_v6, is_set);
             let flow = Flow { dst_port, client_port, rule, seen: Epoch(seen) };

@@ -15,6 +15,7 @@
 
 use crate::flow::{Epoch, FlowTable};
 use crate::map::entry::{Entry, PLACES, Word};
+use crate::map::forward::ForwardEntry;
 use crate::map::hash::Hash;
 use crate::net::Port;
 
@@ -78,6 +79,13 @@ impl Shares {
         self.udp * PLACES as u32
     }
 
+    /// The number of places of confirmed TCP flows and of UDP flows, which come first.
+    #[expect(clippy::cast_possible_truncation, reason = "8")]
+    #[must_use]
+    pub const fn known_places(self) -> u32 {
+        (self.tcp + self.udp) * PLACES as u32
+    }
+
     /// The table of a bucket.
     #[must_use]
     pub const fn table(self, index: u32) -> FlowTable {
@@ -125,6 +133,30 @@ impl<W: Word> Found<'_, W> {
     }
 }
 
+/// The entry of a forwarded flow that was found, and its place.
+#[derive(Debug)]
+pub struct FoundForward<'a, W> {
+    /// The number of the address that the client connected to.
+    pub own: u16,
+    /// The entry.
+    pub entry: ForwardEntry,
+    word: &'a W,
+}
+
+impl<W: Word> FoundForward<'_, W> {
+    /// Replaces the entry.
+    #[inline(always)]
+    pub fn set(&self, entry: ForwardEntry) {
+        self.word.store(entry.0);
+    }
+
+    /// Removes the entry.
+    #[inline(always)]
+    pub fn remove(&self) {
+        self.word.store(0);
+    }
+}
+
 impl<W: Word> Bucket<W> {
     /// The entry of a flow to `target`.
     #[inline(always)]
@@ -148,14 +180,52 @@ impl<W: Word> Bucket<W> {
     /// Returns the number of the place.
     #[inline(always)]
     pub fn add(&self, hash: Hash, target: Port, entry: Entry) -> usize {
+        self.add_words(hash, hash.tag(target), entry)
+    }
+
+    /// [`Self::add`] with the first word.
+    #[inline(always)]
+    pub(super) fn add_words(&self, hash: Hash, tag: u64, entry: Entry) -> usize {
         let free = self.places.iter().position(|place| place.entry.load() == 0);
         let number = free.unwrap_or_else(|| self.evicted(hash, entry.seen()));
         let place = &self.places[W::place(number as u64)];
         // No reader must take the second word of one flow for that of another.
         place.entry.store(0);
-        place.tag.store(hash.tag(target));
+        place.tag.store(tag);
         place.entry.store(entry.0);
         number
+    }
+
+    /// The first entry whose words a test accepts.
+    #[inline(always)]
+    pub(super) fn find_by(&self, is_it: impl Fn(u64, u64) -> bool) -> Option<FoundForward<'_, W>> {
+        for place in &self.places {
+            let tag = place.tag.load();
+            let entry = place.entry.load();
+            if is_it(tag, entry) {
+                return Some(FoundForward {
+                    #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
+                    own: tag as u16,
+                    entry: ForwardEntry(entry),
+                    word: &place.entry,
+                });
+            }
+        }
+        None
+    }
+
+    /// The words of all places, with their number.
+    pub(super) fn words(&self) -> impl Iterator<Item = (usize, u64, u64)> {
+        let places = self.places.iter().enumerate();
+        places.map(|(number, place)| (number, place.tag.load(), place.entry.load()))
+    }
+
+    /// Removes an entry that was read, unless it has changed.
+    pub(super) fn remove_at(&self, place: usize, entry: u64) {
+        let word = &self.places[place].entry;
+        if word.load() == entry {
+            word.store(0);
+        }
     }
 
     /// The place of the entry with the highest eviction score. Among equals it is any: if

@@ -1,7 +1,8 @@
 //! The ends of flows, beside the flow tables: an entry has a hash of them alone.
 //!
 //! The map is written when an entry is added, and read by user space only, which lists
-//! flows. There is an element for each place of the buckets of UDP. There are no locks: what
+//! flows. There is an element for each place of the buckets of UDP,
+//! and of the buckets of forwarded connections. There are no locks: what
 //! is read here counts only if its hash is that of the entry.
 
 use crate::flow::FlowKey;
@@ -47,9 +48,9 @@ impl<W: Word> Ends<W> {
         self.words[4].store(pair(ports, since));
     }
 
-    /// The UDP flow, if one was written.
+    /// The flow of a protocol, if one was written.
     #[must_use]
-    pub fn read(&self) -> Option<Begun> {
+    pub fn read(&self, protocol: Protocol) -> Option<Begun> {
         let words = self.words.each_ref().map(Word::load);
         let addr = |i: usize| {
             let (low, high) = (words[i].to_ne_bytes(), words[i + 1].to_ne_bytes());
@@ -75,7 +76,7 @@ impl<W: Word> Ends<W> {
                 local: addr(2),
                 client_port,
                 local_port,
-                protocol: Protocol::Udp as u8,
+                protocol: protocol as u8,
                 version: version as u8,
                 pad: [0; 2],
             },
@@ -118,7 +119,7 @@ mod tests {
             pad: [0; 2],
         };
         let ends = Ends::<AtomicU64>::default();
-        assert_eq!(ends.read(), None);
+        assert_eq!(ends.read(Protocol::Udp), None);
         for key in [
             flow(v4(1), v4(2), Version::V4),
             flow(v6(3), v6(4), Version::V6),
@@ -126,7 +127,7 @@ mod tests {
             let since = 70_000;
             ends.write_addrs(key.client, key.local);
             ends.write_ports(key.client_port, key.local_port, since);
-            assert_eq!(ends.read(), Some(Begun { key, since }));
+            assert_eq!(ends.read(Protocol::Udp), Some(Begun { key, since }));
         }
         assert_eq!(size_of::<Ends<AtomicU64>>(), 40);
     }

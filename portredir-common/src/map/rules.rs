@@ -96,11 +96,12 @@ impl PortEntry {
         self.flags & (Self::TARGET | Self::TRACED) == Self::TARGET
     }
 
-    /// Whether the slow path has to see what leaves from this port, be it a target or not.
+    /// Whether the slow path has to see what leaves from this port, be it a target of this host
+    /// or not.
     #[inline(always)]
     #[must_use]
     pub const fn is_match_or_traced(self) -> bool {
-        self.has(Self::MATCH | Self::TRACED)
+        self.has(Self::MATCH | Self::REMOTE | Self::TRACED)
     }
 
     /// Whether earlier rules redirected packets to this port.
@@ -122,9 +123,26 @@ impl PortEntry {
     #[inline(always)]
     #[must_use]
     pub const fn is_plain(self) -> bool {
-        const RARE: u16 =
-            PortEntry::OLD | PortEntry::HIDDEN | PortEntry::IF_LISTENING | PortEntry::TRACED;
+        const RARE: u16 = PortEntry::OLD
+            | PortEntry::HIDDEN
+            | PortEntry::IF_LISTENING
+            | PortEntry::FORWARD
+            | PortEntry::TRACED;
         self.flags & RARE == 0 && self.set == 0
+    }
+
+    /// Whether a rule for this port leads to a service.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_forward(self) -> bool {
+        self.has(Self::FORWARD)
+    }
+
+    /// Whether a target of a service has this port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_remote(self) -> bool {
+        self.has(Self::REMOTE)
     }
 
     /// Whether other hosts must not reach this port directly.
@@ -310,16 +328,30 @@ impl Candidate {
 /// The rule for a packet, and its target port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// The target port.
+    /// The target port; with [`Self::is_forward`] the number of a service.
     pub target: Port,
     /// The rule.
     pub rule: u16,
+    /// Whether the rule leads to a [`Service`](crate::map::targets::Service).
+    pub is_forward: bool,
+}
+
+impl Choice {
+    const FORWARD: u64 = 1 << 33;
+
+    /// The number of the service.
+    #[inline(always)]
+    #[must_use]
+    pub const fn service(self) -> u16 {
+        self.target.get()
+    }
 }
 
 impl Packed for Choice {
     #[inline(always)]
     fn pack(self) -> u64 {
-        self.target.pack() | self.rule.pack() << 16
+        let forward = if self.is_forward { Self::FORWARD } else { 0 };
+        self.target.pack() | self.rule.pack() << 16 | forward
     }
 
     #[inline(always)]
@@ -327,6 +359,7 @@ impl Packed for Choice {
         Self {
             target: Port::unpack(word),
             rule: u16::unpack(word >> 16),
+            is_forward: word & Self::FORWARD != 0,
         }
     }
 }

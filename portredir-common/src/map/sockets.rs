@@ -108,3 +108,85 @@ impl ConnectedPeer {
         self.dst_port.get() != 0
     }
 }
+
+/// A value of `FORWARD_PEERS`, kept at a client's socket: the targets with an address that
+/// the client knows by another address and port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ForwardPeers {
+    /// The targets, in no order. Unused ones are all zero: nobody connects to port 0.
+    pub peers: [ForwardPeer; Self::PEERS],
+    /// The index to use next when all are used.
+    pub next: u32,
+}
+
+/// A target that a client's socket talks to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ForwardPeer {
+    /// The address of the target.
+    pub addr: Addr,
+    /// The address that the client named.
+    pub dialled: Addr,
+    /// The port of the target.
+    pub port: Port,
+    /// The port that the client named.
+    pub dst_port: Port,
+    /// The number of the target.
+    pub target: u16,
+    /// Padding, always zero.
+    pub pad: u16,
+}
+
+impl ForwardPeers {
+    /// The greatest number of targets that are kept at a socket.
+    pub const PEERS: usize = 4;
+
+    /// Keeps a target, in place of an earlier entry for the same one; the result says whether
+    /// it is new.
+    #[inline(always)]
+    pub fn insert(&mut self, peer: ForwardPeer) -> bool {
+        let known = self.peers.iter_mut().find(|known| known.is_same(&peer));
+        if let Some(known) = known {
+            let is_new = !known.is_named(peer.dialled, peer.dst_port);
+            *known = peer;
+            return is_new;
+        }
+        let unused = self.peers.iter_mut().find(|known| !known.is_used());
+        if let Some(unused) = unused {
+            *unused = peer;
+            return true;
+        }
+        if let Some(oldest) = self.peers.get_mut(self.next as usize % Self::PEERS) {
+            *oldest = peer;
+        }
+        self.next = self.next.wrapping_add(1);
+        true
+    }
+
+    /// The target with an address and port.
+    #[inline(always)]
+    pub fn by_target(&self, addr: Addr, port: Port) -> Option<&ForwardPeer> {
+        self.peers
+            .iter()
+            .find(|peer| peer.is_used() && peer.port == port && peer.addr.is(addr))
+    }
+}
+
+impl ForwardPeer {
+    #[inline(always)]
+    const fn is_used(&self) -> bool {
+        self.dst_port.get() != 0
+    }
+
+    #[inline(always)]
+    const fn is_same(&self, other: &Self) -> bool {
+        self.is_used() && self.port.get() == other.port.get() && self.addr.is(other.addr)
+    }
+
+    /// Whether the client reaches the target by an address and port.
+    #[inline(always)]
+    pub(crate) const fn is_named(&self, addr: Addr, port: Port) -> bool {
+        self.is_used() && self.dst_port.get() == port.get() && self.dialled.is(addr)
+    }
+}

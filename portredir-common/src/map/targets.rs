@@ -10,7 +10,16 @@ use crate::net::{Addr, Port};
 use crate::packed::Packed;
 
 /// The number of services, and one more: number 0 is none.
-pub const SERVICES: u32 = 1 << 12;
+pub const SERVICES: u32 = 1 << 11;
+
+/// The index of a service in `SERVICES` for an IP version, 4 or 6: a rule may have targets
+/// of both, with slots of their own.
+#[inline(always)]
+#[must_use]
+pub const fn service_index(number: u16, version: u8) -> u32 {
+    let half = if version == 6 { SERVICES } else { 0 };
+    half | number as u32 & (SERVICES - 1)
+}
 
 /// The number of slots of all services.
 pub const SLOTS: u32 = 1 << 16;

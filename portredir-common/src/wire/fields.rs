@@ -41,6 +41,8 @@ pub mod ipv4 {
     pub const LEN: usize = 20;
     /// The length of header and payload.
     pub const TOTAL_LEN: usize = 2;
+    /// The checksum of the header.
+    pub const CHECKSUM: usize = 10;
     /// The source address.
     pub const SRC: usize = 12;
     /// The destination address.
@@ -87,6 +89,10 @@ pub mod tcp {
     pub const LEN: usize = 20;
     /// The length of the header in the upper four bits, then the flags.
     pub const DATA_OFFSET: usize = 12;
+    /// The sequence number.
+    pub const SEQUENCE: usize = 4;
+    /// The number that is acknowledged.
+    pub const ACKNOWLEDGED: usize = 8;
     /// The checksum.
     pub const CHECKSUM: usize = 16;
 }

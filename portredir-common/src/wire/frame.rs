@@ -1,11 +1,11 @@
-//! Frames, as the datapath sees them: bytes that can be read, and ports that can be
-//! written.
+//! Frames, as the datapath sees them: bytes that can be read, and ports and addresses that
+//! can be written.
 
-use crate::net::Port;
+use crate::net::{Addr, Port};
 use crate::verdict::Reason;
 use crate::wire::checksum;
 
-/// Bytes of one packet, and the one way to change them.
+/// Bytes of one packet, and the ways to change them.
 #[expect(clippy::len_without_is_empty, reason = "no frame is empty")]
 pub trait Frame {
     /// The number of bytes of the frame, also of those that [`Self::words`] cannot
@@ -52,6 +52,14 @@ pub trait Frame {
     /// [`Reason::WriteFailed`] when the kernel refuses.
     fn set_port(&mut self, offset: usize, from: Port, to: Port, check: Check)
     -> Result<(), Reason>;
+
+    /// Replaces the address in a field, which is `from`, by `to` of the same IP version, and
+    /// updates the checksums that cover it.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::WriteFailed`] when the kernel refuses.
+    fn set_addr(&mut self, field: AddrField, from: Addr, to: Addr) -> Result<(), Reason>;
 }
 
 /// The number in two bytes at `offset`, which are in network order.
@@ -67,6 +75,31 @@ pub struct Check {
     pub offset: usize,
     /// How the field treats zero.
     pub kind: checksum::Kind,
+}
+
+/// An address in an IP header, and the checksums that cover it.
+#[derive(Clone, Copy, Debug)]
+pub struct AddrField {
+    /// The offset of the address in the frame.
+    pub offset: usize,
+    /// The offset of the checksum of an IPv4 header; IPv6 has none.
+    pub header_check: Option<usize>,
+    /// The checksum of what the packet carries, or of the ICMP error that quotes it.
+    pub check: Check,
+    /// How that checksum covers the address.
+    pub cover: Cover,
+}
+
+/// How the checksum of a TCP, UDP or ICMP header covers an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cover {
+    /// As part of the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1).
+    PseudoHeader,
+    /// As data: the address is in the quote of an ICMPv6 error.
+    Data,
+    /// Not at all: ICMP of IPv4 has no pseudo-header, and in its quotes the checksum of the
+    /// quoted header, which changes too, makes up for the address.
+    Nothing,
 }
 
 /// The first header of the frames of a device.

@@ -1,6 +1,6 @@
 //! Where the headers of a packet are, and what they say.
 
-use crate::flow::FlowKey;
+use crate::flow::{FlowKey, Segment};
 use crate::net::{Addr, Flags, Port, Protocol, Version};
 use crate::packed::{Packed, Word};
 use crate::verdict::Reason;
@@ -143,17 +143,25 @@ impl Packet {
     /// [`Reason::Malformed`], which [`Self::parse`] has already excluded.
     #[inline(always)]
     pub fn addr(&self, frame: &impl Frame, end: End) -> Result<Addr, Reason> {
-        let offset = match (self.version, end) {
-            (Version::V4, End::Src) => ipv4::SRC,
-            (Version::V4, End::Dst) => ipv4::DST,
-            (Version::V6, End::Src) => ipv6::SRC,
-            (Version::V6, End::Dst) => ipv6::DST,
-        };
+        let offset = self.addr_offset(end);
         let addr = match self.version {
-            Version::V4 => frame.words(self.network + offset).map(Addr::v4_word),
-            Version::V6 => frame.words(self.network + offset).map(Addr::from_words),
+            Version::V4 => frame.words(offset).map(Addr::v4_word),
+            Version::V6 => frame.words(offset).map(Addr::from_words),
         };
         addr.ok_or(Reason::Malformed)
+    }
+
+    /// The offset of the address of one end in the frame.
+    #[inline(always)]
+    #[must_use]
+    pub const fn addr_offset(&self, end: End) -> usize {
+        self.network
+            + match (self.version, end) {
+                (Version::V4, End::Src) => ipv4::SRC,
+                (Version::V4, End::Dst) => ipv4::DST,
+                (Version::V6, End::Src) => ipv6::SRC,
+                (Version::V6, End::Dst) => ipv6::DST,
+            }
     }
 
     /// The source and the destination port of a TCP or UDP packet.
@@ -319,4 +327,29 @@ pub(crate) fn flags(
             Ok(Flags(field.ok_or(Reason::Malformed)? & 0xff))
         }
     }
+}
+
+/// The segment of a packet; `local` says which end is this host, or the target. Of a packet
+/// of a client the number is the one that it acknowledges.
+#[inline(always)]
+pub(crate) fn segment(
+    frame: &impl Frame,
+    packet: &Packet,
+    (protocol, local): (Protocol, End),
+) -> Result<Segment, Reason> {
+    if protocol == Protocol::Udp {
+        return Ok(Segment::UDP);
+    }
+    let flags = flags(frame, packet, protocol)?;
+    let offset = match local {
+        End::Dst => tcp::ACKNOWLEDGED,
+        End::Src => tcp::SEQUENCE,
+    };
+    let [number] = frame
+        .words(packet.transport + offset)
+        .ok_or(Reason::Malformed)?;
+    Ok(Segment {
+        flags,
+        number: u32::from_be(number),
+    })
 }

@@ -24,7 +24,7 @@ use crate::maps::{FLOWS, GIVEN, GIVEN_TCP, REMAP, REMAP_TCP, REMAPPED, UDP_ENDS}
 use crate::verifier::{Volatile, computed};
 
 #[inline(always)]
-fn hash(key: &FlowKey) -> Hash {
+pub(super) fn hash(key: &FlowKey) -> Hash {
     // SAFETY: a word of a valid static; volatile, as the loader changes it.
     let Hash(hash) = Hash::of(key, |i| unsafe {
         (&raw const FLOW_SEED).cast::<u64>().add(i).read_volatile()
@@ -34,7 +34,11 @@ fn hash(key: &FlowKey) -> Hash {
 
 #[inline(always)]
 fn shares() -> Shares {
-    let shares = &raw const FLOW_SHARES;
+    read_shares(&raw const FLOW_SHARES)
+}
+
+#[inline(always)]
+pub(super) fn read_shares(shares: *const Shares) -> Shares {
     // SAFETY: words of a valid static; volatile, as the loader changes it.
     unsafe {
         Shares {
@@ -65,7 +69,7 @@ fn keep_addrs(slot: u32, key: &FlowKey) {
 }
 
 /// [`FlowBuckets`] of the kernel, which need no context.
-struct Maps;
+pub(super) struct Maps;
 
 impl FlowBuckets for Maps {
     type Word = Volatile;
@@ -185,6 +189,14 @@ fn given_put(table: u64, key: &FlowKey, flow: u64) -> bool {
     REMAP_TCP
         .insert(original, given, u64::from(BPF_ANY))
         .is_ok()
+}
+
+/// Keeps the client's own port of a flow to a target with an address; whether there was room.
+#[inline(never)]
+pub(super) fn own_port_put(key: &FlowKey, own: u32) -> bool {
+    let key = &{ *key };
+    let own = Port::unpack(own.into());
+    GIVEN.insert(key, own, u64::from(BPF_ANY)).is_ok()
 }
 
 /// The client port that was given, by the original flow.

@@ -164,6 +164,14 @@ pub fn sender(
     is_its.then_some(socket)
 }
 
+/// Whether a socket of this host sends a packet, of whatever kind it is.
+#[inline(always)]
+pub fn has_sender(ctx: *mut __sk_buff) -> bool {
+    // SAFETY: the kernel passes a valid context for the time of the run.
+    let socket: *mut bpf_sock = unsafe { (*ctx).__bindgen_anon_2.sk };
+    !socket.is_null()
+}
+
 /// The flow that is kept at a full socket; null when there is none. What is
 /// `initial`, null or a flow, is kept if the flags say so.
 #[inline(always)]

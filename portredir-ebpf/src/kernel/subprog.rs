@@ -11,8 +11,9 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_xfrm_state, xdp_md};
 use aya_ebpf::helpers::generated::bpf_skb_get_xfrm_state;
-use portredir_common::datapath::subprog;
-use portredir_common::flow::{Admitted, FlowKey, Original};
+use portredir_common::datapath::{forward, subprog};
+use portredir_common::flow::{Admitted, FlowKey, Original, Segment};
+use portredir_common::kernel::forward::{ForwardFlow, FreeSlot};
 use portredir_common::kernel::{Admission, Route, Subprograms};
 use portredir_common::map::rules::PortEntry;
 use portredir_common::map::sockets::scope;
@@ -29,6 +30,7 @@ macro_rules! packet_context {
     (
         $context:ty, $ifindex:ident,
         $tcp_state:ident, $has_udp:ident, $find_route:ident, $has_begun:ident, $admit:ident,
+        $find_forward:ident, $begin_forward:ident,
         $is_ipsec_by_socket:expr
     ) => {
         #[inline(never)]
@@ -95,16 +97,53 @@ macro_rules! packet_context {
             key: *mut FlowKey,
             dst_port: u32,
             route: u64,
-            flags: u32,
+            segment: u64,
         ) -> u64 {
             let request = Admission {
                 dst_port: Port::unpack(dst_port.into()),
                 route: Route::unpack(route),
-                flags: Flags(flags as u16),
+                segment: Segment::unpack(segment),
             };
             // SAFETY: null or a key of the caller's own.
             let admitted = match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
                 (Some(key), Some(tables)) => subprog::admit(&tables, key, &request),
+                _ => Err(Reason::NoRule),
+            };
+            admitted.pack()
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $find_forward(
+            ctx: *mut $context,
+            key: *mut FlowKey,
+            route: u64,
+            segment: u64,
+        ) -> u64 {
+            // SAFETY: null or a key of the caller's own.
+            let flow = match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
+                (Some(key), Some(tables)) => {
+                    let (route, segment) = (Route::unpack(route), Segment::unpack(segment));
+                    forward::find(&tables, key, route, segment)
+                }
+                _ => Err(Reason::NoRule),
+            };
+            flow.pack()
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $begin_forward(
+            ctx: *mut $context,
+            key: *mut FlowKey,
+            slot: u64,
+            flags: u32,
+        ) -> u64 {
+            // SAFETY: null or a key of the caller's own.
+            let admitted = match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
+                (Some(key), Some(tables)) => {
+                    forward::begin(&tables, key, FreeSlot::unpack(slot), Flags(flags as u16))
+                }
                 _ => Err(Reason::NoRule),
             };
             admitted.pack()
@@ -167,8 +206,30 @@ macro_rules! packet_context {
             fn admit(&self, key: &mut FlowKey, request: &Admission) -> Result<Admitted, Reason> {
                 let dst_port = request.dst_port.half().into();
                 let route = request.route.pack();
-                let flags = request.flags.0.into();
-                Packed::unpack($admit(self.ctx, key, dst_port, route, flags))
+                let segment = request.segment.pack();
+                Packed::unpack($admit(self.ctx, key, dst_port, route, segment))
+            }
+
+            #[inline(always)]
+            fn find_forward(
+                &self,
+                key: &mut FlowKey,
+                route: Route,
+                segment: Segment,
+            ) -> Result<ForwardFlow, Reason> {
+                let (route, segment) = (route.pack(), segment.pack());
+                Packed::unpack($find_forward(self.ctx, key, route, segment))
+            }
+
+            #[inline(always)]
+            fn begin_forward(
+                &self,
+                key: &mut FlowKey,
+                slot: FreeSlot,
+                flags: Flags,
+            ) -> Result<Admitted, Reason> {
+                let flags = flags.0.into();
+                Packed::unpack($begin_forward(self.ctx, key, slot.pack(), flags))
             }
         }
     };
@@ -182,6 +243,8 @@ packet_context!(
     xdp_find_route,
     xdp_has_begun,
     xdp_admit,
+    xdp_find_forward,
+    xdp_begin_forward,
     |_| false
 );
 packet_context!(
@@ -192,6 +255,8 @@ packet_context!(
     skb_find_route,
     skb_has_begun,
     skb_admit,
+    skb_find_forward,
+    skb_begin_forward,
     |ctx| skb_is_ipsec_by_socket(ctx) != 0
 );
 

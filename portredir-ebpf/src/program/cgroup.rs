@@ -3,17 +3,16 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_sk_storage_get, bpf_skc_to_mptcp_sock,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use portredir_common::datapath::connect::{
-    NamedPeer, PeerCall, original_peer_port, redirect_connect,
-};
+use portredir_common::datapath::connect::{NamedPeer, PeerCall, redirect_connect, restore_peer};
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::Client;
-use portredir_common::map::sockets::{ConnectedPeers, scope};
+use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers, scope};
 use portredir_common::map::trace::TraceHook;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
@@ -22,7 +21,7 @@ use crate::context::{AF_INET, Context, v4, v6};
 use crate::globals::{has_mptcp, netns_cookie};
 use crate::kernel::Kernel;
 use crate::kernel::sockets::{has_udp, is_connected_udp, is_in_scope, tcp_state_of};
-use crate::maps::DIALLED;
+use crate::maps::{DIALLED, FORWARD_PEERS};
 use crate::program::conclude::conclude_for_socket;
 use crate::program::trace;
 
@@ -56,6 +55,27 @@ impl SockAddr {
 
     /// For hooks of IPv4 alone.
     #[inline(always)]
+    pub fn set_addr4(self, addr: Addr) {
+        let [.., word] = addr.words();
+        // SAFETY: the context is valid.
+        unsafe { (*self.0).user_ip4 = word };
+    }
+
+    /// For hooks of IPv6 alone.
+    #[inline(always)]
+    pub fn set_addr6(self, addr: Addr) {
+        let [a, b, c, d] = addr.words();
+        // SAFETY: the context is valid. Word by word, as the verifier wants it.
+        unsafe {
+            (&raw mut (*self.0).user_ip6[0]).write_volatile(a);
+            (&raw mut (*self.0).user_ip6[1]).write_volatile(b);
+            (&raw mut (*self.0).user_ip6[2]).write_volatile(c);
+            (&raw mut (*self.0).user_ip6[3]).write_volatile(d);
+        }
+    }
+
+    /// For hooks of IPv4 alone.
+    #[inline(always)]
     pub fn addr4(self) -> Addr {
         v4!(self.0, bpf_sock_addr, user_ip4)
     }
@@ -66,15 +86,26 @@ impl SockAddr {
         v6!(self.0, bpf_sock_addr, user_ip6)
     }
 
+    /// The address of the peer; `V4` says which hook this is.
     #[inline(always)]
-    fn peers_in_storage(
-        self,
-        initial: *mut ConnectedPeers,
-        flags: u64,
-    ) -> Option<&'static mut ConnectedPeers> {
+    fn addr<const V4: bool>(self) -> Addr {
+        if V4 { self.addr4() } else { self.addr6() }
+    }
+
+    #[inline(always)]
+    fn set_addr<const V4: bool>(self, addr: Addr) {
+        if V4 {
+            self.set_addr4(addr);
+        } else {
+            self.set_addr6(addr);
+        }
+    }
+
+    /// What a map keeps at the socket.
+    #[inline(always)]
+    fn stored<T>(self, map: *const SkStorage<T>, flags: u64) -> *mut T {
         // SAFETY: the context is valid, and has a socket.
         let subflow = unsafe { (*self.0).__bindgen_anon_1.sk };
-        let map = (&raw const DIALLED).cast_mut().cast();
         let mut socket: *mut c_void = subflow.cast();
         if has_mptcp() {
             // A subflow connects, but the MPTCP socket is asked for its peer.
@@ -84,14 +115,19 @@ impl SockAddr {
                 socket = mptcp.cast();
             }
         }
-        // SAFETY: a full socket; `initial` is null or a value of the map. The
+        // SAFETY: a full socket; what has no value begins as zero. The
         // value lives as long as the socket. Another thread of the client that
         // uses the same socket writes the same kind of thing.
         unsafe {
-            bpf_sk_storage_get(map, socket, initial.cast(), flags)
-                .cast::<ConnectedPeers>()
-                .as_mut()
+            bpf_sk_storage_get(map.cast_mut().cast(), socket, core::ptr::null_mut(), flags).cast()
         }
+    }
+
+    /// What a map keeps at the socket; all zero if there was nothing.
+    #[inline(always)]
+    fn stored_or_zero<T>(self, map: *const SkStorage<T>) -> *mut T {
+        const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;
+        self.stored(map, CREATE)
     }
 }
 
@@ -177,24 +213,37 @@ impl Client for SockAddr {
 
     #[inline(always)]
     fn peers(&mut self) -> Option<&mut ConnectedPeers> {
-        self.peers_in_storage(core::ptr::null_mut(), 0)
+        // SAFETY: null or a value of the map, see `stored`.
+        unsafe { self.stored(&raw const DIALLED, 0).as_mut() }
     }
 
     #[inline(always)]
     fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers> {
-        const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;
-        let mut none = ConnectedPeers::default();
-        self.peers_in_storage(&raw mut none, CREATE)
+        // SAFETY: as above.
+        unsafe { self.stored_or_zero(&raw const DIALLED).as_mut() }
+    }
+
+    #[inline(always)]
+    fn forward_peers(&mut self) -> Option<&mut ForwardPeers> {
+        let map = &raw const FORWARD_PEERS;
+        // SAFETY: as above.
+        unsafe { self.stored(map, 0).as_mut() }
+    }
+
+    #[inline(always)]
+    fn forward_peers_or_insert(&mut self) -> Option<&mut ForwardPeers> {
+        // SAFETY: as above.
+        unsafe { self.stored_or_zero(&raw const FORWARD_PEERS).as_mut() }
     }
 }
 
 /// Points a client on this host at the target.
 #[inline(always)]
-fn redirect_peer(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, call: PeerCall) -> i32 {
+fn redirect_peer<const V4: bool>(ctx: &SockAddrContext, protocol: Protocol, call: PeerCall) -> i32 {
     const DENY: i32 = 0;
     const ALLOW: i32 = 1;
     let mut client = SockAddr::new(ctx);
-    let port = client.port();
+    let (addr, port) = (client.addr::<V4>(), client.port());
     let Some(tables) = Kernel::new(client) else {
         return ALLOW;
     };
@@ -205,6 +254,9 @@ fn redirect_peer(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, call: Pe
     };
     let reason = redirect_connect(&tables, &mut client, &mut peer, call);
     if reason == Reason::Redirected {
+        if !peer.addr.is(addr) {
+            client.set_addr::<V4>(peer.addr);
+        }
         client.set_port(peer.port);
     }
     let verdict = conclude_for_socket(reason);
@@ -212,7 +264,7 @@ fn redirect_peer(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, call: Pe
         PeerCall::Connect => TraceHook::Connect,
         PeerCall::Send => TraceHook::Send,
     };
-    let named = NamedPeer { port, ..peer };
+    let named = NamedPeer { addr, port, ..peer };
     tell(&tables, &named, peer.port, (hook, reason));
     match verdict {
         Verdict::Pass => ALLOW,
@@ -221,47 +273,51 @@ fn redirect_peer(ctx: &SockAddrContext, addr: Addr, protocol: Protocol, call: Pe
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, addr: Addr) -> i32 {
+fn connect<const V4: bool>(ctx: &SockAddrContext) -> i32 {
     match protocol(ctx) {
-        Some(protocol) => redirect_peer(ctx, addr, protocol, PeerCall::Connect),
+        Some(protocol) => redirect_peer::<V4>(ctx, protocol, PeerCall::Connect),
         None => 1,
     }
 }
 
 /// UDP-Lite has this hook as well.
 #[inline(always)]
-fn send(ctx: &SockAddrContext, addr: Addr) -> i32 {
+fn send<const V4: bool>(ctx: &SockAddrContext) -> i32 {
     match protocol(ctx) {
-        Some(Protocol::Udp) => redirect_peer(ctx, addr, Protocol::Udp, PeerCall::Send),
+        Some(Protocol::Udp) => redirect_peer::<V4>(ctx, Protocol::Udp, PeerCall::Send),
         _ => 1,
     }
 }
 
-/// Tells a client on this host the port that it connected to.
+/// Tells a client on this host the port that it connected to, and the address.
 #[inline(always)]
-fn restore_peer(ctx: &SockAddrContext, addr: Addr, hook: TraceHook) -> i32 {
+fn tell_peer<const V4: bool>(ctx: &SockAddrContext, hook: TraceHook) -> i32 {
     let Some(protocol) = protocol(ctx) else {
         return 1;
     };
     let mut client = SockAddr::new(ctx);
-    let port = client.port();
+    let (addr, port) = (client.addr::<V4>(), client.port());
     let Some(tables) = Kernel::new(client) else {
         return 1;
     };
-    let peer = NamedPeer {
+    let mut peer = NamedPeer {
         protocol,
         addr,
         port,
     };
-    let (reason, dst_port) = match original_peer_port(&tables, &mut client, &peer) {
-        Ok(dst_port) => {
-            client.set_port(dst_port);
-            (Reason::Restored, dst_port)
+    let reason = match restore_peer(&tables, &mut client, &mut peer) {
+        Ok(()) => {
+            if !peer.addr.is(addr) {
+                client.set_addr::<V4>(peer.addr);
+            }
+            client.set_port(peer.port);
+            Reason::Restored
         }
-        Err(reason) => (reason, port),
+        Err(reason) => reason,
     };
     let _ = conclude_for_socket(reason);
-    tell(&tables, &peer, dst_port, (hook, reason));
+    let own = NamedPeer { addr, port, ..peer };
+    tell(&tables, &own, peer.port, (hook, reason));
     1
 }
 
@@ -311,40 +367,40 @@ fn protocol(ctx: &SockAddrContext) -> Option<Protocol> {
 
 #[cgroup_sock_addr(connect4)]
 fn portredir_conn4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, SockAddr::new(&ctx).addr4())
+    connect::<true>(&ctx)
 }
 
 #[cgroup_sock_addr(connect6)]
 fn portredir_conn6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, SockAddr::new(&ctx).addr6())
+    connect::<false>(&ctx)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 fn portredir_send4(ctx: SockAddrContext) -> i32 {
-    send(&ctx, SockAddr::new(&ctx).addr4())
+    send::<true>(&ctx)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn portredir_send6(ctx: SockAddrContext) -> i32 {
-    send(&ctx, SockAddr::new(&ctx).addr6())
+    send::<false>(&ctx)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 fn portredir_recv4(ctx: SockAddrContext) -> i32 {
-    restore_peer(&ctx, SockAddr::new(&ctx).addr4(), TraceHook::Receive)
+    tell_peer::<true>(&ctx, TraceHook::Receive)
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 fn portredir_recv6(ctx: SockAddrContext) -> i32 {
-    restore_peer(&ctx, SockAddr::new(&ctx).addr6(), TraceHook::Receive)
+    tell_peer::<false>(&ctx, TraceHook::Receive)
 }
 
 #[cgroup_sock_addr(getpeername4)]
 fn portredir_peer4(ctx: SockAddrContext) -> i32 {
-    restore_peer(&ctx, SockAddr::new(&ctx).addr4(), TraceHook::PeerName)
+    tell_peer::<true>(&ctx, TraceHook::PeerName)
 }
 
 #[cgroup_sock_addr(getpeername6)]
 fn portredir_peer6(ctx: SockAddrContext) -> i32 {
-    restore_peer(&ctx, SockAddr::new(&ctx).addr6(), TraceHook::PeerName)
+    tell_peer::<false>(&ctx, TraceHook::PeerName)
 }

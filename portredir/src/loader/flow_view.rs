@@ -13,7 +13,7 @@ use portredir_common::map::ends::Ends;
 use portredir_common::map::entry::Entry;
 use portredir_common::map::hash::Seed;
 use portredir_common::map::sockets::{ConnectedPeer, ConnectedPeers};
-use portredir_common::net::{Addr, Port};
+use portredir_common::net::{Addr, Port, Protocol};
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
@@ -200,7 +200,10 @@ impl FlowView {
             if entry.dst_port() == target || idle >= UDP_IDLE {
                 continue;
             }
-            let ends = self.ends.as_ref().and_then(|ends| ends.get(slot)?.read());
+            let ends = self
+                .ends
+                .as_ref()
+                .and_then(|ends| ends.get(slot)?.read(Protocol::Udp));
             // Two processors may have written to one place, or an entry is being replaced.
             let is_its = |key: &FlowKey| {
                 let found = self.flows.entry(FlowTable::Udp, key);

@@ -9,7 +9,6 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, SockHash};
 use portredir_common::flow::{Flow, FlowKey, FlowTable};
 use portredir_common::kernel::RuleMaps;
-use portredir_common::map::bucket::Shares;
 use portredir_common::map::hash::Seed;
 use portredir_common::map::local;
 use portredir_common::map::port_remap::remap_bloom_slot;
@@ -22,6 +21,7 @@ use portredir_common::packed::Packed as _;
 
 use super::error::{DatapathError, map_error};
 use super::flows::Flows;
+use super::forward::ForwardCopy;
 use super::object::{MAPS, Sizes, left_maps, map_memory};
 use crate::host::snapshot::LocalNetwork;
 use crate::sys::bpffs::PinDir;
@@ -78,7 +78,7 @@ impl Live {
         let name = "SEED";
         let seed = Array::<_, Seed>::try_from(&maps[name]).and_then(|map| map.get(&0, 0));
         let seed = seed.map_err(map_error(name))?;
-        let shares = Shares::new(sizes.tcp_flows, sizes.udp_flows);
+        let shares = sizes.shares();
         Ok(Self {
             hot: map_memory(&maps, "HOT", 1)?,
             flows: Flows::new(map_memory(&maps, "FLOWS", shares.total())?, shares, seed),
@@ -126,6 +126,7 @@ impl Live {
             local: self.hash("LOCAL")?,
             scope: self.hash("SCOPE")?,
             networks: networks.collect(),
+            forward: ForwardCopy::new(&self.maps)?,
             sources,
             prefixes: prefixes.into_iter().rev().collect(),
             listeners,
@@ -219,6 +220,8 @@ pub struct RuleCopy {
     pub(super) networks: BTreeSet<LocalNetwork>,
     scope: HashMap<u32, u8>,
     listeners: HashSet<ListenerKey>,
+    /// The targets with an address.
+    pub forward: ForwardCopy,
 }
 
 impl RuleCopy {

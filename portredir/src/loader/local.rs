@@ -1,6 +1,6 @@
 //! The addresses of this host, in the form that the programs look up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -53,8 +53,9 @@ impl Datapath {
         }
         let held = local.len();
         self.local = local;
-        self.set_own();
-        result.map_err(local_error(ADDRS, addrs.len(), held))
+        let numbered = self.set_own();
+        result.map_err(local_error(ADDRS, addrs.len(), held))?;
+        numbered
     }
 
     /// Adds one local address to those that were set.
@@ -72,8 +73,7 @@ impl Datapath {
         map.insert(Addr::new(addr), reach, 0)
             .map_err(local_error(ADDRS, wanted, wanted - 1))?;
         self.local.insert(addr, reach);
-        self.set_own();
-        Ok(())
+        self.set_own()
     }
 
     /// The networks that an earlier process may have left.
@@ -119,7 +119,11 @@ impl Datapath {
 
     /// Fills the local address cache, [`PacketPath::local_addrs`], with addresses of `LOCAL` that can be
     /// reached from anywhere.
-    fn set_own(&self) {
+    fn set_own(&mut self) -> Result<(), DatapathError> {
+        let anywhere = self.local.iter();
+        let anywhere = anywhere.filter(|(_, reach)| **reach == local::ANYWHERE);
+        let anywhere: HashSet<_> = anywhere.map(|(addr, _)| Addr::new(*addr)).collect();
+        self.number_addrs(&anywhere)?;
         let mut own = vec![[Addr::default(); 2]; LOCAL_ADDR_SLOTS as usize];
         let mut anywhere: Vec<_> = self.local.iter().collect();
         // Sorting makes the choice stable where there is no room for all.
@@ -145,6 +149,7 @@ impl Datapath {
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -46,6 +46,21 @@ pub struct Options {
     pub is_everywhere: bool,
 }
 
+impl Sizes {
+    /// The division of the buckets of flows.
+    #[must_use]
+    pub const fn shares(self) -> Shares {
+        Shares::new(self.tcp_flows, self.udp_flows)
+    }
+
+    /// The division of the buckets of forwarded flows: a quarter as many, as an entry of one
+    /// has four times as much memory beside it.
+    #[must_use]
+    pub const fn forward_shares(self) -> Shares {
+        Shares::new(self.tcp_flows.div_ceil(4), self.udp_flows.div_ceil(4))
+    }
+}
+
 impl From<Sizes> for Options {
     fn from(sizes: Sizes) -> Self {
         Self {
@@ -56,11 +71,14 @@ impl From<Sizes> for Options {
 }
 
 /// The maps that outlive a process.
-pub(super) const MAPS: [&str; 31] = [
+pub(super) const MAPS: [&str; 40] = [
     "ADDRS",
     "COUNTERS",
     "DIALLED",
     "FLOWS",
+    "FORWARDS",
+    "FORWARD_ENDS",
+    "FORWARD_PEERS",
     "GIVEN",
     "GIVEN_TCP",
     "HITS",
@@ -73,6 +91,8 @@ pub(super) const MAPS: [&str; 31] = [
     "NEXT_SLOT",
     "OLD",
     "OUTCOMES",
+    "OWN_ADDRS",
+    "OWN_NUMBERS",
     "REASONS",
     "REMAP",
     "REMAPPED",
@@ -81,9 +101,13 @@ pub(super) const MAPS: [&str; 31] = [
     "REPLIES_MORE",
     "SCOPE",
     "SEED",
+    "SERVICES",
+    "SLOTS",
     "SOCKETS",
     "SOURCES",
     "STATE",
+    "TARGETS",
+    "TARGET_ADDRS",
     "TRACE",
     "TRACE_CPU",
     "TRACE_UNTIL",
@@ -95,6 +119,8 @@ pub(super) const MAPS: [&str; 31] = [
 pub(super) struct Globals {
     pub(super) netns_cookie: u64,
     pub(super) shares: Shares,
+    /// The division of `FORWARDS`.
+    pub(super) forward_shares: Shares,
     pub(super) seed: Seed,
 }
 
@@ -108,12 +134,14 @@ impl Globals {
         let Self {
             netns_cookie,
             shares,
+            forward_shares: forward,
             seed,
         } = self;
         let loopback_target = u8::from(options.allow_loopback_target);
         let has_mptcp = u8::from(has_mptcp());
         let has_ipsec = u8::from(xfrm::is_supported());
         let flow_shares = [shares.tcp, shares.udp, shares.syn];
+        let forward_shares = [forward.tcp, forward.udp, forward.syn];
         // The loader would parse the types of the whole kernel, which we do not need.
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
@@ -127,9 +155,12 @@ impl Globals {
             .override_global("HAS_MPTCP", &has_mptcp, true)
             .override_global("HAS_IPSEC", &has_ipsec, true)
             .override_global("FLOW_SHARES", &flow_shares[..], true)
+            .override_global("FORWARD_SHARES", &forward_shares[..], true)
             .override_global("FLOW_SEED", &seed.0[..], true)
             .map_max_entries("FLOWS", shares.total())
             .map_max_entries("UDP_ENDS", shares.udp_slots())
+            .map_max_entries("FORWARDS", forward.total())
+            .map_max_entries("FORWARD_ENDS", forward.known_places())
             .load(OBJECT)?;
         drop(loader);
         mmap::give_back();

@@ -29,6 +29,7 @@ pub fn give_back() {
 /// which any bytes are valid.
 pub trait Shared: Send + Sync + 'static {}
 
+impl Shared for AtomicU64 {}
 impl Shared for Bucket<AtomicU64> {}
 impl Shared for Ends<AtomicU64> {}
 impl Shared for PacketPath<AtomicU64> {}

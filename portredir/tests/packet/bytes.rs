@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use portredir_common::net::Port;
+use portredir_common::net::{Addr, Port};
 use portredir_common::verdict::Reason;
-use portredir_common::wire::frame::{Check, Frame};
+use portredir_common::wire::checksum;
+use portredir_common::wire::frame::{AddrField, Check, Cover, Frame};
 
 /// A frame in one buffer.
 pub struct Bytes<'a>(pub &'a mut [u8]);
@@ -52,6 +53,37 @@ impl Frame for Bytes<'_> {
         let sum = check.kind.update(sum, from.half(), to.half());
         self.0[check.offset..check.offset + 2].copy_from_slice(&sum.to_ne_bytes());
         self.0[offset..offset + 2].copy_from_slice(&to.bytes());
+        Ok(())
+    }
+
+    /// In a way of its own: by the sum over all bytes that change.
+    fn set_addr(&mut self, field: AddrField, from: Addr, to: Addr) -> Result<(), Reason> {
+        let (from, to) = (from.octets(), to.octets());
+        let start = if field.header_check.is_some() { 12 } else { 0 };
+        let (from, to) = (&from[start..], &to[start..]);
+        let at = field.offset..field.offset + to.len();
+        assert_eq!(
+            &self.0[at.clone()],
+            from,
+            "the datapath read another address"
+        );
+        let halves = from.chunks(2).zip(to.chunks(2));
+        let half = |bytes: &[u8]| u16::from_ne_bytes([bytes[0], bytes[1]]);
+        let halves: Vec<_> = halves.map(|(from, to)| (half(from), half(to))).collect();
+        let mut update = |offset: usize, kind: checksum::Kind| {
+            let sum = half(&self.0[offset..offset + 2]);
+            let sum = halves
+                .iter()
+                .fold(sum, |sum, (from, to)| kind.update(sum, *from, *to));
+            self.0[offset..offset + 2].copy_from_slice(&sum.to_ne_bytes());
+        };
+        if let Some(offset) = field.header_check {
+            update(offset, checksum::Kind::Plain);
+        }
+        if field.cover != Cover::Nothing {
+            update(field.check.offset, field.check.kind);
+        }
+        self.0[at].copy_from_slice(to);
         Ok(())
     }
 }

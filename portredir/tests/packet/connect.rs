@@ -2,12 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use portredir_common::datapath::connect::{
-    NamedPeer, PeerCall, original_peer_port, redirect_connect,
-};
+use portredir_common::datapath::connect::{NamedPeer, PeerCall, redirect_connect, restore_peer};
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::{Client, Socket};
-use portredir_common::map::sockets::ConnectedPeers;
+use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers};
 use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
@@ -32,6 +30,15 @@ fn named(protocol: Protocol, (addr, port): (Addr, u16)) -> NamedPeer {
     }
 }
 
+/// The port that a client is told of a peer; the address stays.
+fn told(mock: &Mock, client: &mut Local, peer: NamedPeer) -> Result<u16, Reason> {
+    let mut told = peer;
+    let result = restore_peer(mock, client, &mut told);
+    assert_eq!(told.addr, peer.addr);
+    assert!(result.is_ok() || told == peer, "it stays as it was");
+    result.map(|()| told.port.get())
+}
+
 /// The socket of a client on this host.
 #[derive(Clone, Debug)]
 pub struct Local {
@@ -44,6 +51,7 @@ pub struct Local {
     peer_port: Option<Port>,
     has_memory: bool,
     peers: Option<ConnectedPeers>,
+    forward_peers: Option<ForwardPeers>,
 }
 
 impl Local {
@@ -57,6 +65,7 @@ impl Local {
             peer_port: None,
             has_memory: true,
             peers: None,
+            forward_peers: None,
         }
     }
 
@@ -88,7 +97,7 @@ impl Local {
 
     /// The port it is told of a peer.
     pub fn answered(&mut self, mock: &Mock, addr: Addr, port: u16) -> Result<u16, Reason> {
-        original_peer_port(mock, self, &named(Protocol::Udp, (addr, port))).map(Port::get)
+        told(mock, self, named(Protocol::Udp, (addr, port)))
     }
 }
 
@@ -124,6 +133,15 @@ impl Client for Local {
     fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers> {
         self.has_memory.then(|| self.peers.get_or_insert_default())
     }
+
+    fn forward_peers(&mut self) -> Option<&mut ForwardPeers> {
+        self.forward_peers.as_mut()
+    }
+
+    fn forward_peers_or_insert(&mut self) -> Option<&mut ForwardPeers> {
+        let peers = self.forward_peers.get_or_insert_default();
+        self.has_memory.then_some(peers)
+    }
 }
 
 fn hits(mock: &Mock) -> Vec<(u16, u32, usize, bool)> {
@@ -146,8 +164,8 @@ fn a_client_is_pointed_at_the_target_and_told_the_port_it_dialled() {
             let (mock, mut client, to) = (mock(RULES), Local::new(), addr(ip));
             let target = client.dial(&mock, protocol, (to, 80), PeerCall::Connect);
             assert_eq!(target, Ok(8080), "{ip}");
-            let told = original_peer_port(&mock, &mut client, &named(protocol, (to, 8080)));
-            assert_eq!(told, Ok(Port::new(80)), "{ip}");
+            let answer = told(&mock, &mut client, named(protocol, (to, 8080)));
+            assert_eq!(answer, Ok(80), "{ip}");
             assert_eq!(hits(&mock), [(0, 0, 0, true)]);
         }
     }

@@ -1,6 +1,7 @@
 //! The host of the datapath, made of hash maps: what the maps and helpers of
 //! the kernel do, without a kernel.
 
+mod forward;
 mod sockets;
 
 use std::cell::{Cell, RefCell};
@@ -45,6 +46,10 @@ pub struct Mock {
     pub local: HashMap<[u8; 16], u8>,
     pub iface: Iface,
     pub tables: RefCell<Tables>,
+    /// The forwarded flows.
+    pub forwards: RefCell<forward::Forwards>,
+    /// Whether no socket of this host sends the packets that go out.
+    pub is_forwarding: bool,
     pub sockets: HashMap<FlowKey, Socket>,
     /// Whether nobody listens.
     pub is_unserved: bool,
@@ -107,6 +112,8 @@ impl Mock {
             local: local.clone(),
             iface: Iface::Lo,
             tables: RefCell::default(),
+            forwards: RefCell::default(),
+            is_forwarding: false,
             sockets: HashMap::new(),
             is_unserved: false,
             hashed: RefCell::default(),
@@ -207,6 +214,8 @@ pub struct FlowBucket<'a> {
     key: FlowKey,
     hash: Hash,
     before: Option<Entry>,
+    /// Whether it is one of the forwarded flows.
+    is_forward: bool,
     bucket: Bucket<AtomicU64>,
 }
 
@@ -227,6 +236,9 @@ impl Deref for FlowBucket<'_> {
 
 impl Drop for FlowBucket<'_> {
     fn drop(&mut self) {
+        if self.is_forward {
+            return forward::keep(self);
+        }
         let entry = self.entry();
         if entry == self.before {
             return;
@@ -272,6 +284,7 @@ impl FlowBuckets for Mock {
             key,
             hash,
             before: None,
+            is_forward: false,
             bucket,
         };
         bucket.before = bucket.entry();
@@ -434,6 +447,7 @@ impl kernel::Tables for Mock {
         Some(Choice {
             target: rule.target_of(port),
             rule: id,
+            is_forward: false,
         })
     }
 

@@ -8,7 +8,10 @@ use std::sync::atomic::AtomicU64;
 use portredir_common::datapath::connect::{NamedPeer, PeerCall, redirect_connect};
 use portredir_common::datapath::rule_match::{Probe, match_rule};
 use portredir_common::datapath::sk_lookup::find_listener;
-use portredir_common::flow::{Flow, FlowKey, FlowTable};
+use portredir_common::flow::{Flow, FlowKey, FlowTable, Segment};
+use portredir_common::kernel::forward::{
+    ClientPacket, ForwardMaps, ForwardPlace, ForwardTables, Met, NewForward, Reply,
+};
 use portredir_common::kernel::{
     Client, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow, Outcome, Socket, Tables,
 };
@@ -16,7 +19,8 @@ use portredir_common::map::bucket::Bucket;
 use portredir_common::map::entry::{Connection, Entry};
 use portredir_common::map::hash::Hash;
 use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
-use portredir_common::map::sockets::{ConnectedPeers, ListenerKey, scope};
+use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey, scope};
+use portredir_common::map::targets::{Service, Slot, Target};
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol, Version};
 use portredir_common::verdict::Reason;
 
@@ -98,6 +102,7 @@ impl<'a> Sockets<'a> {
             is_v4: to.0.is_ipv4(),
             own_port,
             peers: ConnectedPeers::default(),
+            forward_peers: ForwardPeers::default(),
         };
         let reason = redirect_connect(self, &mut client, &mut peer, PeerCall::Connect);
         self.decision(reason, peer.port)
@@ -136,7 +141,11 @@ pub fn choose(rules: &RuleCopy, key: &FlowKey, ifindex: u32) -> Option<Choice> {
             target,
             rule,
             ..
-        } => Some(Choice { target, rule }),
+        } => Some(Choice {
+            target,
+            rule,
+            is_forward: entry.is_forward(),
+        }),
         _ => match_rule(
             rules,
             entry,
@@ -222,6 +231,55 @@ impl FlowTables for Sockets<'_> {
     }
 
     fn mark(&self, _: &FlowKey) {}
+}
+
+impl ForwardMaps for Sockets<'_> {
+    /// Flows are not looked up by those who ask here.
+    fn forward_bucket(&self, _: FlowTable, _: Hash) -> Option<Self::Bucket<'_>> {
+        None
+    }
+
+    fn keep_forward_ends(&self, _: ForwardPlace, _: &FlowKey) {}
+
+    fn service(&self, number: u16, version: u8) -> Service {
+        self.rules.forward.service(number, version)
+    }
+
+    fn slot(&self, index: u32) -> Slot {
+        self.rules.forward.slot(index)
+    }
+
+    fn target(&self, number: u16) -> Option<&Target> {
+        self.rules.forward.target(number)
+    }
+
+    fn own_addr(&self, _: u16) -> Option<&Addr> {
+        None
+    }
+
+    fn own_number(&self, _: &Addr) -> Option<u16> {
+        None
+    }
+
+    fn is_target_addr(&self, _: &Addr) -> bool {
+        false
+    }
+}
+
+impl ForwardTables for Sockets<'_> {
+    fn meet(&self, _: &FlowKey, _: &Addr, _: ClientPacket) -> Met {
+        Met::Nothing
+    }
+
+    fn begin(&self, _: &FlowKey, _: NewForward) {}
+
+    fn meet_reply(&self, _: &FlowKey, _: Segment) -> Option<Reply> {
+        None
+    }
+
+    fn set_own_port(&self, _: &FlowKey, _: Port) -> Result<(), Reason> {
+        Ok(())
+    }
 }
 
 impl Host for Sockets<'_> {
@@ -330,6 +388,7 @@ struct NewSocket<'a> {
     is_v4: bool,
     own_port: Port,
     peers: ConnectedPeers,
+    forward_peers: ForwardPeers,
 }
 
 impl Client for NewSocket<'_> {
@@ -367,5 +426,13 @@ impl Client for NewSocket<'_> {
 
     fn peers_or_insert(&mut self) -> Option<&mut ConnectedPeers> {
         Some(&mut self.peers)
+    }
+
+    fn forward_peers(&mut self) -> Option<&mut ForwardPeers> {
+        None
+    }
+
+    fn forward_peers_or_insert(&mut self) -> Option<&mut ForwardPeers> {
+        Some(&mut self.forward_peers)
     }
 }

@@ -1,7 +1,8 @@
 //! The parts of the datapath that are functions of their own, and the sockets of the host.
 
-use portredir_common::datapath::subprog;
-use portredir_common::flow::{Admitted, Flow, FlowKey, Original};
+use portredir_common::datapath::{forward, subprog};
+use portredir_common::flow::{Admitted, Flow, FlowKey, Original, Segment};
+use portredir_common::kernel::forward::{ForwardFlow, FreeSlot};
 use portredir_common::kernel::{
     Admission, Assign, Cached, Listeners, Route, SocketCache, Subprograms,
 };
@@ -28,6 +29,24 @@ impl Subprograms for Mock {
 
     fn admit(&self, key: &mut FlowKey, request: &Admission) -> Result<Admitted, Reason> {
         subprog::admit(self, key, request)
+    }
+
+    fn find_forward(
+        &self,
+        key: &mut FlowKey,
+        route: Route,
+        segment: Segment,
+    ) -> Result<ForwardFlow, Reason> {
+        forward::find(self, key, route, segment)
+    }
+
+    fn begin_forward(
+        &self,
+        key: &mut FlowKey,
+        slot: FreeSlot,
+        flags: Flags,
+    ) -> Result<Admitted, Reason> {
+        forward::begin(self, key, slot, flags)
     }
 }
 
@@ -57,6 +76,7 @@ impl SocketCache for Mock {
     fn cached(&self, ports: (Port, Port)) -> Cached {
         let is_its = |key: &FlowKey| (key.local_port, key.client_port) == ports;
         match &self.cache {
+            None if self.is_forwarding => Cached::Forwarded,
             None => Cached::NoSocket,
             Some(cache) => match cache.borrow().iter().find(|(key, _)| is_its(key)) {
                 Some((_, flow)) => Cached::Flow(*flow),

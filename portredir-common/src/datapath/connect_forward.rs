@@ -1,0 +1,124 @@
+//! Clients on this host whose rule leads to targets with an address: they are pointed at the
+//! target's address and port, and no packet is rewritten.
+
+use crate::datapath::connect::{NamedPeer, PeerCall, hit, is_any};
+use crate::flow::FlowKey;
+use crate::kernel::{Client, Tables};
+use crate::map::forward::slot_key;
+use crate::map::rules::Choice;
+use crate::map::sockets::{ForwardPeer, ForwardPeers};
+use crate::map::targets::{Service, Slot, Target};
+use crate::net::Addr;
+use crate::verdict::Reason;
+
+/// Points a client at a target of a service: `peer` gets its address and port for
+/// [`Reason::Redirected`], and stays as it is for any other reason. `key` is the flow as the
+/// client knows it.
+#[inline(always)]
+pub(super) fn redirect<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    (peer, call): (&mut NamedPeer, PeerCall),
+    (key, choice): (&FlowKey, Choice),
+) -> Reason {
+    let bound_to = client.bound_to();
+    if bound_to.is_v4_loopback() || bound_to.is(Addr::V6_LOOPBACK) {
+        return Reason::BoundToLoopback;
+    }
+    let service = tables.service(choice.service(), key.version);
+    if service.flags & Service::USED == 0 {
+        return Reason::NoMatch;
+    }
+    let known = match call {
+        PeerCall::Connect => None,
+        PeerCall::Send => last_target(tables, client, peer),
+    };
+    let number = match known {
+        Some(number) => number,
+        None => slot(tables, key, (service, bound_to)).0[0],
+    };
+    match number {
+        Slot::RESTS => return Reason::NoTarget,
+        Slot::DROPS => return Reason::NoTargetDropped,
+        _ => {}
+    }
+    let Some(target) = tables.target(number) else {
+        return Reason::NoTarget;
+    };
+    let addr = if target.has(Target::HERE) {
+        key.local
+    } else {
+        target.addr
+    };
+    if addr.is_v4() != key.local.is_v4() {
+        return Reason::NoMatch;
+    }
+    let port = target.port_of(peer.port);
+    let Some(peers) = client.forward_peers_or_insert() else {
+        return Reason::TableFull;
+    };
+    let is_new = peers.insert(ForwardPeer {
+        addr,
+        dialled: peer.addr,
+        port,
+        dst_port: peer.port,
+        target: number,
+        pad: 0,
+    });
+    tables.record(&hit(choice.rule, call, is_new, tables.now_ns()));
+    peer.addr = addr;
+    peer.port = port;
+    Reason::Redirected
+}
+
+/// The target that a socket sends to already by the name of a peer, unless it is dead.
+#[inline(always)]
+fn last_target<T: Tables, C: Client>(tables: &T, client: &mut C, peer: &NamedPeer) -> Option<u16> {
+    let peers = client.forward_peers()?;
+    for i in 0..ForwardPeers::PEERS {
+        let known = &peers.peers[i];
+        if known.is_named(peer.addr, peer.port)
+            && let Some(target) = tables.target(known.target)
+            && !target.has(Target::DEAD)
+        {
+            return Some(known.target);
+        }
+    }
+    None
+}
+
+/// The slot of a client: one by chance, or that of its own address.
+#[inline(always)]
+fn slot<T: Tables>(tables: &T, key: &FlowKey, (service, bound_to): (Service, Addr)) -> Slot {
+    let is_affine = service.flags & Service::AFFINITY != 0;
+    let number = if is_affine && !is_any(bound_to) {
+        #[expect(clippy::cast_possible_truncation, reason = "32 bits of it")]
+        let hash = (tables.hash(&slot_key(key, is_affine)).0 >> 32) as u32;
+        hash
+    } else if is_affine {
+        0
+    } else {
+        tables.random()
+    };
+    tables.slot(
+        service
+            .first_slot
+            .wrapping_add(number & u32::from(service.mask)),
+    )
+}
+
+/// Gives a peer the address and port that a client named; whether the client named others
+/// than the peer's own.
+#[inline(always)]
+pub(super) fn restore<C: Client>(client: &mut C, peer: &mut NamedPeer) -> bool {
+    let named = client.forward_peers().and_then(|peers| {
+        let named = peers.by_target(peer.addr, peer.port)?;
+        Some((named.dialled, named.dst_port))
+    });
+    let Some((dialled, dst_port)) = named else {
+        return false;
+    };
+    peer.addr = dialled;
+    peer.port = dst_port;
+    true
+}
