@@ -80,5 +80,7 @@ fn compile(rules: &[(u16, Rule)], history: &History) {
         hide_target: true,
         if_listening: true,
     };
-    let _ = Table::compile(rules, history, options);
+    let _ = Table::compile(rules, history, options, |place| {
+        u16::try_from(place % 4095 + 1).ok()
+    });
 }

@@ -1,15 +1,18 @@
-//! Rules as people write them: `80:8080`, `53:5353/udp`.
+//! Rules as people write them: `80:8080`, `53:5353/udp`, `80:10.0.0.5:8080`.
 //!
 //! The text is the same on the command line, in files and in what is printed:
-//! `[ADDR:]PORT[-PORT]:PORT[-PORT][/tcp|/udp|/both] [from CIDR] [on IFACE,…]`.
+//! `[ADDR:]PORT[-PORT]:TARGET[,TARGET…][/tcp|/udp|/both] [from CIDR] [on IFACE,…] [OPTION…]`,
+//! where a target is `PORT[-PORT]` or `HOST[:PORT[-PORT]]`, each with `[=WEIGHT]`.
 
+pub mod duration;
 mod error;
 mod list;
 pub(crate) mod parse;
+pub mod target;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -18,6 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use self::error::RuleError;
 pub use self::list::{Origin, Sourced, SourcedError, from_words};
+pub use self::target::{Affinity, Check, CheckBy, Else, Forward, RuleTarget, To, WhenDown};
 
 /// The transport protocols of a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -69,9 +73,24 @@ impl Ports {
         self.first <= port.get() && port.get() <= self.last
     }
 
+    /// Whether the range is a single port.
+    #[must_use]
+    pub const fn is_one(self) -> bool {
+        self.first == self.last
+    }
+
     /// Iterates over the ports.
     pub fn each(self) -> impl Iterator<Item = Port> {
         (self.first..=self.last).map(Port::new)
+    }
+
+    /// The target port among these for one of the destination ports.
+    const fn at(self, dst_ports: Self, dst_port: Port) -> Port {
+        if self.is_one() {
+            Port::new(self.first)
+        } else {
+            Port::new(self.first + (dst_port.get() - dst_ports.first))
+        }
     }
 }
 
@@ -86,8 +105,7 @@ impl fmt::Display for Ports {
     }
 }
 
-/// One redirect: clients that connect to a port of `ports` reach the server that
-/// listens on `target`.
+/// One redirect: clients that connect to a port of `ports` reach a target.
 ///
 /// `Display` gives the canonical text, which parses to the same rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -97,8 +115,8 @@ pub struct Rule {
     /// The destination ports. A range may include its only target port, which is then not
     /// redirected.
     pub ports: Ports,
-    /// The target ports: as many as `ports`, or one.
-    pub target: Ports,
+    /// The targets.
+    pub to: To,
     /// The protocols.
     pub protocols: Protocols,
     /// The clients that the rule is for; `None` for all.
@@ -109,54 +127,99 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The target port for a destination port.
+    /// The target ports of a rule that leads to one port of this host, or to one for each
+    /// destination port; `None` for a rule with other targets.
     #[must_use]
-    pub const fn target_of(&self, dst_port: Port) -> Port {
-        if self.target.first == self.target.last {
-            Port::new(self.target.first)
-        } else {
-            Port::new(self.target.first + (dst_port.get() - self.ports.first))
+    pub const fn here(&self) -> Option<Ports> {
+        match self.to {
+            To::Here(ports) => Some(ports),
+            To::Forward(_) => None,
         }
     }
 
-    /// Whether the rule leads from a port to another one.
+    /// The targets of a rule that leads to a target with an address, or to several ones.
     #[must_use]
-    pub fn redirects(&self, port: Port) -> bool {
-        self.ports.contains(port) && self.target_of(port) != port
+    pub const fn forward(&self) -> Option<&Forward> {
+        match &self.to {
+            To::Forward(forward) => Some(forward),
+            To::Here(_) => None,
+        }
     }
 
-    /// The destination ports that lead to another port: one range, or two around a target
-    /// port that is among them.
+    /// The target ports on this host, also those beside targets with an address, and that of
+    /// `else`.
+    pub fn own_targets(&self) -> impl Iterator<Item = Ports> {
+        let others = self.forward().into_iter().flat_map(Forward::all_targets);
+        let others = others.filter(|target| target.host.is_none());
+        self.here()
+            .into_iter()
+            .chain(others.map(|target| target.ports))
+    }
+
+    /// Whether a port is a target port on this host.
+    #[must_use]
+    pub fn is_own_target(&self, port: Port) -> bool {
+        self.own_targets().any(|ports| ports.contains(port))
+    }
+
+    /// The target port on this host for a destination port, where the rule has no other
+    /// targets.
+    #[must_use]
+    pub fn target_of(&self, dst_port: Port) -> Option<Port> {
+        let target = self.here().filter(|_| self.ports.contains(dst_port))?;
+        Some(target.at(self.ports, dst_port))
+    }
+
+    /// Whether the rule leads from a port to another one, or to other targets.
+    #[must_use]
+    pub fn redirects(&self, port: Port) -> bool {
+        self.ports.contains(port) && self.target_of(port) != Some(port)
+    }
+
+    /// The destination ports that lead elsewhere: one range, or two around a target port of
+    /// this host that is among them.
     pub fn stretches(&self) -> impl Iterator<Item = Ports> + use<> {
         let Ports { first, last } = self.ports;
-        let target = self.target.first;
-        let is_range = self.target.first != self.target.last;
-        let stretches = if is_range || !self.ports.contains(Port::new(target)) {
-            [(first, Some(last)), (1, Some(0))]
-        } else {
-            [
+        let is_among =
+            |target: &Ports| target.is_one() && self.ports.contains(Port::new(target.first));
+        let stretches = match self.here().filter(is_among) {
+            None => [(first, Some(last)), (1, Some(0))],
+            Some(Ports { first: target, .. }) => [
                 (first, target.checked_sub(1)),
                 (
                     target.saturating_add(1),
                     Some(last).filter(|_| target < last),
                 ),
-            ]
+            ],
         };
         stretches.into_iter().filter_map(|(first, last)| {
             let last = last.filter(|&last| first <= last)?;
             Some(Ports { first, last })
         })
     }
-}
 
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The text of the part that says which packets the rule is for: rules that differ in
+    /// their targets alone have equal ones.
+    #[must_use]
+    pub fn listen_key(&self) -> String {
+        let mut text = String::new();
+        self.write_addr(&mut text)
+            .and_then(|()| write!(text, "{}", self.ports))
+            .and_then(|()| self.write_conditions(&mut text))
+            .expect("a string takes all");
+        text
+    }
+
+    fn write_addr(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self.addr {
-            Some(IpAddr::V4(addr)) => write!(f, "{addr}:")?,
-            Some(IpAddr::V6(addr)) => write!(f, "[{addr}]:")?,
-            None => {}
+            Some(IpAddr::V4(addr)) => write!(f, "{addr}:"),
+            Some(IpAddr::V6(addr)) => write!(f, "[{addr}]:"),
+            None => Ok(()),
         }
-        write!(f, "{}:{}", self.ports, self.target)?;
+    }
+
+    /// Writes the protocols and the conditions.
+    fn write_conditions(&self, f: &mut impl fmt::Write) -> fmt::Result {
         f.write_str(match self.protocols {
             Protocols::Tcp => "",
             Protocols::Udp => "/udp",
@@ -169,6 +232,22 @@ impl fmt::Display for Rule {
             write!(f, " on {}", self.on.join(","))?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_addr(f)?;
+        write!(f, "{}:", self.ports)?;
+        match &self.to {
+            To::Here(target) => write!(f, "{target}")?,
+            To::Forward(forward) => forward.write_targets(f, self.ports)?,
+        }
+        self.write_conditions(f)?;
+        match &self.to {
+            To::Here(_) => Ok(()),
+            To::Forward(forward) => forward.write_options(f, self.ports, self.protocols),
+        }
     }
 }
 

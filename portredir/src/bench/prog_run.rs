@@ -226,6 +226,7 @@ fn rig(fillers: u16) -> anyhow::Result<Datapath> {
         &rules,
         &History::default(),
         TableOptions::default(),
+        |_| None,
     )?)?;
     let generation = datapath.generation();
     datapath.set_on(generation, &BTreeMap::new())?;

@@ -11,6 +11,7 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use crate::rule::duration::seconds;
 use crate::sys::cgroup::is_cgroup2;
 
 /// The reason why a value is refused.
@@ -46,16 +47,6 @@ pub enum ValueError {
     NotCgroup,
 }
 
-/// The units of durations, in seconds.
-const UNITS: [(&str, f64); 6] = [
-    ("ms", 0.001),
-    ("min", 60.0),
-    ("sec", 1.0),
-    ("s", 1.0),
-    ("m", 60.0),
-    ("h", 3600.0),
-];
-
 /// Reads a duration such as `10`, `10s`, `500ms`, `5min` or `1min30s` that is `least`
 /// seconds or more and at most an hour. A number without a unit is in seconds.
 ///
@@ -63,32 +54,8 @@ const UNITS: [(&str, f64); 6] = [
 ///
 /// [`ValueError::NotDuration`], [`ValueError::Seconds`].
 pub fn duration(text: &str, least: f64) -> Result<Duration, ValueError> {
-    let text = text.trim();
-    let seconds = match text.parse() {
-        Ok(seconds) => seconds,
-        Err(_) => with_units(text).ok_or(ValueError::NotDuration)?,
-    };
+    let seconds = seconds(text).ok_or(ValueError::NotDuration)?;
     in_range(seconds, least)
-}
-
-/// The sum of numbers that each have a unit.
-fn with_units(text: &str) -> Option<f64> {
-    let mut rest = text;
-    let mut seconds = 0.0;
-    loop {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, tail) = rest.split_at(end);
-        let number: f64 = number.parse().ok()?;
-        let tail = tail.trim_start();
-        let unit = tail.find(|c: char| !c.is_ascii_alphabetic());
-        let (unit, tail) = tail.split_at(unit.unwrap_or(tail.len()));
-        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
-        seconds += number * factor;
-        rest = tail.trim_start();
-        if rest.is_empty() {
-            return Some(seconds);
-        }
-    }
 }
 
 fn in_range(seconds: f64, least: f64) -> Result<Duration, ValueError> {

@@ -157,5 +157,5 @@ pub fn compile(state: &State) -> Result<Table, TableError> {
         hide_target,
         if_listening,
     };
-    Table::compile(&state.rules(), &state.history, options)
+    Table::compile(&state.rules(), &state.history, options, |_| None)
 }

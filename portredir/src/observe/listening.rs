@@ -20,14 +20,14 @@ use self::listener::{marked, place, ports};
 use self::scope::Scope;
 use crate::config::settings::Settings;
 use crate::host::snapshot::Snapshot;
-use crate::rule::Ports;
+use crate::rule::{Ports, Rule};
 
 /// The servers of one rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Listening {
     /// The canonical text of the rule.
     pub rule: String,
-    /// The sockets on its target ports.
+    /// The sockets on its target ports of this host.
     pub listeners: Vec<Listener>,
     /// Everything that stands between clients and servers.
     pub findings: Vec<Finding>,
@@ -84,7 +84,7 @@ pub fn of_rules(listeners: &Listeners, settings: &Settings, host: &Snapshot) -> 
     let targets = [Protocol::Tcp, Protocol::Udp].map(|protocol| {
         let rules = settings.rules.iter();
         let rules = rules.filter(|rule| rule.protocols.each().contains(&protocol));
-        marked(rules.map(|rule| rule.target))
+        marked(rules.flat_map(Rule::own_targets))
     });
     let rules = settings.rules.iter();
     rules
@@ -98,7 +98,9 @@ pub fn of_rules(listeners: &Listeners, settings: &Settings, host: &Snapshot) -> 
                 served.into_iter().chain(shadowed)
             });
             let servers = each.flat_map(|&protocol| {
-                let within = listeners.within(protocol, rule.target);
+                let within = rule
+                    .own_targets()
+                    .flat_map(move |ports| listeners.within(protocol, ports));
                 within.flat_map(|(_, here)| here.to_vec())
             });
             Listening {

@@ -258,7 +258,7 @@ fn changes(rule: &Rule, line: &Line) -> bool {
         let (from, to) = (from?, to?);
         let is_addr = rule.addr.is_none_or(|addr| addr == from.addr);
         let (from, to) = (from.port?, to.port?);
-        Some(is_addr && from != to && rule.redirects(from) && rule.target_of(from) == to)
+        Some(is_addr && from != to && rule.redirects(from) && rule.target_of(from) == Some(to))
     };
     let (before, after) = (line.before, line.after);
     changed(before.dst, after.dst) == Some(true) || changed(after.src, before.src) == Some(true)

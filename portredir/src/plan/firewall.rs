@@ -24,11 +24,17 @@ impl Firewall {
     pub fn of(settings: &Settings) -> Self {
         let is_socket = settings.engine == EngineChoice::Socket;
         let ports = settings.rules.iter().flat_map(|rule| {
-            let ports = if is_socket { rule.ports } else { rule.target };
-            let each = rule.protocols.each().iter();
-            each.map(move |protocol| match protocol {
-                Protocol::Tcp => (ports, "tcp"),
-                Protocol::Udp => (ports, "udp"),
+            let dst = Some(rule.ports).filter(|_| is_socket);
+            // INPUT sees what is for this host alone.
+            let own = rule.own_targets().filter(move |_| !is_socket);
+            dst.into_iter().chain(own).flat_map(|ports| {
+                rule.protocols
+                    .each()
+                    .iter()
+                    .map(move |protocol| match protocol {
+                        Protocol::Tcp => (ports, "tcp"),
+                        Protocol::Udp => (ports, "udp"),
+                    })
             })
         });
         Self {

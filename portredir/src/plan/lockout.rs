@@ -109,7 +109,7 @@ fn refuse(rule: &Rule, guarded: Guarded, is_hiding: bool) -> Result<(), LockoutE
     }
     let how = if rule.redirects(port) {
         "would redirect"
-    } else if is_hiding && rule.target.contains(port) {
+    } else if is_hiding && rule.is_own_target(port) {
         "would block"
     } else {
         return Ok(());

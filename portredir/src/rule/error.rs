@@ -22,8 +22,8 @@ pub struct RuleError {
 }
 
 /// The syntax of a rule, with an example.
-pub(super) const EXAMPLE: &str = "a rule is [ADDR:]PORT[-PORT]:PORT[-PORT][/tcp|/udp|/both] [from CIDR] \
-     [on IFACE,…], for example `80:8080` or `53:5353/udp`";
+pub(super) const EXAMPLE: &str = "a rule is [ADDR:]PORT[-PORT]:[HOST:]PORT[-PORT][/tcp|/udp|/both] [from CIDR] \
+     [on IFACE,…], for example `80:8080`, `53:5353/udp` or `80:10.0.0.5:8080`";
 
 impl RuleError {
     pub(super) fn new(text: &str, at_bytes: usize, problem: String, hint: String) -> Self {

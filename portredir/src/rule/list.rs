@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::parse::{has_value, is_option};
 use super::{Rule, RuleError};
 
 /// The place where a rule was written.
@@ -64,18 +65,19 @@ pub struct SourcedError {
     pub error: Box<RuleError>,
 }
 
-/// Reads rules from words of a command; `from` and `on`, with the words after them,
-/// belong to the rule before.
+/// Reads rules from words of a command; `from`, `on` and the options, with the words after
+/// them, belong to the rule before.
 ///
 /// # Errors
 ///
 /// [`SourcedError`], with the argument.
 pub fn from_words(words: &[String]) -> Result<Vec<Sourced>, SourcedError> {
     let mut texts = Vec::<(usize, String)>::new();
-    // Whether the last word ends with `from` or `on`.
+    // Whether the last word ends with a keyword that has a value.
     let mut is_open = false;
     for (number, word) in (1..).zip(words) {
-        let is_keyword = |part: &str| matches!(part, "from" | "on");
+        let is_condition = |part: &str| matches!(part, "from" | "on");
+        let is_keyword = |part: &str| is_condition(part) || is_option(part);
         let goes_on = is_open || word.split_whitespace().next().is_some_and(is_keyword);
         match texts.last_mut() {
             Some((_, text)) if goes_on => {
@@ -86,7 +88,7 @@ pub fn from_words(words: &[String]) -> Result<Vec<Sourced>, SourcedError> {
         }
         // The word after a keyword is not a keyword: an interface can have the name `on`.
         for part in word.split_whitespace() {
-            is_open = !is_open && is_keyword(part);
+            is_open = !is_open && (is_condition(part) || has_value(part));
         }
     }
     let parse = |(number, text): (usize, String)| {

@@ -3,14 +3,19 @@
 mod addr;
 mod condition;
 mod firewalld;
+mod options;
+mod target;
 
 use std::str::FromStr;
 
 use portredir_common::net::Port;
 
 pub(crate) use self::condition::is_glob;
+use self::options::Words;
+pub(super) use self::options::{has_value, is_option};
+use self::target::{Listen, Placed, other_version};
 use super::error::{EXAMPLE, right, spelled};
-use super::{Ports, Protocols, Rule, RuleError};
+use super::{Else, Forward, Ports, Protocols, Rule, RuleError, To};
 
 impl FromStr for Rule {
     type Err = RuleError;
@@ -28,21 +33,10 @@ impl FromStr for Rule {
         let addr = parser.addr()?;
         let ports = parser.ports("the port that clients connect to")?;
         parser.colon(ports)?;
-        parser.no_other_host(ports)?;
-        let target_at = parser.at;
-        let target = parser.ports("the port that the server listens on")?;
-        parser.check_ports(ports, target, target_at)?;
+        let listen = Listen { addr, ports };
+        let targets = parser.targets(listen)?;
         let protocols = parser.protocols()?;
-        let mut rule = Self {
-            addr,
-            ports,
-            target,
-            protocols,
-            from: None,
-            on: Vec::new(),
-        };
-        parser.conditions(&mut rule)?;
-        Ok(rule)
+        parser.finish(listen, protocols, targets)
     }
 }
 
@@ -264,6 +258,72 @@ impl<'a> Parser<'a> {
         let end = number.find(|c: char| !c.is_ascii_digit());
         let number = &number[..end.unwrap_or(number.len())];
         right(&format!("{ports}:{number}"), &to(ports, 8080))
+    }
+
+    /// Reads the conditions and options, and makes the rule.
+    fn finish(
+        &mut self,
+        listen: Listen,
+        protocols: Protocols,
+        targets: Vec<Placed>,
+    ) -> Result<Rule, RuleError> {
+        let Listen { addr, ports } = listen;
+        let first = &targets[0];
+        let is_here = targets.len() == 1 && first.target.host.is_none();
+        if is_here {
+            self.check_ports(ports, first.target.ports, first.at)?;
+            if let Some(at) = first.weight_at {
+                return Err(self.error_at(
+                    at,
+                    "the only target has no share to weigh",
+                    format!("write `{ports}:{}`", first.target.ports),
+                ));
+            }
+        } else {
+            for Placed { target, at, .. } in &targets {
+                self.check_count(ports, target, *at)?;
+            }
+        }
+        let mut rule = Rule {
+            addr,
+            ports,
+            to: To::Here(first.target.ports),
+            protocols,
+            from: None,
+            on: Vec::new(),
+        };
+        let mut words = Words::default();
+        self.conditions(&mut rule, &mut words)?;
+        if is_here {
+            self.no_options(&rule, &words)?;
+            return Ok(rule);
+        }
+        let placed = targets.iter().map(|placed| (&placed.target, placed.at));
+        let otherwise = words
+            .otherwise
+            .as_ref()
+            .and_then(|(otherwise, at)| match otherwise {
+                Else::Target(target) => Some((target, *at)),
+                Else::Drop => None,
+            });
+        if let Some(from) = rule.from {
+            let is_v4 = from.addr().is_ipv4();
+            let hosts = placed.chain(otherwise);
+            let mut hosts = hosts.filter_map(|(target, at)| Some((target.host?, at)));
+            if let Some((host, at)) = hosts.find(|(host, _)| host.is_ipv4() != is_v4) {
+                let problem = format!("clients in {from} cannot be sent to {host}");
+                return Err(self.error_at(at, problem, other_version(is_v4)));
+            }
+        }
+        let check = self.check_of(&words, targets.len(), protocols)?;
+        rule.to = To::Forward(Box::new(Forward {
+            targets: targets.into_iter().map(|placed| placed.target).collect(),
+            check,
+            affinity: words.affinity,
+            otherwise: words.otherwise.map(|(otherwise, _)| otherwise),
+            when_down: words.when_down,
+        }));
+        Ok(rule)
     }
 
     fn check_ports(&self, ports: Ports, target: Ports, at: usize) -> Result<(), RuleError> {

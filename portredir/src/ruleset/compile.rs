@@ -21,7 +21,7 @@ use super::candidates::{self, Condition, TooMany};
 use super::history::History;
 use super::interval::{self, Holders, intervals};
 use super::shadow::MAX_ON;
-use crate::rule::Rule;
+use crate::rule::{Forward, Ports, Rule};
 
 /// The error of rules that need more than the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -47,6 +47,12 @@ pub enum TableError {
         what: &'static str,
         /// The largest number of entries.
         limit: usize,
+    },
+    /// The targets of a rule have no number by which the programs find them.
+    #[error("the targets of rule {} have no number", .place + 1)]
+    NoService {
+        /// The place of the rule in the list.
+        place: usize,
     },
 }
 
@@ -91,18 +97,20 @@ impl Default for Table {
 }
 
 impl Table {
-    /// Compiles rules, each with the number of its counters, in the order given.
+    /// Compiles rules, each with the number of its counters, in the order given. The number of
+    /// a service comes from `service_of`, by the place of a rule that has one.
     ///
     /// # Errors
     ///
-    /// [`TableError`]: the rules need more than the maps hold.
+    /// [`TableError`]: the rules need more than the maps hold, or a rule has no number.
     pub fn compile(
         rules: &[(u16, Rule)],
         history: &History,
         options: TableOptions,
+        service_of: impl Fn(usize) -> Option<u16>,
     ) -> Result<Self, TableError> {
         let mut table = Self::default();
-        let conditions = table.conditions(rules)?;
+        let conditions = table.conditions(rules, service_of)?;
         let mut sets = HashMap::new();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             table.add_targets(rules, protocol, options);
@@ -122,12 +130,13 @@ impl Table {
                     )?;
                 }
                 let candidate = conditions[first].candidate;
+                let flags = options.match_flags(holders.places().iter().map(|&i| &conditions[i]));
                 for port in ports.each() {
                     let entry = &mut table.ports[index(protocol, port)];
                     entry.set = set;
                     entry.target = candidate.target_of(port);
                     entry.rule = candidate.rule;
-                    entry.flags |= options.match_flags();
+                    entry.flags |= flags;
                 }
             }
         }
@@ -136,51 +145,76 @@ impl Table {
     }
 
     /// Numbers the lists of interfaces, and returns the conditions of the rules.
-    fn conditions(&mut self, rules: &[(u16, Rule)]) -> Result<Vec<Condition>, TableError> {
+    fn conditions(
+        &mut self,
+        rules: &[(u16, Rule)],
+        service_of: impl Fn(usize) -> Option<u16>,
+    ) -> Result<Vec<Condition>, TableError> {
         let (conditions, lists) = interval::conditions(rules.iter().map(|(_, rule)| rule));
         if lists.len() > MAX_ON {
             return Err(TableError::On(lists.len()));
         }
         self.on = lists.into_iter().map(<[_]>::to_vec).collect();
-        let conditions = rules.iter().zip(conditions);
-        let conditions = conditions.map(|((id, rule), (addr, from, on))| Condition {
-            addr,
-            from,
-            candidate: Candidate {
-                target: HostPort::new(Port::new(rule.target.first)),
+        let conditions = rules.iter().enumerate().zip(conditions);
+        let conditions = conditions.map(|((place, (id, rule)), (addr, from, on))| {
+            let (target, flags) = match rule.here() {
+                Some(ports) if ports.is_one() => (ports.first, 0),
+                Some(ports) => (ports.first, Candidate::RANGE),
+                None => {
+                    let number = service_of(place).filter(|number| *number != 0);
+                    let number = number.ok_or(TableError::NoService { place })?;
+                    (number, Candidate::FORWARD)
+                }
+            };
+            let candidate = Candidate {
+                target: HostPort::new(Port::new(target)),
                 first_dst_port: HostPort::new(Port::new(rule.ports.first)),
                 rule: *id,
                 on: u8::try_from(on).expect("few lists"),
-                flags: if rule.target.first == rule.target.last {
-                    0
-                } else {
-                    Candidate::RANGE
-                },
-            },
+                flags,
+            };
+            Ok(Condition {
+                addr,
+                from,
+                candidate,
+            })
         });
-        Ok(conditions.collect())
+        conditions.collect()
     }
 
     /// Marks the target ports of rules.
     fn add_targets(&mut self, rules: &[(u16, Rule)], protocol: Protocol, options: TableOptions) {
-        // The number of rules that more begin than end at each port: a range costs two
-        // steps.
-        let mut steps = vec![0_i32; (1 << 16) + 1];
-        for (_, rule) in rules {
-            if rule.protocols.each().contains(&protocol) {
-                steps[usize::from(rule.target.first)] += 1;
-                steps[usize::from(rule.target.last) + 1] -= 1;
+        let rules = || {
+            let rules = rules.iter().map(|(_, rule)| rule);
+            rules.filter(|rule| rule.protocols.each().contains(&protocol))
+        };
+        let all_targets = || {
+            rules()
+                .filter_map(Rule::forward)
+                .flat_map(Forward::all_targets)
+        };
+        let remote = covered(all_targets().map(|target| target.ports));
+        let here = covered(rules().filter_map(Rule::here));
+        let shared = covered(
+            rules()
+                .filter(|_| options.hide_target)
+                .flat_map(hidden_beside),
+        );
+        let marks = here.into_iter().zip(shared).zip(remote);
+        for (port, ((is_here, is_shared), is_remote)) in (0..=u16::MAX).map(Port::new).zip(marks) {
+            let place = index(protocol, port);
+            if is_here {
+                self.ports[place].flags |= options.target_flags();
             }
-        }
-        let mut count = 0;
-        for (port, step) in (0..=u16::MAX).map(Port::new).zip(steps) {
-            count += step;
-            if count > 0 {
-                self.ports[index(protocol, port)].flags |= options.target_flags();
-                if options.hide_target {
-                    // A hidden port answers as port 0 does, whose replies are rewritten.
-                    self.ports[index(protocol, Port::CLOSED)].flags |= PortEntry::TARGET;
-                }
+            if is_shared {
+                self.ports[place].flags |= PortEntry::HIDDEN;
+            }
+            if is_remote {
+                self.ports[place].flags |= PortEntry::REMOTE;
+            }
+            if options.hide_target && (is_here || is_shared) {
+                // A hidden port answers as port 0 does, whose replies are rewritten.
+                self.ports[index(protocol, Port::CLOSED)].flags |= PortEntry::TARGET;
             }
         }
     }
@@ -278,8 +312,9 @@ impl Table {
             let place = index(protocol, port);
             let entry = self.ports[place];
             // A target that is still the same needs no history.
-            let is_same =
-                |target: Port| entry.is_match() && entry.set == 0 && entry.target == target;
+            let is_one = entry.is_match() && entry.set == 0;
+            let is_here = is_one && entry.flags & PortEntry::FORWARD == 0;
+            let is_same = |target: Port| is_here && entry.target == target;
             let targets = targets.filter(|&target| !is_same(target));
             let targets: Vec<_> = targets.take(PreviousTargets::COUNT).collect();
             for &target in &targets {
@@ -308,12 +343,19 @@ impl Table {
 }
 
 impl TableOptions {
-    const fn match_flags(self) -> u16 {
-        if self.if_listening {
-            PortEntry::MATCH | PortEntry::IF_LISTENING
-        } else {
-            PortEntry::MATCH
-        }
+    /// The flags of a port with some rules. The programs ask for listeners only where a rule
+    /// leads to a port of this host alone.
+    fn match_flags<'a>(self, rules: impl Iterator<Item = &'a Condition>) -> u16 {
+        let flags = rules.map(|rule| {
+            if rule.candidate.flags & Candidate::FORWARD != 0 {
+                PortEntry::FORWARD
+            } else if self.if_listening {
+                PortEntry::IF_LISTENING
+            } else {
+                0
+            }
+        });
+        flags.fold(PortEntry::MATCH, |all, flag| all | flag)
     }
 
     const fn target_flags(self) -> u16 {
@@ -323,6 +365,38 @@ impl TableOptions {
             PortEntry::TARGET
         }
     }
+}
+
+/// The ports that some ranges have, by the number of the port.
+fn covered(ranges: impl Iterator<Item = Ports>) -> Vec<bool> {
+    // The number of ranges that more begin than end at each port: a range costs two steps.
+    let mut steps = vec![0_i32; (1 << 16) + 1];
+    for range in ranges {
+        steps[usize::from(range.first)] += 1;
+        steps[usize::from(range.last) + 1] -= 1;
+    }
+    let counts = steps.into_iter().scan(0, |count, step| {
+        *count += step;
+        Some(*count > 0)
+    });
+    counts.collect()
+}
+
+/// The target ports on this host of a rule that has other targets as well, as far as they can
+/// be hidden: clients connect to a port that is a destination port, too.
+fn hidden_beside(rule: &Rule) -> impl Iterator<Item = Ports> {
+    let dst = rule.ports;
+    let own = rule.own_targets().filter(|_| rule.forward().is_some());
+    own.flat_map(move |own| {
+        let below = (own.first, own.last.min(dst.first.saturating_sub(1)));
+        let above = (own.first.max(dst.last.saturating_add(1)), own.last);
+        let parts = [
+            Some(below).filter(|_| own.first < dst.first),
+            Some(above).filter(|_| own.last > dst.last),
+        ];
+        let parts = parts.into_iter().flatten();
+        parts.map(|(first, last)| Ports { first, last })
+    })
 }
 
 /// The key of a client network in a group, with the length of the prefix.

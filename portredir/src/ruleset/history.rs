@@ -75,7 +75,9 @@ impl History {
             targets.len() < PreviousTargets::COUNT
         };
         let stay: HashSet<_> = after.iter().collect();
-        let gone: Vec<_> = before.iter().filter(|rule| !stay.contains(rule)).collect();
+        // Where the flows of other rules went is known by their targets.
+        let gone = before.iter().filter(|rule| rule.here().is_some());
+        let gone: Vec<_> = gone.filter(|rule| !stay.contains(rule)).collect();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let rules = gone.iter().copied().enumerate();
             let mut holders = Holders::default();
@@ -83,8 +85,9 @@ impl History {
                 holders.pass(&interval, |i| way(gone[i]));
                 for port in interval.ports.into_iter().flat_map(Ports::each) {
                     let key = HistoryKey::new(protocol, port);
-                    let mut places = holders.places().iter();
-                    places.all(|&i| add(key, gone[i].target_of(port).get()));
+                    let places = holders.places().iter();
+                    let mut targets = places.filter_map(|&i| gone[i].target_of(port));
+                    targets.all(|target| add(key, target.get()));
                 }
             }
         }
@@ -115,14 +118,15 @@ impl History {
     }
 }
 
-/// The way of a rule: to one port, or to ports at a distance.
-fn way(rule: &Rule) -> (bool, i32) {
-    let target = i32::from(rule.target.first);
-    if rule.target.first == rule.target.last {
-        (false, target)
+/// The way of a rule to one port of this host, or to ports at a distance; none of others.
+fn way(rule: &Rule) -> Option<(bool, i32)> {
+    let target = rule.here()?;
+    let first = i32::from(target.first);
+    Some(if target.is_one() {
+        (false, first)
     } else {
-        (true, target - i32::from(rule.ports.first))
-    }
+        (true, first - i32::from(rule.ports.first))
+    })
 }
 
 #[cfg(test)]
@@ -155,7 +159,7 @@ mod tests {
                 for &protocol in rule.protocols.each() {
                     for port in rule.ports.each().filter(|&port| rule.redirects(port)) {
                         let targets = expected.entry(HistoryKey::new(protocol, port)).or_default();
-                        let target = rule.target_of(port).get();
+                        let target = rule.target_of(port).expect("one target").get();
                         if targets.len() < PreviousTargets::COUNT && !targets.contains(&target) {
                             targets.push(target);
                         }

@@ -445,7 +445,7 @@ impl kernel::Tables for Mock {
             (rule.addr.is_none(), -prefix)
         })?;
         Some(Choice {
-            target: rule.target_of(port),
+            target: rule.target_of(port)?,
             rule: id,
             is_forward: false,
         })

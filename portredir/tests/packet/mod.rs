@@ -144,7 +144,7 @@ impl Setup {
             hide_target: is_hiding,
             if_listening,
         };
-        let table = Table::compile(&rules, &history, options);
+        let table = Table::compile(&rules, &history, options, |_| None);
         Arc::new(table.expect("a table"))
     }
 }

@@ -65,18 +65,14 @@ impl Rules {
             return self.rules.iter().any(|rule| has(rule, protocol));
         }
         let mut rules = self.rules.iter();
-        rules.any(|rule| {
-            has(rule, protocol) && (rule.target.first..=rule.target.last).contains(&port)
-        })
+        rules.any(|rule| has(rule, protocol) && rule.is_own_target(Port::new(port)))
     }
 
     /// Whether a reply from here may have to be restored.
     pub fn was_target(&self, protocol: Protocol, port: u16) -> bool {
         let mut gone = self.gone.iter();
         self.is_target(protocol, port)
-            || gone.any(|rule| {
-                has(rule, protocol) && (rule.target.first..=rule.target.last).contains(&port)
-            })
+            || gone.any(|rule| has(rule, protocol) && rule.is_own_target(Port::new(port)))
     }
 
     /// Where packets to this port were sent before, and are no more.
@@ -84,11 +80,14 @@ impl Rules {
         let now = self
             .about(protocol, port)
             .next()
-            .map(|rule| rule.target_of(Port::new(port)).get());
+            .and_then(|rule| rule.target_of(Port::new(port)))
+            .map(Port::get);
         let is_now = |target| self.is_dialled_by_all(protocol, port) && now == Some(target);
         let mut targets = Vec::new();
         for rule in &self.gone {
-            let target = rule.target_of(Port::new(port)).get();
+            let Some(target) = rule.target_of(Port::new(port)).map(Port::get) else {
+                continue;
+            };
             if has(rule, protocol)
                 && rule.redirects(Port::new(port))
                 && !targets.contains(&target)
@@ -119,6 +118,6 @@ impl Rules {
         let dialled = ends.local_port;
         let rules = self.about(ends.protocol, dialled);
         let rule = rules.filter(fits).min_by_key(rank)?;
-        Some(rule.target_of(Port::new(dialled)).get())
+        rule.target_of(Port::new(dialled)).map(Port::get)
     }
 }

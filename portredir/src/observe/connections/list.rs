@@ -313,7 +313,7 @@ fn process_of(inode: u32, holders: &HashMap<u32, Process>) -> Vec<Process> {
 fn leads(rule: &Rule, way: Way) -> bool {
     rule.protocols.each().contains(&way.protocol)
         && rule.redirects(way.dst_port)
-        && rule.target_of(way.dst_port) == way.target
+        && rule.target_of(way.dst_port) == Some(way.target)
 }
 
 /// Whether a rule is for the addresses of a flow.

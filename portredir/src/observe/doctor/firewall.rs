@@ -83,6 +83,16 @@ type Concerns<'a> = BTreeMap<(Effect, String), Concern<'a>>;
 pub fn check(rulesets: &[Ruleset], settings: &Settings, diagnosis: &mut Diagnosis) {
     let mut concerns = Concerns::new();
     let mut unknown = BTreeMap::new();
+    for rule in settings
+        .rules
+        .iter()
+        .filter(|rule| rule.forward().is_some())
+    {
+        diagnosis.not_checked(
+            FIREWALL,
+            format!("not evaluated: the way to the targets of {rule}"),
+        );
+    }
     for ruleset in rulesets {
         let named: Vec<_> = ruleset
             .chains
@@ -130,9 +140,9 @@ fn watched(rule: &Rule, settings: &Settings, named: &[Ports]) -> Vec<Watched> {
     let is_local = rule.addr.is_some_and(|addr| addr.is_loopback())
         || rule.from.is_some_and(|from| from.addr().is_loopback())
         || (!rule.on.is_empty() && rule.on.iter().all(|name| name == "lo"));
-    if is_local {
+    let Some(target) = rule.here().filter(|_| !is_local) else {
         return Vec::new();
-    }
+    };
     let versions = [Version::V4, Version::V6].into_iter().filter(|version| {
         let is_v4 = *version == Version::V4;
         rule.addr.is_none_or(|addr| addr.is_ipv4() == is_v4)
@@ -145,11 +155,11 @@ fn watched(rule: &Rule, settings: &Settings, named: &[Ports]) -> Vec<Watched> {
             .iter()
             .flat_map(|ports| [Some(ports.first), ports.last.checked_add(1)])
             .flatten();
-        let is_range = rule.target.first != rule.target.last;
+        let is_range = !target.is_one();
         let edges = edges.flat_map(|edge| {
             // A range of target ports has its edges, too.
             let shifted = u16::try_from(
-                i32::from(edge) - i32::from(rule.target.first) + i32::from(rule.ports.first),
+                i32::from(edge) - i32::from(target.first) + i32::from(rule.ports.first),
             );
             [Some(edge), shifted.ok().filter(|_| is_range)]
         });
@@ -164,13 +174,16 @@ fn watched(rule: &Rule, settings: &Settings, named: &[Ports]) -> Vec<Watched> {
     each.flat_map(|&protocol| {
         dsts.iter().map({
             let versions = &versions;
-            move |&dst| Watched {
-                rule: rule.to_string(),
-                protocol,
-                dst,
-                target: rule.target_of(Port::new(dst)).get(),
-                versions: versions.clone(),
-                is_before,
+            move |&dst| {
+                let target = rule.target_of(Port::new(dst)).map_or(dst, Port::get);
+                Watched {
+                    rule: rule.to_string(),
+                    protocol,
+                    dst,
+                    target,
+                    versions: versions.clone(),
+                    is_before,
+                }
             }
         })
     })

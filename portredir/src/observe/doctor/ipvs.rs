@@ -69,7 +69,7 @@ pub fn check(services: &[Service], settings: &Settings, diagnosis: &mut Diagnosi
             rule.protocols.each().contains(&protocol) && rule.addr.is_none_or(|own| own == addr)
         });
         let is_dst = |rule: &&Rule| rule.redirects(Port::new(port));
-        let is_target = |rule: &&Rule| rule.target.contains(Port::new(port));
+        let is_target = |rule: &&Rule| rule.is_own_target(Port::new(port));
         let found = if is_before {
             let target = rules.clone().find(is_target);
             target

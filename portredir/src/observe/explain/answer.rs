@@ -129,7 +129,7 @@ impl Explainer {
         }
         let mut rules = self.redirect.rules.iter();
         let is_known = rules.any(|(_, rule)| {
-            let is_its = rule.ports.contains(port) || rule.target.contains(port);
+            let is_its = rule.ports.contains(port) || rule.is_own_target(port);
             is_its && rule.protocols.each().contains(&protocol)
         });
         if is_known {

@@ -113,7 +113,7 @@ impl Explainer {
         let (to, from): (Vec<_>, Vec<_>) = (
             rules
                 .clone()
-                .filter(|rule| rule.target.contains(port))
+                .filter(|rule| rule.is_own_target(port))
                 .collect(),
             rules.filter(|rule| rule.redirects(port)).collect(),
         );

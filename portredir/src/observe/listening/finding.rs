@@ -51,8 +51,9 @@ pub enum Kind {
     Shadowed {
         /// The processes.
         who: String,
-        /// The target ports of these destination ports.
-        targets: Ports,
+        /// The target ports of these destination ports; none where the rule has several
+        /// targets, or targets with addresses.
+        targets: Option<Ports>,
     },
 }
 
@@ -97,15 +98,24 @@ impl Finding {
         let dst = DstPorts(rule);
         let first = self.ports.first().map_or(0, |ports| ports.first);
         match &self.kind {
+            Kind::Nobody { .. } if rule.forward().is_some() => "start the server".to_owned(),
             Kind::Nobody { .. } => format!(
                 "start the server; if it listens on another port: portredir replace '{rule}' \
                  '{dst}:PORT'"
             ),
-            Kind::LoopbackOnly { .. } if self.protocol == Protocol::Tcp => format!(
-                "let the server listen on 0.0.0.0 or [::]; or: portredir up --engine socket \
+            Kind::LoopbackOnly { .. }
+                if self.protocol == Protocol::Tcp && rule.forward().is_none() =>
+            {
+                format!(
+                    "let the server listen on 0.0.0.0 or [::]; or: portredir up --engine socket \
                  --allow-loopback-target '{rule}'"
-            ),
+                )
+            }
             Kind::LoopbackOnly { .. } => "let the server listen on 0.0.0.0 or [::]".to_owned(),
+            Kind::NotBy(version) if rule.forward().is_some() => match version {
+                Version::V6 => format!("let the server listen on [::]:{first} too"),
+                Version::V4 => format!("let the server listen on 0.0.0.0:{first} too"),
+            },
             Kind::NotBy(Version::V6) => format!(
                 "let the server listen on [::]:{first} too; or limit the rule to IPv4: portredir \
                  replace '{rule}' '{rule} from 0.0.0.0/0'"
@@ -204,7 +214,10 @@ impl fmt::Display for Finding {
                 if !self.rule.on.is_empty() {
                     write!(f, " on {}", self.rule.on.join(","))?;
                 }
-                write!(f, " go to {targets}")
+                match targets {
+                    Some(targets) => write!(f, " go to {targets}"),
+                    None => f.write_str(" go to the targets of the rule"),
+                }
             }
         }
     }

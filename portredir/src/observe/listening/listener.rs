@@ -209,9 +209,9 @@ fn listener(server: &Server) -> Listener {
     }
 }
 
-/// The destination and target ports of rules.
+/// The destination ports of rules, and their target ports on this host.
 fn ports_of<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<bool> {
-    marked(rules.flat_map(|rule| [rule.ports, rule.target]))
+    marked(rules.flat_map(|rule| std::iter::once(rule.ports).chain(rule.own_targets())))
 }
 
 /// A list of all ports, in which those of some ranges are marked.

@@ -43,7 +43,8 @@ impl<'a> Scope<'a> {
                 && (rule.on.is_empty() || rule.on.iter().any(|name| name != "lo")),
             has_local: is_for_lo && is_on_lo,
             reaches_loopback: is_socket && settings.allow_loopback_target,
-            rests: settings.if_listening,
+            // A rule with several targets, or with an address, does not ask for listeners.
+            rests: settings.if_listening && rule.here().is_some(),
             is_everywhere: rule.on.is_empty() && settings.iface.is_everything(),
         }
     }
@@ -58,20 +59,22 @@ impl<'a> Scope<'a> {
                 None => findings.push((kind, vec![new])),
             }
         };
-        let nobody = Kind::Nobody { rests: self.rests };
-        let Ports { first, last } = self.rule.target;
-        let mut next = u32::from(first);
-        for (port, here) in listeners.within(protocol, self.rule.target) {
-            if let Some(before) = between(next, u32::from(port)) {
-                add(nobody.clone(), before);
+        for target in self.rule.own_targets() {
+            let nobody = Kind::Nobody { rests: self.rests };
+            let Ports { first, last } = target;
+            let mut next = u32::from(first);
+            for (port, here) in listeners.within(protocol, target) {
+                if let Some(before) = between(next, u32::from(port)) {
+                    add(nobody.clone(), before);
+                }
+                next = u32::from(port) + 1;
+                if let Some(kind) = self.judge(here) {
+                    add(kind, ports(port));
+                }
             }
-            next = u32::from(port) + 1;
-            if let Some(kind) = self.judge(here) {
-                add(kind, ports(port));
+            if let Some(rest) = between(next, u32::from(last) + 1) {
+                add(nobody, rest);
             }
-        }
-        if let Some(rest) = between(next, u32::from(last) + 1) {
-            add(nobody, rest);
         }
         let finding = |(kind, ports)| Finding {
             rule: self.rule.clone(),
@@ -152,8 +155,11 @@ impl<'a> Scope<'a> {
         let mut findings = Vec::<Finding>::new();
         for stretch in self.rule.stretches() {
             for (port, here) in listeners.within(protocol, stretch) {
-                let target = self.rule.target_of(Port::new(port)).get();
-                let is_served = || listeners.within(protocol, ports(target)).next().is_some();
+                let target = self.rule.target_of(Port::new(port)).map(Port::get);
+                let is_served = || {
+                    let mut servers = target.into_iter().map(ports);
+                    servers.any(|ports| listeners.within(protocol, ports).next().is_some())
+                };
                 if targets[usize::from(port)] || (self.rests && !is_served()) {
                     continue;
                 }
@@ -172,7 +178,7 @@ impl<'a> Scope<'a> {
         &self,
         findings: &mut Vec<Finding>,
         protocol: Protocol,
-        (port, target, who): (u16, u16, String),
+        (port, target, who): (u16, Option<u16>, String),
     ) {
         for finding in findings.iter_mut() {
             if let (
@@ -186,7 +192,9 @@ impl<'a> Scope<'a> {
                 && range.last.checked_add(1) == Some(port)
             {
                 range.last = port;
-                targets.last = target;
+                if let (Some(targets), Some(target)) = (targets, target) {
+                    targets.last = target;
+                }
                 return;
             }
         }
@@ -196,7 +204,7 @@ impl<'a> Scope<'a> {
             ports: vec![ports(port)],
             kind: Kind::Shadowed {
                 who,
-                targets: ports(target),
+                targets: target.map(ports),
             },
         });
     }

@@ -139,7 +139,8 @@ fn network(text: &str) -> Result<IpNet, FilterError> {
 }
 
 /// Whether a rule that runs is the one that was typed: without conditions a typed rule stands
-/// for all that have its ports.
+/// for all that have its ports. Of rules whose targets have addresses or are several, only the
+/// part before the targets and the conditions count.
 fn is_meant(wanted: &Rule, rule: &Rule) -> bool {
     let bare = Rule {
         addr: None,
@@ -147,7 +148,9 @@ fn is_meant(wanted: &Rule, rule: &Rule) -> bool {
         on: Vec::new(),
         ..rule.clone()
     };
-    *wanted == *rule || *wanted == bare
+    let is_shared = wanted.forward().is_some() && rule.forward().is_some();
+    let is_heard = |other: &Rule| is_shared && wanted.listen_key() == other.listen_key();
+    *wanted == *rule || *wanted == bare || is_heard(rule) || is_heard(&bare)
 }
 
 /// Whether a line is about a rule: its own, one whose conditions do not hold or, where no
@@ -162,7 +165,7 @@ fn is_about(wanted: &Rule, line: &Line) -> bool {
             .iter()
             .any(|failed| is_meant(wanted, &failed.rule));
     }
-    let is_named = |port: Port| wanted.redirects(port) || wanted.target.contains(port);
+    let is_named = |port: Port| wanted.redirects(port) || wanted.is_own_target(port);
     let ends = [line.before.src, line.before.dst];
     ends.iter()
         .flatten()

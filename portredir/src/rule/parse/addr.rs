@@ -1,4 +1,4 @@
-//! Parses addresses of this host, and refuses those of other hosts.
+//! Parses addresses of this host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -194,36 +194,6 @@ impl<'a> Parser<'a> {
             EVERYWHERE,
         ))
     }
-
-    /// Refuses `PORT:ADDR:PORT`, which is reserved for redirects to other hosts.
-    pub(super) fn no_other_host(&self, ports: Ports) -> Result<(), RuleError> {
-        let head = self.head();
-        let word = match head.find(']') {
-            Some(end) if head.starts_with('[') => &head[..=end],
-            _ if is_v6_and_port(head) => head.rsplit_once(':').map_or(head, |(addr, _)| addr),
-            _ => self.until(|c| c.is_whitespace() || matches!(c, ':' | '/')),
-        };
-        let behind = &head[word.len()..];
-        let is_name = word.starts_with(|c: char| c.is_alphabetic())
-            && (behind.starts_with(':') || word.contains('.'));
-        let is_host = is_addr(word) || word.ends_with(']') || word == "localhost" || is_name;
-        if !is_host {
-            return Ok(());
-        }
-        let problem = match word {
-            "localhost" | "127.0.0.1" | "[::1]" => {
-                format!("`{word}` after the destination port would name another host")
-            }
-            _ => {
-                format!("`{word}` is another host; redirects to other hosts are not supported")
-            }
-        };
-        let rule = self.to_number(ports, behind);
-        Err(self.error(
-            problem,
-            format!("to redirect to a port of this host, write `{rule}`"),
-        ))
-    }
 }
 
 const V4: &str = "10.0.0.5:80:8080";
@@ -241,14 +211,14 @@ fn is_addr(word: &str) -> bool {
 }
 
 /// Whether the text is like `2001:db8::1:8080`, or the address alone.
-fn is_v6_and_port(head: &str) -> bool {
+pub(super) fn is_v6_and_port(head: &str) -> bool {
     let is_long = head.matches(':').count() > 2;
     let addr = head.rsplit_once(':').map_or("", |(addr, _)| addr);
     is_long && addr.parse::<Ipv6Addr>().is_ok()
 }
 
 /// The address in the form that it has before ports.
-fn in_text(addr: IpAddr) -> String {
+pub(super) fn in_text(addr: IpAddr) -> String {
     match addr {
         IpAddr::V4(addr) => addr.to_string(),
         IpAddr::V6(addr) => format!("[{addr}]"),

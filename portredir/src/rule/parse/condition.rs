@@ -1,10 +1,12 @@
-//! Parses `from CIDR` and `on IFACE,…`, in any order.
+//! Parses `from CIDR` and `on IFACE,…`, and the options between them, in any order.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
 use super::Parser;
+use super::options::{self, Words};
+use super::target::Listen;
 use crate::rule::error::{EXAMPLE, spelled, visible};
 use crate::rule::{Rule, RuleError};
 
@@ -14,7 +16,11 @@ const LONGEST_NAME: usize = 15;
 
 impl Parser<'_> {
     /// Reads the text after the protocol, to the end.
-    pub(super) fn conditions(&mut self, rule: &mut Rule) -> Result<(), RuleError> {
+    pub(super) fn conditions(
+        &mut self,
+        rule: &mut Rule,
+        words: &mut Words,
+    ) -> Result<(), RuleError> {
         let (mut has_from, mut has_on) = (false, false);
         loop {
             let before = self.at;
@@ -45,6 +51,10 @@ impl Parser<'_> {
                     self.at += word.len();
                     rule.on = self.on()?;
                     has_on = true;
+                }
+                _ if options::is_option(word) => {
+                    let (addr, ports) = (rule.addr, rule.ports);
+                    self.option(word, Listen { addr, ports }, words)?;
                 }
                 _ => return Err(self.junk(word, has_on)),
             }
@@ -85,9 +95,9 @@ impl Parser<'_> {
                 "no space is allowed before the protocol",
                 format!("as in `80:8080{protocol}`"),
             )
-        } else if ["from", "on"].contains(&lower.as_str()) {
+        } else if ["from", "on"].contains(&lower.as_str()) || options::is_option(&lower) {
             (
-                "conditions are lower case",
+                "conditions and options are lower case",
                 "as in `from 10.0.0.0/8` and `on eth0`".to_owned(),
             )
         } else if ["tcp", "udp", "both"].contains(&lower.as_str()) {

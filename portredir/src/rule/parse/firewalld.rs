@@ -1,7 +1,12 @@
 //! Parses `port=80:proto=tcp:toport=8080`, the syntax of firewalld.
 
+use std::net::IpAddr;
+
+use portredir_common::net::Port;
+
 use super::Parser;
-use crate::rule::{Ports, Protocols, Rule, RuleError};
+use super::target::{Listen, Placed};
+use crate::rule::{Ports, Protocols, Rule, RuleError, RuleTarget};
 
 const HINT: &str = "write `port=80:proto=tcp:toport=8080`, or `80:8080`";
 
@@ -28,18 +33,41 @@ impl Parser<'_> {
         }
         let missing = |name| self.error(format!("`{name}=` is missing"), HINT);
         let ports = fields.ports.ok_or_else(|| missing("port"))?;
-        let target = fields.target.ok_or_else(|| missing("toport"))?;
-        self.check_ports(ports, target, fields.target_at)?;
-        let mut rule = Rule {
-            addr: None,
-            ports,
-            target,
-            protocols: fields.protocols.unwrap_or_default(),
-            from: None,
-            on: Vec::new(),
+        let target = match (fields.target, fields.host) {
+            (Some(target), _) => target,
+            (None, Some(_)) => ports,
+            (None, None) => return Err(missing("toport")),
         };
-        self.conditions(&mut rule)?;
-        Ok(rule)
+        let listen = Listen { addr: None, ports };
+        let target = Placed {
+            target: RuleTarget {
+                host: fields.host,
+                ports: target,
+                weight: 1,
+            },
+            at: fields.target_at,
+            weight_at: None,
+        };
+        self.finish(listen, fields.protocols.unwrap_or_default(), vec![target])
+    }
+
+    /// Reads the address of the target, which firewalld writes without brackets.
+    fn toaddr(&mut self, ports: Ports) -> Result<IpAddr, RuleError> {
+        let rest = self.word();
+        let value = self.until(|c| c.is_whitespace() || c == ':');
+        let read = |text: &str| text.parse::<IpAddr>().ok();
+        // Only an IPv4 address can have other keys behind it.
+        let found = read(rest).map(|addr| (addr, rest.len()));
+        let found = found.or_else(|| Some((read(value)?, value.len())));
+        let Some((addr, length)) = found else {
+            return Err(self.error(
+                format!("`{value}` is not an address; host names are not resolved"),
+                "write `port=80:proto=tcp:toport=8080:toaddr=10.0.0.5`",
+            ));
+        };
+        self.check_host(addr, Listen { addr: None, ports })?;
+        self.at += length;
+        Ok(addr)
     }
 
     /// Reads one KEY=VALUE.
@@ -70,18 +98,14 @@ impl Parser<'_> {
             // firewalld itself prints this.
             "toaddr" if value.is_empty() => {}
             "toaddr" => {
-                return Err(self.error_at(
-                    key_at,
-                    "`toaddr` names another host; redirects to other hosts are not supported",
-                    "to redirect to a port of this host, omit toaddr: \
-                     `port=80:proto=tcp:toport=8080`",
-                ));
+                let ports = fields.ports.unwrap_or(Ports::one(Port::new(80)));
+                fields.host = Some(self.toaddr(ports)?);
             }
             _ => {
                 return Err(self.error_at(
                     key_at,
                     format!("unknown key `{key}`"),
-                    "the keys are port, proto and toport, as in `port=80:proto=tcp:toport=8080`",
+                    "the keys are port, proto, toport and toaddr, as in `port=80:proto=tcp:toport=8080`",
                 ));
             }
         }
@@ -96,6 +120,8 @@ struct Fields {
     target: Option<Ports>,
     /// The place of the target in the text.
     target_at: usize,
+    /// The address of the target.
+    host: Option<IpAddr>,
     protocols: Option<Protocols>,
 }
 
@@ -105,6 +131,7 @@ impl Fields {
             "port" => self.ports.is_some(),
             "toport" => self.target.is_some(),
             "proto" => self.protocols.is_some(),
+            "toaddr" => self.host.is_some(),
             _ => false,
         }
     }

@@ -1,5 +1,7 @@
 //! Random rules.
 
+mod shared;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -9,7 +11,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::rule::{Ports, Protocols, Rule};
+use self::shared::{Listen, shared};
+use crate::rule::{Ports, Protocols, Rule, To};
 
 /// Rules of every kind.
 pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
@@ -26,16 +29,32 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
         names.dedup();
         names
     });
-    (ports(), protocols(), ends(), on).prop_map(|((ports, target), protocols, (addr, from), on)| {
-        Rule {
-            addr,
-            ports,
-            target,
-            protocols,
-            from,
-            on,
-        }
-    })
+    (ports(), protocols(), ends(), on, option::of(shared())).prop_filter_map(
+        "odd targets",
+        |((ports, target), protocols, (addr, from), on, shared)| {
+            let listen = Listen {
+                addr,
+                ports,
+                protocols,
+                is_v4: addr
+                    .or(from.map(|from| from.addr()))
+                    .map(|addr| addr.is_ipv4()),
+            };
+            let to = match shared {
+                None if target == ports => return None,
+                None => To::Here(target),
+                Some(shared) => To::Forward(Box::new(shared.forward(&listen)?)),
+            };
+            Some(Rule {
+                addr,
+                ports,
+                to,
+                protocols,
+                from,
+                on,
+            })
+        },
+    )
 }
 
 /// Rules that often match the same packets: few ports, addresses, clients and interfaces.
@@ -68,7 +87,7 @@ pub(crate) fn near_rule() -> impl Strategy<Value = Rule> {
     (ports, protocols(), ends, on).prop_map(|((ports, target), protocols, (addr, from), on)| Rule {
         addr: (!addr.is_empty()).then(|| addr.parse().expect("an address")),
         ports,
-        target,
+        to: To::Here(target),
         protocols,
         from: (!from.is_empty()).then(|| from.parse().expect("a network")),
         on,
@@ -156,7 +175,7 @@ pub(crate) fn chosen(rules: &[Rule], packet: &Probe) -> Option<usize> {
         };
         rule.protocols.each().contains(&packet.protocol)
             && rule.ports.contains(packet.port)
-            && rule.target_of(packet.port) != packet.port
+            && rule.target_of(packet.port) != Some(packet.port)
             && rule.addr.is_none_or(|addr| addr == packet.local)
             && rule.from.is_none_or(|from| from.contains(&packet.client))
             && (rule.on.is_empty() || rule.on.iter().any(is_on))
@@ -186,17 +205,15 @@ fn ports() -> impl Strategy<Value = (Ports, Ports)> {
         (1..=u16::MAX).prop_map(|port| Ports::one(Port::new(port))),
         long
     ];
-    (ports, 1..=u16::MAX, any::<bool>())
-        .prop_map(|(ports, target, is_one)| {
-            let more = ports.last - ports.first;
-            let last = target.checked_add(more).filter(|_| !is_one);
-            let target = Ports {
-                first: target,
-                last: last.unwrap_or(target),
-            };
-            (ports, target)
-        })
-        .prop_filter("to itself", |(ports, target)| ports != target)
+    (ports, 1..=u16::MAX, any::<bool>()).prop_map(|(ports, target, is_one)| {
+        let more = ports.last - ports.first;
+        let last = target.checked_add(more).filter(|_| !is_one);
+        let target = Ports {
+            first: target,
+            last: last.unwrap_or(target),
+        };
+        (ports, target)
+    })
 }
 
 /// The address and the clients of one IP version.

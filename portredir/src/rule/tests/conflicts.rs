@@ -244,7 +244,12 @@ fn ten_thousand_rules() {
             .zip(places.into_iter().map(|place| place.rule))
             .collect();
         let start = Instant::now();
-        let table = Table::compile(&numbered, &History::default(), TableOptions::default());
+        let table = Table::compile(
+            &numbered,
+            &History::default(),
+            TableOptions::default(),
+            |_| None,
+        );
         let compiled = start.elapsed();
         let table = table.unwrap_or_else(|error| panic!("{shape}: {error}"));
         let start = Instant::now();
@@ -260,7 +265,7 @@ fn ten_thousand_rules() {
         assert!(!history.is_empty(), "{shape}");
         let alike: HashSet<_> = all
             .iter()
-            .map(|rule| (rule.ports, rule.target, rule.protocols))
+            .map(|rule| (rule.ports, rule.here().expect("one target"), rule.protocols))
             .collect();
         // The test takes some of the ports: each has to look at each rule.
         for port in (1..=u16::MAX).step_by(199).map(Port::new) {

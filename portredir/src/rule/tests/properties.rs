@@ -9,7 +9,7 @@ use super::arbitrary::any_rule;
 use crate::rule::{Rule, from_words};
 
 /// The pieces of texts, right and wrong.
-const PIECES: [&str; 44] = [
+const PIECES: [&str; 56] = [
     ":",
     "::",
     "-",
@@ -54,6 +54,18 @@ const PIECES: [&str; 44] = [
     "toport=",
     "proto=",
     "toaddr=",
+    "10.0.0.5",
+    "[2001:db8::5]",
+    "{",
+    "=2",
+    " check ",
+    "tcp:80",
+    "http:/",
+    " every 5s",
+    " else ",
+    " affinity client",
+    " snat never",
+    " cut",
 ];
 
 /// A change to a text.
@@ -113,13 +125,22 @@ fn spelling(rule: &Rule, is_firewalld: bool) -> String {
         ..rule.clone()
     };
     let conditions = rule.to_string().split_off(text.to_string().len());
-    let (ports, target) = (rule.ports, rule.target);
+    let ports = rule.ports;
+    let (target, host) = match rule.forward() {
+        None => (rule.here().expect("one target"), None),
+        // firewalld has one target, without options.
+        Some(forward) => match (&forward.targets[..], text.to_string().contains(' ')) {
+            ([one], false) if one.weight == 1 => (one.ports, one.host),
+            _ => return rule.to_string(),
+        },
+    };
+    let host = host.map_or(String::new(), |host| format!(":toaddr={host}"));
     let protocol = match rule.protocols {
         crate::rule::Protocols::Tcp => "tcp",
         crate::rule::Protocols::Udp => "udp",
         crate::rule::Protocols::Both => "both",
     };
-    format!("port={ports}:proto={protocol}:toport={target}{conditions}")
+    format!("port={ports}:proto={protocol}:toport={target}{host}{conditions}")
 }
 
 /// The properties of any text.

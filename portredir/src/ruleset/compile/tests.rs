@@ -98,7 +98,7 @@ proptest! {
 
     #[test]
     fn the_most_specific_wins(rules in vec(near_rule(), 0..10)) {
-        let table = Table::compile(&numbered(&rules), &History::default(), TableOptions::default());
+        let table = Table::compile(&numbered(&rules), &History::default(), TableOptions::default(), |_| None);
         let table = match table {
             // There are few lists of interfaces here, but one port can have too many.
             Err(TableError::Candidates { .. }) => return Ok(()),
@@ -106,14 +106,14 @@ proptest! {
         };
         for packet in probes() {
             let expected = chosen(&rules, &packet).map(|i| {
-                (u16::try_from(i).expect("few"), rules[i].target_of(packet.port))
+                (u16::try_from(i).expect("few"), rules[i].target_of(packet.port).expect("one target"))
             });
             prop_assert_eq!(look_up(&table, &packet), expected, "{:?}", packet);
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for port in (1..=200).map(Port::new) {
                 let is_target = rules.iter().any(|rule| {
-                    rule.protocols.each().contains(&protocol) && rule.target.contains(port)
+                    rule.protocols.each().contains(&protocol) && rule.is_own_target(port)
                 });
                 prop_assert_eq!(table.is_target(protocol, port), is_target, "{:?}", port);
             }
@@ -127,6 +127,7 @@ fn refused(rules: impl IntoIterator<Item = String>) -> String {
         &numbered(&rules),
         &History::default(),
         TableOptions::default(),
+        |_| None,
     );
     table.expect_err("too many").to_string()
 }
