@@ -5,4 +5,5 @@ mod candidates;
 pub mod compile;
 pub mod history;
 pub mod interval;
+pub mod services;
 pub mod shadow;
