@@ -7,6 +7,7 @@
 pub mod duration;
 mod error;
 mod list;
+pub mod object;
 pub(crate) mod parse;
 pub mod target;
 #[cfg(test)]
@@ -143,6 +144,19 @@ impl Rule {
         match &self.to {
             To::Forward(forward) => Some(forward),
             To::Here(_) => None,
+        }
+    }
+
+    /// All targets, each with its weight.
+    #[must_use]
+    pub fn targets(&self) -> Vec<RuleTarget> {
+        match &self.to {
+            To::Here(ports) => vec![RuleTarget {
+                host: None,
+                ports: *ports,
+                weight: 1,
+            }],
+            To::Forward(forward) => forward.targets.clone(),
         }
     }
 

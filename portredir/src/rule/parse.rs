@@ -8,6 +8,7 @@ mod target;
 
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use portredir_common::net::Port;
 
 pub(crate) use self::condition::is_glob;
@@ -128,7 +129,14 @@ impl<'a> Parser<'a> {
             let whole = ends.find_map(|end| format!("{begun}{end}").parse::<Rule>().ok());
             let hint = whole.map_or_else(
                 || EXAMPLE.to_owned(),
-                |rule| format!("write both ports, as in `{rule}`"),
+                |rule| {
+                    let verb = if begun.contains([',', ' ']) {
+                        ""
+                    } else {
+                        "write both ports, "
+                    };
+                    format!("{verb}as in `{rule}`")
+                },
             );
             return self.error(format!("expected {what}, but the rule ends"), hint);
         };
@@ -298,22 +306,8 @@ impl<'a> Parser<'a> {
             self.no_options(&rule, &words)?;
             return Ok(rule);
         }
-        let placed = targets.iter().map(|placed| (&placed.target, placed.at));
-        let otherwise = words
-            .otherwise
-            .as_ref()
-            .and_then(|(otherwise, at)| match otherwise {
-                Else::Target(target) => Some((target, *at)),
-                Else::Drop => None,
-            });
         if let Some(from) = rule.from {
-            let is_v4 = from.addr().is_ipv4();
-            let hosts = placed.chain(otherwise);
-            let mut hosts = hosts.filter_map(|(target, at)| Some((target.host?, at)));
-            if let Some((host, at)) = hosts.find(|(host, _)| host.is_ipv4() != is_v4) {
-                let problem = format!("clients in {from} cannot be sent to {host}");
-                return Err(self.error_at(at, problem, other_version(is_v4)));
-            }
+            self.check_clients(from, &targets, &words)?;
         }
         let check = self.check_of(&words, targets.len(), protocols)?;
         rule.to = To::Forward(Box::new(Forward {
@@ -324,6 +318,28 @@ impl<'a> Parser<'a> {
             when_down: words.when_down,
         }));
         Ok(rule)
+    }
+
+    /// Refuses targets that clients of the network cannot reach.
+    fn check_clients(
+        &self,
+        from: IpNet,
+        targets: &[Placed],
+        words: &Words,
+    ) -> Result<(), RuleError> {
+        let is_v4 = from.addr().is_ipv4();
+        let placed = targets.iter().map(|placed| (&placed.target, placed.at));
+        let otherwise = match &words.otherwise {
+            Some((Else::Target(target), at)) => Some((target, *at)),
+            Some((Else::Drop, _)) | None => None,
+        };
+        let hosts = placed.chain(otherwise);
+        let mut hosts = hosts.filter_map(|(target, at)| Some((target.host?, at)));
+        let Some((host, at)) = hosts.find(|(host, _)| host.is_ipv4() != is_v4) else {
+            return Ok(());
+        };
+        let problem = format!("clients in {from} cannot be sent to {host}");
+        Err(self.error_at(at, problem, other_version(is_v4)))
     }
 
     fn check_ports(&self, ports: Ports, target: Ports, at: usize) -> Result<(), RuleError> {

@@ -113,6 +113,12 @@ impl RuleTarget {
     /// The heaviest weight.
     pub const MOST_WEIGHT: u16 = 100;
 
+    /// The text of the target of a rule with these destination ports, without its weight.
+    #[must_use]
+    pub fn text(&self, dst_ports: Ports) -> String {
+        Spelled(self, dst_ports).to_string()
+    }
+
     /// The target port of a destination port, for a rule with these destination ports.
     #[must_use]
     pub const fn port_of(&self, dst_ports: Ports, dst_port: Port) -> Option<Port> {

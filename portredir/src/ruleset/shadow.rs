@@ -16,8 +16,8 @@ use portredir_common::net::Protocol;
 use thiserror::Error;
 
 use super::interval::{Condition, Holders, Interval, conditions, intervals};
-use crate::rule::Sourced;
 use crate::rule::parse::is_glob;
+use crate::rule::{Affinity, Check, Forward, Rule, Sourced, To, WhenDown};
 
 /// The largest number of rules: the programs have 16 bits for a rule.
 pub const MAX_RULES: usize = 1 << 16;
@@ -31,8 +31,8 @@ pub const MAX_ON: usize = 63;
 pub enum ConflictError {
     /// A rule can never match.
     #[error(
-        "rule `{}` ({}) never matches: {} {}; remove one of them",
-        .shadowed.rule, .shadowed.origin, Names(.by), ports(.shadowed, .by.len())
+        "rule `{}` ({}) never matches: {} {}; {}",
+        .shadowed.rule, .shadowed.origin, Names(.by), ports(.shadowed, .by.len()), remedy(.shadowed, .by)
     )]
     Shadowed {
         /// The rule that can never match.
@@ -92,6 +92,38 @@ fn ports(shadowed: &Sourced, takers: usize) -> String {
         "ports"
     };
     format!("{verb} {noun} {ports}")
+}
+
+/// The way out: of two rules for the same packets, one rule can have all targets.
+fn remedy(shadowed: &Sourced, by: &[Sourced]) -> String {
+    let both = match by {
+        [taker] => shared(&taker.rule, &shadowed.rule),
+        _ => None,
+    };
+    match both {
+        Some(rule) => format!("remove one of them, or write `{rule}` for both targets"),
+        None => "remove one of them".to_owned(),
+    }
+}
+
+/// The rule with the targets of two rules that differ in them alone.
+fn shared(one: &Rule, other: &Rule) -> Option<Rule> {
+    if one.listen_key() != other.listen_key() {
+        return None;
+    }
+    let targets: Vec<_> = one.targets().into_iter().chain(other.targets()).collect();
+    let rule = Rule {
+        to: To::Forward(Box::new(Forward {
+            check: Check::usual(targets.len(), one.protocols),
+            targets,
+            affinity: Affinity::default(),
+            otherwise: None,
+            when_down: WhenDown::default(),
+        })),
+        ..one.clone()
+    };
+    // A target that both have would be refused.
+    rule.to_string().parse().ok()
 }
 
 /// Refuses lists in which a rule could never match, and lists that are too long for the

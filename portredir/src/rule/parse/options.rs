@@ -8,16 +8,16 @@ use portredir_common::net::Port;
 use super::Parser;
 use super::target::Listen;
 use crate::rule::duration;
-use crate::rule::error::{right, spelled};
+use crate::rule::error::spelled;
 use crate::rule::{Affinity, Check, CheckBy, Else, Protocols, Rule, RuleError, WhenDown};
 
 /// The words that begin an option, with an example of each.
 const WORDS: [(&str, &str); 9] = [
     ("check", "check tcp"),
-    ("every", "every 5s"),
-    ("timeout", "timeout 500ms"),
-    ("rise", "rise 2"),
-    ("fall", "fall 3"),
+    ("every", "check tcp:8080 every 5s"),
+    ("timeout", "check tcp:8080 timeout 500ms"),
+    ("rise", "check tcp:8080 rise 2"),
+    ("fall", "check tcp:8080 fall 3"),
     ("affinity", "affinity client"),
     ("snat", "snat never"),
     ("else", "else drop"),
@@ -247,7 +247,9 @@ impl Parser<'_> {
         let example = example_of(name);
         let own = rule.here().expect("one target of this host");
         let more = format!("{}:{own},10.0.0.5:{} {example}", rule.ports, own.first);
-        let more = right(&more, "80:8080,10.0.0.5:8080");
+        let is_right = more.parse::<Rule>().is_ok();
+        let more = Some(more).filter(|_| is_right);
+        let more = more.unwrap_or_else(|| "80:8080,10.0.0.5:8080 cut".to_owned());
         Err(self.error_at(
             at,
             format!("`{name}` needs a target with an address, or several targets"),
@@ -273,7 +275,7 @@ impl Parser<'_> {
                 Some((name, at)) => Err(self.error_at(
                     at,
                     format!("`{name}` is about a health check, and the rule has none"),
-                    format!("add one, as in `check tcp:8080 {}`", example_of(name)),
+                    format!("add one, as in `{}`", example_of(name)),
                 )),
             };
         };
@@ -293,7 +295,7 @@ impl Parser<'_> {
                 at,
                 format!("a check would still wait when the next one begins, after {every:?}"),
                 "give a timeout that is not longer than the interval, as in \
-                 `every 5s timeout 2s`",
+                 `check tcp every 5s timeout 2s`",
             ));
         }
         Ok(Some(Check {

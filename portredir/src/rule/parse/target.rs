@@ -183,7 +183,7 @@ impl Parser<'_> {
 
     /// Reads the address of a target, if there is one.
     fn host(&mut self, listen: Listen) -> Result<Option<IpAddr>, RuleError> {
-        let rest = self.until(|c| c.is_whitespace() || matches!(c, ',' | '/' | '='));
+        let rest = self.until(|c| c.is_whitespace() || matches!(c, ',' | '/' | '=' | '*'));
         if let Some(inner) = rest.strip_prefix('[') {
             let Some(end) = inner.find(']') else {
                 return Err(self.error(
@@ -208,7 +208,7 @@ impl Parser<'_> {
         {
             return Err(self.plain_v6(addr, port, listen));
         }
-        let word = self.until(|c| c.is_whitespace() || matches!(c, ':' | ',' | '/' | '='));
+        let word = self.until(|c| c.is_whitespace() || matches!(c, ':' | ',' | '/' | '=' | '*'));
         if let Ok(addr) = word.parse::<Ipv4Addr>() {
             self.check_host(addr.into(), listen)?;
             self.at += word.len();
@@ -258,17 +258,17 @@ impl Parser<'_> {
 
     /// Refuses addresses that no target can have.
     pub(super) fn check_host(&self, addr: IpAddr, listen: Listen) -> Result<(), RuleError> {
-        let own = self.own_port(listen);
+        let own = || self.own_port(listen);
         let is_link_local = |v6: &Ipv6Addr| v6.is_unicast_link_local();
         let is_zero_net = |v4: &Ipv4Addr| v4.octets()[0] == 0;
         let (problem, hint) = match addr {
             _ if addr.is_loopback() || addr.is_unspecified() => (
                 format!("{addr} is not the address of another host"),
-                format!("for a port of this host write only the port: `{own}`"),
+                format!("for a port of this host write only the port: `{}`", own()),
             ),
             _ if listen.addr == Some(addr) => (
                 format!("{addr} is the address that clients connect to"),
-                format!("for a port of this host write only the port: `{own}`"),
+                format!("for a port of this host write only the port: `{}`", own()),
             ),
             IpAddr::V6(v6) if let Some(mapped) = v6.to_ipv4_mapped() => (
                 format!("{addr} is an IPv4-mapped IPv6 address"),
@@ -308,10 +308,14 @@ impl Parser<'_> {
     fn own_port(&self, listen: Listen) -> String {
         let word = self.until(|c| c.is_whitespace() || matches!(c, ',' | '/' | '='));
         let behind = word.rsplit_once(']').map_or(word, |(_, behind)| behind);
-        if behind.contains(':') {
+        let rule = if behind.contains(':') {
             self.to_number(listen.ports, behind)
         } else {
             to(listen.ports, 8080)
+        };
+        match listen.addr {
+            Some(addr) => format!("{}:{rule}", in_text(addr)),
+            None => rule,
         }
     }
 
@@ -323,10 +327,10 @@ impl Parser<'_> {
         let is_number = word.starts_with(|c: char| c.is_ascii_digit())
             && word.contains('.')
             && !word.contains("..");
-        let example = right(
-            &format!("{}:10.0.0.5:8080", listen.ports),
-            "80:10.0.0.5:8080",
-        );
+        let example = || {
+            let text = format!("{}:10.0.0.5:8080", listen.ports);
+            right(&text, "80:10.0.0.5:8080")
+        };
         let (problem, hint) = match word {
             "localhost" => (
                 "`localhost` is this host".to_owned(),
@@ -334,15 +338,15 @@ impl Parser<'_> {
             ),
             "container" | "docker" | "pod" if is_name => (
                 "containers are not found by their names".to_owned(),
-                format!("write the address of the container, as in `{example}`"),
+                format!("write the address of the container, as in `{}`", example()),
             ),
             _ if is_name => (
                 format!("`{word}` is not an address; host names are not resolved"),
-                format!("write the address of the target, as in `{example}`"),
+                format!("write the address of the target, as in `{}`", example()),
             ),
             _ if is_number => (
                 format!("`{word}` is not an IPv4 address"),
-                format!("write targets as in `{example}`"),
+                format!("write targets as in `{}`", example()),
             ),
             _ => return Ok(()),
         };
@@ -368,8 +372,6 @@ pub(super) const fn other_version(is_v4: bool) -> &'static str {
 
 /// Whether a text begins with the address of a host.
 fn is_host(text: &str) -> bool {
-    let end = text
-        .find(|c: char| matches!(c, ':' | ',' | '/' | '='))
-        .unwrap_or(text.len());
+    let end = text.find([':', ',', '/', '=']).unwrap_or(text.len());
     text.starts_with('[') || text[..end].parse::<Ipv4Addr>().is_ok()
 }

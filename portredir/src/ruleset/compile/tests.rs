@@ -121,6 +121,146 @@ proptest! {
     }
 }
 
+/// The table of rules, in which the services have the numbers from 1000 by their places.
+fn compiled(rules: &[&str], history: &History, options: TableOptions) -> Table {
+    let rules: Vec<_> = rules.iter().map(|text| rule(text)).collect();
+    let numbers = |place: usize| u16::try_from(1000 + place).ok();
+    Table::compile(&numbered(&rules), history, options, numbers).expect("a table")
+}
+
+fn flags(table: &Table, protocol: Protocol, port: u16) -> u16 {
+    table.ports[index(protocol, Port::new(port))].flags
+}
+
+#[test]
+fn a_service_is_found_by_its_number() {
+    let none = TableOptions::default();
+    let rules = ["80-81:10.0.0.5:8080", "443:8443", "81:9090/udp"];
+    let table = compiled(&rules, &History::default(), none);
+    let entry = |port| table.ports[index(Protocol::Tcp, Port::new(port))];
+    for port in [80, 81] {
+        assert_eq!(entry(port).flags, PortEntry::MATCH | PortEntry::FORWARD);
+        assert_eq!(
+            (entry(port).target, entry(port).rule, entry(port).set),
+            (Port::new(1000), 0, 0)
+        );
+    }
+    assert_eq!(entry(8080).flags, PortEntry::REMOTE);
+    assert_eq!(
+        (entry(443).flags, entry(443).target),
+        (PortEntry::MATCH, Port::new(8443))
+    );
+    assert_eq!(entry(8443).flags, PortEntry::TARGET);
+    // The other protocol has its own entries.
+    assert_eq!(flags(&table, Protocol::Udp, 81), PortEntry::MATCH);
+    assert_eq!(flags(&table, Protocol::Udp, 8080), 0);
+}
+
+#[test]
+fn one_of_several_rules_is_a_service() {
+    let rules = [
+        "80:8080",
+        "10.0.0.1:80:10.0.0.5,10.0.0.6",
+        "80:7070 from 10.0.0.0/8",
+    ];
+    let options = TableOptions {
+        if_listening: true,
+        ..TableOptions::default()
+    };
+    let table = compiled(&rules, &History::default(), options);
+    let entry = table.ports[index(Protocol::Tcp, Port::new(80))];
+    assert_ne!(entry.set, 0);
+    let all = PortEntry::MATCH | PortEntry::FORWARD | PortEntry::IF_LISTENING;
+    // Port 80 is a port of the targets, too.
+    assert_eq!(entry.flags, all | PortEntry::REMOTE);
+    let candidates = table.sources.values().flat_map(|candidates| candidates.0);
+    let mut found: Vec<_> = candidates
+        .filter(|candidate| *candidate != Candidate::default())
+        .map(|candidate| {
+            (
+                candidate.rule,
+                candidate.target.port().get(),
+                candidate.flags,
+            )
+        })
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(
+        found,
+        [(0, 8080, 0), (1, 1001, Candidate::FORWARD), (2, 7070, 0)]
+    );
+    let alone = compiled(&["80:10.0.0.5"], &History::default(), options);
+    assert_eq!(
+        flags(&alone, Protocol::Tcp, 80),
+        PortEntry::MATCH | PortEntry::FORWARD | PortEntry::REMOTE
+    );
+}
+
+#[test]
+fn each_target_port_of_a_service_is_marked() {
+    let text = "8000-8010:10.0.0.5:9000-9010,8005,10.0.0.6:9500 else 7000";
+    for hide_target in [false, true] {
+        let options = TableOptions {
+            hide_target,
+            ..TableOptions::default()
+        };
+        let table = compiled(&[text], &History::default(), options);
+        for port in 1..=u16::MAX {
+            let flags = flags(&table, Protocol::Tcp, port);
+            let is_target = matches!(port, 9000..=9010 | 8005 | 9500 | 7000);
+            assert_eq!(flags & PortEntry::REMOTE != 0, is_target, "{port}");
+            // Clients connect to 8005 itself, so only 7000 can be hidden.
+            let is_hidden = hide_target && port == 7000;
+            assert_eq!(flags & PortEntry::HIDDEN != 0, is_hidden, "{port}");
+            assert_eq!(flags & PortEntry::TARGET, 0, "{port}");
+        }
+        let closed = flags(&table, Protocol::Tcp, 0);
+        assert_eq!(closed & PortEntry::TARGET != 0, hide_target);
+    }
+    let beside = |text: &str| {
+        let rule = rule(text);
+        let parts = hidden_beside(&rule).map(|ports| ports.to_string());
+        parts.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(beside("80:80,10.0.0.5"), "");
+    assert_eq!(beside("80-90:85-95,10.0.0.5"), "91-95");
+    assert_eq!(beside("80-90:70-80,10.0.0.5"), "70-79");
+    assert_eq!(beside("1-65535:10.0.0.5,80"), "");
+    assert_eq!(beside("80:8080,8081"), "8080 8081");
+    assert_eq!(beside("80:8080"), "");
+}
+
+#[test]
+fn a_service_in_place_of_one_port_keeps_its_flows() {
+    let before = [rule("80:1000")];
+    let after = [rule("80:10.0.0.5:8080")];
+    let history = History::default().after(&before, &after, |_, _, _| false);
+    // The number of the service, which is 1000 as well, is no port.
+    let table = compiled(&["80:10.0.0.5:8080"], &history, TableOptions::default());
+    let place = PortEntry::index(Protocol::Tcp, Port::new(80));
+    assert_eq!(table.old[&place].target(0), Some(Port::new(1000)));
+    assert_ne!(flags(&table, Protocol::Tcp, 80) & PortEntry::OLD, 0);
+    assert_eq!(flags(&table, Protocol::Tcp, 1000), PortEntry::TARGET);
+    // And back, while the flows of the first rule are alive.
+    let back = [rule("80:2000")];
+    let history = history.after(&after, &back, |_, _, _| true);
+    let table = compiled(&["80:2000"], &history, TableOptions::default());
+    assert_eq!(table.old[&place].target(0), Some(Port::new(1000)));
+    assert_eq!(table.old[&place].target(1), None);
+}
+
+#[test]
+fn a_service_without_a_number_is_refused() {
+    let rules = numbered(&[rule("443:8443"), rule("80:10.0.0.5")]);
+    for number in [None, Some(0)] {
+        let table = Table::compile(&rules, &History::default(), TableOptions::default(), |_| {
+            number
+        });
+        assert_eq!(table, Err(TableError::NoService { place: 1 }));
+    }
+}
+
 fn refused(rules: impl IntoIterator<Item = String>) -> String {
     let rules: Vec<_> = rules.into_iter().map(|text| rule(&text)).collect();
     let table = Table::compile(
