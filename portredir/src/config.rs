@@ -11,5 +11,6 @@ pub mod save;
 pub mod selection;
 pub mod settings;
 pub mod similar;
+pub mod table;
 mod trust;
 pub mod value;

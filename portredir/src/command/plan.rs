@@ -14,6 +14,7 @@ use crate::controller::change::{Action, Change, HostView};
 use crate::host::netlink::Netlink;
 use crate::observe::listening::Listening;
 use crate::plan::{PlanReport, lockout};
+use crate::rule::object::RuleObject;
 
 /// Prints the plan. Then, where an engine is not available, the command fails.
 ///
@@ -36,6 +37,12 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     let text = if args.json {
         let report = Planned {
             plan: plan.report(),
+            rule_objects: change
+                .settings()
+                .rules
+                .iter()
+                .map(RuleObject::from)
+                .collect(),
             listening,
         };
         serde_json::to_string(&report)? + "\n"
@@ -55,6 +62,7 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
 struct Planned<'a> {
     #[serde(flatten)]
     plan: PlanReport<'a>,
+    rule_objects: Vec<RuleObject>,
     listening: Vec<Listening>,
 }
 

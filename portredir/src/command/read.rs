@@ -8,6 +8,7 @@ use crate::controller::error::ControllerError;
 use crate::controller::status;
 use crate::ipc::client::Answer;
 use crate::observe::report::Report;
+use crate::rule::object::RuleObject;
 
 /// `portredir rules`.
 ///
@@ -17,7 +18,13 @@ use crate::observe::report::Report;
 pub fn rules(args: ReadArgs) -> anyhow::Result<()> {
     let rules = read(args)?.settings.rules;
     if args.json {
-        let json = serde_json::json!({ "schema": 1, "running": true, "rules": rules });
+        let objects: Vec<_> = rules.iter().map(RuleObject::from).collect();
+        let json = serde_json::json!({
+            "schema": 1,
+            "running": true,
+            "rules": rules,
+            "rule_objects": objects,
+        });
         return print(&format!("{json}\n"));
     }
     let lines: String = rules.iter().map(|rule| format!("{rule}\n")).collect();

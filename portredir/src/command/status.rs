@@ -19,6 +19,7 @@ use crate::loader::chain;
 use crate::observe::attached::{HookReport, HookState, Interface};
 use crate::observe::faults::Fault;
 use crate::observe::listening::Listening;
+use crate::rule::object::RuleObject;
 
 /// The time that the watcher needs for a change of the host.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -50,6 +51,7 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<()> {
             faults: &faults,
             differs_from: differing_config(&answer.settings),
             listening: listening.unwrap_or_default(),
+            rule_objects: answer.settings.rules.iter().map(RuleObject::from).collect(),
             answer: &answer,
         };
         if args.read.json {
@@ -85,6 +87,7 @@ struct Status<'a> {
     /// The configuration on disk, if its rules are not those that run.
     differs_from: Option<PathBuf>,
     listening: Vec<Listening>,
+    rule_objects: Vec<RuleObject>,
     #[serde(flatten)]
     answer: &'a Answer,
 }
@@ -246,6 +249,7 @@ mod tests {
             }],
             differs_from: None,
             listening: Vec::new(),
+            rule_objects: Vec::new(),
             answer: &answer,
         };
         let text = text(&status);

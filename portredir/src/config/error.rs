@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::table::TableError;
 use crate::exit::ExitCode;
-use crate::rule::SourcedError;
+use crate::rule::{Origin, SourcedError};
 use crate::ruleset::shadow::ConflictError;
 
 /// The default directory of the files.
@@ -72,6 +73,14 @@ pub enum ConfigError {
     /// A rule cannot be read.
     #[error(transparent)]
     Rule(#[from] SourcedError),
+    /// A `[[rule]]` table cannot be read.
+    #[error("{origin}: {error}")]
+    Table {
+        /// The place of the table.
+        origin: Origin,
+        /// The mistake.
+        error: TableError,
+    },
     /// The rules contradict each other.
     #[error(transparent)]
     Conflict(#[from] ConflictError),

@@ -124,7 +124,7 @@ fn read_all(path: &Path, from: &mut impl io::Read) -> Result<Vec<u8>, ConfigErro
 ///
 /// # Errors
 ///
-/// [`ConfigError::Toml`] and [`ConfigError::Rule`], with the place.
+/// [`ConfigError::Toml`], [`ConfigError::Rule`] and [`ConfigError::Table`], with the place.
 pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     let toml = |message: String| ConfigError::Toml {
         path: path.display().to_string(),
@@ -132,26 +132,52 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     };
     let text = String::from_utf8(bytes).map_err(|_| toml("not UTF-8 text".into()))?;
     let mut options: Options = toml::from_str(&text).map_err(|error| toml(plain::text(&error)))?;
+    let lines = Lines::of(&text);
+    let origin = |start: usize| Origin::File {
+        path: path.to_owned(),
+        line: lines.line(start),
+    };
     let mut rules = Vec::new();
-    // The rules come in the order of the text.
-    let (mut line, mut counted) = (1, 0);
     for rule in std::mem::take(&mut options.rules) {
-        let start = rule.span().start;
-        line += text[counted..start].matches('\n').count();
-        counted = start;
-        let origin = Origin::File {
-            path: path.to_owned(),
-            line,
-        };
-        match rule.get_ref().parse::<Rule>() {
-            Ok(rule) => rules.push(Sourced { rule, origin }),
-            Err(error) => {
-                let error = Box::new(error);
-                return Err(SourcedError { origin, error }.into());
-            }
+        rules.push(sourced(rule.get_ref(), origin(rule.span().start))?);
+    }
+    // A list of texts cannot come after a table.
+    for table in std::mem::take(&mut options.rule) {
+        let origin = origin(table.span().start);
+        let texts = table.get_ref().texts();
+        let texts = texts.map_err(|error| ConfigError::Table {
+            origin: origin.clone(),
+            error,
+        })?;
+        for text in texts {
+            rules.push(sourced(&text, origin.clone())?);
         }
     }
     Ok(Config { options, rules })
+}
+
+/// The lines of a text.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        Self(text.match_indices('\n').map(|(at, _)| at).collect())
+    }
+
+    /// The number of the line of a byte, from 1.
+    fn line(&self, at: usize) -> usize {
+        1 + self.0.partition_point(|end| *end < at)
+    }
+}
+
+fn sourced(text: &str, origin: Origin) -> Result<Sourced, SourcedError> {
+    match text.parse::<Rule>() {
+        Ok(rule) => Ok(Sourced { rule, origin }),
+        Err(error) => {
+            let error = Box::new(error);
+            Err(SourcedError { origin, error })
+        }
+    }
 }
 
 /// The options that differ from their defaults, as they are written in a file.

@@ -6,7 +6,8 @@ use toml::Spanned;
 
 use super::engine::EngineChoice;
 use super::selection::Selection;
-use super::value::{CgroupDir, DrainTimeout, FlowCount, MetricsAddr};
+use super::table::RuleTable;
+use super::value::{CgroupDir, DrainTimeout, FlowCount, ForwardBy, MetricsAddr};
 use crate::rule::Rule;
 
 /// Makes [`Options`], where each option may be given or not, and [`Settings`],
@@ -34,6 +35,9 @@ macro_rules! options {
             /// The rules of a file, with their places in it.
             #[arg(skip)]
             pub(super) rules: Vec<Spanned<String>>,
+            /// The tables of rules of a file, with their places in it.
+            #[arg(skip)]
+            pub(super) rule: Vec<Spanned<RuleTable>>,
         }
 
         /// All settings that are fixed when redirecting begins.
@@ -72,6 +76,7 @@ macro_rules! options {
                 Self {
                     $($name: later.$name.or(self.$name),)+
                     rules: self.rules.into_iter().chain(later.rules).collect(),
+                    rule: self.rule.into_iter().chain(later.rule).collect(),
                 }
             }
         }
@@ -192,6 +197,14 @@ options! {
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     #[arg(env = "PORTREDIR_CGROUP", hide_env = true)]
     cgroup: CgroupDir = CgroupDir::default(), attach;
+
+    /// Way of packets to targets with an address: stack [default: stack].
+    ///
+    /// The kernel routes them, and a firewall sees them in FORWARD.
+    #[arg(long, value_name = "WAY", hide_short_help = true)]
+    #[arg(env = "PORTREDIR_FORWARD", hide_env = true)]
+    #[serde(skip_serializing_if = "ForwardBy::is_usual")]
+    forward: ForwardBy = ForwardBy::default(), attach;
 
     /// How long to wait for redirected connections when stopping [default: 10s].
     ///

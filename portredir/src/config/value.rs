@@ -42,6 +42,12 @@ pub enum ValueError {
     /// The text is no address with a port.
     #[error("expected ADDR:PORT, for example 127.0.0.1:9474 or [::1]:9474, or `off`")]
     NotSocketAddr,
+    /// The way of forwarded packets is not there yet.
+    #[error("`direct` comes with a later version; use `stack`, by which the kernel routes packets")]
+    NotDirect,
+    /// The way of forwarded packets does not exist.
+    #[error("unknown way `{0}`; use `stack`, by which the kernel routes packets")]
+    NotForward(String),
     /// The path is no directory of a cgroup v2 hierarchy.
     #[error("not a cgroup v2 directory; an example is /sys/fs/cgroup/system.slice")]
     NotCgroup,
@@ -257,6 +263,49 @@ impl Serialize for MetricsAddr {
 }
 
 impl<'de> Deserialize<'de> for MetricsAddr {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+/// The way of packets to targets with an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForwardBy {
+    /// The kernel routes them.
+    #[default]
+    Stack,
+}
+
+impl ForwardBy {
+    /// Whether this is the default.
+    #[must_use]
+    pub const fn is_usual(&self) -> bool {
+        matches!(self, Self::Stack)
+    }
+}
+
+impl FromStr for ForwardBy {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text {
+            "stack" => Ok(Self::Stack),
+            "direct" => Err(ValueError::NotDirect),
+            _ => Err(ValueError::NotForward(text.to_owned())),
+        }
+    }
+}
+
+impl Serialize for ForwardBy {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Stack => to.serialize_str("stack"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ForwardBy {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         text.parse().map_err(de::Error::custom)

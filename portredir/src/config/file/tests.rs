@@ -54,6 +54,134 @@ fn later_files_add_rules_and_overrule_options() {
     assert_eq!(one.rules.len(), 1);
 }
 
+/// The rules of a file, as their canonical texts.
+fn rules(text: &str) -> Vec<String> {
+    let config = parse(Path::new("FILE"), text.into()).unwrap_or_else(|error| panic!("{error}"));
+    let rules = config.rules.iter();
+    rules
+        .map(|sourced| format!("{}: {}", sourced.origin, sourced.rule))
+        .collect()
+}
+
+#[test]
+fn rules_are_texts_or_tables() {
+    let text = r#"
+forward = "stack"
+rules = ["80:8080"]
+
+[[rule]]
+listen = "443"
+protocol = "both"
+from = ["10.0.0.0/8"]
+on = ["wg0", "eth0"]
+targets = ["10.0.0.5:8443", { to = "10.0.0.6:8443", weight = 2 }, 9443]
+affinity = "client"
+snat = "never"
+else = 9090
+cut = false
+check = { http = "/healthz", every = 5, timeout = "500ms", rise = 1, fall = 4 }
+
+[[rule]]
+listen = 25
+targets = ["10.0.0.7"]
+from = ["10.0.0.0/8", "192.168.0.0/16"]
+check = "tcp"
+cut = true
+
+[[rule]]
+listen = "10.1.1.1:81"
+targets = [8081]
+on = "eth0"
+
+[[rule]]
+listen = 53
+protocol = "udp"
+targets = [{ to = "10.0.0.7" }, "[2001:db8::7]"]
+check = { tcp = 53, every = 0.5 }
+
+[[rule]]
+listen = "82"
+targets = ["10.0.0.7"]
+check = { tcp = true }
+"#;
+    assert_eq!(
+        rules(text),
+        [
+            "FILE:3: 80:8080",
+            "FILE:5: 443:10.0.0.5:8443,10.0.0.6:8443=2,9443/both from 10.0.0.0/8 on eth0,wg0 check \
+             http:/healthz every 5s timeout 500ms rise 1 fall 4 affinity client else 9090",
+            "FILE:17: 25:10.0.0.7 from 10.0.0.0/8 check tcp cut",
+            "FILE:17: 25:10.0.0.7 from 192.168.0.0/16 check tcp cut",
+            "FILE:24: 10.1.1.1:81:8081 on eth0",
+            "FILE:29: 53:10.0.0.7,[2001:db8::7]/udp check tcp:53 every 500ms",
+            "FILE:35: 82:10.0.0.7 check tcp",
+        ]
+    );
+    // What is saved is the same rules as texts.
+    let config = parse(Path::new("FILE"), text.into()).expect("a file");
+    let settings = config.over(&Settings::default());
+    let again = parse(Path::new("FILE"), to_toml(&settings).into()).expect("a file");
+    assert_eq!(again.over(&Settings::default()), settings);
+}
+
+#[test]
+fn errors_of_tables_have_their_place() {
+    for (table, words) in [
+        ("listen = 80", "missing field `targets`"),
+        ("targets = [8080]", "missing field `listen`"),
+        (
+            "listen = 80\ntargets = []",
+            "DIR/rules.toml:2: `targets` is empty",
+        ),
+        (
+            "listen = 80\ntargets = [8080]\ncheck = 'tcp'",
+            "DIR/rules.toml:2: bad rule `80:8080 check tcp`",
+        ),
+        (
+            "listen = 80\ntargets = ['web:80']",
+            "DIR/rules.toml:2: bad rule `80:web:80`",
+        ),
+        (
+            "listen = 80\ntargets = ['10.0.0.5 cut']",
+            "DIR/rules.toml:2: `targets = \"10.0.0.5 cut\"` is not one word; write for example \
+             targets = [\"10.0.0.5:8080\"]",
+        ),
+        (
+            "listen = 80\ntargets = ['10.0.0.5']\ncheck = { tcp = 1, http = '/' }",
+            "DIR/rules.toml:2: a check has one of `tcp` and `http`",
+        ),
+        ("listen = true\ntargets = [8080]", "line 3, column 10"),
+        (
+            "listen = true\ntargets = [8080]",
+            "expected a text in quotes, or a whole number",
+        ),
+        (
+            "listen = 80\ntargets = [{ to = 1, wait = 2 }]",
+            "expected a target such as \"10.0.0.5:8080\"",
+        ),
+        (
+            "listen = 80\ntargets = [8080]\nchek = 'tcp'",
+            "unknown key `chek`; did you mean `check`?",
+        ),
+        (
+            "listen = 80\ntargets = [8080]\ncheck = { htp = '/' }",
+            "expected a check such as \"tcp\"",
+        ),
+        (
+            "listen = 80\ntargets = ['10.0.0.5']\nsnat = 'auto'",
+            "the source address cannot be changed yet",
+        ),
+    ] {
+        let error = error(&format!("hide-target = true\n[[rule]]\n{table}\n"));
+        assert!(error.contains(words), "{table}: {error}");
+    }
+    let error = error("forward = 'direct'");
+    assert!(
+        error.contains("`direct` comes with a later version; use `stack`"),
+        "{error}"
+    );
+}
+
 #[test]
 fn errors_are_in_plain_words() {
     for (text, words) in [

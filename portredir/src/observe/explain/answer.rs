@@ -49,6 +49,10 @@ impl Explainer {
             dst: (destination(query), query.port),
         };
         let key = key(&ends);
+        if let Some(decided) = self.forwarded(&place, &key) {
+            let winner = decided.rule;
+            return Ok(self.explanation(&place, decided, (query, &ends), winner));
+        }
         let decided = self.decide(&place, &ends, query)?;
         if self.compared.get(&place.ifindex) == Some(&Some(false)) {
             place.assumed.push(
@@ -116,11 +120,12 @@ impl Explainer {
     /// Everything behind the program of a place.
     fn behind(&self, place: &Place, decided: &Decided, ends: &Ends) -> Behind {
         let fate = match (decided.method, &decided.after) {
+            _ if decided.is_forwarded => Fate::Forwarded,
             (Method::TestRun, None) => Fate::Ended,
             _ => Fate::GoesOn,
         };
         let behind = Behind::of(&self.rulesets, place, &decided.after.unwrap_or(*ends), fate);
-        if fate == Fate::Ended || decided.reason == Reason::Hidden {
+        if fate != Fate::GoesOn || decided.reason == Reason::Hidden {
             return behind;
         }
         let (protocol, addr, port) = (ends.protocol, ends.dst.0, decided.port);

@@ -57,7 +57,9 @@ impl Behind {
             not_evaluated: Vec::new(),
         };
         behind.add_programs(place);
-        if place.ifindex == LOOPBACK_IFINDEX {
+        if fate == Fate::Forwarded {
+            behind.leave_out("the way to the target of the rule");
+        } else if place.ifindex == LOOPBACK_IFINDEX {
             behind.leave_out("route and firewall of local clients");
         } else if fate == Fate::GoesOn {
             let route = Route::of(place, ends);
@@ -119,6 +121,8 @@ pub enum Fate {
     GoesOn,
     /// The program drops the packet.
     Ended,
+    /// The packet goes to one of the targets of its rule.
+    Forwarded,
 }
 
 fn listeners(

@@ -26,6 +26,8 @@ pub(super) struct Decided {
     pub(super) port: Port,
     /// The packet that goes on; none where a socket is redirected.
     pub(super) after: Option<Ends>,
+    /// Whether the rule leads to targets that have addresses, or are several.
+    pub(super) is_forwarded: bool,
 }
 
 impl Decided {
@@ -39,6 +41,7 @@ impl Decided {
             rule,
             port,
             after: None,
+            is_forwarded: false,
         }
     }
 
@@ -52,10 +55,38 @@ impl Decided {
             rule: None,
             port: ends.dst.1,
             after: Some(*ends),
+            is_forwarded: false,
         }
     }
 }
+
 impl Explainer {
+    /// The decision about a flow whose rule leads to targets that have addresses, or are
+    /// several.
+    pub(super) fn forwarded(&self, place: &Place, key: &FlowKey) -> Option<Decided> {
+        let sees_flow = matches!(place.way, Way::Packets { .. } | Way::Clients { .. });
+        let choice = choose(&self.rules, key, place.ifindex).filter(|_| sees_flow)?;
+        let mut rules = self.redirect.rules.iter();
+        let (id, rule) = rules.find(|(id, _)| *id == choice.rule)?;
+        rule.forward()?;
+        let targets = rule.targets();
+        let targets: Vec<_> = targets
+            .iter()
+            .map(|target| target.text(rule.ports))
+            .collect();
+        let targets = targets.join(", ");
+        Some(Decided {
+            method: Method::Functions,
+            ifindex: place.ifindex,
+            reason: Reason::Redirected,
+            why: Some(format!("forwarded to {targets}: not evaluated further")),
+            rule: Some(*id),
+            port: key.local_port,
+            after: None,
+            is_forwarded: true,
+        })
+    }
+
     /// Lets the program of a place decide.
     pub(super) fn decide(
         &mut self,
@@ -116,6 +147,7 @@ impl Explainer {
             rule: left.rule,
             port: dst,
             after: (!is_dropped).then_some(after),
+            is_forwarded: false,
         })
     }
 

@@ -141,13 +141,14 @@ fn foreground() {
 
 /// The comparison can fail: by a key too many, by one that is missing, and by a value.
 fn finds_errors() {
-    let good = r#"{"schema":1,"running":true,"rules":["80:8080"]}"#;
+    let good = r#"{"schema":1,"running":true,"rules":["80:8080"],"rule_objects":[]}"#;
     assert_eq!(schema::errors("rules", good), "");
     for bad in [
-        r#"{"schema":1,"running":true,"rules":["80:8080"],"more":1}"#,
+        r#"{"schema":1,"running":true,"rules":["80:8080"],"rule_objects":[],"more":1}"#,
         r#"{"schema":1,"running":true}"#,
         r#"{"schema":2,"running":false}"#,
-        r#"{"schema":1,"running":true,"rules":[80]}"#,
+        r#"{"schema":1,"running":true,"rules":[80],"rule_objects":[]}"#,
+        r#"{"schema":1,"running":true,"rules":["80:8080"],"rule_objects":[{"rule":"80:8080"}]}"#,
     ] {
         assert_ne!(schema::errors("rules", bad), "", "{bad}");
     }
