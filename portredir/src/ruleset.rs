@@ -3,6 +3,7 @@
 
 mod candidates;
 pub mod compile;
+pub mod forwarding;
 pub mod history;
 pub mod interval;
 pub mod services;

@@ -17,7 +17,9 @@ use thiserror::Error;
 
 use crate::config::settings::Settings;
 use crate::rule::Rule;
+use crate::ruleset::forwarding::Numbered;
 use crate::ruleset::history::History;
+use crate::ruleset::services::Services;
 
 use self::stamp::Stamp;
 
@@ -40,6 +42,13 @@ pub struct State {
     pub next_id: u16,
     /// The targets of removed rules that still have flows.
     pub history: History,
+    /// The targets with an address, and those of rules with several targets.
+    #[serde(default)]
+    pub services: Services,
+    /// The rules that were removed while flows go on to their targets, with their counters:
+    /// they take no new flows.
+    #[serde(default)]
+    pub leaving: Vec<Numbered>,
     /// Whether the redirect is being stopped.
     pub is_ending: bool,
     /// The settings that are restored unless the change is confirmed in time.
@@ -120,6 +129,9 @@ impl State {
             return Err(StateError::Layout { version, layout });
         }
         let state: Self = serde_json::from_slice(text).map_err(|_| damaged())?;
+        if !state.services.is_sound() {
+            return Err(damaged());
+        }
         let ids: HashSet<_> = state.ids.iter().collect();
         let rules: HashSet<_> = state.settings.rules.iter().collect();
         let count = state.ids.len();
@@ -173,6 +185,8 @@ impl State {
             ids: Vec::new(),
             next_id: 0,
             history: History::default(),
+            services: Services::default(),
+            leaving: Vec::new(),
             is_ending: false,
             pending: None,
             rolled_back_ms: None,

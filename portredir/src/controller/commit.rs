@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use portredir_common::map::targets::Slot;
+
 use super::Controller;
 use super::error::ControllerError;
 use super::event::{Event, OnEvent};
@@ -9,7 +11,10 @@ use super::reconcile::on_masks;
 use crate::config::settings::Settings;
 use crate::host::snapshot::Snapshot;
 use crate::loader::pinned::{self, Found};
+use crate::rule::Rule;
 use crate::ruleset::compile::{Table, TableError, TableOptions};
+use crate::ruleset::forwarding::{self, Numbered};
+use crate::ruleset::services::service::Service;
 use crate::state::State;
 use crate::state::stamp::Stamp;
 use crate::sys::mmap;
@@ -29,7 +34,11 @@ impl Controller {
         state: State,
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
+        let (state, slots) = self.with_services(state)?;
         let table = compile(&state)?;
+        if let Some(slots) = &slots {
+            self.set_forward(&state, slots)?;
+        }
         let before = std::mem::replace(&mut self.table, table);
         let result = self.try_commit(snapshot, &state, on_event);
         if let Err(error) = result {
@@ -67,6 +76,59 @@ impl Controller {
         Ok(())
     }
 
+    /// The state with the services that its rules need, and all slots where there are any.
+    fn with_services(&self, state: State) -> Result<(State, Option<Vec<Slot>>), ControllerError> {
+        let has_any = self.state.services.iter().next().is_some();
+        let flows = if has_any {
+            self.datapath.forwards()?.targets()
+        } else {
+            HashSet::new()
+        };
+        let has_flows = |key: &str| {
+            let service = self.state.services.of_key(key);
+            let mut targets = service.into_iter().flat_map(Service::all_targets);
+            targets.any(|target| flows.contains(&target.number))
+        };
+        let wanted = forwarding::wanted(&state.rules(), &state.leaving, has_flows);
+        if wanted.is_empty() && !has_any {
+            return Ok((state, None));
+        }
+        let mut slots = self.datapath.slots()?;
+        let mut services = self.state.services.next(&wanted, &mut slots)?;
+        services.forget(|target| flows.contains(&target), &mut slots);
+        Ok((State { services, ..state }, Some(slots)))
+    }
+
+    /// Writes the services of a state. What flows have begun with stays in the slots, so that
+    /// this may come before the switch.
+    pub(super) fn set_forward(
+        &mut self,
+        state: &State,
+        slots: &[Slot],
+    ) -> Result<(), ControllerError> {
+        let targets = state.services.map_contents().targets;
+        let services = forwarding::values(&state.services);
+        Ok(self.datapath.set_forward(&targets, slots, &services)?)
+    }
+
+    /// The rules that are removed, while flows go on to their targets.
+    fn leaving(&self, settings: &Settings) -> Result<Vec<Numbered>, ControllerError> {
+        let stay: HashSet<_> = settings.rules.iter().map(Rule::listen_key).collect();
+        let rules = self.state.rules().into_iter();
+        let rules = rules.chain(self.state.leaving.iter().cloned());
+        let mut gone: Vec<_> = rules
+            .filter(|(_, rule)| rule.forward().is_some() && !stay.contains(&rule.listen_key()))
+            .collect();
+        if !gone.is_empty() {
+            let flows = self.datapath.forwards()?.targets();
+            gone.retain(|(_, rule)| {
+                let services = &self.state.services;
+                forwarding::has_target(services, rule, |number| flows.contains(&number))
+            });
+        }
+        Ok(gone)
+    }
+
     /// The state that comes after the present one, with other settings.
     ///
     /// # Errors
@@ -84,9 +146,11 @@ impl Controller {
             &settings.rules,
             |protocol, dst_port, target| live.contains(&(protocol, dst_port, target)),
         );
+        let leaving = self.leaving(&settings)?;
         let next = self.state.next(settings, history);
         let stamp = Stamp::now();
         Ok(State {
+            leaving,
             since: next.since.or_else(|| Some(stamp.clone())),
             changed: Some(stamp),
             ..next
@@ -157,5 +221,9 @@ pub fn compile(state: &State) -> Result<Table, TableError> {
         hide_target,
         if_listening,
     };
-    Table::compile(&state.rules(), &state.history, options, |_| None)
+    let mut rules = state.rules();
+    rules.extend(state.leaving.iter().cloned());
+    Table::compile(&rules, &state.history, options, |place| {
+        forwarding::number(&state.services, &rules[place].1)
+    })
 }

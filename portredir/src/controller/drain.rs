@@ -26,7 +26,8 @@ impl Controller {
         let mut is_told = false;
         loop {
             let sockets = sock_diag::list(Kind::Connected)?;
-            let connections = self.datapath.count_redirected(&self.table, &sockets)?;
+            let connections = self.datapath.count_redirected(&self.table, &sockets)?
+                + self.datapath.count_forwarded()?;
             let left = end.saturating_duration_since(Instant::now());
             if is_told {
                 on_event(Event::Waiting { connections, left });

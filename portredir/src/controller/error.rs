@@ -16,6 +16,7 @@ use crate::observe::connections::ListError;
 use crate::plan::lockout::LockoutError;
 use crate::plan::{Refused, UsageError};
 use crate::ruleset::compile::TableError;
+use crate::ruleset::services::ServicesError;
 use crate::sys::bpffs::PinError;
 use crate::sys::lock::LockError;
 use crate::sys::sock_diag::SockDiagError;
@@ -112,6 +113,9 @@ pub enum ControllerError {
     /// The rules need more than the maps hold.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// The rules need more targets than the maps hold.
+    #[error(transparent)]
+    Services(#[from] ServicesError),
     /// The lock of this network namespace is taken.
     #[error(transparent)]
     Lock(#[from] LockError),

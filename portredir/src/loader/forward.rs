@@ -172,6 +172,31 @@ impl Datapath {
         Forwards::new(&self.maps, self.globals.forward_shares)
     }
 
+    /// The number of forwarded connections of which a packet was seen lately: no socket tells
+    /// when a client or a target has vanished.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Memory`].
+    pub fn count_forwarded(&self) -> Result<usize, DatapathError> {
+        const LATELY: u16 = 300;
+        let flows = self.flows()?;
+        let now = Epoch::at(monotonic_ns());
+        let is_lately = |flow: &ForwardFlow| {
+            // The way to a server elsewhere is in the other tables.
+            let other = flow.begun.filter(|_| flow.entry.is_by_rule());
+            let other = other.and_then(|begun| flows.entry(FlowTable::Tcp, &begun.key));
+            let other = other.map(|entry| now.since(entry.seen()));
+            let age = now.since(flow.entry.seen());
+            other.map_or(age, |other| age.min(other)) < LATELY
+        };
+        let forwards = self.forwards()?;
+        let connections = forwards
+            .live()
+            .filter(|flow| flow.protocol == Protocol::Tcp && flow.own != 0 && is_lately(flow));
+        Ok(connections.count())
+    }
+
     /// The slots of all services.
     ///
     /// # Errors
