@@ -25,6 +25,7 @@ use crate::context::Context;
 use crate::globals::has_ipsec;
 use crate::kernel::Kernel;
 use crate::kernel::sockets::{has_udp, is_in_scope, tcp_state_of};
+use crate::verifier::used;
 
 macro_rules! packet_context {
     (
@@ -121,7 +122,7 @@ macro_rules! packet_context {
             segment: u64,
         ) -> u64 {
             // SAFETY: null or a key of the caller's own.
-            let flow = match (unsafe { key.as_mut() }, Kernel::new(ctx)) {
+            let flow = match (unsafe { key.as_mut() }, Kernel::new(used(ctx))) {
                 (Some(key), Some(tables)) => {
                     let (route, segment) = (Route::unpack(route), Segment::unpack(segment));
                     forward::find(&tables, key, route, segment)
