@@ -5,41 +5,14 @@ mod condition;
 mod firewalld;
 mod options;
 mod target;
+mod whole;
 
-use std::str::FromStr;
-
-use ipnet::IpNet;
 use portredir_common::net::Port;
 
 pub(crate) use self::condition::is_glob;
-use self::options::Words;
 pub(super) use self::options::{has_value, is_option};
-use self::target::{Listen, Placed, other_version};
 use super::error::{EXAMPLE, right, spelled};
-use super::{Else, Forward, Ports, Protocols, Rule, RuleError, To};
-
-impl FromStr for Rule {
-    type Err = RuleError;
-
-    fn from_str(text: &str) -> Result<Self, RuleError> {
-        let mut parser = Parser { text, at: 0 };
-        parser.skip_spaces();
-        if parser.rest().is_empty() {
-            return Err(parser.error("the rule is empty", EXAMPLE));
-        }
-        parser.no_quotes()?;
-        if parser.is_firewalld() {
-            return parser.firewalld();
-        }
-        let addr = parser.addr()?;
-        let ports = parser.ports("the port that clients connect to")?;
-        parser.colon(ports)?;
-        let listen = Listen { addr, ports };
-        let targets = parser.targets(listen)?;
-        let protocols = parser.protocols()?;
-        parser.finish(listen, protocols, targets)
-    }
-}
+use super::{Ports, Protocols, Rule, RuleError};
 
 struct Parser<'a> {
     text: &'a str,
@@ -121,23 +94,26 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// The hint for a text that ends where a port should come.
+    fn ended(&self) -> String {
+        let begun = self.text.trim();
+        let mut ends = ["8080", "80", "80:8080"].iter();
+        let whole = ends.find_map(|end| format!("{begun}{end}").parse::<Rule>().ok());
+        let verb = if begun.contains([',', ' ']) {
+            ""
+        } else {
+            "write both ports, "
+        };
+        whole.map_or_else(
+            || EXAMPLE.to_owned(),
+            |rule| format!("{verb}as in `{rule}`"),
+        )
+    }
+
     /// The error for a word in the place of a port.
     fn no_port(&self, what: &str, word: &str) -> RuleError {
         let Some(found) = self.next() else {
-            let begun = self.text.trim();
-            let mut ends = ["8080", "80", "80:8080"].iter();
-            let whole = ends.find_map(|end| format!("{begun}{end}").parse::<Rule>().ok());
-            let hint = whole.map_or_else(
-                || EXAMPLE.to_owned(),
-                |rule| {
-                    let verb = if begun.contains([',', ' ']) {
-                        ""
-                    } else {
-                        "write both ports, "
-                    };
-                    format!("{verb}as in `{rule}`")
-                },
-            );
+            let hint = self.ended();
             return self.error(format!("expected {what}, but the rule ends"), hint);
         };
         if word.is_empty() {
@@ -266,80 +242,6 @@ impl<'a> Parser<'a> {
         let end = number.find(|c: char| !c.is_ascii_digit());
         let number = &number[..end.unwrap_or(number.len())];
         right(&format!("{ports}:{number}"), &to(ports, 8080))
-    }
-
-    /// Reads the conditions and options, and makes the rule.
-    fn finish(
-        &mut self,
-        listen: Listen,
-        protocols: Protocols,
-        targets: Vec<Placed>,
-    ) -> Result<Rule, RuleError> {
-        let Listen { addr, ports } = listen;
-        let first = &targets[0];
-        let is_here = targets.len() == 1 && first.target.host.is_none();
-        if is_here {
-            self.check_ports(ports, first.target.ports, first.at)?;
-            if let Some(at) = first.weight_at {
-                return Err(self.error_at(
-                    at,
-                    "the only target has no share to weigh",
-                    format!("write `{ports}:{}`", first.target.ports),
-                ));
-            }
-        } else {
-            for Placed { target, at, .. } in &targets {
-                self.check_count(ports, target, *at)?;
-            }
-        }
-        let mut rule = Rule {
-            addr,
-            ports,
-            to: To::Here(first.target.ports),
-            protocols,
-            from: None,
-            on: Vec::new(),
-        };
-        let mut words = Words::default();
-        self.conditions(&mut rule, &mut words)?;
-        if is_here {
-            self.no_options(&rule, &words)?;
-            return Ok(rule);
-        }
-        if let Some(from) = rule.from {
-            self.check_clients(from, &targets, &words)?;
-        }
-        let check = self.check_of(&words, targets.len(), protocols)?;
-        rule.to = To::Forward(Box::new(Forward {
-            targets: targets.into_iter().map(|placed| placed.target).collect(),
-            check,
-            affinity: words.affinity,
-            otherwise: words.otherwise.map(|(otherwise, _)| otherwise),
-            when_down: words.when_down,
-        }));
-        Ok(rule)
-    }
-
-    /// Refuses targets that clients of the network cannot reach.
-    fn check_clients(
-        &self,
-        from: IpNet,
-        targets: &[Placed],
-        words: &Words,
-    ) -> Result<(), RuleError> {
-        let is_v4 = from.addr().is_ipv4();
-        let placed = targets.iter().map(|placed| (&placed.target, placed.at));
-        let otherwise = match &words.otherwise {
-            Some((Else::Target(target), at)) => Some((target, *at)),
-            Some((Else::Drop, _)) | None => None,
-        };
-        let hosts = placed.chain(otherwise);
-        let mut hosts = hosts.filter_map(|(target, at)| Some((target.host?, at)));
-        let Some((host, at)) = hosts.find(|(host, _)| host.is_ipv4() != is_v4) else {
-            return Ok(());
-        };
-        let problem = format!("clients in {from} cannot be sent to {host}");
-        Err(self.error_at(at, problem, other_version(is_v4)))
     }
 
     fn check_ports(&self, ports: Ports, target: Ports, at: usize) -> Result<(), RuleError> {

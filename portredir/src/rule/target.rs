@@ -30,7 +30,7 @@ pub struct Forward {
     pub affinity: Affinity,
     /// Where flows go while every target is down; none where the rule rests then.
     pub otherwise: Option<Else>,
-    /// What happens to the TCP connections of a target that goes down.
+    /// The fate of the TCP connections of a target that goes down.
     pub when_down: WhenDown,
 }
 
@@ -88,13 +88,13 @@ pub enum Else {
     Drop,
 }
 
-/// What happens to the TCP connections of a target that goes down.
+/// The fate of the TCP connections of a target that goes down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WhenDown {
-    /// They stay with the target.
+    /// The connections stay with the target.
     #[default]
     Keep,
-    /// They are cut.
+    /// The connections are cut.
     Cut,
 }
 
