@@ -301,7 +301,8 @@ fn find_free_port<T: Tables>(tables: &T, key: &mut FlowKey, dst_port: Port) -> R
         #[expect(clippy::cast_possible_truncation, reason = "FIRST + COUNT is 65536")]
         let client_port = Port::new(candidate as u16);
         key.client_port = client_port;
-        if tables.meet(key, &Addr::V4_ANY, look) == Met::Nothing {
+        // No client connects to its own address: what is met is another's.
+        if tables.meet(key, &key.client, look) == Met::Nothing {
             return Ok(());
         }
     }
