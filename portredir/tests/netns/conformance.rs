@@ -12,26 +12,26 @@
 
 mod case;
 mod checksum;
-mod client;
+pub mod client;
 mod coexist;
 mod decode;
 mod device;
-mod differences;
-mod document;
-mod frame;
+pub mod differences;
+pub mod document;
+pub mod frame;
 mod ghost;
 mod header;
 mod icmp;
 mod local;
-mod observe;
+pub mod observe;
 mod results;
 mod rules;
-mod server;
-mod site;
+pub mod server;
+pub mod site;
 mod state;
-mod tcp;
+pub mod tcp;
 mod udp;
-mod wire;
+pub mod wire;
 
 use self::case::{Case, Oracle};
 use self::differences::Difference;
@@ -82,7 +82,7 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
 }
 
 /// The mark of an outcome whose case failed itself.
-const FAILED: &str = "failed at ";
+pub const FAILED: &str = "failed at ";
 
 /// The name of the test that runs every case.
 const DOCUMENT_TEST: &str = "conformance/document";
@@ -115,7 +115,8 @@ fn check(case: &'static Case, subject: Subject) {
     }
 }
 
-fn compare(oracle: &str, seen: &str, allowed: Option<&Difference>) -> Result<(), &'static str> {
+/// Whether an outcome is the oracle's, or the one that is allowed instead.
+pub fn compare(oracle: &str, seen: &str, allowed: Option<&Difference>) -> Result<(), &'static str> {
     match allowed {
         None if oracle == seen => Ok(()),
         None => Err("differs from the oracle, and no difference is listed"),

@@ -8,8 +8,8 @@
 //! The tests are in [`path`] (links, devices and ways to a host), [`engine`]
 //! (what a single engine does, and what it does beside programs of others),
 //! [`lifecycle`] (start, change and end), [`stress`] (floods, limits and long
-//! runs), [`conformance`] (a comparison with nftables, packet by packet),
-//! [`security`] (users without rights, and forged packets), [`report`] (what is
+//! runs), [`conformance`] (a comparison with nftables, packet by packet), [`forward`]
+//! (targets with an address, compared in that way as well), [`security`] (users without rights, and forged packets), [`report`] (what is
 //! printed), [`live`] (the view on a terminal) and [`bench`] (the benchmark command).
 //!
 //! A test is a function that panics when something is wrong, or calls [`skip`].
@@ -17,6 +17,7 @@
 mod bench;
 mod conformance;
 mod engine;
+mod forward;
 mod lab;
 mod lifecycle;
 mod live;
@@ -182,6 +183,13 @@ impl Tests {
 /// Why a test cannot run here.
 pub struct Skip(String);
 
+impl Skip {
+    /// In words.
+    pub fn reason(self) -> String {
+        self.0
+    }
+}
+
 /// Ends a test that cannot run here.
 pub fn skip(reason: impl Into<String>) -> ! {
     panic_any(Skip(reason.into()))
@@ -235,6 +243,7 @@ fn main() -> ExitCode {
     bench::add(&mut tests);
     let arguments = Arguments::from_args();
     conformance::add(&mut tests, arguments.filter.as_deref());
+    forward::add(&mut tests, arguments.filter.as_deref());
     stress::add(&mut tests);
     security::add(&mut tests);
     let is_mounted = mount_bpffs();

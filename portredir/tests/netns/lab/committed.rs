@@ -29,6 +29,21 @@ impl Document {
         }
     }
 
+    /// Compares the document up to a heading, behind which other tests write, or writes it
+    /// up to there.
+    pub fn check_start(&self, heading: &str, now: &str) {
+        let committed = self.committed();
+        let rest = committed.find(heading).unwrap_or(committed.len());
+        self.check(&format!("{now}{}", &committed[rest..]));
+    }
+
+    /// Compares what is behind a heading, up to the end, or writes it.
+    pub fn check_end(&self, heading: &str, now: &str) {
+        let committed = self.committed();
+        let start = committed.split(heading).next().unwrap_or_default();
+        self.check(&format!("{start}{heading}{now}"));
+    }
+
     /// The text that is committed.
     pub fn committed(&self) -> String {
         std::fs::read_to_string(self.file).unwrap_or_default()

@@ -1,0 +1,145 @@
+//! Targets with an address: flows that this host forwards.
+//!
+//! Most tests compare with DNAT of nftables, as [`crate::conformance`] does with
+//! REDIRECT: the same stimulus, and the same observation of what arrived at the client
+//! and at the targets, header by header. `forward/oracle.md` has the outcomes with
+//! nftables, and `forward/differences.toml` those that may differ, with the reasons. A
+//! [`case`] runs on the hosts of a [`site`]; packets are made by a [`probe`] and read by
+//! a [`packet`] reader.
+
+mod case;
+mod change;
+mod differences;
+mod document;
+mod flow;
+mod header;
+mod host;
+mod icmp;
+mod packet;
+mod probe;
+mod results;
+mod rules;
+mod site;
+mod subject;
+mod talk;
+
+use std::sync::OnceLock;
+
+use self::case::Case;
+use self::results::{Cell, cell};
+use self::subject::{SUBJECTS, Subject};
+use crate::conformance::{FAILED, compare};
+use crate::lab::message::NO_OTHER_HOSTS;
+use crate::lab::program::PROGRAM;
+use crate::{Tests, skip};
+
+/// The tools that these tests need beyond those of all tests.
+const TOOLS: &[&str] = &["nft"];
+
+/// Cases about one thing.
+struct Topic {
+    title: &'static str,
+    cases: &'static [Case],
+}
+
+/// All cases, by topic.
+#[rustfmt::skip]
+const TOPICS: &[Topic] = &[
+    Topic { title: "Headers and connections", cases: header::CASES },
+    Topic { title: "ICMP", cases: icmp::CASES },
+    Topic { title: "Flows that meet, the host itself, containers", cases: flow::CASES },
+    Topic { title: "Settings and firewalls of the host", cases: host::CASES },
+    Topic { title: "Changes", cases: change::CASES },
+];
+
+fn cases() -> impl Iterator<Item = &'static Case> {
+    TOPICS.iter().flat_map(|topic| topic.cases)
+}
+
+pub fn add(tests: &mut Tests, filter: Option<&str>) {
+    if let Some(filter) = filter {
+        results::limit_to(filter);
+    }
+    for case in cases() {
+        tests.add(test_name(case, Subject::Nft), TOOLS, || {
+            check_oracle(case);
+        });
+        for subject in &SUBJECTS[1..] {
+            tests.add(test_name(case, *subject), TOOLS, || check(case, *subject));
+        }
+    }
+    tests.add("forward/oracle", TOOLS, document::check_oracle);
+    tests.add(DOCUMENT_TEST, TOOLS, document::check);
+    tests.add("forward/differences", TOOLS, || {
+        differences::read();
+    });
+}
+
+/// The name of the test that runs every case.
+const DOCUMENT_TEST: &str = "forward/document";
+
+fn test_name(case: &Case, subject: Subject) -> String {
+    format!("forward/{}/{}", subject.name(), case.name)
+}
+
+/// The oracle does what is committed.
+fn check_oracle(case: &'static Case) {
+    let seen = oracle(case);
+    let committed = document::committed_outcome(case);
+    assert!(
+        !seen.contains(FAILED) && seen == committed,
+        "case {}, {}: the oracle differs from what is committed\n  stimulus: {}\n  \
+         committed: {committed}\n  seen: {seen}",
+        case.number,
+        case.name,
+        case.stimulus,
+    );
+}
+
+/// An engine does what the oracle does, or differs as is listed.
+fn check(case: &'static Case, subject: Subject) {
+    needs_targets();
+    let seen = match cell(case, subject) {
+        Cell::Seen(text) => text,
+        Cell::Skipped(reason) => skip(reason),
+    };
+    let oracle = oracle(case);
+    let all = differences::read();
+    let allowed = crate::conformance::differences::find(&all, case.name, subject.name());
+    for text in [&oracle, &seen] {
+        assert!(!text.contains(FAILED), "case {}: {text}", case.name);
+    }
+    if let Err(why) = compare(&oracle, &seen, allowed) {
+        panic!(
+            "case {}, {}: {why}\n  stimulus: {}\n  oracle: {oracle}\n  {}: {seen}",
+            case.number,
+            case.name,
+            case.stimulus,
+            subject.name(),
+        );
+    }
+}
+
+/// The outcome of a case with nft.
+fn oracle(case: &'static Case) -> String {
+    match cell(case, Subject::Nft) {
+        Cell::Seen(text) => text,
+        Cell::Skipped(reason) => skip(reason),
+    }
+}
+
+/// Skips what runs with portredir while the program refuses targets with an address.
+fn needs_targets() {
+    static REFUSES: OnceLock<bool> = OnceLock::new();
+    let refuses = *REFUSES.get_or_init(|| {
+        let mut plan = std::process::Command::new(PROGRAM);
+        let plan = plan
+            .args(["plan", "--iface", "lo", "80:192.0.2.1:8080"])
+            .output();
+        let error = plan.expect("run portredir").stderr;
+        String::from_utf8_lossy(&error).contains(NO_OTHER_HOSTS)
+    });
+    if refuses {
+        skip("this build of portredir refuses targets with an address");
+    }
+}
