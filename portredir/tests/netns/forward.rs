@@ -6,6 +6,10 @@
 //! nftables, and `forward/differences.toml` those that may differ, with the reasons. A
 //! [`case`] runs on the hosts of a [`site`]; packets are made by a [`probe`] and read by
 //! a [`packet`] reader.
+//!
+//! Beside that there are real servers as targets ([`real`]), several targets that are
+//! drained and die under many flows ([`target`]), and ports whose flows somebody else's
+//! DNAT forwards ([`nodeport`]).
 
 mod case;
 mod change;
@@ -15,13 +19,16 @@ mod flow;
 mod header;
 mod host;
 mod icmp;
+mod nodeport;
 mod packet;
 mod probe;
+mod real;
 mod results;
 mod rules;
 mod site;
 mod subject;
 mod talk;
+mod target;
 
 use std::sync::OnceLock;
 
@@ -73,6 +80,9 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
     tests.add("forward/differences", TOOLS, || {
         differences::read();
     });
+    nodeport::add(tests);
+    real::add(tests);
+    target::add(tests);
 }
 
 /// The name of the test that runs every case.

@@ -25,6 +25,8 @@ pub struct Rule {
     /// The first and the last port, which are the same mostly.
     ports: (u16, u16),
     targets: Vec<SocketAddr>,
+    /// The weights of the targets, of portredir alone; empty where they are equal.
+    weights: Vec<u8>,
     /// Words of portredir alone, behind the rule.
     options: &'static str,
 }
@@ -36,7 +38,16 @@ impl Rule {
             own: Some(own.ip()),
             ports: (own.port(), own.port()),
             targets: targets.to_vec(),
+            weights: Vec::new(),
             options: "",
+        }
+    }
+
+    /// Adds weights.
+    pub fn weighing(self, weights: &[u8]) -> Self {
+        Self {
+            weights: weights.to_vec(),
+            ..self
         }
     }
 
@@ -56,8 +67,12 @@ impl Rule {
             0 => first.to_string(),
             more => format!("{first}-{}", first + more),
         };
-        let target = |to: &SocketAddr| format!("{}:{}", addr(to.ip()), range(to.port()));
-        let targets: Vec<_> = self.targets.iter().map(target).collect();
+        let target = |(at, to): (usize, &SocketAddr)| {
+            let weight = self.weights.get(at);
+            let weight = weight.map_or(String::new(), |weight| format!("={weight}"));
+            format!("{}:{}{weight}", addr(to.ip()), range(to.port()))
+        };
+        let targets: Vec<_> = self.targets.iter().enumerate().map(target).collect();
         let options = match self.options {
             "" => String::new(),
             options => format!(" {options}"),
@@ -120,12 +135,14 @@ pub fn shared(site: &Site) -> Vec<Rule> {
             own: None,
             ports: (any_port(family), any_port(family)),
             targets: vec![at(Place::F, 8080)],
+            weights: Vec::new(),
             options: "",
         });
         rules.push(Rule {
             own: Some(site.addr(Place::Host, family)),
             ports: (8000, 8005),
             targets: vec![at(Place::F, 9000)],
+            weights: Vec::new(),
             options: "",
         });
     }

@@ -1,11 +1,17 @@
 //! A DNS server.
 
 use crate::lab::Lab;
+use crate::lab::namespace::Namespace;
 use crate::lab::process::Process;
 
 /// A name server for `name.test`.
 pub fn dns_server(lab: &Lab, port: u16) -> Process {
-    let mut server = lab.host.start(&[
+    dns_server_at(&lab.host, port)
+}
+
+/// The same on another host.
+pub fn dns_server_at(at: &Namespace, port: u16) -> Process {
+    let mut server = at.start(&[
         "dnsmasq",
         "--keep-in-foreground",
         "--conf-file=/dev/null",

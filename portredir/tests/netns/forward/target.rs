@@ -1,0 +1,295 @@
+//! Several targets of a rule under many flows: drained, killed, started again, all gone.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::needs_targets;
+use super::rules::Rule;
+use super::site::Site;
+use super::subject::{Layout, Place, Subject, Variant};
+use super::talk::{goes_on, still_talks};
+use crate::Tests;
+use crate::conformance::client::{Conversation, greeting};
+use crate::conformance::server::{Manner, Server};
+use crate::conformance::site::Offload;
+use crate::lab::Family;
+use crate::lab::extent::allow;
+use crate::lab::process::{note, slow, wait_for};
+use crate::lab::program::PROGRAM;
+use crate::peer::conn::{Conn, Proto};
+
+pub fn add(tests: &mut Tests) {
+    type Test = (&'static str, fn(&mut Site, Family));
+    const TESTS: [Test; 5] = [
+        ("drain_and_return", drain_and_return),
+        ("death_and_return", death_and_return),
+        ("weights", weights),
+        ("all_down", all_down),
+        ("all_down_with_else", all_down_with_else),
+    ];
+    for (name, test) in TESTS {
+        for family in Family::BOTH {
+            for engine in ["auto", "tc"] {
+                let name = format!("forward/targets/{name}/{family:?}/{engine}");
+                tests.add(name, &[], move || {
+                    needs_targets();
+                    allow(Duration::from_secs(120));
+                    let layout = Layout::Bridge(true);
+                    let offload = Offload::On;
+                    let variant = Variant { layout, offload };
+                    let mut site = Site::idle(Subject::Engine(engine), variant);
+                    test(&mut site, family);
+                    site.finish();
+                });
+            }
+        }
+    }
+}
+
+/// Connections, and as many UDP flows.
+const FLOWS: usize = 200;
+
+/// The health check of all rules here, and what it promises.
+const CHECK: &str = "check tcp every 200ms";
+const EVERY: Duration = Duration::from_millis(200);
+const FALL: u32 = 3;
+
+fn target(site: &Site, family: Family, place: Place) -> SocketAddr {
+    SocketAddr::new(site.addr(place, family), 8080)
+}
+
+/// Redirects 80 to F and G, and waits until both are up.
+fn start(site: &mut Site, family: Family, options: &'static str) {
+    let targets = [Place::F, Place::G].map(|place| target(site, family, place));
+    let rule = Rule::new(site.own(family, 80), &targets).with(options);
+    site.up(&[rule]);
+    for target in targets {
+        wait_until(site, target, "up");
+    }
+}
+
+/// Waits until a target is in a state, as `targets --json` shows it.
+fn wait_until(site: &Site, target: SocketAddr, state: &str) {
+    wait_for(&format!("{target} to be {state}"), || {
+        (state_of(site, target) == state).then_some(())
+    });
+}
+
+fn state_of(site: &Site, target: SocketAddr) -> String {
+    let shown = site.lab.host.run(&[PROGRAM, "targets", "--json"]);
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    let targets = shown["targets"].as_array().expect("targets");
+    let mut targets = targets.iter();
+    let found = targets.find(|shown| shown["target"] == target.to_string());
+    let found = found.unwrap_or_else(|| panic!("targets --json has no {target}: {shown}"));
+    found["state"].as_str().expect("a state").to_owned()
+}
+
+/// The words for `drain` and `undrain`.
+fn addr_words(addr: IpAddr) -> String {
+    match addr {
+        IpAddr::V4(addr) => addr.to_string(),
+        IpAddr::V6(addr) => format!("[{addr}]"),
+    }
+}
+
+fn begin(site: &Site, family: Family, proto: Proto) -> Conversation {
+    let to = site.own(family, 80);
+    let begun = Conversation::begin(&site.lab.client, proto, 0, to);
+    begun.unwrap_or_else(|error| panic!("{proto:?} to {to}: {error}"))
+}
+
+fn many(site: &Site, family: Family, proto: Proto) -> Vec<Conversation> {
+    (0..FLOWS).map(|_| begin(site, family, proto)).collect()
+}
+
+/// The number of flows of each target.
+fn shares(flows: &[Conversation]) -> BTreeMap<&str, usize> {
+    let mut shares = BTreeMap::new();
+    for flow in flows {
+        *shares.entry(flow.name.as_str()).or_default() += 1;
+    }
+    shares
+}
+
+fn check_shared(flows: &[Conversation], when: &str) {
+    let shares = shares(flows);
+    for name in ["F", "G"] {
+        let count = shares.get(name).copied().unwrap_or(0);
+        // Half of 200, and five times the standard deviation.
+        assert!((65..=135).contains(&count), "{when}: {shares:?}");
+    }
+}
+
+/// The server that a UDP flow reaches now.
+fn reaches(flow: &mut Conversation) -> String {
+    let reply = flow.conn.send(b"who?").and_then(|()| flow.conn.receive(0));
+    let reply = reply.unwrap_or_else(|error| panic!("a flow to {}: {error}", flow.name));
+    greeting(&reply).expect("a greeting").0
+}
+
+/// Every connection continues, and every UDP flow reaches the same target.
+fn check_kept(tcp: &mut [Conversation], udp: &mut [Conversation], when: &str) {
+    for flow in tcp {
+        let outcome = goes_on(flow);
+        assert_eq!(
+            outcome, "continues",
+            "{when}: a connection to {}",
+            flow.name
+        );
+    }
+    for flow in udp {
+        let name = reaches(flow);
+        assert_eq!(name, flow.name, "{when}: a UDP flow");
+    }
+}
+
+fn drain_and_return(site: &mut Site, family: Family) {
+    start(site, family, CHECK);
+    let f = target(site, family, Place::F);
+    let mut tcp = many(site, family, Proto::Tcp);
+    let mut udp = many(site, family, Proto::Udp);
+    check_shared(&tcp, "at first");
+    check_shared(&udp, "at first");
+    let words = addr_words(f.ip());
+    for round in 0..3 {
+        site.lab.host.run(&[PROGRAM, "drain", &words]);
+        wait_until(site, f, "drain");
+        check_kept(&mut tcp, &mut udp, "while F is drained");
+        for proto in [Proto::Tcp, Proto::Udp] {
+            let new = many(site, family, proto);
+            assert_eq!(
+                shares(&new),
+                [("G", FLOWS)].into(),
+                "new while F is drained"
+            );
+        }
+        site.lab.host.run(&[PROGRAM, "undrain", &words]);
+        wait_until(site, f, "up");
+        check_kept(&mut tcp, &mut udp, "after F came back");
+        for proto in [Proto::Tcp, Proto::Udp] {
+            check_shared(&many(site, family, proto), "after F came back");
+        }
+        note(&format!("round {round}"));
+    }
+}
+
+/// Ends the servers of F, as when its process is killed, and starts them again.
+fn death_and_return(site: &mut Site, family: Family) {
+    start(site, family, CHECK);
+    let f = target(site, family, Place::F);
+    let mut tcp = many(site, family, Proto::Tcp);
+    let udp = many(site, family, Proto::Udp);
+    let (of_f, mut of_g): (Vec<_>, Vec<_>) = udp.into_iter().partition(|flow| flow.name == "F");
+    // F is the first that has servers.
+    let at = 1;
+    drop(site.servers.remove(at));
+    let died = Instant::now();
+    let waited = answered_again(&of_f, died);
+    let limit = slow(EVERY * FALL + Duration::from_millis(100));
+    note(&format!("UDP flows of F were answered after {waited:?}"));
+    assert!(waited <= limit, "answered after {waited:?}, not {limit:?}");
+    wait_until(site, f, "down");
+    for flow in tcp.iter_mut().filter(|flow| flow.name == "G") {
+        assert!(still_talks(flow).is_ok(), "a connection to G");
+    }
+    check_kept(&mut [], &mut of_g, "while F is down");
+    let new = many(site, family, Proto::Tcp);
+    assert_eq!(shares(&new), [("G", FLOWS)].into(), "new while F is down");
+    let server = Server::start(&site.f, "F", 8080, Manner::Echo);
+    site.servers.insert(at, server);
+    wait_until(site, f, "up");
+    // Nothing flips back.
+    for mut flow in of_f {
+        assert_eq!(reaches(&mut flow), "G", "a flow that has moved");
+    }
+    check_kept(&mut [], &mut of_g, "after F came back");
+    tcp.retain(|flow| flow.name == "G");
+    check_kept(&mut tcp, &mut [], "after F came back");
+    check_shared(&many(site, family, Proto::Tcp), "after F came back");
+}
+
+/// How long after a moment the last of these flows was answered by G.
+fn answered_again(flows: &[Conversation], since: Instant) -> Duration {
+    let socket = |flow: &Conversation| {
+        let Conn::Udp(socket) = &flow.conn else {
+            panic!("not UDP")
+        };
+        let socket = socket.try_clone().expect("a socket");
+        let patience = Duration::from_millis(1);
+        socket.set_read_timeout(Some(patience)).expect("a timeout");
+        socket
+    };
+    let mut waiting: Vec<UdpSocket> = flows.iter().map(socket).collect();
+    let mut last = Duration::ZERO;
+    while !waiting.is_empty() {
+        assert!(
+            since.elapsed() < slow(Duration::from_secs(10)),
+            "{} flows",
+            waiting.len()
+        );
+        for socket in &waiting {
+            // The target's host may have refused the one before.
+            let _ = socket.send(b"who?");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        waiting.retain(|socket| {
+            let mut buffer = [0; 512];
+            let reply = socket.recv(&mut buffer);
+            let name = reply.ok().and_then(|len| greeting(&buffer[..len]));
+            let is_answered = name.is_some_and(|(name, ..)| name == "G");
+            if is_answered {
+                last = since.elapsed();
+            }
+            !is_answered
+        });
+    }
+    last
+}
+
+fn weights(site: &mut Site, family: Family) {
+    let [f, g] = [Place::F, Place::G].map(|place| target(site, family, place));
+    let rule = Rule::new(site.own(family, 80), &[f, g]).weighing(&[3, 1]);
+    site.up(&[rule.with("check none")]);
+    for proto in [Proto::Tcp, Proto::Udp] {
+        let flows = many(site, family, proto);
+        let shares = shares(&flows);
+        let of_f = shares.get("F").copied().unwrap_or(0);
+        // Three quarters of 200, and five times the standard deviation.
+        assert!((119..=181).contains(&of_f), "{proto:?}: {shares:?}");
+    }
+}
+
+/// Ends the servers of F and G.
+fn end_both(site: &mut Site, family: Family) {
+    drop(site.servers.drain(1..=2));
+    for place in [Place::F, Place::G] {
+        let target = target(site, family, place);
+        wait_until(site, target, "down");
+    }
+}
+
+/// Then the rule rests: clients reach the port that they meant.
+fn all_down(site: &mut Site, family: Family) {
+    let host = Server::start(&site.lab.host, "80 itself", 80, Manner::Echo);
+    site.servers.push(host);
+    start(site, family, CHECK);
+    end_both(site, family);
+    for proto in [Proto::Tcp, Proto::Udp] {
+        assert_eq!(begin(site, family, proto).name, "80 itself");
+    }
+}
+
+/// Then clients reach what is named for that.
+fn all_down_with_else(site: &mut Site, family: Family) {
+    let host = Server::start(&site.lab.host, "9090", 9090, Manner::Echo);
+    site.servers.push(host);
+    start(site, family, "check tcp every 200ms else 9090");
+    end_both(site, family);
+    for proto in [Proto::Tcp, Proto::Udp] {
+        assert_eq!(begin(site, family, proto).name, "9090");
+    }
+}
