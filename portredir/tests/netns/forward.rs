@@ -34,7 +34,7 @@ use std::sync::OnceLock;
 
 use self::case::Case;
 use self::results::{Cell, cell};
-use self::subject::{SUBJECTS, Subject};
+use self::subject::Subject;
 use crate::conformance::{FAILED, compare};
 use crate::lab::message::NO_OTHER_HOSTS;
 use crate::lab::program::PROGRAM;
@@ -71,8 +71,10 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
         tests.add(test_name(case, Subject::Nft), TOOLS, || {
             check_oracle(case);
         });
-        for subject in &SUBJECTS[1..] {
-            tests.add(test_name(case, *subject), TOOLS, || check(case, *subject));
+        for subject in case.subjects().skip(1) {
+            tests.add(test_name(case, subject), TOOLS, move || {
+                check(case, subject)
+            });
         }
     }
     tests.add("forward/oracle", TOOLS, document::check_oracle);

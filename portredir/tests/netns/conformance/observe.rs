@@ -41,8 +41,9 @@ impl Display for Observation {
 
 /// Why a conversation failed.
 pub fn failure(error: &io::Error) -> &'static str {
-    // The error of a `connect` that took too long.
-    if error.raw_os_error() == Some(libc::EINPROGRESS) {
+    // The errors of a `connect` that took too long; the second one where it was interrupted
+    // and went on.
+    if let Some(libc::EINPROGRESS | libc::EALREADY) = error.raw_os_error() {
         return "no answer";
     }
     match error.kind() {

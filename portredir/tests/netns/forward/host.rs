@@ -70,7 +70,7 @@ impl Drop for Filter<'_> {
     }
 }
 
-/// What becomes of a SYN that may be lost.
+/// Sends a SYN that may be lost, and tells what arrived.
 fn syn(site: &Site, family: Family) -> Observation {
     let probe = Probe::new(site, family);
     probe.ask_in_vain(&probe.packet(probe.tcp(80, SYN)), &[Place::F])

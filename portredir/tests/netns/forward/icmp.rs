@@ -1,10 +1,12 @@
 //! ICMP errors about forwarded flows, each way, and what is no error.
 
+use std::net::IpAddr;
+
 use super::case::{Case, shared};
 use super::header::unfragmentable;
 use super::packet::{Kind, SEQ};
 use super::probe::Probe;
-use super::site::{NARROW, Site, network};
+use super::site::{GHOST, NARROW, ROUTER, Site, network};
 use super::subject::Place;
 use super::talk::talk;
 use crate::conformance::client::Conversation;
@@ -171,18 +173,38 @@ fn other_errors_for_reply(site: &Site, family: Family) -> Observation {
         let Some(quote) = quote else {
             return all.with(name, &Observation::of("no SYN-ACK"));
         };
-        // A redirect of IPv6 has no port where others have one, so its reserved bytes
-        // say whose it is.
-        let rest = match (name, family) {
-            ("redirect", Family::V6) => [probe.port.to_be_bytes(), [0; 2]].concat(),
-            _ => vec![0; 4],
+        let quote = match (name, family) {
+            ("redirect", Family::V6) => redirected(&quote),
+            _ => quote,
         };
-        let rest = rest.try_into().expect("four bytes");
-        let seen = probe.ask(&probe.error(kind, rest, &quote), &[Place::F]);
+        let seen = probe.ask(&probe.error(kind, [0; 4], &quote), &[Place::F]);
         all = all.with(name, &seen);
         end(&probe);
     }
     all
+}
+
+/// The body of a redirect of IPv6: the better router, the destination, and an option with
+/// the quote (RFC 4861, 4.5 and 4.6.3).
+fn redirected(quote: &[u8]) -> Vec<u8> {
+    let [router, client] = [ROUTER, GHOST].map(|number| match Family::V6.addr(1, number) {
+        IpAddr::V6(addr) => addr.octets(),
+        IpAddr::V4(_) => unreachable!("an address of IPv6"),
+    });
+    let len = (8 + quote.len()).next_multiple_of(8);
+    let mut option = vec![
+        4,
+        u8::try_from(len / 8).expect("a short quote"),
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
+    option.extend(quote);
+    option.resize(len, 0);
+    [&router[..], &client, &option].concat()
 }
 
 /// Resets the connection that [`syn_ack`] began.

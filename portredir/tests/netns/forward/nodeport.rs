@@ -176,7 +176,7 @@ fn flood(cell: &Cell) {
     node.lab.check_checksums();
 }
 
-/// The same without portredir.
+/// Without portredir all of it holds as well.
 fn without_us() {
     allow(Duration::from_secs(150));
     let node = Node::new();

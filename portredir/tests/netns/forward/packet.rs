@@ -29,7 +29,7 @@ pub struct Sight {
     pub kind: Kind,
 }
 
-/// What a client has to react to.
+/// The kinds of packets that a client reacts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The server's port, and the number that acknowledges it.
@@ -229,7 +229,7 @@ impl Reader<'_> {
         Some(text)
     }
 
-    /// What a server says of the datagram that it answers.
+    /// Reads the words of a server about the datagram that it answers.
     fn told(&self, packet: &Packet<'_>) -> Option<String> {
         if packet.protocol != frame::UDP {
             return None;
@@ -319,6 +319,9 @@ fn icmp_name(packet: &Packet<'_>) -> Option<String> {
 /// The quote of an ICMP error.
 fn quote<'a>(packet: &Packet<'a>) -> Option<&'a [u8]> {
     let kind = *packet.payload.first()?;
+    if packet.protocol == 58 && kind == 137 {
+        return redirected(packet.payload);
+    }
     let is_error = match packet.protocol {
         1 => [3, 5, 11, 12].contains(&kind),
         58 => kind < 128,
@@ -326,6 +329,19 @@ fn quote<'a>(packet: &Packet<'a>) -> Option<&'a [u8]> {
     };
     let start = packet.payload.get(8..)?;
     is_error.then_some(start)
+}
+
+/// The quote of a redirect of IPv6, which is in an option (RFC 4861, 4.6.3).
+fn redirected(message: &[u8]) -> Option<&[u8]> {
+    let mut options = message.get(40..)?;
+    loop {
+        let len = 8 * usize::from(*options.get(1)?);
+        let (option, rest) = options.split_at_checked(len.max(8))?;
+        if option[0] == 4 {
+            return option.get(8..);
+        }
+        options = rest;
+    }
 }
 
 /// The ports of a packet, or of the one that it quotes; an echo has its identifier for

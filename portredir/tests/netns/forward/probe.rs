@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long what is on the way beside the sentinels' answers may take.
 const GRACE: Duration = Duration::from_millis(10);
 
-/// The same where no sentinel can take the way of the packet.
+/// A longer time, where no sentinel can take the way of the packet.
 const LONG_GRACE: Duration = Duration::from_millis(150);
 
 /// One such client.
@@ -111,7 +111,7 @@ impl<'a> Probe<'a> {
         self.describe(&at_client, targets)
     }
 
-    /// What arrived so far.
+    /// Tells what arrived so far.
     pub fn seen(&self, targets: &[Place]) -> Observation {
         let at_client = self.at_client(targets, GRACE);
         self.describe(&at_client, targets)

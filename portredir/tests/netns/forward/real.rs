@@ -1,4 +1,5 @@
-//! Real servers as targets: HTTP, iperf3 and DNS on F, whose bytes are compared.
+//! Real servers as targets: HTTP, iperf3, DNS and PostgreSQL on F, whose bytes are
+//! compared.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -32,6 +33,83 @@ pub fn add(tests: &mut Tests) {
             tests.add(name, TOOLS, move || serve(subject, layout));
         }
     }
+    for subject in [Subject::Nft, Subject::Engine("auto")] {
+        let name = format!("forward/real/postgres/{}", subject.name());
+        let tools = &["nft", "initdb", "postgres", "psql"];
+        tests.add(name, tools, move || database(subject));
+    }
+}
+
+/// A transaction, and rows of some megabytes, from a database behind the bridge.
+fn database(subject: Subject) {
+    if subject != Subject::Nft {
+        needs_targets();
+    }
+    allow(Duration::from_secs(120));
+    let (layout, offload) = (Layout::Bridge(true), Offload::On);
+    let mut site = Site::idle(subject, Variant { layout, offload });
+    let _server = postgres(&site);
+    let rule = |family| {
+        let target = SocketAddr::new(site.addr(Place::F, family), 5433);
+        Rule::new(site.own(family, 5432), &[target])
+    };
+    let rules = Family::BOTH.map(rule);
+    site.up(&rules);
+    for family in Family::BOTH {
+        let [own, target] = [(Place::Host, "5432"), (Place::F, "5433")]
+            .map(|(place, port)| (site.addr(place, family).to_string(), port));
+        let ask = |(addr, port): &(String, &str), query| {
+            let args = [
+                "psql", "-X", "-h", addr, "-p", port, "-U", "lab", "-d", "postgres", "-Atc", query,
+            ];
+            site.lab.client.run(&args)
+        };
+        ask(
+            &own,
+            "begin; create table t as select 7 as n; update t set n = n + 1; commit",
+        );
+        assert_eq!(
+            ask(&own, "select n from t; drop table t"),
+            "8\nDROP TABLE\n"
+        );
+        let rows = "select repeat(md5(n::text), 40) from generate_series(1, 2000) n";
+        let [by_us, direct] = [&own, &target].map(|to| ask(to, rows));
+        assert!(by_us.len() > 2_000_000 && by_us == direct, "{own:?}");
+    }
+    site.finish();
+}
+
+/// PostgreSQL on port 5433 of F, which runs as a user without rights.
+fn postgres(site: &Site) -> Process {
+    const NOBODY: u32 = 65_534;
+    let dir = site.lab.dir.0.join("database");
+    std::fs::create_dir(&dir).expect("create a directory");
+    std::os::unix::fs::chown(&dir, Some(NOBODY), Some(NOBODY)).expect("chown");
+    let dir = dir.to_str().expect("text");
+    let user = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let run = |args: &[&str]| site.f.start(&[&user[..], args].concat());
+    let mut init = run(&["initdb", "-D", dir, "-A", "trust", "-U", "lab", "--no-sync"]);
+    assert!(init.wait().success(), "{}", init.err());
+    let access = format!("{dir}/pg_hba.conf");
+    std::fs::write(&access, "host all all all trust\n").expect("write a file");
+    let mut server = run(&[
+        "postgres",
+        "-D",
+        dir,
+        "-p",
+        "5433",
+        "-c",
+        "listen_addresses=*",
+        "-c",
+        "unix_socket_directories=",
+    ]);
+    server.wait_for_words("ready to accept connections");
+    server
 }
 
 /// Bytes of a file that goes up and down by HTTP.

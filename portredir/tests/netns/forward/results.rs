@@ -110,7 +110,8 @@ fn jobs() -> Vec<Job> {
             continue;
         }
         jobs.extend(VARIANTS.map(|variant| Job::Shared(subject, variant)));
-        for case in cases().filter(|case| is_wanted(case, subject)) {
+        let is_tried = |case: &&Case| case.is_for(subject) && is_wanted(case, subject);
+        for case in cases().filter(is_tried) {
             if let Run::Own(..) = case.run {
                 let families = case.families.iter();
                 jobs.extend(families.map(|&family| Job::Own(case, subject, family)));

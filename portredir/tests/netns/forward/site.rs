@@ -315,10 +315,12 @@ impl Site {
                 }
             }
         }
-        if addr.is_loopback() {
-            return "loopback".to_owned();
+        match addr {
+            _ if addr.is_loopback() => "loopback".to_owned(),
+            // Another one in each run.
+            IpAddr::V6(addr) if addr.is_unicast_link_local() => "link-local".to_owned(),
+            _ => addr.to_string(),
         }
-        addr.to_string()
     }
 
     /// The raw socket of a place.

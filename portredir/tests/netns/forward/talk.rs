@@ -25,7 +25,7 @@ pub fn talk(site: &Site, at: &Namespace, proto: Proto, to: SocketAddr) -> Observ
     }
 }
 
-/// The same for TCP and UDP.
+/// Talks as [`talk`] does, by TCP and by UDP.
 pub fn talk_both(site: &Site, at: &Namespace, to: SocketAddr) -> Observation {
     let mut all = Observation::default();
     for proto in PROTOS {
@@ -42,7 +42,7 @@ pub const fn name(proto: Proto) -> &'static str {
     }
 }
 
-/// What a server told its client.
+/// Tells whom a server saw, and whether it still answers.
 pub fn told(site: &Site, conversation: &mut Conversation) -> Observation {
     let (peer, local) = (conversation.peer, conversation.local);
     let is_kept = peer.port() == conversation.conn.local().port();
@@ -68,7 +68,7 @@ pub fn still_talks(conversation: &mut Conversation) -> io::Result<()> {
     }
 }
 
-/// The same in words.
+/// Tells in words whether a message comes back.
 pub fn goes_on(conversation: &mut Conversation) -> String {
     match still_talks(conversation) {
         Ok(()) => "continues".to_owned(),

@@ -1,6 +1,7 @@
 //! Several targets of a rule under many flows: drained, killed, started again, all gone.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -204,12 +205,29 @@ fn death_and_return(site: &mut Site, family: Family) {
     wait_until(site, f, "up");
     // Nothing flips back.
     for mut flow in of_f {
+        forget(&flow);
         assert_eq!(reaches(&mut flow), "G", "a flow that has moved");
     }
     check_kept(&mut [], &mut of_g, "after F came back");
     tcp.retain(|flow| flow.name == "G");
     check_kept(&mut tcp, &mut [], "after F came back");
     check_shared(&many(site, family, Proto::Tcp), "after F came back");
+}
+
+/// Throws away all replies and errors that came to a UDP flow.
+fn forget(flow: &Conversation) {
+    let Conn::Udp(socket) = &flow.conn else {
+        panic!("not UDP")
+    };
+    let patience = |time| socket.set_read_timeout(Some(time)).expect("a timeout");
+    patience(Duration::from_millis(20));
+    loop {
+        match socket.recv(&mut [0; 512]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            _ => {}
+        }
+    }
+    patience(slow(Duration::from_secs(5)));
 }
 
 /// How long after a moment the last of these flows was answered by G.

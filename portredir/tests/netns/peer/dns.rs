@@ -9,7 +9,7 @@ pub fn dns_server(lab: &Lab, port: u16) -> Process {
     dns_server_at(&lab.host, port)
 }
 
-/// The same on another host.
+/// A name server on any host.
 pub fn dns_server_at(at: &Namespace, port: u16) -> Process {
     let mut server = at.start(&[
         "dnsmasq",
