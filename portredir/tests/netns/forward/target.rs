@@ -97,9 +97,10 @@ fn addr_words(addr: IpAddr) -> String {
     }
 }
 
+/// Begins a flow. Its client port had none before, whose target it would keep.
 fn begin(site: &Site, family: Family, proto: Proto) -> Conversation {
     let to = site.own(family, 80);
-    let begun = Conversation::begin(&site.lab.client, proto, 0, to);
+    let begun = Conversation::begin(&site.lab.client, proto, site.port(), to);
     begun.unwrap_or_else(|error| panic!("{proto:?} to {to}: {error}"))
 }
 
@@ -219,15 +220,14 @@ fn forget(flow: &Conversation) {
     let Conn::Udp(socket) = &flow.conn else {
         panic!("not UDP")
     };
-    let patience = |time| socket.set_read_timeout(Some(time)).expect("a timeout");
-    patience(Duration::from_millis(20));
+    socket.set_nonblocking(true).expect("nonblocking");
     loop {
         match socket.recv(&mut [0; 512]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             _ => {}
         }
     }
-    patience(slow(Duration::from_secs(5)));
+    socket.set_nonblocking(false).expect("blocking");
 }
 
 /// How long after a moment the last of these flows was answered by G.
@@ -237,8 +237,8 @@ fn answered_again(flows: &[Conversation], since: Instant) -> Duration {
             panic!("not UDP")
         };
         let socket = socket.try_clone().expect("a socket");
-        let patience = Duration::from_millis(1);
-        socket.set_read_timeout(Some(patience)).expect("a timeout");
+        // Of both copies: `forget` sets it back.
+        socket.set_nonblocking(true).expect("nonblocking");
         socket
     };
     let mut waiting: Vec<UdpSocket> = flows.iter().map(socket).collect();
