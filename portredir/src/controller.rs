@@ -7,6 +7,7 @@
 mod apply;
 mod attach;
 pub mod change;
+pub mod checker;
 mod commit;
 mod drain;
 pub mod error;

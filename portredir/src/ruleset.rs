@@ -4,6 +4,7 @@
 mod candidates;
 pub mod compile;
 pub mod forwarding;
+pub mod health;
 pub mod history;
 pub mod interval;
 pub mod services;
