@@ -8,4 +8,5 @@ pub mod faults;
 pub mod listening;
 pub mod metrics;
 pub mod report;
+pub mod targets;
 pub mod trace;

@@ -22,6 +22,7 @@ use crate::sys::process::Process;
 pub use self::filter::{Filter, FilterError};
 pub use self::list::{ListError, list};
 pub use self::text::{Header, text};
+pub(super) use self::text::{bytes, duration};
 
 /// The version of the layout; raised when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 1;

@@ -118,7 +118,7 @@ fn host(addr: IpAddr) -> String {
 }
 
 /// A duration in its largest unit and the next one.
-fn duration(seconds: u64) -> String {
+pub fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),
@@ -129,7 +129,7 @@ fn duration(seconds: u64) -> String {
 }
 
 /// A number of bytes: whole below 10 000, else with a decimal unit.
-fn bytes(number: u64) -> String {
+pub fn bytes(number: u64) -> String {
     if number < 10_000 {
         return number.to_string();
     }

@@ -1,0 +1,140 @@
+//! The targets of rules with several targets, or with targets beyond this host, and the
+//! state of each.
+
+mod text;
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::ruleset::services::Services;
+use crate::ruleset::services::service::{Health, Service, Target};
+
+pub use self::text::text;
+
+/// The version of the layout; raised when a field changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
+/// All targets at one moment: the object that `--json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct List {
+    /// The version of this layout.
+    pub schema: u32,
+    /// Whether a redirect runs.
+    pub running: bool,
+    /// The time of the list.
+    pub time: Timestamp,
+    /// The targets, in the order of the rules.
+    pub targets: Vec<Line>,
+}
+
+/// The state of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// New flows begin with the target, as far as its weight allows.
+    Up,
+    /// The administrator drains the target: its flows stay, and new ones begin elsewhere.
+    Drained,
+    /// The health checks fail.
+    Down,
+    /// The rule has the target no more; its flows stay.
+    Removed,
+}
+
+/// A target of a rule. What is not known is null.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// The listen part of the rule.
+    pub listen: String,
+    /// The target as rules have it.
+    pub target: String,
+    /// The address; null for a port of this host.
+    pub addr: Option<IpAddr>,
+    /// The port, or the first one of a range.
+    pub port: u16,
+    /// The last port; `port` again unless there is a range.
+    pub last_port: u16,
+    /// The share of new flows, beside the weights of the other targets of the rule.
+    pub weight: u16,
+    /// Whether the target is used only while no other one of the rule is up.
+    #[serde(rename = "else")]
+    pub is_else: bool,
+    /// The state.
+    pub state: State,
+    /// Whether the administrator drains the target, whatever its state is.
+    pub drained: bool,
+    /// The time since when the target is in its state.
+    pub since: Option<Timestamp>,
+    /// The last failure of the health checks, of a target that is down.
+    pub why: Option<String>,
+    /// The flows that are alive.
+    pub flows: Option<u64>,
+    /// The packets to the target.
+    pub packets: Option<u64>,
+}
+
+/// The traffic of a target, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// The flows that are alive.
+    pub flows: Option<u64>,
+    /// The packets to the target.
+    pub packets: Option<u64>,
+}
+
+/// The list of all targets; `traffic` tells that of a number.
+#[must_use]
+pub fn list(services: &Services, time: Timestamp, traffic: impl Fn(u16) -> Traffic) -> List {
+    let targets = services.iter().flat_map(|service| {
+        let wanted = service
+            .wanted_targets()
+            .map(|target| (target, service.is_removed));
+        let removed = service.removed.iter().map(|target| (target, true));
+        let all = wanted.chain(removed);
+        let traffic = &traffic;
+        all.map(move |(target, is_removed)| line(service, target, is_removed, traffic))
+    });
+    List {
+        schema: SCHEMA,
+        running: true,
+        time,
+        targets: targets.collect(),
+    }
+}
+
+fn line(
+    service: &Service,
+    target: &Target,
+    is_removed: bool,
+    traffic: impl Fn(u16) -> Traffic,
+) -> Line {
+    let endpoint = &target.endpoint;
+    let (state, since, why) = match &target.health {
+        _ if is_removed => (State::Removed, None, None),
+        Health::Down { since, why } => (State::Down, Some(*since), Some(why.clone())),
+        Health::Up { .. } if target.drained.is_some() => (State::Drained, target.drained, None),
+        Health::Up { since } => (State::Up, *since, None),
+    };
+    let Traffic { flows, packets } = traffic(target.number);
+    let last = service.otherwise.target();
+    Line {
+        listen: service.key.clone(),
+        target: endpoint.to_string(),
+        addr: endpoint.host,
+        port: endpoint.port.get(),
+        last_port: endpoint
+            .range
+            .map_or(endpoint.port, |range| range.last_port)
+            .get(),
+        weight: target.weight,
+        is_else: last.is_some_and(|last| last.number == target.number),
+        state,
+        drained: target.drained.is_some() && !is_removed,
+        since,
+        why,
+        flows,
+        packets,
+    }
+}
