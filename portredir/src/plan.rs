@@ -4,6 +4,7 @@
 mod coverage;
 mod dead;
 mod engine;
+pub mod finding;
 mod firewall;
 mod ipsec;
 pub mod lockout;

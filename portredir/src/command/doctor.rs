@@ -16,13 +16,11 @@ use crate::host::features::Features;
 use crate::host::netlink::Netlink;
 use crate::ipc::client::{self, Answer};
 use crate::loader::chain;
-use crate::observe::doctor::{Diagnosis, Finding, Role, Running, State, Subject, examine};
+use crate::observe::doctor::{Diagnosis, Role, Running, State, Subject, examine};
+use crate::plan::finding::wrapped;
 
 /// The version of the layout; raised when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;
-
-/// The width of a line of text.
-const WIDTH: usize = 80;
 
 /// The object that `doctor --json` prints.
 #[derive(Serialize)]
@@ -123,17 +121,8 @@ fn running(answer: Answer) -> Running {
 fn text(diagnosis: &Diagnosis) -> String {
     const MOST: usize = 50;
     let mut text = String::new();
-    for Finding {
-        severity,
-        what,
-        why,
-        fix,
-        ..
-    } in diagnosis.findings.iter().take(MOST)
-    {
-        text += &wrapped(&format!("{}: ", severity.name()), what);
-        text += &wrapped("  why: ", why);
-        text += &wrapped("  fix: ", fix);
+    for finding in diagnosis.findings.iter().take(MOST) {
+        text += &finding.to_string();
     }
     if let Some(more) = diagnosis
         .findings
@@ -154,26 +143,4 @@ fn text(diagnosis: &Diagnosis) -> String {
         text += &wrapped(&format!("ok: {}: ", passed.check), &passed.fact);
     }
     text
-}
-
-/// Lines of at most [`WIDTH`] characters, where words allow it. Commands stay whole, so that
-/// they can be copied.
-fn wrapped(first: &str, text: &str) -> String {
-    let is_fix = first.contains("fix");
-    let mut lines = vec![first.to_owned()];
-    for word in text.split(' ') {
-        let line = lines.last_mut().expect("a line");
-        let is_begun = !line.ends_with(' ');
-        let space = usize::from(is_begun);
-        let is_long = line.chars().count() + space + word.chars().count() > WIDTH;
-        if is_long && is_begun && !is_fix {
-            lines.push(format!("    {word}"));
-        } else {
-            if is_begun {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-    }
-    lines.join("\n") + "\n"
 }

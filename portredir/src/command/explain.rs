@@ -12,11 +12,11 @@ use crate::cli::ExplainArgs;
 use crate::controller::error::ControllerError;
 use crate::controller::status;
 use crate::host::netlink::Netlink;
+use crate::host::packet_filter::Filtered;
 use crate::ipc::client::Role;
 use crate::loader::Sizes;
 use crate::loader::live::Live;
 use crate::loader::pinned::{self, Found, PinnedError};
-use crate::observe::doctor::Filtered;
 use crate::observe::explain::{
     Behind, ExplainError, Explainer, Explanation, Hooked, Judged, OfProcess, Packet, Query,
     Redirect, Serving,

@@ -15,10 +15,11 @@ use portredir_common::net::Protocol;
 use serde::Serialize;
 
 pub use self::finding::{Finding, Kind};
-pub use self::listener::{Listener, Listeners, name_of};
+pub use self::listener::{Listener, Listeners};
 use self::listener::{marked, place, ports};
 use self::scope::Scope;
 use crate::config::settings::Settings;
+pub use crate::host::packet_filter::ruleset::name_of;
 use crate::host::snapshot::Snapshot;
 use crate::rule::{Ports, Rule};
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use portredir_common::net::{Port, Protocol, Version};
 
-use super::finding::{Diagnosis, Severity};
-use super::ruleset::{Chain, Fate, NetRule, Probe, Ruleset};
 use crate::config::engine::EngineChoice;
 use crate::config::settings::Settings;
+use crate::host::packet_filter::ruleset::{Chain, Fate, NetRule, Probe, Ruleset, Verdict};
 use crate::observe::listening::name_of;
+use crate::plan::finding::{Diagnosis, Severity};
 use crate::rule::{Ports, Rule};
 
 /// The name of the check for firewalls.
@@ -280,7 +280,7 @@ fn add<'a, 'b>(
 /// The rules that drop packets to destination ports, and see target ports instead.
 fn missed<'a>(ruleset: &'a Ruleset, all: &[Watched], concerns: &mut Concerns<'a>) {
     for (chain, rule) in ruleset.reachable(&INCOMING) {
-        if rule.verdict != super::ruleset::Verdict::Drop {
+        if rule.verdict != Verdict::Drop {
             continue;
         }
         for watched in all.iter().filter(|watched| watched.is_before) {

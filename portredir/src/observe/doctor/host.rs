@@ -3,12 +3,12 @@
 use std::fs;
 use std::io;
 
-use super::finding::{Diagnosis, Severity};
 use crate::config::engine::{Engine, EngineChoice};
 use crate::config::settings::Settings;
 use crate::host::features::Features;
 use crate::host::preflight::{self, PreflightError};
 use crate::observe::report::counted;
+use crate::plan::finding::{Diagnosis, Severity};
 use crate::plan::{Plan, Planned};
 use crate::rule::{Ports, Protocols};
 use crate::sys::bpffs::{self, Mount};

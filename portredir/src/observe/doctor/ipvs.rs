@@ -7,11 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use portredir_common::net::{Port, Protocol};
 
-use super::finding::{Diagnosis, Severity};
 use super::firewall::REDIRECTS;
 use crate::config::engine::EngineChoice;
 use crate::config::settings::Settings;
 use crate::observe::listening::name_of;
+use crate::plan::finding::{Diagnosis, Severity};
 use crate::rule::Rule;
 
 /// A virtual service.

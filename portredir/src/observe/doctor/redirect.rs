@@ -1,9 +1,9 @@
 //! Checks of the redirect itself: who watches it, where it is attached, whom it serves.
 
-use super::finding::{Diagnosis, Severity};
 use super::subject::{Role, Running, State, Subject};
 use crate::observe::faults;
 use crate::observe::listening::{Kind, Listening};
+use crate::plan::finding::{Diagnosis, Severity};
 use crate::plan::{DeadReason, DeadRule, Plan};
 
 /// Whether the redirect is watched, confirmed and whole.

@@ -4,11 +4,11 @@
 
 use std::collections::BTreeSet;
 
-use super::finding::{Diagnosis, Severity};
 use crate::config::engine::Engine;
 use crate::host::features::{Loaded, OURS, Programs as _};
 use crate::host::filters::{self, Direction};
 use crate::observe::attached::{HookState, Interface};
+use crate::plan::finding::{Diagnosis, Severity};
 use crate::plan::{Plan, Planned};
 
 const CHECK: &str = "shared-hooks";

@@ -1,12 +1,12 @@
 //! Checks of the flow tables: whether there is room, and what became of packets that found
 //! none.
 
-use super::finding::{Diagnosis, Severity};
 use super::subject::Running;
 use crate::config::settings::Settings;
 use crate::config::value::FlowCount;
 use crate::loader::flows::Fill;
 use crate::observe::report::counted;
+use crate::plan::finding::{Diagnosis, Severity};
 
 const CHECK: &str = "flow-tables";
 

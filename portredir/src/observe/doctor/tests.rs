@@ -1,10 +1,11 @@
 use portredir_common::net::{Protocol, Version};
 
 use super::firewall;
-use super::ruleset::{Probe, Ruleset};
 use super::*;
 use crate::config::engine::EngineChoice;
 use crate::config::settings::Settings;
+use crate::host::packet_filter::ruleset::{Probe, Ruleset};
+use crate::host::packet_filter::{iptables, nft};
 
 /// The output of nft 1.0.6 about a ruleset that was made for this.
 fn nftables() -> Ruleset {

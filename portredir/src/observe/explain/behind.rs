@@ -13,8 +13,8 @@ use super::place::{Place, Way};
 use super::sockets::is_for;
 use crate::host::features::{OURS, program_name};
 use crate::host::filters::{self, Direction};
+use crate::host::packet_filter::{Filtered, Rulesets, Seen, filtered};
 use crate::host::{routes, xdp};
-use crate::observe::doctor::{Filtered, Rulesets, Seen, filtered};
 use crate::observe::listening::{Listener, Listeners, name_of};
 use crate::rule::Ports;
 use crate::sys::bpf_query::{self, AttachType, Target};
@@ -84,9 +84,11 @@ impl Behind {
         };
         let seen = Seen {
             protocol: ends.protocol,
-            src: (ends.src.0, ends.src.1.get()),
+            src: Some(ends.src.0.into()),
+            src_port: Some(ends.src.1.get()),
             dst: (ends.dst.0, ends.dst.1.get()),
             interface,
+            egress: None,
         };
         self.firewall = filtered(rulesets, &seen);
         for why in &rulesets.unread {

@@ -6,11 +6,11 @@ use portredir_common::net::{Addr, LOOPBACK_IFINDEX};
 
 use super::error::ExplainError;
 use crate::config::settings::Settings;
+use crate::host::packet_filter::Rulesets;
 use crate::host::snapshot::Snapshot;
 use crate::loader::live::{Live, RuleCopy};
 use crate::loader::trial::Trial;
 use crate::observe::attached::Interface;
-use crate::observe::doctor::Rulesets;
 use crate::observe::listening::Listeners;
 use crate::rule::Rule;
 

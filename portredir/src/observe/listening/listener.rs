@@ -8,18 +8,10 @@ use nix::unistd::{Uid, User};
 use portredir_common::net::{Port, Protocol, Version};
 use serde::Serialize;
 
+use crate::host::packet_filter::ruleset::name_of;
 use crate::rule::{Ports, Rule};
 use crate::sys::process::{self, Process};
 use crate::sys::sock_diag::{self, Server, SockDiagError};
-
-/// The name of a protocol behind a port.
-#[must_use]
-pub const fn name_of(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    }
-}
 
 /// The sockets of one place, which share it by `SO_REUSEPORT`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -1,11 +1,21 @@
 //! The rules of a packet filter, in one form for nftables and iptables, and the way of a
 //! packet through them as far as it can be known.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use portredir_common::net::{Protocol, Version};
 
-use crate::observe::listening::name_of;
 use crate::rule::Ports;
+
+/// The name of a protocol behind a port.
+#[must_use]
+pub const fn name_of(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
 
 /// A packet of a new client on another host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +46,15 @@ pub enum Condition {
     Version(Version),
     /// Holds for packets that come in on some interfaces.
     Interface(String),
+    /// Holds for forwarded packets that leave by some interfaces.
+    Egress(String),
+    /// Holds for kinds of destinations, or for all others.
+    DstType {
+        /// The kinds, as `local` and `unicast`.
+        names: Vec<String>,
+        /// Whether the condition holds for all others.
+        is_negated: bool,
+    },
     /// Holds for addresses of one IP version, or for all others of this version.
     Addrs {
         /// Whether the source is meant.
@@ -75,6 +94,8 @@ pub enum Verdict {
     Return,
     /// The packet goes to another port or host.
     Redirect(String),
+    /// The packet gets another source address.
+    Translate,
     /// Nothing, such as counting.
     Continue,
     /// The verdict is not understood.
@@ -155,6 +176,33 @@ impl Chain {
         format!("{tool} -t {table} -I {name} -p {protocol} {option} {ports} -j ACCEPT")
     }
 
+    /// The commands that accept packets to one address and port, and replies, before all
+    /// other rules of this chain.
+    #[must_use]
+    pub fn accept_to(&self, protocol: Protocol, (addr, port): (IpAddr, u16)) -> String {
+        let (tool, name, protocol) = (self.tool, &self.name, name_of(protocol));
+        if tool == "nft" {
+            let family = if addr.is_ipv4() { "ip" } else { "ip6" };
+            let begin = format!("nft insert rule {} {name}", self.table);
+            return format!(
+                "{begin} {family} daddr {addr} {protocol} dport {port} accept && {begin} ct state \
+                 established,related accept"
+            );
+        }
+        let table = self.table.rsplit(' ').next().unwrap_or_default();
+        let begin = format!("{tool} -t {table} -I {name}");
+        format!(
+            "{begin} -d {addr} -p {protocol} --dport {port} -j ACCEPT && {begin} -m conntrack \
+             --ctstate ESTABLISHED,RELATED -j ACCEPT"
+        )
+    }
+
+    /// Whether the table is one of frames that bridges pass on, or of ARP.
+    #[must_use]
+    pub fn is_of_links(&self) -> bool {
+        matches!(self.table.split(' ').next(), Some("bridge" | "arp"))
+    }
+
     /// Whether packets of an IP version enter the table.
     #[must_use]
     pub fn takes(&self, version: Version) -> bool {
@@ -204,7 +252,11 @@ impl Condition {
                 is_it(is_protocol && is_among != *is_negated)
             }
             Self::Version(version) => is_it(*version == probe.version),
-            Self::Never => Holds::No,
+            Self::DstType { names, is_negated } => {
+                is_it(names.iter().any(|name| name == "local") != *is_negated)
+            }
+            // A packet for this host leaves by no interface.
+            Self::Never | Self::Egress(_) => Holds::No,
             Self::Interface(_)
             | Self::Addrs { .. }
             | Self::SrcPorts { .. }
@@ -281,6 +333,8 @@ pub struct Fate<'a> {
     pub some_dropped: Vec<(&'a Chain, &'a NetRule)>,
     /// The rules on the way that redirect the packet, perhaps.
     pub redirected: Vec<(&'a Chain, &'a NetRule)>,
+    /// The rules on the way that translate the source, perhaps.
+    pub translated: Vec<(&'a Chain, &'a NetRule)>,
     /// The rules on the way that nobody understands here.
     pub unknown: Vec<(&'a Chain, &'a NetRule)>,
 }
@@ -296,6 +350,7 @@ impl<'a> Fate<'a> {
             Verdict::Accept => self.some_accepted |= !is_sure,
             Verdict::Drop if !is_sure => self.some_dropped.push((chain, rule)),
             Verdict::Redirect(_) => self.redirected.push((chain, rule)),
+            Verdict::Translate => self.translated.push((chain, rule)),
             Verdict::Unknown(_) => {
                 self.unknown.push((chain, rule));
                 // It may accept.

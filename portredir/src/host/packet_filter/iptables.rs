@@ -192,9 +192,15 @@ impl Reader {
                 is_negated,
             }),
             "-i" => Some(interface(value, is_negated)),
-            "-o" => Some(Condition::Never),
+            "-o" => {
+                let not = if is_negated { "!" } else { "" };
+                Some(Condition::Egress(format!("{not}{value}")))
+            }
             "--ctstate" | "--state" => unless(value.split(',').any(|state| state == "NEW")),
-            "--dst-type" => unless(value == "LOCAL"),
+            "--dst-type" => Some(Condition::DstType {
+                names: value.to_lowercase().split(',').map(str::to_owned).collect(),
+                is_negated,
+            }),
             "--syn" => return (unless(true), 0),
             "--tcp-flags" => {
                 // The first packet of a connection has the flag SYN alone.
@@ -269,6 +275,7 @@ fn verdict(option: &str, words: &[String], chains: &[String]) -> Verdict {
         "DROP" | "REJECT" => Verdict::Drop,
         "RETURN" => Verdict::Return,
         "REDIRECT" | "DNAT" | "TPROXY" => Verdict::Redirect(to()),
+        "MASQUERADE" | "SNAT" => Verdict::Translate,
         name if chains.iter().any(|chain| chain == name) => match option {
             "-g" => Verdict::Goto(name.to_owned()),
             _ => Verdict::Jump(name.to_owned()),

@@ -216,7 +216,7 @@ impl Reader<'_> {
             return fixed(is_negated);
         }
         if field("fib", "result") == Some("type") {
-            return fixed(values.iter().any(|value| value == "local") != is_negated);
+            return destination_type(&left["fib"]["flags"], &values, is_negated);
         }
         unknown()
     }
@@ -242,6 +242,19 @@ fn fixed(holds: bool) -> Condition {
     }
 }
 
+/// The kind of the destination. A client on another host has a source of kind `unicast`.
+fn destination_type(flags: &Value, values: &[Value], is_negated: bool) -> Condition {
+    let mut flags = flags.as_array().into_iter().flatten();
+    if flags.any(|flag| flag == "saddr") {
+        return fixed(values.iter().any(|value| value == "unicast") != is_negated);
+    }
+    let names = values.iter().filter_map(Value::as_str);
+    Condition::DstType {
+        names: names.map(str::to_owned).collect(),
+        is_negated,
+    }
+}
+
 fn meta(key: &str, values: &[Value], is_negated: bool) -> Option<Condition> {
     let first = values.first().and_then(Value::as_str).unwrap_or_default();
     match key {
@@ -262,6 +275,11 @@ fn meta(key: &str, values: &[Value], is_negated: bool) -> Option<Condition> {
                 (names, false) => Some(Condition::Interface(names.join(","))),
                 (names, true) => Some(Condition::Interface(format!("!{}", names.join(",!")))),
             }
+        }
+        "oifname" | "oif" => {
+            let names: Vec<_> = values.iter().filter_map(Value::as_str).collect();
+            let not = if is_negated { "!" } else { "" };
+            Some(Condition::Egress(format!("{not}{}", names.join(","))))
         }
         "pkttype" => Some(fixed((first == "host" || first == "unicast") != is_negated)),
         _ => None,
@@ -349,6 +367,7 @@ fn verdict(kind: &str, value: &Value) -> Option<Verdict> {
         "goto" => Verdict::Goto(target()),
         "return" => Verdict::Return,
         "redirect" | "dnat" | "tproxy" => Verdict::Redirect(to()),
+        "masquerade" | "snat" => Verdict::Translate,
         "queue" => Verdict::Unknown(kind.to_owned()),
         _ => return None,
     })

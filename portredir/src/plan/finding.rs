@@ -1,6 +1,11 @@
 //! The result of an examination.
 
+use std::fmt;
+
 use serde::Serialize;
+
+/// The width of a line of text.
+const WIDTH: usize = 80;
 
 /// The weight of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -100,4 +105,37 @@ impl Diagnosis {
             self.passed.push(Passed { check, fact });
         }
     }
+}
+
+/// Writes the fact, its reason and its cure; every line ends with a line break.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = format!("{}: ", self.severity.name());
+        f.write_str(&wrapped(&first, &self.what))?;
+        f.write_str(&wrapped("  why: ", &self.why))?;
+        f.write_str(&wrapped("  fix: ", &self.fix))
+    }
+}
+
+/// Lines of at most [`WIDTH`] characters, where words allow it. Commands stay whole, so that
+/// they can be copied.
+#[must_use]
+pub fn wrapped(first: &str, text: &str) -> String {
+    let is_fix = first.contains("fix");
+    let mut lines = vec![first.to_owned()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("a line");
+        let is_begun = !line.ends_with(' ');
+        let space = usize::from(is_begun);
+        let is_long = line.chars().count() + space + word.chars().count() > WIDTH;
+        if is_long && is_begun && !is_fix {
+            lines.push(format!("    {word}"));
+        } else {
+            if is_begun {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines.join("\n") + "\n"
 }
