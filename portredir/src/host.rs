@@ -3,9 +3,11 @@
 
 pub mod features;
 pub mod filters;
+pub mod forwarding;
 pub mod netlink;
 pub mod packet_filter;
 pub mod preflight;
 pub mod routes;
 pub mod snapshot;
+pub mod way;
 pub mod xdp;

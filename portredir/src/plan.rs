@@ -13,6 +13,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 mod usage;
+pub mod way;
 
 use std::collections::BTreeMap;
 

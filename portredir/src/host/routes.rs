@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -62,7 +62,8 @@ pub(super) fn local_addr(route: &RouteMessage) -> Option<IpAddr> {
 /// The interface by which packets to an address leave; `None` without a route.
 #[must_use]
 pub fn way_to(addr: IpAddr) -> Option<u32> {
-    let route = look_up(&[RouteAttribute::Destination(addr.into())]).ok()?;
+    let question = [RouteAttribute::Destination(addr.into())];
+    let route = look_up(&question, RouteFlags::empty()).ok()?;
     route
         .attributes
         .iter()
@@ -94,20 +95,25 @@ pub struct Incoming {
 /// [`NetlinkError::Kernel`]: the kernel refuses the packet, by its filter of source
 /// addresses among others.
 pub fn of_incoming(incoming: &Incoming) -> Result<bool, NetlinkError> {
-    let route = look_up(&[
+    let question = [
         RouteAttribute::Destination(incoming.dst.into()),
         RouteAttribute::Source(incoming.src.into()),
         RouteAttribute::Iif(incoming.index),
         RouteAttribute::IpProto(incoming.protocol),
         RouteAttribute::Sport(incoming.ports.0),
         RouteAttribute::Dport(incoming.ports.1),
-    ])?;
+    ];
+    let route = look_up(&question, RouteFlags::empty())?;
     Ok(is_local(&route))
 }
 
 /// Asks the kernel for the route of one packet.
-fn look_up(attributes: &[RouteAttribute]) -> Result<RouteMessage, NetlinkError> {
+pub(super) fn look_up(
+    attributes: &[RouteAttribute],
+    flags: RouteFlags,
+) -> Result<RouteMessage, NetlinkError> {
     let mut route = RouteMessage::default();
+    route.header.flags = flags;
     for attribute in attributes {
         let (is_v4, is_dst) = match attribute {
             RouteAttribute::Destination(addr) => (matches!(addr, RouteAddress::Inet(_)), true),
@@ -189,11 +195,20 @@ fn table(route: &RouteMessage) -> u32 {
     attribute.unwrap_or_else(|| route.header.table.into())
 }
 
-fn destination(route: &RouteMessage) -> Option<(IpAddr, u8)> {
+/// The address of an attribute.
+pub(super) const fn ip(addr: &RouteAddress) -> Option<IpAddr> {
+    match addr {
+        RouteAddress::Inet(addr) => Some(IpAddr::V4(*addr)),
+        RouteAddress::Inet6(addr) => Some(IpAddr::V6(*addr)),
+        _ => None,
+    }
+}
+
+/// The destination of a route, with the length of its prefix.
+pub(super) fn destination(route: &RouteMessage) -> Option<(IpAddr, u8)> {
     let mut attributes = route.attributes.iter();
     let addr = attributes.find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(addr)) => Some(IpAddr::V4(*addr)),
-        RouteAttribute::Destination(RouteAddress::Inet6(addr)) => Some(IpAddr::V6(*addr)),
+        RouteAttribute::Destination(addr) => ip(addr),
         _ => None,
     });
     let prefix_len = route.header.destination_prefix_length;

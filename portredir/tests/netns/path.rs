@@ -8,6 +8,7 @@ pub mod paths;
 pub mod replies;
 pub mod stack;
 pub mod tunnel;
+pub mod way;
 pub mod wire;
 
 use crate::Tests;
@@ -22,4 +23,5 @@ pub fn add(tests: &mut Tests) {
     stack::add(tests);
     tunnel::add(tests);
     ipsec::add(tests);
+    way::add(tests);
 }
