@@ -132,8 +132,8 @@ pub struct Forwarding {
 }
 
 impl Forwarding {
-    /// What has to be put back after [`Saved::enable`]. Written down before, this also
-    /// serves the process that continues after a kill.
+    /// The switches to put back after [`Saved::enable`]. Written down before, they also
+    /// serve the process that continues after a kill.
     ///
     /// # Errors
     ///

@@ -1,5 +1,6 @@
-//! What the plan knows of the way to targets with an address: whether packets get there,
-//! and whether replies come back by this host. Pure: facts go in, and nothing is touched.
+//! The way to targets with an address, as far as the plan knows it: whether packets get
+//! there, and whether replies come back by this host. Pure: facts go in, and nothing is
+//! touched.
 
 mod back;
 mod firewall;

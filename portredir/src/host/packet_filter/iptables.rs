@@ -192,15 +192,9 @@ impl Reader {
                 is_negated,
             }),
             "-i" => Some(interface(value, is_negated)),
-            "-o" => {
-                let not = if is_negated { "!" } else { "" };
-                Some(Condition::Egress(format!("{not}{value}")))
-            }
+            "-o" => Some(egress(value, is_negated)),
             "--ctstate" | "--state" => unless(value.split(',').any(|state| state == "NEW")),
-            "--dst-type" => Some(Condition::DstType {
-                names: value.to_lowercase().split(',').map(str::to_owned).collect(),
-                is_negated,
-            }),
+            "--dst-type" => Some(dst_types(value, is_negated)),
             "--syn" => return (unless(true), 0),
             "--tcp-flags" => {
                 // The first packet of a connection has the flag SYN alone.
@@ -237,6 +231,18 @@ fn protocols(name: &str, is_negated: bool) -> Condition {
         vec![name.to_owned()]
     };
     Condition::Protocols(names)
+}
+
+fn egress(name: &str, is_negated: bool) -> Condition {
+    let not = if is_negated { "!" } else { "" };
+    Condition::Egress(format!("{not}{name}"))
+}
+
+fn dst_types(list: &str, is_negated: bool) -> Condition {
+    Condition::DstType {
+        names: list.to_lowercase().split(',').map(str::to_owned).collect(),
+        is_negated,
+    }
 }
 
 fn interface(name: &str, is_negated: bool) -> Condition {

@@ -7,7 +7,7 @@ use portredir_common::net::{Protocol, Version};
 use serde::ser::SerializeStruct as _;
 use serde::{Serialize, Serializer};
 
-use super::name_of;
+use crate::host::packet_filter::ruleset::name_of;
 use crate::rule::{Ports, Rule};
 
 /// A fact about the servers on some ports. `Display` is a sentence.

@@ -197,7 +197,7 @@ fn routes() {
     neighbours(&lab);
 }
 
-/// What the kernel knows of hosts on the link, after it has asked for them.
+/// States of hosts on the link, before and after the kernel asks for them.
 fn neighbours(lab: &Lab) {
     let host = &lab.host;
     for (family, nobody) in [(Family::V4, "10.9.2.77"), (Family::V6, "fd09:0:0:2::77")] {
@@ -280,7 +280,7 @@ fn is_on(host: &Namespace, switch: &Switch) -> bool {
     host.enter(|| switch.is_on()).expect("a switch")
 }
 
-/// What was off and what a plan with permission sets.
+/// The switches that were off, and that a plan with permission sets.
 fn saved(host: &Namespace, target: IpAddr) -> Saved {
     let (facts, refused) = look(host, target);
     refused.check().expect_err("no forwarding");
