@@ -13,7 +13,7 @@ use clap::{Arg, Args, Parser, Subcommand};
 pub use mistake::{Mistake, parse};
 use read::interval;
 pub use read::{
-    ConnectionsArgs, ExplainArgs, MetricsArgs, ReadArgs, StatusArgs, TopArgs, TraceArgs,
+    ConnectionsArgs, ExplainArgs, MetricsArgs, ReadArgs, StatusArgs, TableArgs, TopArgs, TraceArgs,
 };
 
 use crate::config::options::{self, Typed};
@@ -371,6 +371,7 @@ pub struct DoctorArgs {
 /// Redirect until Ctrl-C or SIGTERM.
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("words", |words| rules_or_config(words).hide_short_help(true)))]
+#[command(mut_arg("no_header", |no_header| no_header.hide_short_help(true)))]
 pub struct Run {
     /// The settings of the redirect.
     #[command(flatten)]
@@ -387,6 +388,10 @@ pub struct Run {
     /// Print counters as one JSON object per interval and one at the end.
     #[arg(long)]
     pub json: bool,
+
+    /// The options of every command that prints a table.
+    #[command(flatten)]
+    pub table: TableArgs,
 
     /// Allow rules for SSH, DHCP and Kubernetes API ports, and for the port of your SSH
     /// session.
@@ -416,6 +421,10 @@ pub struct PlanArgs {
     /// Print the plan as one JSON object.
     #[arg(long)]
     pub json: bool,
+
+    /// The options of every command that prints a table.
+    #[command(flatten)]
+    pub table: TableArgs,
 }
 
 /// Rules are required unless a file is named, here or in the environment.

@@ -20,6 +20,8 @@ pub mod plan;
 mod progress;
 pub mod read;
 pub mod run;
+#[cfg(test)]
+mod stage;
 pub mod status;
 pub mod top;
 pub mod trace;

@@ -9,4 +9,5 @@ pub mod listening;
 pub mod metrics;
 pub mod report;
 pub mod targets;
+pub mod table;
 pub mod trace;

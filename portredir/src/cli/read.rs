@@ -14,6 +14,10 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub read: ReadArgs,
 
+    /// The options of every command that prints a table.
+    #[command(flatten)]
+    pub table: TableArgs,
+
     /// Print what is wrong, and how to mend it: a line for each fault.
     #[arg(long)]
     pub check: bool,
@@ -25,6 +29,14 @@ pub struct ReadArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Every command that prints a table.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct TableArgs {
+    /// Print no names of columns.
+    #[arg(long)]
+    pub no_header: bool,
 }
 
 /// `portredir trace`.
@@ -59,9 +71,9 @@ pub struct ConnectionsArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Print no names of columns.
-    #[arg(long)]
-    pub no_header: bool,
+    /// The options of every command that prints a table.
+    #[command(flatten)]
+    pub table: TableArgs,
 
     /// Renew the list every TIME (2s without TIME) until Ctrl-C.
     #[arg(

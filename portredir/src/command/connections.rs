@@ -13,7 +13,7 @@ use super::ignore_closed;
 use super::read::print_nothing;
 use crate::cli::ConnectionsArgs;
 use crate::controller::status;
-use crate::observe::connections::{Filter, Header, List, text};
+use crate::observe::connections::{Filter, List, text};
 
 /// Clears the screen of a terminal, with what is above it.
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
@@ -57,14 +57,9 @@ fn write(args: &ConnectionsArgs, list: &List, before: &str) -> io::Result<()> {
     if args.json {
         return write_json(list);
     }
-    let header = if args.no_header {
-        Header::Hidden
-    } else {
-        Header::Shown
-    };
     let mut out = io::stdout().lock();
     out.write_all(before.as_bytes())?;
-    out.write_all(text(list, header).as_bytes())?;
+    out.write_all(text(list, args.table.into()).as_bytes())?;
     if args.watch.is_some() && before.is_empty() {
         // An empty line ends each list of a file.
         out.write_all(b"\n")?;

@@ -1,10 +1,16 @@
-//! Pictures of a terminal for the documents: a grid of cells as SVG.
+//! Pictures for the documents: the screen of a terminal of tmux as SVG.
 
 use std::fmt::Write as _;
 use std::fs;
 
 use ratatui_core::buffer::{Buffer, Cell};
-use ratatui_core::style::{Color, Modifier};
+use ratatui_core::layout::Rect;
+use ratatui_core::style::{Color, Modifier, Style};
+
+use super::stage::{self, Stage};
+
+/// The size of the terminal.
+const SIZE: (u16, u16) = (80, 24);
 
 /// The size of a cell, in pixels.
 const CELL: (u16, u16) = (8, 17);
@@ -15,9 +21,87 @@ const MARGIN: u16 = 12;
 const BACKGROUND: &str = "#1c2128";
 const FOREGROUND: &str = "#d0d7de";
 
-/// Compares the committed picture with the present one, or writes it where
-/// `PORTREDIR_BLESS=1` is set.
-pub fn check(name: &str, buffer: &Buffer) {
+/// One of the pictures.
+pub struct Picture<'a> {
+    /// The name of the file.
+    pub name: &'a str,
+    /// The path of the test that draws.
+    pub test: &'a str,
+    /// The words that are drawn last.
+    pub last: &'a str,
+}
+
+impl Picture<'_> {
+    /// Draws in a terminal, and compares the committed picture with what is on the screen, or
+    /// writes it where `PORTREDIR_BLESS=1` is set.
+    pub fn check(&self, draw: impl FnOnce()) {
+        stage::play(self.test, draw);
+        let Some(stage) = Stage::open(SIZE, &stage::again(self.test)) else {
+            return;
+        };
+        let screen = stage.wait_for_words(self.last);
+        check(self.name, &grid(&screen));
+    }
+}
+
+/// The cells of a screen, from lines with sequences that select a colour (ECMA-48, 8.3.117).
+/// Rows below the last one that is not empty are left out.
+fn grid(screen: &str) -> Buffer {
+    let height = screen.trim_end().lines().count();
+    let height = height.try_into().expect("few rows");
+    let mut buffer = Buffer::empty(Rect::new(0, 0, SIZE.0, height));
+    let mut style = Style::reset();
+    for (y, line) in (0..).zip(screen.trim_end().lines()) {
+        let mut x = 0;
+        let mut rest = line;
+        while let Some(char) = rest.chars().next() {
+            if let Some((codes, after)) = rest
+                .strip_prefix("\x1b[")
+                .and_then(|rest| rest.split_once('m'))
+            {
+                style = select(style, codes);
+                rest = after;
+                continue;
+            }
+            buffer[(x, y)].set_char(char).set_style(style);
+            x += 1;
+            rest = &rest[char.len_utf8()..];
+        }
+    }
+    buffer
+}
+
+/// The style after the codes of one sequence.
+fn select(style: Style, codes: &str) -> Style {
+    let color = |code: &str| match code {
+        "1" => Color::Red,
+        "2" => Color::Green,
+        "3" => Color::Yellow,
+        "6" => Color::Cyan,
+        "9" => Color::Reset,
+        other => panic!("the live view uses colour {other}, and the picture has no such colour"),
+    };
+    let mut style = style;
+    let mut codes = codes.split(';');
+    while let Some(code) = codes.next() {
+        style = match code {
+            "" | "0" => Style::reset(),
+            "1" => style.add_modifier(Modifier::BOLD),
+            "7" => style.add_modifier(Modifier::REVERSED),
+            // A colour of 256: `38;5;6`.
+            "38" => style.fg(color(codes.nth(1).unwrap_or_default())),
+            // No background has a colour.
+            "49" => style,
+            _ => match code.strip_prefix('3') {
+                Some(code) => style.fg(color(code)),
+                None => panic!("unknown code {code} of a screen"),
+            },
+        };
+    }
+    style
+}
+
+fn check(name: &str, buffer: &Buffer) {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/images");
     let path = format!("{root}/{name}.svg");
     let now = svg(buffer);

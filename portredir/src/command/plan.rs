@@ -13,6 +13,7 @@ use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change, HostView};
 use crate::host::netlink::Netlink;
 use crate::observe::listening::Listening;
+use crate::observe::table::Header;
 use crate::plan::{PlanReport, lockout};
 use crate::rule::object::RuleObject;
 
@@ -47,7 +48,12 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
         };
         serde_json::to_string(&report)? + "\n"
     } else {
-        plan.to_string() + &listening::text(&listening)
+        let text = plan.to_string();
+        let has_table = !plan.report().interfaces.is_empty();
+        let header = Header::from(args.table);
+        let lines =
+            if has_table { header } else { Header::Shown }.lines(text.split_inclusive('\n'));
+        lines.collect::<String>() + &listening::text(&listening)
     };
     print(&text)?;
     listening::say_packet_filters(change.settings());

@@ -9,6 +9,7 @@ use crate::controller::status;
 use crate::ipc::client::Answer;
 use crate::observe::report::Report;
 use crate::rule::object::RuleObject;
+use crate::observe::table::Header;
 
 /// `portredir rules`.
 ///
@@ -58,9 +59,9 @@ pub(super) fn print_nothing<T>(answer: &Result<T, ControllerError>) -> anyhow::R
 
 /// All counters: a line for each rule and interface, then packets by reason.
 #[must_use]
-pub fn summary(report: &Report) -> String {
+pub fn summary(report: &Report, header: Header) -> String {
     report
-        .summary()
+        .summary(header)
         .iter()
         .map(|line| format!("{line}\n"))
         .collect()

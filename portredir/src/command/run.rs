@@ -278,7 +278,7 @@ impl<'a> View<'a> {
     }
 
     fn print_final(&mut self, report: &Report) {
-        self.print(report, &report.summary());
+        self.print(report, &report.summary(self.args.table.into()));
     }
 
     /// Prints. A reader that has gone and a full disk do not end the redirect.

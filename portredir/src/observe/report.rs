@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use self::counts::shown;
 use self::reader::{Clock, Reader};
 use super::attached::Interface;
+use super::table::Header;
 use crate::loader::counters::Counters;
 use crate::rule::Rule;
 
@@ -129,7 +130,7 @@ impl Report {
 
     /// All counters: a table of rules and interfaces, then packets by reason.
     #[must_use]
-    pub fn summary(&self) -> Vec<String> {
+    pub fn summary(&self, header: Header) -> Vec<String> {
         let mut table = Table::new();
         table
             .load_style(presets::NOTHING)
@@ -148,7 +149,7 @@ impl Report {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        let lines = table.lines();
+        let lines = header.lines(table.lines());
         let mut lines: Vec<_> = lines.map(|line| line.trim_end().to_owned()).collect();
         lines.extend(self.rules.iter().filter_map(RuleReport::unanswered));
         for (verdict, counts) in [("dropped", &self.drops), ("passed", &self.passes)] {
@@ -271,7 +272,7 @@ mod tests {
     fn columns_stand_below_each_other() {
         let mut report = report(3);
         report.rules[1].rule = "[2001:db8::1]:443:8443/both on eth0".to_owned();
-        let lines = report.summary();
+        let lines = report.summary(Header::Shown);
         assert_eq!(
             lines,
             [
@@ -285,6 +286,7 @@ mod tests {
                 "passed: restored 6",
             ]
         );
+        assert_eq!(report.summary(Header::Hidden), lines[1..]);
     }
 
     #[test]

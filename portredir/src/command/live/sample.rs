@@ -28,12 +28,17 @@ fn hits(packets: u64, each: u64) -> Hits {
 }
 
 fn interface(name: &str, (engine, mode): (&str, &str), state: HookState) -> Interface {
+    let why = match name {
+        "lo" => "conntrack would classify packets rewritten on loopback as INVALID",
+        "eth0" => "driver igb supports native XDP",
+        _ => "WireGuard has no Ethernet header",
+    };
     let report = InterfaceReport {
         name: name.to_owned(),
         ifindex: 1,
         engine: engine.to_owned(),
         mode: mode.to_owned(),
-        why: "native XDP on this driver".to_owned(),
+        why: why.to_owned(),
     };
     Interface {
         state: Some(state),

@@ -11,9 +11,11 @@ use super::key::Key;
 use super::model::{Model, Owner, Page, Sort, Wish};
 use super::rate::Quantity;
 use super::sample::{sample, start};
+use super::screen::Screen;
 use super::theme::Theme;
 use crate::command::lines::Line;
-use crate::command::picture;
+use crate::command::picture::Picture;
+use crate::command::stage::{self, Stage};
 
 const THEME: Theme = Theme {
     has_color: true,
@@ -239,5 +241,46 @@ fn a_second_changes_few_cells() {
 
 #[test]
 fn the_picture_of_top_is_up_to_date() {
-    picture::check("top", &grid(&model(Owner::Top), THEME, (90, 24)));
+    let picture = Picture {
+        name: "top",
+        test: concat!(module_path!(), "::the_picture_of_top_is_up_to_date"),
+        last: "q quit",
+    };
+    picture.check(|| {
+        let mut screen = Screen::take().expect("a terminal");
+        screen.draw(&model(Owner::Top)).expect("a terminal");
+        std::mem::forget(screen);
+    });
+}
+
+/// The modes of the terminal, the first screen and the cursor are back before the message is
+/// printed.
+#[test]
+fn a_panic_gives_the_terminal_back() {
+    const TEST: &str = concat!(module_path!(), "::a_panic_gives_the_terminal_back");
+    stage::play(TEST, || {
+        let mut screen = Screen::take().expect("a terminal");
+        screen.draw(&model(Owner::Top)).expect("a terminal");
+        panic!("planted by a test");
+    });
+    let again = stage::again(TEST);
+    let command = format!("echo before; stty -g; {again}; echo after; stty -g; cat");
+    let Some(stage) = Stage::open((100, 24), &command) else {
+        return;
+    };
+    let screen = stage::wait("end", || {
+        let screen = stage.ask(&["capture-pane", "-p", "-S", "-"]);
+        let after = screen.lines().skip_while(|line| *line != "after");
+        (after.filter(|line| !line.is_empty()).count() > 1).then_some(screen)
+    });
+    assert!(screen.contains("planted by a test"), "{screen}");
+    assert!(!screen.contains("q quit"), "{screen}");
+    let modes = |words: &str| screen.lines().skip_while(|line| *line != words).nth(1);
+    assert!(
+        modes("before").is_some_and(|modes| modes.contains(':')),
+        "{screen}"
+    );
+    assert_eq!(modes("before"), modes("after"), "{screen}");
+    let flags = stage.ask(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]);
+    assert_eq!(flags, "0 1\n");
 }

@@ -6,16 +6,8 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{Connection, List};
 use crate::observe::report::counted;
+use crate::observe::table::Header;
 use crate::sys::process::Process;
-
-/// Whether the text begins with the names of the columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Header {
-    /// The names of the columns come first.
-    Shown,
-    /// There are no names.
-    Hidden,
-}
 
 /// The list as text.
 #[must_use]
@@ -31,8 +23,12 @@ pub fn text(list: &List, header: Header) -> String {
         ["ENGINE", "AGE", "IDLE", "IN", "OUT", "PROCESS", "RULE"],
     );
     let mut text = String::new();
-    let is_shown = header == Header::Shown && !list.connections.is_empty();
-    for (ends, facts) in ends.zip(facts).skip(usize::from(!is_shown)) {
+    let header = if list.connections.is_empty() {
+        Header::Hidden
+    } else {
+        header
+    };
+    for (ends, facts) in header.lines(ends.zip(facts)) {
         text += &format!("{ends}\n      {facts}\n");
     }
     if list.unknown_udp_flows > 0 {
