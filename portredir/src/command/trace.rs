@@ -43,6 +43,13 @@ pub async fn trace(args: &TraceArgs) -> anyhow::Result<()> {
         told: 0,
     };
     let mut signals = Signals::new()?;
+    if !source.silent.is_empty() {
+        say(&format!(
+            "not shown: packets of {}, whose programs are of an older version; to replace them: \
+             portredir up",
+            source.silent.join(", ")
+        ));
+    }
     say("tracing; press Ctrl-C to stop");
     let result = follow(&mut view, &mut source, &mut signals).await;
     drop(source);

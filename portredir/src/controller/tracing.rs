@@ -5,7 +5,7 @@ use super::status::not_running;
 use crate::config::settings::Settings;
 use crate::ipc::client::{self, Role};
 use crate::loader::pinned::{self, Found};
-use crate::loader::trace::Tracer;
+use crate::loader::trace::{TraceError, Tracer};
 use crate::rule::Rule;
 use crate::ruleset::history::History;
 use crate::state::State;
@@ -17,6 +17,8 @@ pub struct Source {
     pub tracer: Tracer,
     rules: Vec<(u16, Rule)>,
     holder: Holder,
+    /// The interfaces whose programs are too old to be traced.
+    pub silent: Vec<String>,
 }
 
 /// Where the maps are.
@@ -35,11 +37,20 @@ pub fn source() -> Result<Source, ControllerError> {
     let pins = PinDir::current().map_err(ControllerError::netns)?;
     match pinned::find(&pins)? {
         Found::Live(state) if state.is_ending => Err(ControllerError::Ending),
-        Found::Live(state) => Ok(Source {
-            tracer: Tracer::of_pins(&pins)?,
-            rules: state.rules(),
-            holder: Holder::Pins(pins),
-        }),
+        Found::Live(state) => {
+            let tracer = Tracer::of_pins(&pins)?;
+            let attachments = pinned::attachments(&pins);
+            let silent = tracer.silent(&pins, &attachments);
+            if !silent.is_empty() && silent.len() == attachments.len() {
+                return Err(TraceError::Older.into());
+            }
+            Ok(Source {
+                tracer,
+                rules: state.rules(),
+                holder: Holder::Pins(pins),
+                silent,
+            })
+        }
         Found::Nothing | Found::Unfinished => foreground(),
     }
 }
@@ -57,6 +68,7 @@ fn foreground() -> Result<Source, ControllerError> {
         tracer: Tracer::of_process(pid)?,
         rules: state.rules(),
         holder: Holder::Process(pid),
+        silent: Vec::new(),
     })
 }
 

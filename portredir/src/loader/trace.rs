@@ -3,6 +3,7 @@
 //! One bit beside the generation of rules turns the trace on, and the programs clear it when
 //! the time in `TRACE_UNTIL` is over: a reader that was killed leaves nothing on.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::AtomicU64;
@@ -10,12 +11,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf};
+use aya::programs::loaded_programs;
 use portredir_common::map::rules::{PacketPath, TRACED};
 use portredir_common::map::trace::{Record, TraceCpu};
 use thiserror::Error;
 
 use super::Datapath;
 use crate::exit::ExitCode;
+use crate::state::attachment::{Attachment, Place};
+use crate::sys::bpf_link;
 use crate::sys::bpffs::PinDir;
 use crate::sys::clock::monotonic;
 use crate::sys::lock::{LockError, TraceLock};
@@ -91,6 +95,7 @@ pub struct Tracer {
     /// The ID of the map `HOT`, by which a redirect is known.
     id: u32,
     ring: RingBuf<MapData>,
+    ring_id: u32,
     until: Array<MapData, u64>,
     cpus: PerCpuArray<MapData, TraceCpu>,
     lost: u64,
@@ -156,13 +161,16 @@ impl Tracer {
         let id = hot.info().map_err(failed(HOT))?.id();
         let hot = Mapped::new(hot.fd().as_fd(), 1)
             .map_err(|error| failed(HOT)(MapError::IoError(error)))?;
-        let ring = RingBuf::try_from(Map::RingBuf(map(RING)?)).map_err(failed(RING))?;
+        let ring = map(RING)?;
+        let ring_id = ring.info().map_err(failed(RING))?.id();
+        let ring = RingBuf::try_from(Map::RingBuf(ring)).map_err(failed(RING))?;
         let until = Array::try_from(Map::Array(map(UNTIL)?)).map_err(failed(UNTIL))?;
         let cpus = PerCpuArray::try_from(Map::PerCpuArray(map(CPUS)?)).map_err(failed(CPUS))?;
         let mut tracer = Self {
             hot,
             id,
             ring,
+            ring_id,
             until,
             cpus,
             lost: 0,
@@ -216,6 +224,37 @@ impl Tracer {
     fn count_lost(&self) -> Result<u64, TraceError> {
         let cpus = self.cpus.get(&0, 0).map_err(failed(CPUS))?;
         Ok(cpus.iter().map(|cpu| cpu.lost).sum())
+    }
+
+    /// The attached programs that do not write to this trace, by interface: they are older
+    /// than the maps, as a newer version leaves them that did not replace them. Programs whose
+    /// links are not pinned are not judged.
+    #[must_use]
+    pub fn silent(&self, pins: &PinDir, attachments: &[Attachment]) -> Vec<String> {
+        let writers: HashSet<u32> = loaded_programs()
+            .flatten()
+            .filter(
+                |program| matches!(program.map_ids(), Ok(Some(ids)) if ids.contains(&self.ring_id)),
+            )
+            .map(|program| program.id())
+            .collect();
+        let program = |(place, _): &(Place, String)| match place {
+            Place::Pin(name) => bpf_link::program_id(&pins.path(name)).ok().flatten(),
+            Place::Filter { .. } => None,
+        };
+        let is_silent = |attachment: &&Attachment| {
+            let mut programs = attachment
+                .mode
+                .programs
+                .iter()
+                .filter_map(program)
+                .peekable();
+            programs.peek().is_some() && !programs.any(|id| writers.contains(&id))
+        };
+        let silent = attachments.iter().filter(is_silent);
+        silent
+            .map(|attachment| attachment.report.name.clone())
+            .collect()
     }
 
     /// Whether the pins are still those of the redirect that is traced.
