@@ -1,8 +1,10 @@
 //! The command line.
 
 mod bench;
+mod documents;
 mod mistake;
 mod read;
+pub mod version;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,11 +12,13 @@ use std::time::Duration;
 pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT};
 use clap::{Arg, Args, Parser, Subcommand};
 
+use documents::COMPLETIONS_HELP;
+pub use documents::{CompletionsArgs, FeaturesArgs, ManArgs, Shell};
 pub use mistake::{Mistake, parse};
-use read::interval;
 pub use read::{
     ConnectionsArgs, ExplainArgs, MetricsArgs, ReadArgs, StatusArgs, TableArgs, TopArgs, TraceArgs,
 };
+use read::{EXPLAIN_HELP, interval};
 
 use crate::config::options::{self, Typed};
 use crate::config::safety::ChangeOptions;
@@ -25,14 +29,8 @@ const TEMPLATE: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args
 
 /// The end of the help, with the argument that the short help has no room for.
 const AFTER_HELP: &str = "\
-A RULE is [ADDR:]PORT:TARGET[/tcp|/udp|/both] [from CIDR] [on IFACE,…], as in 80:8080 53:5353/udp";
-
-/// The end of the help of `explain`.
-const EXPLAIN_HELP: &str = "\
-Examples: sudo portredir explain tcp 203.0.113.9 to 10.0.0.5:80 on eth0
-          sudo portredir explain udp '[2001:db8::9]:5000' to '[2001:db8::1]:53'
-          sudo portredir explain tcp local to 127.0.0.1:80
-          tcpdump -n -i eth0 -c 9 | sudo portredir explain -";
+A RULE is [ADDR:]PORT:TARGET[/tcp|/udp|/both] [from CIDR] [on IFACE,…], as in 80:8080 53:5353/udp
+More: --help, help COMMAND, version, features, man [PAGE], completions SHELL";
 
 /// Redirect ports of this host in the kernel.
 ///
@@ -40,9 +38,11 @@ Examples: sudo portredir explain tcp 203.0.113.9 to 10.0.0.5:80 on eth0
 /// listens on the target port, and replies come from the destination port. The server
 /// sees the client's address and port, and the address that the client connected to.
 #[derive(Clone, Debug, Parser)]
-#[command(version, max_term_width = 100, arg_required_else_help = true)]
+#[command(version, long_version = version::LONG.as_str())]
+#[command(max_term_width = 100, arg_required_else_help = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(disable_help_subcommand = true, disable_version_flag = true)]
+#[command(disable_help_flag = true)]
 #[command(override_usage = "portredir [OPTIONS] RULE... | portredir COMMAND")]
 #[command(help_template = TEMPLATE, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -59,6 +59,14 @@ pub struct Cli {
     /// `RUST_LOG` overrides this option.
     #[arg(short, long, action = clap::ArgAction::Count, global = true, hide_short_help = true)]
     pub verbose: u8,
+
+    /// Quiet: print no messages on standard error but errors and the log.
+    #[arg(short, long, global = true, hide_short_help = true)]
+    pub quiet: bool,
+
+    /// Print help; -h prints less.
+    #[arg(short, long, action = clap::ArgAction::Help, global = true, hide_short_help = true)]
+    pub help: Option<bool>,
 
     /// Print version.
     #[arg(short = 'V', long, action = clap::ArgAction::Version, hide_short_help = true)]
@@ -96,6 +104,7 @@ pub enum Command {
     Up(UpArgs),
 
     /// Stop: drain connections, detach all programs, restore settings.
+    #[command(alias = "stop")]
     Down(DownArgs),
 
     /// Add rules to the running rules.
@@ -105,7 +114,10 @@ pub enum Command {
     /// Remove running rules; established connections continue.
     ///
     /// If one of the rules does not run, nothing is removed, and the exit code is 1.
-    #[command(after_help = "Example: sudo portredir rm 81:8081")]
+    #[command(
+        aliases = ["del", "delete", "remove"],
+        after_help = "Example: sudo portredir rm 81:8081"
+    )]
     Rm(RmArgs),
 
     /// Replace a running rule with another one, without a gap.
@@ -115,7 +127,13 @@ pub enum Command {
     Replace(ReplaceArgs),
 
     /// Atomically replace the running rules with those in a file.
-    #[command(after_help = "Example: sudo portredir apply -f rules.toml --confirm 30s")]
+    ///
+    /// Without --file, the rules are read from /etc/portredir; `reload` is another name for
+    /// that.
+    #[command(
+        alias = "reload",
+        after_help = "Example: sudo portredir apply -f rules.toml --confirm 30s"
+    )]
     Apply(ApplyArgs),
 
     /// Keep the last change made with --confirm.
@@ -128,13 +146,17 @@ pub enum Command {
     Check(CheckArgs),
 
     /// Print the running rules in the syntax of the command line.
+    #[command(aliases = ["list", "ls"])]
     Rules(ReadArgs),
 
     /// Show the running configuration, interfaces and counters.
     ///
     /// Exit code 3 means that portredir is not running. With --check, 0 means that all is
     /// well, and 5 that something is wrong.
-    #[command(after_help = "Example: portredir status --check || systemctl reload portredir")]
+    #[command(
+        alias = "show",
+        after_help = "Example: portredir status --check || systemctl reload portredir"
+    )]
     Status(StatusArgs),
 
     /// Show what becomes of packets, as they come: a line for each packet.
@@ -199,6 +221,20 @@ pub enum Command {
     #[command(after_help = "Example: sudo portredir bench --full --html report.html")]
     Bench(BenchArgs),
 
+    /// Show this build, and the features of this kernel that engines need.
+    #[command(hide = true, after_help = "Example: portredir features --json")]
+    Features(FeaturesArgs),
+
+    /// Print the completions of a shell, which know the running rules and the interfaces.
+    ///
+    /// Packages install them. Without a package, write them where the shell looks.
+    #[command(hide = true, after_help = COMPLETIONS_HELP)]
+    Completions(CompletionsArgs),
+
+    /// Print a man page, or write all of them to a directory.
+    #[command(hide = true, after_help = "Example: portredir man status | man -l -")]
+    Man(ManArgs),
+
     /// Run the watcher process: track interfaces and addresses after `up`.
     ///
     /// `up` starts the watcher; `status` reports when it is missing.
@@ -220,7 +256,7 @@ pub struct ChangeOptionArgs {
     pub confirm: Option<Duration>,
 
     /// Show what would change; change nothing.
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     pub dry_run: bool,
 }
 
@@ -270,7 +306,7 @@ pub struct DownArgs {
     pub force: bool,
 
     /// Show what would change; change nothing.
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     pub dry_run: bool,
 }
 
@@ -314,7 +350,14 @@ pub struct ChangeArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ApplyArgs {
     /// A file, or a directory with the layout of /etc/portredir; `-` is standard input.
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        default_value = "/etc/portredir",
+        env = "PORTREDIR_CONFIG",
+        hide_env = true
+    )]
     pub file: PathBuf,
 
     /// The options of every change.
@@ -338,7 +381,7 @@ pub struct SaveArgs {
     pub file: PathBuf,
 
     /// Print what would be written; write nothing.
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     pub dry_run: bool,
 }
 

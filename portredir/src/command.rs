@@ -2,17 +2,20 @@
 //! print; nothing below this folder prints.
 
 pub mod change;
+pub mod completions;
 pub mod connections;
 pub mod diff;
 pub mod doctor;
 pub mod error;
 mod event;
 pub mod explain;
+pub mod features;
 mod journal;
 pub mod lines;
 mod listening;
 mod live;
 pub mod log;
+pub mod man;
 pub mod metrics;
 #[cfg(test)]
 mod picture;

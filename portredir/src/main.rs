@@ -5,20 +5,24 @@ use std::process::ExitCode;
 use portredir::cli::{self, Cli, Command, Mistake};
 use portredir::command::log::Journal;
 use portredir::command::{
-    change, connections, doctor, error, explain, lines, log, metrics, plan, read, run, say, status,
-    top, trace,
+    change, completions, connections, doctor, error, explain, features, lines, log, man, metrics,
+    plan, read, run, status, top, trace,
 };
 use portredir::exit;
 
 fn main() -> ExitCode {
+    completions::answer_shell();
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(Mistake::Parser(error)) => error.exit(),
         Err(Mistake::Text(text)) => {
-            say(&format!("portredir: {text}"));
+            lines::say_error(&format!("portredir: {text}"));
             return exit::ExitCode::Usage.into();
         }
     };
+    if cli.quiet {
+        lines::be_quiet();
+    }
     let default = if cli.verbose > 0 {
         "warn,portredir=debug"
     } else {
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("portredir: {error:#}"));
+            lines::say_error(&format!("portredir: {error:#}"));
             error::exit_code(&error).into()
         }
     }
@@ -81,6 +85,9 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Doctor(args)) => doctor::doctor(args).await,
         Some(Command::Explain(args)) => explain::explain(args).await,
         Some(Command::Bench(args)) => portredir::bench::run(args).await,
+        Some(Command::Features(args)) => features::features(*args),
+        Some(Command::Completions(args)) => completions::completions(*args),
+        Some(Command::Man(args)) => man::man(args),
         Some(Command::Watch) => change::watch().await,
     }
 }

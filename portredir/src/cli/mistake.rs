@@ -22,33 +22,23 @@ pub enum Mistake {
 }
 
 /// Words that other programs use for our commands.
-const SYNONYMS: [(&str, &str); 26] = [
-    ("list", "rules"),
-    ("ls", "rules"),
+const SYNONYMS: [(&str, &str); 16] = [
     ("get", "rules"),
-    ("show", "status"),
     ("info", "status"),
     ("stats", "status"),
     ("ps", "status"),
-    ("del", "rm"),
-    ("delete", "rm"),
-    ("remove", "rm"),
     ("start", "up"),
     ("run", "up"),
     ("restart", "up"),
     ("enable", "up"),
-    ("stop", "down"),
     ("disable", "down"),
     ("flush", "down"),
     ("change", "replace"),
     ("set", "replace"),
-    ("reload", "apply"),
     ("restore", "apply"),
     ("test", "check"),
     ("diagnose", "doctor"),
     ("diag", "doctor"),
-    ("help", "--help"),
-    ("version", "--version"),
 ];
 
 /// Options of iptables and docker, which come with what this program calls a rule.
@@ -81,14 +71,14 @@ const FOREIGN: [&str; 20] = [
 ///
 /// [`Mistake`].
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Mistake> {
-    let args = arrows(reorder(args.into_iter().collect()));
+    let args = arrows(options(reorder(args.into_iter().collect())));
     let words: Vec<_> = args
         .iter()
         .skip(1)
         .map(|arg| arg.to_string_lossy())
         .collect();
     let words: Vec<_> = words.iter().map(AsRef::as_ref).collect();
-    if let Some(text) = unknown_command(&words) {
+    if let Some(text) = words.first().and_then(|word| unknown_command(word, &words)) {
         return Err(Mistake::Text(text));
     }
     let mut cli = Cli::command();
@@ -99,6 +89,34 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Mistake> {
     cli.try_get_matches_from_mut(&args)
         .and_then(|matches| Cli::from_arg_matches(&matches))
         .map_err(|error| explain(error.format(&mut cli), &words))
+        .and_then(|cli| {
+            // After options as well, a word begins no rule.
+            let first = cli
+                .run
+                .options
+                .words
+                .first()
+                .filter(|_| cli.command.is_none());
+            match first.and_then(|word| unknown_command(word, &words)) {
+                Some(text) => Err(Mistake::Text(text)),
+                None => Ok(cli),
+            }
+        })
+}
+
+/// Writes options for the commands that others have for them: `version`, `help` and
+/// `help COMMAND`.
+fn options(mut args: Vec<OsString>) -> Vec<OsString> {
+    match args.get(1).and_then(|word| word.to_str()) {
+        Some("version") => args[1] = "--version".into(),
+        Some("help") if args.len() > 2 => {
+            args.remove(1);
+            args.push("--help".into());
+        }
+        Some("help") => args[1] = "--help".into(),
+        _ => {}
+    }
+    args
 }
 
 /// Writes `to` for the arrow of `explain`, which the parser would take for an option.
@@ -111,18 +129,15 @@ fn arrows(mut args: Vec<OsString>) -> Vec<OsString> {
     args
 }
 
-/// Puts `-v` behind the command: clap takes a command after an option for a rule.
+/// Puts `-v` and `-q` behind the command: clap takes a command after an option for a rule.
 fn reorder(mut args: Vec<OsString>) -> Vec<OsString> {
-    let is_verbose = |arg: &OsString| {
+    let is_global = |arg: &OsString| {
         let text = arg.as_encoded_bytes();
-        let is_short = text.len() > 1 && text[0] == b'-' && text[1..].iter().all(|c| *c == b'v');
-        is_short || arg == "--verbose"
+        let is_short =
+            text.len() > 1 && text[0] == b'-' && text[1..].iter().all(|c| b"vq".contains(c));
+        is_short || arg == "--verbose" || arg == "--quiet"
     };
-    let options = args
-        .iter()
-        .skip(1)
-        .take_while(|arg| is_verbose(arg))
-        .count();
+    let options = args.iter().skip(1).take_while(|arg| is_global(arg)).count();
     let command = args.get(options + 1).and_then(|arg| arg.to_str());
     if command.is_some_and(is_command) {
         args[1..=options + 1].rotate_right(1);
@@ -135,12 +150,11 @@ fn is_command(word: &str) -> bool {
     Cli::command().find_subcommand(word).is_some()
 }
 
-/// The answer to a first word of letters, which cannot begin a rule.
-fn unknown_command(words: &[&str]) -> Option<String> {
-    let word = *words.first()?;
-    let is_word = word.starts_with(|c: char| c.is_ascii_alphabetic())
-        && word.chars().all(|c| c.is_ascii_alphabetic() || c == '-');
-    if !is_word || is_command(word) {
+/// The answer to a first word without a digit, which begins no rule: a colon makes it a rule
+/// with the name of a service, which the parser of rules knows.
+fn unknown_command(word: &str, words: &[&str]) -> Option<String> {
+    let is_word = !word.starts_with('-') && !word.contains(|c: char| c.is_numeric() || c == ':');
+    if word.is_empty() || !is_word || is_command(word) {
         return None;
     }
     if let Some(rule) = foreign_rule(words) {
@@ -214,9 +228,8 @@ fn variable_of(arg: &str, words: &[&str]) -> Option<String> {
 fn hint(arg: &str, words: &[&str]) -> Option<String> {
     match arg {
         "--interface" | "--dev" => Some("write --iface NAME, or -i NAME".to_owned()),
-        "-n" => Some("write --dry-run".to_owned()),
-        "-q" | "--quiet" => {
-            Some("messages go to standard error; to suppress them, add: 2>/dev/null".to_owned())
+        "-n" | "--dry-run" => {
+            Some("to see what would be attached, write: portredir plan RULE".to_owned())
         }
         _ if FOREIGN.contains(&arg) => Some(match foreign_rule(words) {
             Some(rule) => format!("portredir takes rules; write: portredir {rule}"),

@@ -103,6 +103,13 @@ pub struct TopArgs {
     pub interval: Duration,
 }
 
+/// The end of the help of `explain`.
+pub(super) const EXPLAIN_HELP: &str = "\
+Examples: sudo portredir explain tcp 203.0.113.9 to 10.0.0.5:80 on eth0
+          sudo portredir explain udp '[2001:db8::9]:5000' to '[2001:db8::1]:53'
+          sudo portredir explain tcp local to 127.0.0.1:80
+          tcpdump -n -i eth0 -c 9 | sudo portredir explain -";
+
 /// `portredir explain`.
 #[derive(Args, Clone, Debug)]
 pub struct ExplainArgs {

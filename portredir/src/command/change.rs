@@ -253,7 +253,7 @@ async fn adjust(
     }
     let change = transaction.plan(Action::Adjust(after), options)?;
     for warning in change.warnings() {
-        eprintln!("{warning}");
+        say(&warning.to_string());
     }
     if is_same {
         say("nothing to change");
@@ -347,10 +347,14 @@ async fn remove_left(transaction: Transaction, args: &DownArgs) -> anyhow::Resul
     if left.is_empty() {
         say("not running");
     } else if args.dry_run {
-        eprintln!("not running; would remove the tc filters of a killed run on {left}");
+        say(&format!(
+            "not running; would remove the tc filters of a killed run on {left}"
+        ));
     } else {
         transaction.remove_left().await?;
-        eprintln!("not running; the tc filters of a killed run on {left} are removed");
+        say(&format!(
+            "not running; the tc filters of a killed run on {left} are removed"
+        ));
     }
     Ok(())
 }

@@ -56,6 +56,9 @@ pub enum CommandError {
     /// The live view needs a terminal.
     #[error("the live view needs a terminal: {0}; print the numbers once with: portredir status")]
     NoTerminal(&'static str),
+    /// There is no such man page.
+    #[error("there is no man page `{0}`; name a command, or portredir.toml")]
+    NoPage(String),
     /// The doctor found something.
     #[error("doctor: {}", count(*.0, "finding"))]
     Findings(usize),
@@ -69,7 +72,8 @@ impl CommandError {
             Self::NotTwo(_)
             | Self::FollowsStandardInput
             | Self::Skipped(_)
-            | Self::NoTerminal(_) => ExitCode::Usage,
+            | Self::NoTerminal(_)
+            | Self::NoPage(_) => ExitCode::Usage,
             Self::NoRule { .. } | Self::NeedsUp { .. } => ExitCode::Failed,
             Self::Degraded(_) | Self::Findings(_) => ExitCode::Degraded,
         }

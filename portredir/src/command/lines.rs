@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal as _, Write};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::{Timestamp, Unit};
@@ -38,6 +40,9 @@ struct Lines {
     work: Option<String>,
 }
 
+/// Whether standard error gets no lines.
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
 static LINES: Mutex<Lines> = Mutex::new(Lines {
     place: Place::Stderr,
     kept: VecDeque::new(),
@@ -69,9 +74,19 @@ pub fn say(text: &str) {
         lines.unseen = 0;
     }
     drop(lines);
-    if is_seen {
+    if is_seen && !IS_QUIET.load(Relaxed) {
         write(text);
     }
+}
+
+/// Writes an error to standard error, in every case.
+pub fn say_error(text: &str) {
+    write(text);
+}
+
+/// Says nothing on standard error from now on but errors.
+pub fn be_quiet() {
+    IS_QUIET.store(true, Relaxed);
 }
 
 /// Without the escape sequences and other control characters, which would move the cursor

@@ -1,5 +1,6 @@
 //! Help, exit codes and messages. Nothing here needs privileges.
 
+mod documents;
 mod environment;
 mod files;
 mod words;
@@ -52,9 +53,24 @@ fn short_help_fits_a_screen() {
 
 #[test]
 fn version() {
+    let first = concat!("portredir ", env!("CARGO_PKG_VERSION"), "\n");
+    let output = portredir(&["-V"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), first);
     let output = portredir(&["--version"]);
-    let expected = concat!("portredir ", env!("CARGO_PKG_VERSION"), "\n");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with(first), "{text}");
+    let names: Vec<_> = text
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_once(": "))
+        .collect();
+    let [("commit", _), ("built", _), ("eBPF object", object)] = names[..] else {
+        panic!("{text}");
+    };
+    let record = include_str!("../../ebpf/portredir.bpf.json");
+    let record: serde_json::Value = serde_json::from_str(record).expect("JSON");
+    let sha256 = record["object_sha256"].as_str().expect("text");
+    assert_eq!(object, format!("sha256 {sha256}"));
 }
 
 #[test]

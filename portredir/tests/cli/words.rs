@@ -7,11 +7,12 @@ fn an_unknown_word_is_an_unknown_command() {
     for (word, meant) in [
         ("stauts", "did you mean `status`?"),
         ("lst", "unknown command `lst`"),
-        ("list", "did you mean `rules`?"),
-        ("delete", "did you mean `rm`?"),
-        ("stop", "did you mean `down`?"),
-        ("help", "did you mean `--help`?"),
-        ("completion", "the commands are plan, up, down"),
+        ("get", "did you mean `rules`?"),
+        ("flush", "did you mean `down`?"),
+        ("sta_tus", "did you mean `status`?"),
+        ("status!", "did you mean `status`?"),
+        ("übersicht", "the commands are plan, up, down"),
+        ("firewall", "the commands are plan, up, down"),
     ] {
         let (code, message) = failure(&[word, "80:8080"]);
         assert_eq!(code, Some(2), "{message}");
@@ -19,6 +20,91 @@ fn an_unknown_word_is_an_unknown_command() {
             message.contains(&format!("unknown command `{word}`")) && message.contains(meant),
             "{message}"
         );
+    }
+}
+
+#[test]
+fn a_word_after_options_begins_no_rule() {
+    for args in [
+        &["--iface", "lo", "stauts"][..],
+        &["--json", "stauts", "80:8080"],
+        &["-q", "stauts"],
+    ] {
+        let (code, message) = failure(args);
+        assert_eq!(code, Some(2), "{args:?}: {message}");
+        let meant = "unknown command `stauts`; did you mean `status`?";
+        assert!(message.contains(meant), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn names_of_other_programs_are_commands() {
+    let help = |args: &[&str]| {
+        let output = portredir(args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for (name, command) in [
+        ("list", "rules"),
+        ("ls", "rules"),
+        ("show", "status"),
+        ("del", "rm"),
+        ("delete", "rm"),
+        ("remove", "rm"),
+        ("stop", "down"),
+        ("reload", "apply"),
+        ("flows", "connections"),
+    ] {
+        assert_eq!(
+            help(&[name, "--help"]),
+            help(&[command, "--help"]),
+            "{name}"
+        );
+        assert_eq!(help(&["help", name]), help(&[command, "--help"]), "{name}");
+    }
+    assert_eq!(help(&["help"]), help(&["--help"]));
+    assert_eq!(help(&["version"]), help(&["--version"]));
+    let (code, message) = failure(&["help", "stauts"]);
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("did you mean `status`?"), "{message}");
+}
+
+#[test]
+fn quiet_says_errors_alone() {
+    let rules = ["80:8080", "22:2222"];
+    let said = |options: &[&str]| {
+        let output = portredir(&[options, &["plan"], &rules].concat());
+        assert!(output.status.success(), "{output:?}");
+        assert!(!output.stdout.is_empty());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(said(&[]).contains("warning: "));
+    assert_eq!(said(&["-q"]), "");
+    assert_eq!(said(&["-vq"]).matches("warning: ").count(), 0);
+    let (code, message) = failure(&["-q", "plan", "0:8080"]);
+    assert_eq!(code, Some(2));
+    assert!(message.contains("port 0 cannot be used"), "{message}");
+}
+
+#[test]
+fn tables_come_without_their_heads() {
+    let table = |args: &[&str]| {
+        let output = portredir(args);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for (args, head) in [
+        (&["plan", "--iface", "lo", "80:8080"][..], "INTERFACE  "),
+        (&["features"], "FEATURE "),
+    ] {
+        let whole = table(args);
+        let bare = table(&[args, &["--no-header"]].concat());
+        let lines: Vec<_> = whole
+            .lines()
+            .filter(|line| !line.starts_with(head))
+            .collect();
+        assert_eq!(bare.lines().collect::<Vec<_>>(), lines, "{whole}");
+        assert_eq!(whole.lines().count(), lines.len() + 1, "{whole}");
     }
 }
 
@@ -48,7 +134,7 @@ fn words_of_other_programs_are_translated() {
         ("-p 80:8080", "portredir 80:8080\n"),
         ("-d 10.0.0.1", "write: portredir 80:8080"),
         ("--interface eth0 80:8080", "write --iface NAME"),
-        ("-q 80:8080", "2>/dev/null"),
+        ("-n 80:8080", "write: portredir plan RULE"),
     ] {
         let args: Vec<_> = words.split(' ').collect();
         let (code, message) = failure(&args);

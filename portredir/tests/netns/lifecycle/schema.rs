@@ -44,6 +44,7 @@ fn of_nothing() {
         let json = check(&host, args);
         assert_eq!(json, serde_json::json!({ "schema": 1, "running": false }));
     }
+    check(&host, &["features"]);
     check(&host, &["doctor"]);
     check(&host, &["doctor", "--iface", "h0", "80:8080"]);
     check(&host, &["plan", "80:8080", "53:5353/udp"]);
