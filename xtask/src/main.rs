@@ -6,6 +6,7 @@ mod ebpf;
 mod fuzz;
 mod lint;
 mod mutants;
+mod package;
 mod process;
 mod report;
 mod root;
@@ -76,6 +77,8 @@ enum Task {
     /// Put defects into a copy of the datapath, one at a time, and check that the
     /// tests find each of them.
     Mutants,
+    /// Build a package below target/package, the same bytes every time.
+    Package(package::Options),
     /// Build portredir and run `portredir bench` as root.
     Bench {
         /// Arguments of `portredir bench`, for example `-- --full --html report.html`.
@@ -139,6 +142,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::BuildEbpf { check: true } => ebpf::check()?,
         Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds)?,
         Task::Mutants => mutants::mutants()?,
+        Task::Package(options) => package::package(&options)?,
         Task::Bench { args } => cargo::run(&[vec!["bench".into()], args].concat())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -20,7 +20,7 @@ pub enum Missing {
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
 
-const TEST_TOOLS: [Tool; 23] = [
+const TEST_TOOLS: [Tool; 27] = [
     ("bpftool", "bpftool"),
     ("capsh", "libcap2-bin"),
     ("chrt", "util-linux"),
@@ -28,6 +28,8 @@ const TEST_TOOLS: [Tool; 23] = [
     ("dig", "bind9-dnsutils"),
     ("dnsmasq", "dnsmasq-base"),
     ("ethtool", "ethtool"),
+    ("fish", "fish"),
+    ("groff", "groff-base"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("nft", "nftables"),
@@ -37,6 +39,7 @@ const TEST_TOOLS: [Tool; 23] = [
         "/usr/lib/python3/dist-packages/jsonschema",
         "python3-jsonschema",
     ),
+    ("rpmbuild", "rpm"),
     ("setpriv", "util-linux"),
     ("strace", "strace"),
     ("sysctl", "procps"),
@@ -47,6 +50,7 @@ const TEST_TOOLS: [Tool; 23] = [
     ("tmux", "tmux"),
     ("unshare", "util-linux"),
     ("wg", "wireguard-tools"),
+    ("zsh", "zsh"),
 ];
 
 /// The programs that `portredir bench` compares with and starts them with.

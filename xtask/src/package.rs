@@ -1,0 +1,149 @@
+//! The packages: a Debian package, an RPM package and a tarball of a static program.
+//!
+//! Equal sources and an equal toolchain give equal bytes: the program knows no path of this
+//! host, every time is that of the commit, and archives are sorted.
+
+mod deb;
+mod rpm;
+mod tar;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use sha2::{Digest, Sha256};
+
+use self::tree::Tree;
+use crate::root::root;
+use crate::{cargo, process, sources};
+
+/// The options of `cargo xtask package`.
+#[derive(Args)]
+pub struct Options {
+    /// The kind of package.
+    kind: Kind,
+    /// Build everything twice, in two folders, and compare the bytes.
+    #[arg(long)]
+    twice: bool,
+    /// Pack a program that was built before.
+    #[arg(long, value_name = "PATH", conflicts_with = "twice")]
+    program: Option<PathBuf>,
+}
+
+/// A kind of package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A Debian package, which needs the C library of this host or a newer one.
+    Deb,
+    /// An RPM package, which needs the same.
+    Rpm,
+    /// A tarball with a static program, for every distribution.
+    Tar,
+}
+
+/// The version and the time that all parts of a package have.
+pub struct Release {
+    version: String,
+    /// Seconds since 1970.
+    epoch: String,
+}
+
+/// The target of the static program.
+const STATIC: &str = "x86_64-unknown-linux-musl";
+
+impl Release {
+    /// The release that the sources are: its time is that of the commit, or the one in
+    /// `SOURCE_DATE_EPOCH`.
+    fn of_sources() -> Result<Self> {
+        let epoch = match env::var("SOURCE_DATE_EPOCH") {
+            Ok(epoch) => epoch,
+            Err(_) => {
+                let mut git = Command::new("git");
+                git.args(["show", "--no-patch", "--format=%ct", "HEAD"]);
+                process::output(git.current_dir(root())).context("find the time of the commit")?
+            }
+        };
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch,
+        })
+    }
+}
+
+/// Builds a package, and prints its path and its hash.
+pub fn package(options: &Options) -> Result<()> {
+    let release = Release::of_sources()?;
+    let out = root().join("target/package");
+    let path = match &options.program {
+        Some(program) => pack(options.kind, &release, (&out, program))?,
+        None => build(options.kind, &release, &out)?,
+    };
+    let hash = sha256(&path)?;
+    if options.twice {
+        let again = build(options.kind, &release, &root().join("target/package-again"))?;
+        ensure!(
+            sha256(&again)? == hash,
+            "{} and {} differ",
+            path.display(),
+            again.display()
+        );
+        println!("two builds gave the same bytes");
+    }
+    println!("{hash}  {}", path.display());
+    Ok(())
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    Ok(sources::hex(&Sha256::digest(bytes)))
+}
+
+fn build(kind: Kind, release: &Release, out: &Path) -> Result<PathBuf> {
+    let program = compile(kind, release, out)?;
+    pack(kind, release, (out, &program))
+}
+
+fn pack(kind: Kind, release: &Release, (out, program): (&Path, &Path)) -> Result<PathBuf> {
+    let tree = Tree {
+        release,
+        root: out.join(format!("{kind:?}").to_lowercase()),
+    };
+    match kind {
+        Kind::Deb => deb::pack(&tree, program),
+        Kind::Rpm => rpm::pack(&tree, program),
+        Kind::Tar => tar::pack(&tree, program),
+    }
+}
+
+/// Compiles the program so that its bytes depend on sources and toolchain alone.
+fn compile(kind: Kind, release: &Release, out: &Path) -> Result<PathBuf> {
+    let mut cargo = cargo::cargo(&["build", "--locked", "--release"]);
+    cargo.args(["--package=portredir", "--bin=portredir"]);
+    let target_dir = out.join("build");
+    cargo.arg("--target-dir").arg(&target_dir);
+    if kind == Kind::Tar {
+        cargo.args(["--target", STATIC]);
+    }
+    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    let flags = [
+        remap(&process::cargo_home(), "/cargo"),
+        remap(&root(), "/portredir"),
+        // The hash of the path of a folder is in the names of symbols.
+        "-Cstrip=symbols".to_owned(),
+    ];
+    cargo
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("CARGO_INCREMENTAL", "0")
+        .env("SOURCE_DATE_EPOCH", &release.epoch);
+    let programs = cargo::programs(cargo)?;
+    let program = programs
+        .into_iter()
+        .find(|program| program.name == "portredir");
+    Ok(program.context("find portredir after its build")?.path)
+}
