@@ -8,6 +8,6 @@ pub mod faults;
 pub mod listening;
 pub mod metrics;
 pub mod report;
-pub mod targets;
 pub mod table;
+pub mod targets;
 pub mod trace;

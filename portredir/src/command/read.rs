@@ -8,8 +8,8 @@ use crate::controller::error::ControllerError;
 use crate::controller::status;
 use crate::ipc::client::Answer;
 use crate::observe::report::Report;
-use crate::rule::object::RuleObject;
 use crate::observe::table::Header;
+use crate::rule::object::RuleObject;
 
 /// `portredir rules`.
 ///

@@ -19,8 +19,8 @@ use crate::loader::chain;
 use crate::observe::attached::{HookReport, HookState, Interface};
 use crate::observe::faults::Fault;
 use crate::observe::listening::Listening;
-use crate::rule::object::RuleObject;
 use crate::observe::table::Header;
+use crate::rule::object::RuleObject;
 
 /// The time that the watcher needs for a change of the host.
 const SETTLE: Duration = Duration::from_millis(300);

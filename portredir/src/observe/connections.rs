@@ -21,8 +21,8 @@ use crate::sys::process::Process;
 
 pub use self::filter::{Filter, FilterError};
 pub use self::list::{ListError, list};
-pub(super) use self::text::{bytes, duration};
 pub use self::text::text;
+pub(super) use self::text::{bytes, duration};
 
 /// The version of the layout; raised when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 1;
