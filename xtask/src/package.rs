@@ -4,21 +4,21 @@
 //! host, every time is that of the commit, and archives are sorted.
 
 mod deb;
+mod release;
 mod rpm;
 mod tar;
 #[cfg(test)]
 mod tests;
 mod tree;
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
 
+use self::release::Release;
 use self::tree::Tree;
 use crate::root::root;
 use crate::{cargo, process, sources};
@@ -47,34 +47,8 @@ enum Kind {
     Tar,
 }
 
-/// The version and the time that all parts of a package have.
-pub struct Release {
-    version: String,
-    /// Seconds since 1970.
-    epoch: String,
-}
-
 /// The target of the static program.
 const STATIC: &str = "x86_64-unknown-linux-musl";
-
-impl Release {
-    /// The release that the sources are: its time is that of the commit, or the one in
-    /// `SOURCE_DATE_EPOCH`.
-    fn of_sources() -> Result<Self> {
-        let epoch = match env::var("SOURCE_DATE_EPOCH") {
-            Ok(epoch) => epoch,
-            Err(_) => {
-                let mut git = Command::new("git");
-                git.args(["show", "--no-patch", "--format=%ct", "HEAD"]);
-                process::output(git.current_dir(root())).context("find the time of the commit")?
-            }
-        };
-        Ok(Self {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            epoch,
-        })
-    }
-}
 
 /// Builds a package, and prints its path and its hash.
 pub fn package(options: &Options) -> Result<()> {

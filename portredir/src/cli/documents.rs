@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::TableArgs;
+use super::read::TableArgs;
 
 /// The end of the help of `completions`.
 pub(super) const COMPLETIONS_HELP: &str = "\

@@ -41,6 +41,8 @@ const CODES: [(&str, &str); 6] = [
     ("5", "`status --check` or `doctor` found something wrong."),
 ];
 
+const PROGRAM: &str = "portredir";
+
 const VERSION: &str = concat!("portredir ", env!("CARGO_PKG_VERSION"));
 
 /// A man page.
@@ -114,36 +116,16 @@ fn page(command: &Command) -> anyhow::Result<Page> {
     let name = command
         .get_display_name()
         .unwrap_or_else(|| command.get_name());
-    let is_whole = name == "portredir";
-    // A man page has all that the help has.
-    let shown: Vec<_> = command
-        .get_subcommands()
-        .map(|c| c.get_name().to_owned())
-        .collect();
-    let mut command = command.clone().mut_args(|arg| {
-        // The library leaves out the help of an option that the short help does not have.
-        let help = arg.get_long_help().or_else(|| arg.get_help()).cloned();
-        match help {
-            Some(help) => arg.long_help(help),
-            None => arg,
-        }
-    });
-    if is_whole {
-        for name in shown {
-            command = command.mut_subcommand(name, |command| command.hide(false));
-        }
-    }
-    let has_commands = command
-        .get_subcommands()
-        .any(|command| !command.is_hide_set());
+    let is_whole = name == PROGRAM;
     let after = command
         .get_after_long_help()
         .or_else(|| command.get_after_help());
     let after = after.map(ToString::to_string);
-    let man = Man::new(command)
-        .date(date())
-        .source(VERSION)
-        .manual("portredir");
+    let shown = shown(command, is_whole);
+    let has_commands = shown
+        .get_subcommands()
+        .any(|command| !command.is_hide_set());
+    let man = Man::new(shown).date(date()).source(VERSION).manual(PROGRAM);
     let mut text = Vec::new();
     man.render_title(&mut text)?;
     man.render_name_section(&mut text)?;
@@ -153,46 +135,61 @@ fn page(command: &Command) -> anyhow::Result<Page> {
     if has_commands {
         man.render_subcommands_section(&mut text)?;
     }
-    let mut more = Roff::new();
-    if let Some(after) = after {
-        more.control("SH", ["EXAMPLES"]);
-        more.control("nf", []);
-        for line in after.lines() {
-            more.text([roman(line)]);
-        }
-        more.control("fi", []);
-    }
-    if is_whole {
-        for (head, list) in [("FILES", &FILES[..]), ("EXIT STATUS", &CODES)] {
-            more.control("SH", [head]);
-            for (term, text) in list {
-                more.control("TP", []);
-                more.text([bold(*term)]);
-                more.text([roman(*text)]);
-            }
-        }
-    }
-    more.control("SH", ["SEE ALSO"]);
-    let others: &[(&str, &str)] = if is_whole {
-        &[
-            ("portredir.toml", "(5), "),
-            ("bpf", "(2), "),
-            ("tc-bpf", "(8)"),
-        ]
-    } else {
-        &[("portredir", "(1), "), ("portredir.toml", "(5)")]
-    };
-    more.text(
-        others
-            .iter()
-            .flat_map(|(name, section)| [bold(*name), roman(*section)])
-            .collect::<Vec<_>>(),
-    );
-    more.to_writer(&mut text)?;
+    end(is_whole, after.as_deref()).to_writer(&mut text)?;
     Ok(Page {
         name: name.to_owned(),
         section: "1",
         // The pages are ASCII: older programs that print them know no other characters.
         text: String::from_utf8(text)?.replace('…', "..."),
     })
+}
+
+/// A command with all that the help has: the library leaves out the help of options that the
+/// short help does not have.
+fn shown(command: &Command, is_whole: bool) -> Command {
+    let mut command = command.clone().mut_args(|arg| {
+        let help = arg.get_long_help().or_else(|| arg.get_help()).cloned();
+        match help {
+            Some(help) => arg.long_help(help),
+            None => arg,
+        }
+    });
+    if is_whole {
+        let names = command.get_subcommands().map(Command::get_name);
+        let names: Vec<_> = names.map(ToOwned::to_owned).collect();
+        for name in names {
+            command = command.mut_subcommand(name, |command| command.hide(false));
+        }
+    }
+    command
+}
+
+/// The sections after those of the library.
+fn end(is_whole: bool, examples: Option<&str>) -> Roff {
+    let mut end = Roff::new();
+    if let Some(examples) = examples {
+        end.control("SH", ["EXAMPLES"]);
+        end.control("nf", []);
+        for line in examples.lines() {
+            end.text([roman(line)]);
+        }
+        end.control("fi", []);
+    }
+    let mut others = vec![(PROGRAM, "(1), "), (TOML.0, "(5)")];
+    if is_whole {
+        for (head, list) in [("FILES", &FILES[..]), ("EXIT STATUS", &CODES)] {
+            end.control("SH", [head]);
+            for (term, text) in list {
+                end.control("TP", []);
+                end.text([bold(*term)]);
+                end.text([roman(*text)]);
+            }
+        }
+        others = vec![(TOML.0, "(5), "), ("bpf", "(2), "), ("tc-bpf", "(8)")];
+    }
+    end.control("SH", ["SEE ALSO"]);
+    let others = others.into_iter();
+    let others = others.flat_map(|(name, section)| [bold(name), roman(section)]);
+    end.text(others.collect::<Vec<_>>());
+    end
 }

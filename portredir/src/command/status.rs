@@ -191,8 +191,10 @@ fn attached(interface: &Interface) -> String {
         report.name, report.engine, report.mode
     );
     let is_long = text.len() + 1 + report.why.len() > WIDTH;
-    text += if is_long { "\n  " } else { " " };
-    text += &format!("{}\n", report.why);
+    if is_long {
+        text = format!("{}\n ", text.trim_end());
+    }
+    text += &format!(" {}\n", report.why);
     if let Some(error) = &interface.error {
         let _ = writeln!(text, "  {error}");
     }

@@ -11,6 +11,9 @@ use std::os::fd::AsRawFd as _;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+// include/uapi/linux/sockios.h. The C libraries have it in other types than ioctl takes.
+const SIOCETHTOOL: libc::Ioctl = 0x8946;
+
 // include/uapi/linux/ethtool.h
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
@@ -165,7 +168,7 @@ impl Request {
         };
         // SAFETY: the kernel reads and writes what the command in the first
         // word says, for which the caller made room.
-        let ret = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCETHTOOL, &raw mut ifreq) };
+        let ret = unsafe { libc::ioctl(fd.as_raw_fd(), SIOCETHTOOL, &raw mut ifreq) };
         if ret < 0 {
             Err(io::Error::last_os_error())
         } else {

@@ -43,41 +43,22 @@ pub fn pack(tree: &Tree, program: &Path) -> Result<PathBuf> {
 /// Packs a program that needs this version of the C library.
 pub fn pack_for(tree: &Tree, program: &Path, glibc: &str) -> Result<PathBuf> {
     tree.fill(program, &PLACES)?;
-    let read = |name: &str| {
-        let path = root().join("packaging/deb").join(name);
-        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
-    };
-    let license = fs::read_to_string(root().join("LICENSE-MIT")).context("read LICENSE-MIT")?;
-    let license: Vec<_> = license
-        .lines()
-        .map(|line| {
-            if line.is_empty() {
-                " .".to_owned()
-            } else {
-                format!(" {line}")
-            }
-        })
-        .collect();
-    let copyright = read("copyright")?.replace("@MIT@", &license.join("\n"));
-    tree.write(
-        "usr/share/doc/portredir/copyright",
-        copyright.as_bytes(),
-        0o644,
-    )?;
-    let bytes = size(&tree.files())?;
+    documents(tree)?;
     let version = &tree.release.version;
+    let kib = size(&tree.files())?.div_ceil(1024);
     let control = read("control")?
         .replace("@VERSION@", version)
         .replace("@ARCH@", ARCH)
         .replace("@GLIBC@", glibc)
-        .replace("@KIB@", &bytes.div_ceil(1024).to_string());
+        .replace("@KIB@", &kib.to_string());
     tree.write("DEBIAN/control", control.as_bytes(), 0o644)?;
     tree.write("DEBIAN/conffiles", b"/etc/portredir/rules.toml\n", 0o644)?;
     for script in ["postinst", "prerm", "postrm"] {
-        tree.write(&format!("DEBIAN/{script}"), read(script)?.as_bytes(), 0o755)?;
+        let text = read(script)?;
+        tree.write(&format!("DEBIAN/{script}"), text.as_bytes(), 0o755)?;
     }
     tree.settle(&tree.files())?;
-    let package = tree.finished(&format!("portredir_{version}_{ARCH}.deb"));
+    let package = tree.finished(&format!("portredir_{version}-1_{ARCH}.deb"));
     let mut dpkg = Command::new("dpkg-deb");
     // More threads cut the data into other blocks.
     dpkg.args(["--root-owner-group", "-Zxz", "--threads-max=1", "--build"])
@@ -85,6 +66,39 @@ pub fn pack_for(tree: &Tree, program: &Path, glibc: &str) -> Result<PathBuf> {
         .env("SOURCE_DATE_EPOCH", &tree.release.epoch);
     process::run(&mut dpkg)?;
     Ok(package)
+}
+
+/// Writes the documents that Debian asks for.
+fn documents(tree: &Tree) -> Result<()> {
+    let license = fs::read_to_string(root().join("LICENSE-MIT")).context("read LICENSE-MIT")?;
+    let license = license.lines().map(|line| match line {
+        "" => " .".to_owned(),
+        line => format!(" {line}"),
+    });
+    let license: Vec<_> = license.collect();
+    let copyright = read("copyright")?.replace("@MIT@", &license.join("\n"));
+    let mut date = Command::new("date");
+    let date = date.args(["--utc", "--rfc-email", "--date"]);
+    let date = date.arg(format!("@{}", tree.release.epoch));
+    let date = process::output(date.env("LC_ALL", "C"))?;
+    let changes = read("changelog")?
+        .replace("@VERSION@", &tree.release.version)
+        .replace("@DATE@", &date);
+    let changelog = "usr/share/doc/portredir/changelog.Debian";
+    tree.compressed(changelog, changes.as_bytes())?;
+    for (to, text) in [
+        ("doc/portredir/copyright", copyright),
+        ("lintian/overrides/portredir", read("lintian-overrides")?),
+    ] {
+        tree.write(&format!("usr/share/{to}"), text.as_bytes(), 0o644)?;
+    }
+    Ok(())
+}
+
+/// Reads a file of the sources of the package.
+fn read(name: &str) -> Result<String> {
+    let path = root().join("packaging/deb").join(name);
+    fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }
 
 /// The bytes of all files.

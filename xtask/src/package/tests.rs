@@ -1,6 +1,9 @@
 //! Packages of a program that is a script: what is in them, and that their bytes do not
 //! depend on the folder and the time.
 
+use std::env;
+use std::process::Command;
+
 use super::*;
 
 /// Stands for the program: a script with man pages and completions.
@@ -106,7 +109,7 @@ fn a_debian_package_has_its_parts() {
     }
     let control = ask("dpkg-deb", &["--field"], &package);
     for line in [
-        "Version: 1.2.3",
+        "Version: 1.2.3-1",
         "Depends: libc6 (>= 2.34), libgcc-s1, passwd",
     ] {
         assert!(control.lines().any(|said| said == line), "{control}");

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 
-use super::Release;
+use super::release::Release;
 use crate::process;
 use crate::root::root;
 
@@ -110,7 +110,7 @@ impl Tree<'_> {
     }
 
     /// Writes a file that gzip compresses, without a name and a time in it.
-    fn compressed(&self, to: &str, bytes: &[u8]) -> Result<()> {
+    pub fn compressed(&self, to: &str, bytes: &[u8]) -> Result<()> {
         self.write(to, bytes, 0o644)?;
         let mut gzip = Command::new("gzip");
         let status = gzip

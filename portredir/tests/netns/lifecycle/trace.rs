@@ -28,7 +28,6 @@ pub fn add(tests: &mut Tests) {
     tests.add("outlive/trace_filters", &[], filters);
     tests.add("outlive/trace_killed", &[], killed);
     tests.add("outlive/trace_twice", &[], twice);
-    tests.add("outlive/trace_older", &["bpftool"], older);
     tests.add("outlive/trace_ends", &[], ends);
     tests.add("outlive/trace_rate", &[], rate);
     tests.add("outlive/trace_pcap", &[], pcap);
@@ -349,31 +348,6 @@ fn killed() {
     let trace = start(&lab, &[]);
     assert!(end(trace).is_empty());
     assert!(!is_traced());
-    host.down();
-}
-
-/// Programs that an older version attached write to no map of a newer one, and no trace
-/// waits for them. Where one interface has such programs, the others are still traced.
-fn older() {
-    let lab = Lab::new(&CELL);
-    let host = Host::of(&lab);
-    host.up(&["80:8080"]);
-    let ring = host.pins().join("TRACE");
-    let ring = ring.to_str().expect("text");
-    let create = |path: &str| {
-        let create = [
-            "bpftool", "map", "create", path, "type", "ringbuf", "key", "0", "value", "0",
-        ];
-        let ring = ["entries", "4096", "name", "TRACE"];
-        lab.host.run(&[&create[..], &ring].concat());
-    };
-    lab.host.run(&["mv", ring, &format!("{ring}_kept")]);
-    create(ring);
-    let error = host.fails(1, &["trace"]);
-    assert!(error.contains("to replace them: portredir up"), "{error}");
-    lab.host.run(&["rm", ring]);
-    lab.host.run(&["mv", &format!("{ring}_kept"), ring]);
-    end(start(&lab, &[]));
     host.down();
 }
 
