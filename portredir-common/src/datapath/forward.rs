@@ -215,7 +215,12 @@ fn is_foreign<T: Tables>(tables: &T, key: &mut FlowKey, flags: Flags) -> bool {
     match tables.socket(key) {
         Socket::Connection => true,
         Socket::TimeWait if !is_syn => true,
-        _ => !is_syn && own_flow::is_tcp_answer(tables, key, original, flags),
+        // As in netfilter, a segment that neither asks for a connection nor acknowledges
+        // something begins nothing (`tcp_conntracks` in net/netfilter/nf_conntrack_proto_tcp.c).
+        _ => {
+            let begins = is_syn || flags.is_acknowledgement();
+            !begins || !is_syn && own_flow::is_tcp_answer(tables, key, original, flags)
+        }
     }
 }
 

@@ -70,9 +70,10 @@ pub(super) fn egress<F: Frame, T: Tables>(frame: &mut F, tables: &T, outer: u64)
     if is_refusal {
         tables.record_outcome(rule, Outcome::Refused);
     }
-    if reason != Reason::IcmpTranslated || tables.is_local(&source(frame, outer)) {
+    if reason != Reason::IcmpTranslated {
         return Some(reason);
     }
+    // As netfilter does, whoever sends the error (`nf_nat_icmp_reply_translation`).
     Some(write_outer(frame, outer, (&key, End::Src)))
 }
 
@@ -102,22 +103,12 @@ fn is_refusal<F: Frame>(frame: &mut F, outer: u64) -> bool {
     read().is_ok_and(|quote| quote.is_refusal)
 }
 
+/// The destination of an error; an address that nobody has when there is none.
 #[inline(never)]
 fn destination<F: Frame>(frame: &F, outer: u64) -> Addr {
-    addr(frame, outer, End::Dst)
-}
-
-#[inline(never)]
-fn source<F: Frame>(frame: &F, outer: u64) -> Addr {
-    addr(frame, outer, End::Src)
-}
-
-/// The address of one end of an error; an address that nobody has when there is none.
-#[inline(always)]
-fn addr<F: Frame>(frame: &F, outer: u64, end: End) -> Addr {
     let outer = Found::from_bits(outer).get();
     outer
-        .and_then(|outer| outer.addr(frame, end))
+        .and_then(|outer| outer.addr(frame, End::Dst))
         .unwrap_or(Addr::V6_ANY)
 }
 
