@@ -162,15 +162,33 @@ impl<W: Word> Bucket<W> {
     #[inline(always)]
     pub fn find(&self, hash: Hash, target: Port) -> Option<Found<'_, W>> {
         let tag = hash.tag(target);
-        for place in &self.places {
-            if place.tag.load() == tag {
-                let word = &place.entry;
-                let entry = Entry(word.load());
-                if entry.is_of(hash) {
-                    return Some(Found { entry, word });
-                }
+        self.first(|place| {
+            if place.tag.load() != tag {
+                return None;
             }
+            let word = &place.entry;
+            let entry = Entry(word.load());
+            entry.is_of(hash).then_some(Found { entry, word })
+        })
+    }
+
+    /// The first place that something is found in.
+    ///
+    /// There is no loop: the compiler would keep it where much is inlined, which costs time,
+    /// and Linux 6.1 accepts few forms of loops (`check_cfg` in kernel/bpf/verifier.c).
+    #[inline(always)]
+    fn first<'a, T>(&'a self, look: impl Fn(&'a Place<W>) -> Option<T>) -> Option<T> {
+        const { assert!(PLACES == 8) };
+        macro_rules! look_at {
+            ($($place:literal)*) => {
+                $(
+                    if let Some(found) = look(&self.places[$place]) {
+                        return Some(found);
+                    }
+                )*
+            };
         }
+        look_at!(0 1 2 3 4 5 6 7);
         None
     }
 
@@ -199,19 +217,15 @@ impl<W: Word> Bucket<W> {
     /// The first entry whose words a test accepts.
     #[inline(always)]
     pub(super) fn find_by(&self, is_it: impl Fn(u64, u64) -> bool) -> Option<FoundForward<'_, W>> {
-        for place in &self.places {
-            let tag = place.tag.load();
-            let entry = place.entry.load();
-            if is_it(tag, entry) {
-                return Some(FoundForward {
-                    #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
-                    own: tag as u16,
-                    entry: ForwardEntry(entry),
-                    word: &place.entry,
-                });
-            }
-        }
-        None
+        self.first(|place| {
+            let (tag, entry) = (place.tag.load(), place.entry.load());
+            is_it(tag, entry).then_some(FoundForward {
+                #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
+                own: tag as u16,
+                entry: ForwardEntry(entry),
+                word: &place.entry,
+            })
+        })
     }
 
     /// The words of all places, with their number.

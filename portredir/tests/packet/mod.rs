@@ -52,6 +52,19 @@ pub const TWO_TO_ONE: &[&str] = &["80:8080/both", "81:8080/both"];
 /// A target that is dialled itself.
 pub const CHAINED: &[&str] = &["80:8080/both", "8080:9090/both"];
 
+/// Whether only a packet of a rule that leads to a service, or a client of one, has this
+/// reason: the rules here lead to one port of the host.
+pub const fn needs_service(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoTarget
+            | Reason::NoTargetDropped
+            | Reason::FragmentForwarded
+            | Reason::IcmpRedirect
+            | Reason::BoundToLoopback
+    )
+}
+
 /// Which way the packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
