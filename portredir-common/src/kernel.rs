@@ -4,14 +4,12 @@
 //! All methods are required: the eBPF crate implements them over maps and helpers, the
 //! tests over hash maps. What both do alike stands in [`datapath`](crate::datapath).
 
+mod buckets;
 pub mod forward;
-
-use core::ops::Deref;
 
 use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original, Segment};
 use crate::kernel::forward::{ForwardFlow, ForwardTables, FreeSlot};
-use crate::map::bucket::Bucket;
-use crate::map::entry::{Connection, Entry, Word};
+use crate::map::entry::{Connection, Entry};
 use crate::map::hash::Hash;
 use crate::map::rules::{
     AddrKey, Candidates, Choice, IfaceKey, PortEntry, PreviousTargets, SourceKey,
@@ -20,31 +18,7 @@ use crate::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey};
 use crate::net::{Addr, Flags, Port, Protocol};
 use crate::verdict::Reason;
 
-/// The buckets of the flow tables.
-pub trait FlowBuckets {
-    /// The words of a bucket.
-    type Word: Word;
-
-    /// A bucket, for as long as a look-up lasts.
-    type Bucket<'a>: Deref<Target = Bucket<Self::Word>>
-    where
-        Self: 'a;
-
-    /// The hash of a translated flow.
-    fn hash(&self, key: &FlowKey) -> Hash;
-
-    /// The bucket of a flow; always `Some`, but the verifier does not know.
-    fn bucket(&self, table: FlowTable, hash: Hash) -> Option<Self::Bucket<'_>>;
-
-    /// The [`Shares::udp_slot`](crate::map::bucket::Shares::udp_slot) of a place.
-    fn udp_slot(&self, hash: Hash, place: usize) -> u32;
-
-    /// Keeps the ports of the UDP flow that got a slot, and the time, for lists of flows.
-    fn keep_ports(&self, slot: u32, client_port: Port, target: Port);
-
-    /// Keeps the addresses of the UDP flow that got a slot.
-    fn keep_addrs(&self, slot: u32, key: &FlowKey);
-}
+pub use self::buckets::FlowBuckets;
 
 /// The flow tables, and the maps of client ports that were given on collisions. Old
 /// entries go when there is no room for new ones.

@@ -3,34 +3,17 @@
 //! sees the target port.
 
 use crate::datapath::assign::is_left_to_listener;
+use crate::datapath::peer::{hit, is_any};
 use crate::datapath::rule_match::choose;
 use crate::datapath::{connect_forward, not_local, own_flow, unmatched};
-use crate::flow::{Flow, FlowKey, FlowLookup, FlowTable};
-use crate::kernel::{Client, Hit, Socket, Tables, now};
+use crate::flow::{Flow, FlowKey, FlowTable};
+use crate::kernel::{Client, Socket, Tables, now};
 use crate::map::rules::{PortEntry, PreviousTargets};
 use crate::map::sockets::ConnectedPeer;
 use crate::net::{Addr, Port, Protocol};
 use crate::verdict::Reason;
 
-/// The system call by which a client on this host names its peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerCall {
-    /// `connect`.
-    Connect,
-    /// `sendto` or `sendmsg`, with an address.
-    Send,
-}
-
-/// The peer that a client on this host names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NamedPeer {
-    /// The protocol of the socket.
-    pub protocol: Protocol,
-    /// The address.
-    pub addr: Addr,
-    /// The port.
-    pub port: Port,
-}
+pub use crate::datapath::peer::{NamedPeer, PeerCall};
 
 /// Points a client on this host that names a peer at the target: `peer` gets its port, and
 /// its address where it has one, for [`Reason::Redirected`], and stays as it is for any other
@@ -112,11 +95,6 @@ fn is_answer<T: Tables, C: Client>(tables: &T, client: &mut C, key: &FlowKey) ->
 }
 
 #[inline(always)]
-pub(super) const fn is_any(addr: Addr) -> bool {
-    addr.is(Addr::V4_ANY) || addr.is(Addr::V6_ANY)
-}
-
-#[inline(always)]
 fn redirect<T: Tables, C: Client>(
     tables: &T,
     client: &mut C,
@@ -166,17 +144,25 @@ fn redirect<T: Tables, C: Client>(
         // The connection is counted where its SYN is given to the listener.
         return Reason::NoRule;
     }
-    let Some(peers) = client.peers_or_insert() else {
+    let Some(is_new) = keep_peer(client, addr, (key.local_port, port)) else {
         return Reason::TableFull;
     };
-    let is_new = peers.insert(ConnectedPeer {
-        addr,
-        port: key.local_port,
-        dst_port: port,
-    });
     tables.record(&hit(choice.rule, call, is_new, tables.now_ns()));
     peer.port = key.local_port;
     Reason::Redirected
+}
+
+/// Keeps a peer at the socket of a client, with its own port and the one that the client
+/// connected to; whether it is new. `None` without memory.
+#[inline(always)]
+fn keep_peer<C: Client>(client: &mut C, addr: Addr, ports: (Port, Port)) -> Option<bool> {
+    let (port, dst_port) = ports;
+    let peer = ConnectedPeer {
+        addr,
+        port,
+        dst_port,
+    };
+    Some(client.peers_or_insert()?.insert(peer))
 }
 
 /// Whether the TCP connection of a socket with a port of its own may be left to the
@@ -217,24 +203,6 @@ fn key(peer: &NamedPeer, addr: Addr, bound_to: Addr) -> FlowKey {
         protocol: peer.protocol as u8,
         version: if addr.is_v4() { 4 } else { 6 },
         pad: [0; 2],
-    }
-}
-
-/// The call as it is counted.
-#[inline(always)]
-pub(super) fn hit(rule: u16, call: PeerCall, is_new: bool, at_ns: u64) -> Hit {
-    let connection = Hit::connection(rule, at_ns);
-    match call {
-        PeerCall::Connect => connection,
-        PeerCall::Send => Hit {
-            segments: 1,
-            flow: if is_new {
-                FlowLookup::Inserted
-            } else {
-                FlowLookup::Established
-            },
-            ..connection
-        },
     }
 }
 

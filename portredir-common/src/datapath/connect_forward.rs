@@ -1,7 +1,7 @@
 //! Clients on this host whose rule leads to targets with an address: they are pointed at the
 //! target's address and port, and no packet is rewritten.
 
-use crate::datapath::connect::{NamedPeer, PeerCall, hit, is_any};
+use crate::datapath::peer::{NamedPeer, PeerCall, hit, is_any};
 use crate::flow::FlowKey;
 use crate::kernel::{Client, Tables};
 use crate::map::forward::slot_key;
@@ -25,7 +25,7 @@ pub(super) fn redirect<T: Tables, C: Client>(
     if bound_to.is_v4_loopback() || bound_to.is(Addr::V6_LOOPBACK) {
         return Reason::BoundToLoopback;
     }
-    let service = tables.service(choice.service(), key.version);
+    let service = tables.service(choice.target.get(), key.version);
     if service.flags & Service::USED == 0 {
         return Reason::NoMatch;
     }

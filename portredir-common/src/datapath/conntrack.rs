@@ -62,12 +62,25 @@ pub fn redirect_tcp<T: Tables>(
     if is_foreign(host, key, original, flags) {
         return Err(Reason::ForeignFlow);
     }
+    let is_known = (confirmed.is_some(), begun.is_some());
+    begin_tcp(host, key, (original, flags), (now, is_known))
+}
+
+/// Begins a TCP flow of which nobody else has the client's port; `is_known` tells whether
+/// there is an entry of a connection, and one of a flow that has begun, under its key.
+#[inline(always)]
+fn begin_tcp<T: Tables>(
+    host: &T,
+    key: &mut FlowKey,
+    (original, flags): (Original, Flags),
+    (now, (is_confirmed, is_begun)): (Epoch, (bool, bool)),
+) -> Result<Admitted, Reason> {
     let flow = original.flow(now);
     let is_taken = host.socket(key) == Socket::Connection;
     if !flags.is_syn() && !is_taken && own_flow::is_tcp_answer(host, key, original, flags) {
         return Err(Reason::ForeignFlow);
     }
-    if !flags.is_syn() && is_taken && confirmed.is_none() && begun.is_none() {
+    if !flags.is_syn() && is_taken && !is_confirmed && !is_begun {
         // The entry was lost.
         host.set_flow(FlowTable::Tcp, key, &flow)?;
         return Ok(Admitted::established(original.client_port));
@@ -78,7 +91,7 @@ pub fn redirect_tcp<T: Tables>(
     if is_taken {
         return remap(host, FlowTable::Syn, key, &flow);
     }
-    if confirmed.is_some() {
+    if is_confirmed {
         host.remove_flow(FlowTable::Tcp, key);
     }
     host.set_flow(FlowTable::Syn, key, &flow)?;

@@ -2,7 +2,7 @@
 
 use crate::datapath::rewrite::{Change, Rewrite, rewrite};
 use crate::datapath::{conntrack, elsewhere, forward, icmp, own_flow};
-use crate::flow::{Epoch, Flow, FlowLookup};
+use crate::flow::{Epoch, Flow, FlowKey, FlowLookup};
 use crate::kernel::{Cached, Hit, Outcome, SocketCache, Tables};
 use crate::map::rules::PortEntry;
 use crate::net::{Flags, Port, Protocol};
@@ -55,27 +55,7 @@ fn restore<F: Frame, T: Tables + SocketCache>(
         return Err(Reason::NoRule);
     }
     let key = subprog::key(frame, found, End::Src);
-    let flow = match protocol {
-        Protocol::Udp => conntrack::reply(tables, protocol, &key),
-        Protocol::Tcp => match tables.cached(ports) {
-            Cached::Flow(flow) => Some(flow),
-            Cached::NoSocket => conntrack::reply(tables, protocol, &key),
-            Cached::Forwarded => {
-                let segment = segment(frame, &packet, (protocol, End::Src))?;
-                elsewhere::reply(tables, &key, segment)
-            }
-            Cached::Nothing => {
-                let flow = conntrack::reply(tables, protocol, &key);
-                // Also direct connections that are older than the programs, so
-                // that a forged packet cannot rename their replies later.
-                match &flow {
-                    Some(flow) => tables.cache(&key, flow),
-                    None => tables.cache(&key, &Flow::direct(&key, Epoch(0))),
-                }
-                flow
-            }
-        },
-    };
+    let flow = find_flow(frame, tables, found, &key)?;
     let is_udp = protocol == Protocol::Udp;
     let begins_here = |flow: &Flow| is_udp && entry.is_private() && flow.is_foreign(&key);
     let Some(flow) = flow.filter(|flow| !begins_here(flow)) else {
@@ -100,6 +80,45 @@ fn restore<F: Frame, T: Tables + SocketCache>(
         tables.record_outcome(flow.rule, Outcome::Refused);
     }
     Ok(reason)
+}
+
+/// The flow that a packet belongs to, from its socket or from the flow tables.
+#[inline(always)]
+fn find_flow<F: Frame, T: Tables + SocketCache>(
+    frame: &F,
+    tables: &T,
+    found: Found,
+    key: &FlowKey,
+) -> Result<Option<Flow>, Reason> {
+    let packet = found.get()?;
+    let protocol = packet.protocol()?;
+    let ports = (key.local_port, key.client_port);
+    let flow = match protocol {
+        Protocol::Udp => conntrack::reply(tables, protocol, key),
+        Protocol::Tcp => match tables.cached(ports) {
+            Cached::Flow(flow) => Some(flow),
+            Cached::NoSocket => conntrack::reply(tables, protocol, key),
+            Cached::Forwarded => {
+                let flow = conntrack::reply(tables, protocol, key);
+                if let Some(flow) = &flow {
+                    let segment = segment(frame, &packet, (protocol, End::Src))?;
+                    elsewhere::note_reply(tables, key, segment, flow);
+                }
+                flow
+            }
+            Cached::Nothing => {
+                let flow = conntrack::reply(tables, protocol, key);
+                // Also direct connections that are older than the programs, so
+                // that a forged packet cannot rename their replies later.
+                match &flow {
+                    Some(flow) => tables.cache(key, flow),
+                    None => tables.cache(key, &Flow::direct(key, Epoch(0))),
+                }
+                flow
+            }
+        },
+    };
+    Ok(flow)
 }
 
 /// Whether a packet is the answer of a closed port to a SYN.

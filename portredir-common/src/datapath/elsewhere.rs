@@ -4,19 +4,16 @@
 //! No socket of this host tells whether such a connection lives. Beside its entry in the
 //! flow tables it has one among the forwarded flows, for its handshake and its end.
 
-use crate::datapath::conntrack;
 use crate::flow::{Flow, FlowKey, Original, Segment};
 use crate::kernel::forward::{ClientPacket, Met, NewForward};
 use crate::kernel::{Outcome, Tables};
 use crate::map::forward::Forwarded;
-use crate::net::{Port, Protocol};
+use crate::net::Port;
 
-/// The flow that a segment belongs to which no socket of this host sends; `None` for direct
-/// traffic.
+/// Notes a segment that no socket of this host sends, and that belongs to a flow.
 #[inline(always)]
-pub(super) fn reply<T: Tables>(tables: &T, key: &FlowKey, segment: Segment) -> Option<Flow> {
+pub(super) fn note_reply<T: Tables>(tables: &T, key: &FlowKey, segment: Segment, flow: &Flow) {
     let known = tables.meet_reply(key, segment).is_some();
-    let flow = conntrack::reply(tables, Protocol::Tcp, key)?;
     if segment.flags.is_syn_ack()
         && !known
         && !flow.is_direct(key)
@@ -34,7 +31,6 @@ pub(super) fn reply<T: Tables>(tables: &T, key: &FlowKey, segment: Segment) -> O
         };
         tables.begin(key, begun);
     }
-    Some(flow)
 }
 
 /// Whether a segment of a client makes a connection of a flow whose server is elsewhere.

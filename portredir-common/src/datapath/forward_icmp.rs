@@ -6,8 +6,8 @@
 //! to find the address and the port that it connected to.
 
 use crate::datapath::forward::client_view;
-use crate::datapath::icmp::Quote;
 use crate::datapath::is_local_dst;
+use crate::datapath::quote::Quote;
 use crate::datapath::rewrite::{Change, Rewrite, rewrite, set_addr};
 use crate::flow::{FlowKey, Segment};
 use crate::kernel::forward::ForwardFlow;

@@ -9,9 +9,8 @@
 
 use crate::flow::{Epoch, FlowKey, FlowTable, Segment, UDP_IDLE};
 use crate::kernel::forward::{ClientPacket, ForwardMaps, ForwardPlace, Met, NewForward, Reply};
-use crate::map::bucket::FoundForward;
 use crate::map::entry::Word;
-use crate::map::forward::ForwardEntry;
+use crate::map::forward::{ForwardEntry, FoundForward};
 use crate::map::hash::Hash;
 use crate::net::{Addr, Protocol};
 

@@ -1,7 +1,7 @@
 //! The maps of targets with an address, and the flows to them.
 
 use crate::flow::{Admitted, FlowKey, FlowTable, Segment};
-use crate::kernel::FlowBuckets;
+use crate::kernel::buckets::FlowBuckets;
 use crate::map::forward::{ForwardEntry, Forwarded};
 use crate::map::hash::Hash;
 use crate::map::targets::{OWN_ADDRS, Service, Slot, Target};
@@ -52,8 +52,8 @@ pub struct ForwardPlace {
 /// The methods are BPF functions of their own in the kernel; the bodies of the first three
 /// are in [`forward_lookup`](crate::datapath::forward_lookup).
 pub trait ForwardTables: ForwardMaps {
-    /// What is known of the flow that a packet of a client may belong to; the packet is
-    /// noted if it does. `key` is the translated flow.
+    /// Tells about the flow that a packet of a client may belong to; the packet is noted if
+    /// it does. `key` is the translated flow.
     fn meet(&self, key: &FlowKey, dialled: &Addr, packet: ClientPacket) -> Met;
 
     /// Begins a flow; `key` is the translated one.
@@ -101,7 +101,7 @@ impl Packed for ClientPacket {
     }
 }
 
-/// What is known of the flow of a packet.
+/// The knowledge about the flow of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Met {
@@ -139,12 +139,12 @@ impl Packed for Met {
     }
 }
 
-/// What is known of a packet to a service.
+/// The knowledge about a packet to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardFlow {
-    /// Its flow has begun.
+    /// The flow has begun.
     Admitted(Admitted),
-    /// Its flow has not begun.
+    /// The flow has not begun.
     Free(FreeSlot),
 }
 

@@ -15,7 +15,6 @@
 
 use crate::flow::{Epoch, FlowTable};
 use crate::map::entry::{Entry, PLACES, Word};
-use crate::map::forward::ForwardEntry;
 use crate::map::hash::Hash;
 use crate::net::Port;
 
@@ -133,30 +132,6 @@ impl<W: Word> Found<'_, W> {
     }
 }
 
-/// The entry of a forwarded flow that was found, and its place.
-#[derive(Debug)]
-pub struct FoundForward<'a, W> {
-    /// The number of the address that the client connected to.
-    pub own: u16,
-    /// The entry.
-    pub entry: ForwardEntry,
-    word: &'a W,
-}
-
-impl<W: Word> FoundForward<'_, W> {
-    /// Replaces the entry.
-    #[inline(always)]
-    pub fn set(&self, entry: ForwardEntry) {
-        self.word.store(entry.0);
-    }
-
-    /// Removes the entry.
-    #[inline(always)]
-    pub fn remove(&self) {
-        self.word.store(0);
-    }
-}
-
 impl<W: Word> Bucket<W> {
     /// The entry of a flow to `target`.
     #[inline(always)]
@@ -214,18 +189,14 @@ impl<W: Word> Bucket<W> {
         number
     }
 
-    /// The first entry whose words a test accepts.
+    /// The first thing that is found in the two words of a place, of which the second may be
+    /// written.
     #[inline(always)]
-    pub(super) fn find_by(&self, is_it: impl Fn(u64, u64) -> bool) -> Option<FoundForward<'_, W>> {
-        self.first(|place| {
-            let (tag, entry) = (place.tag.load(), place.entry.load());
-            is_it(tag, entry).then_some(FoundForward {
-                #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
-                own: tag as u16,
-                entry: ForwardEntry(entry),
-                word: &place.entry,
-            })
-        })
+    pub(super) fn find_by<'a, T>(
+        &'a self,
+        look: impl Fn(u64, u64, &'a W) -> Option<T>,
+    ) -> Option<T> {
+        self.first(|place| look(place.tag.load(), place.entry.load(), &place.entry))
     }
 
     /// The words of all places, with their number.

@@ -4,7 +4,7 @@
 //! would know: whether the target answered the SYN, and who has ended the connection.
 
 use crate::flow::{Epoch, FlowKey};
-use crate::map::bucket::{Bucket, FoundForward};
+use crate::map::bucket::Bucket;
 use crate::map::entry::{Entry, Word};
 use crate::map::hash::Hash;
 use crate::net::Port;
@@ -132,7 +132,7 @@ impl ForwardEntry {
         self.ended_by_client().ended_by_target()
     }
 
-    /// What has ended makes room first.
+    /// An entry that has ended makes room first.
     #[inline(always)]
     const fn forgotten_when_ended(self) -> Self {
         if self.is_ended() {
@@ -213,11 +213,44 @@ const fn tag(hash: Hash, own: u16) -> u64 {
     hash.0 >> 16 << 16 | own as u64
 }
 
+/// The entry of a forwarded flow that was found, and its place.
+#[derive(Debug)]
+pub struct FoundForward<'a, W> {
+    /// The number of the address that the client connected to.
+    pub own: u16,
+    /// The entry.
+    pub entry: ForwardEntry,
+    word: &'a W,
+}
+
+impl<W: Word> FoundForward<'_, W> {
+    /// Replaces the entry.
+    #[inline(always)]
+    pub fn set(&self, entry: ForwardEntry) {
+        self.word.store(entry.0);
+    }
+
+    /// Removes the entry.
+    #[inline(always)]
+    pub fn remove(&self) {
+        self.word.store(0);
+    }
+}
+
 impl<W: Word> Bucket<W> {
     /// The entry of a forwarded flow.
     #[inline(always)]
     pub fn find_forward(&self, hash: Hash) -> Option<FoundForward<'_, W>> {
-        self.find_by(|tag, entry| (tag ^ hash.0) >> 16 == 0 && ForwardEntry(entry).is_of(hash))
+        self.find_by(|tag, entry, word| {
+            let entry = ForwardEntry(entry);
+            let is_it = (tag ^ hash.0) >> 16 == 0 && entry.is_of(hash);
+            is_it.then_some(FoundForward {
+                #[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits")]
+                own: tag as u16,
+                entry,
+                word,
+            })
+        })
     }
 
     /// Adds the entry of a forwarded flow that has none, see [`Self::add`].

@@ -96,8 +96,7 @@ impl PortEntry {
         self.flags & (Self::TARGET | Self::TRACED) == Self::TARGET
     }
 
-    /// Whether the slow path has to see what leaves from this port, be it a target of this host
-    /// or not.
+    /// Whether the slow path has to see what leaves from this port, be it a target or not.
     #[inline(always)]
     #[must_use]
     pub const fn is_match_or_traced(self) -> bool {
@@ -338,13 +337,6 @@ pub struct Choice {
 
 impl Choice {
     const FORWARD: u64 = 1 << 33;
-
-    /// The number of the service.
-    #[inline(always)]
-    #[must_use]
-    pub const fn service(self) -> u16 {
-        self.target.get()
-    }
 }
 
 impl Packed for Choice {

@@ -93,11 +93,11 @@ pub struct AddrField {
 /// How the checksum of a TCP, UDP or ICMP header covers an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cover {
-    /// As part of the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1).
+    /// The pseudo-header has the address (RFC 9293, 3.1; RFC 8200, 8.1).
     PseudoHeader,
-    /// As data: the address is in the quote of an ICMPv6 error.
+    /// The address is data: in the quote of an ICMPv6 error.
     Data,
-    /// Not at all: ICMP of IPv4 has no pseudo-header, and in its quotes the checksum of the
+    /// The checksum does not cover the address: ICMP of IPv4 has no pseudo-header, and in its quotes the checksum of the
     /// quoted header, which changes too, makes up for the address.
     Nothing,
 }

@@ -101,7 +101,7 @@ impl SockAddr {
         }
     }
 
-    /// What a map keeps at the socket.
+    /// The value that a map keeps at the socket.
     #[inline(always)]
     fn stored<T>(self, map: *const SkStorage<T>, flags: u64) -> *mut T {
         // SAFETY: the context is valid, and has a socket.
@@ -123,7 +123,7 @@ impl SockAddr {
         }
     }
 
-    /// What a map keeps at the socket; all zero if there was nothing.
+    /// The value that a map keeps at the socket; all zero if there was none.
     #[inline(always)]
     fn stored_or_zero<T>(self, map: *const SkStorage<T>) -> *mut T {
         const CREATE: u64 = aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE as u64;

@@ -41,7 +41,10 @@ struct Lines {
 }
 
 /// Whether standard error gets no lines.
-static IS_QUIET: AtomicBool = AtomicBool::new(false);
+static IS_QUIET: AtomicBool = {
+    const LOUD: bool = false;
+    AtomicBool::new(LOUD)
+};
 
 static LINES: Mutex<Lines> = Mutex::new(Lines {
     place: Place::Stderr,

@@ -43,7 +43,7 @@ fn rules(list: &[(u8, Vec<(u8, u16)>, u8)]) -> Vec<WantedService> {
     rules.into_values().collect()
 }
 
-/// What was known before and is wanted still has the same number.
+/// A target that was known before and is wanted still has the same number.
 fn numbers_are_stable(before: &Services, after: &Services) -> TestCaseResult {
     for old in before.iter() {
         let Some(new) = after.of_key(&old.key) else {
