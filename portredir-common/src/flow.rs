@@ -372,10 +372,9 @@ impl Segment {
 impl Packed for Segment {
     #[inline(always)]
     fn pack(self) -> u64 {
-        self.flags.0.pack() | (self.number as u64) << 32
+        self.flags.0.pack() | u64::from(self.number) << 32
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "32 bits of it")]
     #[inline(always)]
     fn unpack(word: u64) -> Self {
         Self {

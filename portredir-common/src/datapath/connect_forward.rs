@@ -92,9 +92,7 @@ fn last_target<T: Tables, C: Client>(tables: &T, client: &mut C, peer: &NamedPee
 fn slot<T: Tables>(tables: &T, key: &FlowKey, (service, bound_to): (Service, Addr)) -> Slot {
     let is_affine = service.flags & Service::AFFINITY != 0;
     let number = if is_affine && !is_any(bound_to) {
-        #[expect(clippy::cast_possible_truncation, reason = "32 bits of it")]
-        let hash = (tables.hash(&slot_key(key, is_affine)).0 >> 32) as u32;
-        hash
+        (tables.hash(&slot_key(key, is_affine)).0 >> 32) as u32
     } else if is_affine {
         0
     } else {

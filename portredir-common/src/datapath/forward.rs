@@ -168,7 +168,6 @@ fn slot_bits<T: Tables>(tables: &T, key: &FlowKey, service: u64) -> u64 {
     let service = Service::unpack(service);
     let is_affine = service.flags & Service::AFFINITY != 0;
     let hash = tables.hash(&slot_key(key, is_affine)).0 >> 32;
-    #[expect(clippy::cast_possible_truncation, reason = "32 bits of it")]
     let hash = hash as u32;
     let index = service
         .first_slot

@@ -112,8 +112,9 @@ mod tests {
         assert_eq!(place_for(64, &[]), Some(0));
         assert_eq!(place_for(64, &[64..128, 0..1]), Some(128));
         assert_eq!(place_for(63, &[64..128, 0..1]), Some(1));
-        assert_eq!(place_for(1, &[0..SLOTS as usize - 1]), Some(SLOTS - 1));
-        assert_eq!(place_for(2, &[0..SLOTS as usize - 1]), None);
+        let used = 0..SLOTS as usize - 1;
+        assert_eq!(place_for(1, std::slice::from_ref(&used)), Some(SLOTS - 1));
+        assert_eq!(place_for(2, std::slice::from_ref(&used)), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ fn fewest_moves(before: &[Slot], shares: &[(u16, u16)]) -> usize {
         for (at, (target, weight)) in shares.iter().enumerate() {
             let exact = before.len() * usize::from(*weight);
             let is_up = way >> at & 1 == 1;
-            if is_up && exact % total == 0 {
+            if is_up && exact.is_multiple_of(total) {
                 return None;
             }
             let quota = exact / total + usize::from(is_up);

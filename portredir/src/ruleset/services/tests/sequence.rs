@@ -2,9 +2,12 @@
 
 use super::*;
 
+/// The key of a rule, its targets with their weights, and what is done while all are down.
+type Listed = (u8, Vec<(u8, u16)>, u8);
+
 #[derive(Clone, Debug)]
 enum Step {
-    Next(Vec<(u8, Vec<(u8, u16)>, u8)>),
+    Next(Vec<Listed>),
     Health(u16, bool),
     Drain(u8),
     Undrain(u8),
@@ -27,7 +30,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn rules(list: &[(u8, Vec<(u8, u16)>, u8)]) -> Vec<WantedService> {
+fn rules(list: &[Listed]) -> Vec<WantedService> {
     let rules: BTreeMap<_, _> = list
         .iter()
         .map(|(key, targets, otherwise)| {
