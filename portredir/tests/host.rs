@@ -7,6 +7,8 @@
 mod assign;
 #[path = "packet/connect.rs"]
 mod connect;
+#[path = "packet/forwarding.rs"]
+mod forwarding;
 #[path = "../../fuzz/src/lib.rs"]
 mod fuzz;
 #[path = "traffic/million.rs"]
@@ -132,18 +134,28 @@ fn corpus() {
 #[test]
 fn table_has_all_reasons() {
     let cases = packet::table();
+    let scenarios = packet::forward::scenarios();
+    let of_scenarios = || {
+        scenarios
+            .iter()
+            .flat_map(packet::scenario::Scenario::reasons)
+    };
     for reason in Reason::ALL {
         // These need a host that is out of room, see `sequence`; or no packet,
-        // see `sk_lookup`; or a service.
-        let is_elsewhere = matches!(
+        // see `sk_lookup` and `connect`.
+        if matches!(
             reason,
-            Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
-        );
-        if is_elsewhere || packet::needs_service(*reason) {
+            Reason::NoFreePort
+                | Reason::TableFull
+                | Reason::WriteFailed
+                | Reason::NoListener
+                | Reason::BoundToLoopback
+        ) {
             continue;
         }
         assert!(
-            cases.iter().any(|case| case.reason == *reason),
+            cases.iter().any(|case| case.reason == *reason)
+                || of_scenarios().any(|of_scenario| of_scenario == *reason),
             "no case for {reason:?}"
         );
     }

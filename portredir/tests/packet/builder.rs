@@ -75,6 +75,8 @@ pub struct Packet {
     pub fragment: Option<Fragment>,
     /// Bytes behind the end of the IP packet.
     pub padding: usize,
+    /// The sequence number of a TCP segment, and the number that it acknowledges.
+    pub numbers: (u32, u32),
 }
 
 impl Packet {
@@ -92,6 +94,7 @@ impl Packet {
             payload: b"the payload stays as it is".to_vec(),
             fragment: None,
             padding: 0,
+            numbers: (0x0102_0304, 0x0506_0708),
         }
     }
 
@@ -131,6 +134,11 @@ impl Packet {
         if let Body::Tcp { flags, .. } = &mut self.body {
             *flags = set;
         }
+        self
+    }
+
+    pub fn numbers(mut self, sequence: u32, acknowledged: u32) -> Self {
+        self.numbers = (sequence, acknowledged);
         self
     }
 

@@ -157,8 +157,9 @@ impl Packet {
 
     fn tcp_bytes(&self, flags: u8, options: &[u8]) -> Vec<u8> {
         let payload = &self.payload[..];
-        let mut header = TcpHeader::new(self.src_port, self.dst_port, 0x0102_0304, 502);
-        header.acknowledgment_number = 0x0506_0708;
+        let (sequence, acknowledged) = self.numbers;
+        let mut header = TcpHeader::new(self.src_port, self.dst_port, sequence, 502);
+        header.acknowledgment_number = acknowledged;
         header.fin = flags & FIN != 0;
         header.syn = flags & SYN != 0;
         header.rst = flags & RST != 0;

@@ -25,7 +25,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Types and codes of errors.
-fn errors(is_ipv4: bool) -> &'static [(u8, u8)] {
+pub fn errors(is_ipv4: bool) -> &'static [(u8, u8)] {
     if is_ipv4 {
         &[(3, 1), (3, 3), (3, 4), (4, 0), (11, 0), (12, 0)]
     } else {

@@ -186,7 +186,9 @@ impl Mock {
             self.replies.borrow().clone(),
             self.outcomes.borrow().clone(),
         );
-        (tables, hits, replies, outcomes, cache, self.random.get())
+        let forwarded = self.forwards.borrow().live();
+        let random = self.random.get();
+        (tables, forwarded, hits, replies, outcomes, cache, random)
     }
 
     /// [`Self::run`] for an Ethernet frame that comes in.
@@ -356,7 +358,8 @@ impl FlowTables for Mock {
 
     fn own_port(&self, table: FlowTable, key: &FlowKey) -> Option<Port> {
         let tables = self.tables.borrow();
-        tables.get(table).get(key).map(|flow| flow.client_port)
+        let kept = tables.get(table).get(key).map(|flow| flow.client_port);
+        kept.or_else(|| self.forwards.borrow().own_ports.get(key).copied())
     }
 
     fn remap(&self, original: &FlowKey) -> Option<Port> {

@@ -13,6 +13,7 @@ pub mod drain;
 pub mod encode;
 pub mod error;
 pub mod flows;
+pub mod forward;
 pub mod fragment;
 pub mod header;
 pub mod icmp;
@@ -20,6 +21,7 @@ pub mod icmp_foreign;
 pub mod mock;
 pub mod own_flow;
 pub mod rules;
+pub mod scenario;
 pub mod tables;
 pub mod tcp;
 pub mod tcp_collision;
@@ -51,19 +53,6 @@ pub const RULES: &[&str] = &["80:8080/both"];
 pub const TWO_TO_ONE: &[&str] = &["80:8080/both", "81:8080/both"];
 /// A target that is dialled itself.
 pub const CHAINED: &[&str] = &["80:8080/both", "8080:9090/both"];
-
-/// Whether only a packet of a rule that leads to a service, or a client of one, has this
-/// reason: the rules here lead to one port of the host.
-pub const fn needs_service(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::NoTarget
-            | Reason::NoTargetDropped
-            | Reason::FragmentForwarded
-            | Reason::IcmpRedirect
-            | Reason::BoundToLoopback
-    )
-}
 
 /// Which way the packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +136,7 @@ impl Setup {
     fn compile(self) -> Arc<Table> {
         let rules = self.parsed();
         let history = History::default().after(&parse(self.earlier), &rules, |_, _, _| false);
-        let rules: Vec<_> = (0..).zip(rules).collect();
+        let rules: Vec<(u16, Rule)> = (0..).zip(rules).collect();
         let Self {
             is_hiding,
             if_listening,
@@ -157,7 +146,11 @@ impl Setup {
             hide_target: is_hiding,
             if_listening,
         };
-        let table = Table::compile(&rules, &history, options, |_| None);
+        let service_of = |place: usize| {
+            let (id, rule) = &rules[place];
+            rule.forward().map(|_| id + 1)
+        };
+        let table = Table::compile(&rules, &history, options, service_of);
         Arc::new(table.expect("a table"))
     }
 }

@@ -12,7 +12,7 @@ use portredir_common::wire::frame::Link;
 use super::scene::{SCENES, Scene, sockets};
 use super::{Step, Traffic};
 use crate::packet::mock::{Hex, Mock};
-use crate::packet::{Hook, Iface, key, local_addrs, needs_service};
+use crate::packet::{Hook, Iface, key, local_addrs};
 use crate::reference::{Ends, Fate, Passage, Reference, Socket};
 
 /// No session has more packets.
@@ -95,12 +95,20 @@ impl Tally {
     /// Panics when there is a reason that no packet had.
     pub fn assert_all_reasons(&self) {
         for reason in Reason::ALL {
-            // Ports are never all taken, tables never full, no packet needs a
-            // listener, and no rule leads to a service.
+            // Ports are never all taken, tables never full, and no packet needs a
+            // listener. No rule has a target with an address.
             let is_rare = matches!(
                 reason,
-                Reason::NoFreePort | Reason::TableFull | Reason::WriteFailed | Reason::NoListener
-            ) || needs_service(*reason);
+                Reason::NoFreePort
+                    | Reason::TableFull
+                    | Reason::WriteFailed
+                    | Reason::NoListener
+                    | Reason::NoTarget
+                    | Reason::NoTargetDropped
+                    | Reason::FragmentForwarded
+                    | Reason::IcmpRedirect
+                    | Reason::BoundToLoopback
+            );
             let is_met = self
                 .reasons
                 .get(reason.label())

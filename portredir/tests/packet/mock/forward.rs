@@ -29,15 +29,13 @@ pub struct Forwards {
 }
 
 impl Forwards {
-    /// The flow of a key, with the number of the address that its client connected to.
-    pub fn flow(
-        &self,
-        mock: &Mock,
-        table: FlowTable,
-        key: &FlowKey,
-    ) -> Option<(u16, ForwardEntry)> {
-        use portredir_common::kernel::FlowBuckets as _;
-        self.flows.get(&(table as u8, mock.hash(key).0)).copied()
+    /// The number of connections that have not ended, and of UDP flows.
+    pub fn live(&self) -> usize {
+        let flows = self.flows.iter();
+        let live = flows.filter(|((table, _), (_, entry))| {
+            *table == FlowTable::Udp as u8 || *table == FlowTable::Tcp as u8 && !entry.is_ended()
+        });
+        live.count()
     }
 }
 
