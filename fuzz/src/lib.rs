@@ -79,6 +79,7 @@ fn compile(rules: &[(u16, Rule)], history: &History) {
     let options = TableOptions {
         hide_target: true,
         if_listening: true,
+        taken: None,
     };
     let _ = Table::compile(rules, history, options, |place| {
         u16::try_from(place % 4095 + 1).ok()

@@ -34,12 +34,8 @@ use std::io::{self, Write as _};
 use anyhow::Context as _;
 
 use crate::config::safety::ChangeOptions;
-use crate::config::settings::Settings;
-use crate::controller::compile;
+use crate::controller::check_limits;
 use crate::observe::report::counted;
-use crate::ruleset::compile::TableError;
-use crate::ruleset::history::History;
-use crate::state::State;
 
 /// Writes to standard output. A reader that has gone, such as `head`, is no error.
 fn print(text: &str) -> anyhow::Result<()> {
@@ -62,12 +58,6 @@ fn try_print(text: &str) -> io::Result<()> {
 /// Says a line: on standard error, or in the live view while it has the terminal.
 pub fn say(line: &str) {
     lines::say(line);
-}
-
-/// Checks that the rules fit into the maps, as a run does that is no dry run.
-fn check_limits(settings: &Settings) -> Result<(), TableError> {
-    let state = State::empty(Settings::default());
-    compile(&state.next(settings.clone(), History::default())).map(drop)
 }
 
 /// A number of things and their noun: `1 rule`, `2 rules`.

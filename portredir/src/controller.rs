@@ -14,12 +14,14 @@ pub mod error;
 pub mod event;
 pub mod event_loop;
 mod fights;
+mod forwarding;
 pub mod health;
 mod log;
 pub mod metrics;
 mod reconcile;
 mod repair;
 pub mod status;
+mod taken;
 pub mod tracing;
 pub mod transaction;
 pub mod watcher;
@@ -32,6 +34,7 @@ use self::fights::Fights;
 use self::watcher::Notified;
 use crate::config::settings::Settings;
 use crate::host::features::Features;
+use crate::host::forwarding::Saved;
 use crate::host::netlink::{HostChange, Netlink};
 use crate::host::snapshot::Snapshot;
 use crate::ipc::scrape::Scrapes;
@@ -45,7 +48,7 @@ use crate::state::State;
 use crate::state::attachment::Attachment;
 use crate::sys::bpffs::PinDir;
 
-pub use self::commit::compile;
+pub use self::commit::check_limits;
 
 /// A redirect of this network namespace, active or about to be.
 pub struct Controller {
@@ -71,6 +74,8 @@ pub struct Controller {
     /// The interfaces to which nothing could be attached, by index.
     lost: BTreeMap<u32, Interface>,
     fights: Fights,
+    /// The switches of forwarding that were off before.
+    forwarding: Saved,
     reconciled: Reconciled,
     /// The server of metrics, in a process that keeps the redirect.
     scrapes: Option<Scrapes>,
@@ -148,6 +153,7 @@ impl Controller {
             told_ipsec_failure: None,
             lost: BTreeMap::new(),
             fights: Fights::default(),
+            forwarding: Saved::default(),
             reconciled: Reconciled::default(),
             scrapes: None,
             told_metrics: None,

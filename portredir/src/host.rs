@@ -4,6 +4,7 @@
 pub mod features;
 pub mod filters;
 pub mod forwarding;
+pub mod ipvs;
 pub mod netlink;
 pub mod packet_filter;
 pub mod preflight;

@@ -10,6 +10,7 @@ mod ipsec;
 pub mod lockout;
 mod replies;
 mod report;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod usage;

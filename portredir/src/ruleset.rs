@@ -9,3 +9,4 @@ pub mod history;
 pub mod interval;
 pub mod services;
 pub mod shadow;
+pub mod taken;

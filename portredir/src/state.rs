@@ -20,6 +20,7 @@ use crate::rule::Rule;
 use crate::ruleset::forwarding::Numbered;
 use crate::ruleset::history::History;
 use crate::ruleset::services::Services;
+use crate::ruleset::taken::TakenPorts;
 
 use self::stamp::Stamp;
 
@@ -49,6 +50,9 @@ pub struct State {
     /// they take no new flows.
     #[serde(default)]
     pub leaving: Vec<Numbered>,
+    /// The target ports on which no server has to listen, with `--if-listening`.
+    #[serde(default)]
+    pub taken: TakenPorts,
     /// Whether the redirect is being stopped.
     pub is_ending: bool,
     /// The settings that are restored unless the change is confirmed in time.
@@ -187,6 +191,7 @@ impl State {
             history: History::default(),
             services: Services::default(),
             leaving: Vec::new(),
+            taken: TakenPorts::default(),
             is_ending: false,
             pending: None,
             rolled_back_ms: None,

@@ -260,6 +260,7 @@ async fn adjust(
         return Ok(());
     }
     listening::say_new(&change);
+    change.check()?;
     let difference = diff::text(change.diff());
     if !options.dry_run {
         apply_change(verb, transaction, change).await?;

@@ -9,11 +9,12 @@ use crate::host::snapshot::Snapshot;
 use crate::loader::chain;
 use crate::observe::doctor;
 use crate::observe::listening::{self, Listeners, Listening};
+use crate::ruleset::taken::TakenPorts;
 
 /// The servers of all rules. Where sockets cannot be listed there are none, and a warning.
-pub fn of(settings: &Settings, host: &Snapshot) -> Vec<Listening> {
+pub fn of(settings: &Settings, host: &Snapshot, taken: &TakenPorts) -> Vec<Listening> {
     match Listeners::read(&settings.rules) {
-        Ok(listeners) => listening::of_rules(&listeners, settings, host),
+        Ok(listeners) => listening::of_rules(&listeners, settings, host, taken),
         Err(error) => {
             say(&format!(
                 "cannot check who listens on the target ports: {}",
@@ -22,6 +23,22 @@ pub fn of(settings: &Settings, host: &Snapshot) -> Vec<Listening> {
             Vec::new()
         }
     }
+}
+
+/// The servers of all rules that run.
+pub fn of_running(settings: &Settings, host: &Snapshot) -> Vec<Listening> {
+    let none = TakenPorts::default();
+    if settings.if_listening {
+        of(settings, host, &host.read_taken(&settings.rules, &none))
+    } else {
+        of(settings, host, &none)
+    }
+}
+
+/// The servers of all rules after a change.
+pub fn of_change(change: &Change) -> Vec<Listening> {
+    let host = &change.host().snapshot;
+    of(change.settings(), host, change.taken())
 }
 
 /// A line for each server and each finding. Of very many rules, the first findings alone.
@@ -46,7 +63,8 @@ pub fn say_plan(change: &Change) {
     if let Some(plan) = change.plan_of_interfaces() {
         say(plan.to_string().trim_end());
     }
-    say_lines(&of(change.settings(), &change.host().snapshot));
+    say_ways(change);
+    say_lines(&of_change(change));
 }
 
 /// Says which rules of packet filters concern the redirect. This runs other programs, for
@@ -58,14 +76,23 @@ pub fn say_packet_filters(settings: &Settings) {
     }
 }
 
+/// Says by which ways packets get to targets with an address.
+fn say_ways(change: &Change) {
+    let text = change.ways().to_string();
+    if !text.is_empty() {
+        say(text.trim_end());
+    }
+}
+
 /// Says who serves the rules that a change adds.
 pub fn say_new(change: &Change) {
+    say_ways(change);
     let added = &change.diff().added;
     if added.is_empty() {
         return;
     }
     let added: HashSet<_> = added.iter().map(ToString::to_string).collect();
-    let mut listening = of(change.settings(), &change.host().snapshot);
+    let mut listening = of_change(change);
     listening.retain(|listening| added.contains(&listening.rule));
     say_lines(&listening);
 }

@@ -14,6 +14,7 @@ use crate::controller::change::{Action, Change, HostView};
 use crate::host::netlink::Netlink;
 use crate::observe::listening::Listening;
 use crate::observe::table::Header;
+use crate::plan::way::report::WaysReport;
 use crate::plan::{PlanReport, lockout};
 use crate::rule::object::RuleObject;
 
@@ -34,7 +35,7 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     };
     let change = Change::plan(None, (Action::Run(settings), options), host)?;
     let plan = change.plan_of_interfaces().expect("a run attaches");
-    let listening = listening::of(change.settings(), &change.host().snapshot);
+    let listening = listening::of_change(&change);
     let text = if args.json {
         let report = Planned {
             plan: plan.report(),
@@ -45,6 +46,7 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
                 .map(RuleObject::from)
                 .collect(),
             listening,
+            ways: change.ways().report(),
         };
         serde_json::to_string(&report)? + "\n"
     } else {
@@ -53,14 +55,15 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
         let header = Header::from(args.table);
         let lines =
             if has_table { header } else { Header::Shown }.lines(text.split_inclusive('\n'));
-        lines.collect::<String>() + &listening::text(&listening)
+        lines.collect::<String>() + &change.ways().to_string() + &listening::text(&listening)
     };
     print(&text)?;
     listening::say_packet_filters(change.settings());
     for lockout in change.lockouts() {
         say(&format!("warning: {lockout}"));
     }
-    Ok(plan.check()?)
+    plan.check()?;
+    Ok(change.ways().check()?)
 }
 
 /// The object that `plan --json` prints.
@@ -70,6 +73,7 @@ struct Planned<'a> {
     plan: PlanReport<'a>,
     rule_objects: Vec<RuleObject>,
     listening: Vec<Listening>,
+    ways: WaysReport<'a>,
 }
 
 /// Checks files, as far as that is possible without the host.

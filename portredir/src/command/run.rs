@@ -12,7 +12,9 @@ use crate::cli::Run;
 use crate::config::settings::Settings;
 use crate::controller::change::{Action, Change, Diff, HostView};
 use crate::controller::error::ControllerError;
-use crate::controller::event_loop::{RESCAN_INTERVAL, Signals, every, mend};
+use crate::controller::event_loop::{
+    LOOK_INTERVAL, RESCAN_INTERVAL, Signals, every, follow_taken, mend,
+};
 use crate::controller::{Controller, Parts};
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
@@ -233,6 +235,7 @@ impl<'a> View<'a> {
     ) -> anyhow::Result<()> {
         let mut rescan = every(RESCAN_INTERVAL);
         let mut inspect = every(RESCAN_INTERVAL);
+        let mut look = every(LOOK_INTERVAL);
         loop {
             // Changes that came while this process was busy are noticed as well.
             tokio::select! {
@@ -256,6 +259,9 @@ impl<'a> View<'a> {
                 }
                 exit = attend(&mut self.live) => self.leave(exit),
                 _ = inspect.tick() => inspect = mend(controller, &mut event::print).await,
+                _ = look.tick(), if controller.asks_for_listeners() => {
+                    look = follow_taken(controller, &mut event::print).await;
+                }
                 _ = self.ticks.tick() => {
                     if let Err(error) = self.print_changes(controller) {
                         log::warn!("{}", chain(&error));

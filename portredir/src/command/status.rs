@@ -48,7 +48,7 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<()> {
     if args.check && !args.read.json {
         print(&check(&faults))?;
     } else {
-        let listening = host.map(|host| listening::of(&answer.settings, &host.snapshot));
+        let listening = host.map(|host| listening::of_running(&answer.settings, &host.snapshot));
         let status = Status {
             running: true,
             healthy: faults.is_empty(),

@@ -206,6 +206,21 @@ options! {
     #[serde(skip_serializing_if = "ForwardBy::is_usual")]
     forward: ForwardBy = ForwardBy::default(), attach;
 
+    /// Switch forwarding on for the interfaces that targets with an address need, until `down`.
+    ///
+    /// This host then forwards everything that comes in by these interfaces, as far as its
+    /// firewall lets it. `down` puts back what was off. Without this option such targets are
+    /// refused where forwarding is off.
+    #[arg(
+        long,
+        env = "PORTREDIR_ENABLE_FORWARDING",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", hide_possible_values = true)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    enable_forwarding: bool = false, attach;
+
     /// How long to wait for redirected connections when stopping [default: 10s].
     ///
     /// Meanwhile new connections are not redirected. A second Ctrl-C stops waiting.

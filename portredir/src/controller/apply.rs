@@ -23,33 +23,49 @@ impl Controller {
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
         change.check()?;
+        // Nothing is redirected to a target before packets to it are forwarded.
+        let forwarding = self.enable_forwarding(&change.ways.forwarding)?;
+        let result = self.carry_out(change, on_event).await;
+        if result.is_err() {
+            self.disable_forwarding(&forwarding);
+        }
+        result
+    }
+
+    async fn carry_out(
+        &mut self,
+        change: Change,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
         let Change {
             step,
             host,
             after,
             pending,
+            taken,
             ..
         } = change;
         let snapshot = &host.snapshot;
+        let changed = |next: State| State {
+            pending,
+            taken,
+            ..next
+        };
         match step {
             Step::Attach(plan) => {
                 self.attach_all(&host, &plan, on_event).await?;
-                let state = self.next(after);
-                let state = state.map(|next| State { pending, ..next });
+                let state = self.next(after).map(changed);
                 let result = state.and_then(|state| self.switch(&host, state, on_event));
                 self.after_attaching(result, on_event).await
             }
             Step::Switch => {
-                let state = State {
-                    pending,
-                    ..self.next(after)?
-                };
+                let state = changed(self.next(after)?);
                 self.switch(&host, state, on_event)
             }
             Step::RollBack => {
                 let state = State {
                     rolled_back_ms: Some(state::now_ms()),
-                    ..self.next(after)?
+                    ..changed(self.next(after)?)
                 };
                 self.commit(snapshot, state, on_event)
             }
@@ -66,6 +82,7 @@ impl Controller {
                 Some(pins) => transaction::remove_all(&pins, &self.netlink, snapshot).await,
                 None => {
                     self.detach_all(on_event).await;
+                    self.restore_forwarding();
                     Ok(())
                 }
             },

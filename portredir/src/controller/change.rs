@@ -9,9 +9,12 @@ use crate::config::safety::ChangeOptions;
 use crate::config::settings::{Settings, Takes};
 use crate::host::features::{Features, Loaded};
 use crate::host::snapshot::Snapshot;
+use crate::host::way::Facts;
 use crate::plan::lockout::{self, LockoutError};
+use crate::plan::way::{WayRequest, Ways};
 use crate::plan::{Attached, Plan};
 use crate::rule::Rule;
+use crate::ruleset::taken::TakenPorts;
 use crate::state::{self, Pending, State};
 
 /// The host, as far as a change depends on it.
@@ -41,6 +44,26 @@ impl HostView {
     pub fn plan(&self, settings: &Settings) -> Plan {
         self.snapshot
             .plan(settings, &self.features, &self.attached, &Loaded)
+    }
+
+    /// The ways to the targets with an address of some rules, under a plan. The host is
+    /// looked at only if there are any.
+    fn ways(
+        &self,
+        settings: &Settings,
+        (rules, plan): (&[Rule], &Plan),
+    ) -> Result<Ways, ChangeError> {
+        let wanted = self.snapshot.wanted_ways(rules, plan);
+        if wanted.is_empty() {
+            return Ok(Ways::default());
+        }
+        let request = WayRequest {
+            wanted: &wanted,
+            local: plan.local_engine(),
+            may_enable: settings.enable_forwarding,
+        };
+        let facts = Facts::read(&self.snapshot, &request.targets(), &request.ingress());
+        Ok(Ways::plan(&facts.map_err(ChangeError::Host)?, request))
     }
 }
 
@@ -89,6 +112,8 @@ pub struct Change {
     pub(super) host: HostView,
     pub(super) after: Settings,
     pub(super) pending: Option<Pending>,
+    pub(super) ways: Ways,
+    pub(super) taken: TakenPorts,
     diff: Diff,
     lockouts: Vec<LockoutError>,
     warnings: Vec<String>,
@@ -102,6 +127,20 @@ impl Change {
     /// [`ChangeError`]: the wanted settings are impossible here, need `up`, lock an
     /// administrator out without `force`, or another change waits for its confirmation.
     pub fn plan(
+        before: Option<&State>,
+        wanted: Wanted,
+        host: HostView,
+    ) -> Result<Self, ChangeError> {
+        let mut change = Self::plan_action(before, wanted, host)?;
+        if change.after.if_listening {
+            let none = TakenPorts::default();
+            let taken = before.map_or(&none, |state| &state.taken);
+            change.taken = change.host.snapshot.read_taken(&change.after.rules, taken);
+        }
+        Ok(change)
+    }
+
+    fn plan_action(
         before: Option<&State>,
         wanted: Wanted,
         host: HostView,
@@ -143,6 +182,8 @@ impl Change {
             step,
             host,
             after,
+            taken: TakenPorts::default(),
+            ways: Ways::default(),
             pending: None,
             lockouts: Vec::new(),
             warnings: Vec::new(),
@@ -160,10 +201,12 @@ impl Change {
         refuse_lockout(&lockouts, options)?;
         refuse_pending(before)?;
         let plan = host.plan(&after);
+        let ways = host.ways(&after, (&after.rules, &plan))?;
         let running = before.map(|state| &state.settings);
         Ok(Self {
             pending: pending(running, options),
             lockouts,
+            ways,
             ..Self::new(Step::Attach(Box::new(plan)), running, after, host)
         })
     }
@@ -184,7 +227,9 @@ impl Change {
         }
         host.snapshot.check(&after)?;
         let new: Vec<_> = missing_in(&running.rules, &after.rules).cloned().collect();
-        let warnings = host.snapshot.dead_rules(&new, &host.plan(&after));
+        let plan = host.plan(&after);
+        let warnings = host.snapshot.dead_rules(&new, &plan);
+        let ways = host.ways(&after, (&new, &plan))?;
         // The lock-outs of the running rules were allowed when these came.
         let lockouts = if after.hide_target && !running.hide_target {
             lockout::findings(&after.rules, after.hide_target)
@@ -195,6 +240,7 @@ impl Change {
         Ok(Self {
             pending: pending(Some(running), options),
             lockouts,
+            ways,
             warnings,
             ..Self::new(Step::Switch, Some(running), after, host)
         })
@@ -241,11 +287,23 @@ impl Change {
         &self.warnings
     }
 
+    /// The ways to targets with an address: of all rules of a run, else of new rules.
+    #[must_use]
+    pub const fn ways(&self) -> &Ways {
+        &self.ways
+    }
+
+    /// The target ports on which no server has to listen; known with `--if-listening` alone.
+    #[must_use]
+    pub const fn taken(&self) -> &TakenPorts {
+        &self.taken
+    }
+
     /// Whether the plan can be carried out.
     ///
     /// # Errors
     ///
-    /// [`ChangeError::Refused`], [`ChangeError::NoInterface`].
+    /// [`ChangeError::Refused`], [`ChangeError::NoInterface`], [`ChangeError::Way`].
     pub fn check(&self) -> Result<(), ChangeError> {
         if let Step::Attach(plan) = &self.step {
             plan.check()?;
@@ -254,7 +312,7 @@ impl Change {
                 return Err(ChangeError::NoInterface);
             }
         }
-        Ok(())
+        Ok(self.ways.check()?)
     }
 }
 

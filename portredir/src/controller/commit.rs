@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use portredir_common::map::targets::Slot;
+use portredir_common::map::targets::{SLOTS, Slot};
 
 use super::Controller;
 use super::error::ControllerError;
@@ -14,6 +14,7 @@ use crate::loader::pinned::{self, Found};
 use crate::rule::Rule;
 use crate::ruleset::compile::{Table, TableError, TableOptions};
 use crate::ruleset::forwarding::{self, Numbered};
+use crate::ruleset::history::History;
 use crate::ruleset::services::service::Service;
 use crate::state::State;
 use crate::state::stamp::Stamp;
@@ -211,7 +212,7 @@ impl Controller {
 /// # Errors
 ///
 /// The rules need more than the maps hold.
-pub fn compile(state: &State) -> Result<Table, TableError> {
+fn compile(state: &State) -> Result<Table, TableError> {
     let Settings {
         hide_target,
         if_listening,
@@ -220,10 +221,57 @@ pub fn compile(state: &State) -> Result<Table, TableError> {
     let options = TableOptions {
         hide_target,
         if_listening,
+        taken: Some(&state.taken),
     };
     let mut rules = state.rules();
     rules.extend(state.leaving.iter().cloned());
     Table::compile(&rules, &state.history, options, |place| {
         forwarding::number(&state.services, &rules[place].1)
     })
+}
+
+/// Checks that rules fit into the maps, as a run does that begins with empty ones.
+///
+/// # Errors
+///
+/// The rules need more than the maps hold.
+pub fn check_limits(settings: &Settings) -> Result<(), ControllerError> {
+    let empty = State::empty(Settings::default());
+    let mut state = empty.next(settings.clone(), History::default());
+    let wanted = forwarding::wanted(&state.rules(), &[], |_| false);
+    if !wanted.is_empty() {
+        let mut slots = vec![Slot::default(); SLOTS as usize];
+        state.services = state.services.next(&wanted, &mut slots)?;
+    }
+    Ok(compile(&state).map(drop)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::tests::rule;
+
+    fn checked(rules: impl Iterator<Item = String>) -> Option<String> {
+        let settings = Settings {
+            rules: rules.map(|text| rule(&text)).collect(),
+            ..Settings::default()
+        };
+        check_limits(&settings).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn targets_with_an_address_have_limits() {
+        let rules = |count: u16| {
+            (1..=count).map(|port| format!("{port}:10.{}.{}.1:8080", port >> 8, port & 255))
+        };
+        assert_eq!(checked(rules(2047)), None);
+        let error = checked(rules(2048)).expect("too many services");
+        assert!(error.contains("2047"), "{error}");
+        let targets = |count: u16| (0..count).map(|at| format!("10.0.{}.{}", at >> 8, at & 255));
+        let wide =
+            |port: u16, count| format!("{port}:{}", targets(count).collect::<Vec<_>>().join(","));
+        assert_eq!(checked([wide(80, 2)].into_iter()), None);
+        let many = checked((1..=2047).map(|port| wide(port, 3)));
+        assert!(many.expect("too many targets").contains("4095"));
+    }
 }

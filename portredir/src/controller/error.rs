@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::config::file::ConfigError;
 use crate::exit::ExitCode;
+use crate::host::forwarding::ForwardingError;
 use crate::host::netlink::HostError;
 use crate::host::preflight::PreflightError;
 use crate::loader::DatapathError;
@@ -14,11 +15,13 @@ use crate::loader::pinned::PinnedError;
 use crate::loader::trace::TraceError;
 use crate::observe::connections::ListError;
 use crate::plan::lockout::LockoutError;
+use crate::plan::way::WayError;
 use crate::plan::{Refused, UsageError};
 use crate::ruleset::compile::TableError;
 use crate::ruleset::services::ServicesError;
 use crate::sys::bpffs::PinError;
 use crate::sys::lock::LockError;
+use crate::sys::netlink::NetlinkError;
 use crate::sys::sock_diag::SockDiagError;
 
 /// The reason why a change is refused before anything is touched.
@@ -48,6 +51,12 @@ pub enum ChangeError {
     /// The engine that was asked for is not available on an interface.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// A target with an address has no way, or needs forwarding.
+    #[error(transparent)]
+    Way(#[from] WayError),
+    /// The ways to targets cannot be read.
+    #[error("look at the ways to targets")]
+    Host(#[source] NetlinkError),
 }
 
 impl ChangeError {
@@ -113,6 +122,9 @@ pub enum ControllerError {
     /// The rules need more than the maps hold.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// A switch of forwarding cannot be read or set.
+    #[error("switch forwarding")]
+    Forwarding(#[from] ForwardingError),
     /// The rules need more targets than the maps hold.
     #[error(transparent)]
     Services(#[from] ServicesError),

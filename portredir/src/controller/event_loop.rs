@@ -33,6 +33,12 @@ pub const RESCAN_INTERVAL: Duration = Duration::from_millis(500);
 /// The interval at which the kernel is asked whether all programs are still attached.
 const INSPECT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The shortest interval of looks at who takes target ports.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The time between looks, as a multiple of the time that a look takes.
+const REST: u32 = 50;
+
 /// The time after a change until the rules are read again, unless a command asks for them
 /// earlier: changes in quick succession need not wait for the watcher.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -79,6 +85,7 @@ pub async fn watch(
     let mut alive = every(alive.unwrap_or(Duration::from_secs(3600)));
     let mut rescan = every(RESCAN_INTERVAL);
     let mut inspect = every(INSPECT_INTERVAL);
+    let mut look = every(LOOK_INTERVAL);
     // The time at which changed rules are read again.
     let mut reread = None;
     loop {
@@ -109,17 +116,16 @@ pub async fn watch(
                 step(&mut controller, on_event).await;
             }
             () = controller.host_changed() => step(&mut controller, on_event).await,
-            _ = rescan.tick(), if controller.needs_listeners() => {
-                if let Err(error) = controller.register(on_event) {
-                    log::warn!("{}", chain(&error));
-                }
-            }
+            _ = rescan.tick(), if controller.needs_listeners() => register(&mut controller, on_event),
             () = sleep(deadline.unwrap_or_default()), if deadline.is_some() => {
                 if roll_back(&mut controller, on_event).await? == RolledBack::ToNothing {
                     return Ok(());
                 }
             }
             _ = inspect.tick() => inspect = mend(&mut controller, on_event).await,
+            _ = look.tick(), if controller.asks_for_listeners() => {
+                look = follow_taken(&mut controller, on_event).await;
+            }
             _ = alive.tick() => tell_manager(&[NotifyState::Watchdog]),
         }
     }
@@ -130,13 +136,37 @@ fn listen() -> Result<Control, ControllerError> {
     Control::listen().map_err(ControllerError::io(is_taken))
 }
 
+/// Registers servers that began to listen outside of the cgroup.
+fn register(controller: &mut Controller, on_event: OnEvent<'_>) {
+    if let Err(error) = controller.register(on_event) {
+        log::warn!("{}", chain(&error));
+    }
+}
+
 /// Repairs what others detached, and returns the clock for the next time. Where the
 /// kernel takes long to answer, as for thousands of interfaces, questions are rare.
 pub async fn mend(controller: &mut Controller, on_event: OnEvent<'_>) -> Interval {
-    const REST: u32 = 50;
     const LONGEST: Duration = Duration::from_secs(10);
     let inspection = controller.mend(on_event).await;
-    let rest = (inspection * REST).clamp(INSPECT_INTERVAL, LONGEST);
+    after((inspection * REST).clamp(INSPECT_INTERVAL, LONGEST))
+}
+
+/// Looks at who takes target ports, and returns the clock for the next time. Where there are
+/// very many rules of packet filters, looks are rare.
+pub async fn follow_taken(controller: &mut Controller, on_event: OnEvent<'_>) -> Interval {
+    const LONGEST: Duration = Duration::from_secs(60);
+    let took = controller
+        .follow_taken(on_event)
+        .await
+        .unwrap_or_else(|error| {
+            log::warn!("{}", chain(&error));
+            LONGEST
+        });
+    after(took.saturating_mul(REST).clamp(LOOK_INTERVAL, LONGEST))
+}
+
+/// A clock whose first tick comes after its period.
+fn after(rest: Duration) -> Interval {
     let mut next = tokio::time::interval_at(Instant::now() + rest, rest);
     next.set_missed_tick_behavior(MissedTickBehavior::Delay);
     next

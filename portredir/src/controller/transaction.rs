@@ -8,7 +8,7 @@ use super::change::{Action, Change, HostView};
 use super::error::{ChangeError, ControllerError};
 use super::event::{Event, Interrupted, OnEvent};
 use super::watcher::{self, Stubborn};
-use super::{Controller, Parts, attach};
+use super::{Controller, Parts, attach, forwarding};
 use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
 use crate::host::features::Features;
@@ -221,8 +221,8 @@ impl Locked {
     }
 }
 
-/// Detaches all programs and restores the settings that attaching changed, then removes
-/// maps and state. A killed removal can be repeated.
+/// Detaches all programs and restores the settings that attaching and forwarding changed, then
+/// removes maps and state. A killed removal can be repeated.
 ///
 /// # Errors
 ///
@@ -233,6 +233,7 @@ pub(super) async fn remove_all(
     snapshot: &Snapshot,
 ) -> Result<(), ControllerError> {
     let attachments = pinned::attachments(pins);
+    let saved = pinned::forwarding(pins);
     pins.remove_links()?;
     for interface in snapshot.interfaces.values() {
         let had_filters = Datapath::sweep(interface);
@@ -246,6 +247,7 @@ pub(super) async fn remove_all(
     for attachment in &attachments {
         attach::restore(netlink, attachment).await;
     }
+    forwarding::restore(&saved);
     Ok(pins.remove()?)
 }
 

@@ -195,6 +195,30 @@ impl Saved {
         self.switches.is_empty()
     }
 
+    /// Adds switches that were off later.
+    pub fn add(&mut self, later: &Self) {
+        for saved in &later.switches {
+            if !self.has(&saved.switch) {
+                self.switches.push(saved.clone());
+            }
+        }
+        if self.routers.is_empty() {
+            self.routers.clone_from(&later.routers);
+        }
+    }
+
+    /// Takes switches away.
+    pub fn remove(&mut self, others: &Self) {
+        self.switches.retain(|saved| !others.has(&saved.switch));
+        if !self.has(&Switch::Ipv6All) {
+            self.routers.clear();
+        }
+    }
+
+    fn has(&self, switch: &Switch) -> bool {
+        self.switches.iter().any(|saved| saved.switch == *switch)
+    }
+
     /// Switches all of them on, or none.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 mod exact;
 pub mod iptables;
 pub mod nft;
+mod redirected;
 pub mod ruleset;
 
 use std::fs;
@@ -11,6 +12,7 @@ use std::fs;
 use portredir_common::net::Version;
 
 pub use self::exact::{Filtered, NOT_EVALUATED, Seen, filtered};
+pub use self::redirected::redirected;
 use self::ruleset::Ruleset;
 use crate::sys::tool::{self, ToolError};
 

@@ -11,6 +11,7 @@ use super::error::{DatapathError, map_error};
 use super::object::MAPS;
 use super::rules::live_generation;
 use crate::exit::ExitCode;
+use crate::host::forwarding::Saved;
 use crate::state::attachment::Attachment;
 use crate::state::store::Store;
 use crate::state::{State, StateError};
@@ -20,6 +21,9 @@ use crate::sys::mmap::Mapped;
 /// The document of the interface with index 0. The documents of the two
 /// generations come before.
 const INTERFACES: u32 = 1 << 31;
+
+/// The document of the switches of forwarding.
+const FORWARDING: u32 = 1 << 30;
 
 /// The state of the pins in a directory.
 #[derive(Clone, Debug)]
@@ -112,6 +116,17 @@ pub fn attachments(pins: &PinDir) -> Vec<Attachment> {
         .collect()
 }
 
+/// The switches of forwarding that were off before; none where nothing is written down.
+#[must_use]
+pub fn forwarding(pins: &PinDir) -> Saved {
+    let state = open(pins, "STATE").ok().flatten().map(Map::HashMap);
+    let text = state
+        .as_ref()
+        .and_then(|state| Store::of(state).ok()?.read(FORWARDING));
+    let saved = text.and_then(|text| serde_json::from_slice(&text).ok());
+    saved.unwrap_or_default()
+}
+
 fn open(pins: &PinDir, name: &str) -> Result<Option<MapData>, PinnedError> {
     let path = pins.path(name);
     match MapData::from_pin(&path) {
@@ -186,6 +201,17 @@ impl Datapath {
     pub fn set_attachment(&mut self, attachment: &Attachment) -> Result<(), DatapathError> {
         self.store()?
             .write(INTERFACES | attachment.report.ifindex, attachment)
+            .map_err(map_error("STATE"))
+    }
+
+    /// Writes down the switches of forwarding that were off before.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_forwarding(&mut self, saved: &Saved) -> Result<(), DatapathError> {
+        self.store()?
+            .write(FORWARDING, saved)
             .map_err(map_error("STATE"))
     }
 

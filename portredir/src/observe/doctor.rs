@@ -22,6 +22,7 @@ pub use self::subject::{Role, Running, State, Subject};
 use crate::config::settings::Settings;
 use crate::host::features::Loaded;
 use crate::host::filters;
+use crate::host::ipvs as host_ipvs;
 use crate::host::packet_filter::Rulesets;
 use crate::host::packet_filter::ruleset::Ruleset;
 use crate::observe::listening::{self, Listeners};
@@ -66,19 +67,18 @@ pub fn examine(subject: &Subject<'_>) -> Diagnosis {
         self::host::xdp(&plan, features, &mut diagnosis);
         self::host::conntrack(settings, conntrack_count(), &mut diagnosis);
         redirect::dead(&host.dead(&settings.rules, &plan), &mut diagnosis);
+        let rulesets = rulesets(&mut diagnosis);
+        let services = host_ipvs::read();
         match Listeners::read(&settings.rules) {
             Ok(listeners) => {
-                let all = listening::of_rules(&listeners, settings, host);
+                let taken = host.taken(&settings.rules, &rulesets, &services);
+                let all = listening::of_rules(&listeners, settings, host, &taken);
                 redirect::listening(&all, &mut diagnosis);
             }
             Err(error) => diagnosis.not_checked("listeners", error),
         }
-        let rulesets = rulesets(&mut diagnosis);
         firewall::check(&rulesets, settings, &mut diagnosis);
-        // Without IPVS there is no such file.
-        if let Ok(services) = fs::read_to_string("/proc/thread-self/net/ip_vs") {
-            ipvs::check(&ipvs::parse(&services), settings, &mut diagnosis);
-        }
+        ipvs::check(&services, settings, &mut diagnosis);
         diagnosis.pass(FIREWALL, "no rule drops clients");
         diagnosis.pass(REDIRECTS, "no rule of another tool redirects these ports");
     }
@@ -86,13 +86,18 @@ pub fn examine(subject: &Subject<'_>) -> Diagnosis {
     diagnosis
 }
 
-/// The findings about packet filters alone, for rules that are to run.
+/// The findings about packet filters alone, for rules that are to run: what some clients
+/// lose by them.
 #[must_use]
 pub fn packet_filters(settings: &Settings) -> Vec<Finding> {
     let mut diagnosis = Diagnosis::default();
     let rulesets = rulesets(&mut diagnosis);
     firewall::check(&rulesets, settings, &mut diagnosis);
-    diagnosis.findings
+    // Clients that somebody else leads on are served.
+    let findings = diagnosis.findings.into_iter();
+    findings
+        .filter(|finding| finding.severity != Severity::Note)
+        .collect()
 }
 
 /// The rules of all packet filters that can be read.

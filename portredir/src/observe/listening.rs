@@ -22,6 +22,7 @@ use crate::config::settings::Settings;
 pub use crate::host::packet_filter::ruleset::name_of;
 use crate::host::snapshot::Snapshot;
 use crate::rule::{Ports, Rule};
+use crate::ruleset::taken::TakenPorts;
 
 /// The servers of one rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -79,9 +80,15 @@ impl Listening {
     }
 }
 
-/// The servers of each rule of these settings, in the order of the rules.
+/// The servers of each rule of these settings, in the order of the rules. On ports that others
+/// take, no server has to listen.
 #[must_use]
-pub fn of_rules(listeners: &Listeners, settings: &Settings, host: &Snapshot) -> Vec<Listening> {
+pub fn of_rules(
+    listeners: &Listeners,
+    settings: &Settings,
+    host: &Snapshot,
+    taken: &TakenPorts,
+) -> Vec<Listening> {
     let targets = [Protocol::Tcp, Protocol::Udp].map(|protocol| {
         let rules = settings.rules.iter();
         let rules = rules.filter(|rule| rule.protocols.each().contains(&protocol));
@@ -90,7 +97,7 @@ pub fn of_rules(listeners: &Listeners, settings: &Settings, host: &Snapshot) -> 
     let rules = settings.rules.iter();
     rules
         .map(|rule| {
-            let scope = Scope::new(rule, settings, host);
+            let scope = Scope::new(rule, settings, (host, taken));
             let each = rule.protocols.each().iter();
             let findings = each.clone().flat_map(|&protocol| {
                 let targets = &targets[place(protocol)];

@@ -157,7 +157,7 @@ impl Plan {
 
 impl LocalAddrs {
     /// Whether packets for an address are delivered to this host.
-    fn contains(&self, addr: IpAddr) -> bool {
+    pub(super) fn contains(&self, addr: IpAddr) -> bool {
         if addr.is_loopback() || addr.is_unspecified() {
             return true;
         }
@@ -168,7 +168,7 @@ impl LocalAddrs {
 }
 
 impl LocalNetwork {
-    fn contains(self, addr: [u8; 16]) -> bool {
+    pub(super) fn contains(self, addr: [u8; 16]) -> bool {
         let first_bits = |addr: [u8; 16]| {
             u128::from_be_bytes(addr)
                 .checked_shr(128 - u32::from(self.prefix_len))

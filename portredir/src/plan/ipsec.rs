@@ -63,6 +63,10 @@ impl Snapshot {
             }
             (true, false, _) => "UDP of clients behind it is not redirected".to_owned(),
         };
+        let mut forward = settings.rules.iter().filter(|r| r.forward().is_some());
+        if let Some(rule) = forward.next().filter(|_| is_auto) {
+            note += &format!("; these clients do not get to the targets of rule `{rule}`");
+        }
         Ipsec {
             by_socket,
             note: Some(note),

@@ -16,6 +16,12 @@ pub enum UsageError {
          /tcp"
     )]
     SocketUdp(Rule),
+    /// The engine `socket` cannot redirect to other targets than one port of this host.
+    #[error(
+        "rule `{0}` has a target with an address, or several targets, but --engine socket gives \
+         connections to listeners on this host alone; use --engine auto or tc"
+    )]
+    SocketForward(Rule),
     /// The option `--allow-loopback-target` needs the engine `socket`.
     #[error(
         "--allow-loopback-target requires --engine socket; the other engines deliver packets to \
@@ -35,6 +41,13 @@ impl Snapshot {
         let udp = |rule: &&Rule| rule.protocols != Protocols::Tcp;
         if let Some(rule) = settings.rules.iter().find(udp).filter(|_| is_socket) {
             return Err(UsageError::SocketUdp(rule.clone()));
+        }
+        let mut forward = settings
+            .rules
+            .iter()
+            .filter(|rule| rule.forward().is_some());
+        if let Some(rule) = forward.next().filter(|_| is_socket) {
+            return Err(UsageError::SocketForward(rule.clone()));
         }
         if settings.allow_loopback_target && !is_socket {
             return Err(UsageError::LoopbackTarget);

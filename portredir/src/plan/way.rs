@@ -5,10 +5,11 @@
 mod back;
 mod firewall;
 pub mod forward;
-mod report;
+pub mod report;
 mod route;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

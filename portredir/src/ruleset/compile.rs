@@ -21,6 +21,7 @@ use super::candidates::{self, Condition, TooMany};
 use super::history::History;
 use super::interval::{self, Holders, intervals};
 use super::shadow::MAX_ON;
+use super::taken::TakenPorts;
 use crate::rule::{Forward, Ports, Rule};
 
 /// The error of rules that need more than the maps hold.
@@ -62,11 +63,13 @@ const MAX_SOURCES: usize = 262_144 / 2;
 
 /// The settings that ports carry to the programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TableOptions {
+pub struct TableOptions<'a> {
     /// Whether outsiders cannot connect to target ports themselves.
     pub hide_target: bool,
     /// Whether a port is redirected only while a server listens on its target port.
     pub if_listening: bool,
+    /// The target ports on which no server has to listen.
+    pub taken: Option<&'a TakenPorts>,
 }
 
 /// The contents of the maps for one generation; the generation itself is added when the
@@ -106,7 +109,7 @@ impl Table {
     pub fn compile(
         rules: &[(u16, Rule)],
         history: &History,
-        options: TableOptions,
+        options: TableOptions<'_>,
         service_of: impl Fn(usize) -> Option<u16>,
     ) -> Result<Self, TableError> {
         let mut table = Self::default();
@@ -137,6 +140,10 @@ impl Table {
                     entry.target = candidate.target_of(port);
                     entry.rule = candidate.rule;
                     entry.flags |= flags;
+                    let mut all = holders.places().iter().map(|&i| conditions[i].candidate);
+                    if all.any(|candidate| options.is_taken(protocol, candidate, port)) {
+                        entry.flags &= !PortEntry::IF_LISTENING;
+                    }
                 }
             }
         }
@@ -183,7 +190,12 @@ impl Table {
     }
 
     /// Marks the target ports of rules.
-    fn add_targets(&mut self, rules: &[(u16, Rule)], protocol: Protocol, options: TableOptions) {
+    fn add_targets(
+        &mut self,
+        rules: &[(u16, Rule)],
+        protocol: Protocol,
+        options: TableOptions<'_>,
+    ) {
         let rules = || {
             let rules = rules.iter().map(|(_, rule)| rule);
             rules.filter(|rule| rule.protocols.each().contains(&protocol))
@@ -342,7 +354,7 @@ impl Table {
     }
 }
 
-impl TableOptions {
+impl TableOptions<'_> {
     /// The flags of a port with some rules. The programs ask for listeners only where a rule
     /// leads to a port of this host alone.
     fn match_flags<'a>(self, rules: impl Iterator<Item = &'a Condition>) -> u16 {
@@ -356,6 +368,13 @@ impl TableOptions {
             }
         });
         flags.fold(PortEntry::MATCH, |all, flag| all | flag)
+    }
+
+    /// Whether a rule leads a port to one on which no server has to listen.
+    fn is_taken(self, protocol: Protocol, candidate: Candidate, port: Port) -> bool {
+        let is_here = candidate.flags & Candidate::FORWARD == 0;
+        let taken = self.taken.filter(|_| self.if_listening && is_here);
+        taken.is_some_and(|taken| taken.contains(protocol, candidate.target_of(port)))
     }
 
     const fn target_flags(self) -> u16 {

@@ -145,6 +145,7 @@ impl Setup {
         let options = TableOptions {
             hide_target: is_hiding,
             if_listening,
+            taken: None,
         };
         let service_of = |place: usize| {
             let (id, rule) = &rules[place];

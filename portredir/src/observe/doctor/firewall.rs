@@ -381,9 +381,8 @@ impl Concern<'_> {
             }
             Effect::RedirectsTarget => {
                 let what = format!("{by} redirects {targets}");
-                let why =
-                    format!("clients of {dsts} end there, and not at the server of this host");
-                (REDIRECTS, Severity::Error, [what, why, remove])
+                let why = format!("clients of {dsts} end there, and not at a server of this host");
+                (REDIRECTS, Severity::Note, [what, why, remove])
             }
         }
     }

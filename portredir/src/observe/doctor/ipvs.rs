@@ -3,54 +3,17 @@
 //! IPVS takes packets at the hook `input`, after a packet filter of that hook has let them
 //! in, and so after portredir has redirected them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use portredir_common::net::{Port, Protocol};
 
 use super::firewall::REDIRECTS;
 use crate::config::engine::EngineChoice;
 use crate::config::settings::Settings;
+use crate::host::ipvs::Service;
 use crate::observe::listening::name_of;
 use crate::plan::finding::{Diagnosis, Severity};
 use crate::rule::Rule;
-
-/// A virtual service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Service {
-    protocol: Protocol,
-    addr: IpAddr,
-    port: u16,
-}
-
-/// Reads `/proc/net/ip_vs`, as `ip_vs_info_seq_show` of net/netfilter/ipvs/ip_vs_ctl.c
-/// writes it. Services by firewall mark have no port and are left out.
-#[must_use]
-pub fn parse(text: &str) -> Vec<Service> {
-    text.lines().filter_map(service).collect()
-}
-
-fn service(line: &str) -> Option<Service> {
-    let (protocol, rest) = line.split_once("  ")?;
-    let protocol = match protocol {
-        "TCP" => Protocol::Tcp,
-        "UDP" => Protocol::Udp,
-        _ => return None,
-    };
-    let (addr, port) = rest.split(' ').next()?.rsplit_once(':')?;
-    let addr = match addr
-        .strip_prefix('[')
-        .and_then(|addr| addr.strip_suffix(']'))
-    {
-        Some(addr) => addr.parse::<Ipv6Addr>().ok()?.into(),
-        None => Ipv4Addr::from(u32::from_str_radix(addr, 16).ok()?).into(),
-    };
-    let port = u16::from_str_radix(port, 16).ok()?;
-    Some(Service {
-        protocol,
-        addr,
-        port,
-    })
-}
 
 /// Looks for services on the ports of rules.
 pub fn check(services: &[Service], settings: &Settings, diagnosis: &mut Diagnosis) {
@@ -83,10 +46,15 @@ pub fn check(services: &[Service], settings: &Settings, diagnosis: &mut Diagnosi
         };
         let name = name_of(protocol);
         let what = format!("{rule}: IPVS has a virtual service at {place}/{name}");
-        let (severity, why) = if is_taken {
+        let (severity, why) = if is_taken && is_before {
+            (
+                Severity::Note,
+                "clients of the rule end there, and not at a server of this host",
+            )
+        } else if is_taken {
             (
                 Severity::Error,
-                "clients of the rule end there, and not at the server of this host",
+                "that service comes first, so portredir gets none of its clients",
             )
         } else {
             (
@@ -106,6 +74,7 @@ pub fn check(services: &[Service], settings: &Settings, diagnosis: &mut Diagnosi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::ipvs::parse;
 
     const SERVICES: &str = "IP Virtual Server version 1.2.1 (size=4096)\n\
         Prot LocalAddress:Port Scheduler Flags\n  \
@@ -120,7 +89,7 @@ mod tests {
         let services = parse(SERVICES);
         assert_eq!(services.len(), 2);
         for (rule, engine, expected) in [
-            ("80:8080", EngineChoice::Auto, Some(Severity::Error)),
+            ("80:8080", EngineChoice::Auto, Some(Severity::Note)),
             ("80:8080", EngineChoice::Socket, None),
             ("8080:9000", EngineChoice::Socket, Some(Severity::Error)),
             ("8080:9000", EngineChoice::Auto, Some(Severity::Warning)),
@@ -129,7 +98,7 @@ mod tests {
             (
                 "[2001:db8::1]:5353:53/udp",
                 EngineChoice::Auto,
-                Some(Severity::Error),
+                Some(Severity::Note),
             ),
         ] {
             let settings = Settings {

@@ -12,6 +12,7 @@ use crate::config::engine::EngineChoice;
 use crate::config::settings::Settings;
 use crate::host::snapshot::{LocalAddrs, Snapshot};
 use crate::rule::{Ports, Rule};
+use crate::ruleset::taken::TakenPorts;
 
 /// The clients of a rule.
 pub struct Scope<'a> {
@@ -27,10 +28,16 @@ pub struct Scope<'a> {
     rests: bool,
     /// Whether the redirect is for every interface.
     is_everywhere: bool,
+    /// The ports on which no server has to listen.
+    taken: &'a TakenPorts,
 }
 
 impl<'a> Scope<'a> {
-    pub fn new(rule: &'a Rule, settings: &Settings, host: &'a Snapshot) -> Self {
+    pub fn new(
+        rule: &'a Rule,
+        settings: &Settings,
+        (host, taken): (&'a Snapshot, &'a TakenPorts),
+    ) -> Self {
         let is_on_lo = rule.on.is_empty() || rule.on.iter().any(|name| matches(name, "lo"));
         let is_loopback = rule.addr.is_some_and(|addr| addr.is_loopback())
             || rule.from.is_some_and(|from| from.addr().is_loopback());
@@ -46,6 +53,7 @@ impl<'a> Scope<'a> {
             // A rule with several targets, or with an address, does not ask for listeners.
             rests: settings.if_listening && rule.here().is_some(),
             is_everywhere: rule.on.is_empty() && settings.iface.is_everything(),
+            taken,
         }
     }
 
@@ -59,13 +67,18 @@ impl<'a> Scope<'a> {
                 None => findings.push((kind, vec![new])),
             }
         };
+        let add_nobody = |add: &mut dyn FnMut(Kind, Ports), before: Ports| {
+            let is_free = |port: &Port| !self.taken.contains(protocol, *port);
+            for port in before.each().filter(is_free) {
+                add(Kind::Nobody { rests: self.rests }, Ports::one(port));
+            }
+        };
         for target in self.rule.own_targets() {
-            let nobody = Kind::Nobody { rests: self.rests };
             let Ports { first, last } = target;
             let mut next = u32::from(first);
             for (port, here) in listeners.within(protocol, target) {
                 if let Some(before) = between(next, u32::from(port)) {
-                    add(nobody.clone(), before);
+                    add_nobody(&mut add, before);
                 }
                 next = u32::from(port) + 1;
                 if let Some(kind) = self.judge(here) {
@@ -73,7 +86,7 @@ impl<'a> Scope<'a> {
                 }
             }
             if let Some(rest) = between(next, u32::from(last) + 1) {
-                add(nobody, rest);
+                add_nobody(&mut add, rest);
             }
         }
         let finding = |(kind, ports)| Finding {
@@ -160,7 +173,10 @@ impl<'a> Scope<'a> {
                     let mut servers = target.into_iter().map(ports);
                     servers.any(|ports| listeners.within(protocol, ports).next().is_some())
                 };
-                if targets[usize::from(port)] || (self.rests && !is_served()) {
+                let is_taken =
+                    || target.is_some_and(|port| self.taken.contains(protocol, Port::new(port)));
+                let rests = || self.rests && !is_served() && !is_taken();
+                if targets[usize::from(port)] || rests() {
                     continue;
                 }
                 let shadowed = here.iter().filter(|listener| self.overlaps(listener));

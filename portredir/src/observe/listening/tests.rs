@@ -69,7 +69,7 @@ fn listeners(servers: &[&str]) -> Listeners {
 
 fn lines(settings: &Settings, servers: &[&str]) -> Vec<String> {
     let host = host(&["10.0.0.5", "2001:db8::5", "fe80::1"]);
-    let all = of_rules(&listeners(servers), settings, &host);
+    let all = of_rules(&listeners(servers), settings, &host, &TakenPorts::default());
     all.iter().flat_map(Listening::lines).collect()
 }
 
@@ -80,7 +80,7 @@ fn findings(rules: &[&str], servers: &[&str]) -> Vec<String> {
 
 fn found(settings: &Settings, servers: &[&str]) -> Vec<String> {
     let host = host(&["10.0.0.5", "2001:db8::5", "fe80::1"]);
-    let all = of_rules(&listeners(servers), settings, &host);
+    let all = of_rules(&listeners(servers), settings, &host, &TakenPorts::default());
     let findings = all.iter().flat_map(|listening| &listening.findings);
     findings.map(ToString::to_string).collect()
 }
@@ -108,6 +108,7 @@ fn servers_are_named_and_neighbours_are_one() {
         &unknown,
         &settings(&["10.0.0.5:80:8080"]),
         &host(&["10.0.0.5"]),
+        &TakenPorts::default(),
     );
     assert_eq!(
         unknown[0].lines().collect::<Vec<_>>(),
@@ -127,7 +128,12 @@ fn sockets_that_share_a_place_count_once() {
     };
     let holders = [(10, process(7)), (11, process(7)), (12, process(9))];
     let listeners = Listeners::new(&servers, &holders.into());
-    let all = of_rules(&listeners, &settings(&["80:8080"]), &host(&["10.0.0.5"]));
+    let all = of_rules(
+        &listeners,
+        &settings(&["80:8080"]),
+        &host(&["10.0.0.5"]),
+        &TakenPorts::default(),
+    );
     assert_eq!(all[0].listeners.len(), 1);
     assert_eq!(
         all[0].lines().collect::<Vec<_>>(),
@@ -231,6 +237,7 @@ fn clients_that_are_refused() {
             &listeners(&["8081/tcp 0.0.0.0"]),
             &settings(&["80:8081"]),
             &host(addrs),
+            &TakenPorts::default(),
         );
         assert_eq!(all[0].findings.len(), expected, "{addrs:?}");
     }
@@ -300,7 +307,12 @@ fn shadowed_servers() {
 #[test]
 fn programs_read_findings_too() {
     let all = listeners(&["80/tcp ::", "8080/tcp 127.0.0.1"]);
-    let all = of_rules(&all, &settings(&["80:8080"]), &host(&["10.0.0.5"]));
+    let all = of_rules(
+        &all,
+        &settings(&["80:8080"]),
+        &host(&["10.0.0.5"]),
+        &TakenPorts::default(),
+    );
     let json = serde_json::to_value(&all).expect("JSON");
     assert_eq!(json[0]["rule"], "80:8080");
     assert_eq!(json[0]["listeners"][0]["addr"], "127.0.0.1");
@@ -331,7 +343,7 @@ fn ten_thousand_rules_take_moments() {
     let listeners = listeners(&servers);
     let host = host(&["10.0.0.5"]);
     let start = Instant::now();
-    let all = of_rules(&listeners, &settings, &host);
+    let all = of_rules(&listeners, &settings, &host, &TakenPorts::default());
     assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
     assert_eq!(all.len(), 10_001);
 }

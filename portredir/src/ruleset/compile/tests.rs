@@ -309,3 +309,41 @@ fn limits_are_named() {
         "the rules need too many different sets of rules per port; the maximum is 65535"
     );
 }
+
+#[test]
+fn ports_that_others_take_need_no_listener() {
+    let one = |port| (Protocol::Tcp, Ports::one(Port::new(port)));
+    let taken = [one(30080), one(2005)].into_iter().collect();
+    let rules = [
+        "80:30080/both",
+        "81:8081",
+        "1000-1010:2000-2010",
+        "82:30080 from 10.0.0.0/8",
+        "82:8082",
+    ];
+    let waits = |options| {
+        let table = compiled(&rules, &History::default(), options);
+        let ports = [80, 81, 82, 1004, 1005, 1006];
+        let mut waits = Vec::new();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let flags = |port: &u16| table.ports[index(protocol, Port::new(*port))].flags;
+            let is_it = |port: &u16| flags(port) & PortEntry::IF_LISTENING != 0;
+            waits.push(ports.into_iter().filter(is_it).collect::<Vec<_>>());
+        }
+        waits
+    };
+    let options = TableOptions {
+        if_listening: true,
+        taken: Some(&taken),
+        ..TableOptions::default()
+    };
+    assert_eq!(waits(options), [vec![81, 1004, 1006], vec![80]]);
+    let without = TableOptions {
+        taken: None,
+        ..options
+    };
+    assert_eq!(
+        waits(without),
+        [vec![80, 81, 82, 1004, 1005, 1006], vec![80]]
+    );
+}
