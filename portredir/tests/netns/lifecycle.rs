@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod drain;
 pub mod explain;
 pub mod follow;
+pub mod forwarding;
 pub mod host;
 pub mod hotplug;
 pub mod keep;
@@ -52,6 +53,7 @@ pub fn add(tests: &mut Tests) {
     life::add(tests);
     drain::add(tests);
     follow::add(tests);
+    forwarding::add(tests);
     hotplug::add(tests);
     churn::add(tests);
     bridge::add(tests);

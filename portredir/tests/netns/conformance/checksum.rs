@@ -12,7 +12,6 @@ use super::observe::{Observation, check, failure};
 use super::site::{Site, Subject};
 use super::tcp::{echo_all, noise};
 use crate::lab::Family;
-use crate::lab::message::NO_OTHER_HOSTS;
 use crate::lab::program::PROGRAM;
 use crate::peer::conn::{Conn, Proto};
 
@@ -23,7 +22,7 @@ pub const CASES: &[Case] = &[
     tcp(28, "bad_tcp_checksum", "SYN with a wrong checksum", bad_tcp_checksum),
     tcp(29, "download", "300 KB down", download),
     tcp(30, "every_segment", "1 MB down: every packet on the wire", every_segment),
-    tcp(31, "other_host", "a rule with a target on another host", other_host).v4().demands("refused: other hosts are not supported; exit code 2"),
+    tcp(31, "other_host", "rules with a target on another host, by `plan`", other_host).v4().demands("planned, or refused for engine socket; `snat auto` and `direct`: refused"),
     tcp(32, "jumbo_frames", "MTU 9000: 1 MB each way", jumbo_frames),
     udp(33, "checksum_behind_extensions", "a datagram behind hop-by-hop and destination options", behind_extensions).v6(),
     udp(105, "jumbo_datagrams", "MTU 9000: datagrams of 8000 bytes", jumbo_datagrams),
@@ -115,14 +114,31 @@ fn other_host(site: &Site, _: Family) -> Observation {
         unreachable!("nft is not asked")
     };
     let rule = "80:10.9.2.2:8080";
-    let args = [PROGRAM, "plan", "--engine", engine, rule];
-    let mut program = site.lab.host.start(&args);
-    let status = program.wait();
-    let says = program.err().contains(NO_OTHER_HOSTS);
+    let plan = |args: &[&str]| {
+        // Programs for XDP are attached to the other interfaces.
+        let plan = [PROGRAM, "plan", "--iface", "lo", "--engine", engine];
+        let mut program = site.lab.host.start(&[&plan[..], args].concat());
+        let status = program.wait();
+        (status.code(), program.out() + &program.err())
+    };
+    let (code, said) = plan(&[rule]);
+    let (expected, words) = match engine {
+        "socket" => (
+            2,
+            "--engine socket gives connections to listeners on this host alone",
+        ),
+        _ => (0, "target 10.9.2.2:8080: by "),
+    };
+    let is_planned = code == Some(expected) && said.contains(words);
+    let (code, said) = plan(&["80:10.9.2.2:8080 snat auto"]);
+    let is_snat_refused = code == Some(2) && said.contains("write `snat never`");
+    let (code, said) = plan(&["--forward", "direct", rule]);
+    let is_direct_refused = code == Some(2) && said.contains("`direct` comes with a later version");
+    let planned = check(is_planned, "planned, or refused for engine socket");
+    let refused = is_snat_refused && is_direct_refused;
     Observation::of(format!(
-        "{}; exit code {}",
-        check(says, "refused: other hosts are not supported").replace("not so: ", "no word of "),
-        status.code().unwrap_or(-1)
+        "{planned}; {}",
+        check(refused, "`snat auto` and `direct`: refused")
     ))
 }
 

@@ -24,10 +24,11 @@ use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
     type Test = (&'static str, fn(&Cell));
-    const TESTS: [Test; 3] = [
+    const TESTS: [Test; 4] = [
         ("flood", flood),
         ("down", down),
         ("if_listening", if_listening),
+        ("comes_and_goes", comes_and_goes),
     ];
     for (name, test) in TESTS {
         for engine in ["auto", "tc"] {
@@ -238,6 +239,37 @@ fn if_listening(cell: &Cell) {
             }
         }
     }
+    host.down();
+    lab.check_checksums();
+}
+
+/// The watcher notices that somebody's DNAT is gone, and that it is back.
+fn comes_and_goes(cell: &Cell) {
+    allow(Duration::from_secs(60));
+    let node = Node::new();
+    let Node { lab, pod } = &node;
+    let _pod = Server::start(pod, "pod", 8080, Manner::Echo);
+    let _beside = Server::start(&lab.host, "80 itself", 80, Manner::Echo);
+    let host = Host::of(lab);
+    host.up(&["--engine", cell.engine, "--if-listening", "80:30080/both"]);
+    let wait_for = |name: &str| {
+        for proto in PROTOS {
+            wait_within(Duration::from_secs(10), name, || {
+                let to = Family::V4.host(80);
+                let conversation = Conversation::begin(&lab.client, proto, 0, to).ok()?;
+                (conversation.name == name).then_some(())
+            });
+        }
+    };
+    wait_for("pod");
+    let table = lab
+        .host
+        .run(&["nft", "list", "table", "inet", "kube-proxy"]);
+    lab.host
+        .run(&["nft", "delete", "table", "inet", "kube-proxy"]);
+    wait_for("80 itself");
+    lab.host.run(&["nft", &table]);
+    wait_for("pod");
     host.down();
     lab.check_checksums();
 }

@@ -48,6 +48,11 @@ fn of_nothing() {
     check(&host, &["doctor"]);
     check(&host, &["doctor", "--iface", "h0", "80:8080"]);
     check(&host, &["plan", "80:8080", "53:5353/udp"]);
+    check(
+        &host,
+        &["plan", "80:192.0.2.1:8080,10.9.1.2", "81:8080,8081"],
+    );
+    check(&host, &["plan", "--enable-forwarding", "80:10.9.1.2"]);
     check(&host, &["plan", "--engine", "xdp", "80:8080"]);
     check(&host, &["plan", "--engine", "socket", "80:8080"]);
 }
