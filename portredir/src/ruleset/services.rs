@@ -285,10 +285,10 @@ impl Services {
     }
 
     /// Records the result of the health checks of a target. Returns whether there is such
-    /// a target, and its result is another one than before.
+    /// a target, and it has come up or gone down.
     pub fn set_health(&mut self, number: u16, health: &Health, slots: &mut [Slot]) -> bool {
         let changed = self.update(slots, |target| {
-            let is_news = target.number == number && target.health != *health;
+            let is_news = target.number == number && target.is_up() != health.is_up();
             if is_news {
                 target.health = health.clone();
             }

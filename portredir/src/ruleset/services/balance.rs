@@ -41,11 +41,14 @@ pub fn retain(slots: &mut [Slot], known: impl Fn(u16) -> bool) {
         let [present, ..] = slot.0;
         let is_known = present == Slot::DROPS || known(present);
         let present = if is_known { present } else { Slot::RESTS };
-        let mut left = Slot([Slot::RESTS; Slot::TARGETS]);
-        let earlier = slot.0[1..].iter().copied();
-        let earlier = earlier.filter(|&target| target != Slot::RESTS && known(target));
-        for (place, target) in left.0.iter_mut().zip([present].into_iter().chain(earlier)) {
-            *place = target;
+        let mut left = Slot([present, Slot::RESTS, Slot::RESTS, Slot::RESTS]);
+        let mut used = 1;
+        for target in slot.0.into_iter().skip(1) {
+            let is_new = target != Slot::RESTS && !left.0[..used].contains(&target);
+            if is_new && known(target) {
+                left.0[used] = target;
+                used += 1;
+            }
         }
         *slot = left;
     }

@@ -114,21 +114,23 @@ impl FromStr for Selector {
     type Err = SelectorError;
 
     fn from_str(text: &str) -> Result<Self, SelectorError> {
-        let port = |number: u16| (number != 0).then(|| Port::new(number));
+        let error = || SelectorError(text.to_owned());
         let bare = text
             .strip_prefix('[')
             .and_then(|text| text.strip_suffix(']'))
             .unwrap_or(text);
-        let (host, port) = if let Ok(host) = bare.parse::<IpAddr>() {
-            (Some(host), None)
-        } else if let Ok(addr) = text.parse::<SocketAddr>() {
-            (Some(addr.ip()), port(addr.port()))
-        } else {
-            (None, text.parse().ok().and_then(port))
-        };
-        if host.is_none() && port.is_none() || text.ends_with(":0") && !text.contains("::") {
-            return Err(SelectorError(text.to_owned()));
+        if let Ok(host) = bare.parse() {
+            let host = Some(host);
+            return Ok(Self { host, port: None });
         }
+        let (host, port) = match text.parse::<SocketAddr>() {
+            Ok(addr) => (Some(addr.ip()), addr.port()),
+            Err(_) => (None, text.parse().map_err(|_| error())?),
+        };
+        if port == 0 {
+            return Err(error());
+        }
+        let port = Some(Port::new(port));
         Ok(Self { host, port })
     }
 }

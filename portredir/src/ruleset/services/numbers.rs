@@ -38,10 +38,15 @@ impl Numbers {
 
 /// The unused numbers below `end`, the lowest one last.
 fn unused(used: impl Iterator<Item = u16>, end: u32) -> Vec<u16> {
-    let used: std::collections::HashSet<_> = used.collect();
     let end = u16::try_from(end).unwrap_or(u16::MAX);
-    (1..end)
-        .rev()
-        .filter(|number| !used.contains(number))
+    let mut is_used = vec![false; usize::from(end)];
+    for number in used {
+        if let Some(is_used) = is_used.get_mut(usize::from(number)) {
+            *is_used = true;
+        }
+    }
+    let numbers = (1..end).rev();
+    numbers
+        .filter(|number| !is_used[usize::from(*number)])
         .collect()
 }

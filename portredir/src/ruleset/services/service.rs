@@ -69,6 +69,14 @@ pub enum Health {
     },
 }
 
+impl Health {
+    /// Whether the target answers.
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        matches!(self, Self::Up { .. })
+    }
+}
+
 impl Default for Health {
     fn default() -> Self {
         Self::Up { since: None }
@@ -95,7 +103,7 @@ impl Target {
     /// Whether the target answers.
     #[must_use]
     pub const fn is_up(&self) -> bool {
-        matches!(self.health, Health::Up { .. })
+        self.health.is_up()
     }
 
     /// Whether new flows may begin with the target.

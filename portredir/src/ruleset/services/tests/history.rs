@@ -76,7 +76,7 @@ proptest! {
     }
 
     #[test]
-    fn a_drained_target_that_returns_has_its_slots_again(
+    fn a_drained_target_that_returns_has_most_of_its_slots_again(
         targets in targets(6),
         which in any::<Index>(),
     ) {
@@ -91,27 +91,29 @@ proptest! {
         shares_are_exact(services.of_key("80").expect("80"), &slots)?;
         prop_assert_eq!(services.undrain(&selector(last), &mut slots).len(), 1);
         shares_are_exact(services.of_key("80").expect("80"), &slots)?;
-        prop_assert_eq!(moves(&before, &slots), 0);
+        // Shares are rounded to slots in another way.
+        prop_assert!(moves(&before, &slots) < targets.len());
     }
 
-    /// Other targets and weights, and so mostly another number of slots.
+    /// Other targets and weights, and so mostly another number of slots: the slot of each
+    /// client has what its slot had before, but for the oldest one of four.
     #[test]
-    fn the_slot_of_a_client_remembers_its_target(lists in vec(targets(6), 2..5)) {
+    fn the_slot_of_a_client_remembers_its_targets(lists in vec(targets(6), 2..6)) {
         let mut slots = no_slots();
         let mut services = Services::default();
-        let mut first: Vec<u16> = Vec::new();
-        for (at, list) in lists.iter().enumerate() {
+        let mut before: Vec<Slot> = Vec::new();
+        for list in &lists {
             services = services.next(&[wanted("80", list)], &mut slots).expect("services");
             let service = services.of_key("80").expect("80");
             shares_are_exact(service, &slots)?;
             let slots = &slots[service.region()];
             let of_client = |client: usize| slots[client & (slots.len() - 1)];
-            if at == 0 {
-                first = (0..4096).map(|client| of_client(client).0[0]).collect();
+            let after: Vec<_> = (0..4096).map(of_client).collect();
+            for (before, after) in before.iter().zip(&after) {
+                let mut recent = before.0[..3].iter();
+                prop_assert!(recent.all(|t| *t == 0 || after.0.contains(t)), "{:?}", after);
             }
-            for (client, target) in first.iter().enumerate() {
-                prop_assert!(of_client(client).0.contains(target), "client {}", client);
-            }
+            before = after;
         }
     }
 }
