@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod change;
 mod documents;
 mod mistake;
 mod read;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT};
+pub use change::{ChangeArgs, ChangeOptionArgs, ReplaceArgs, RmArgs, TurnArgs};
 use clap::{Arg, Args, Parser, Subcommand};
 
 use documents::COMPLETIONS_HELP;
@@ -22,7 +24,7 @@ use read::{EXPLAIN_HELP, interval};
 
 use crate::config::options::{self, Typed};
 use crate::config::safety::ChangeOptions;
-use crate::config::value::{self, DrainTimeout, ValueError};
+use crate::config::value::DrainTimeout;
 
 /// The parts of the help: those of clap, with an empty line less.
 const TEMPLATE: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args}{after-help}";
@@ -30,7 +32,7 @@ const TEMPLATE: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args
 /// The end of the help, with the argument that the short help has no room for.
 const AFTER_HELP: &str = "\
 A RULE is [ADDR:]PORT:TARGET[/tcp|/udp|/both] [from CIDR] [on IFACE,…], as in 80:8080 53:5353/udp
-More: --help, help COMMAND, version, features, man [PAGE], completions SHELL";
+More: --help, help COMMAND, bench, metrics, version, features, man [PAGE], completions SHELL";
 
 /// Redirect ports of this host in the kernel.
 ///
@@ -136,6 +138,20 @@ pub enum Command {
     )]
     Apply(ApplyArgs),
 
+    /// Let new connections begin at other targets; `undrain` ends that.
+    ///
+    /// Established connections continue, and UDP flows stay, too. TARGET is an address, an address with a port, or a port of this host. `targets` shows
+    /// when the connections of the target have ended.
+    #[command(after_help = "Example: sudo portredir drain 10.0.0.5:8080")]
+    Drain(TurnArgs),
+
+    /// Let new connections begin at a drained target again.
+    #[command(
+        hide = true,
+        after_help = "Example: sudo portredir undrain 10.0.0.5:8080"
+    )]
+    Undrain(TurnArgs),
+
     /// Keep the last change made with --confirm.
     Confirm,
 
@@ -148,6 +164,13 @@ pub enum Command {
     /// Print the running rules in the syntax of the command line.
     #[command(aliases = ["list", "ls"])]
     Rules(ReadArgs),
+
+    /// Show targets with an address, or several of a rule: up, drained or down; needs root.
+    ///
+    /// FLOWS are the live connections and UDP flows of a target. Below a target that is down
+    /// stands the last failure of its health check.
+    #[command(after_help = "Example: sudo portredir targets --json")]
+    Targets(ReadArgs),
 
     /// Show the running configuration, interfaces and counters.
     ///
@@ -187,6 +210,7 @@ pub enum Command {
     /// code 3 means that portredir is not running; the metrics say so, too. To serve
     /// metrics over HTTP, use `portredir up --metrics ADDR:PORT`.
     #[command(
+        hide = true,
         after_help = "Example: portredir metrics --output /var/lib/node_exporter/portredir.prom"
     )]
     Metrics(MetricsArgs),
@@ -218,7 +242,10 @@ pub enum Command {
     /// Runs in its own network namespaces, which are removed at the end; needs root.
     /// Interfaces, rules and traffic of the host are not touched, but one CPU is kept
     /// busy.
-    #[command(after_help = "Example: sudo portredir bench --full --html report.html")]
+    #[command(
+        hide = true,
+        after_help = "Example: sudo portredir bench --full --html report.html"
+    )]
     Bench(BenchArgs),
 
     /// Show this build, and the features of this kernel that engines need.
@@ -240,39 +267,6 @@ pub enum Command {
     /// `up` starts the watcher; `status` reports when it is missing.
     #[command(hide = true, alias = "follow")]
     Watch,
-}
-
-/// The options of every change.
-#[derive(Args, Clone, Copy, Debug)]
-pub struct ChangeOptionArgs {
-    /// Allow rules for SSH, DHCP and Kubernetes API ports, and for the port of your SSH
-    /// session.
-    #[arg(long)]
-    pub force: bool,
-
-    /// Roll back automatically unless `portredir confirm` follows within TIME, for
-    /// example 30s or 5min.
-    #[arg(long, value_name = "TIME", value_parser = confirm)]
-    pub confirm: Option<Duration>,
-
-    /// Show what would change; change nothing.
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
-}
-
-impl From<ChangeOptionArgs> for ChangeOptions {
-    fn from(args: ChangeOptionArgs) -> Self {
-        let ChangeOptionArgs {
-            force,
-            confirm,
-            dry_run,
-        } = args;
-        Self {
-            force,
-            confirm,
-            dry_run,
-        }
-    }
 }
 
 /// `portredir up`.
@@ -308,42 +302,6 @@ pub struct DownArgs {
     /// Show what would change; change nothing.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
-}
-
-/// `portredir rm`.
-#[derive(Args, Clone, Debug)]
-pub struct RmArgs {
-    /// The rules and the options of every change.
-    #[command(flatten)]
-    pub change: ChangeArgs,
-
-    /// Ignore rules that do not run.
-    #[arg(long)]
-    pub if_exists: bool,
-}
-
-/// `portredir replace`.
-#[derive(Args, Clone, Debug)]
-pub struct ReplaceArgs {
-    /// The running rule, then the new one; `from` and `on` belong to the rule before.
-    #[arg(required = true, num_args = 2.., value_names = ["OLD", "NEW"])]
-    pub rules: Vec<String>,
-
-    /// The options of every change.
-    #[command(flatten)]
-    pub change: ChangeOptionArgs,
-}
-
-/// `portredir add`.
-#[derive(Args, Clone, Debug)]
-pub struct ChangeArgs {
-    /// The rules, in the syntax that `portredir rules` prints.
-    #[arg(required = true, value_name = "RULE")]
-    pub rules: Vec<String>,
-
-    /// The options of every change.
-    #[command(flatten)]
-    pub change: ChangeOptionArgs,
 }
 
 /// `portredir apply`.
@@ -487,8 +445,4 @@ fn word(text: &str) -> Result<String, String> {
         ));
     }
     Ok(text.to_owned())
-}
-
-fn confirm(text: &str) -> Result<Duration, ValueError> {
-    value::duration(text, 1.0)
 }

@@ -26,6 +26,7 @@ pub mod run;
 #[cfg(test)]
 mod stage;
 pub mod status;
+pub mod targets;
 pub mod top;
 pub mod trace;
 

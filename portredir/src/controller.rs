@@ -22,6 +22,7 @@ mod reconcile;
 mod repair;
 pub mod status;
 mod taken;
+pub mod targets;
 pub mod tracing;
 pub mod transaction;
 pub mod watcher;

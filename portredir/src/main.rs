@@ -6,8 +6,9 @@ use portredir::cli::{self, Cli, Command, Mistake};
 use portredir::command::log::Journal;
 use portredir::command::{
     change, completions, connections, doctor, error, explain, features, lines, log, man, metrics,
-    plan, read, run, status, top, trace,
+    plan, read, run, status, targets, top, trace,
 };
+use portredir::controller::change::Turn;
 use portredir::exit;
 
 fn main() -> ExitCode {
@@ -73,11 +74,14 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Rm(args)) => change::rm(args).await,
         Some(Command::Replace(args)) => change::replace(args).await,
         Some(Command::Apply(args)) => change::apply(args).await,
+        Some(Command::Drain(args)) => change::turn(args.target, Turn::Drain).await,
+        Some(Command::Undrain(args)) => change::turn(args.target, Turn::Undrain).await,
         Some(Command::Confirm) => change::confirm().await,
         Some(Command::Save(args)) => read::save(args),
         Some(Command::Check(args)) => plan::check(args),
         Some(Command::Rules(args)) => read::rules(*args),
         Some(Command::Status(args)) => status::status(*args).await,
+        Some(Command::Targets(args)) => targets::targets(*args),
         Some(Command::Trace(args)) => trace::trace(args).await,
         Some(Command::Connections(args)) => connections::connections(args).await,
         Some(Command::Metrics(args)) => metrics::metrics(args),

@@ -161,16 +161,15 @@ fn unknown_command(word: &str, words: &[&str]) -> Option<String> {
         return Some(format!("unknown command `{word}`; write: portredir {rule}"));
     }
     let command = Cli::command();
-    let commands = command
-        .get_subcommands()
-        .filter(|command| !command.is_hide_set());
-    let names: Vec<_> = commands.map(|command| command.get_name()).collect();
+    let all = || command.get_subcommands();
+    let shown = all().filter(|command| !command.is_hide_set());
+    let names: Vec<_> = shown.map(|command| command.get_name()).collect();
     let synonym = SYNONYMS
         .iter()
         .find(|(other, _)| *other == word.to_lowercase());
     let meant = synonym.map(|(_, meant)| *meant);
     Some(
-        match meant.or_else(|| closest(word, names.iter().copied())) {
+        match meant.or_else(|| closest(word, all().map(|command| command.get_name()))) {
             Some(meant) => format!(
                 "unknown command `{word}`; did you mean `{meant}`? A rule begins with a port, as in \
                  80:8080"

@@ -10,7 +10,7 @@ use crate::cli::{ApplyArgs, ChangeArgs, DownArgs, ReplaceArgs, RmArgs, UpArgs};
 use crate::config::file;
 use crate::config::safety::ChangeOptions;
 use crate::config::settings::Settings;
-use crate::controller::change::{Action, Change, Diff};
+use crate::controller::change::{Action, Change, Diff, Turn};
 use crate::controller::error::{ChangeError, ControllerError};
 use crate::controller::event_loop::{self, Signals};
 use crate::controller::metrics;
@@ -18,6 +18,8 @@ use crate::controller::transaction::{self, Transaction};
 use crate::controller::watcher::{self, Stubborn};
 use crate::host::{filters, preflight};
 use crate::rule::{self, Rule, Sourced};
+use crate::ruleset::services::endpoint::Selector;
+use crate::ruleset::services::service::Target;
 use crate::ruleset::shadow;
 
 /// `portredir up`.
@@ -284,6 +286,42 @@ async fn apply_change(
     if watcher::is_missing() {
         say("no watcher process tracks interfaces and addresses; start one: portredir watch");
     }
+    Ok(())
+}
+
+/// `portredir drain` and `portredir undrain`.
+///
+/// # Errors
+///
+/// No rule has the target, or the kernel refuses.
+pub async fn turn(which: Selector, turn: Turn) -> anyhow::Result<()> {
+    let transaction = Transaction::begin(&mut event::print).await?;
+    transaction.settings()?;
+    let state = transaction.state();
+    let selected = state
+        .into_iter()
+        .flat_map(|state| state.services.selected(which));
+    let wanted = |target: &&Target| target.drained.is_some() != (turn == Turn::Drain);
+    let mut names: Vec<_> = selected
+        .filter(wanted)
+        .map(|target| target.endpoint.to_string())
+        .collect();
+    names.dedup();
+    let change = transaction.plan(Action::Turn(which, turn), ChangeOptions::default())?;
+    if names.is_empty() {
+        say("nothing to change");
+        return Ok(());
+    }
+    let verb = match turn {
+        Turn::Drain => "drain",
+        Turn::Undrain => "undrain",
+    };
+    apply_change(&format!("{verb} {which}"), transaction, change).await?;
+    let names = names.join(", ");
+    say(&match turn {
+        Turn::Drain => format!("{names} drained; established connections continue"),
+        Turn::Undrain => format!("{names} takes new connections again, while it is up"),
+    });
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use super::{count, journal, progress, say};
 use crate::config::engine::EngineChoice;
 use crate::controller::event::{DetachReason, Event, Interrupted};
 use crate::loader::{Unregistered, chain};
+use crate::rule::Rule;
 use crate::sys::syslog::Severity;
 
 /// Prints an event to standard error, and writes it to the log of the system.
@@ -32,6 +33,7 @@ const fn severity(event: &Event) -> Option<Severity> {
         | Event::Detached { .. }
         | Event::Renamed { .. }
         | Event::Covered(_)
+        | Event::TargetTurned { why: None, .. }
         | Event::Recovered(_) => Some(Severity::Notice),
         _ => Some(Severity::Warning),
     }
@@ -83,6 +85,7 @@ fn text(event: &Event) -> String {
         Event::CutOff { connections } => {
             format!("cutting off {}", count(*connections, "connection"))
         }
+        Event::TargetTurned { target, rule, why } => turned(target, rule, why.as_deref()),
         Event::RolledBack => "change rolled back: not confirmed in time".to_owned(),
         Event::Killed(pid) => format!("killing process {pid}"),
         Event::WatcherIsSlow => {
@@ -94,6 +97,14 @@ fn text(event: &Event) -> String {
             chain(error)
         ),
         Event::Unlocked(error) => format!("{}; continuing", chain(error)),
+    }
+}
+
+/// A target that has come up, or has gone down for a reason.
+fn turned(target: &str, rule: &Rule, why: Option<&str>) -> String {
+    match why {
+        Some(why) => format!("target {target} of {rule} is down: {why}"),
+        None => format!("target {target} of {rule} is up"),
     }
 }
 

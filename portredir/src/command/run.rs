@@ -15,6 +15,7 @@ use crate::controller::error::ControllerError;
 use crate::controller::event_loop::{
     LOOK_INTERVAL, RESCAN_INTERVAL, Signals, every, follow_taken, mend,
 };
+use crate::controller::targets::Care;
 use crate::controller::{Controller, Parts};
 use crate::host::netlink::Netlink;
 use crate::host::preflight;
@@ -236,7 +237,9 @@ impl<'a> View<'a> {
         let mut rescan = every(RESCAN_INTERVAL);
         let mut inspect = every(RESCAN_INTERVAL);
         let mut look = every(LOOK_INTERVAL);
+        let mut care = Care::start();
         loop {
+            care.follow(controller);
             // Changes that came while this process was busy are noticed as well.
             tokio::select! {
                 _ = signals.next() => return Ok(()),
@@ -258,6 +261,7 @@ impl<'a> View<'a> {
                     }
                 }
                 exit = attend(&mut self.live) => self.leave(exit),
+                due = care.due() => care.attend(due, controller, &mut event::print).await,
                 _ = inspect.tick() => inspect = mend(controller, &mut event::print).await,
                 _ = look.tick(), if controller.asks_for_listeners() => {
                     look = follow_taken(controller, &mut event::print).await;

@@ -159,6 +159,9 @@ fn head(answer: &Answer) -> Vec<String> {
     if !options.is_empty() {
         lines.push(format!("options: {}", options.join(", ")));
     }
+    if let Some(unchecked) = health::unchecked(answer) {
+        lines.push(unchecked);
+    }
     if let Some(seconds) = answer.confirm_within {
         lines.push(match answer.role {
             Some(_) => format!(

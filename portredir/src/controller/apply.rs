@@ -62,6 +62,11 @@ impl Controller {
                 let state = changed(self.next(after)?);
                 self.switch(&host, state, on_event)
             }
+            Step::Turn(which, turn) => {
+                let next = self.turned(&which, turn)?;
+                self.notify();
+                self.install(snapshot, next, on_event)
+            }
             Step::RollBack => {
                 let state = State {
                     rolled_back_ms: Some(state::now_ms()),
@@ -152,9 +157,13 @@ impl Controller {
         state: State,
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
+        self.notify();
+        self.commit(&host.snapshot, state, on_event)
+    }
+
+    fn notify(&mut self) {
         if self.pins.is_some() {
             self.notified = Some(watcher::notify());
         }
-        self.commit(&host.snapshot, state, on_event)
     }
 }

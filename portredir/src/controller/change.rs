@@ -14,6 +14,9 @@ use crate::plan::lockout::{self, LockoutError};
 use crate::plan::way::{WayRequest, Ways};
 use crate::plan::{Attached, Plan};
 use crate::rule::Rule;
+use crate::ruleset::services::Services;
+use crate::ruleset::services::endpoint::Selector;
+use crate::ruleset::services::service::Service;
 use crate::ruleset::taken::TakenPorts;
 use crate::state::{self, Pending, State};
 
@@ -75,6 +78,8 @@ pub enum Action {
     Run(Settings),
     /// `add`, `rm` and `apply`: these settings, while all programs stay attached.
     Adjust(Settings),
+    /// `drain` and `undrain`: new flows begin elsewhere, or with these targets again.
+    Turn(Selector, Turn),
     /// `confirm`: the last change stays.
     Confirm,
     /// The last change was not confirmed in time.
@@ -83,6 +88,15 @@ pub enum Action {
     Drain(Duration),
     /// The last step of `down`: no program attached, all settings of the host restored.
     Detach,
+}
+
+/// The turn of targets that an administrator names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Their flows stay, and new ones begin elsewhere.
+    Drain,
+    /// New flows begin with them again, while they are up.
+    Undrain,
 }
 
 /// The wanted action and its options.
@@ -95,6 +109,8 @@ pub(super) enum Step {
     Attach(Box<Plan>),
     /// Switch to the settings.
     Switch,
+    /// Keep the settings, and turn the slots of targets.
+    Turn(Selector, Turn),
     /// Switch back to the settings before an unconfirmed change.
     RollBack,
     /// Keep the settings, and remove the way back.
@@ -151,6 +167,13 @@ impl Change {
         match action {
             Action::Run(after) => Self::run(before, after, options, host),
             Action::Adjust(after) => Self::adjust(before, after, options, host),
+            Action::Turn(which, turn) => {
+                if let Some(state) = before {
+                    find_targets(&state.services, which)?;
+                }
+                let after = running.cloned().unwrap_or_default();
+                Ok(Self::new(Step::Turn(which, turn), running, after, host))
+            }
             Action::Confirm if pending.is_none() => Err(ChangeError::NothingPending),
             Action::Confirm => {
                 let after = running.cloned().unwrap_or_default();
@@ -314,6 +337,19 @@ impl Change {
         }
         Ok(self.ways.check()?)
     }
+}
+
+/// Refuses a name that no target has.
+fn find_targets(services: &Services, which: Selector) -> Result<(), ChangeError> {
+    if services.selected(which).next().is_some() {
+        return Ok(());
+    }
+    let services = services.iter().filter(|service| !service.is_removed);
+    let targets = services.flat_map(Service::wanted_targets);
+    let mut known: Vec<_> = targets.map(|target| target.endpoint.to_string()).collect();
+    known.sort();
+    known.dedup();
+    Err(ChangeError::NoTarget { which, known })
 }
 
 fn refuse_lockout(lockouts: &[LockoutError], options: ChangeOptions) -> Result<(), ChangeError> {

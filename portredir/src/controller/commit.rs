@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use portredir_common::map::targets::{SLOTS, Slot};
+use portredir_common::map::targets::{SLOTS, Slot, Target};
 
 use super::Controller;
 use super::error::ControllerError;
@@ -10,6 +10,7 @@ use super::event::{Event, OnEvent};
 use super::reconcile::on_masks;
 use crate::config::settings::Settings;
 use crate::host::snapshot::Snapshot;
+use crate::loader::chain;
 use crate::loader::pinned::{self, Found};
 use crate::rule::Rule;
 use crate::ruleset::compile::{Table, TableError, TableOptions};
@@ -20,6 +21,13 @@ use crate::state::State;
 use crate::state::stamp::Stamp;
 use crate::sys::mmap;
 use crate::sys::sock_diag::{self, Kind};
+
+/// A state that is about to be valid, and all slots of its services; none where there are
+/// no services.
+pub(super) struct Next {
+    pub(super) state: State,
+    pub(super) slots: Option<Vec<Slot>>,
+}
 
 impl Controller {
     /// Makes rules, and the options that can change without attaching anew, valid: all of
@@ -35,15 +43,38 @@ impl Controller {
         state: State,
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
-        let (state, slots) = self.with_services(state)?;
+        let flows = self.flows_of_targets()?;
+        let next = self.with_services(state, &flows)?;
+        self.install(snapshot, next, on_event)
+    }
+
+    /// Makes a state valid, with its slots; see [`Self::commit`].
+    pub(super) fn install(
+        &mut self,
+        snapshot: &Snapshot,
+        next: Next,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        let Next { state, slots } = next;
         let table = compile(&state)?;
-        if let Some(slots) = &slots {
-            self.set_forward(&state, slots)?;
-        }
+        let slots_before = match &slots {
+            Some(_) => Some(self.datapath.slots()?),
+            None => None,
+        };
+        let written = match &slots {
+            Some(slots) => self.set_forward(&state, slots),
+            None => Ok(()),
+        };
         let before = std::mem::replace(&mut self.table, table);
-        let result = self.try_commit(snapshot, &state, on_event);
+        let result = written.and_then(|()| self.try_commit(snapshot, &state, on_event));
         if let Err(error) = result {
             self.table = before;
+            if let Some(slots) = slots_before {
+                let state = self.state.clone();
+                if let Err(error) = self.set_forward(&state, &slots) {
+                    log::warn!("the targets before the change: {}", chain(&error));
+                }
+            }
             return Err(error);
         }
         self.state = state;
@@ -77,39 +108,69 @@ impl Controller {
         Ok(())
     }
 
+    /// Whether a rule has a service, or a removed one still has.
+    pub(super) fn has_services(&self) -> bool {
+        self.state.services.iter().next().is_some()
+    }
+
+    /// The numbers of the targets that have flows.
+    pub(super) fn flows_of_targets(&self) -> Result<HashSet<u16>, ControllerError> {
+        if !self.has_services() {
+            return Ok(HashSet::new());
+        }
+        Ok(self.datapath.forwards()?.targets())
+    }
+
     /// The state with the services that its rules need, and all slots where there are any.
-    fn with_services(&self, state: State) -> Result<(State, Option<Vec<Slot>>), ControllerError> {
-        let has_any = self.state.services.iter().next().is_some();
-        let flows = if has_any {
-            self.datapath.forwards()?.targets()
-        } else {
-            HashSet::new()
-        };
+    /// `flows` has the targets with flows.
+    pub(super) fn with_services(
+        &self,
+        state: State,
+        flows: &HashSet<u16>,
+    ) -> Result<Next, ControllerError> {
         let has_flows = |key: &str| {
             let service = self.state.services.of_key(key);
             let mut targets = service.into_iter().flat_map(Service::all_targets);
             targets.any(|target| flows.contains(&target.number))
         };
         let wanted = forwarding::wanted(&state.rules(), &state.leaving, has_flows);
-        if wanted.is_empty() && !has_any {
-            return Ok((state, None));
+        if wanted.is_empty() && !self.has_services() {
+            return Ok(Next { state, slots: None });
         }
         let mut slots = self.datapath.slots()?;
-        let mut services = self.state.services.next(&wanted, &mut slots)?;
+        // A flow may begin with a target of the present slots until these have changed: what
+        // they lead to now is remembered whether it has flows or not.
+        let mut services = self.state.services.clone();
         services.forget(|target| flows.contains(&target), &mut slots);
-        Ok((State { services, ..state }, Some(slots)))
+        let services = services.next(&wanted, &mut slots)?;
+        Ok(Next {
+            state: State { services, ..state },
+            slots: Some(slots),
+        })
     }
 
     /// Writes the services of a state. What flows have begun with stays in the slots, so that
-    /// this may come before the switch.
-    pub(super) fn set_forward(
-        &mut self,
-        state: &State,
-        slots: &[Slot],
-    ) -> Result<(), ControllerError> {
+    /// this may come before the switch. A target that goes down is marked before the slots
+    /// turn, one that comes up after that.
+    fn set_forward(&mut self, state: &State, slots: &[Slot]) -> Result<(), ControllerError> {
+        let before = self.state.services.map_contents().targets.into_iter();
+        let dead: HashSet<_> = before
+            .filter(|(_, target)| target.has(Target::DEAD))
+            .map(|(number, _)| number)
+            .collect();
         let targets = state.services.map_contents().targets;
+        let mut marked = targets.clone();
+        for (number, target) in &mut marked {
+            if dead.contains(number) {
+                target.flags |= Target::DEAD;
+            }
+        }
         let services = forwarding::values(&state.services);
-        Ok(self.datapath.set_forward(&targets, slots, &services)?)
+        self.datapath.set_forward(&marked, slots, &services)?;
+        if marked != targets {
+            self.datapath.set_targets(&targets)?;
+        }
+        Ok(())
     }
 
     /// The rules that are removed, while flows go on to their targets.

@@ -19,6 +19,7 @@ use crate::plan::way::WayError;
 use crate::plan::{Refused, UsageError};
 use crate::ruleset::compile::TableError;
 use crate::ruleset::services::ServicesError;
+use crate::ruleset::services::endpoint::Selector;
 use crate::sys::bpffs::PinError;
 use crate::sys::lock::LockError;
 use crate::sys::netlink::NetlinkError;
@@ -42,6 +43,14 @@ pub enum ChangeError {
          wait {0} s until it is rolled back"
     )]
     Pending(u64),
+    /// No rule has a target that was named.
+    #[error("no rule has the target {which}; {}", targets(known))]
+    NoTarget {
+        /// The name.
+        which: Selector,
+        /// The targets that there are.
+        known: Vec<String>,
+    },
     /// A rule takes over a port by which the host is administered.
     #[error(transparent)]
     Lockout(#[from] LockoutError),
@@ -196,6 +205,22 @@ impl ControllerError {
             _ => ExitCode::Failed,
         }
     }
+}
+
+/// The targets that can be named instead.
+fn targets(known: &[String]) -> String {
+    const MOST: usize = 20;
+    if known.is_empty() {
+        return "the running rules have one port of this host each, which cannot be drained: \
+                remove the rule instead, as in portredir rm 80:8080"
+            .to_owned();
+    }
+    let more = match known.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more, which portredir targets shows"),
+    };
+    let first: Vec<_> = known.iter().take(MOST).map(String::as_str).collect();
+    format!("the targets are {}{more}", first.join(", "))
 }
 
 /// The text about an address that cannot be served at.

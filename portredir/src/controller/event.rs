@@ -6,6 +6,7 @@ use super::error::ControllerError;
 use crate::config::engine::EngineChoice;
 use crate::loader::Unregistered;
 use crate::plan::{Planned, Refused, Skipped};
+use crate::rule::Rule;
 
 /// An event that a person, a journal or an agent may want to know.
 #[derive(Debug)]
@@ -83,6 +84,15 @@ pub enum Event {
     CutOff {
         /// The number of connections.
         connections: usize,
+    },
+    /// A target has come up or gone down.
+    TargetTurned {
+        /// The target as rules have it.
+        target: String,
+        /// The rule.
+        rule: Box<Rule>,
+        /// The last failure in a few words; none of a target that is up.
+        why: Option<String>,
     },
     /// A change that was not confirmed in time was rolled back.
     RolledBack,

@@ -14,6 +14,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, sleep, sleep_until};
 use super::change::{Action, Change, Wanted};
 use super::error::ControllerError;
 use super::event::{Event, OnEvent};
+use super::targets::Care;
 use super::{Controller, Parts};
 use crate::config::file::ConfigError;
 use crate::host::netlink::Netlink;
@@ -81,14 +82,15 @@ pub async fn watch(
     controller.serve_metrics(Scrapes::new(control.caller()), on_event);
     step(&mut controller, on_event).await;
     be_ready();
-    let alive = sd_notify::watchdog_enabled().map(|period| period / 3);
-    let mut alive = every(alive.unwrap_or(Duration::from_secs(3600)));
+    let mut alive = watchdog();
     let mut rescan = every(RESCAN_INTERVAL);
     let mut inspect = every(INSPECT_INTERVAL);
     let mut look = every(LOOK_INTERVAL);
     // The time at which changed rules are read again.
     let mut reread = None;
+    let mut care = Care::start();
     loop {
+        care.follow(&controller);
         let deadline = controller.state().confirm_within();
         tokio::select! {
             signal = signals.next() => match signal {
@@ -108,7 +110,8 @@ pub async fn watch(
                         reread.get_or_insert_with(|| Instant::now() + SETTLE);
                     }
                     Request::Stop => return Ok(()),
-                    Request::Who | Request::Status | Request::Flows | Request::Metrics => {}
+                    // A question, which is answered.
+                    _ => {}
                 }
             }
             () = sleep_until(reread.unwrap_or_else(Instant::now)), if reread.is_some() => {
@@ -122,6 +125,7 @@ pub async fn watch(
                     return Ok(());
                 }
             }
+            due = care.due() => care.attend(due, &mut controller, on_event).await,
             _ = inspect.tick() => inspect = mend(&mut controller, on_event).await,
             _ = look.tick(), if controller.asks_for_listeners() => {
                 look = follow_taken(&mut controller, on_event).await;
@@ -129,6 +133,12 @@ pub async fn watch(
             _ = alive.tick() => tell_manager(&[NotifyState::Watchdog]),
         }
     }
+}
+
+/// The clock by which systemd is told that this process is alive.
+fn watchdog() -> Interval {
+    let alive = sd_notify::watchdog_enabled().map(|period| period / 3);
+    every(alive.unwrap_or(Duration::from_secs(3600)))
 }
 
 fn listen() -> Result<Control, ControllerError> {

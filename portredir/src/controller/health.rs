@@ -5,6 +5,7 @@ use crate::host::netlink::{HostError, Netlink};
 use crate::ipc::client::Answer;
 use crate::observe::faults::{self, Fault};
 use crate::plan::Attached;
+use crate::ruleset::forwarding;
 
 /// The command that starts a watcher.
 const WATCH: &str = "portredir watch";
@@ -54,17 +55,37 @@ fn watcher(answer: &Answer) -> Option<Fault> {
         ));
     }
     answer.role.is_none().then(|| {
-        Fault::new(
-            "no watcher process tracks interfaces and addresses, or repairs what others detach",
-            WATCH,
-        )
+        let checks = match unchecked(answer) {
+            Some(unchecked) => format!("; {unchecked}"),
+            None => String::new(),
+        };
+        let what = "no watcher process tracks interfaces and addresses, or repairs what others \
+                    detach";
+        Fault::new(format!("{what}{checks}"), WATCH)
     })
+}
+
+/// The words about targets that no process checks, where some are to be checked.
+#[must_use]
+pub fn unchecked(answer: &Answer) -> Option<String> {
+    let rules = &answer.settings.rules;
+    let has_checks = rules.iter().any(|rule| forwarding::check(rule).is_some());
+    if answer.role.is_some() || !has_checks {
+        return None;
+    }
+    let since = answer.checked_at.map_or_else(String::new, |at| {
+        format!(" since {}", at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    });
+    Some(format!(
+        "nobody checks targets{since}, and all stay as they were"
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
+    use jiff::Timestamp;
     use portredir_common::wire::frame::Link;
 
     use super::*;
@@ -76,6 +97,7 @@ mod tests {
     use crate::loader::inspect::Occupant;
     use crate::observe::attached::sample;
     use crate::observe::report::Report;
+    use crate::rule::tests::rule;
 
     fn host_with(names: &[&str]) -> HostView {
         let interface = |(index, name): (u32, &&str)| {
@@ -120,6 +142,7 @@ mod tests {
             flow_tables: Vec::new(),
             unregistered: Vec::new(),
             reconciled: None,
+            checked_at: None,
             report: Report::new(&[], interfaces, &Counters::default(), &[]),
         }
     }
@@ -169,6 +192,13 @@ mod tests {
         let mut answer = answer("80:8080", Some(7), None);
         answer.role = None;
         assert!(whats(&answer, &eth0)[0].starts_with("no watcher process"));
+        assert!(!whats(&answer, &eth0)[0].contains("targets"));
+        answer.settings.rules = vec![rule("80:10.0.0.5:8080,10.0.0.6:8080")];
+        answer.checked_at = Some(Timestamp::UNIX_EPOCH);
+        let said = whats(&answer, &eth0);
+        let expected =
+            "nobody checks targets since 1970-01-01T00:00:00Z, and all stay as they were";
+        assert!(said[0].ends_with(expected), "{said:?}");
         answer.silent = Some(812);
         assert_eq!(
             faults(&answer, &eth0),

@@ -1,6 +1,9 @@
 //! The answers of a redirect to questions.
 
+use std::collections::HashMap;
 use std::io;
+
+use jiff::Timestamp;
 
 use super::error::ControllerError;
 use super::{Controller, Parts};
@@ -12,6 +15,9 @@ use crate::loader::pinned::{self, Found, PinnedError};
 use crate::loader::{Sizes, chain};
 use crate::observe::connections::{self, Filter, List, Redirect};
 use crate::observe::metrics::{Metrics, Running};
+use crate::observe::targets;
+use crate::rule::Rule;
+use crate::ruleset::forwarding;
 use crate::state::State;
 use crate::state::attachment::Attachment;
 use crate::state::stamp::Stamp;
@@ -34,8 +40,48 @@ impl Controller {
                 |error| Reply::Refused(chain(&error)),
                 |answer| Reply::Metrics(metrics(Some(answer))),
             ),
+            Request::Targets => self.targets(Some(role)).map_or_else(
+                |error| Reply::Refused(chain(&error)),
+                |list| Reply::Targets(Box::new(list)),
+            ),
             _ => Reply::Done(Who::this(role)),
         }
+    }
+
+    /// The time at which a process was last checking targets, if any are to be checked.
+    fn checked_at(&self) -> Option<Timestamp> {
+        let rules = &self.state.settings.rules;
+        let is_wanted = rules.iter().any(|rule| forwarding::check(rule).is_some());
+        pinned::checked_at(self.pins.as_ref().filter(|_| is_wanted)?)
+    }
+
+    /// The targets of the rules, with their states.
+    fn targets(&self, role: Option<Role>) -> Result<targets::List, ControllerError> {
+        let mut flows = HashMap::new();
+        if self.has_services() {
+            let forwards = self.datapath.forwards()?;
+            let live = forwards.live().filter(|flow| flow.own != 0);
+            for flow in live.filter(|flow| !flow.entry.is_by_rule()) {
+                *flows.entry(flow.entry.flow().target).or_default() += 1;
+            }
+        }
+        let checking = targets::Checking {
+            is_on: role.is_some(),
+            at: self.checked_at(),
+        };
+        let services = &self.state.services;
+        let list = targets::list(services, Timestamp::now(), checking, |service, target| {
+            let check = self.rule_of(service).and_then(Rule::forward);
+            let check = check.and_then(|forward| forward.check.as_ref());
+            let is_last = service.otherwise.target() == Some(target);
+            targets::Known {
+                // The target for when all are down is not checked.
+                check: check.filter(|_| !is_last).map(|check| check.by.to_string()),
+                flows: Some(flows.get(&target.number).copied().unwrap_or(0)),
+                packets: None,
+            }
+        });
+        Ok(list)
     }
 
     fn answer(&self, role: Option<Role>) -> Result<Answer, ControllerError> {
@@ -58,6 +104,7 @@ impl Controller {
                 Vec::new()
             },
             reconciled: role.map(|_| self.reconciled),
+            checked_at: self.checked_at(),
             report: self.report()?,
         })
     }
@@ -83,6 +130,32 @@ pub fn flows(filter: &Filter) -> Result<List, ControllerError> {
                 Err(PinnedError::NotPermitted(error).into())
             }
             Err(error) => Err(ControllerError::NoFlows(error)),
+        },
+    }
+}
+
+/// Lists the targets of the running rules.
+///
+/// # Errors
+///
+/// [`ControllerError::NotRunning`], or this user may not read the pins.
+pub fn targets() -> Result<targets::List, ControllerError> {
+    let pins = PinDir::current().map_err(ControllerError::netns)?;
+    match pinned::find(&pins)? {
+        Found::Live(state) => {
+            let controller = Controller::open(Parts {
+                settings: state.settings.clone(),
+                state: *state,
+                netlink: Netlink::open()?,
+                pins: Some(pins),
+            })?;
+            let who = client::ask(Request::Who).ok().flatten();
+            controller.targets(who.map(|who| who.role))
+        }
+        Found::Nothing | Found::Unfinished => match client::targets() {
+            Ok(Some(list)) => Ok(list),
+            Ok(None) => Err(not_running()),
+            Err(error) => Err(PinnedError::NotPermitted(error).into()),
         },
     }
 }

@@ -14,6 +14,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::observe::connections::Redirect;
+use crate::observe::targets::List;
 use crate::sys::peer::Owner;
 
 pub use super::message::{Answer, Reply, Request, Role, Who};
@@ -54,6 +55,21 @@ pub fn status() -> io::Result<Option<Answer>> {
 pub fn flows() -> io::Result<Option<Redirect>> {
     match exchange(Request::Flows)? {
         Some(Reply::Flows(redirect)) => Ok(Some(*redirect)),
+        None => Ok(None),
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Asks the process of this network namespace for the targets of its rules; `None` when
+/// there is no such process.
+///
+/// # Errors
+///
+/// When the process does not answer, or refuses. An older process does not know the
+/// question.
+pub fn targets() -> io::Result<Option<List>> {
+    match exchange(Request::Targets)? {
+        Some(Reply::Targets(list)) => Ok(Some(*list)),
         None => Ok(None),
         Some(_) => Err(io::ErrorKind::InvalidData.into()),
     }

@@ -1,5 +1,6 @@
 //! The messages of the conversation.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::config::settings::Settings;
@@ -8,6 +9,7 @@ use crate::loader::flows::Fill;
 use crate::observe::connections::Redirect;
 use crate::observe::metrics::Reconciled;
 use crate::observe::report::Report;
+use crate::observe::targets::List;
 use crate::state::stamp::Stamp;
 
 /// A request.
@@ -21,6 +23,8 @@ pub enum Request {
     /// A question for the maps of the flows and what belongs to them. For root alone, who
     /// may open maps.
     Flows,
+    /// A question for the targets of rules. For root alone, as the pins are.
+    Targets,
     /// A question for the metrics.
     Metrics,
     /// A notification that a command changed the rules: the process reads them again. For
@@ -107,6 +111,10 @@ pub struct Answer {
     /// The work of this process; none where it only read the pins.
     #[serde(default)]
     pub reconciled: Option<Reconciled>,
+    /// The time at which a process was last checking targets; none where none are to be
+    /// checked, or none were. An older process does not tell.
+    #[serde(default)]
+    pub checked_at: Option<Timestamp>,
     /// Interfaces and counters.
     #[serde(flatten)]
     pub report: Report,
@@ -122,6 +130,8 @@ pub enum Reply {
     Answer(Box<Answer>),
     /// The redirect, for a list of its flows.
     Flows(Box<Redirect>),
+    /// The targets of rules.
+    Targets(Box<List>),
     /// The metrics, as text.
     Metrics(String),
     /// The request is refused, for this reason.

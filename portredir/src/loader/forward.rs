@@ -235,7 +235,12 @@ impl Datapath {
         Ok(())
     }
 
-    fn set_targets(&mut self, targets: &[(u16, Target)]) -> Result<(), DatapathError> {
+    /// Writes targets.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_targets(&mut self, targets: &[(u16, Target)]) -> Result<(), DatapathError> {
         let addrs: HashSet<Addr> = targets.iter().map(|(_, target)| target.addr).collect();
         let name = "TARGET_ADDRS";
         fill_hash(

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 
 use aya::maps::{Map, MapData, MapError};
+use jiff::Timestamp;
 use thiserror::Error;
 
 use super::Datapath;
@@ -24,6 +25,8 @@ const INTERFACES: u32 = 1 << 31;
 
 /// The document of the switches of forwarding.
 const FORWARDING: u32 = 1 << 30;
+/// The document with the time at which targets were last being checked.
+const CHECKED: u32 = 2;
 
 /// The state of the pins in a directory.
 #[derive(Clone, Debug)]
@@ -97,6 +100,14 @@ pub fn find(pins: &PinDir) -> Result<Found, PinnedError> {
         return Ok(Found::Unfinished);
     };
     Ok(Found::Live(Box::new(State::parse(&text, &dir)?)))
+}
+
+/// The time at which a process was last checking targets; none where none ever did.
+#[must_use]
+pub fn checked_at(pins: &PinDir) -> Option<Timestamp> {
+    let state = Map::HashMap(open(pins, "STATE").ok()??);
+    let text = Store::of(&state).ok()?.read(CHECKED)?;
+    serde_json::from_slice(&text).ok()
 }
 
 /// The attachments of all interfaces, without those with a damaged document.
@@ -190,6 +201,17 @@ impl Datapath {
     pub fn set_state(&mut self, generation: u32, state: &State) -> Result<(), DatapathError> {
         self.store()?
             .write(generation, state)
+            .map_err(map_error("STATE"))
+    }
+
+    /// Writes down that targets are being checked.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn set_checked_at(&mut self, time: Timestamp) -> Result<(), DatapathError> {
+        self.store()?
+            .write(CHECKED, &time)
             .map_err(map_error("STATE"))
     }
 

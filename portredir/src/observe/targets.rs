@@ -6,8 +6,9 @@ mod text;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::ruleset::forwarding;
 use crate::ruleset::services::Services;
 use crate::ruleset::services::service::{Health, Service, Target};
 
@@ -17,7 +18,7 @@ pub use self::text::text;
 pub const SCHEMA: u32 = 1;
 
 /// All targets at one moment: the object that `--json` prints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {
     /// The version of this layout.
     pub schema: u32,
@@ -25,12 +26,17 @@ pub struct List {
     pub running: bool,
     /// The time of the list.
     pub time: Timestamp,
+    /// Whether a process makes the health checks; without one all states stay as they are.
+    pub checking: bool,
+    /// The time at which a process was last making health checks, to ten seconds; null where
+    /// none ever did, and for a process in the foreground.
+    pub checked_at: Option<Timestamp>,
     /// The targets, in the order of the rules.
     pub targets: Vec<Line>,
 }
 
 /// The state of a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// New flows begin with the target, as far as its weight allows.
@@ -44,7 +50,7 @@ pub enum State {
 }
 
 /// A target of a rule. What is not known is null.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// The listen part of the rule.
     pub listen: String,
@@ -63,6 +69,8 @@ pub struct Line {
     pub is_else: bool,
     /// The state.
     pub state: State,
+    /// The question of the health check; null where the target is not checked.
+    pub check: Option<String>,
     /// Whether the administrator drains the target, whatever its state is.
     pub drained: bool,
     /// The time since when the target is in its state.
@@ -75,41 +83,56 @@ pub struct Line {
     pub packets: Option<u64>,
 }
 
-/// The traffic of a target, as far as it is known.
+/// The process that makes the health checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct Checking {
+    /// Whether there is one.
+    pub is_on: bool,
+    /// The time at which there was one, as far as it was written down.
+    pub at: Option<Timestamp>,
+}
+
+/// The part of a line that a service does not tell, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The question of the health check.
+    pub check: Option<String>,
     /// The flows that are alive.
     pub flows: Option<u64>,
     /// The packets to the target.
     pub packets: Option<u64>,
 }
 
-/// The list of all targets; `traffic` tells that of a number.
+/// The list of all targets.
 #[must_use]
-pub fn list(services: &Services, time: Timestamp, traffic: impl Fn(u16) -> Traffic) -> List {
+pub fn list(
+    services: &Services,
+    time: Timestamp,
+    checking: Checking,
+    known: impl Fn(&Service, &Target) -> Known,
+) -> List {
     let targets = services.iter().flat_map(|service| {
         let wanted = service
             .wanted_targets()
             .map(|target| (target, service.is_removed));
         let removed = service.removed.iter().map(|target| (target, true));
         let all = wanted.chain(removed);
-        let traffic = &traffic;
-        all.map(move |(target, is_removed)| line(service, target, is_removed, traffic))
+        let known = &known;
+        all.map(move |(target, is_removed)| {
+            line(service, target, is_removed, known(service, target))
+        })
     });
     List {
         schema: SCHEMA,
         running: true,
         time,
+        checking: checking.is_on,
+        checked_at: checking.at,
         targets: targets.collect(),
     }
 }
 
-fn line(
-    service: &Service,
-    target: &Target,
-    is_removed: bool,
-    traffic: impl Fn(u16) -> Traffic,
-) -> Line {
+fn line(service: &Service, target: &Target, is_removed: bool, known: Known) -> Line {
     let endpoint = &target.endpoint;
     let (state, since, why) = match &target.health {
         _ if is_removed => (State::Removed, None, None),
@@ -117,10 +140,14 @@ fn line(
         Health::Up { .. } if target.drained.is_some() => (State::Drained, target.drained, None),
         Health::Up { since } => (State::Up, *since, None),
     };
-    let Traffic { flows, packets } = traffic(target.number);
+    let Known {
+        check,
+        flows,
+        packets,
+    } = known;
     let last = service.otherwise.target();
     Line {
-        listen: service.key.clone(),
+        listen: forwarding::listen_part(service).to_owned(),
         target: endpoint.to_string(),
         addr: endpoint.host,
         port: endpoint.port.get(),
@@ -131,6 +158,7 @@ fn line(
         weight: target.weight,
         is_else: last.is_some_and(|last| last.number == target.number),
         state,
+        check: check.filter(|_| !is_removed),
         drained: target.drained.is_some() && !is_removed,
         since,
         why,

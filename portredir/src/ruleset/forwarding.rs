@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use portredir_common::map::targets as map;
 use portredir_common::net::Port;
 
+use super::health::{Check, RuleCheck, Timing};
 use super::services::endpoint::{Endpoint, Range};
-use super::services::service::{Affinity, Otherwise};
+use super::services::service::{Affinity, Otherwise, Service};
 use super::services::{Services, WantedService, WantedTarget};
-use crate::rule::target::{self, Else, Forward, RuleTarget, To, WhenDown};
+use crate::rule::target::{self, CheckBy, Else, Forward, RuleTarget, To, WhenDown};
 use crate::rule::{Ports, Rule};
 
 /// A rule, with the number of its counters.
@@ -52,6 +53,32 @@ pub fn wanted(
 pub fn number(services: &Services, rule: &Rule) -> Option<u16> {
     let mut versions = Version::ALL.iter();
     versions.find_map(|version| Some(services.of_key(&version.key(rule))?.number))
+}
+
+/// The listen part of the rule of a service.
+#[must_use]
+pub fn listen_part(service: &Service) -> &str {
+    Version::split(&service.key).0
+}
+
+/// The health check of the targets of a rule, if they have one.
+#[must_use]
+pub fn check(rule: &Rule) -> Option<RuleCheck> {
+    let check = rule.forward()?.check.as_ref()?;
+    let (question, port) = match &check.by {
+        CheckBy::Tcp(port) => (Check::Tcp, *port),
+        CheckBy::Http(path) => (Check::Http { path: path.clone() }, None),
+    };
+    Some(RuleCheck {
+        check: question,
+        port,
+        timing: Timing {
+            every: check.every,
+            timeout: check.timeout,
+            rise: check.rise.into(),
+            fall: check.fall.into(),
+        },
+    })
 }
 
 /// Whether a target of a rule has a number for which a test holds.
@@ -251,6 +278,27 @@ mod tests {
         let keys: Vec<_> = values(&services).iter().map(|(key, _)| *key).collect();
         assert_eq!(keys, [(1, 4), (1, 6), (2, 4)]);
         assert_eq!(number(&services, &rule("82:8082")), None);
+    }
+
+    #[test]
+    fn checks_are_those_of_the_rule() {
+        let check_of = |text: &str| check(&rule(text));
+        assert_eq!(check_of("80:10.0.0.5:8080"), None);
+        assert_eq!(check_of("80:8080"), None);
+        let timing = Timing::default();
+        let tcp = |port| RuleCheck {
+            check: Check::Tcp,
+            port,
+            timing,
+        };
+        assert_eq!(check_of("80:10.0.0.5:8080,10.0.0.6:8080"), Some(tcp(None)));
+        let text = "80:10.0.0.5:8080 check tcp:81";
+        assert_eq!(check_of(text), Some(tcp(Some(Port::new(81)))));
+        let text = "80:10.0.0.5:8080 check http:/ok every 500ms";
+        let check = check_of(text).expect("a check");
+        let path = "/ok".to_owned();
+        assert_eq!((check.check, check.port), (Check::Http { path }, None));
+        assert_eq!(check.timing.every, std::time::Duration::from_millis(500));
     }
 
     #[test]

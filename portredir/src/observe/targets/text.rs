@@ -44,7 +44,24 @@ pub fn text(list: &List) -> String {
             text += &format!("      {why}\n");
         }
     }
+    if let Some(line) = unchecked(list) {
+        text += &format!("{line}\n");
+    }
     text
+}
+
+/// The sentence for when no process makes the health checks.
+fn unchecked(list: &List) -> Option<String> {
+    let has_checks = list.targets.iter().any(|line| line.check.is_some());
+    if list.checking || !has_checks {
+        return None;
+    }
+    let since = list.checked_at.map_or_else(String::new, |at| {
+        format!(" since {}", at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    });
+    Some(format!(
+        "nobody checks targets{since}; all stays as it was; start: portredir watch"
+    ))
 }
 
 fn row(line: &Line, now: Timestamp) -> [String; 6] {
@@ -80,7 +97,7 @@ mod tests {
     use portredir_common::map::targets::{SLOTS, Slot};
     use portredir_common::net::Port;
 
-    use crate::observe::targets::{Traffic, list};
+    use crate::observe::targets::{Checking, Known, list};
     use crate::ruleset::services::endpoint::Endpoint;
     use crate::ruleset::services::service::{Affinity, Health, Otherwise};
     use crate::ruleset::services::{Services, WantedService, WantedTarget};
@@ -111,7 +128,7 @@ mod tests {
         let mut slots = vec![Slot::default(); SLOTS as usize];
         let hosts = [Some("10.0.0.5"), Some("10.0.0.6"), Some("2001:db8::7")];
         let targets = hosts.map(|host| (endpoint(host, 8080), 1));
-        let mut rule = wanted("80 from 10.0.0.0/8", &targets);
+        let mut rule = wanted("80 from 10.0.0.0/8 ipv4", &targets);
         let services = Services::default().next(&[rule.clone()], &mut slots);
         rule.targets.pop();
         rule.targets[0].weight = 3;
@@ -123,9 +140,14 @@ mod tests {
         let last = "9090".parse().expect("a selector");
         services.drain(&last, since, &mut slots);
         let now = Timestamp::from_second(125).expect("a time");
-        list(&services, now, |number| Traffic {
-            flows: (number == 1).then_some(12),
-            packets: Some(20_000 * u64::from(number)),
+        let checking = Checking {
+            is_on: true,
+            at: Timestamp::from_second(120).ok(),
+        };
+        list(&services, now, checking, |_, target| Known {
+            check: (target.number == 2).then(|| "tcp".to_owned()),
+            flows: (target.number == 1).then_some(12),
+            packets: Some(20_000 * u64::from(target.number)),
         })
     }
 
@@ -145,10 +167,28 @@ mod tests {
     }
 
     #[test]
+    fn says_when_nobody_checks() {
+        let mut list = sample();
+        assert!(!text(&list).contains("nobody"));
+        list.checking = false;
+        let text = text(&list);
+        let last = text.lines().last().expect("lines");
+        let expected = "nobody checks targets since 1970-01-01T00:02:00Z; all stays as it was; \
+                        start: portredir watch";
+        assert_eq!(last, expected);
+        list.targets.retain(|line| line.check.is_none());
+        assert!(!super::text(&list).contains("nobody"));
+    }
+
+    #[test]
     fn without_targets_a_sentence() {
-        let list = list(&Services::default(), Timestamp::UNIX_EPOCH, |_| {
-            Traffic::default()
-        });
+        let checking = Checking::default();
+        let list = list(
+            &Services::default(),
+            Timestamp::UNIX_EPOCH,
+            checking,
+            |_, _| Known::default(),
+        );
         assert!(text(&list).starts_with("no rule"), "{}", text(&list));
     }
 
@@ -166,6 +206,7 @@ mod tests {
             "weight": 1,
             "else": false,
             "state": "down",
+            "check": "tcp",
             "drained": false,
             "since": "1970-01-01T00:00:00Z",
             "why": "no answer in 1 s",

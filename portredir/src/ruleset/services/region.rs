@@ -112,15 +112,9 @@ mod tests {
         assert_eq!(place_for(64, &[]), Some(0));
         assert_eq!(place_for(64, &[64..128, 0..1]), Some(128));
         assert_eq!(place_for(63, &[64..128, 0..1]), Some(1));
-<<<<<<< ours
-        let used = 0..SLOTS as usize - 1;
-        assert_eq!(place_for(1, std::slice::from_ref(&used)), Some(SLOTS - 1));
-        assert_eq!(place_for(2, std::slice::from_ref(&used)), None);
-=======
         let nearly_all = [0..1, 1..SLOTS as usize - 1];
         assert_eq!(place_for(1, &nearly_all), Some(SLOTS - 1));
         assert_eq!(place_for(2, &nearly_all), None);
->>>>>>> theirs
     }
 
     #[test]

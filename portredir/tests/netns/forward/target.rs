@@ -5,9 +5,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::needs_targets;
 use super::rules::Rule;
 use super::site::Site;
 use super::subject::{Layout, Place, Subject, Variant};
@@ -18,25 +18,26 @@ use crate::conformance::server::{Manner, Server};
 use crate::conformance::site::Offload;
 use crate::lab::Family;
 use crate::lab::extent::allow;
-use crate::lab::process::{note, slow, wait_for};
+use crate::lab::process::{note, slow, wait_for, wait_within};
 use crate::lab::program::PROGRAM;
 use crate::peer::conn::{Conn, Proto};
 
 pub fn add(tests: &mut Tests) {
     type Test = (&'static str, fn(&mut Site, Family));
-    const TESTS: [Test; 5] = [
+    const TESTS: [Test; 7] = [
         ("drain_and_return", drain_and_return),
         ("death_and_return", death_and_return),
         ("weights", weights),
         ("all_down", all_down),
         ("all_down_with_else", all_down_with_else),
+        ("without_a_watcher", without_a_watcher),
+        ("forgotten", forgotten),
     ];
     for (name, test) in TESTS {
         for family in Family::BOTH {
             for engine in ["auto", "tc"] {
                 let name = format!("forward/targets/{name}/{family:?}/{engine}");
                 tests.add(name, &[], move || {
-                    needs_targets();
                     allow(Duration::from_secs(120));
                     let layout = Layout::Bridge(true);
                     let offload = Offload::On;
@@ -57,6 +58,9 @@ const FLOWS: usize = 200;
 const CHECK: &str = "check tcp every 200ms";
 const EVERY: Duration = Duration::from_millis(200);
 const FALL: u32 = 3;
+
+/// A time in which targets without flows are forgotten: every ten seconds some are.
+const SWEPT: Duration = Duration::from_secs(40);
 
 fn target(site: &Site, family: Family, place: Place) -> SocketAddr {
     SocketAddr::new(site.addr(place, family), 8080)
@@ -79,9 +83,14 @@ fn wait_until(site: &Site, target: SocketAddr, state: &str) {
     });
 }
 
-fn state_of(site: &Site, target: SocketAddr) -> String {
+/// The object that `targets --json` prints.
+fn targets(site: &Site) -> Value {
     let shown = site.lab.host.run(&[PROGRAM, "targets", "--json"]);
-    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    serde_json::from_str(&shown).expect("JSON")
+}
+
+fn state_of(site: &Site, target: SocketAddr) -> String {
+    let shown = targets(site);
     let targets = shown["targets"].as_array().expect("targets");
     let mut targets = targets.iter();
     let found = targets.find(|shown| shown["target"] == target.to_string());
@@ -159,7 +168,7 @@ fn drain_and_return(site: &mut Site, family: Family) {
     let words = addr_words(f.ip());
     for round in 0..3 {
         site.lab.host.run(&[PROGRAM, "drain", &words]);
-        wait_until(site, f, "drain");
+        wait_until(site, f, "drained");
         check_kept(&mut tcp, &mut udp, "while F is drained");
         for proto in [Proto::Tcp, Proto::Udp] {
             let new = many(site, family, proto);
@@ -310,4 +319,82 @@ fn all_down_with_else(site: &mut Site, family: Family) {
     for proto in [Proto::Tcp, Proto::Udp] {
         assert_eq!(begin(site, family, proto).name, "9090");
     }
+}
+
+/// Then all stays as it was, commands say so, and the next watcher goes on.
+fn without_a_watcher(site: &mut Site, family: Family) {
+    start(site, family, CHECK);
+    let [f, g] = [Place::F, Place::G].map(|place| target(site, family, place));
+    // It has found F alive, and has written down when.
+    wait_for("a time", || {
+        targets(site)["checked_at"].is_string().then_some(())
+    });
+    assert_eq!(targets(site)["checking"], true);
+    let status = site.lab.host.run(&[PROGRAM, "status", "--json"]);
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    let pid = status["pid"].as_u64().expect("a pid").to_string();
+    site.lab.host.run(&["kill", "-9", &pid]);
+    wait_for("nobody to check", || {
+        (targets(site)["checking"] == false).then_some(())
+    });
+    drop(site.servers.remove(1));
+    std::thread::sleep(EVERY * (FALL + 2));
+    assert_eq!(state_of(site, f), "up", "nobody has looked");
+    let since = targets(site)["checked_at"]
+        .as_str()
+        .map(|at| at[..19].to_owned());
+    let said = format!("nobody checks targets since {}", since.expect("a time"));
+    for command in ["targets", "status"] {
+        let text = site.lab.host.run(&[PROGRAM, command]);
+        assert!(text.contains(&said), "{said} in {text}");
+    }
+    let mut drain = site.lab.host.start(&[PROGRAM, "drain", "192.0.2.9"]);
+    assert_eq!(drain.wait().code(), Some(1));
+    for words in [
+        "no rule has the target 192.0.2.9",
+        &f.to_string(),
+        &g.to_string(),
+    ] {
+        assert!(drain.err().contains(words), "{words} in {}", drain.err());
+    }
+    site.lab.host.run(&[PROGRAM, "drain", &g.to_string()]);
+    assert_eq!(state_of(site, g), "drained");
+    let mut watch = site.lab.host.start(&[PROGRAM, "watch"]);
+    wait_until(site, f, "down");
+    assert_eq!(state_of(site, g), "drained");
+    watch.signal(Signal::SIGTERM);
+    assert!(watch.wait().success());
+    assert!(
+        watch.err().contains(&format!("target {f} of ")),
+        "{}",
+        watch.err()
+    );
+}
+
+/// A target that its rule has no more is there until its flows have ended.
+fn forgotten(site: &mut Site, family: Family) {
+    start(site, family, CHECK);
+    let [f, g] = [Place::F, Place::G].map(|place| target(site, family, place));
+    let mut flows = many(site, family, Proto::Tcp);
+    let rule = |targets: &[SocketAddr]| Rule::new(site.own(family, 80), targets).with("check tcp");
+    let old = Rule::new(site.own(family, 80), &[f, g]).with(CHECK);
+    site.replace(&old, &rule(&[g]));
+    assert_eq!(state_of(site, f), "removed");
+    check_kept(&mut flows, &mut [], "after F was removed");
+    drop(flows);
+    wait_within(SWEPT, "F to be forgotten", || {
+        let shown = targets(site);
+        let all = shown["targets"].as_array().expect("targets");
+        let is_there = |shown: &Value| shown["target"] == f.to_string();
+        (!all.iter().any(is_there)).then_some(())
+    });
+    site.lab.host.run(&[PROGRAM, "add", "81:8081"]);
+    site.remove(&rule(&[g]), &Rule::new(site.own(family, 81), &[g]));
+    wait_within(SWEPT, "no targets", || {
+        let none = targets(site)["targets"]
+            .as_array()
+            .expect("targets")
+            .is_empty();
+        none.then_some(())
+    });
 }

@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::Tests;
+use crate::lab::process::wait_for;
 use crate::lab::program::Redirector;
 use crate::lab::{Family, Lab, schema};
 use crate::lifecycle::host::{CELL, Host, check_reaches};
@@ -39,6 +40,7 @@ fn of_nothing() {
         &["status"][..],
         &["status", "--check"],
         &["rules"],
+        &["targets"],
         &["connections"],
     ] {
         let json = check(&host, args);
@@ -66,6 +68,7 @@ fn active() {
         "127.0.0.1:9474",
         "80:8080/both",
         "81:9999 on h0",
+        "83:8080,8081 check tcp every 200ms",
     ]);
     check_reaches(&lab, 80, &server);
     host.run(&["add", "--confirm", "1min", "82:8080"]);
@@ -75,8 +78,14 @@ fn active() {
     assert!(status["rules"][0]["packets"].as_u64() > Some(0));
     let mut conns = PROTOS.map(|proto| Conn::to(&lab.client, proto, 0, Family::V4.host(80)));
     conns.iter_mut().for_each(|conn| conn.echo(b"listed"));
+    wait_for("8081 to be down", || {
+        let targets = check(&host, &["targets"]);
+        (targets["targets"][1]["state"] == "down").then_some(())
+    });
+    host.run(&["drain", "8080"]);
     for args in [
-        &["rules"][..],
+        &["targets"][..],
+        &["rules"],
         &["doctor"],
         &["plan", "80:8080"],
         &["status", "--check"],
@@ -130,7 +139,7 @@ fn foreground() {
     let mut redirector = Redirector::start(&lab.host, &["--iface", "h0", "80:8080/both"]);
     check_reaches(&lab, 80, &server);
     redirector.fresh_report();
-    for args in [&["status"][..], &["rules"], &["doctor"]] {
+    for args in [&["status"][..], &["rules"], &["targets"], &["doctor"]] {
         check(&host, args);
     }
     let mut trace = host.start(&["trace", "--json", "--count", "8"]);

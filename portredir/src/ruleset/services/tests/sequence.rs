@@ -2,21 +2,12 @@
 
 use super::*;
 
-<<<<<<< ours
-/// The key of a rule, its targets with their weights, and what is done while all are down.
-type Listed = (u8, Vec<(u8, u16)>, u8);
-
-#[derive(Clone, Debug)]
-enum Step {
-    Next(Vec<Listed>),
-=======
 /// A rule: its key, addresses and weights of its targets, and its last resort.
 type Rule = (u8, Vec<(u8, u16)>, u8);
 
 #[derive(Clone, Debug)]
 enum Step {
     Next(Vec<Rule>),
->>>>>>> theirs
     Health(u16, bool),
     Drain(u8),
     Undrain(u8),
@@ -39,11 +30,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-<<<<<<< ours
-fn rules(list: &[Listed]) -> Vec<WantedService> {
-=======
 fn rules(list: &[Rule]) -> Vec<WantedService> {
->>>>>>> theirs
     let rules: BTreeMap<_, _> = list
         .iter()
         .map(|(key, targets, otherwise)| {
@@ -59,11 +46,7 @@ fn rules(list: &[Rule]) -> Vec<WantedService> {
     rules.into_values().collect()
 }
 
-<<<<<<< ours
-/// A target that was known before and is wanted still has the same number.
-=======
 /// Services and targets that are still wanted have the number that they had.
->>>>>>> theirs
 fn numbers_are_stable(before: &Services, after: &Services) -> TestCaseResult {
     for old in before.iter() {
         let Some(new) = after.of_key(&old.key) else {
