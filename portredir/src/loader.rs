@@ -7,6 +7,7 @@ mod error;
 pub mod flow_view;
 pub mod flows;
 pub mod forward;
+pub mod forward_view;
 pub mod inspect;
 mod ipsec;
 mod link;

@@ -18,6 +18,7 @@ use portredir_common::net::{Addr, Port, Protocol};
 use super::Datapath;
 use super::error::{DatapathError, map_error};
 use super::flows::Flows;
+use super::forward_view::{self, ForwardView};
 use super::object::Sizes;
 use crate::sys::bpffs::PinDir;
 use crate::sys::clock::monotonic;
@@ -25,14 +26,18 @@ use crate::sys::mmap::Mapped;
 use crate::sys::sock_detail::Socket;
 
 /// The maps that are read.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 12] = [
     "DIALLED",
     "FLOWS",
+    "FORWARDS",
+    "FORWARD_ENDS",
     "GIVEN",
     "GIVEN_TCP",
     "LISTENS_ON",
+    "OWN_ADDRS",
     "SEED",
     "SOCKETS",
+    "TARGETS",
     "UDP_ENDS",
 ];
 
@@ -51,7 +56,9 @@ pub enum Place<'a> {
 /// The flows of a redirect.
 #[derive(Debug)]
 pub struct FlowView {
-    flows: Flows,
+    pub(super) flows: Flows,
+    /// An older program has no forwarded flows.
+    pub(super) forward: Option<ForwardView>,
     /// An older program keeps no ends.
     ends: Option<Mapped<Ends<AtomicU64>>>,
     maps: BTreeMap<&'static str, MapData>,
@@ -124,9 +131,11 @@ impl FlowView {
         let ends = ends.map(|map| Mapped::new(map.fd().as_fd(), shares.udp_slots()));
         let ends = ends.transpose();
         let ends = ends.map_err(|source| DatapathError::Memory { name, source })?;
+        let forward = ForwardView::open(&mut maps, sizes)?;
         let given = ["GIVEN", "GIVEN_TCP"].map(|name| maps.remove(name).map(Map::LruHashMap));
         Ok(Self {
             flows: Flows::new(buckets, shares, seed),
+            forward,
             ends,
             maps,
             given,
@@ -177,9 +186,15 @@ impl FlowView {
 
     /// The client's own port, of a flow that may have been given another one.
     fn own_port(&self, entry: Entry, key: &FlowKey) -> Option<Port> {
-        if !entry.is_remapped() {
-            return Some(key.client_port);
+        if entry.is_remapped() {
+            self.given_port(key)
+        } else {
+            Some(key.client_port)
         }
+    }
+
+    /// The client's own port, of a flow that was given another one.
+    pub(super) fn given_port(&self, key: &FlowKey) -> Option<Port> {
         self.given.iter().flatten().find_map(|map| {
             let map = BpfHashMap::<_, FlowKey, [u8; 2]>::try_from(map).ok()?;
             let port = map.get(key, 0).ok()?;
@@ -230,7 +245,7 @@ impl FlowView {
 }
 
 /// The duration of a number of epochs.
-fn epochs(number: u32) -> Duration {
+pub(super) fn epochs(number: u32) -> Duration {
     Duration::from_nanos(u64::from(number) * Epoch::UNIT_NS)
 }
 
@@ -296,7 +311,7 @@ impl Stored {
 
 /// Whether versions before this one lack a map.
 fn is_new(name: &str) -> bool {
-    matches!(name, "LISTENS_ON" | "UDP_ENDS")
+    matches!(name, "LISTENS_ON" | "UDP_ENDS") || forward_view::NAMES.contains(&name)
 }
 
 fn is_missing(error: &MapError) -> bool {
@@ -306,7 +321,7 @@ fn is_missing(error: &MapError) -> bool {
     error.io_error.kind() == std::io::ErrorKind::NotFound
 }
 
-fn take(
+pub(super) fn take(
     maps: &mut BTreeMap<&'static str, MapData>,
     name: &'static str,
 ) -> Result<MapData, DatapathError> {

@@ -10,6 +10,7 @@ use portredir_common::map::bucket::{Bucket, Shares};
 use portredir_common::map::ends::{Begun, Ends};
 use portredir_common::map::entry::PLACES;
 use portredir_common::map::forward::ForwardEntry;
+use portredir_common::map::hash::Hash;
 use portredir_common::map::targets::{
     OWN_ADDRS, SERVICES, SLOTS, Service, Slot, TARGETS, Target, service_index,
 };
@@ -106,11 +107,34 @@ impl Forwards {
         maps: &HashMap<&'static str, Map>,
         shares: Shares,
     ) -> Result<Self, DatapathError> {
-        Ok(Self {
-            buckets: map_memory(maps, "FORWARDS", shares.total())?,
-            ends: map_memory(maps, "FORWARD_ENDS", shares.known_places())?,
+        let buckets = map_memory(maps, "FORWARDS", shares.total())?;
+        let ends = map_memory(maps, "FORWARD_ENDS", shares.known_places())?;
+        Ok(Self::of(buckets, ends, shares))
+    }
+
+    /// The tables in this memory.
+    pub(super) const fn of(
+        buckets: Mapped<Bucket<AtomicU64>>,
+        ends: Mapped<Ends<AtomicU64>>,
+        shares: Shares,
+    ) -> Self {
+        Self {
+            buckets,
+            ends,
             shares,
-        })
+        }
+    }
+
+    /// Whether a flow has this hash of its ends.
+    #[must_use]
+    pub fn is_of(&self, flow: &ForwardFlow, hash: Hash) -> bool {
+        let table = match flow.protocol {
+            Protocol::Tcp => FlowTable::Tcp,
+            Protocol::Udp => FlowTable::Udp,
+        };
+        let bucket = &self.buckets[self.shares.index(table, hash) as usize];
+        let found = bucket.find_forward(hash);
+        found.is_some_and(|found| found.own == flow.own && found.entry.flow() == flow.entry.flow())
     }
 
     /// The connections that have not ended, and the UDP flows that are not idle.

@@ -1,10 +1,12 @@
 //! The redirected connections and UDP flows that are live.
 //!
 //! Everything is read from the kernel: sockets, with what our programs keep at them, and the
-//! flow tables. A connection without a socket in this network namespace is not listed, as the
-//! flow tables have no addresses of it.
+//! flow tables. A connection to a port of this host that has no socket in this network
+//! namespace is listed when its handshake was seen: only then the flow tables have its
+//! addresses.
 
 mod filter;
+mod forwarded;
 mod list;
 mod text;
 
@@ -73,6 +75,8 @@ pub struct Connection {
     pub dst_addr: IpAddr,
     /// The port that the client connected to.
     pub dst_port: u16,
+    /// The address of the target; none of a port of this host.
+    pub target_addr: Option<IpAddr>,
     /// The port that the server listens on.
     pub target_port: u16,
     /// The canonical text of the rule; of a rule that was removed there is none.

@@ -103,6 +103,16 @@ impl Filter {
         self.states.is_empty() || self.states.len() >= TcpState::CONNECTED.len()
     }
 
+    /// Whether a state is wanted; none is that of UDP flows, and of connections of which the
+    /// state is not known.
+    #[must_use]
+    pub fn wants_state(&self, state: Option<&str>) -> bool {
+        match state {
+            None => self.wants_udp(),
+            Some(name) => self.states().iter().any(|state| state.name() == name),
+        }
+    }
+
     /// Whether a flow is wanted.
     #[must_use]
     pub fn matches(&self, connection: &Connection) -> bool {

@@ -10,6 +10,7 @@ use portredir_common::flow::FlowKey;
 use portredir_common::net::{Addr, Port, Protocol};
 use thiserror::Error;
 
+use super::forwarded::Servers;
 use super::{Connection, Filter, List, Redirect, SCHEMA};
 use crate::loader::DatapathError;
 use crate::loader::flow_view::{self, FlowView, Place, Redirected, UdpFlow};
@@ -59,10 +60,12 @@ pub fn list(
         rewriting: engines(redirect, |engine| engine != SOCKET),
         found: Vec::new(),
     };
-    lister.tcp(&view)?;
-    let mut unknown_udp_flows = 0;
+    let servers = lister.tcp(&view)?;
+    let mut unknown_udp_flows = lister.forwarded(&view, &servers)?;
     if filter.wants_udp() {
-        unknown_udp_flows = lister.udp(&view)?;
+        unknown_udp_flows += lister.udp(&view)?;
+    } else {
+        unknown_udp_flows = 0;
     }
     Ok(List {
         schema: SCHEMA,
@@ -81,37 +84,38 @@ fn engines(redirect: &Redirect, is_meant: impl Fn(&str) -> bool) -> Vec<String> 
     engines.filter(|engine| is_meant(engine)).cloned().collect()
 }
 
-struct Lister<'a> {
+pub(super) struct Lister<'a> {
     redirect: &'a Redirect,
-    filter: &'a Filter,
-    rules: HashMap<u16, &'a Rule>,
+    pub(super) filter: &'a Filter,
+    pub(super) rules: HashMap<u16, &'a Rule>,
     /// The time since the redirect began.
     age: Option<Duration>,
     /// The engines that rewrite packets.
-    rewriting: Vec<String>,
+    pub(super) rewriting: Vec<String>,
     /// The flows that were found, each with the inode of the server's socket.
     found: Vec<(Connection, u32)>,
 }
 
 /// The socket of a server, of a connection that no packet program redirects.
-struct Server {
-    inode: u32,
-    state: TcpState,
-    traffic: Option<Traffic>,
+pub(super) struct Server {
+    pub(super) inode: u32,
+    pub(super) state: TcpState,
+    pub(super) traffic: Option<Traffic>,
 }
 
 /// The way of a flow.
 #[derive(Clone, Copy)]
-struct Way {
+pub(super) struct Way {
     /// The flow, as the server knows it.
-    key: FlowKey,
-    protocol: Protocol,
-    dst_port: Port,
-    target: Port,
+    pub(super) key: FlowKey,
+    pub(super) protocol: Protocol,
+    pub(super) dst_port: Port,
+    pub(super) target: Port,
 }
 
 impl Lister<'_> {
-    fn tcp(&mut self, view: &FlowView) -> Result<(), ListError> {
+    /// Adds connections with a socket; returns the servers of all others.
+    fn tcp(&mut self, view: &FlowView) -> Result<Servers, ListError> {
         let stored = view.stored();
         let storages = view.storages();
         let states = self.filter.states();
@@ -120,7 +124,7 @@ impl Lister<'_> {
             states: &states,
             storages: &storages,
         };
-        let mut servers = HashMap::new();
+        let mut servers = Servers::new();
         let mut clients = Vec::new();
         sock_detail::each(question, |socket| {
             let key = &socket.key;
@@ -144,7 +148,7 @@ impl Lister<'_> {
         for (socket, dst_port) in clients {
             self.dialled(&socket, dst_port, &servers);
         }
-        Ok(())
+        Ok(servers)
     }
 
     /// Adds a connection whose packets are rewritten.
@@ -186,12 +190,7 @@ impl Lister<'_> {
 
     /// Adds the connection of a client on this host. Its server is the other socket, if that
     /// is in this network namespace too.
-    fn dialled(
-        &mut self,
-        socket: &Socket,
-        dst_port: Port,
-        servers: &HashMap<(Addr, Port, Addr, Port), Server>,
-    ) {
+    fn dialled(&mut self, socket: &Socket, dst_port: Port, servers: &Servers) {
         let client = &socket.key;
         let key = FlowKey {
             client: client.local,
@@ -273,7 +272,7 @@ impl Lister<'_> {
         rules.next().is_none().then(|| rule.to_string())
     }
 
-    fn push(&mut self, connection: Connection, inode: u32) {
+    pub(super) fn push(&mut self, connection: Connection, inode: u32) {
         if self.filter.matches(&connection) {
             self.found.push((connection, inode));
         }
@@ -317,14 +316,14 @@ fn leads(rule: &Rule, way: Way) -> bool {
 }
 
 /// Whether a rule is for the addresses of a flow.
-fn is_for(rule: &Rule, way: Way) -> bool {
+pub(super) fn is_for(rule: &Rule, way: Way) -> bool {
     let (client, local) = (ip(way.key.client), ip(way.key.local));
     rule.addr.is_none_or(|addr| addr == local)
         && rule.from.is_none_or(|from| from.contains(&client))
 }
 
 /// A flow of which its way is known alone.
-fn new(way: Way) -> Connection {
+pub(super) fn new(way: Way) -> Connection {
     Connection {
         protocol: name_of(way.protocol),
         state: None,
@@ -332,6 +331,7 @@ fn new(way: Way) -> Connection {
         client_port: Some(way.key.client_port.get()),
         dst_addr: ip(way.key.local),
         dst_port: way.dst_port.get(),
+        target_addr: None,
         target_port: way.target.get(),
         rule: None,
         engines: Vec::new(),
@@ -343,7 +343,7 @@ fn new(way: Way) -> Connection {
     }
 }
 
-fn of_socket(way: Way, state: TcpState, traffic: Option<Traffic>) -> Connection {
+pub(super) fn of_socket(way: Way, state: TcpState, traffic: Option<Traffic>) -> Connection {
     Connection {
         state: Some(state.name()),
         idle_seconds: traffic.map(|traffic| traffic.idle.as_secs()),
@@ -392,10 +392,10 @@ fn inode_of(key: &FlowKey, servers: &HashMap<Port, Vec<Socket>>) -> u32 {
     }
 }
 
-fn ends(key: &FlowKey) -> (Addr, Port, Addr, Port) {
+pub(super) fn ends(key: &FlowKey) -> (Addr, Port, Addr, Port) {
     (key.client, key.client_port, key.local, key.local_port)
 }
 
-fn ip(addr: Addr) -> IpAddr {
+pub(super) fn ip(addr: Addr) -> IpAddr {
     Ipv6Addr::from(addr.octets()).to_canonical()
 }

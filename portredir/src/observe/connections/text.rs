@@ -75,9 +75,12 @@ fn ends(flow: &Connection) -> [String; 4] {
         flow.state.unwrap_or("-").to_owned(),
         format!("{}:{client_port}", host(flow.client_addr)),
         format!(
-            "{}:{}:{}",
+            "{}:{}:{}{}",
             host(flow.dst_addr),
             flow.dst_port,
+            flow.target_addr
+                .map(|addr| host(addr) + ":")
+                .unwrap_or_default(),
             flow.target_port
         ),
     ]
@@ -157,6 +160,7 @@ pub mod tests {
             client_port: Some(54_321),
             dst_addr: "10.0.0.5".parse().expect("an address"),
             dst_port: 80,
+            target_addr: None,
             target_port: 8080,
             rule: Some("80:8080".to_owned()),
             engines: vec!["tc".to_owned()],

@@ -1,5 +1,7 @@
 //! `connections`: what is listed is what the sockets of the test have, no more and no less.
 
+mod forwarded;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -31,6 +33,16 @@ pub fn add(tests: &mut Tests) {
         }
     }
     tests.add("outlive/connections_local", &[], local_clients);
+    tests.add(
+        "outlive/connections_forwarded",
+        &["nft"],
+        forwarded::outlive,
+    );
+    tests.add(
+        "auto/connections_forwarded",
+        &["nft"],
+        forwarded::foreground,
+    );
     tests.add("outlive/connections_old_rule", &[], old_rule);
     tests.add("outlive/connections_filter", &[], filter);
     tests.add("outlive/connections_collision", &[], collision);
