@@ -142,7 +142,7 @@ fn table_has_all_reasons() {
     };
     for reason in Reason::ALL {
         // These need a host that is out of room, see `sequence`; or no packet,
-        // see `sk_lookup` and `connect`.
+        // see `sk_lookup`. The last one is about sockets of local clients.
         if matches!(
             reason,
             Reason::NoFreePort

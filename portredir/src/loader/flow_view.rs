@@ -17,9 +17,9 @@ use portredir_common::net::{Addr, Port, Protocol};
 
 use super::Datapath;
 use super::error::{DatapathError, map_error};
-use super::flows::Flows;
-use super::forward_view::{self, ForwardView};
-use super::object::Sizes;
+use super::flows::{Flows, epochs};
+use super::forward_view::{self, ForwardView, Forwarded};
+use super::object::{Sizes, take};
 use crate::sys::bpffs::PinDir;
 use crate::sys::clock::monotonic;
 use crate::sys::mmap::Mapped;
@@ -56,9 +56,9 @@ pub enum Place<'a> {
 /// The flows of a redirect.
 #[derive(Debug)]
 pub struct FlowView {
-    pub(super) flows: Flows,
+    flows: Flows,
     /// An older program has no forwarded flows.
-    pub(super) forward: Option<ForwardView>,
+    forward: Option<ForwardView>,
     /// An older program keeps no ends.
     ends: Option<Mapped<Ends<AtomicU64>>>,
     maps: BTreeMap<&'static str, MapData>,
@@ -194,12 +194,25 @@ impl FlowView {
     }
 
     /// The client's own port, of a flow that was given another one.
-    pub(super) fn given_port(&self, key: &FlowKey) -> Option<Port> {
+    fn given_port(&self, key: &FlowKey) -> Option<Port> {
         self.given.iter().flatten().find_map(|map| {
             let map = BpfHashMap::<_, FlowKey, [u8; 2]>::try_from(map).ok()?;
             let port = map.get(key, 0).ok()?;
             Some(Port::new(u16::from_be_bytes(port)))
         })
+    }
+
+    /// The live flows to targets with an address, and to servers elsewhere; and the number of
+    /// UDP flows among them whose ends are not known.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn forwarded(&self) -> Result<(Vec<Forwarded>, usize), DatapathError> {
+        match &self.forward {
+            Some(view) => view.live(&self.flows, |key| self.given_port(key)),
+            None => Ok((Vec::new(), 0)),
+        }
     }
 
     /// The redirected UDP flows that are not idle, and the number of those whose ends are
@@ -242,11 +255,6 @@ impl FlowView {
         }
         (flows, unknown)
     }
-}
-
-/// The duration of a number of epochs.
-pub(super) fn epochs(number: u32) -> Duration {
-    Duration::from_nanos(u64::from(number) * Epoch::UNIT_NS)
 }
 
 /// The time since an epoch, if the redirect is so young that the number of the epoch means
@@ -319,17 +327,6 @@ fn is_missing(error: &MapError) -> bool {
         return false;
     };
     error.io_error.kind() == std::io::ErrorKind::NotFound
-}
-
-pub(super) fn take(
-    maps: &mut BTreeMap<&'static str, MapData>,
-    name: &'static str,
-) -> Result<MapData, DatapathError> {
-    let none = || DatapathError::Memory {
-        name,
-        source: std::io::ErrorKind::NotFound.into(),
-    };
-    maps.remove(name).ok_or_else(none)
 }
 
 impl Datapath {

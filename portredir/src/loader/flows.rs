@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use portredir_common::flow::{Epoch, FlowKey};
 use portredir_common::flow::{FlowTable, UDP_IDLE};
@@ -92,6 +93,11 @@ impl Flows {
     pub fn clear(&self) {
         self.buckets.iter().for_each(Bucket::clear);
     }
+}
+
+/// The duration of a number of epochs.
+pub(super) fn epochs(number: u32) -> Duration {
+    Duration::from_nanos(u64::from(number) * Epoch::UNIT_NS)
 }
 
 /// How full a flow table is.

@@ -8,14 +8,15 @@ use std::time::Duration;
 use aya::Pod;
 use aya::maps::{Array, Map, MapData};
 use portredir_common::flow::{Epoch, FlowKey, FlowTable};
+use portredir_common::map::entry::Entry;
 use portredir_common::map::forward::ForwardEntry;
 use portredir_common::map::targets::Target;
 use portredir_common::net::{Addr, Port, Protocol};
 
 use super::error::{DatapathError, map_error};
-use super::flow_view::{FlowView, epochs, take};
+use super::flows::{Flows, epochs};
 use super::forward::{ForwardFlow, Forwards};
-use super::object::Sizes;
+use super::object::{Sizes, take};
 use crate::sys::clock::monotonic;
 use crate::sys::mmap::Mapped;
 
@@ -100,27 +101,26 @@ impl<'a, T: Pod> Known<'a, T> {
     }
 }
 
-impl FlowView {
+impl ForwardView {
     /// The live flows, and the number of UDP flows among them whose ends are not known. A
     /// connection whose ends are not known has just been made, or its place is being taken.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`].
-    pub fn forwarded(&self) -> Result<(Vec<Forwarded>, usize), DatapathError> {
+    /// `others` are the other tables; `given_port` tells the client's own port of a flow that
+    /// was given another one.
+    pub(super) fn live(
+        &self,
+        others: &Flows,
+        given_port: impl Fn(&FlowKey) -> Option<Port>,
+    ) -> Result<(Vec<Forwarded>, usize), DatapathError> {
         let mut flows = Vec::new();
         let mut unknown = 0;
-        let Some(view) = &self.forward else {
-            return Ok((flows, unknown));
-        };
-        let mut own_addrs = Known::<Addr>::new(&view.own_addrs, "OWN_ADDRS")?;
-        let mut targets = Known::<Target>::new(&view.targets, "TARGETS")?;
+        let mut own_addrs = Known::<Addr>::new(&self.own_addrs, "OWN_ADDRS")?;
+        let mut targets = Known::<Target>::new(&self.targets, "TARGETS")?;
         let now = monotonic();
         // Direct flows are noted there as well.
-        for flow in view.forwards.live().filter(|flow| flow.own != 0) {
+        for flow in self.forwards.live().filter(|flow| flow.own != 0) {
             let Some(begun) = flow
                 .begun
-                .filter(|begun| self.is_its(view, &flow, &begun.key))
+                .filter(|begun| self.is_its(&flow, &begun.key, others))
             else {
                 unknown += usize::from(flow.protocol == Protocol::Udp);
                 continue;
@@ -138,7 +138,7 @@ impl FlowView {
                 key: begun.key,
                 protocol: flow.protocol,
                 client_port: if flow.entry.is_remapped() {
-                    self.given_port(&begun.key)
+                    given_port(&begun.key)
                 } else {
                     Some(begun.key.client_port)
                 },
@@ -147,7 +147,7 @@ impl FlowView {
                 rule,
                 is_ending: is_ending(flow.entry),
                 age: now.saturating_sub(epochs(begun.since)),
-                idle: self.idle(&flow, &begun.key, now),
+                idle: idle(&flow, now, others.entry(FlowTable::Tcp, &begun.key)),
             });
         }
         Ok((flows, unknown))
@@ -155,21 +155,20 @@ impl FlowView {
 
     /// Whether a flow has these ends: two processors may have written to one place, or the
     /// entry is being replaced.
-    fn is_its(&self, view: &ForwardView, flow: &ForwardFlow, key: &FlowKey) -> bool {
-        let (_, hash) = self.flows.bucket(FlowTable::Tcp, key);
-        view.forwards.is_of(flow, hash)
+    fn is_its(&self, flow: &ForwardFlow, key: &FlowKey, others: &Flows) -> bool {
+        let (_, hash) = others.bucket(FlowTable::Tcp, key);
+        self.forwards.is_of(flow, hash)
     }
+}
 
-    /// The time since a packet of a flow was seen. Packets to a server elsewhere are noted in
-    /// the other tables too.
-    fn idle(&self, flow: &ForwardFlow, key: &FlowKey, now: Duration) -> Duration {
-        let epoch = Epoch::at(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
-        let idle = epoch.since(flow.entry.seen());
-        let other = self.flows.entry(FlowTable::Tcp, key);
-        let other = other.filter(|_| flow.entry.is_by_rule());
-        let idle = other.map_or(idle, |other| idle.min(epoch.since(other.seen())));
-        epochs(idle.into())
-    }
+/// The time since a packet of a flow was seen. Packets to a server elsewhere are noted in
+/// the other tables too.
+fn idle(flow: &ForwardFlow, now: Duration, other: Option<Entry>) -> Duration {
+    let epoch = Epoch::at(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+    let idle = epoch.since(flow.entry.seen());
+    let other = other.filter(|_| flow.entry.is_by_rule());
+    let idle = other.map_or(idle, |other| idle.min(epoch.since(other.seen())));
+    epochs(idle.into())
 }
 
 /// Whether one end has ended the connection: an end of the other one would be the last.

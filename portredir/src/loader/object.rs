@@ -1,7 +1,7 @@
 //! The compiled programs: parsing, their settings, and the maps that they share with user
 //! space.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
@@ -206,6 +206,18 @@ pub(super) fn left_maps(pins: &PinDir) -> Option<HashMap<&'static str, Map>> {
         Some((name, map.and_then(Map::from_map_data).ok()?))
     };
     MAPS.into_iter().map(open).collect()
+}
+
+/// Takes a map out of those that were opened.
+pub(super) fn take(
+    maps: &mut BTreeMap<&'static str, MapData>,
+    name: &'static str,
+) -> Result<MapData, DatapathError> {
+    let none = || DatapathError::Memory {
+        name,
+        source: std::io::ErrorKind::NotFound.into(),
+    };
+    maps.remove(name).ok_or_else(none)
 }
 
 /// Opens an array map as memory.

@@ -35,7 +35,7 @@ const TARGETS: u16 = 5;
 pub enum To {
     F,
     G,
-    /// The same port of this host.
+    /// Port 8080 of this host.
     Here,
     Rests,
     Drops,
@@ -205,7 +205,7 @@ impl Step {
     }
 }
 
-/// What happens next.
+/// One event of a scenario.
 #[derive(Clone, Debug)]
 pub enum Event {
     Packet(Box<Step>),

@@ -1,19 +1,15 @@
 //! Flows to targets with an address, and connections whose server is elsewhere.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
 use portredir_common::flow::FlowKey;
-use portredir_common::net::{Addr, Port, Protocol};
+use portredir_common::net::{Port, Protocol};
 
-use super::list::{Lister, Server, Way, ends, ip, is_for, new, of_socket};
+use super::list::{Lister, Servers, Way, ends, ip, is_for, new, of_socket};
 use super::{Connection, ListError};
 use crate::loader::flow_view::FlowView;
 use crate::loader::forward_view::Forwarded;
 use crate::rule::Rule;
-
-/// The ends of connections, with the sockets of their servers.
-pub(super) type Servers = HashMap<(Addr, Port, Addr, Port), Server>;
 
 impl Lister<'_> {
     /// Adds the flows; returns the number of UDP flows that cannot be listed.

@@ -10,7 +10,6 @@ use portredir_common::flow::FlowKey;
 use portredir_common::net::{Addr, Port, Protocol};
 use thiserror::Error;
 
-use super::forwarded::Servers;
 use super::{Connection, Filter, List, Redirect, SCHEMA};
 use crate::loader::DatapathError;
 use crate::loader::flow_view::{self, FlowView, Place, Redirected, UdpFlow};
@@ -102,6 +101,9 @@ pub(super) struct Server {
     pub(super) state: TcpState,
     pub(super) traffic: Option<Traffic>,
 }
+
+/// The ends of connections, with the sockets of their servers.
+pub(super) type Servers = HashMap<(Addr, Port, Addr, Port), Server>;
 
 /// The way of a flow.
 #[derive(Clone, Copy)]

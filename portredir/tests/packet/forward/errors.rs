@@ -11,7 +11,7 @@ use crate::packet::flows::Kind;
 use crate::packet::icmp::errors;
 use crate::packet::scenario::Scenario;
 
-/// As much as a router that quotes little quotes, and all.
+/// The length of quotes: that of routers that quote little, and all.
 const QUOTED: [usize; 2] = [8, usize::MAX];
 
 pub fn scenarios(kind: Kind) -> Vec<Scenario> {

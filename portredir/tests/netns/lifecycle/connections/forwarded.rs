@@ -97,7 +97,7 @@ fn check(lab: &Lab) {
     });
 }
 
-/// What is listed of a flow beside its ends.
+/// Checks what is listed of a flow beside its ends.
 fn check_one(flow: &Value) {
     let targets = BTreeMap::from([
         (80, (json!("10.9.2.2"), 8080, RULES[0])),
