@@ -80,7 +80,7 @@ pub struct ReplaceArgs {
 /// `portredir drain` and `portredir undrain`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct TurnArgs {
-    /// The target: 10.0.0.5, 10.0.0.5:8080, [2001:db8::5]:8080, or 8080 of this host.
+    /// The target: 10.0.0.5, 10.0.0.5:8080, 2001:db8::5, or 8080 of this host.
     pub target: Selector,
 }
 

@@ -45,7 +45,6 @@ impl Controller {
             taken,
             ..
         } = change;
-        let snapshot = &host.snapshot;
         let changed = |next: State| State {
             pending,
             taken,
@@ -65,14 +64,14 @@ impl Controller {
             Step::Turn(which, turn) => {
                 let next = self.turned(&which, turn)?;
                 self.notify();
-                self.install(snapshot, next, on_event)
+                self.install(&host.snapshot, next, on_event)
             }
             Step::RollBack => {
                 let state = State {
                     rolled_back_ms: Some(state::now_ms()),
                     ..changed(self.next(after)?)
                 };
-                self.commit(snapshot, state, on_event)
+                self.commit(&host.snapshot, state, on_event)
             }
             Step::Keep => self.switch(&host, self.state.confirmed(), on_event),
             Step::Drain(timeout) => {
@@ -80,11 +79,11 @@ impl Controller {
                     is_ending: true,
                     ..self.next(after)?
                 };
-                self.commit(snapshot, state, on_event)?;
+                self.commit(&host.snapshot, state, on_event)?;
                 self.drain(timeout, on_event).await
             }
             Step::Remove => match self.pins.clone() {
-                Some(pins) => transaction::remove_all(&pins, &self.netlink, snapshot).await,
+                Some(pins) => transaction::remove_all(&pins, &self.netlink, &host.snapshot).await,
                 None => {
                     self.detach_all(on_event).await;
                     self.restore_forwarding();

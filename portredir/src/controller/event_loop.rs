@@ -86,9 +86,9 @@ pub async fn watch(
     let mut rescan = every(RESCAN_INTERVAL);
     let mut inspect = every(INSPECT_INTERVAL);
     let mut look = every(LOOK_INTERVAL);
+    let mut care = Care::start();
     // The time at which changed rules are read again.
     let mut reread = None;
-    let mut care = Care::start();
     loop {
         care.follow(&controller);
         let deadline = controller.state().confirm_within();
@@ -106,9 +106,7 @@ pub async fn watch(
                     step(&mut controller, on_event).await;
                 }
                 match answer(&controller, call) {
-                    Request::Changed => {
-                        reread.get_or_insert_with(|| Instant::now() + SETTLE);
-                    }
+                    Request::Changed => reread = reread.or_else(|| Some(Instant::now() + SETTLE)),
                     Request::Stop => return Ok(()),
                     // A question, which is answered.
                     _ => {}
@@ -127,9 +125,8 @@ pub async fn watch(
             }
             due = care.due() => care.attend(due, &mut controller, on_event).await,
             _ = inspect.tick() => inspect = mend(&mut controller, on_event).await,
-            _ = look.tick(), if controller.asks_for_listeners() => {
-                look = follow_taken(&mut controller, on_event).await;
-            }
+            _ = look.tick(), if controller.asks_for_listeners() =>
+                look = follow_taken(&mut controller, on_event).await,
             _ = alive.tick() => tell_manager(&[NotifyState::Watchdog]),
         }
     }

@@ -117,7 +117,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Lines of at most [`WIDTH`] characters, where words allow it. Commands stay whole, so that
+/// Lines of at most `WIDTH` characters, where words allow it. Commands stay whole, so that
 /// they can be copied.
 #[must_use]
 pub fn wrapped(first: &str, text: &str) -> String {
