@@ -432,7 +432,7 @@ fn replace_v6(ctx: *mut __sk_buff, (offset, flags): (u32, u64), from: Addr, to: 
     let (mut from, mut to) = (from.words(), to.words());
     // SAFETY: both are sixteen bytes; the helper only reads them.
     let diff = unsafe { bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0) };
-    let diff = diff as u64;
+    let diff = diff.cast_unsigned();
     // SAFETY: the context is valid; the helper checks the offset and the flags.
     unsafe {
         if flags & u64::from(BPF_F_PSEUDO_HDR) != 0 {

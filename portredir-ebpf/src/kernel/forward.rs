@@ -64,14 +64,14 @@ fn slot(index: u32) -> Slot {
 fn number_of(addr: &Addr) -> u32 {
     let addr = { *addr };
     // SAFETY: four bytes.
-    unsafe { OWN_NUMBERS.get(&addr) }.copied().unwrap_or(0)
+    unsafe { OWN_NUMBERS.get(addr) }.copied().unwrap_or(0)
 }
 
 #[inline(never)]
 fn has_target_addr(addr: &Addr) -> bool {
     let addr = { *addr };
     // SAFETY: four bytes, which nobody reads.
-    unsafe { TARGET_ADDRS.get(&addr) }.is_some()
+    unsafe { TARGET_ADDRS.get(addr) }.is_some()
 }
 
 /// [`forward_lookup::meet`].
