@@ -155,6 +155,12 @@ pub enum ControllerError {
          it is of an older version"
     )]
     NoFlows(#[source] io::Error),
+    /// The process in the foreground does not tell its targets.
+    #[error(
+        "the running process does not answer a question for its targets; try again, or restart \
+         that process if it is of an older version"
+    )]
+    NoTargets(#[source] io::Error),
     /// Metrics cannot be served at the address of the settings.
     #[error("{}", unserved(*addr, source))]
     Metrics {

@@ -155,7 +155,10 @@ pub fn targets() -> Result<targets::List, ControllerError> {
         Found::Nothing | Found::Unfinished => match client::targets() {
             Ok(Some(list)) => Ok(list),
             Ok(None) => Err(not_running()),
-            Err(error) => Err(PinnedError::NotPermitted(error).into()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(PinnedError::NotPermitted(error).into())
+            }
+            Err(error) => Err(ControllerError::NoTargets(error)),
         },
     }
 }
