@@ -437,9 +437,10 @@ fn rules_or_config(words: Arg) -> Arg {
     }
 }
 
-/// Refuses a command after an option, where clap would take it for a rule.
+/// Refuses a command after an option, where clap would take it for a rule. `check` is also a
+/// word of rules, and is refused as such where no rule is before it.
 fn word(text: &str) -> Result<String, String> {
-    if Command::has_subcommand(text) {
+    if Command::has_subcommand(text) && text != "check" {
         return Err(format!(
             "`{text}` is a command; options go after the command: portredir {text} [OPTIONS]"
         ));
