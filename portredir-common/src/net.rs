@@ -245,6 +245,9 @@ impl Flags {
     /// The flags of a segment in the middle of a connection.
     pub(crate) const ACK_ALONE: Self = Self(Self::ACK);
 
+    /// The flags of a segment that resets its connection.
+    pub(crate) const RESET: Self = Self(Self::RST);
+
     const FIN: u16 = 0x01;
     const RST: u16 = 0x04;
     const PSH: u16 = 0x08;

@@ -7,6 +7,7 @@ use crate::datapath::flow_lookup::{Seen, lookup, lookup_and_refresh, lookup_prot
 use crate::datapath::port_remap::remap;
 use crate::datapath::{elsewhere, own_flow};
 use crate::flow::{Admitted, Epoch, Flow, FlowKey, FlowTable, Original, Segment, UDP_IDLE};
+use crate::kernel::forward::ForwardTables;
 use crate::kernel::{FlowTables, Host, Socket, Tables, now};
 use crate::net::{Flags, Port, Protocol};
 use crate::verdict::Reason;
@@ -225,7 +226,9 @@ fn confirm<T: Tables>(host: &T, key: &FlowKey, begun: Flow, segment: Segment) {
 /// The packet that completed it has come in just before, so what it began is
 /// there, unless a flood has filled its bucket in between.
 #[inline(always)]
-pub fn accept<T: FlowTables>(tables: &T, key: &FlowKey, now: Epoch) -> Flow {
+pub fn accept<T: FlowTables + ForwardTables>(tables: &T, key: &FlowKey, now: Epoch) -> Flow {
+    // A SYN cookie was sent without a socket, as if the server were elsewhere.
+    elsewhere::end(tables, key);
     let flow = match lookup_protocol(tables, Protocol::Tcp, key) {
         Some((_, flow)) => Flow { seen: now, ..flow },
         None => Flow::direct(key, now),

@@ -110,6 +110,8 @@ fn find_flow<F: Frame, T: Tables + SocketCache>(
                 let flow = conntrack::reply(tables, protocol, key);
                 // Also direct connections that are older than the programs, so
                 // that a forged packet cannot rename their replies later.
+                // A SYN cookie was sent without a socket, as if the server were elsewhere.
+                elsewhere::end(tables, key);
                 match &flow {
                     Some(flow) => tables.cache(key, flow),
                     None => tables.cache(key, &Flow::direct(key, Epoch(0))),

@@ -5,10 +5,10 @@
 //! flow tables it has one among the forwarded flows, for its handshake and its end.
 
 use crate::flow::{Flow, FlowKey, Original, Segment};
-use crate::kernel::forward::{ClientPacket, Met, NewForward};
+use crate::kernel::forward::{ClientPacket, ForwardTables, Met, NewForward};
 use crate::kernel::{Outcome, Tables};
 use crate::map::forward::Forwarded;
-use crate::net::Port;
+use crate::net::{Flags, Port};
 
 /// Notes a segment that no socket of this host sends, and that belongs to a flow.
 #[inline(always)]
@@ -31,6 +31,16 @@ pub(super) fn note_reply<T: Tables>(tables: &T, key: &FlowKey, segment: Segment,
         };
         tables.begin(key, begun);
     }
+}
+
+/// Ends what is known of a flow whose server turned out to be a socket of this host.
+#[inline(always)]
+pub(super) fn end<T: ForwardTables>(tables: &T, key: &FlowKey) {
+    let reset = Segment {
+        flags: Flags::RESET,
+        number: 0,
+    };
+    let _ = tables.meet_reply(key, reset);
 }
 
 /// Whether a segment of a client makes a connection of a flow whose server is elsewhere.

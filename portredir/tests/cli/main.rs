@@ -334,7 +334,7 @@ fn files_in_the_documents_are_right() {
         assert!(error.contains(option), "{variable}: {error}");
         count += 1;
     }
-    assert_eq!(count, 11);
+    assert_eq!(count, 13);
 }
 
 fn check_file(path: &std::path::Path) -> Output {

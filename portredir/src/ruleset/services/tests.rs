@@ -207,8 +207,8 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     assert_eq!(refused(&many), ServicesError::TooManySlots { key, needed });
     let many: Vec<_> = (0..4096).map(|at| wanted(&at.to_string(), &[])).collect();
     assert_eq!(refused(&many), ServicesError::TooManyServices);
-    let single = |at: usize| wanted(&at.to_string(), &[(5, 1)]);
-    let many: Vec<_> = (0..4096).map(single).collect();
+    let three = |at: usize| wanted(&at.to_string(), &[(5, 1), (6, 1), (7, 1)]);
+    let many: Vec<_> = (0..2047).map(three).collect();
     assert_eq!(refused(&many), ServicesError::TooManyTargets);
 }
 
