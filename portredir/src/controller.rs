@@ -98,6 +98,18 @@ pub struct Parts {
     pub pins: Option<PinDir>,
 }
 
+impl Parts {
+    /// The parts of the redirect that is pinned.
+    fn pinned(state: State, pins: PinDir) -> Result<Self, ControllerError> {
+        Ok(Self {
+            settings: state.settings.clone(),
+            state,
+            netlink: Netlink::open()?,
+            pins: Some(pins),
+        })
+    }
+}
+
 impl Controller {
     /// Creates the maps, or opens those that are pinned; attaches nothing.
     ///

@@ -17,7 +17,6 @@ use super::event::{Event, OnEvent};
 use super::targets::Care;
 use super::{Controller, Parts};
 use crate::config::file::ConfigError;
-use crate::host::netlink::Netlink;
 use crate::host::preflight;
 use crate::ipc::client::{Call, Control, Request, Role};
 use crate::ipc::scrape::Scrapes;
@@ -56,12 +55,7 @@ pub async fn open() -> Result<Controller, ControllerError> {
     let Found::Live(state) = pinned::find(&pins)? else {
         return Err(ControllerError::NotRunning);
     };
-    Controller::open(Parts {
-        settings: state.settings.clone(),
-        state: *state,
-        netlink: Netlink::open()?,
-        pins: Some(pins),
-    })
+    Controller::open(Parts::pinned(*state, pins)?)
 }
 
 /// Watches until SIGINT, SIGTERM or a request to stop. On SIGHUP `reload` reads the

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 
 use super::error::ControllerError;
 use super::{Controller, Parts};
-use crate::host::netlink::Netlink;
 use crate::host::{features, filters};
 use crate::ipc::client::{self, Answer, Reply, Request, Role, Who};
 use crate::loader::flow_view::MapIds;
@@ -123,14 +122,10 @@ pub fn flows(filter: &Filter) -> Result<List, ControllerError> {
             let redirect = redirect(&state, &pinned::attachments(&pins));
             Ok(connections::list(&redirect, Some(&pins), filter)?)
         }
-        Found::Nothing | Found::Unfinished => match client::flows() {
-            Ok(Some(redirect)) => Ok(connections::list(&redirect, None, filter)?),
-            Ok(None) => Err(not_running()),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(PinnedError::NotPermitted(error).into())
-            }
-            Err(error) => Err(ControllerError::NoFlows(error)),
-        },
+        Found::Nothing | Found::Unfinished => {
+            let redirect = from_process(client::flows(), ControllerError::NoFlows)?;
+            Ok(connections::list(&redirect, None, filter)?)
+        }
     }
 }
 
@@ -143,23 +138,28 @@ pub fn targets() -> Result<targets::List, ControllerError> {
     let pins = PinDir::current().map_err(ControllerError::netns)?;
     match pinned::find(&pins)? {
         Found::Live(state) => {
-            let controller = Controller::open(Parts {
-                settings: state.settings.clone(),
-                state: *state,
-                netlink: Netlink::open()?,
-                pins: Some(pins),
-            })?;
+            let controller = Controller::open(Parts::pinned(*state, pins)?)?;
             let who = client::ask(Request::Who).ok().flatten();
             controller.targets(who.map(|who| who.role))
         }
-        Found::Nothing | Found::Unfinished => match client::targets() {
-            Ok(Some(list)) => Ok(list),
-            Ok(None) => Err(not_running()),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(PinnedError::NotPermitted(error).into())
-            }
-            Err(error) => Err(ControllerError::NoTargets(error)),
-        },
+        Found::Nothing | Found::Unfinished => {
+            from_process(client::targets(), ControllerError::NoTargets)
+        }
+    }
+}
+
+/// The answer of the process in the foreground.
+fn from_process<T>(
+    answer: io::Result<Option<T>>,
+    other: impl FnOnce(io::Error) -> ControllerError,
+) -> Result<T, ControllerError> {
+    match answer {
+        Ok(Some(answer)) => Ok(answer),
+        Ok(None) => Err(not_running()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(PinnedError::NotPermitted(error).into())
+        }
+        Err(error) => Err(other(error)),
     }
 }
 
@@ -226,12 +226,7 @@ fn ask() -> Result<Answer, ControllerError> {
     match pinned::find(&pins)? {
         Found::Live(state) if state.is_ending => Err(ControllerError::Ending),
         Found::Live(state) => {
-            let controller = Controller::open(Parts {
-                settings: state.settings.clone(),
-                state: *state,
-                netlink: Netlink::open()?,
-                pins: Some(pins),
-            })?;
+            let controller = Controller::open(Parts::pinned(*state, pins)?)?;
             let answer = controller.answer(None)?;
             let silent = refused.and_then(|_| client::pid().ok().flatten());
             Ok(Answer {
