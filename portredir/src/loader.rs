@@ -66,6 +66,8 @@ pub struct Datapath {
     watch: Option<Watch>,
     local: HashMap<[u8; 16], u8>,
     local_networks: BTreeSet<LocalNetwork>,
+    /// The contents of `OWN_NUMBERS`.
+    own_numbers: HashMap<Addr, u32>,
     /// The directory of the pins, if the redirect outlives the process.
     pins: Option<PinDir>,
     hot: Mapped<PacketPath<AtomicU64>>,
@@ -114,6 +116,7 @@ impl Datapath {
             watch: None,
             local: HashMap::new(),
             local_networks: BTreeSet::new(),
+            own_numbers: HashMap::new(),
             pins: pins.cloned(),
             hot,
         };
@@ -128,6 +131,7 @@ impl Datapath {
         let local = local.iter().filter_map(Result::ok);
         datapath.local = local.map(|(addr, reach)| (addr.octets(), reach)).collect();
         datapath.local_networks = datapath.left_networks();
+        datapath.own_numbers = datapath.left_numbers()?;
         Ok(datapath)
     }
 

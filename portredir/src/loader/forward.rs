@@ -289,57 +289,62 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub(super) fn number_addrs(&mut self, addrs: &HashSet<Addr>) -> Result<(), DatapathError> {
-        let name = "OWN_NUMBERS";
-        let map = self.map_mut(name);
-        let mut numbers = BpfHashMap::<_, Addr, u32>::try_from(map).map_err(map_error(name))?;
-        let known: HashMap<Addr, u32> = numbers
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(map_error(name))?;
+        let known = &self.own_numbers;
+        if addrs.iter().all(|addr| known.contains_key(addr)) {
+            return Ok(());
+        }
         let used: HashSet<u32> = known.values().copied().collect();
         let mut free = (1..OWN_ADDRS).filter(|number| !used.contains(number));
-        let mut left = known.iter().filter(|(addr, _)| !addrs.contains(addr));
+        let left = known.iter().filter(|(addr, _)| !addrs.contains(addr));
+        let mut left = left.map(|(addr, number)| (*addr, *number));
         let mut given = Vec::new();
         for addr in addrs.iter().filter(|addr| !known.contains_key(addr)) {
-            let number = match free.next() {
-                Some(number) => number,
+            let (gone, number) = match free.next() {
+                Some(number) => (None, number),
                 None => match left.next() {
-                    Some((gone, number)) => {
-                        numbers.remove(gone).map_err(map_error(name))?;
-                        *number
-                    }
+                    Some((gone, number)) => (Some(gone), number),
                     // Clients of this address are not served by such rules.
                     None => break,
                 },
             };
-            given.push((number, *addr));
+            given.push((gone, number, *addr));
         }
-        let name = "OWN_ADDRS";
-        let mut by_number =
-            Array::<_, Addr>::try_from(self.map_mut(name)).map_err(map_error(name))?;
-        for (number, addr) in &given {
-            by_number.set(*number, addr, 0).map_err(map_error(name))?;
-        }
-        let name = "OWN_NUMBERS";
-        let map = self.map_mut(name);
-        let mut numbers = BpfHashMap::<_, Addr, u32>::try_from(map).map_err(map_error(name))?;
-        for (number, addr) in given {
-            numbers.insert(addr, number, 0).map_err(map_error(name))?;
+        for (gone, number, addr) in given {
+            self.number_addr(gone, number, addr)?;
         }
         Ok(())
     }
 
-    /// The addresses of this host by number.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`].
-    pub fn own_addrs(&self) -> Result<HashMap<u16, Addr>, DatapathError> {
+    /// Gives an address a number, which another one may have had.
+    fn number_addr(
+        &mut self,
+        gone: Option<Addr>,
+        number: u32,
+        addr: Addr,
+    ) -> Result<(), DatapathError> {
+        let numbers = "OWN_NUMBERS";
+        if let Some(gone) = gone {
+            BpfHashMap::<_, Addr, u32>::try_from(self.map_mut(numbers))
+                .and_then(|mut map| map.remove(&gone))
+                .map_err(map_error(numbers))?;
+            self.own_numbers.remove(&gone);
+        }
+        let addrs = "OWN_ADDRS";
+        Array::<_, Addr>::try_from(self.map_mut(addrs))
+            .and_then(|mut map| map.set(number, addr, 0))
+            .map_err(map_error(addrs))?;
+        BpfHashMap::<_, Addr, u32>::try_from(self.map_mut(numbers))
+            .and_then(|mut map| map.insert(addr, number, 0))
+            .map_err(map_error(numbers))?;
+        self.own_numbers.insert(addr, number);
+        Ok(())
+    }
+
+    /// The numbers that an earlier process may have given.
+    pub(super) fn left_numbers(&self) -> Result<HashMap<Addr, u32>, DatapathError> {
         let name = "OWN_NUMBERS";
         let map = BpfHashMap::<_, Addr, u32>::try_from(self.map(name)).map_err(map_error(name))?;
-        let numbers = map.iter().filter_map(Result::ok);
-        let numbers = numbers.filter_map(|(addr, number)| Some((number.try_into().ok()?, addr)));
-        Ok(numbers.collect())
+        Ok(map.iter().filter_map(Result::ok).collect())
     }
 }
 

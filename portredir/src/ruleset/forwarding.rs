@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use portredir_common::map::targets as map;
-use portredir_common::net::Port;
+use portredir_common::net::{Port, Version};
 
 use super::health::{Check, RuleCheck, Timing};
 use super::services::endpoint::{Endpoint, Range};
@@ -32,7 +32,7 @@ pub fn wanted(
         let here;
         let forward = match &rule.to {
             To::Forward(forward) => &**forward,
-            To::Here(ports) if Version::ALL.iter().any(|v| has_flows(&v.key(rule))) => {
+            To::Here(ports) if VERSIONS.iter().any(|v| has_flows(&key(rule, *v))) => {
                 here = one_here(*ports);
                 &here
             }
@@ -51,14 +51,14 @@ pub fn wanted(
 /// The number in the maps of the service of a rule.
 #[must_use]
 pub fn number(services: &Services, rule: &Rule) -> Option<u16> {
-    let mut versions = Version::ALL.iter();
-    versions.find_map(|version| Some(services.of_key(&version.key(rule))?.number))
+    let mut versions = VERSIONS.into_iter();
+    versions.find_map(|version| Some(services.of_key(&key(rule, version))?.number))
 }
 
 /// The listen part of the rule of a service.
 #[must_use]
 pub fn listen_part(service: &Service) -> &str {
-    Version::split(&service.key).0
+    split(&service.key).0
 }
 
 /// The health check of the targets of a rule, if they have one.
@@ -83,9 +83,9 @@ pub fn check(rule: &Rule) -> Option<RuleCheck> {
 
 /// Whether a target of a rule has a number for which a test holds.
 pub fn has_target(services: &Services, rule: &Rule, is_it: impl Fn(u16) -> bool) -> bool {
-    let mut versions = Version::ALL.iter();
+    let mut versions = VERSIONS.into_iter();
     versions.any(|version| {
-        let service = services.of_key(&version.key(rule));
+        let service = services.of_key(&key(rule, version));
         service.is_some_and(|service| service.all_targets().any(|target| is_it(target.number)))
     })
 }
@@ -99,11 +99,11 @@ pub fn values(services: &Services) -> Vec<((u16, u8), map::Service)> {
         let Some(value) = contents.get(&service.number) else {
             continue;
         };
-        let (listen, version) = Version::split(&service.key);
-        let first = services.of_key(&Version::V4.of(listen));
+        let (listen, version) = split(&service.key);
+        let first = services.of_key(&key_of(listen, Version::V4));
         let number = first.map_or(service.number, |first| first.number);
         values.push(((number, version as u8), *value));
-        let is_for_both = services.of_key(&Version::V6.of(listen)).is_none()
+        let is_for_both = services.of_key(&key_of(listen, Version::V6)).is_none()
             && service
                 .all_targets()
                 .all(|target| target.endpoint.host.is_none());
@@ -114,38 +114,30 @@ pub fn values(services: &Services) -> Vec<((u16, u8), map::Service)> {
     values
 }
 
-/// An IP version of clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
-    V4 = 4,
-    V6 = 6,
+const VERSIONS: [Version; 2] = [Version::V4, Version::V6];
+
+/// The key of the service of a rule for clients of an IP version.
+fn key(rule: &Rule, version: Version) -> String {
+    key_of(&rule.listen_key(), version)
 }
 
-impl Version {
-    const ALL: [Self; 2] = [Self::V4, Self::V6];
+fn key_of(listen: &str, version: Version) -> String {
+    format!("{listen} ipv{}", version as u8)
+}
 
-    /// The key of the service of a rule.
-    fn key(self, rule: &Rule) -> String {
-        self.of(&rule.listen_key())
+/// The listen part of a key, and the version.
+fn split(key: &str) -> (&str, Version) {
+    match key.strip_suffix(" ipv6") {
+        Some(listen) => (listen, Version::V6),
+        None => (key.trim_end_matches(" ipv4"), Version::V4),
     }
+}
 
-    fn of(self, listen: &str) -> String {
-        format!("{listen} ipv{}", self as u8)
-    }
-
-    /// The listen part of a key, and the version.
-    fn split(key: &str) -> (&str, Self) {
-        match key.strip_suffix(" ipv6") {
-            Some(listen) => (listen, Self::V6),
-            None => (key.trim_end_matches(" ipv4"), Self::V4),
-        }
-    }
-
-    fn has(self, target: &RuleTarget) -> bool {
-        target
-            .host
-            .is_none_or(|host| host.is_ipv4() == (self == Self::V4))
-    }
+/// Whether clients of an IP version can have a target.
+fn is_for(target: &RuleTarget, version: Version) -> bool {
+    target
+        .host
+        .is_none_or(|host| host.is_ipv4() == (version == Version::V4))
 }
 
 /// The share of new flows that targets get.
@@ -164,8 +156,8 @@ fn services_of(
     share: Share,
 ) -> impl Iterator<Item = WantedService> {
     let is_here_alone = forward.all_targets().all(|target| target.host.is_none());
-    let versions = Version::ALL.into_iter().filter(move |version| {
-        let has_own = forward.all_targets().any(|target| version.has(target));
+    let versions = VERSIONS.into_iter().filter(move |version| {
+        let has_own = forward.all_targets().any(|target| is_for(target, *version));
         let is_right = rule
             .addr
             .is_none_or(|addr| addr.is_ipv4() == (*version == Version::V4));
@@ -176,16 +168,16 @@ fn services_of(
         let targets = forward
             .targets
             .iter()
-            .filter(move |target| version.has(target));
+            .filter(move |target| is_for(target, version));
         let otherwise = match (&forward.otherwise, share) {
-            (Some(Else::Target(target)), Share::Wanted) if version.has(target) => {
+            (Some(Else::Target(target)), Share::Wanted) if is_for(target, version) => {
                 Otherwise::Target(endpoint(target, rule.ports))
             }
             (Some(Else::Drop), Share::Wanted) => Otherwise::Drops,
             _ => Otherwise::Rests,
         };
         WantedService {
-            key: version.key(rule),
+            key: key(rule, version),
             rule: id,
             affinity: match forward.affinity {
                 target::Affinity::Flow => Affinity::None,
