@@ -4,6 +4,7 @@
 //! The other two ways round would not work: a source that is rewritten on the way in is an
 //! address of this host that comes from outside, which the kernel drops.
 
+use crate::datapath::port_remap::{REMAP_TRIES, candidate};
 use crate::datapath::rewrite::{Change, Rewrite, rewrite, set_addr};
 use crate::datapath::{is_local_dst, not_local, own_flow};
 use crate::flow::{Admitted, FlowKey, FlowLookup, FlowTable, Original, Segment};
@@ -17,9 +18,6 @@ use crate::verdict::Reason;
 use crate::wire::frame::{Cover, Frame};
 use crate::wire::headers::{End, segment};
 use crate::wire::subprog::{self, Found};
-
-/// Candidates for another client port, before the packet is dropped.
-const REMAP_TRIES: u32 = 16;
 
 /// Handles a packet that came in to a port whose rules may lead to a service; `None` for one
 /// that no such rule is for, and for all others.
@@ -41,6 +39,11 @@ pub(super) fn ingress<F: Frame, T: Tables + Subprograms>(
     let mut key = subprog::key(frame, found, End::Dst);
     if !is_local_dst(tables, &key) {
         return Some(not_local(entry));
+    }
+    // A packet of this host to itself has its route already, and would be a martian at the
+    // target's; local clients are pointed at the target before there is a packet.
+    if tables.came_in_on_loopback() {
+        return Some(Reason::NoMatch);
     }
     let segment = segment(frame, &packet, (protocol, End::Dst)).ok()?;
     let route = match tables.find_route(&mut key, entry, segment.flags) {
@@ -147,7 +150,9 @@ pub fn find<T: Tables>(
         if met == Met::Confirmed {
             tables.record_outcome(route.rule, Outcome::Accepted);
         }
-        if matches!(met, Met::Begun | Met::Confirmed) {
+        // A SYN that an earlier target has not answered may as well go to the present one.
+        let is_free = i > 0 && met == Met::Opening && segment.flags.is_syn();
+        if !is_free && matches!(met, Met::Begun | Met::Opening | Met::Confirmed) {
             return Ok(ForwardFlow::Admitted(Admitted::established(
                 key.client_port,
             )));
@@ -290,10 +295,6 @@ fn is_connection_here<T: Tables>(tables: &T, key: &FlowKey, target: &Target) -> 
 /// flows would become one, and leaves it in `key`.
 #[inline(always)]
 fn find_free_port<T: Tables>(tables: &T, key: &mut FlowKey, dst_port: Port) -> Result<(), Reason> {
-    // Unprivileged ports; the odd step visits far apart ones.
-    const FIRST: u32 = 1024;
-    const COUNT: u32 = 65536 - FIRST;
-    const STEP: u32 = 7919;
     let start = tables.random();
     let look = ClientPacket {
         segment: Segment::LOOK,
@@ -301,10 +302,7 @@ fn find_free_port<T: Tables>(tables: &T, key: &mut FlowKey, dst_port: Port) -> R
         is_remapped: true,
     };
     for i in 0..REMAP_TRIES {
-        let candidate = FIRST + start.wrapping_add(i.wrapping_mul(STEP)) % COUNT;
-        #[expect(clippy::cast_possible_truncation, reason = "FIRST + COUNT is 65536")]
-        let client_port = Port::new(candidate as u16);
-        key.client_port = client_port;
+        key.client_port = candidate(start, i);
         // No client connects to its own address: what is met is another's.
         if tables.meet(key, &key.client, look) == Met::Nothing {
             return Ok(());

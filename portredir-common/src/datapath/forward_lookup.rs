@@ -68,7 +68,11 @@ pub fn meet<T: ForwardMaps>(
         if !packet.segment.is_look() && now.since(found.entry.seen()) > 0 {
             found.set(found.entry.seen_at(now));
         }
-        return Met::Begun;
+        return if found.entry.is_answered() {
+            Met::Begun
+        } else {
+            Met::Opening
+        };
     }
     if other { Met::Other } else { Met::Nothing }
 }

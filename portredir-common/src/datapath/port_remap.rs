@@ -7,7 +7,19 @@ use crate::net::{Port, Protocol};
 use crate::verdict::Reason;
 
 /// Candidates for another client port, before the packet is dropped.
-const REMAP_TRIES: u32 = 16;
+pub(super) const REMAP_TRIES: u32 = 16;
+
+/// One of the candidates for another client port; `start` is a random number.
+#[inline(always)]
+pub(super) const fn candidate(start: u32, i: u32) -> Port {
+    // Unprivileged ports; the odd step visits far apart ones.
+    const FIRST: u32 = 1024;
+    const COUNT: u32 = 65536 - FIRST;
+    const STEP: u32 = 7919;
+    let candidate = FIRST + start.wrapping_add(i.wrapping_mul(STEP)) % COUNT;
+    #[expect(clippy::cast_possible_truncation, reason = "FIRST + COUNT is 65536")]
+    Port::new(candidate as u16)
+}
 
 /// Gives a flow a client port under which nobody talks to the target, as
 /// netfilter does when two flows would become one.
@@ -34,15 +46,9 @@ fn free_client_port<H: Host>(
     table: FlowTable,
     key: &mut FlowKey,
 ) -> Result<Port, Reason> {
-    // Unprivileged ports; the odd step visits far apart ones.
-    const FIRST: u32 = 1024;
-    const COUNT: u32 = 65536 - FIRST;
-    const STEP: u32 = 7919;
     let start = host.random();
     for i in 0..REMAP_TRIES {
-        let candidate = FIRST + start.wrapping_add(i.wrapping_mul(STEP)) % COUNT;
-        #[expect(clippy::cast_possible_truncation, reason = "FIRST + COUNT is 65536")]
-        let client_port = Port::new(candidate as u16);
+        let client_port = candidate(start, i);
         key.client_port = client_port;
         let is_free = match table {
             FlowTable::Udp => lookup(host, table, key).is_none(),

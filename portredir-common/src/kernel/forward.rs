@@ -109,6 +109,8 @@ pub enum Met {
     Nothing,
     /// The flow has begun.
     Begun,
+    /// The flow has begun by a SYN, which the target has not answered.
+    Opening,
     /// The packet has made a connection of the flow.
     Confirmed,
     /// The flow has ended, and a new one begins.
@@ -126,11 +128,13 @@ impl Packed for Met {
     #[inline(always)]
     fn unpack(word: u64) -> Self {
         const BEGUN: u64 = Met::Begun as u64;
+        const OPENING: u64 = Met::Opening as u64;
         const CONFIRMED: u64 = Met::Confirmed as u64;
         const ENDED: u64 = Met::Ended as u64;
         const OTHER: u64 = Met::Other as u64;
         match word {
             BEGUN => Self::Begun,
+            OPENING => Self::Opening,
             CONFIRMED => Self::Confirmed,
             ENDED => Self::Ended,
             OTHER => Self::Other,

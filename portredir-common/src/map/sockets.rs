@@ -63,21 +63,7 @@ impl ConnectedPeers {
     /// the peer is new.
     #[inline(always)]
     pub fn insert(&mut self, peer: ConnectedPeer) -> bool {
-        if let Some(known) = self.known(peer.addr, peer.port) {
-            let is_new = known.dst_port != peer.dst_port;
-            known.dst_port = peer.dst_port;
-            return is_new;
-        }
-        let unused = self.peers.iter_mut().find(|known| !known.is_used());
-        if let Some(unused) = unused {
-            *unused = peer;
-            return true;
-        }
-        if let Some(oldest) = self.peers.get_mut(self.next as usize % Self::PEERS) {
-            *oldest = peer;
-        }
-        self.next = self.next.wrapping_add(1);
-        true
+        keep(&mut self.peers, &mut self.next, peer)
     }
 
     /// Removes a peer: the client knows it by its own port from now on.
@@ -102,11 +88,51 @@ impl ConnectedPeers {
     }
 }
 
-impl ConnectedPeer {
+/// A peer that is kept at a client's socket.
+trait Peer {
+    fn is_used(&self) -> bool;
+
+    fn is_same(&self, other: &Self) -> bool;
+
+    /// Whether the client named both alike.
+    fn is_named_as(&self, other: &Self) -> bool;
+}
+
+impl Peer for ConnectedPeer {
     #[inline(always)]
-    const fn is_used(&self) -> bool {
+    fn is_used(&self) -> bool {
         self.dst_port.get() != 0
     }
+
+    #[inline(always)]
+    fn is_same(&self, other: &Self) -> bool {
+        self.is_used() && self.port == other.port && self.addr.is(other.addr)
+    }
+
+    #[inline(always)]
+    fn is_named_as(&self, other: &Self) -> bool {
+        self.dst_port == other.dst_port
+    }
+}
+
+/// Keeps a peer: in place of an earlier entry for the same one, else in an unused place, else
+/// in that of the oldest. The result says whether the peer is new under its name.
+#[inline(always)]
+fn keep<P: Peer, const N: usize>(peers: &mut [P; N], next: &mut u32, peer: P) -> bool {
+    if let Some(known) = peers.iter_mut().find(|known| known.is_same(&peer)) {
+        let is_new = !known.is_named_as(&peer);
+        *known = peer;
+        return is_new;
+    }
+    if let Some(unused) = peers.iter_mut().find(|known| !known.is_used()) {
+        *unused = peer;
+        return true;
+    }
+    if let Some(oldest) = peers.get_mut(*next as usize % N) {
+        *oldest = peer;
+    }
+    *next = next.wrapping_add(1);
+    true
 }
 
 /// A value of `FORWARD_PEERS`, kept at a client's socket: the targets with an address that
@@ -146,22 +172,7 @@ impl ForwardPeers {
     /// it is new.
     #[inline(always)]
     pub fn insert(&mut self, peer: ForwardPeer) -> bool {
-        let known = self.peers.iter_mut().find(|known| known.is_same(&peer));
-        if let Some(known) = known {
-            let is_new = !known.is_named(peer.dialled, peer.dst_port);
-            *known = peer;
-            return is_new;
-        }
-        let unused = self.peers.iter_mut().find(|known| !known.is_used());
-        if let Some(unused) = unused {
-            *unused = peer;
-            return true;
-        }
-        if let Some(oldest) = self.peers.get_mut(self.next as usize % Self::PEERS) {
-            *oldest = peer;
-        }
-        self.next = self.next.wrapping_add(1);
-        true
+        keep(&mut self.peers, &mut self.next, peer)
     }
 
     /// The target with an address and port.
@@ -174,19 +185,26 @@ impl ForwardPeers {
 }
 
 impl ForwardPeer {
+    /// Whether the client reaches the target by an address and port.
     #[inline(always)]
-    const fn is_used(&self) -> bool {
+    pub(crate) fn is_named(&self, addr: Addr, port: Port) -> bool {
+        self.is_used() && self.dst_port == port && self.dialled.is(addr)
+    }
+}
+
+impl Peer for ForwardPeer {
+    #[inline(always)]
+    fn is_used(&self) -> bool {
         self.dst_port.get() != 0
     }
 
     #[inline(always)]
-    const fn is_same(&self, other: &Self) -> bool {
-        self.is_used() && self.port.get() == other.port.get() && self.addr.is(other.addr)
+    fn is_same(&self, other: &Self) -> bool {
+        self.is_used() && self.port == other.port && self.addr.is(other.addr)
     }
 
-    /// Whether the client reaches the target by an address and port.
     #[inline(always)]
-    pub(crate) const fn is_named(&self, addr: Addr, port: Port) -> bool {
-        self.is_used() && self.dst_port.get() == port.get() && self.dialled.is(addr)
+    fn is_named_as(&self, other: &Self) -> bool {
+        self.is_named(other.dialled, other.dst_port)
     }
 }

@@ -24,6 +24,7 @@ mod header;
 mod icmp;
 mod local;
 pub mod observe;
+pub mod outcome;
 mod results;
 mod rules;
 pub mod server;

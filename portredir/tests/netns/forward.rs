@@ -30,14 +30,11 @@ mod subject;
 mod talk;
 mod target;
 
-use std::sync::OnceLock;
-
 use self::case::Case;
-use self::results::{Cell, cell};
-use self::subject::Subject;
+use self::results::cell;
+use self::subject::{SUBJECTS, Subject};
+use crate::conformance::outcome::Outcome;
 use crate::conformance::{FAILED, compare};
-use crate::lab::message::NO_OTHER_HOSTS;
-use crate::lab::program::PROGRAM;
 use crate::{Tests, skip};
 
 /// The tools that these tests need beyond those of all tests.
@@ -71,17 +68,14 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
         tests.add(test_name(case, Subject::Nft), TOOLS, || {
             check_oracle(case);
         });
-        for subject in case.subjects().skip(1) {
+        for subject in SUBJECTS.into_iter().skip(1) {
             tests.add(test_name(case, subject), TOOLS, move || {
                 check(case, subject)
             });
         }
     }
     tests.add("forward/oracle", TOOLS, document::check_oracle);
-    // The page does not have this part yet: it is written first, then compared.
-    if std::env::var_os("PORTREDIR_BLESS").is_some() {
-        tests.add(DOCUMENT_TEST, TOOLS, document::check);
-    }
+    tests.add(DOCUMENT_TEST, TOOLS, document::check);
     tests.add("forward/differences", TOOLS, || {
         differences::read();
     });
@@ -113,10 +107,9 @@ fn check_oracle(case: &'static Case) {
 
 /// An engine does what the oracle does, or differs as is listed.
 fn check(case: &'static Case, subject: Subject) {
-    needs_targets();
     let seen = match cell(case, subject) {
-        Cell::Seen(text) => text,
-        Cell::Skipped(reason) => skip(reason),
+        Outcome::Seen(text) => text,
+        Outcome::Skipped(reason) => skip(reason),
     };
     let oracle = oracle(case);
     let all = differences::read();
@@ -138,23 +131,7 @@ fn check(case: &'static Case, subject: Subject) {
 /// The outcome of a case with nft.
 fn oracle(case: &'static Case) -> String {
     match cell(case, Subject::Nft) {
-        Cell::Seen(text) => text,
-        Cell::Skipped(reason) => skip(reason),
-    }
-}
-
-/// Skips what runs with portredir while the program refuses targets with an address.
-fn needs_targets() {
-    static REFUSES: OnceLock<bool> = OnceLock::new();
-    let refuses = *REFUSES.get_or_init(|| {
-        let mut plan = std::process::Command::new(PROGRAM);
-        let plan = plan
-            .args(["plan", "--iface", "lo", "80:192.0.2.1:8080"])
-            .output();
-        let error = plan.expect("run portredir").stderr;
-        String::from_utf8_lossy(&error).contains(NO_OTHER_HOSTS)
-    });
-    if refuses {
-        skip("this build of portredir refuses targets with an address");
+        Outcome::Seen(text) => text,
+        Outcome::Skipped(reason) => skip(reason),
     }
 }

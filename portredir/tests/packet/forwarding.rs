@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use portredir::rule::Rule;
 use portredir_common::flow::{Epoch, UDP_IDLE};
 use portredir_common::kernel::{Outcome, Socket};
 use portredir_common::map::targets::Service;
@@ -15,12 +16,13 @@ use crate::packet::flows::{KINDS, Kind};
 use crate::packet::forward::scenarios;
 use crate::packet::mock::{Hex, Mock};
 use crate::packet::scenario::{Event, F, G, Plan, Scenario, Step, To};
-use crate::packet::{Hook, addr, local_addrs};
+use crate::packet::{Hook, Iface, addr, local_addrs};
 
 /// The host of a scenario.
 fn host(rules: &'static [&'static str], plan: &Plan) -> Mock {
     let mut mock = Mock::new(rules, &local_addrs());
     mock.is_forwarding = true;
+    mock.iface = Iface::Other;
     mock.forwards.borrow_mut().own = Vec::from([SERVER4, SERVER6].map(addr)).leak();
     set(&mock, plan, rules.len());
     mock
@@ -104,6 +106,28 @@ fn sequences() {
     let failed: Vec<_> = scenarios.iter().filter(is_failed).collect();
     let names: Vec<_> = failed.iter().map(|scenario| &scenario.name).collect();
     assert!(names.is_empty(), "{} failed: {names:#?}", names.len());
+}
+
+/// Packets of this host to itself stay on it: local clients are pointed at a target before
+/// there is a packet.
+#[test]
+fn packets_of_this_host_to_itself_stay() {
+    for scenario in scenarios() {
+        let first = scenario.events.iter().find_map(|event| match event {
+            Event::Packet(step) if step.reason == Reason::Redirected => Some(step),
+            _ => None,
+        });
+        let rules = scenario.rules.iter().map(|text| text.parse::<Rule>());
+        let is_forward = rules.flatten().any(|rule| rule.forward().is_some());
+        let Some(step) = first.filter(|step| is_forward && step.hook == Hook::Ingress) else {
+            continue;
+        };
+        let mut mock = host(scenario.rules, &scenario.plan);
+        mock.iface = Iface::Lo;
+        let (packet, _) = step.bytes(0);
+        let (reason, out) = mock.run(step.hook, step.packet.link, &packet);
+        assert_eq!((reason, Hex(&out)), (Reason::NoMatch, Hex(&packet)));
+    }
 }
 
 /// The target that the first packet of a flow goes to.

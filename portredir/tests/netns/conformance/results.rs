@@ -1,22 +1,17 @@
 //! All observations, kept for the tests and for the document.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::case::{Case, Run};
 use super::observe::Observation;
+use super::outcome::{LIMIT, Outcome, caught, has_times, observe, tell_time, watched};
 use super::site::{Offload, SUBJECTS, Site, Subject};
 use super::{DOCUMENT_TEST, FAILED, cases, test_name};
 use crate::lab::Family;
-use crate::lab::checksum;
-use crate::lab::process::{DEADLINE, NOTES, PATIENCE, note};
-
-/// A case that takes longer has failed. They run beside each other, and maybe
-/// beside much else.
-const LIMIT: Duration = Duration::from_secs(120);
+use crate::lab::process::{DEADLINE, PATIENCE};
 
 /// The outcome of a case with one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,12 +29,6 @@ pub enum Cell {
 struct Once {
     variant: Variant,
     outcome: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Outcome {
-    Seen(String),
-    Skipped(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +189,10 @@ fn run_shared(subject: Subject, offload: Offload) -> Vec<(Key, Once)> {
         for &family in case.families(subject) {
             let start = Instant::now();
             let outcome = match &site {
-                Ok(site) => observe(|| watched(site, || run(site, family))),
+                Ok(site) => observe(|| {
+                    let all = [&site.lab.client, &site.lab.host, site.lab.far()];
+                    watched(all, || run(site, family))
+                }),
                 Err(outcome) => outcome.clone(),
             };
             let variant = Variant { offload, family };
@@ -234,48 +226,6 @@ fn run_own(case: &Case, subject: Subject, run: fn(Subject) -> Observation) -> (K
         family: Family::V4,
     };
     let outcome = observe(|| run(subject));
-    if has_times() {
-        eprintln!("{subject:?} {}: {:?}", case.name, start.elapsed());
-    }
+    tell_time(subject, case.name, start);
     ((case.number, subject.name()), Once { variant, outcome })
-}
-
-/// Whether to tell how long things take.
-fn has_times() -> bool {
-    std::env::var_os("PORTREDIR_TIMES").is_some()
-}
-
-/// Adds that bad checksums arrived, if some did.
-fn watched(site: &Site, run: impl FnOnce() -> Observation) -> Observation {
-    let all = [&site.lab.client, &site.lab.host, site.lab.far()];
-    let before = all.map(checksum::errors);
-    let observation = run();
-    let after = all.map(checksum::errors);
-    if before == after {
-        observation
-    } else {
-        observation.and("bad checksum counted")
-    }
-}
-
-fn observe(run: impl FnOnce() -> Observation) -> Outcome {
-    let before = DEADLINE.replace(Some(Instant::now() + LIMIT));
-    let outcome = caught(run).map(|seen| Outcome::Seen(seen.to_string()));
-    DEADLINE.set(before);
-    outcome.unwrap_or_else(|outcome| outcome)
-}
-
-/// Runs a function, and returns the text of its panic or the reason of its skip.
-fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Outcome> {
-    let before = NOTES.take();
-    let result = catch_unwind(AssertUnwindSafe(run));
-    let notes = NOTES.replace(before);
-    result.map_err(|panic| match panic.downcast::<crate::Skip>() {
-        Ok(skip) => Outcome::Skipped(skip.0),
-        Err(_) => {
-            note(&notes);
-            let line = notes.lines().next().unwrap_or("a panic");
-            Outcome::Seen(format!("{FAILED}{line}"))
-        }
-    })
 }

@@ -1,7 +1,7 @@
 //! A case of the comparison with DNAT.
 
 use super::site::Site;
-use super::subject::{Layout, SUBJECTS, Subject, VARIANTS, Variant};
+use super::subject::{Layout, VARIANTS, Variant};
 use crate::conformance::observe::Observation;
 use crate::conformance::site::Offload;
 use crate::lab::Family;
@@ -46,18 +46,6 @@ impl Case {
                 offload: Offload::Off,
             }],
         }
-    }
-
-    /// Whether a subject runs the case: a bridge has no native XDP, and its ports are not
-    /// used without br_netfilter.
-    pub fn is_for(&self, subject: Subject) -> bool {
-        !(subject == Subject::Engine("xdp")
-            && matches!(self.run, Run::Own(Layout::Bridge(false), _)))
-    }
-
-    /// The subjects that run the case.
-    pub fn subjects(&self) -> impl Iterator<Item = Subject> {
-        SUBJECTS.into_iter().filter(|subject| self.is_for(*subject))
     }
 }
 

@@ -8,7 +8,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::needs_targets;
 use crate::conformance::client::Conversation;
 use crate::conformance::server::{Manner, Server};
 use crate::lab::extent::allow;
@@ -39,7 +38,6 @@ pub fn add(tests: &mut Tests) {
             };
             let name = format!("forward/nodeport_{name}/{engine}");
             tests.add(name, &["nft"], move || {
-                needs_targets();
                 test(&cell);
             });
         }

@@ -1,38 +1,25 @@
 //! All observations, kept for the tests and for the document.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::case::{Case, Run};
 use super::site::Site;
 use super::subject::{SUBJECTS, Subject, VARIANTS, Variant};
-use super::{DOCUMENT_TEST, cases, needs_targets, test_name};
+use super::{DOCUMENT_TEST, cases, test_name};
 use crate::conformance::FAILED;
-use crate::conformance::observe::Observation;
-use crate::lab::process::{DEADLINE, NOTES, PATIENCE, note};
-use crate::lab::{Family, checksum};
-
-/// A case that takes longer has failed.
-const LIMIT: Duration = Duration::from_secs(120);
-
-/// The outcome of a case with one subject.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cell {
-    /// In words.
-    Seen(String),
-    /// The kernel cannot do it.
-    Skipped(String),
-}
+use crate::conformance::outcome::{LIMIT, Outcome, caught, observe, tell_time, watched};
+use crate::lab::Family;
+use crate::lab::process::{DEADLINE, PATIENCE};
 
 /// The outcome of one run.
 #[derive(Clone, Debug)]
 struct Once {
     variant: Variant,
     family: Family,
-    outcome: Cell,
+    outcome: Outcome,
 }
 
 /// The name of a case and that of a subject.
@@ -56,24 +43,27 @@ fn is_wanted(case: &Case, subject: Subject) -> bool {
     let is_oracle = subject == Subject::Nft;
     let is_for_all = DOCUMENT_TEST.contains(filter.as_str());
     let is_for_oracle = is_oracle && "forward/oracle".contains(filter.as_str());
-    is_for_all || is_for_oracle || is_named(subject) || (is_oracle && case.subjects().any(is_named))
+    is_for_all
+        || is_for_oracle
+        || is_named(subject)
+        || (is_oracle && SUBJECTS.into_iter().any(is_named))
 }
 
 /// The outcome of a case with a subject. The first call runs all cases.
-pub fn cell(case: &'static Case, subject: Subject) -> Cell {
+pub fn cell(case: &'static Case, subject: Subject) -> Outcome {
     static RESULTS: OnceLock<Results> = OnceLock::new();
     let all = &RESULTS.get_or_init(run_all)[&(case.name, subject.name())];
     let mut skipped = all.iter().map(|once| &once.outcome);
-    match skipped.find(|outcome| matches!(outcome, Cell::Skipped(_))) {
+    match skipped.find(|outcome| matches!(outcome, Outcome::Skipped(_))) {
         Some(skipped) => skipped.clone(),
-        None => Cell::Seen(summary(all)),
+        None => Outcome::Seen(summary(all)),
     }
 }
 
 /// One text, where it was the same each time.
 fn summary(all: &[Once]) -> String {
     let text = |once: &Once| match &once.outcome {
-        Cell::Seen(text) | Cell::Skipped(text) => text.clone(),
+        Outcome::Seen(text) | Outcome::Skipped(text) => text.clone(),
     };
     let is_same = |among: &[&Once]| among.iter().all(|once| once.outcome == among[0].outcome);
     let of = |family| -> Vec<_> { all.iter().filter(|once| once.family == family).collect() };
@@ -104,13 +94,9 @@ enum Job {
 
 fn jobs() -> Vec<Job> {
     let mut jobs = Vec::new();
-    let refuses_targets = catch_unwind(needs_targets).is_err();
     for subject in SUBJECTS {
-        if refuses_targets && subject != Subject::Nft {
-            continue;
-        }
         jobs.extend(VARIANTS.map(|variant| Job::Shared(subject, variant)));
-        let is_tried = |case: &&Case| case.is_for(subject) && is_wanted(case, subject);
+        let is_tried = |case: &&Case| is_wanted(case, subject);
         for case in cases().filter(is_tried) {
             if let Run::Own(..) = case.run {
                 let families = case.families.iter();
@@ -170,10 +156,13 @@ fn run_shared(subject: Subject, variant: Variant) -> Vec<(Key, Once)> {
         for &family in case.families {
             let start = Instant::now();
             let outcome = match &site {
-                Ok(site) => observe(|| watched(site, || run(site, family))),
+                Ok(site) => observe(|| {
+                    let all = [&site.lab.client, &site.lab.host, &site.f, &site.g, &site.o];
+                    watched(all, || run(site, family))
+                }),
                 Err(outcome) => outcome.clone(),
             };
-            tell_time(case, subject, start);
+            tell_time(subject, case.name, start);
             results.push((
                 (case.name, subject.name()),
                 Once {
@@ -185,10 +174,10 @@ fn run_shared(subject: Subject, variant: Variant) -> Vec<(Key, Once)> {
         }
     }
     DEADLINE.set(Some(Instant::now() + LIMIT));
-    if let Err(Cell::Seen(text)) = caught(|| site.map(|mut site| site.finish())) {
+    if let Err(Outcome::Seen(text)) = caught(|| site.map(|mut site| site.finish())) {
         // The failure belongs to no single case, so all of them fail.
         for (_, once) in &mut results {
-            once.outcome = Cell::Seen(format!("{FAILED}the end: {text}"));
+            once.outcome = Outcome::Seen(format!("{FAILED}the end: {text}"));
         }
     }
     results
@@ -214,48 +203,6 @@ fn run_own(case: &'static Case, subject: Subject, family: Family) -> Vec<(Key, O
         ((case.name, subject.name()), once)
     });
     let all = once.collect();
-    tell_time(case, subject, start);
+    tell_time(subject, case.name, start);
     all
-}
-
-/// Tells how long things take, when it is asked to.
-fn tell_time(case: &Case, subject: Subject, start: Instant) {
-    if std::env::var_os("PORTREDIR_TIMES").is_some() {
-        eprintln!("{subject:?} {}: {:?}", case.name, start.elapsed());
-    }
-}
-
-/// Adds that bad checksums arrived, if some did.
-fn watched(site: &Site, run: impl FnOnce() -> Observation) -> Observation {
-    let all = [&site.lab.client, &site.lab.host, &site.f, &site.g, &site.o];
-    let before = all.map(checksum::errors);
-    let observation = run();
-    let after = all.map(checksum::errors);
-    if before == after {
-        observation
-    } else {
-        observation.and("bad checksum counted")
-    }
-}
-
-fn observe(run: impl FnOnce() -> Observation) -> Cell {
-    let before = DEADLINE.replace(Some(Instant::now() + LIMIT));
-    let outcome = caught(run).map(|seen| Cell::Seen(seen.to_string()));
-    DEADLINE.set(before);
-    outcome.unwrap_or_else(|outcome| outcome)
-}
-
-/// Runs a function, and returns the text of its panic or the reason of its skip.
-fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Cell> {
-    let before = NOTES.take();
-    let result = catch_unwind(AssertUnwindSafe(run));
-    let notes = NOTES.replace(before);
-    result.map_err(|panic| match panic.downcast::<crate::Skip>() {
-        Ok(skip) => Cell::Skipped(skip.reason()),
-        Err(_) => {
-            note(&notes);
-            let line = notes.lines().next().unwrap_or("a panic");
-            Cell::Seen(format!("{FAILED}{line}"))
-        }
-    })
 }

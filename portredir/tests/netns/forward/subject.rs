@@ -13,12 +13,7 @@ pub enum Subject {
 }
 
 /// All of them, the oracle first.
-pub const SUBJECTS: [Subject; 4] = [
-    Subject::Nft,
-    Subject::Engine("auto"),
-    Subject::Engine("tc"),
-    Subject::Engine("xdp"),
-];
+pub const SUBJECTS: [Subject; 3] = [Subject::Nft, Subject::Engine("auto"), Subject::Engine("tc")];
 
 impl Subject {
     pub const fn name(self) -> &'static str {

@@ -56,8 +56,6 @@ pub const BRIDGE_IS_USED: &str = "port of bridge br0; br0 is used instead";
 pub const NO_ETHERNET_HEADER: &str = "no Ethernet header";
 /// Native XDP is refused on a tun device.
 pub const XDP_IMPOSSIBLE: &str = "tun0: --engine xdp is not available: tun has no Ethernet header";
-/// A rule has a target on another host.
-pub const NO_OTHER_HOSTS: &str = "other hosts are not supported";
 /// `check` found that a file of two rules is valid.
 pub const TWO_RULES_ARE_VALID: &str = "OK: 2 rules\n";
 

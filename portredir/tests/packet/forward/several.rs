@@ -22,7 +22,11 @@ pub fn scenarios(kind: Kind) -> Vec<Scenario> {
         mixed(kind),
         no_target_of_the_version(kind),
     ];
-    scenarios.push(if kind.is_tcp() { cut(kind) } else { back(kind) });
+    if kind.is_tcp() {
+        scenarios.extend([cut(kind), unanswered(kind)]);
+    } else {
+        scenarios.push(back(kind));
+    }
     scenarios
 }
 
@@ -66,6 +70,19 @@ fn cut(kind: Kind) -> Scenario {
         .plan(TO_G.f_is(Target::DEAD | Target::CUT))
         .arrives(segment.clone())
         .redirected(to(kind.g(), segment))
+        .begins()
+}
+
+/// A SYN that a target has not answered goes to the present target with its repetition.
+fn unanswered(kind: Kind) -> Scenario {
+    let syn = kind.first(80);
+    scenario(kind, "a target that does not answer is replaced")
+        .arrives(syn.clone())
+        .redirected(to(kind.f(), syn.clone()))
+        .begins()
+        .plan(TO_G)
+        .arrives(syn.clone())
+        .redirected(to(kind.g(), syn))
         .begins()
 }
 
