@@ -41,7 +41,6 @@ pub fn add(tests: &mut Tests) {
 
 /// A transaction, and rows of some megabytes, from a database behind the bridge.
 fn database(subject: Subject) {
-    if subject != Subject::Nft {}
     allow(Duration::from_secs(120));
     let (layout, offload) = (Layout::Bridge(true), Offload::On);
     let mut site = Site::idle(subject, Variant { layout, offload });
@@ -113,7 +112,6 @@ fn postgres(site: &Site) -> Process {
 const BODY: usize = 3_000_000;
 
 fn serve(subject: Subject, layout: Layout) {
-    if subject != Subject::Nft {}
     if layout == Layout::Bridge(true) && !has_br_netfilter() {
         skip("needs br_netfilter");
     }
