@@ -205,7 +205,7 @@ fn resize() {
         terminal.resize(size);
         let screen = terminal.wait_for("the new size", |screen| {
             let lines: Vec<_> = screen.lines().collect();
-            let is_wide = lines[0].len() == usize::from(size.0);
+            let is_wide = lines.first().map(|line| line.len()) == Some(usize::from(size.0));
             lines.len() == usize::from(size.1) && is_wide
         });
         check_shape(&screen, size);

