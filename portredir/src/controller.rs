@@ -26,6 +26,7 @@ pub mod targets;
 pub mod tracing;
 pub mod transaction;
 pub mod watcher;
+pub mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -11,4 +11,5 @@ pub mod preflight;
 pub mod routes;
 pub mod snapshot;
 pub mod way;
+pub mod way_changes;
 pub mod xdp;

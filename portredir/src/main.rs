@@ -81,7 +81,7 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Check(args)) => plan::check(args),
         Some(Command::Rules(args)) => read::rules(*args),
         Some(Command::Status(args)) => status::status(*args).await,
-        Some(Command::Targets(args)) => targets::targets(*args),
+        Some(Command::Targets(args)) => targets::targets(*args).await,
         Some(Command::Trace(args)) => trace::trace(args).await,
         Some(Command::Connections(args)) => connections::connections(args).await,
         Some(Command::Metrics(args)) => metrics::metrics(args),

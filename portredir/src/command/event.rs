@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{count, journal, progress, say};
 use crate::config::engine::EngineChoice;
 use crate::controller::event::{DetachReason, Event, Interrupted};
+use crate::controller::ways::News;
 use crate::loader::{Unregistered, chain};
 use crate::rule::Rule;
 use crate::sys::syslog::Severity;
@@ -34,6 +35,10 @@ const fn severity(event: &Event) -> Option<Severity> {
         | Event::Renamed { .. }
         | Event::Covered(_)
         | Event::TargetTurned { why: None, .. }
+        | Event::WayChanged {
+            news: News::Mended(_) | News::Turned(_),
+            ..
+        }
         | Event::Recovered(_) => Some(Severity::Notice),
         _ => Some(Severity::Warning),
     }
@@ -86,6 +91,7 @@ fn text(event: &Event) -> String {
             format!("cutting off {}", count(*connections, "connection"))
         }
         Event::TargetTurned { target, rule, why } => turned(target, rule, why.as_deref()),
+        Event::WayChanged { target, news } => format!("target {target}: {news}"),
         Event::RolledBack => "change rolled back: not confirmed in time".to_owned(),
         Event::Killed(pid) => format!("killing process {pid}"),
         Event::WatcherIsSlow => {

@@ -78,8 +78,18 @@ async fn host(answer: &Answer) -> Option<HostView> {
 }
 
 fn faults(answer: &Answer, host: Option<&HostView>) -> Vec<Fault> {
-    host.map(|host| health::faults(answer, host))
-        .unwrap_or_default()
+    let Some(host) = host else {
+        return Vec::new();
+    };
+    let mut faults = health::faults(answer, host);
+    match health::way_faults(answer, host) {
+        Ok(more) => faults.extend(more),
+        Err(error) => say(&format!(
+            "cannot read the ways to targets: {}",
+            chain(&error)
+        )),
+    }
+    faults
 }
 
 /// The object that `status --json` prints.

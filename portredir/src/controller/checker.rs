@@ -7,6 +7,8 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
@@ -25,6 +27,7 @@ const MOST: usize = 4096;
 #[derive(Debug)]
 pub struct Checker {
     wanted: watch::Sender<Vec<Watched>>,
+    hurried: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
     changes: mpsc::UnboundedReceiver<TargetChanged>,
     task: JoinHandle<()>,
 }
@@ -40,11 +43,13 @@ impl Checker {
     #[must_use]
     pub fn start() -> Self {
         let (wanted, wants) = watch::channel(Vec::new());
+        let (hurried, hurries) = mpsc::unbounded_channel();
         let (teller, changes) = mpsc::unbounded_channel();
         Self {
             wanted,
+            hurried,
             changes,
-            task: tokio::spawn(run(wants, teller)),
+            task: tokio::spawn(run((wants, hurries), teller)),
         }
     }
 
@@ -52,6 +57,14 @@ impl Checker {
     /// what the caller believes is told again by [`Self::changed`].
     pub fn watch(&self, targets: Vec<Watched>) {
         self.wanted.send_replace(targets);
+    }
+
+    /// Checks the targets at these addresses now, and not when their interval is over.
+    pub fn hurry(&self, hosts: BTreeSet<IpAddr>) {
+        if !hosts.is_empty() {
+            // Nobody receives where the task has ended, so nothing is checked at all.
+            let _ = self.hurried.send(hosts);
+        }
     }
 
     /// Waits until targets have come up or gone down: all changes since the last time.
@@ -68,7 +81,10 @@ impl Checker {
 }
 
 async fn run(
-    mut wants: watch::Receiver<Vec<Watched>>,
+    (mut wants, mut hurries): (
+        watch::Receiver<Vec<Watched>>,
+        mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
+    ),
     teller: mpsc::UnboundedSender<TargetChanged>,
 ) {
     let mut monitor = Monitor::new(fastrand::u64(..));
@@ -86,6 +102,10 @@ async fn run(
                 }
                 let targets = wants.borrow_and_update().clone();
                 monitor.watch(&targets, Instant::now())
+            }
+            Some(hosts) = hurries.recv() => {
+                monitor.hurry(&hosts, Instant::now());
+                Vec::new()
             }
             Some(made) = running.join_next() => match made {
                 Ok((probe, result)) => monitor.finish(&probe, result),

@@ -1,8 +1,10 @@
 //! The events of a change, and of changes of the host.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::error::ControllerError;
+use super::ways::News;
 use crate::config::engine::EngineChoice;
 use crate::loader::Unregistered;
 use crate::plan::{Planned, Refused, Skipped};
@@ -93,6 +95,13 @@ pub enum Event {
         rule: Box<Rule>,
         /// The last failure in a few words; none of a target that is up.
         why: Option<String>,
+    },
+    /// The way to a target has changed.
+    WayChanged {
+        /// The address of the target.
+        target: IpAddr,
+        /// The change.
+        news: News,
     },
     /// A change that was not confirmed in time was rolled back.
     RolledBack,

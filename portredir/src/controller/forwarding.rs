@@ -47,7 +47,8 @@ impl Controller {
         self.disable_forwarding(&all);
     }
 
-    fn saved_forwarding(&self) -> Saved {
+    /// The switches that were off before this redirect.
+    pub(super) fn saved_forwarding(&self) -> Saved {
         match &self.pins {
             Some(pins) => pinned::forwarding(pins),
             None => self.forwarding.clone(),

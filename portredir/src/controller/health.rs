@@ -1,6 +1,7 @@
 //! The faults of an active redirect, each with the command that mends it.
 
 use super::change::HostView;
+use super::error::ChangeError;
 use crate::host::netlink::{HostError, Netlink};
 use crate::ipc::client::Answer;
 use crate::observe::faults::{self, Fault};
@@ -38,6 +39,24 @@ pub fn faults(answer: &Answer, host: &HostView) -> Vec<Fault> {
         fix: None,
     }));
     all
+}
+
+/// The faults of the ways to the targets of the rules, for which the kernel is asked now.
+///
+/// # Errors
+///
+/// [`ChangeError::Host`]: the kernel does not answer.
+pub fn way_faults(answer: &Answer, host: &HostView) -> Result<Vec<Fault>, ChangeError> {
+    let look = host.look_at_ways(&answer.settings)?;
+    let findings = look.ways.into_iter().flat_map(|way| way.findings);
+    let mut faults = Vec::new();
+    for finding in findings {
+        let fault = Fault::new(format!("{}: {}", finding.what, finding.why), &finding.fix);
+        if !faults.contains(&fault) {
+            faults.push(fault);
+        }
+    }
+    Ok(faults)
 }
 
 fn indexes(answer: &Answer) -> impl Iterator<Item = u32> {

@@ -15,6 +15,7 @@ use super::checker::Checker;
 use super::commit::Next;
 use super::error::ControllerError;
 use super::event::{Event, OnEvent};
+use super::ways::Watch;
 use crate::loader::chain;
 use crate::rule::Rule;
 use crate::ruleset::forwarding;
@@ -37,6 +38,7 @@ pub struct Care {
     told: Option<Vec<Watched>>,
     has_failed: bool,
     sweep: Interval,
+    ways: Watch,
 }
 
 /// Something that has to be done about targets.
@@ -45,6 +47,8 @@ pub enum Due {
     Changed(Vec<TargetChanged>),
     /// Flows of targets may have ended.
     Sweep,
+    /// Ways to targets may have changed.
+    Ways,
 }
 
 impl Care {
@@ -58,6 +62,7 @@ impl Care {
             told: None,
             has_failed: false,
             sweep,
+            ways: Watch::default(),
         }
     }
 
@@ -68,11 +73,13 @@ impl Care {
         tokio::select! {
             changes = self.checker.changed() => Due::Changed(changes),
             _ = self.sweep.tick() => Due::Sweep,
+            () = self.ways.due() => Due::Ways,
         }
     }
 
-    /// Checks the targets of the rules that are valid now.
+    /// Checks the targets of the rules that are valid now, and follows the ways to them.
     pub fn follow(&mut self, controller: &Controller) {
+        self.ways.follow(&controller.state.settings.rules);
         let watched = controller.watched();
         if self.told.as_ref() != Some(&watched) {
             self.checker.watch(watched.clone());
@@ -89,7 +96,13 @@ impl Care {
                     // The checker tells again what the rules do not know.
                     self.told = None;
                 }
+                self.ways.look_again();
                 controller.sweep_targets(on_event).await
+            }
+            Due::Ways => {
+                let changed = controller.follow_ways(&mut self.ways, on_event).await;
+                self.checker.hurry(changed);
+                Ok(())
             }
         };
         if let Err(error) = result {
@@ -119,7 +132,7 @@ impl Controller {
     }
 
     /// The lock, unless this process holds it all the time.
-    async fn lock(&self) -> Result<Option<Lock>, ControllerError> {
+    pub(super) async fn lock(&self) -> Result<Option<Lock>, ControllerError> {
         match self.pins {
             Some(_) => Ok(Some(Lock::wait().await?)),
             None => Ok(None),

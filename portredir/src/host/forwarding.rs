@@ -215,7 +215,9 @@ impl Saved {
         }
     }
 
-    fn has(&self, switch: &Switch) -> bool {
+    /// Whether a switch is among them.
+    #[must_use]
+    pub fn has(&self, switch: &Switch) -> bool {
         self.switches.iter().any(|saved| saved.switch == *switch)
     }
 

@@ -14,7 +14,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteType, RouteVi
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use portredir_common::net::LOOPBACK_IFINDEX;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::forwarding::{has_force_forwarding, setting};
 use super::packet_filter::Rulesets;
@@ -71,7 +71,7 @@ pub enum NoRoute {
 }
 
 /// The knowledge of the kernel about the first host on the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Neighbour {
     /// The link has two ends, so nobody is asked for.
@@ -172,11 +172,27 @@ impl Facts {
         targets: &BTreeSet<IpAddr>,
         ingress: &BTreeSet<u32>,
     ) -> Result<Self, NetlinkError> {
+        Ok(Self {
+            filters: Rulesets::read(),
+            ..Self::without_filters(host, targets, ingress)?
+        })
+    }
+
+    /// Looks at the ways as [`Self::read`] does, and at no packet filter. Takes the time of
+    /// a few questions, so it can be done at each change of a route.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError`]: interfaces cannot be listed.
+    pub fn without_filters(
+        host: &Snapshot,
+        targets: &BTreeSet<IpAddr>,
+        ingress: &BTreeSet<u32>,
+    ) -> Result<Self, NetlinkError> {
         let flags = link_flags()?;
         let mut facts = Self {
             has_force_forwarding: has_force_forwarding(),
             hears_routers: hears_routers(host),
-            filters: Rulesets::read(),
             ..Self::default()
         };
         let mut indexes = ingress.clone();

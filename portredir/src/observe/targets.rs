@@ -3,14 +3,22 @@
 
 mod text;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use portredir_common::net::Port;
 use serde::{Deserialize, Serialize};
 
+use crate::host::snapshot::Snapshot;
+use crate::host::way::{Facts, Neighbour};
+use crate::plan::way::present::PresentWay;
+use crate::plan::way::{WantedWay, WayRequest};
+use crate::rule::Protocols;
 use crate::ruleset::forwarding;
 use crate::ruleset::services::Services;
 use crate::ruleset::services::service::{Health, Service, Target};
+use crate::sys::netlink::NetlinkError;
 
 pub use self::text::text;
 
@@ -81,6 +89,18 @@ pub struct Line {
     pub flows: Option<u64>,
     /// The packets to the target.
     pub packets: Option<u64>,
+    /// The egress interface of packets to the address.
+    #[serde(default)]
+    pub interface: Option<String>,
+    /// The router on the way to the address.
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
+    /// The state of the first host on the way, as `ip neigh` has it.
+    #[serde(default)]
+    pub neighbour: Option<Neighbour>,
+    /// The fault of the way to the address.
+    #[serde(default)]
+    pub fault: Option<String>,
 }
 
 /// The process that makes the health checks.
@@ -164,5 +184,54 @@ fn line(service: &Service, target: &Target, is_removed: bool, known: Known) -> L
         why,
         flows,
         packets,
+        interface: None,
+        gateway: None,
+        neighbour: None,
+        fault: None,
+    }
+}
+
+impl List {
+    /// Asks the kernel for the present ways to the targets.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError`]: the kernel does not answer.
+    pub fn look(&mut self, host: &Snapshot) -> Result<(), NetlinkError> {
+        let wanted: Vec<_> = self.targets.iter().filter_map(Line::wanted).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let request = WayRequest {
+            wanted: &wanted,
+            local: None,
+            may_enable: false,
+        };
+        let facts = Facts::without_filters(host, &request.targets(), &request.ingress())?;
+        for way in PresentWay::all(&facts, request) {
+            let lines = self.targets.iter_mut();
+            for line in lines.filter(|line| line.addr == Some(way.target.addr)) {
+                line.interface.clone_from(&way.target.interface);
+                line.gateway = way.target.gateway;
+                line.neighbour = way.target.neighbour;
+                line.fault = way.findings.first().map(|finding| finding.what.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Line {
+    /// The way that has to be known, where the target has an address.
+    fn wanted(&self) -> Option<WantedWay> {
+        Some(WantedWay {
+            rule: self.listen.clone(),
+            target: self.addr?,
+            port: Port::new(self.port),
+            protocols: Protocols::Both,
+            from: None,
+            dialled: None,
+            ingress: BTreeSet::new(),
+        })
     }
 }

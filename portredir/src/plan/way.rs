@@ -5,6 +5,7 @@
 mod back;
 mod firewall;
 pub mod forward;
+pub mod present;
 pub mod report;
 mod route;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! This module sends nothing. The caller hands in the time and the results, and makes the
 //! probes that are due; targets with the same probe share one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -235,6 +235,15 @@ impl Monitor {
             })
         });
         changed.collect()
+    }
+
+    /// Makes the probes of some hosts due now. A probe that is running is made once more.
+    pub fn hurry(&mut self, hosts: &BTreeSet<IpAddr>, now: Instant) {
+        let is_hurried = |probe: &Probe| probe.host.is_some_and(|host| hosts.contains(&host));
+        let probes = self.probes.iter_mut();
+        for (_, schedule) in probes.filter(|(probe, _)| is_hurried(probe)) {
+            schedule.due = schedule.due.min(now);
+        }
     }
 
     /// The probes that are to be made now, those that wait longest first, and `most` at

@@ -31,6 +31,7 @@ pub mod status;
 pub mod trace;
 pub mod up;
 pub mod upgrade;
+pub mod ways;
 pub mod world;
 
 use crate::Tests;
@@ -54,6 +55,7 @@ pub fn add(tests: &mut Tests) {
     drain::add(tests);
     follow::add(tests);
     forwarding::add(tests);
+    ways::add(tests);
     hotplug::add(tests);
     churn::add(tests);
     bridge::add(tests);

@@ -43,6 +43,9 @@ pub fn text(list: &List) -> String {
         if let Some(why) = &line.why {
             text += &format!("      {why}\n");
         }
+        if let Some(fault) = &line.fault {
+            text += &format!("      {fault}\n");
+        }
     }
     if let Some(line) = unchecked(list) {
         text += &format!("{line}\n");
@@ -167,6 +170,21 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_of_the_way_stands_below_its_target() {
+        let mut list = sample();
+        list.targets[0].fault = Some("no route leads to 10.0.0.5".to_owned());
+        let text = text(&list);
+        let mut lines = text
+            .lines()
+            .skip_while(|line| !line.contains("10.0.0.5:8080"));
+        assert_eq!(
+            lines.nth(1),
+            Some("      no route leads to 10.0.0.5"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn says_when_nobody_checks() {
         let mut list = sample();
         assert!(!text(&list).contains("nobody"));
@@ -212,6 +230,10 @@ mod tests {
             "why": "no answer in 1 s",
             "flows": null,
             "packets": 40_000,
+            "interface": null,
+            "gateway": null,
+            "neighbour": null,
+            "fault": null,
         });
         assert_eq!(json["targets"][1], expected);
         assert_eq!(json["targets"][2]["else"], true);

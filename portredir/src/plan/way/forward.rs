@@ -1,8 +1,9 @@
 //! The switches of forwarding that targets need.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
-use super::{FORWARDING, Planner};
+use super::{FORWARDING, Planner, WantedWay};
 use crate::host::forwarding::{Forwarding, Switch};
 use crate::host::way::Device;
 use crate::plan::finding::Severity;
@@ -31,24 +32,19 @@ impl Needed {
     }
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     /// The switches to set. None where the request does not allow it.
     pub(super) fn check_forwarding(&mut self) -> Forwarding {
         let (mut v4, mut v6) = (Needed::default(), Needed::default());
         for wanted in self.request.wanted {
-            let ingress = self.ingress(wanted);
-            let Some((_, egress)) = self.out(wanted).filter(|_| !ingress.is_empty()) else {
-                continue;
-            };
-            // Replies come in by the egress interface.
-            let devices = ingress.values().copied().chain([egress]);
+            let devices = self.forwarding(wanted).into_iter();
             for device in devices.filter(|device| !device.forwards(wanted.target)) {
-                let (needed, switch) = if wanted.target.is_ipv4() {
-                    (&mut v4, Switch::Ipv4(device.name.clone()))
+                let needed = if wanted.target.is_ipv4() {
+                    &mut v4
                 } else {
-                    (&mut v6, self.switch_v6(device))
+                    &mut v6
                 };
-                needed.switches.insert(switch);
+                needed.switches.insert(self.switch(wanted.target, device));
                 needed.interfaces.insert(device.name.clone());
             }
         }
@@ -66,11 +62,22 @@ impl Planner<'_> {
         forwarding
     }
 
-    fn switch_v6(&self, device: &Device) -> Switch {
-        if self.facts.has_force_forwarding {
-            Switch::Ipv6(device.name.clone())
-        } else {
-            Switch::Ipv6All
+    /// The interfaces that have to forward for a target.
+    pub(super) fn forwarding(&self, wanted: &WantedWay) -> Vec<&'a Device> {
+        let ingress = self.ingress(wanted);
+        let Some((_, egress)) = self.out(wanted).filter(|_| !ingress.is_empty()) else {
+            return Vec::new();
+        };
+        // Replies come in by the egress interface.
+        ingress.into_values().chain([egress]).collect()
+    }
+
+    /// The switch by which an interface forwards packets to a target, or replies of it.
+    pub(super) fn switch(&self, target: IpAddr, device: &Device) -> Switch {
+        match target {
+            IpAddr::V4(_) => Switch::Ipv4(device.name.clone()),
+            IpAddr::V6(_) if self.facts.has_force_forwarding => Switch::Ipv6(device.name.clone()),
+            IpAddr::V6(_) => Switch::Ipv6All,
         }
     }
 

@@ -63,18 +63,22 @@ impl PlannedTarget {
             neighbour: self.neighbour.map(|state| state.name()),
         }
     }
+
+    /// The egress interface and the router, in words.
+    #[must_use]
+    pub fn path(&self) -> String {
+        match (&self.interface, self.gateway) {
+            (None, _) => "no way".to_owned(),
+            (Some(interface), None) => format!("by {interface}"),
+            (Some(interface), Some(gateway)) => format!("by {interface} and router {gateway}"),
+        }
+    }
 }
 
 /// Writes a target in one sentence.
 impl fmt::Display for PlannedTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(interface) = &self.interface else {
-            return f.write_str("no way");
-        };
-        write!(f, "by {interface}")?;
-        if let Some(gateway) = self.gateway {
-            write!(f, " and router {gateway}")?;
-        }
+        f.write_str(&self.path())?;
         match self.neighbour {
             Some(state) => write!(f, ", neighbour {}", state.name()),
             None => Ok(()),

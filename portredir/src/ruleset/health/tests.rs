@@ -210,3 +210,23 @@ fn the_targets_of_rules_with_a_check_are_watched() {
     assert_eq!(all[0].probe, probe(5));
     assert_eq!(watched(&services, |_| None), []);
 }
+
+#[test]
+fn a_hurried_probe_is_due_at_once_and_others_wait() {
+    let mut monitor = Monitor::new(7);
+    let start = Instant::now();
+    monitor.watch(&[target(1, 5), target(2, 6)], start);
+    assert_eq!(monitor.begin(start, 9).len(), 2);
+    monitor.finish(&probe(5), Ok(()));
+    monitor.finish(&probe(6), Ok(()));
+    let soon = start + Duration::from_millis(10);
+    assert_eq!(monitor.begin(soon, 9), []);
+    let hosts = [IpAddr::from([10, 0, 0, 5]), IpAddr::from([10, 0, 0, 7])];
+    monitor.hurry(&hosts.into(), soon);
+    assert_eq!(monitor.begin(soon, 9), [probe(5)]);
+    // While the probe runs, another one is asked for.
+    monitor.hurry(&hosts.into(), soon);
+    assert_eq!(monitor.begin(soon, 9), []);
+    monitor.finish(&probe(5), refused());
+    assert_eq!(monitor.begin(soon, 9), [probe(5)]);
+}
