@@ -147,6 +147,7 @@ impl Controller {
             is_cgroup_named: settings.cgroup.path().is_some(),
             allow_loopback_target: settings.allow_loopback_target,
             is_everywhere: settings.iface.is_everything() && !settings.no_local,
+            seed: None,
         };
         let datapath = Datapath::load(options, pins.as_ref())?;
         let mut controller = Self {

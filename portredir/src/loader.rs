@@ -87,7 +87,7 @@ impl Datapath {
             })?,
             shares: options.sizes.shares(),
             forward_shares: options.sizes.forward_shares(),
-            seed: match pins.and_then(left_seed) {
+            seed: match options.seed.or_else(|| pins.and_then(left_seed)) {
                 Some(seed) => seed,
                 None => new_seed()?,
             },

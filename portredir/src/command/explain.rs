@@ -99,6 +99,16 @@ async fn running() -> anyhow::Result<Redirect> {
         udp_flows: answer.settings.max_udp_flows.get(),
     };
     let host = Netlink::open()?.snapshot().await?;
+    let has_targets = answer
+        .settings
+        .rules
+        .iter()
+        .any(|rule| rule.forward().is_some());
+    let targets = if has_targets {
+        status::targets()?.targets
+    } else {
+        Vec::new()
+    };
     let (rules, live) = if answer.role == Some(Role::Foreground) {
         // These rules have been numbered in order, and do not change.
         let rules = (0..).zip(answer.settings.rules.iter().cloned()).collect();
@@ -121,6 +131,7 @@ async fn running() -> anyhow::Result<Redirect> {
         interfaces: answer.report.interfaces,
         host,
         live,
+        targets,
     })
 }
 
@@ -151,6 +162,11 @@ fn text(explanation: &Explanation) -> String {
     table.add_row([
         "verdict",
         &match (rule, *verdict) {
+            (Some(rule), "redirected") if !explanation.targets.is_empty() => {
+                let target = explanation.target.as_deref();
+                let target = target.unwrap_or("one of its targets");
+                format!("redirected to {target} by {rule}")
+            }
             (Some(rule), "redirected") => format!("redirected to port {port} by {rule}"),
             (None, "redirected") => format!("redirected to port {port}"),
             _ => {
@@ -175,6 +191,14 @@ fn text(explanation: &Explanation) -> String {
     for Judged { rule, wins, why } in &explanation.rules {
         let word = if *wins { "wins" } else { "loses" };
         table.add_row([word, &format!("{rule}: {why}")]);
+    }
+    for one in &explanation.targets {
+        let word = match one.wins {
+            Some(true) => "gets it",
+            Some(false) => "target",
+            None => "may get it",
+        };
+        table.add_row([word, &format!("{}: {}", one.target, one.why)]);
     }
     behind(&mut table, explanation);
     finished(table)

@@ -41,6 +41,12 @@ impl Flows {
         }
     }
 
+    /// The seed of the hashes.
+    #[must_use]
+    pub const fn seed(&self) -> Seed {
+        self.seed
+    }
+
     /// The place of a translated flow, if it has one.
     #[must_use]
     pub fn bucket(&self, table: FlowTable, key: &FlowKey) -> (&Bucket<AtomicU64>, Hash) {

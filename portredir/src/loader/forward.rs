@@ -29,6 +29,7 @@ use crate::sys::mmap::Mapped;
 pub struct ForwardCopy {
     services: Vec<Service>,
     slots: Vec<Slot>,
+    /// All targets by number; empty where there are no services.
     targets: Vec<Target>,
 }
 
@@ -257,6 +258,22 @@ impl Datapath {
             store(word, service);
         }
         Ok(())
+    }
+
+    /// Writes all that a copy has.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`], [`DatapathError::Memory`].
+    pub(super) fn copy_forward(&mut self, copy: &ForwardCopy) -> Result<(), DatapathError> {
+        let targets: Vec<_> = (0..).zip(copy.targets.iter().copied()).collect();
+        let numbers = (0..2 * SERVICES).map(|index| {
+            let version = if index < SERVICES { 4 } else { 6 };
+            let number = u16::try_from(index % SERVICES).expect("below SERVICES");
+            (number, version)
+        });
+        let services: Vec<_> = numbers.zip(copy.services.iter().copied()).collect();
+        self.set_forward(&targets, &copy.slots, &services)
     }
 
     /// Writes targets.

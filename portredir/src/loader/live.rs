@@ -21,7 +21,7 @@ use portredir_common::packed::Packed as _;
 
 use super::error::{DatapathError, map_error};
 use super::flows::Flows;
-use super::forward::ForwardCopy;
+use super::forward::{ForwardCopy, Forwards};
 use super::object::{MAPS, Sizes, left_maps, map_memory};
 use crate::host::snapshot::LocalNetwork;
 use crate::sys::bpffs::PinDir;
@@ -34,6 +34,7 @@ pub struct Live {
     maps: HashMap<&'static str, Map>,
     hot: Mapped<PacketPath<AtomicU64>>,
     flows: Flows,
+    forwards: Forwards,
 }
 
 impl Live {
@@ -82,6 +83,7 @@ impl Live {
         Ok(Self {
             hot: map_memory(&maps, "HOT", 1)?,
             flows: Flows::new(map_memory(&maps, "FLOWS", shares.total())?, shares, seed),
+            forwards: Forwards::new(&maps, sizes.forward_shares())?,
             maps,
         })
     }
@@ -127,6 +129,7 @@ impl Live {
             scope: self.hash("SCOPE")?,
             networks: networks.collect(),
             forward: ForwardCopy::new(&self.maps)?,
+            seed: self.flows.seed(),
             sources,
             prefixes: prefixes.into_iter().rev().collect(),
             listeners,
@@ -166,6 +169,12 @@ impl Live {
             let entry = self.flows.entry(*table, key)?;
             Some((*table, entry.flow(self.own_port(*table, key))))
         })
+    }
+
+    /// The tables of forwarded flows.
+    #[must_use]
+    pub const fn forwards(&self) -> &Forwards {
+        &self.forwards
     }
 
     /// The flow tables.
@@ -222,6 +231,8 @@ pub struct RuleCopy {
     listeners: HashSet<ListenerKey>,
     /// The targets with an address.
     pub forward: ForwardCopy,
+    /// The seed of hashes: the hash of a client names its target.
+    pub seed: Seed,
 }
 
 impl RuleCopy {

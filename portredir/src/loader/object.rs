@@ -44,6 +44,9 @@ pub struct Options {
     /// Whether every interface is used, so that connections are redirected even when the
     /// kernel cannot tell their ingress interface.
     pub is_everywhere: bool,
+    /// The seed of hashes, where it has to be that of other programs; `None` for the one that
+    /// is pinned, or a new one.
+    pub seed: Option<Seed>,
 }
 
 impl Sizes {

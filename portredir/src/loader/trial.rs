@@ -11,15 +11,17 @@ use aya::maps::{HashMap as BpfHashMap, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp, loaded_programs};
 use portredir_common::flow::FlowKey;
 use portredir_common::map::counters::{CounterKey, Hits};
+use portredir_common::map::hash::Seed;
 use portredir_common::map::rules::{Candidates, SourceKey, TRACED};
 use portredir_common::net::LOOPBACK_IFINDEX;
 use portredir_common::verdict::{Reason, Verdict};
 
 use super::error::{DatapathError, map_error};
 use super::flows::Flows;
+use super::forward::Forwards;
 use super::live::RuleCopy;
 use super::rules::fill_hash;
-use super::{Datapath, Sizes, program};
+use super::{Datapath, Options, Sizes, program};
 use crate::host::snapshot::LocalAddrs;
 
 /// Room for the one flow of a packet.
@@ -37,6 +39,8 @@ const OUTER_LEN: usize = 14;
 pub struct Trial {
     datapath: Datapath,
     flows: Flows,
+    forwards: Forwards,
+    seed: Seed,
     reasons: Vec<u64>,
 }
 
@@ -67,25 +71,38 @@ pub struct Departure {
 }
 
 impl Trial {
-    /// Loads the object; each program is loaded when a packet comes to it.
+    /// Loads the object; each program is loaded when a packet comes to it. The hashes have the
+    /// seed of the redirect that runs, so a client has the same target.
     ///
     /// # Errors
     ///
     /// [`DatapathError`].
-    pub fn load() -> Result<Self, DatapathError> {
-        let datapath = Datapath::load(SIZES.into(), None)?;
+    pub fn load(seed: Seed) -> Result<Self, DatapathError> {
+        let options = Options {
+            seed: Some(seed),
+            ..SIZES.into()
+        };
+        let datapath = Datapath::load(options, None)?;
         Ok(Self {
             reasons: datapath.reasons()?,
             flows: datapath.flows()?,
+            forwards: datapath.forwards()?,
+            seed,
             datapath,
         })
     }
 
-    /// Replaces rules and addresses.
+    /// Whether the hashes of the programs have this seed.
+    #[must_use]
+    pub fn has_seed(&self, seed: &Seed) -> bool {
+        self.seed == *seed
+    }
+
+    /// Replaces rules, targets and addresses.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Map`].
+    /// [`DatapathError::Map`], [`DatapathError::Memory`].
     pub fn fill(&mut self, rules: &RuleCopy) -> Result<(), DatapathError> {
         let hot = &self.datapath.hot[0];
         let ports = hot.ports.as_flattened().iter();
@@ -102,6 +119,7 @@ impl Trial {
         for (word, value) in slots.zip(rules.local_addrs.as_flattened()) {
             word.store(*value, Relaxed);
         }
+        self.datapath.copy_forward(&rules.forward)?;
         self.replace("OLD", &rules.old)?;
         self.replace("ADDRS", &rules.addrs)?;
         self.replace("IFACES", &rules.ifaces)?;
@@ -199,6 +217,7 @@ impl Trial {
     /// Forgets the flow of the packet before.
     fn forget(&mut self) -> Result<(), DatapathError> {
         self.flows.clear();
+        self.forwards.remove(|_, _, _| true);
         for name in ["REMAP", "GIVEN", "REMAP_TCP", "GIVEN_TCP"] {
             let map = self.datapath.map_mut(name);
             let mut map =

@@ -3,7 +3,6 @@
 
 mod text;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -11,10 +10,9 @@ use portredir_common::net::Port;
 use serde::{Deserialize, Serialize};
 
 use crate::host::snapshot::Snapshot;
-use crate::host::way::{Facts, Neighbour};
+use crate::host::way::Neighbour;
+use crate::plan::way::WantedWay;
 use crate::plan::way::present::PresentWay;
-use crate::plan::way::{WantedWay, WayRequest};
-use crate::rule::Protocols;
 use crate::ruleset::forwarding;
 use crate::ruleset::services::Services;
 use crate::ruleset::services::service::{Health, Service, Target};
@@ -199,16 +197,7 @@ impl List {
     /// [`NetlinkError`]: the kernel does not answer.
     pub fn look(&mut self, host: &Snapshot) -> Result<(), NetlinkError> {
         let wanted: Vec<_> = self.targets.iter().filter_map(Line::wanted).collect();
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let request = WayRequest {
-            wanted: &wanted,
-            local: None,
-            may_enable: false,
-        };
-        let facts = Facts::without_filters(host, &request.targets(), &request.ingress())?;
-        for way in PresentWay::all(&facts, request) {
+        for way in PresentWay::look(host, &wanted)? {
             let lines = self.targets.iter_mut();
             for line in lines.filter(|line| line.addr == Some(way.target.addr)) {
                 line.interface.clone_from(&way.target.interface);
@@ -224,14 +213,7 @@ impl List {
 impl Line {
     /// The way that has to be known, where the target has an address.
     fn wanted(&self) -> Option<WantedWay> {
-        Some(WantedWay {
-            rule: self.listen.clone(),
-            target: self.addr?,
-            port: Port::new(self.port),
-            protocols: Protocols::Both,
-            from: None,
-            dialled: None,
-            ingress: BTreeSet::new(),
-        })
+        let end = (self.addr?, Port::new(self.port));
+        Some(WantedWay::alone(self.listen.clone(), end))
     }
 }

@@ -12,6 +12,7 @@ use super::decide::{Decided, key};
 use super::error::ExplainError;
 use super::explainer::Explainer;
 use super::explanation::{Explanation, Method, SCHEMA};
+use super::forward::ToTargets;
 use super::judge::judge;
 use super::packet::Ends;
 use super::place::{Place, Way};
@@ -49,10 +50,6 @@ impl Explainer {
             dst: (destination(query), query.port),
         };
         let key = key(&ends);
-        if let Some(decided) = self.forwarded(&place, &key) {
-            let winner = decided.rule;
-            return Ok(self.explanation(&place, decided, (query, &ends), winner));
-        }
         let decided = self.decide(&place, &ends, query)?;
         if self.compared.get(&place.ifindex) == Some(&Some(false)) {
             place.assumed.push(
@@ -91,6 +88,7 @@ impl Explainer {
         };
         let is_packet = decided.method != Method::Functions;
         let behind = self.behind(place, &decided, ends);
+        let ToTargets { end, targets } = decided.to_targets.unwrap_or_default();
         Explanation {
             schema: SCHEMA,
             flow: query.to_string(),
@@ -107,6 +105,8 @@ impl Explainer {
                 .unwrap_or_else(|| decided.reason.text().to_owned()),
             rule: decided.rule.and_then(name),
             port: decided.port.get(),
+            target: end.map(|(addr, port)| super::query::end(addr, port.get())),
+            targets,
             before: is_packet.then(|| ends.packet()),
             after: decided.after.map(|after| after.packet()),
             rules: judge(&self.redirect.rules, ends, &names, winner),
@@ -120,11 +120,18 @@ impl Explainer {
     /// Everything behind the program of a place.
     fn behind(&self, place: &Place, decided: &Decided, ends: &Ends) -> Behind {
         let fate = match (decided.method, &decided.after) {
-            _ if decided.is_forwarded => Fate::Forwarded,
+            (_, after) if self.leaves(decided, after.as_ref()) => Fate::Forwarded,
             (Method::TestRun, None) => Fate::Ended,
             _ => Fate::GoesOn,
         };
         let behind = Behind::of(&self.rulesets, place, &decided.after.unwrap_or(*ends), fate);
+        if fate == Fate::Forwarded {
+            let end = decided.to_targets.as_ref().and_then(|to| to.end);
+            return match end {
+                Some(end) => behind.with_way(&self.redirect.host, end),
+                None => behind,
+            };
+        }
         if fate != Fate::GoesOn || decided.reason == Reason::Hidden {
             return behind;
         }
@@ -146,9 +153,22 @@ impl Explainer {
         }
     }
 
+    /// Whether a flow goes to a target that is not this host.
+    fn leaves(&self, decided: &Decided, after: Option<&Ends>) -> bool {
+        let Some(to_targets) = &decided.to_targets else {
+            return false;
+        };
+        let end = to_targets.end.or(after.map(|after| after.dst));
+        decided.reason == Reason::Redirected
+            && end.is_none_or(|(addr, _)| !self.is_own(Addr::from(addr)))
+    }
+
     /// The flow that the tables have for these ends, behind a port or a target of earlier
     /// rules.
     fn known_flow(&self, ends: &Ends, port: Port) -> Option<String> {
+        if let Some(known) = self.known_forward(ends) {
+            return Some(known);
+        }
         let index = PortEntry::index(ends.protocol, ends.dst.1);
         let entry = self.rules.port(ends.protocol, ends.dst.1);
         let previous = self.rules.previous_targets(entry, index);

@@ -14,8 +14,11 @@ use super::sockets::is_for;
 use crate::host::features::{OURS, program_name};
 use crate::host::filters::{self, Direction};
 use crate::host::packet_filter::{Filtered, Rulesets, Seen, filtered};
+use crate::host::snapshot::Snapshot;
 use crate::host::{routes, xdp};
 use crate::observe::listening::{Listener, Listeners, name_of};
+use crate::plan::way::WantedWay;
+use crate::plan::way::present::PresentWay;
 use crate::rule::Ports;
 use crate::sys::bpf_query::{self, AttachType, Target};
 use crate::sys::netns::NETNS;
@@ -58,7 +61,7 @@ impl Behind {
         };
         behind.add_programs(place);
         if fate == Fate::Forwarded {
-            behind.leave_out("the way to the target of the rule");
+            behind.leave_out("packet filters on the way to the target: portredir doctor");
         } else if place.ifindex == LOOPBACK_IFINDEX {
             behind.leave_out("route and firewall of local clients");
         } else if fate == Fate::GoesOn {
@@ -105,6 +108,25 @@ impl Behind {
         (protocol, addr, port): (Protocol, IpAddr, Port),
     ) -> Self {
         self.listeners = listeners(servers, place, (protocol, addr, port));
+        self
+    }
+
+    /// Adds the way to a target.
+    #[must_use]
+    pub fn with_way(mut self, host: &Snapshot, end: (IpAddr, Port)) -> Self {
+        let wanted = [WantedWay::alone(String::new(), end)];
+        match PresentWay::look(host, &wanted) {
+            Ok(ways) => {
+                let ways = ways.into_iter().map(|way| {
+                    let faults = way.findings.iter().map(|finding| finding.what.as_str());
+                    let all = [way.target.to_string()];
+                    let all = all.iter().map(String::as_str).chain(faults);
+                    all.collect::<Vec<_>>().join("; ")
+                });
+                self.route = ways.map(|way| format!("to the target {way}")).collect();
+            }
+            Err(error) => self.leave_out(format!("the route to the target: {error}")),
+        }
         self
     }
 

@@ -8,6 +8,7 @@ use super::behind::program_ids;
 use super::error::ExplainError;
 use super::explainer::Explainer;
 use super::explanation::Method;
+use super::forward::ToTargets;
 use super::packet::Ends;
 use super::place::{Place, Way};
 use super::query::Query;
@@ -26,13 +27,15 @@ pub(super) struct Decided {
     pub(super) port: Port,
     /// The packet that goes on; none where a socket is redirected.
     pub(super) after: Option<Ends>,
-    /// Whether the rule leads to targets that have addresses, or are several.
-    pub(super) is_forwarded: bool,
+    /// The targets of the rule, where these have addresses or are several.
+    pub(super) to_targets: Option<ToTargets>,
 }
 
 impl Decided {
     fn of_socket(decision: Decision, ifindex: u32) -> Self {
-        let Decision { reason, rule, port } = decision;
+        let Decision {
+            reason, rule, port, ..
+        } = decision;
         Self {
             method: Method::Functions,
             ifindex,
@@ -41,7 +44,7 @@ impl Decided {
             rule,
             port,
             after: None,
-            is_forwarded: false,
+            to_targets: None,
         }
     }
 
@@ -55,38 +58,12 @@ impl Decided {
             rule: None,
             port: ends.dst.1,
             after: Some(*ends),
-            is_forwarded: false,
+            to_targets: None,
         }
     }
 }
 
 impl Explainer {
-    /// The decision about a flow whose rule leads to targets that have addresses, or are
-    /// several.
-    pub(super) fn forwarded(&self, place: &Place, key: &FlowKey) -> Option<Decided> {
-        let sees_flow = matches!(place.way, Way::Packets { .. } | Way::Clients { .. });
-        let choice = choose(&self.rules, key, place.ifindex).filter(|_| sees_flow)?;
-        let mut rules = self.redirect.rules.iter();
-        let (id, rule) = rules.find(|(id, _)| *id == choice.rule)?;
-        rule.forward()?;
-        let targets = rule.targets();
-        let targets: Vec<_> = targets
-            .iter()
-            .map(|target| target.text(rule.ports))
-            .collect();
-        let targets = targets.join(", ");
-        Some(Decided {
-            method: Method::Functions,
-            ifindex: place.ifindex,
-            reason: Reason::Redirected,
-            why: Some(format!("forwarded to {targets}: not evaluated further")),
-            rule: Some(*id),
-            port: key.local_port,
-            after: None,
-            is_forwarded: true,
-        })
-    }
-
     /// Lets the program of a place decide.
     pub(super) fn decide(
         &mut self,
@@ -111,8 +88,15 @@ impl Explainer {
 
     /// Runs a copy of the program on the packet.
     fn run(&mut self, place: &Place, program: &str, ends: &Ends) -> Result<Decided, ExplainError> {
-        if self.trial.is_none() {
-            self.trial = Some(Trial::load()?);
+        let seed = self.rules.seed;
+        // Another redirect may run meanwhile.
+        if self
+            .trial
+            .as_ref()
+            .is_none_or(|trial| !trial.has_seed(&seed))
+        {
+            self.trial = Some(Trial::load(seed)?);
+            self.is_filled = false;
         }
         let trial = self.trial.as_mut().expect("it was loaded");
         if !self.is_filled {
@@ -130,24 +114,26 @@ impl Explainer {
             frame: &frame,
             rule: choice.map(|choice| choice.rule),
         })?;
-        let (src, dst) = ends
-            .ports_of(place.link, &left.frame)
+        let after = ends
+            .ends_of(place.link, &left.frame)
             .ok_or(ExplainError::Unreadable)?;
-        let after = Ends {
-            src: (ends.src.0, src),
-            dst: (ends.dst.0, dst),
-            ..*ends
-        };
         let is_dropped = left.verdict == Verdict::Drop;
+        let is_redirected = left.reason == Reason::Redirected;
+        let to_targets = choice
+            .filter(|choice| choice.is_forward)
+            .and_then(|choice| {
+                let after = is_redirected.then_some(&after);
+                self.targets_of_packet((choice, place.ifindex), (ends, after))
+            });
         Ok(Decided {
             method: Method::TestRun,
             ifindex: place.ifindex,
             reason: left.reason,
             why: None,
             rule: left.rule,
-            port: dst,
+            port: after.dst.1,
             after: (!is_dropped).then_some(after),
-            is_forwarded: false,
+            to_targets,
         })
     }
 
@@ -177,6 +163,13 @@ impl Explainer {
     /// Lets a process of this host connect.
     fn connect(&self, ends: &Ends, query: &Query) -> Result<Decided, ExplainError> {
         let own_port = query.client_port.unwrap_or(Port::CLOSED);
+        let choice = choose(&self.rules, &key(ends), LOOPBACK_IFINDEX);
+        let forward = choice.filter(|choice| choice.is_forward && self.is_own(ends.dst.0.into()));
+        if let Some(decided) =
+            forward.and_then(|choice| self.connect_to_targets((ends, own_port), choice))
+        {
+            return Ok(decided);
+        }
         let connections: Vec<_> = if query.client_port.is_some() {
             let sockets = sock_diag::list(Kind::Connected)?;
             sockets.into_iter().map(|socket| socket.key).collect()
@@ -191,7 +184,6 @@ impl Explainer {
         );
         let decision = sockets.connect(ends.protocol, ends.dst, own_port);
         let decided = Decided::of_socket(decision, LOOPBACK_IFINDEX);
-        let choice = choose(&self.rules, &key(ends), LOOPBACK_IFINDEX);
         let is_bound = query.client_port.is_some() && ends.protocol == Protocol::Tcp;
         Ok(match (decision.reason, choice) {
             (Reason::NoRule, Some(choice)) if is_bound => Decided {

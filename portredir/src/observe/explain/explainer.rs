@@ -12,6 +12,7 @@ use crate::loader::live::{Live, RuleCopy};
 use crate::loader::trial::Trial;
 use crate::observe::attached::Interface;
 use crate::observe::listening::Listeners;
+use crate::observe::targets::Line;
 use crate::rule::Rule;
 
 /// A redirect that runs, as far as it was read.
@@ -27,7 +28,10 @@ pub struct Redirect {
     pub host: Snapshot,
     /// The maps.
     pub live: Live,
+    /// The targets of rules that have several, or one with an address, with their states.
+    pub targets: Vec<Line>,
 }
+
 /// Explains flows of one redirect.
 #[derive(Debug)]
 pub struct Explainer {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::behind::Behind;
+use super::forward::OneTarget;
 use super::judge::Judged;
 use super::packet::Packet;
 
@@ -36,8 +37,13 @@ pub struct Explanation {
     pub why: String,
     /// The rule that wins.
     pub rule: Option<String>,
-    /// The port of this host that the flow reaches.
+    /// The port that the flow reaches, of this host or of [`Self::target`].
     pub port: u16,
+    /// The target that the flow gets, of a rule with several or with an address; none where
+    /// chance decides, and where no target is up.
+    pub target: Option<String>,
+    /// The targets of such a rule.
+    pub targets: Vec<OneTarget>,
     /// The packet as it comes in; none where a socket is redirected.
     pub before: Option<Packet>,
     /// The packet as the program leaves it; none where it is dropped, and where a socket is

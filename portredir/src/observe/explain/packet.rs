@@ -12,8 +12,9 @@ use crate::observe::listening::name_of;
 const ETHERNET_LEN: usize = 14;
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
-const TCP_LEN: usize = 20;
-const UDP_LEN: usize = 8;
+/// The offsets of destination addresses.
+const IPV4_DST: usize = 16;
+const IPV6_DST: usize = 24;
 
 /// A packet in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,7 +28,7 @@ pub struct Packet {
 }
 
 /// The ends of the first packet of a flow.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
     /// The protocol.
     pub protocol: Protocol,
@@ -110,43 +111,37 @@ impl Ends {
         header
     }
 
-    /// The ports of this packet after a program has had it; `None` when it has another
-    /// length, or a checksum that is wrong.
+    /// The ends of this packet after a program has had it; `None` when it has another length,
+    /// or a checksum that is wrong. A program leaves the source address as it is.
     #[must_use]
-    pub fn ports_of(&self, link: Link, frame: &[u8]) -> Option<(Port, Port)> {
-        if frame.len() != self.frame(link).len() {
-            return None;
-        }
+    pub fn ends_of(&self, link: Link, frame: &[u8]) -> Option<Self> {
         let link_len = match link {
             Link::Ethernet => ETHERNET_LEN,
             Link::Ip => 0,
         };
-        let (ip_len, transport_len) = (
-            if self.dst.0.is_ipv4() {
-                IPV4_LEN
-            } else {
-                IPV6_LEN
-            },
-            match self.protocol {
-                Protocol::Tcp => TCP_LEN,
-                Protocol::Udp => UDP_LEN,
-            },
-        );
-        let transport = frame.get(link_len + ip_len..)?;
-        let port = |at: usize| {
-            Some(Port::new(u16::from_be_bytes(
-                transport.get(at..at + 2)?.try_into().ok()?,
-            )))
+        let (dst, ip_len): (IpAddr, _) = if self.dst.0.is_ipv4() {
+            let addr: [u8; 4] = bytes(frame, link_len + IPV4_DST)?;
+            (addr.into(), IPV4_LEN)
+        } else {
+            let addr: [u8; 16] = bytes(frame, link_len + IPV6_DST)?;
+            (addr.into(), IPV6_LEN)
         };
-        let (src, dst) = (port(0)?, port(2)?);
-        let expected = Self {
-            src: (self.src.0, src),
-            dst: (self.dst.0, dst),
+        let port = |at: usize| {
+            let port = bytes(frame, link_len + ip_len + at)?;
+            Some(Port::new(u16::from_be_bytes(port)))
+        };
+        let ends = Self {
+            src: (self.src.0, port(0)?),
+            dst: (dst, port(2)?),
             ..*self
         };
-        let is_whole = expected.frame(link) == frame && transport.len() == transport_len;
-        is_whole.then_some((src, dst))
+        (ends.frame(link) == frame).then_some(ends)
     }
+}
+
+/// Some bytes of a frame.
+fn bytes<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
+    frame.get(at..at + N)?.try_into().ok()
 }
 
 fn octets(addr: IpAddr) -> Vec<u8> {
@@ -221,16 +216,18 @@ mod tests {
                     assert_eq!(ip.header_checksum, ip.calc_header_checksum());
                 }
                 for link in [Link::Ethernet, Link::Ip] {
-                    let other = Ends {
-                        dst: (dst, Port::new(8080)),
-                        ..ends
-                    };
-                    let rewritten = other.frame(link);
-                    let ports = Some((Port::new(40_000), Port::new(8080)));
-                    assert_eq!(ends.ports_of(link, &rewritten), ports);
-                    let mut damaged = rewritten;
-                    *damaged.last_mut().expect("a byte") ^= 1;
-                    assert_eq!(ends.ports_of(link, &damaged), None);
+                    // To another port, and to another address as well.
+                    for dst in [dst, src] {
+                        let other = Ends {
+                            dst: (dst, Port::new(8080)),
+                            ..ends
+                        };
+                        let rewritten = other.frame(link);
+                        assert_eq!(ends.ends_of(link, &rewritten), Some(other));
+                        let mut damaged = rewritten;
+                        *damaged.last_mut().expect("a byte") ^= 1;
+                        assert_eq!(ends.ends_of(link, &damaged), None);
+                    }
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 
 use portredir_common::datapath::connect::{NamedPeer, PeerCall, redirect_connect};
+use portredir_common::datapath::forward;
 use portredir_common::datapath::rule_match::{Probe, match_rule};
 use portredir_common::datapath::sk_lookup::find_listener;
 use portredir_common::flow::{Flow, FlowKey, FlowTable, Segment};
@@ -13,7 +14,7 @@ use portredir_common::kernel::forward::{
     ClientPacket, ForwardMaps, ForwardPlace, ForwardTables, Met, NewForward, Reply,
 };
 use portredir_common::kernel::{
-    Client, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow, Outcome, Socket, Tables,
+    Client, FlowBuckets, FlowTables, Hit, Host, Listeners, NewFlow, Outcome, Route, Socket, Tables,
 };
 use portredir_common::map::bucket::Bucket;
 use portredir_common::map::entry::{Connection, Entry};
@@ -21,7 +22,7 @@ use portredir_common::map::hash::Hash;
 use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
 use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey, scope};
 use portredir_common::map::targets::{Service, Slot, Target};
-use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol, Version};
+use portredir_common::net::{Addr, Flags, LOOPBACK_IFINDEX, Port, Protocol, Version};
 use portredir_common::verdict::Reason;
 
 use crate::loader::live::{Live, RuleCopy};
@@ -45,6 +46,10 @@ pub struct Sockets<'a> {
     pub lookup: Lookup<'a>,
     /// The rule that was counted.
     hit: Cell<Option<u16>>,
+    /// The number that stands for chance.
+    chance: Cell<u32>,
+    /// The slot that was looked at.
+    slot: Cell<Option<u32>>,
 }
 
 /// The socket lookup.
@@ -65,6 +70,8 @@ pub struct Decision {
     pub reason: Reason,
     /// The rule that was counted.
     pub rule: Option<u16>,
+    /// The address that the client reaches.
+    pub addr: Addr,
     /// The port that the client reaches.
     pub port: Port,
 }
@@ -86,7 +93,48 @@ impl<'a> Sockets<'a> {
             ifindex,
             lookup,
             hit: Cell::new(None),
+            chance: Cell::new(0),
+            slot: Cell::new(None),
         }
+    }
+
+    /// The slot of the service of a rule that the flow of a key has.
+    #[must_use]
+    pub fn slot_of(&self, key: &FlowKey, choice: Choice) -> Option<u32> {
+        let route = Route {
+            target: choice.target,
+            rule: choice.rule,
+            is_match: true,
+            is_forward: true,
+        };
+        self.slot.set(None);
+        let segment = Segment {
+            flags: Flags::SYN,
+            number: 0,
+        };
+        forward::find(self, &mut { *key }, route, segment).ok()?;
+        self.slot.get()
+    }
+
+    /// The decisions about a process that connects, by all that chance can be below a number,
+    /// each with how often it is made.
+    #[must_use]
+    pub fn chances(
+        &self,
+        protocol: Protocol,
+        (to, own_port): ((IpAddr, Port), Port),
+        below: u32,
+    ) -> Vec<(Decision, u32)> {
+        let mut decisions: Vec<(Decision, u32)> = Vec::new();
+        for chance in 0..below {
+            self.chance.set(chance);
+            let decision = self.connect(protocol, to, own_port);
+            match decisions.iter_mut().find(|(known, _)| *known == decision) {
+                Some((_, times)) => *times += 1,
+                None => decisions.push((decision, 1)),
+            }
+        }
+        decisions
     }
 
     /// The decision about a process of this host that connects to a port.
@@ -105,7 +153,7 @@ impl<'a> Sockets<'a> {
             forward_peers: ForwardPeers::default(),
         };
         let reason = redirect_connect(self, &mut client, &mut peer, PeerCall::Connect);
-        self.decision(reason, peer.port)
+        self.decision(reason, (peer.addr, peer.port))
     }
 
     /// The decision about a connection that looks for its listener.
@@ -117,15 +165,20 @@ impl<'a> Sockets<'a> {
             (Reason::Redirected | Reason::NoListener, Some(choice)) => choice.target,
             _ => key.local_port,
         };
-        self.decision(reason, port)
+        self.decision(reason, (key.local, port))
     }
 
-    const fn decision(&self, reason: Reason, port: Port) -> Decision {
+    const fn decision(&self, reason: Reason, (addr, port): (Addr, Port)) -> Decision {
         let rule = match reason {
             Reason::Redirected => self.hit.get(),
             _ => None,
         };
-        Decision { reason, rule, port }
+        Decision {
+            reason,
+            rule,
+            addr,
+            port,
+        }
     }
 }
 
@@ -176,8 +229,8 @@ impl FlowBuckets for Sockets<'_> {
     where
         Self: 'b;
 
-    fn hash(&self, _: &FlowKey) -> Hash {
-        Hash(0)
+    fn hash(&self, key: &FlowKey) -> Hash {
+        self.rules.seed.hash(key)
     }
 
     /// Packets of flows that have begun alone are looked up in buckets.
@@ -246,6 +299,7 @@ impl ForwardMaps for Sockets<'_> {
     }
 
     fn slot(&self, index: u32) -> Slot {
+        self.slot.set(Some(index));
         self.rules.forward.slot(index)
     }
 
@@ -313,7 +367,7 @@ impl Host for Sockets<'_> {
     }
 
     fn random(&self) -> u32 {
-        0
+        self.chance.get()
     }
 }
 

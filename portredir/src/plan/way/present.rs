@@ -1,9 +1,17 @@
 //! The present ways to targets of rules that run: routes, links and neighbours alone.
 
-use super::{PlannedTarget, Planner, WayRequest};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use portredir_common::net::Port;
+
+use super::{PlannedTarget, Planner, WantedWay, WayRequest};
 use crate::host::forwarding::Switch;
+use crate::host::snapshot::Snapshot;
 use crate::host::way::Facts;
 use crate::plan::finding::{Diagnosis, Finding};
+use crate::rule::Protocols;
+use crate::sys::netlink::NetlinkError;
 
 /// The present way to a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +22,41 @@ pub struct PresentWay {
     pub findings: Vec<Finding>,
 }
 
+impl WantedWay {
+    /// A target of which the way alone is to be known.
+    #[must_use]
+    pub const fn alone(rule: String, (target, port): (IpAddr, Port)) -> Self {
+        Self {
+            rule,
+            target,
+            port,
+            protocols: Protocols::Both,
+            from: None,
+            dialled: None,
+            ingress: BTreeSet::new(),
+        }
+    }
+}
+
 impl PresentWay {
+    /// The ways to targets of which nothing else is to be known.
+    ///
+    /// # Errors
+    ///
+    /// [`NetlinkError`]: the kernel does not answer.
+    pub fn look(host: &Snapshot, wanted: &[WantedWay]) -> Result<Vec<Self>, NetlinkError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let request = WayRequest {
+            wanted,
+            local: None,
+            may_enable: false,
+        };
+        let facts = Facts::without_filters(host, &request.targets(), &request.ingress())?;
+        Ok(Self::all(&facts, request))
+    }
+
     /// The ways to all targets, each once for each port.
     #[must_use]
     pub fn all(facts: &Facts, request: WayRequest<'_>) -> Vec<Self> {

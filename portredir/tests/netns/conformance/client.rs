@@ -30,7 +30,12 @@ pub struct Conversation {
 impl Conversation {
     /// Connects and reads the greeting; `port` is the client's port, or zero.
     pub fn begin(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> io::Result<Self> {
-        let mut conn = Conn::connect_within(PATIENCE, at, proto, (port, to))?;
+        let conn = Conn::connect_within(PATIENCE, at, proto, (port, to))?;
+        Self::over(conn, to)
+    }
+
+    /// Reads the greeting over a socket that is connected to a destination.
+    pub fn over(mut conn: Conn, to: SocketAddr) -> io::Result<Self> {
         let line = match &mut conn {
             Conn::Tcp(stream) => {
                 let mut line = Vec::new();

@@ -4,6 +4,7 @@
 mod arrival;
 mod facts;
 mod lists;
+mod targets;
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -25,6 +26,7 @@ use crate::{Cell, Tests};
 
 pub fn add(tests: &mut Tests) {
     facts::add(tests);
+    targets::add(tests);
     for engine in ["tc", "xdp", "socket", "local"] {
         let name = format!("{engine}/explained_as_it_happens");
         tests.add(name, &[], move || as_it_happens(engine));

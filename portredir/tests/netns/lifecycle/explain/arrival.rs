@@ -126,7 +126,8 @@ pub struct Own {
     pub port: u16,
 }
 
-fn open(proto: Proto, own: Own, to: SocketAddr) -> io::Result<OwnedFd> {
+/// A socket that is bound to the client's own end and connected.
+pub fn open(proto: Proto, own: Own, to: SocketAddr) -> io::Result<OwnedFd> {
     let (family, any) = match to {
         SocketAddr::V4(_) => (AddressFamily::Inet, IpAddr::from([0; 4])),
         SocketAddr::V6(_) => (AddressFamily::Inet6, IpAddr::from([0; 16])),

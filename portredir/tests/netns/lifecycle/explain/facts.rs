@@ -34,7 +34,7 @@ pub fn add(tests: &mut Tests) {
 const OF_SOCKETS: [&str; 3] = ["DIALLED", "LISTENERS", "SOCKETS"];
 
 /// All bytes of all maps of a redirect, each map as its sum.
-fn bytes(lab: &Lab, pins: &Path) -> Vec<String> {
+pub fn bytes(lab: &Lab, pins: &Path) -> Vec<String> {
     const SUM: &str = "for map in \"$@\"; do \
         echo \"$(bpftool map dump pinned \"$map\" | sha256sum) $map\"; done";
     let files = std::fs::read_dir(pins).expect("the pins");
@@ -119,7 +119,7 @@ fn changes_nothing(engine: &str) {
 }
 
 /// The answer about one flow.
-fn json(host: &Host<'_>, flow: &str) -> Value {
+pub fn json(host: &Host<'_>, flow: &str) -> Value {
     let words = flow.split(' ');
     let args: Vec<_> = ["explain", "--json"].into_iter().chain(words).collect();
     serde_json::from_str(&host.run(&args)).expect("JSON")
