@@ -12,6 +12,7 @@ mod subject;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +25,6 @@ use crate::host::features::Loaded;
 use crate::host::filters;
 use crate::host::ipvs as host_ipvs;
 use crate::host::packet_filter::Rulesets;
-use crate::host::packet_filter::ruleset::Ruleset;
 use crate::observe::listening::{self, Listeners};
 use crate::plan::Attached;
 pub use crate::plan::finding::{Diagnosis, Finding, Passed, Severity, Unchecked};
@@ -67,20 +67,22 @@ pub fn examine(subject: &Subject<'_>) -> Diagnosis {
         self::host::xdp(&plan, features, &mut diagnosis);
         self::host::conntrack(settings, conntrack_count(), &mut diagnosis);
         redirect::dead(&host.dead(&settings.rules, &plan), &mut diagnosis);
-        let rulesets = rulesets(&mut diagnosis);
+        let filters = rulesets(&mut diagnosis);
+        let rulesets = &filters.rulesets;
         let services = host_ipvs::read();
         match Listeners::read(&settings.rules) {
             Ok(listeners) => {
-                let taken = host.taken(&settings.rules, &rulesets, &services);
+                let taken = host.taken(&settings.rules, rulesets, &services);
                 let all = listening::of_rules(&listeners, settings, host, &taken);
                 redirect::listening(&all, &mut diagnosis);
             }
             Err(error) => diagnosis.not_checked("listeners", error),
         }
-        firewall::check(&rulesets, settings, &mut diagnosis);
+        firewall::check(rulesets, settings, &mut diagnosis);
         ipvs::check(&services, settings, &mut diagnosis);
         diagnosis.pass(FIREWALL, "no rule drops clients");
         diagnosis.pass(REDIRECTS, "no rule of another tool redirects these ports");
+        ways::check(subject, (&plan, filters), &mut diagnosis);
     }
     diagnosis.findings.sort_by_key(|finding| finding.severity);
     diagnosis
@@ -91,8 +93,8 @@ pub fn examine(subject: &Subject<'_>) -> Diagnosis {
 #[must_use]
 pub fn packet_filters(settings: &Settings) -> Vec<Finding> {
     let mut diagnosis = Diagnosis::default();
-    let rulesets = rulesets(&mut diagnosis);
-    firewall::check(&rulesets, settings, &mut diagnosis);
+    let filters = rulesets(&mut diagnosis);
+    firewall::check(&filters.rulesets, settings, &mut diagnosis);
     // Clients that somebody else leads on are served.
     let findings = diagnosis.findings.into_iter();
     findings
@@ -101,13 +103,13 @@ pub fn packet_filters(settings: &Settings) -> Vec<Finding> {
 }
 
 /// The rules of all packet filters that can be read.
-fn rulesets(diagnosis: &mut Diagnosis) -> Vec<Ruleset> {
+fn rulesets(diagnosis: &mut Diagnosis) -> Rulesets {
     let read = Rulesets::read();
-    for why in read.unread {
-        diagnosis.not_checked(FIREWALL, &why);
+    for why in &read.unread {
+        diagnosis.not_checked(FIREWALL, why);
         diagnosis.not_checked(REDIRECTS, why);
     }
-    read.rulesets
+    read
 }
 
 /// The number of connections that the kernel tracks in this network namespace.

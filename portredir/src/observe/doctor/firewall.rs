@@ -83,16 +83,6 @@ type Concerns<'a> = BTreeMap<(Effect, String), Concern<'a>>;
 pub fn check(rulesets: &[Ruleset], settings: &Settings, diagnosis: &mut Diagnosis) {
     let mut concerns = Concerns::new();
     let mut unknown = BTreeMap::new();
-    for rule in settings
-        .rules
-        .iter()
-        .filter(|rule| rule.forward().is_some())
-    {
-        diagnosis.not_checked(
-            FIREWALL,
-            format!("not evaluated: the way to the targets of {rule}"),
-        );
-    }
     for ruleset in rulesets {
         let named: Vec<_> = ruleset
             .chains

@@ -1,6 +1,7 @@
 //! The doctor, on hosts with one fault each: it finds the fault, and names the way out.
 
 mod attached;
+mod ways;
 
 use std::net::Ipv4Addr;
 
@@ -24,6 +25,7 @@ pub fn add(tests: &mut Tests) {
     tests.add("doctor/rules", &["nft"], rules);
     tests.add("doctor/running", &["nft"], running);
     attached::add(tests);
+    ways::add(tests);
     tests.add("doctor/left_filters", &["nft"], left_filters);
     tests.add(
         "doctor/what_it_may_not_see",
