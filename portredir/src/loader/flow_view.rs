@@ -12,7 +12,7 @@ use portredir_common::map::bucket::Shares;
 use portredir_common::map::ends::Ends;
 use portredir_common::map::entry::Entry;
 use portredir_common::map::hash::Seed;
-use portredir_common::map::sockets::{ConnectedPeer, ConnectedPeers};
+use portredir_common::map::sockets::{ConnectedPeer, ConnectedPeers, ForwardPeer};
 use portredir_common::net::{Addr, Port, Protocol};
 
 use super::Datapath;
@@ -26,11 +26,12 @@ use crate::sys::mmap::Mapped;
 use crate::sys::sock_detail::Socket;
 
 /// The maps that are read.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "DIALLED",
     "FLOWS",
     "FORWARDS",
     "FORWARD_ENDS",
+    "FORWARD_PEERS",
     "GIVEN",
     "GIVEN_TCP",
     "LISTENS_ON",
@@ -157,6 +158,7 @@ impl FlowView {
     pub fn stored(&self) -> Stored {
         Stored {
             dialled: self.id("DIALLED"),
+            forward_peers: self.id("FORWARD_PEERS"),
             listens_on: self.id("LISTENS_ON"),
             sockets: self.id("SOCKETS"),
         }
@@ -213,6 +215,12 @@ impl FlowView {
             Some(view) => view.live(&self.flows, |key| self.given_port(key)),
             None => Ok((Vec::new(), 0)),
         }
+    }
+
+    /// The number of the rule of a target; `None` of a target that is there no more.
+    #[must_use]
+    pub fn rule_of_target(&self, number: u16) -> Option<u16> {
+        self.forward.as_ref()?.rule_of_target(number)
     }
 
     /// The redirected UDP flows that are not idle, and the number of those whose ends are
@@ -272,6 +280,7 @@ pub fn age(accepted: Epoch, redirect_age: Option<Duration>) -> Option<Duration> 
 #[derive(Clone, Copy, Debug)]
 pub struct Stored {
     dialled: Option<u32>,
+    forward_peers: Option<u32>,
     listens_on: Option<u32>,
     sockets: Option<u32>,
 }
@@ -297,6 +306,16 @@ impl Stored {
         (port != socket.key.local_port).then_some(port)
     }
 
+    /// The target that a connected client on this host knows by another address, or by another
+    /// port, than its own.
+    #[must_use]
+    pub fn target_of_client(&self, socket: &Socket) -> Option<ForwardPeer> {
+        let bytes = socket.stored(self.forward_peers?)?;
+        let (addr, port) = (socket.key.client, socket.key.client_port);
+        let mut peers = forward_view::peers(bytes).into_iter();
+        peers.find(|peer| peer.addr.is(addr) && peer.port == port)
+    }
+
     /// The peers that a client on this host knows by another port than their own.
     pub fn peers(&self, socket: &Socket) -> impl Iterator<Item = ConnectedPeer> + use<> {
         const LEN: usize = size_of::<ConnectedPeer>();
@@ -319,7 +338,8 @@ impl Stored {
 
 /// Whether versions before this one lack a map.
 fn is_new(name: &str) -> bool {
-    matches!(name, "LISTENS_ON" | "UDP_ENDS") || forward_view::NAMES.contains(&name)
+    matches!(name, "FORWARD_PEERS" | "LISTENS_ON" | "UDP_ENDS")
+        || forward_view::NAMES.contains(&name)
 }
 
 fn is_missing(error: &MapError) -> bool {

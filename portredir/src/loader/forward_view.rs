@@ -10,6 +10,7 @@ use aya::maps::{Array, Map, MapData};
 use portredir_common::flow::{Epoch, FlowKey, FlowTable};
 use portredir_common::map::entry::Entry;
 use portredir_common::map::forward::ForwardEntry;
+use portredir_common::map::sockets::{ForwardPeer, ForwardPeers};
 use portredir_common::map::targets::Target;
 use portredir_common::net::{Addr, Port, Protocol};
 
@@ -101,7 +102,34 @@ impl<'a, T: Pod> Known<'a, T> {
     }
 }
 
+/// The targets that are kept at the socket of a client on this host.
+pub(super) fn peers(bytes: &[u8]) -> Vec<ForwardPeer> {
+    const LEN: usize = size_of::<ForwardPeer>();
+    let peers = bytes.chunks_exact(LEN).take(ForwardPeers::PEERS);
+    let peers = peers.filter_map(|peer| {
+        let (addr, peer) = peer.split_first_chunk::<16>()?;
+        let (dialled, numbers) = peer.split_first_chunk::<16>()?;
+        let [a, b, c, d, e, f] = *numbers.first_chunk()?;
+        Some(ForwardPeer {
+            addr: Addr::new(*addr),
+            dialled: Addr::new(*dialled),
+            port: Port::new(u16::from_be_bytes([a, b])),
+            dst_port: Port::new(u16::from_be_bytes([c, d])),
+            target: u16::from_ne_bytes([e, f]),
+            pad: 0,
+        })
+    });
+    peers.filter(|peer| peer.dst_port != Port::CLOSED).collect()
+}
+
 impl ForwardView {
+    /// The number of the rule of a target.
+    pub(super) fn rule_of_target(&self, number: u16) -> Option<u16> {
+        let mut targets = Known::<Target>::new(&self.targets, "TARGETS").ok()?;
+        let target = targets.get(number)?;
+        (target != Target::default()).then_some(target.rule)
+    }
+
     /// The live flows, and the number of UDP flows among them whose ends are not known. A
     /// connection whose ends are not known has just been made, or its place is being taken.
     /// `others` are the other tables; `given_port` tells the client's own port of a flow that
@@ -174,4 +202,35 @@ fn idle(flow: &ForwardFlow, now: Duration, other: Option<Entry>) -> Duration {
 /// Whether one end has ended the connection: an end of the other one would be the last.
 const fn is_ending(entry: ForwardEntry) -> bool {
     entry.ended_by_client().is_ended() || entry.ended_by_target().is_ended()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_read_as_programs_write_them() {
+        let peer = ForwardPeer {
+            addr: Addr::new([7; 16]),
+            dialled: Addr::new([9; 16]),
+            port: Port::new(8080),
+            dst_port: Port::new(80),
+            target: 513,
+            pad: 0,
+        };
+        let mut all = ForwardPeers::default();
+        assert!(all.insert(peer));
+        let mut bytes = Vec::new();
+        for peer in &all.peers {
+            bytes.extend(peer.addr.octets());
+            bytes.extend(peer.dialled.octets());
+            bytes.extend(peer.port.bytes());
+            bytes.extend(peer.dst_port.bytes());
+            bytes.extend(peer.target.to_ne_bytes());
+            bytes.extend(peer.pad.to_ne_bytes());
+        }
+        bytes.extend(all.next.to_ne_bytes());
+        assert_eq!(bytes.len(), size_of::<ForwardPeers>());
+        assert_eq!(peers(&bytes), [peer]);
+    }
 }

@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 
 use portredir_common::flow::FlowKey;
+use portredir_common::map::sockets::ForwardPeer;
 use portredir_common::net::{Port, Protocol};
 
-use super::list::{Lister, Servers, Way, ends, ip, is_for, new, of_socket};
+use super::list::{Lister, SOCKET, Servers, Way, ends, ip, is_for, new, of_socket, reversed};
 use super::{Connection, ListError};
 use crate::loader::flow_view::FlowView;
 use crate::loader::forward_view::Forwarded;
 use crate::rule::Rule;
+use crate::sys::sock_detail::Socket;
 
 impl Lister<'_> {
     /// Adds the flows; returns the number of UDP flows that cannot be listed.
@@ -54,6 +56,45 @@ impl Lister<'_> {
             self.push(connection, inode);
         }
         Ok(unknown)
+    }
+
+    /// Adds the connection of a client on this host to a target. The server is the other
+    /// socket, if that is in this network namespace too.
+    pub(super) fn dialled_target(
+        &mut self,
+        (socket, peer): (&Socket, &ForwardPeer),
+        rule: Option<u16>,
+        servers: &Servers,
+    ) {
+        let client = &socket.key;
+        let key = FlowKey {
+            client: client.local,
+            local: client.client,
+            client_port: client.local_port,
+            local_port: client.client_port,
+            ..*client
+        };
+        let way = Way {
+            key: FlowKey {
+                local: peer.dialled,
+                ..key
+            },
+            protocol: Protocol::Tcp,
+            dst_port: peer.dst_port,
+            target: peer.port,
+        };
+        let server = servers.get(&ends(&key));
+        let (state, traffic, inode) = match server {
+            Some(server) => (server.state, server.traffic, server.inode),
+            None => (socket.state, socket.traffic.map(reversed), 0),
+        };
+        let connection = Connection {
+            target_addr: (!peer.addr.is(peer.dialled)).then(|| ip(peer.addr)),
+            rule: rule.and_then(|id| self.rule_of(id, way)),
+            engines: vec![SOCKET.to_owned()],
+            ..of_socket(way, state, traffic)
+        };
+        self.push(connection, inode);
     }
 
     /// The text of a rule by its number. A rule that has got other targets since is the rule

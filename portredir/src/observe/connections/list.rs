@@ -76,7 +76,7 @@ pub fn list(
 }
 
 /// The engine that rewrites no packets.
-const SOCKET: &str = "socket";
+pub(super) const SOCKET: &str = "socket";
 
 fn engines(redirect: &Redirect, is_meant: impl Fn(&str) -> bool) -> Vec<String> {
     let engines = redirect.engines.iter();
@@ -128,11 +128,14 @@ impl Lister<'_> {
         };
         let mut servers = Servers::new();
         let mut clients = Vec::new();
+        let mut clients_of_targets = Vec::new();
         sock_detail::each(question, |socket| {
             let key = &socket.key;
             let is_peer = |port: Port, addr: Addr| port == key.client_port && addr.is(key.client);
             let mut peers = stored.peers(&socket);
-            if let Some(peer) = peers.find(|peer| is_peer(peer.port, peer.addr)) {
+            if let Some(peer) = stored.target_of_client(&socket) {
+                clients_of_targets.push((socket, peer));
+            } else if let Some(peer) = peers.find(|peer| is_peer(peer.port, peer.addr)) {
                 clients.push((socket, peer.dst_port));
             } else if let Some(target) = stored.target(&socket) {
                 self.assigned(&socket, target);
@@ -149,6 +152,10 @@ impl Lister<'_> {
         })?;
         for (socket, dst_port) in clients {
             self.dialled(&socket, dst_port, &servers);
+        }
+        for (socket, peer) in clients_of_targets {
+            let rule = view.rule_of_target(peer.target);
+            self.dialled_target((&socket, &peer), rule, &servers);
         }
         Ok(servers)
     }
@@ -357,7 +364,7 @@ pub(super) fn of_socket(way: Way, state: TcpState, traffic: Option<Traffic>) -> 
 
 /// The traffic of the server, by the counts of the client: the first byte that a client has
 /// sent is its SYN.
-fn reversed(client: Traffic) -> Traffic {
+pub(super) fn reversed(client: Traffic) -> Traffic {
     Traffic {
         received: client.acked.saturating_sub(1),
         acked: client.received,

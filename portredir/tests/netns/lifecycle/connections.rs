@@ -39,6 +39,11 @@ pub fn add(tests: &mut Tests) {
         forwarded::outlive,
     );
     tests.add(
+        "outlive/connections_to_targets_local",
+        &["nft"],
+        forwarded::local,
+    );
+    tests.add(
         "auto/connections_forwarded",
         &["nft"],
         forwarded::foreground,

@@ -56,6 +56,64 @@ pub fn foreground() {
     redirector.stop();
 }
 
+/// Clients on the host are pointed at a target, whose address they never named.
+pub fn local() {
+    let (lab, _servers) = lab();
+    let host = Host::of(&lab);
+    host.run(&["up", "--iface", "h0,lo", RULES[0], RULES[1], RULES[2]]);
+    let mut conns = Vec::new();
+    for to in [
+        "10.9.1.1:80",
+        "127.0.0.1:80",
+        "127.0.0.1:81",
+        "[::1]:82",
+        "[fd09:0:0:1::1]:82",
+    ] {
+        let to: SocketAddr = to.parse().expect("an address");
+        let mut conn = Conn::to(&lab.host, Proto::Tcp, 0, to);
+        conn.echo(b"hello");
+        conns.push((conn, to));
+    }
+    let flows = wait_for("the last acknowledgements", || {
+        let flows = list(&lab, &[]);
+        let is_acked = |flow: &Value| flow["bytes_in"] == 5 && flow["bytes_out"] == 5;
+        flows.iter().all(is_acked).then_some(flows)
+    });
+    let expected = conns.iter().map(|(conn, to)| end_of(Proto::Tcp, conn, *to));
+    assert_eq!(all_ends(&flows), expected.collect(), "{flows:#?}");
+    assert_eq!(flows.len(), conns.len(), "{flows:#?}");
+    for flow in &flows {
+        let (_, _, to) = ends(flow);
+        let (addr, rule) = match to.port() {
+            80 => ("10.9.2.2", RULES[0]),
+            81 => ("10.9.2.2", RULES[1]),
+            _ => ("fd09:0:0:2::2", RULES[2]),
+        };
+        assert_eq!(flow["target_addr"], addr, "{flow}");
+        assert_eq!(flow["target_port"], 8080, "{flow}");
+        assert_eq!(flow["rule"], rule, "{flow}");
+        assert_eq!(flow["engines"], json!(["socket"]), "{flow}");
+        assert_eq!(flow["state"], "established", "{flow}");
+        assert_eq!(
+            (&flow["bytes_in"], &flow["bytes_out"]),
+            (&json!(5), &json!(5))
+        );
+        assert_eq!(
+            flow["processes"],
+            json!([]),
+            "the server is elsewhere: {flow}"
+        );
+    }
+    assert_eq!(list(&lab, &["rule", RULES[1]]).len(), 1);
+    drop(conns);
+    wait_for("the end of the connections", || {
+        list(&lab, &["state", "established"])
+            .is_empty()
+            .then_some(())
+    });
+    host.down();
+}
+
 /// The flows that clients have are those that are listed.
 fn check(lab: &Lab) {
     let target = SocketAddr::new(Family::V4.addr(2, 2), 8080);
