@@ -86,7 +86,8 @@ impl Ports {
     }
 
     /// The target port among these for one of the destination ports.
-    const fn at(self, dst_ports: Self, dst_port: Port) -> Port {
+    #[must_use]
+    pub const fn at(self, dst_ports: Self, dst_port: Port) -> Port {
         if self.is_one() {
             Port::new(self.first)
         } else {

@@ -4,6 +4,7 @@
 pub mod filter;
 pub mod pcap;
 mod ports;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -165,7 +166,7 @@ impl Context {
             before: headers.ends,
             after: Ends {
                 src,
-                dst: peer(socket.port_after),
+                dst: self.peer_after(socket),
             },
             pid: has_owner.then_some(socket.head.pid),
             process: has_owner.then(|| String::from_utf8_lossy(name).into_owned()),
@@ -255,10 +256,10 @@ impl Context {
 /// Whether a rule may be the one that changed the ports of this line.
 fn changes(rule: &Rule, line: &Line) -> bool {
     let changed = |from: Option<End>, to: Option<End>| {
-        let (from, to) = (from?, to?);
+        let from = from?;
         let is_addr = rule.addr.is_none_or(|addr| addr == from.addr);
-        let (from, to) = (from.port?, to.port?);
-        Some(is_addr && from != to && rule.redirects(from) && rule.target_of(from) == Some(to))
+        let is_its = is_addr && rule.redirects(from.port?);
+        Some(is_its && targets::leads(rule, from, to))
     };
     let (before, after) = (line.before, line.after);
     changed(before.dst, after.dst) == Some(true) || changed(after.src, before.src) == Some(true)
@@ -298,15 +299,19 @@ fn addr(octets: [u8; 16]) -> IpAddr {
     IpAddr::from(octets).to_canonical()
 }
 
-/// An end with the port that it got: `192.0.2.1:80=>8080`.
+/// An end with the port that it got: `192.0.2.1:80=>8080`, or with the address and port:
+/// `192.0.2.1:80=>10.0.0.5:8080`. `?` is an end that is not known.
 fn changed(before: Option<End>, after: Option<End>) -> String {
     let Some(end) = before else {
         return "-".to_owned();
     };
-    let after = after.and_then(|after| after.port);
-    match after.filter(|after| end.port != Some(*after)) {
-        Some(after) => format!("{end}=>{}", after.get()),
-        None => end.to_string(),
+    match after {
+        None => format!("{end}=>?"),
+        Some(after) if after.addr != end.addr => format!("{end}=>{after}"),
+        Some(End {
+            port: Some(port), ..
+        }) if end.port != Some(port) => format!("{end}=>{}", port.get()),
+        Some(_) => end.to_string(),
     }
 }
 

@@ -165,7 +165,10 @@ fn is_about(wanted: &Rule, line: &Line) -> bool {
             .iter()
             .any(|failed| is_meant(wanted, &failed.rule));
     }
-    let is_named = |port: Port| wanted.redirects(port) || wanted.is_own_target(port);
+    let targets = wanted.targets();
+    let is_target = |port: Port| targets.iter().any(|target| target.ports.contains(port));
+    let is_named =
+        |port: Port| wanted.redirects(port) || wanted.is_own_target(port) || is_target(port);
     let ends = [line.before.src, line.before.dst];
     ends.iter()
         .flatten()

@@ -1,5 +1,7 @@
 //! `portredir trace`: the lines are the packets that were sent, and nothing is left on.
 
+mod forwarded;
+
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::AtomicU64;
@@ -32,6 +34,7 @@ pub fn add(tests: &mut Tests) {
     tests.add("outlive/trace_rate", &[], rate);
     tests.add("outlive/trace_pcap", &[], pcap);
     tests.add("outlive/trace_verbose", &[], verbose);
+    tests.add("outlive/trace_forwarded", &[], forwarded::packets);
 }
 
 /// A trace that has begun.
