@@ -8,11 +8,13 @@
 //! a [`packet`] reader.
 //!
 //! Beside that there are real servers as targets ([`real`]), several targets that are
-//! drained and die under many flows ([`target`]), and ports whose flows somebody else's
+//! drained and die under many flows ([`target`]), connections of a dead target that are
+//! cut or stay ([`cut`]), and ports whose flows somebody else's
 //! DNAT forwards ([`nodeport`]).
 
 mod case;
 mod change;
+mod cut;
 mod differences;
 mod document;
 mod flow;
@@ -82,6 +84,7 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
     nodeport::add(tests);
     real::add(tests);
     target::add(tests);
+    cut::add(tests);
 }
 
 /// The name of the test that runs every case.

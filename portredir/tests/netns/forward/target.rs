@@ -62,12 +62,12 @@ const FALL: u32 = 3;
 /// A time in which targets without flows are forgotten: every ten seconds some are.
 const SWEPT: Duration = Duration::from_secs(40);
 
-fn target(site: &Site, family: Family, place: Place) -> SocketAddr {
+pub(super) fn target(site: &Site, family: Family, place: Place) -> SocketAddr {
     SocketAddr::new(site.addr(place, family), 8080)
 }
 
 /// Redirects 80 to F and G, and waits until both are up.
-fn start(site: &mut Site, family: Family, options: &'static str) {
+pub(super) fn start(site: &mut Site, family: Family, options: &'static str) {
     let targets = [Place::F, Place::G].map(|place| target(site, family, place));
     let rule = Rule::new(site.own(family, 80), &targets).with(options);
     site.up(&[rule]);
@@ -77,7 +77,7 @@ fn start(site: &mut Site, family: Family, options: &'static str) {
 }
 
 /// Waits until a target is in a state, as `targets --json` shows it.
-fn wait_until(site: &Site, target: SocketAddr, state: &str) {
+pub(super) fn wait_until(site: &Site, target: SocketAddr, state: &str) {
     wait_for(&format!("{target} to be {state}"), || {
         (state_of(site, target) == state).then_some(())
     });
@@ -107,7 +107,7 @@ fn addr_words(addr: IpAddr) -> String {
 }
 
 /// Begins a flow. Its client port had none before, whose target it would keep.
-fn begin(site: &Site, family: Family, proto: Proto) -> Conversation {
+pub(super) fn begin(site: &Site, family: Family, proto: Proto) -> Conversation {
     let to = site.own(family, 80);
     let begun = Conversation::begin(&site.lab.client, proto, site.port(), to);
     begun.unwrap_or_else(|error| panic!("{proto:?} to {to}: {error}"))
