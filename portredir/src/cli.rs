@@ -286,6 +286,11 @@ pub struct UpArgs {
     /// attached.
     #[arg(long = "follow", alias = "watch", conflicts_with = "dry_run")]
     pub watch: bool,
+
+    /// Leave the watcher process as it is, also one of another version; for the reload of
+    /// systemd units, which replace it themselves.
+    #[arg(long, hide = true, conflicts_with = "watch")]
+    pub keep_watcher: bool,
 }
 
 /// `portredir down`.

@@ -8,6 +8,7 @@ pub mod capability;
 pub mod cgroup;
 pub mod clock;
 pub mod ethtool;
+pub mod hang_up;
 pub mod lock;
 pub mod mmap;
 pub mod netdev;

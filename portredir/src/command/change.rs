@@ -66,6 +66,9 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
         count(rules, "rule")
     ));
     print_pending(options);
+    if args.keep_watcher {
+        return printed;
+    }
     if !args.watch {
         drop(controller);
         watcher::start(&mut event::print)?;

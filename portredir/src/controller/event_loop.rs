@@ -24,6 +24,7 @@ use crate::loader::chain;
 use crate::loader::pinned::{self, Found};
 use crate::sys::bpffs::PinDir;
 use crate::sys::capability;
+use crate::sys::hang_up;
 use crate::sys::lock::Lock;
 
 /// The interval of the search for servers outside of the cgroup, which do not register by
@@ -269,11 +270,15 @@ impl Signals {
     /// The kernel refuses a handler.
     pub fn new() -> Result<Self, ControllerError> {
         let listen = |kind| signal(kind).map_err(ControllerError::io("listen for signals"));
-        Ok(Self {
+        let signals = Self {
             hang_up: listen(SignalKind::hangup())?,
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
-        })
+        };
+        // A reload holds it back until here.
+        hang_up::deliver()
+            .map_err(|errno| ControllerError::io("listen for signals")(errno.into()))?;
+        Ok(signals)
     }
 
     /// The next signal.
@@ -301,11 +306,17 @@ fn again() -> io::Error {
     let Some(program) = args.next() else {
         return io::Error::other("the program was started without a name (argv[0])");
     };
+    // The next SIGHUP must not end the program that begins now.
+    if let Err(errno) = hang_up::hold_back() {
+        return errno.into();
+    }
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell_manager(&[NotifyState::Reloading, now]),
         Err(error) => log::warn!("cannot read the monotonic clock: {error}"),
     }
-    Command::new(program).args(args).exec()
+    let error = Command::new(program).args(args).exec();
+    let _ = hang_up::deliver();
+    error
 }
 
 /// Notifies systemd, if systemd has started this process.

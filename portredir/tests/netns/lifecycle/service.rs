@@ -54,11 +54,12 @@ impl<'a> Unit<'a> {
         fs::write(self.config.join("rules.toml"), text).expect("write a file");
     }
 
-    /// Starts the command of one line of the unit.
+    /// Starts the program as the first lines of a key of the unit do, without the shell
+    /// around it.
     fn start(&self, key: &str) -> Process {
-        let key = format!("{key}=/usr/bin/portredir ");
-        let line = self.text.lines().find_map(|line| line.strip_prefix(&key));
-        let line = line.unwrap_or_else(|| panic!("{key}"));
+        let value = self.text.split_once(&format!("\n{key}=")).expect(key).1;
+        let line = value.split_once("/usr/bin/portredir ").expect(key).1;
+        let line = line.split(['\n', ';']).next().expect(key);
         let config = format!("PORTREDIR_CONFIG={}", self.config.display());
         let notify = format!("NOTIFY_SOCKET={}", self.notify.display());
         let mut args = vec!["env", &config, &notify, "WATCHDOG_USEC=300000", PROGRAM];
@@ -101,7 +102,7 @@ fn service() {
     let mut main = unit.start("ExecStart");
     unit.wait_for_notice("READY=1");
     conn.echo(b"after a crash");
-    let mut stop = unit.start("ExecStop");
+    let mut stop = unit.start("ExecStopPost");
     drop(conn);
     assert!(stop.wait().success(), "{}", stop.err());
     assert!(main.wait().success(), "{}", main.err());
@@ -118,11 +119,20 @@ fn service() {
 /// Reloads a file that is wrong, then one that is valid.
 fn reload(unit: &Unit<'_>, host: &Host<'_>, main: &mut Process) {
     unit.write("rules = ['80:']\n");
+    let mut refused = unit.start("ExecReload");
+    assert_eq!(refused.wait().code(), Some(2), "{}", refused.err());
     main.signal(Signal::SIGHUP);
     main.wait_for_words(NOT_RELOADED);
     assert_eq!(host.rules(), ["80:8080/both"]);
     unit.write("iface = 'h0'\nrules = ['81:8080/both']\n");
+    let mut applied = unit.start("ExecReload");
+    assert!(applied.wait().success(), "{}", applied.err());
+    assert_eq!(host.rules(), ["81:8080/both"]);
     main.signal(Signal::SIGHUP);
+    unit.wait_for_notice("RELOADING=1");
+    // The new program does not listen yet. This signal waits for it.
+    main.signal(Signal::SIGHUP);
+    unit.wait_for_notice("READY=1");
     unit.wait_for_notice("RELOADING=1");
     unit.wait_for_notice("READY=1");
     assert_eq!(host.rules(), ["81:8080/both"]);
