@@ -1,5 +1,4 @@
-//! Frames that the benchmark sends: Ethernet, IPv4, UDP and 18 bytes of payload,
-//! the shortest frame there is.
+//! Frames that the benchmark sends: Ethernet, IPv4, UDP and 34 bytes of payload.
 //!
 //! The kernel sends the same few frames again and again (`BPF_PROG_TEST_RUN` with
 //! live frames) and does not restore the bytes that receivers have changed in them. So
@@ -10,11 +9,14 @@
 use core::net::Ipv4Addr;
 
 /// Bytes of a frame.
-pub const LEN: usize = 60;
+pub const LEN: usize = 76;
 
 /// The first byte of the payload. Servers of the benchmark drop what begins with
 /// it, in a socket filter, and answer all else.
 pub const MARK: u8 = b'D';
+
+/// The hops that a frame may go, as Linux sends them.
+const TTL_SENT: u8 = 64;
 
 // Offsets into the frame. Of the Ethernet, IPv4 and UDP headers:
 const ETHER_TYPE: usize = 12;
@@ -41,6 +43,8 @@ const RECIPE_DST_PORT: usize = 48;
 const RECIPE_IP_SUM: usize = 50;
 const RECIPE_UDP_SUM: usize = 52;
 const RECIPE_IFINDEX: usize = 56;
+const RECIPE_DST: usize = 60;
+const RECIPE_MACS: usize = 64;
 
 /// The frames to send.
 #[derive(Clone, Copy, Debug)]
@@ -79,23 +83,26 @@ impl Frame {
         frame.set(ETHER_TYPE, [0x08, 0x00]);
         frame.set(IP, [0x45]);
         // From here on to the end of the frame, as is the length of UDP.
-        frame.set(IP_LEN, [0, 46]);
-        frame.set(TTL, [64]);
+        frame.set(IP_LEN, [0, 62]);
+        frame.set(TTL, [TTL_SENT]);
         frame.set(IP_PROTOCOL, [17]);
         frame.set(SRC, recipe.src.octets());
         frame.set(DST, recipe.dst.octets());
-        frame.set(UDP_LEN, [0, 26]);
+        frame.set(UDP_LEN, [0, 42]);
         frame.set(PAYLOAD, [MARK, u8::from(recipe.is_new_flow)]);
         let [_, _, low @ ..] = recipe.src.octets();
         frame.set(RECIPE_SRC_LOW, low);
         frame.set(RECIPE_SRC_PORT, recipe.src_port.to_be_bytes());
         frame.set(RECIPE_DST_PORT, recipe.dst_port.to_be_bytes());
         frame.set(RECIPE_IFINDEX, recipe.ifindex.to_be_bytes());
+        frame.set(RECIPE_DST, recipe.dst.octets());
+        frame.set(RECIPE_MACS, recipe.dst_mac);
+        frame.set(RECIPE_MACS + 6, recipe.src_mac);
         frame.set(SRC_LOW, [0, 0]);
         let ip_sum = frame.sum(IP, SRC_PORT);
         frame.set(RECIPE_IP_SUM, fold(ip_sum).to_be_bytes());
         // The pseudo-header (RFC 768): addresses, protocol and length.
-        let pseudo = frame.sum(SRC, SRC_PORT) + 17 + 26;
+        let pseudo = frame.sum(SRC, SRC_PORT) + 17 + 42;
         // The field that holds this sum is covered by it, so it is followed by its
         // complement: together they add 0xFFFF, which is nothing.
         let udp_sum = fold(pseudo + frame.sum(UDP_LEN, LEN));
@@ -116,6 +123,10 @@ impl Frame {
             (u16::from_be_bytes([a, b]), port.max(1024))
         };
         let dst_port = self.word(RECIPE_DST_PORT);
+        // A host that forwards changes these.
+        self.0.copy_within(RECIPE_MACS..RECIPE_MACS + 12, 0);
+        self.0.copy_within(RECIPE_DST..RECIPE_DST + 4, DST);
+        self.set(TTL, [TTL_SENT]);
         self.set(SRC_LOW, src_low.to_be_bytes());
         self.set(SRC_PORT, src_port.to_be_bytes());
         self.set(DST_PORT, dst_port.to_be_bytes());
@@ -231,10 +242,16 @@ mod tests {
                 frame.set(DST_PORT, port.to_be_bytes());
                 frame.set(UDP_CHECK, checks);
                 frame.set(IP_CHECK, checks);
+                frame.set(DST, [10, 0, 0, checks[0]]);
+                frame.set(TTL, [checks[1]]);
+                frame.set(0, [0xff; 12]);
                 frame.renew(random);
                 let (src, dst, _, dst_port) = check(&frame);
                 prop_assert_eq!((src.octets()[0], src.octets()[1]), (198, 19));
                 prop_assert_eq!((dst, dst_port), (recipe().dst, 80));
+                prop_assert_eq!(&frame.0[..6], &recipe().dst_mac);
+                prop_assert_eq!(&frame.0[6..12], &recipe().src_mac);
+                prop_assert_eq!(frame.0[TTL], 64);
             }
         }
     }

@@ -56,6 +56,7 @@ use self::runner::Runner;
 use self::stop::Stop;
 use crate::cli::{BenchArgs, BenchRole};
 use crate::host::preflight;
+use crate::rule::Protocols;
 
 /// Runs the benchmark that the arguments ask for.
 ///
@@ -66,6 +67,11 @@ use crate::host::preflight;
 pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match args.role {
         Some(BenchRole::Load) => return load::load(),
+        Some(BenchRole::Verify { addr }) => {
+            verify::verify(addr, Protocols::Tcp)?;
+            eprintln!("{}", verify::VERIFIED);
+            return Ok(());
+        }
         Some(BenchRole::ProgRun { rounds }) => return prog_run::prog_run(rounds),
         Some(BenchRole::Serve { port }) => match server::serve(Port::new(port))? {},
         None => {}
@@ -106,7 +112,7 @@ fn bench(args: &BenchArgs, stop: &Stop) -> anyhow::Result<()> {
     let scheduling = Scheduling::choose()?;
     let before = Before::read();
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
-    let plan = Plan::of(args);
+    let plan = Plan::of(args)?;
     let began = jiff::Timestamp::now();
     let means = Means {
         dir: &dir,

@@ -10,7 +10,7 @@ pub mod version;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT};
+pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT, Topology};
 pub use change::{ChangeArgs, ChangeOptionArgs, ReplaceArgs, RmArgs, TurnArgs};
 use clap::{Arg, Args, Parser, Subcommand};
 

@@ -54,12 +54,13 @@ const TEST_TOOLS: [Tool; 27] = [
 ];
 
 /// The programs that `portredir bench` compares with and starts them with.
-const BENCH_TOOLS: [Tool; 10] = [
+const BENCH_TOOLS: [Tool; 11] = [
     ("chrt", "util-linux"),
     ("haproxy", "haproxy"),
     ("ip", "iproute2"),
     ("iptables-legacy", "iptables"),
     ("iptables-nft", "iptables"),
+    ("ipvsadm", "ipvsadm"),
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
     (

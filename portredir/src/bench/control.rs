@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use crate::bench::lab;
 use crate::bench::lab::alone;
 use crate::bench::namespace::{Dir, Namespace};
 use crate::bench::process::{Launch, OURSELVES, Process};
@@ -142,12 +143,12 @@ impl Drop for Down<'_> {
 
 fn ours(host: &Host, stop: &Stop) -> anyhow::Result<Vec<Option<f64>>> {
     let subject = Subject::Ours(EngineChoice::Auto);
-    let one = host.write("one.toml", &Variant::of(subject).rules_text())?;
+    let one = host.write("one.toml", &Variant::of(subject).rules_text(lab::ends(1)))?;
     let many = Variant {
         rules: RULES,
         ..Variant::of(subject)
     };
-    let many = host.write("many.toml", &many.rules_text())?;
+    let many = host.write("many.toml", &many.rules_text(lab::ends(1)))?;
     let _down = Down(host);
     let up = [
         OURSELVES,
@@ -179,7 +180,7 @@ fn theirs(host: &Host, opponent: Opponent, stop: &Stop) -> anyhow::Result<Vec<Op
         fillers: Some(crate::bench::traffic::Protocol::Tcp),
         ..Variant::of(Subject::Against(opponent))
     };
-    let text = many.rules_text();
+    let text = many.rules_text(lab::ends(1));
     let (restore, empty, iptables): (&[&str], &[&str], &str) = match opponent {
         Opponent::IptablesLegacy => (
             &["iptables-legacy-restore", "-w"],
@@ -265,7 +266,7 @@ pub fn memory(dir: &Dir, opponents: &[Opponent], stop: &Stop) -> anyhow::Result<
 
 fn used(dir: &Dir, variant: &Variant) -> anyhow::Result<Line> {
     let host = Host::new(dir, "m")?;
-    let process = redirector::start(variant, host.launch())?;
+    let process = redirector::start(variant, lab::ends(1), host.launch())?;
     let process = process.context("find the program that redirects")?;
     // Proxies do not report when they are ready.
     std::thread::sleep(Duration::from_millis(300));

@@ -6,6 +6,13 @@
 //!          …
 //! ```
 //!
+//! In [`Topology::Forward`] the server of a variant is behind it, on a host of its own; in
+//! [`Topology::Local`] the client is a process of the variant's host besides.
+//!
+//! ```text
+//!   client c1 ---- s0 variant 1 b0 ---- e0 server 1    198.18.129.1   198.18.129.2
+//! ```
+//!
 //! All variants exist before the first is measured: to make a namespace costs more than a
 //! measurement. Addresses are of 198.18.0.0/15, which is for benchmarks (RFC 2544).
 
@@ -17,7 +24,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::bench::load::request::{Link, Target};
+use crate::bench::load::request::{Link, Place, Target};
 use crate::bench::namespace::{Dir, Namespace};
 use crate::bench::process::{Launch, OURSELVES, Process, Scheduling};
 use crate::bench::program;
@@ -25,8 +32,9 @@ use crate::bench::redirector::{self, INTERFACE};
 use crate::bench::stop::Stop;
 use crate::bench::traffic::FLOWS;
 use crate::bench::variant::rules::CONNTRACK;
-use crate::bench::variant::{Subject, Variant};
-use crate::bench::{conntrack, server};
+use crate::bench::variant::{Ends, Subject, Variant};
+use crate::bench::{conntrack, server, verify};
+use crate::cli::{Opponent, Topology};
 use crate::host::features::Features;
 use crate::sys::ethtool::{self, Switch};
 
@@ -83,8 +91,10 @@ pub struct Site {
     /// The process that redirects, where one does.
     pub redirector: Option<Process>,
     server: Process,
-    _cgroup: Option<Cgroup>,
+    cgroup: Option<Cgroup>,
     namespace: Namespace,
+    /// The host behind, where the server is on one.
+    behind: Option<Namespace>,
     number: u8,
 }
 
@@ -189,6 +199,9 @@ impl Lab {
                 Some(Err(reason)) => State::Skipped(reason.clone()),
                 _ => match lab.site(means, number, variant) {
                     Ok(site) => State::Ready(Box::new(site)),
+                    Err(error) if is_optional(variant.subject) => {
+                        State::Skipped(format!("this kernel does not take its rules: {error:#}"))
+                    }
                     Err(error) => State::Failed(format!("{error:#}")),
                 },
             };
@@ -226,15 +239,32 @@ impl Lab {
             dir: &dir,
             is_piped: false,
         };
-        let mut server = launch.start(&[OURSELVES, "bench", "serve"])?;
+        let behind = match variant.topology {
+            Topology::Host => None,
+            Topology::Forward | Topology::Local => {
+                Some(host_behind(&namespace, number).context("make the host behind")?)
+            }
+        };
+        let server_launch = match &behind {
+            // Programs on the cgroup are about the host that redirects.
+            Some(behind) => Launch {
+                namespace: Some(behind),
+                cgroup: None,
+                ..launch
+            },
+            None => launch,
+        };
+        let mut server = server_launch.start(&[OURSELVES, "bench", "serve"])?;
         let is_ready = |server: &Process| server.said().contains(server::READY);
         server.wait_until("listens", is_ready)?;
-        let redirector = redirector::start(variant, launch).with_context(|| variant.name())?;
+        let redirector =
+            redirector::start(variant, ends(number), launch).with_context(|| variant.name())?;
         Ok(Site {
             redirector,
             server,
-            _cgroup: cgroup,
+            cgroup,
             namespace,
+            behind,
             number,
         })
     }
@@ -248,7 +278,10 @@ impl Lab {
             server_mac,
         } = link(number);
         let (mac, server_mac) = (mac_text(mac), mac_text(server_mac));
-        let server = server_addr(number);
+        let Ends {
+            host: server,
+            behind,
+        } = ends(number);
         let peer = &namespace.name;
         self.client.run(
             &mut ip(),
@@ -257,6 +290,7 @@ impl Lab {
                 peer name {INTERFACE} address {server_mac} netns {peer}\n\
              addr add {addr}/24 dev c{number}\n\
              link set c{number} up\n\
+             route add {behind}/32 via {server}\n\
              neigh replace {server} lladdr {server_mac} dev c{number} nud permanent\n"
             ),
         )?;
@@ -278,16 +312,34 @@ impl Site {
     /// The target for the client.
     #[must_use]
     pub fn target(&self, variant: &Variant) -> Target {
+        let addr = variant.dialled(ends(self.number));
+        let place = (variant.topology == Topology::Local).then(|| Place {
+            namespace: self.namespace.path(),
+            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.0.clone()),
+        });
         Target {
-            addr: SocketAddrV4::new(server_addr(self.number), variant.dst_port().get()),
+            addr: SocketAddrV4::new(addr, variant.dst_port().get()),
             link: Some(link(self.number)),
+            place,
         }
     }
 
-    /// The address of the server.
-    #[must_use]
-    pub const fn addr(&self) -> Ipv4Addr {
-        server_addr(self.number)
+    /// Checks the variant from the place of its own client.
+    ///
+    /// # Errors
+    ///
+    /// When a check fails; the error names it.
+    pub fn verify(&self, addr: SocketAddrV4, means: Means<'_>) -> anyhow::Result<()> {
+        let launch = Launch {
+            namespace: Some(&self.namespace),
+            scheduling: None,
+            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.0.as_path()),
+            dir: &means.dir.inner(&self.number.to_string())?,
+            is_piped: false,
+        };
+        let mut verifier = launch.start(&[OURSELVES, "bench", "verify", &addr.to_string()])?;
+        let is_verified = |verifier: &Process| verifier.said().contains(verify::VERIFIED);
+        verifier.wait_until("verified", is_verified)
     }
 
     /// Turns on or off the handling of incoming packets in batches, which frames without
@@ -317,7 +369,8 @@ impl Site {
     ///
     /// When the kernel's counters cannot be read.
     pub fn dropped(&self) -> anyhow::Result<u64> {
-        let snmp = self.namespace.proc_net("snmp")?;
+        let server = self.behind.as_ref().unwrap_or(&self.namespace);
+        let snmp = server.proc_net("snmp")?;
         let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
         let (names, values) = lines
             .next()
@@ -352,8 +405,58 @@ fn ip() -> Command {
     ip
 }
 
-const fn server_addr(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(198, 18, number, 2)
+/// The addresses of a variant, by its number.
+#[must_use]
+pub const fn ends(number: u8) -> Ends {
+    Ends {
+        host: Ipv4Addr::new(198, 18, number, 2),
+        behind: Ipv4Addr::new(198, 18, number | 0x80, 2),
+    }
+}
+
+/// Whether a kernel may lack what the subject is made of.
+const fn is_optional(subject: Subject) -> bool {
+    matches!(
+        subject,
+        Subject::Against(Opponent::NftFlowtable | Opponent::Ipvs)
+    )
+}
+
+/// Makes the host behind a variant, and lets the variant forward.
+fn host_behind(namespace: &Namespace, number: u8) -> anyhow::Result<Namespace> {
+    let behind = Namespace::new(format!("{}b", namespace.name))?;
+    behind.sysctl(&SETTINGS)?;
+    behind.sysctl(&[
+        ("core/somaxconn", "65535"),
+        ("ipv4/tcp_max_syn_backlog", "65535"),
+    ])?;
+    namespace.sysctl(&[("ipv4/conf/all/forwarding", "1")])?;
+    let Ends { behind: addr, .. } = ends(number);
+    let [a, b, c, _] = addr.octets();
+    let router = Ipv4Addr::new(a, b, c, 1);
+    let (mac, server_mac) = ([2, 0, 0, 0, 3, number], [2, 0, 0, 0, 4, number]);
+    let (mac, server_mac) = (mac_text(mac), mac_text(server_mac));
+    let peer = &behind.name;
+    namespace.run(
+        &mut ip(),
+        &format!(
+            "link add b0 address {mac} type veth peer name e0 address {server_mac} netns {peer}\n\
+             addr add {router}/24 dev b0\n\
+             link set b0 up\n\
+             neigh replace {addr} lladdr {server_mac} dev b0 nud permanent\n"
+        ),
+    )?;
+    behind.run(
+        &mut ip(),
+        &format!(
+            "link set lo up\n\
+             addr add {addr}/24 dev e0\n\
+             link set e0 up\n\
+             neigh replace {router} lladdr {mac} dev e0 nud permanent\n\
+             route add default via {router}\n"
+        ),
+    )?;
+    Ok(behind)
 }
 
 fn link(number: u8) -> Link {

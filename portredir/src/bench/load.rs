@@ -9,14 +9,16 @@ pub mod request;
 mod tcp;
 mod udp;
 
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use fastrand::Rng;
+use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
-use self::request::{Request, Source};
+use self::request::{Place, Request, Source, Target};
 use self::tcp::Direction;
 use crate::bench::schedule::{self, Load, Schedule};
 use crate::bench::traffic::Traffic;
@@ -94,7 +96,37 @@ fn measure(request: &Request) -> anyhow::Result<Measured> {
     }
 }
 
+/// A load whose sockets are made where each target wants them.
+struct Placed<'a> {
+    load: &'a mut dyn Load,
+    targets: &'a [Target],
+}
+
+impl Load for Placed<'_> {
+    fn slice(&mut self, target: usize, length: Duration) -> anyhow::Result<f64> {
+        if let Some(place) = &self.targets[target].place {
+            enter(place)?;
+        }
+        self.load.slice(target, length)
+    }
+}
+
+/// Moves this process, which has one thread, to a place.
+fn enter(place: &Place) -> anyhow::Result<()> {
+    let namespace = File::open(&place.namespace).context("open a network namespace")?;
+    setns(namespace, CloneFlags::CLONE_NEWNET).context("enter a network namespace")?;
+    let Some(cgroup) = &place.cgroup else {
+        return Ok(());
+    };
+    // 0 is whoever writes (Documentation/admin-guide/cgroup-v2.rst).
+    fs::write(cgroup.join("cgroup.procs"), "0").context("enter a cgroup")
+}
+
 fn run(request: &Request, load: &mut dyn Load) -> anyhow::Result<Measured> {
+    let load = &mut Placed {
+        load,
+        targets: &request.targets,
+    };
     let mut result = Ok(());
     let schedule = Schedule {
         variants: request.targets.len(),

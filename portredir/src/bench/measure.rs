@@ -304,6 +304,7 @@ mod tests {
             target: Target {
                 addr: "192.0.2.1:80".parse().expect("an address"),
                 link: None,
+                place: None,
             },
             role,
             setting,

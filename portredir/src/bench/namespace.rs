@@ -60,6 +60,12 @@ impl Namespace {
         Ok(result)
     }
 
+    /// The file that names the namespace.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new(DIR).join(&self.name)
+    }
+
     /// Runs a program to its end.
     ///
     /// # Errors

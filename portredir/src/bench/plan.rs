@@ -1,9 +1,12 @@
 //! Turns the command line into the variants and the traffic that compares them.
 
+use anyhow::bail;
+use clap::ValueEnum;
+
 use crate::bench::measure::{Effort, Role};
 use crate::bench::traffic::{Protocol, Traffic};
 use crate::bench::variant::{Subject, Variant};
-use crate::cli::{BenchArgs, Opponent, Suite};
+use crate::cli::{BenchArgs, Opponent, Suite, Topology};
 use crate::config::engine::EngineChoice;
 
 /// The work of a benchmark.
@@ -50,39 +53,60 @@ const FULL_RULES: [u16; 4] = [1, 100, 1000, 10_000];
 
 impl Plan {
     /// Makes the plan that the arguments ask for.
-    #[must_use]
-    pub fn of(args: &BenchArgs) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When something that was asked for cannot be measured in the topology.
+    pub fn of(args: &BenchArgs) -> anyhow::Result<Self> {
+        let topology = args.topology;
         let is_full = args.full;
         let chosen = |quick: &[Suite], full: &[Suite]| if is_full { full } else { quick }.to_vec();
-        let mut suites = args
-            .tests
-            .clone()
-            .unwrap_or_else(|| chosen(&QUICK_SUITES, &FULL_SUITES));
+        let mut suites = args.tests.clone().unwrap_or_else(|| {
+            let mut suites = chosen(&QUICK_SUITES, &FULL_SUITES);
+            suites.retain(|suite| is_measured(*suite, topology));
+            suites
+        });
         suites.dedup();
+        if let Some(suite) = suites.iter().find(|suite| !is_measured(**suite, topology)) {
+            bail!(
+                "{} is not measured with --topology {}; leave it out of --tests",
+                name_of(suite),
+                name_of(&topology)
+            );
+        }
         let opponents = args.against.clone().unwrap_or_else(|| {
             let all: &[Opponent] = if is_full {
                 &Opponent::ALL
             } else {
                 &QUICK_OPPONENTS
             };
-            all.to_vec()
+            let mut all = all.to_vec();
+            all.retain(|opponent| opponent.fits(topology));
+            all
         });
-        let engines = args.engine.clone().unwrap_or_else(|| {
-            let all: &[EngineChoice] = if is_full {
-                &FULL_ENGINES
-            } else {
-                &FULL_ENGINES[..1]
-            };
-            all.to_vec()
+        if let Some(opponent) = opponents.iter().find(|opponent| !opponent.fits(topology)) {
+            bail!(
+                "{} is not compared with --topology {}; leave it out of --against",
+                opponent.name(),
+                name_of(&topology)
+            );
+        }
+        let engines = args.engine.clone().unwrap_or_else(|| match topology {
+            Topology::Host if is_full => FULL_ENGINES.to_vec(),
+            Topology::Host | Topology::Local => vec![EngineChoice::Auto],
+            Topology::Forward => vec![EngineChoice::Tc],
         });
         let rules = args.rules.clone().unwrap_or_else(|| {
-            let all: &[u16] = if is_full {
+            let all: &[u16] = if is_full && topology == Topology::Host {
                 &FULL_RULES
             } else {
                 &FULL_RULES[..1]
             };
             all.to_vec()
         });
+        if topology != Topology::Host && rules != [1] {
+            bail!("--rules is about --topology host; leave it out");
+        }
         let most_rules = rules.iter().copied().max().unwrap_or(1);
         let mut plan = Self {
             variants: Vec::new(),
@@ -98,7 +122,10 @@ impl Plan {
         if plan.traffic().next().is_some() {
             plan.choose(&engines, &rules);
         }
-        plan
+        for variant in &mut plan.variants {
+            variant.topology = topology;
+        }
+        Ok(plan)
     }
 
     /// All traffic, in order.
@@ -216,6 +243,24 @@ impl Plan {
     }
 }
 
+/// Whether a suite has a meaning in a topology.
+const fn is_measured(suite: Suite, topology: Topology) -> bool {
+    match topology {
+        Topology::Host => true,
+        Topology::Forward => matches!(
+            suite,
+            Suite::Rr | Suite::Crr | Suite::Udp | Suite::UdpNew | Suite::Bulk
+        ),
+        // Packets of UDP are made by the kernel, and not by a process of the host.
+        Topology::Local => matches!(suite, Suite::Rr | Suite::Crr | Suite::Bulk),
+    }
+}
+
+fn name_of(value: &impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
 /// The opponent that portredir is compared with first.
 fn reference(opponents: &[Opponent]) -> Option<Opponent> {
     [
@@ -236,7 +281,7 @@ mod tests {
         let words = ["portredir", "bench"].iter().chain(args);
         let cli = crate::cli::Cli::try_parse_from(words).expect("right arguments");
         match cli.command {
-            Some(crate::cli::Command::Bench(args)) => Plan::of(&args),
+            Some(crate::cli::Command::Bench(args)) => Plan::of(&args).expect("a plan"),
             other => panic!("{other:?}"),
         }
     }

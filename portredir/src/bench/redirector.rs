@@ -1,15 +1,16 @@
 //! A redirector at work: a program that is started, or rules that the kernel is given.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::process::Command;
 
 use anyhow::Context as _;
 
 use crate::bench::process::{Launch, OURSELVES, Process};
 use crate::bench::program;
-use crate::bench::variant::rules::SOCAT;
-use crate::bench::variant::{Subject, Variant, engine_name};
-use crate::cli::Opponent;
+use crate::bench::variant::rules::socat;
+use crate::bench::variant::{Ends, Subject, Variant, engine_name};
+use crate::cli::{Opponent, Topology};
 
 /// The interface of the host that redirects.
 pub const INTERFACE: &str = "s0";
@@ -19,9 +20,9 @@ pub const INTERFACE: &str = "s0";
 /// # Errors
 ///
 /// When the program fails; with its message.
-pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Process>> {
+pub fn start(variant: &Variant, ends: Ends, launch: Launch<'_>) -> anyhow::Result<Option<Process>> {
     let namespace = launch.namespace.context("find the namespace")?;
-    let text = variant.rules_text();
+    let text = variant.rules_text(ends);
     let file = launch.dir.join("rules");
     fs::write(&file, &text).context("write the rules")?;
     let file = file.to_str().context("read the name of a directory")?;
@@ -33,8 +34,16 @@ pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Pro
         Subject::Direct | Subject::DirectAgain(_) => {}
         Subject::Ours(engine) => {
             let engine = engine_name(engine);
-            let mut args = vec![OURSELVES, "--iface", INTERFACE, "--engine", &engine];
-            args.extend(["--no-local", "--interval", "3600", "--config", file]);
+            // Clients on this host come by way of `lo`.
+            let interface = match variant.topology {
+                Topology::Local => "lo",
+                Topology::Host | Topology::Forward => INTERFACE,
+            };
+            let mut args = vec![OURSELVES, "--iface", interface, "--engine", &engine];
+            args.extend(["--interval", "3600", "--config", file]);
+            if variant.topology != Topology::Local {
+                args.push("--no-local");
+            }
             let cgroup = launch.cgroup.map(|cgroup| cgroup.display().to_string());
             if let Some(cgroup) = &cgroup {
                 args.extend(["--cgroup", cgroup]);
@@ -51,19 +60,28 @@ pub fn start(variant: &Variant, launch: Launch<'_>) -> anyhow::Result<Option<Pro
             return Ok(Some(process));
         }
         Subject::Against(opponent) => {
+            let words = socat(match variant.topology {
+                Topology::Host => Ipv4Addr::LOCALHOST,
+                Topology::Forward | Topology::Local => ends.behind,
+            });
+            let words = words.each_ref().map(String::as_str);
             let args: &[&str] = match opponent {
                 Opponent::None => return Ok(None),
                 Opponent::IptablesLegacy | Opponent::IptablesNft => {
                     kernel(&[opponent.program(), "-w"])?;
                     return Ok(None);
                 }
-                Opponent::NftMap | Opponent::NftStateless => {
+                Opponent::NftMap | Opponent::NftStateless | Opponent::NftFlowtable => {
                     kernel(&[opponent.program(), "-f", "-"])?;
+                    return Ok(None);
+                }
+                Opponent::Ipvs => {
+                    kernel(&[opponent.program(), "-R"])?;
                     return Ok(None);
                 }
                 Opponent::Nginx => &["nginx", "-e", "stderr", "-p", ".", "-c", file],
                 Opponent::Haproxy => &["haproxy", "-db", "-f", file],
-                Opponent::Socat => &SOCAT,
+                Opponent::Socat => &words,
             };
             return launch.start(args).map(Some);
         }

@@ -33,6 +33,7 @@ impl Remote {
             target: Target {
                 addr: SocketAddrV4::new(self.addr, port.get()),
                 link: None,
+                place: None,
             },
             role,
             setting: (1, false),

@@ -21,7 +21,7 @@ use crate::bench::report::{Status, Table, TestReport, VariantReport, abridge};
 use crate::bench::traffic::{Protocol, Traffic};
 use crate::bench::variant::Variant;
 use crate::bench::verify;
-use crate::cli::Suite;
+use crate::cli::{Suite, Topology};
 use crate::rule::Protocols;
 use crate::sys::ethtool::Switch;
 
@@ -72,7 +72,10 @@ impl<'a> Runner<'a> {
         for traffic in self.plan.traffic().collect::<Vec<_>>() {
             tests.push(self.test(&lab, &mut client, traffic)?);
         }
-        let variants = lab.members.iter().map(variant_report).collect();
+        let variants = (1..=u8::MAX)
+            .zip(&lab.members)
+            .map(variant_report)
+            .collect();
         Ok((variants, tests))
     }
 
@@ -225,7 +228,12 @@ impl<'a> Runner<'a> {
                 self.progress.step(format!("verifying {name}"));
                 let addr = site.target(&member.variant).addr;
                 let protocols = member.variant.protocols();
-                let verified = client.enter(|| verify::verify(addr, protocols))?;
+                let verified = match member.variant.topology {
+                    Topology::Local => site.verify(addr, self.means),
+                    Topology::Host | Topology::Forward => {
+                        client.enter(|| verify::verify(addr, protocols))?
+                    }
+                };
                 if let Err(error) = verified {
                     member.state = State::Failed(format!("{error:#}"));
                 }
@@ -300,7 +308,8 @@ fn entry(plan: &Plan, member: &Member, site: &Site) -> Entry {
     }
 }
 
-fn variant_report(member: &Member) -> VariantReport {
+fn variant_report((number, member): (u8, &Member)) -> VariantReport {
+    let ends = lab::ends(number);
     VariantReport {
         name: member.variant.name(),
         version: member.version.clone(),
@@ -309,7 +318,7 @@ fn variant_report(member: &Member) -> VariantReport {
             State::Skipped(reason) => Status::Skipped(reason.clone()),
             State::Failed(reason) => Status::Failed(reason.clone()),
         },
-        rules: abridge(&member.variant.rules_text()),
+        rules: abridge(&member.variant.rules_text(ends)),
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod rules;
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::process::Command;
 
 use clap::ValueEnum;
@@ -11,7 +12,7 @@ use portredir_common::net::Port;
 
 use crate::bench::program::{find, nginx_module};
 use crate::bench::traffic::Protocol;
-use crate::cli::{Opponent, TARGET_PORT};
+use crate::cli::{Opponent, TARGET_PORT, Topology};
 use crate::config::engine::EngineChoice;
 use crate::rule::Protocols;
 
@@ -20,13 +21,25 @@ pub const PUBLIC_PORT: Port = Port::new(80);
 /// A port that no rule is about.
 pub const OTHER_PORT: Port = Port::new(81);
 
+/// The addresses that a client can dial and that rules name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The address of the host that redirects.
+    pub host: Ipv4Addr,
+    /// The address of the other host, where the server is in [`Topology::Forward`] and
+    /// [`Topology::Local`].
+    pub behind: Ipv4Addr,
+}
+
 impl Opponent {
     /// All opponents.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::IptablesLegacy,
         Self::IptablesNft,
         Self::NftMap,
         Self::NftStateless,
+        Self::NftFlowtable,
+        Self::Ipvs,
         Self::Nginx,
         Self::Haproxy,
         Self::Socat,
@@ -46,7 +59,8 @@ impl Opponent {
             Self::None => "",
             Self::IptablesLegacy => "iptables-legacy-restore",
             Self::IptablesNft => "iptables-nft-restore",
-            Self::NftMap | Self::NftStateless => "nft",
+            Self::NftMap | Self::NftStateless | Self::NftFlowtable => "nft",
+            Self::Ipvs => "ipvsadm",
             Self::Nginx => "nginx",
             Self::Haproxy => "haproxy",
             Self::Socat => "socat",
@@ -90,6 +104,16 @@ impl Opponent {
         !matches!(self, Self::Nginx | Self::Haproxy | Self::Socat)
     }
 
+    /// Whether the opponent can redirect there.
+    #[must_use]
+    pub const fn fits(self, topology: Topology) -> bool {
+        match self {
+            Self::NftFlowtable | Self::Ipvs => matches!(topology, Topology::Forward),
+            Self::NftStateless => matches!(topology, Topology::Host),
+            _ => true,
+        }
+    }
+
     /// Whether the opponent can have more rules than one.
     #[must_use]
     pub const fn has_rules(self) -> bool {
@@ -130,6 +154,8 @@ pub struct Variant {
     pub fillers: Option<Protocol>,
     /// Whether connections are tracked even if the redirector does not need it.
     pub has_conntrack: bool,
+    /// The place of client and server.
+    pub topology: Topology,
 }
 
 impl Variant {
@@ -141,6 +167,7 @@ impl Variant {
             rules: 1,
             fillers: None,
             has_conntrack: false,
+            topology: Topology::Host,
         }
     }
 
@@ -148,8 +175,8 @@ impl Variant {
     #[must_use]
     pub fn name(&self) -> String {
         let mut name = match self.subject {
-            Subject::Direct => "direct".to_owned(),
-            Subject::DirectAgain(number) => format!("direct {number}"),
+            Subject::Direct => self.plain().to_owned(),
+            Subject::DirectAgain(number) => format!("{} {number}", self.plain()),
             Subject::Ours(engine) => format!("portredir {}", engine_name(engine)),
             Subject::Against(opponent) => opponent.name(),
         };
@@ -160,6 +187,25 @@ impl Variant {
             name += ", conntrack";
         }
         name
+    }
+
+    /// The name of the way without a redirect.
+    const fn plain(&self) -> &'static str {
+        match self.topology {
+            Topology::Host | Topology::Local => "direct",
+            Topology::Forward => "route",
+        }
+    }
+
+    /// The address that clients dial.
+    #[must_use]
+    pub const fn dialled(&self, ends: Ends) -> Ipv4Addr {
+        match (self.subject, self.topology) {
+            (Subject::Direct | Subject::DirectAgain(_), Topology::Forward | Topology::Local) => {
+                ends.behind
+            }
+            _ => ends.host,
+        }
     }
 
     /// The destination port of clients.
@@ -174,6 +220,9 @@ impl Variant {
     /// Whether datagrams are redirected too.
     #[must_use]
     pub fn has_udp(&self) -> bool {
+        if self.topology == Topology::Local {
+            return false;
+        }
         match self.subject {
             Subject::Direct | Subject::DirectAgain(_) => true,
             Subject::Ours(engine) => engine != EngineChoice::Socket,
@@ -194,11 +243,11 @@ impl Variant {
     /// Whether the variant tracks connections, so that its table fills.
     #[must_use]
     pub fn tracks(&self) -> bool {
-        use Opponent::{IptablesLegacy, IptablesNft, NftMap};
+        use Opponent::{IptablesLegacy, IptablesNft, NftFlowtable, NftMap};
         self.has_conntrack
             || matches!(
                 self.subject,
-                Subject::Against(IptablesLegacy | IptablesNft | NftMap)
+                Subject::Against(IptablesLegacy | IptablesNft | NftMap | NftFlowtable)
             )
     }
 }

@@ -24,6 +24,9 @@ const DATAGRAMS: u32 = 1000;
 /// The number of datagrams that are under way at a time; a socket holds some hundreds.
 const WINDOW: u32 = 20;
 
+/// The line that `bench verify` prints when all is as it should be.
+pub const VERIFIED: &str = "verified";
+
 /// Checks that TCP, and UDP if `protocols` has it, is answered at `addr`, from the
 /// destination port, and that a port without a rule is not. The caller is a thread of a
 /// client.

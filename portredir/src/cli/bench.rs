@@ -1,6 +1,6 @@
 //! `portredir bench`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -33,6 +33,19 @@ pub enum Suite {
     Memory,
 }
 
+/// The place of clients and servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Topology {
+    /// The server is a process of the host that redirects.
+    #[default]
+    Host,
+    /// The server is on another host behind the one that redirects.
+    Forward,
+    /// The client is a process of the host that redirects, the server is on another host.
+    Local,
+}
+
 /// Another redirector, to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -47,6 +60,10 @@ pub enum Opponent {
     NftMap,
     /// nftables port rewriting without conntrack.
     NftStateless,
+    /// nftables `dnat`, with a flowtable for the packets that follow.
+    NftFlowtable,
+    /// IPVS with masquerading.
+    Ipvs,
     /// nginx with its stream module, one worker.
     Nginx,
     /// `HAProxy` in TCP mode, one thread.
@@ -93,6 +110,10 @@ pub struct BenchArgs {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST")]
     pub tests: Option<Vec<Suite>>,
 
+    /// Where the clients and the servers are.
+    #[arg(long, value_enum, default_value = "host", conflicts_with = "remote")]
+    pub topology: Topology,
+
     /// Use the server on another machine, where `portredir bench serve` runs.
     #[arg(long, value_name = "ADDR", requires = "ports")]
     pub remote: Option<Ipv4Addr>,
@@ -134,6 +155,12 @@ pub enum BenchRole {
     /// Run the client; started and controlled by `bench`.
     #[command(hide = true)]
     Load,
+    /// Check that an address is answered by TCP; started by `bench`.
+    #[command(hide = true)]
+    Verify {
+        /// The address and the port.
+        addr: SocketAddrV4,
+    },
     /// Run programs on packets; started by `bench`.
     #[command(hide = true)]
     ProgRun {

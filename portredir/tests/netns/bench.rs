@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(75);
 pub fn add(tests: &mut Tests) {
     let tools = &["chrt", "nft", "taskset"];
     tests.add("bench/measures_and_leaves_nothing", tools, measures);
+    tests.add("bench/behind", tools, || elsewhere("forward"));
+    tests.add("bench/from_this_host", tools, || elsewhere("local"));
     tests.add("bench/udp_from_a_socket", tools, udp_from_a_socket);
     tests.add("bench/interrupted_while_setting_up", tools, || {
         interrupted("setting up portredir");
@@ -78,6 +80,41 @@ fn left(pid: u32) -> Vec<PathBuf> {
         }
     }
     left
+}
+
+/// Servers on another host, for clients elsewhere and for those of the host that redirects.
+fn elsewhere(topology: &str) {
+    let dir = dir();
+    let before = host();
+    let json = dir.0.join("report.json").display().to_string();
+    let tests = match topology {
+        "forward" => "rr,crr,udp,udp-new,bulk",
+        _ => "rr,crr,bulk",
+    };
+    let args = ["--topology", topology, "--tests", tests, "--json", &json];
+    let mut bench = start(&dir, &[&args[..], &["--against", "nft-map"]].concat());
+    let status = wait_within(PATIENCE, "the benchmark", || bench.try_wait());
+    assert!(status.success(), "{status}: {}", bench.err());
+    assert_eq!(left(bench.id()), [] as [PathBuf; 0]);
+    assert_eq!(host(), before);
+    let report = fs::read(&json).expect("the report");
+    let report: Value = serde_json::from_slice(&report).expect("JSON");
+    let list = |value: &Value| value.as_array().expect("a list").clone();
+    for variant in list(&report["variants"]) {
+        assert_eq!(variant["status"], "verified", "{variant}");
+    }
+    for test in list(&report["tests"]) {
+        let rows = list(&test["rows"]);
+        assert_eq!(rows.len(), 5, "{test}");
+        for row in &rows {
+            assert_eq!(row["failure"], Value::Null, "{row}");
+        }
+    }
+    let words = ["--topology", topology, "--against", "nft-stateless"];
+    let mut refused = start(&dir, &words);
+    assert_eq!(refused.wait().code(), Some(1));
+    let said = refused.err();
+    assert!(said.contains("nft-stateless is not compared"), "{said}");
 }
 
 fn measures() {

@@ -1,6 +1,7 @@
 //! Requests for a measurement.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,17 @@ pub struct Target {
     pub addr: SocketAddrV4,
     /// The link to the server; `None` where the variant has no link of its own.
     pub link: Option<Link>,
+    /// The place of the client, if it is another than that of its process.
+    pub place: Option<Place>,
+}
+
+/// A place where a client makes its sockets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Place {
+    /// The file of the network namespace.
+    pub namespace: PathBuf,
+    /// The cgroup, if the variant has one.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// The client's side of a link.
