@@ -54,7 +54,9 @@ fn assign_found<F: Frame, T: Tables + Assign>(
     if !tables.is_local(&key.local) || tables.socket(&key) != Socket::None {
         return Err(Reason::NoRule);
     }
-    let Some(choice) = choose(tables, entry, &key, dst_port) else {
+    let choice = choose(tables, entry, &key, dst_port);
+    // A rule to a service has no target port.
+    let Some(choice) = choice.filter(|choice| !choice.is_forward) else {
         return Err(Reason::NoRule);
     };
     key.local_port = choice.target;

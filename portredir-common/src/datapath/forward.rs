@@ -40,16 +40,17 @@ pub(super) fn ingress<F: Frame, T: Tables + Subprograms>(
     if !is_local_dst(tables, &key) {
         return Some(not_local(entry));
     }
+    // A fragment may end before the flags; it is not forwarded anyway.
+    let segment = segment(frame, &packet, (protocol, End::Dst)).unwrap_or(Segment::LOOK);
+    let route = match tables.find_route(&mut key, entry, segment.flags) {
+        Ok(route) if route.is_forward => route,
+        _ => return None,
+    };
     // A packet of this host to itself has its route already, and would be a martian at the
     // target's; local clients are pointed at the target before there is a packet.
     if tables.came_in_on_loopback() {
         return Some(Reason::NoMatch);
     }
-    let segment = segment(frame, &packet, (protocol, End::Dst)).ok()?;
-    let route = match tables.find_route(&mut key, entry, segment.flags) {
-        Ok(route) if route.is_forward => route,
-        _ => return None,
-    };
     if packet.is_fragment {
         return Some(Reason::FragmentForwarded);
     }
@@ -260,7 +261,7 @@ pub fn begin<T: Tables>(
     point_at(key, target, &dialled, dst_port);
     let is_remapped = slot.is_taken || is_connection_here(tables, key, target);
     if is_remapped {
-        find_free_port(tables, key, dst_port)?;
+        find_free_port(tables, key, (target, dst_port))?;
         tables.set_own_port(key, client_port)?;
         let given = key.client_port;
         key.local = dialled;
@@ -294,7 +295,11 @@ fn is_connection_here<T: Tables>(tables: &T, key: &FlowKey, target: &Target) -> 
 /// Finds a client port under which nobody talks to the target, as netfilter does when two
 /// flows would become one, and leaves it in `key`.
 #[inline(always)]
-fn find_free_port<T: Tables>(tables: &T, key: &mut FlowKey, dst_port: Port) -> Result<(), Reason> {
+fn find_free_port<T: Tables>(
+    tables: &T,
+    key: &mut FlowKey,
+    (target, dst_port): (&Target, Port),
+) -> Result<(), Reason> {
     let start = tables.random();
     let look = ClientPacket {
         segment: Segment::LOOK,
@@ -304,7 +309,8 @@ fn find_free_port<T: Tables>(tables: &T, key: &mut FlowKey, dst_port: Port) -> R
     for i in 0..REMAP_TRIES {
         key.client_port = candidate(start, i);
         // No client connects to its own address: what is met is another's.
-        if tables.meet(key, &key.client, look) == Met::Nothing {
+        let is_free = tables.meet(key, &key.client, look) == Met::Nothing;
+        if is_free && !is_connection_here(tables, key, target) {
             return Ok(());
         }
     }

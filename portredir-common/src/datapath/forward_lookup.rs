@@ -152,9 +152,22 @@ pub fn begin<T: ForwardMaps>(tables: &T, key: &FlowKey, begun: NewForward, now: 
     let table = if key.protocol == Protocol::Udp as u8 {
         FlowTable::Udp
     } else {
+        remove_ended(tables, hash);
         FlowTable::Syn
     };
     put(tables, table, key, (hash, begun.own, entry));
+}
+
+/// Removes a connection that has ended, whose ends another one has from now on: the replies
+/// of that one would be taken for its own.
+#[inline(always)]
+fn remove_ended<T: ForwardMaps>(tables: &T, hash: Hash) {
+    if let Some(bucket) = tables.forward_bucket(FlowTable::Tcp, hash)
+        && let Some(found) = bucket.find_forward(hash)
+        && found.entry.is_ended()
+    {
+        found.remove();
+    }
 }
 
 /// Adds an entry, in place of one with the same key.
@@ -190,8 +203,11 @@ pub fn meet_reply<T: ForwardMaps>(
         Protocol::Tcp => FlowTable::Tcp,
         Protocol::Udp => FlowTable::Udp,
     };
+    // What has ended has nothing to agree to: the segment is of a connection that is new.
+    let is_of = |entry: ForwardEntry| !(entry.is_ended() && segment.flags.is_syn_ack());
     if let Some(bucket) = tables.forward_bucket(table, hash)
         && let Some(found) = bucket.find_forward(hash)
+        && is_of(found.entry)
     {
         note_reply(&found, segment, (protocol, now));
         return Some(Reply {
@@ -204,7 +220,9 @@ pub fn meet_reply<T: ForwardMaps>(
         return None;
     }
     let bucket = tables.forward_bucket(FlowTable::Syn, hash)?;
-    let found = bucket.find_forward(hash)?;
+    let found = bucket
+        .find_forward(hash)
+        .filter(|found| is_of(found.entry))?;
     if segment.flags.is_syn_ack() && found.own != 0 {
         found.set(found.entry.answered(segment.number.wrapping_add(1)));
     } else if segment.flags.is_reset() {

@@ -107,6 +107,10 @@ fn translate<T: Tables>(tables: &T, entry: PortEntry, key: &mut FlowKey) -> Opti
         key.local_port = dst_port;
     }
     if let Some(choice) = choose(tables, entry, key, dst_port) {
+        // A rule to a service has no target port.
+        if choice.is_forward {
+            return None;
+        }
         key.local_port = choice.target;
         original.rule = choice.rule;
     }

@@ -48,6 +48,8 @@ pub(super) fn note<T: Tables>(tables: &T, key: &mut FlowKey, entry: PortEntry) {
 fn is_reply_on_its_way<T: Tables>(tables: &T, key: &mut FlowKey, entry: PortEntry) -> bool {
     let own_port = key.local_port;
     let target = match choose(tables, entry, key, own_port) {
+        // Replies of targets with an address come from other ends.
+        Some(choice) if choice.is_forward => return false,
         Some(choice) => choice.target,
         // Its refusals come from there.
         None if entry.is_hidden() => Port::CLOSED,

@@ -22,7 +22,9 @@ pub fn find_listener<T: Tables + Listeners>(tables: &T, key: &FlowKey) -> Reason
     if !tables.is_local(&key.local) {
         return Reason::NotLocal;
     }
-    let Some(choice) = choose(tables, entry, key, port) else {
+    let choice = choose(tables, entry, key, port);
+    // A rule to a service has no target port.
+    let Some(choice) = choice.filter(|choice| !choice.is_forward) else {
         return without_rule(tables, entry);
     };
     if !assign_any(tables, key, choice.target) {

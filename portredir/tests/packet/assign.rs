@@ -60,6 +60,9 @@ fn other_packets_are_left_alone() {
     assert_eq!(run(&mock(CHAINED), &syn4(8080)), (Reason::NoRule, None));
     let draining = mock(RULES).draining();
     assert_eq!(run(&draining, &syn4(80)), (Reason::NoRule, None));
+    // The number of a service is no port to listen on.
+    let forward = mock(&["80:10.0.0.5:8080,10.0.0.6:8080"]);
+    assert_eq!(run(&forward, &syn4(80)), (Reason::NoRule, None));
     let elsewhere = Mock {
         local: std::collections::HashMap::new(),
         iface: Iface::Other,

@@ -22,6 +22,7 @@ pub fn scenarios(kind: Kind) -> Vec<Scenario> {
     if kind.is_tcp() {
         scenarios.extend([handshake(kind), end(kind), refusal(kind), stray(kind)]);
         scenarios.extend(resets(kind));
+        scenarios.extend(after_the_end(kind));
         scenarios.push(node_port(kind));
     } else if kind.is_ipv4 {
         scenarios.push(no_checksum(kind));
@@ -166,6 +167,35 @@ fn end(kind: Kind) -> Scenario {
         .live(0)
         .opens(kind, 80, kind.f())
         .live(1)
+}
+
+/// A connection from a client port whose last one, to another port of the same target, has
+/// ended: its replies are not taken for those of the last one. Nor are they when the client
+/// connects to the target itself.
+fn after_the_end(kind: Kind) -> [Scenario; 2] {
+    let ended = |what| {
+        let name = format!("forward {}: after the end {what}", kind.name);
+        let fin = segment(kind, FIN | ACK);
+        let fin_back = reply(kind, FIN | ACK);
+        Scenario::new(name, TWO_PORTS, TO_F)
+            .opens(kind, 80, kind.f())
+            .arrives(fin.clone())
+            .redirected(to(kind.f(), fin))
+            .leaves(fin_back.clone())
+            .restored(from_own(kind, 80, fin_back))
+            .live(0)
+    };
+    [
+        ended("to another port")
+            .opens(kind, 81, kind.f())
+            .goes_on(kind, (CLIENT_PORT, 81), kind.f())
+            .live(1),
+        ended("to the target itself")
+            .leaves(kind.answer(kind.f()))
+            .unchanged(Reason::NoRule)
+            .leaves(reply(kind, ACK))
+            .unchanged(Reason::Direct),
+    ]
 }
 
 /// A reset by either end, after which the client begins anew.
