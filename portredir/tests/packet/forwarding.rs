@@ -11,7 +11,6 @@ use portredir_common::net::Addr;
 use portredir_common::verdict::Reason;
 
 use crate::packet::builder::Packet;
-use crate::packet::builder::{SERVER4, SERVER6};
 use crate::packet::flows::{KINDS, Kind};
 use crate::packet::forward::scenarios;
 use crate::packet::mock::{Hex, Mock};
@@ -19,22 +18,12 @@ use crate::packet::scenario::{Event, F, G, Plan, Scenario, Step, To};
 use crate::packet::{Hook, Iface, addr, local_addrs};
 
 /// The host of a scenario.
-fn host(rules: &'static [&'static str], plan: &Plan) -> Mock {
+pub fn host(rules: &'static [&'static str], plan: &Plan) -> Mock {
     let mut mock = Mock::new(rules, &local_addrs());
     mock.is_forwarding = true;
     mock.iface = Iface::Other;
-    mock.forwards.borrow_mut().own = Vec::from([SERVER4, SERVER6].map(addr)).leak();
-    set(&mock, plan, rules.len());
+    mock.set_plan(plan);
     mock
-}
-
-/// Writes slots and targets.
-fn set(mock: &Mock, plan: &Plan, rules: usize) {
-    let rules = u16::try_from(rules).expect("few");
-    let mut forwards = mock.forwards.borrow_mut();
-    forwards.services = plan.services(rules).into_iter().collect();
-    forwards.slots = plan.slots(rules).into_iter().collect();
-    forwards.targets = plan.targets(rules).leak();
 }
 
 fn run(scenario: &Scenario) {
@@ -42,7 +31,7 @@ fn run(scenario: &Scenario) {
     let mut given = 0;
     for (number, event) in (1..).zip(&scenario.events) {
         match event {
-            Event::Plan(plan) => set(&mock, plan, scenario.rules.len()),
+            Event::Plan(plan) => mock.set_plan(plan),
             Event::Live(flows) => {
                 let live = mock.forwards.borrow().live();
                 assert_eq!(live, *flows, "live flows, event {number}");

@@ -1,7 +1,7 @@
 //! The host of the datapath, made of hash maps: what the maps and helpers of
 //! the kernel do, without a kernel.
 
-mod forward;
+pub mod forward;
 mod sockets;
 
 use std::cell::{Cell, RefCell};
@@ -48,6 +48,8 @@ pub struct Mock {
     pub tables: RefCell<Tables>,
     /// The forwarded flows.
     pub forwards: RefCell<forward::Forwards>,
+    /// The seed of hashes, which choose the slots of clients.
+    pub seed: Seed,
     /// Whether no socket of this host sends the packets that go out.
     pub is_forwarding: bool,
     pub sockets: HashMap<FlowKey, Socket>,
@@ -113,6 +115,10 @@ impl Mock {
             iface: Iface::Lo,
             tables: RefCell::default(),
             forwards: RefCell::default(),
+            // Of words that differ: else a flow and its reverse have one hash.
+            seed: Seed::new(std::array::from_fn(|i| {
+                0x9e37_79b9_7f4a_7c15_u64.rotate_left(u32::try_from(5 * i).expect("few"))
+            })),
             is_forwarding: false,
             sockets: HashMap::new(),
             is_unserved: false,
@@ -269,7 +275,7 @@ impl FlowBuckets for Mock {
     type Bucket<'a> = FlowBucket<'a>;
 
     fn hash(&self, key: &FlowKey) -> Hash {
-        let hash = Seed([0x9e37_79b9_7f4a_7c15; Seed::WORDS]).hash(key);
+        let hash = self.seed.hash(key);
         self.hashed.borrow_mut().insert(hash.0, *key);
         hash
     }
@@ -447,10 +453,13 @@ impl kernel::Tables for Mock {
             let prefix = rule.from.map_or(0, |from| i16::from(from.prefix_len()) + 1);
             (rule.addr.is_none(), -prefix)
         })?;
+        let is_forward = rule.forward().is_some();
+        // The number of its service, as of all rules of a `Setup`.
+        let service = is_forward.then(|| Port::new(id + 1));
         Some(Choice {
-            target: rule.target_of(port)?,
+            target: service.or_else(|| rule.target_of(port))?,
             rule: id,
-            is_forward: false,
+            is_forward,
         })
     }
 

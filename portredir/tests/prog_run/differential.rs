@@ -22,6 +22,7 @@ use portredir_common::verdict::Reason;
 
 use crate::namespace::{self, OTHER_IFINDEX};
 use crate::packet::mock::Tables;
+use crate::packet::scenario::Plan;
 use crate::packet::{Hook, Iface, Setup, key};
 use crate::program::{PROGRAMS, Program, programs};
 use crate::reference::{Ends, Fate, Passage};
@@ -39,8 +40,8 @@ type Sums = BTreeMap<(u32, u32), (u64, u64, u64)>;
 struct Counts {
     requests: Sums,
     replies: Sums,
-    /// The refused flows, by rule.
-    refused: BTreeMap<u32, u64>,
+    /// The refused and the accepted flows, by rule.
+    outcomes: BTreeMap<u32, (u64, u64)>,
 }
 
 /// The programs of one kind, and the datapath on the host behind them.
@@ -142,8 +143,12 @@ impl Host for InKernel<'_> {
                 counts.2 += u64::from(hit.begins_flow());
             }
         }
-        for (rule, _) in self.host.mock.outcomes.take() {
-            *self.counts.refused.entry(rule.into()).or_default() += 1;
+        for (rule, outcome) in self.host.mock.outcomes.take() {
+            let counts = self.counts.outcomes.entry(rule.into()).or_default();
+            match outcome {
+                kernel::Outcome::Refused => counts.0 += 1,
+                kernel::Outcome::Accepted => counts.1 += 1,
+            }
         }
         Ok(())
     }
@@ -154,12 +159,12 @@ impl Host for InKernel<'_> {
             let counts = (counter.packets, counter.bytes, counter.flows);
             ((key.ifindex, key.rule), counts)
         };
-        let refused = counters.outcomes.into_iter();
+        let outcomes = counters.outcomes.into_iter();
         let counts = Counts {
             requests: counters.requests.into_iter().map(count).collect(),
             replies: counters.replies.into_iter().map(count).collect(),
-            refused: refused
-                .map(|(rule, outcomes)| (rule, outcomes.refused))
+            outcomes: outcomes
+                .map(|(rule, outcomes)| (rule, (outcomes.refused, outcomes.accepted)))
                 .collect(),
         };
         if counts != self.counts {
@@ -177,11 +182,24 @@ impl Host for InKernel<'_> {
         let keys = tables.into_iter().flat_map(|table| table.keys().copied());
         let tables = self.rig.read_tables(keys.collect::<Vec<_>>());
         // The clocks are not the same.
-        if tables.is(&should, u16::MAX) {
-            Ok(())
-        } else {
-            Err(format!("flow state\n{tables:?}is not\n{should:?}"))
+        if !tables.is(&should, u16::MAX) {
+            return Err(format!("flow state\n{tables:?}is not\n{should:?}"));
         }
+        let sorted = |mut live: Vec<_>| {
+            live.sort_unstable();
+            live
+        };
+        let is = sorted(self.rig.live());
+        let should = sorted(self.host.mock.forwards.borrow().live_flows().collect());
+        if is != should {
+            return Err(format!("live flows {is:?} are not {should:?}"));
+        }
+        Ok(())
+    }
+
+    fn set_plan(&mut self, plan: &'static Plan) {
+        self.rig.set_plan(plan);
+        self.host.set_plan(plan);
     }
 }
 
@@ -200,17 +218,20 @@ fn run_session(rig: &mut Rig, number: u64, input: &[u8]) -> (Result<(), String>,
         .collect();
     let turn = usize::try_from(number).expect("few") % arrive.len();
     rig.set_tables(&Tables::default());
+    rig.clear_forwards();
     rig.clear_counters();
     let before = rig.datapath().reasons().expect("read REASONS");
     let tracer = number.is_multiple_of(3);
     let tracer = tracer.then(|| Tracer::of(rig.datapath()).expect("trace"));
+    let mut host = OnHost::new(session.scene, session.link);
+    host.mock.seed = rig.seed();
     let mut in_kernel = InKernel {
         rig,
         arrive: arrive.swap_remove(turn),
         leave: programs(Hook::Egress, session.link)
             .next()
             .expect("there is one"),
-        host: OnHost::new(session.scene, session.link),
+        host,
         counts: Counts::default(),
         before,
         runs: Runs::new(),

@@ -18,6 +18,7 @@ mod program;
 mod reference;
 mod rig;
 mod table;
+mod targets;
 #[expect(dead_code, reason = "some of it is for `tests/host.rs` alone")]
 #[path = "../traffic/mod.rs"]
 mod traffic;

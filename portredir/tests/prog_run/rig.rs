@@ -9,6 +9,7 @@ use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Test
 use aya::util::nr_cpus;
 use nix::time::{ClockId, clock_gettime};
 use portredir::loader::flows::Flows;
+use portredir::loader::forward::Forwards;
 use portredir::loader::{Datapath, Sizes};
 use portredir_common::flow::{Epoch, FlowKey, FlowTable};
 use portredir_common::map::counters::{Counter, CounterKey, Hits, Outcomes};
@@ -93,6 +94,9 @@ impl fmt::Debug for Outcome {
 pub struct Rig {
     datapath: Datapath,
     flows: Flows,
+    pub forwards: Forwards,
+    /// The number of rules.
+    pub rules: u16,
     reasons: Vec<u64>,
     /// The contents of the flow maps.
     tables: Tables,
@@ -108,9 +112,12 @@ impl Rig {
             .expect("fill LOCAL");
         let reasons = datapath.reasons().expect("read REASONS");
         let flows = datapath.flows().expect("map FLOWS");
+        let forwards = datapath.forwards().expect("map FORWARDS");
         let mut rig = Self {
             datapath,
             flows,
+            forwards,
+            rules: 0,
             reasons,
             tables: Tables::default(),
             targets: Vec::new(),
@@ -122,6 +129,7 @@ impl Rig {
     /// Replaces the rules; the programs stay.
     pub fn set_rules(&mut self, setup: Setup) {
         let table = setup.table();
+        self.rules = u16::try_from(setup.rules.len()).expect("few");
         self.datapath.commit(&table).expect("fill the maps");
         let generation = self.datapath.generation();
         let masks = [("lo", LOOPBACK_IFINDEX), (OTHER, OTHER_IFINDEX)].map(|(name, index)| {
@@ -320,10 +328,10 @@ impl Rig {
                 map.set(key.place(), none, 0).expect("clear a place");
             }
         }
-        let refused = self.refused();
         let map = self.datapath.map_mut("OUTCOMES");
         let mut map = PerCpuHashMap::<_, u32, Outcomes>::try_from(map).expect("of outcomes");
-        for (rule, _) in refused {
+        let rules: Vec<_> = map.keys().filter_map(Result::ok).collect();
+        for rule in rules {
             map.remove(&rule).expect("clear an outcome");
         }
     }

@@ -179,17 +179,19 @@ impl Flows {
 
     /// Whether a packet belongs to a flow that began here, at its destination port.
     pub fn answers(&mut self, ends: Ends) -> bool {
-        let is_udp = ends.protocol == Protocol::Udp;
-        let now_ns = self.now_ns;
-        match self.holders.get_mut(&ends) {
-            Some(holder)
-                if holder.is_own && !(is_udp && now_ns - holder.seen_ns >= UDP_IDLE_NS) =>
-            {
-                holder.seen_ns = now_ns;
-                true
-            }
-            _ => false,
+        let is_answer = self.is_answer(ends);
+        if is_answer && let Some(holder) = self.holders.get_mut(&ends) {
+            holder.seen_ns = self.now_ns;
         }
+        is_answer
+    }
+
+    /// [`Self::answers`] for a packet that may go elsewhere yet.
+    pub fn is_answer(&self, ends: Ends) -> bool {
+        let is_udp = ends.protocol == Protocol::Udp;
+        self.holders
+            .get(&ends)
+            .is_some_and(|&holder| holder.is_own && !(is_udp && self.is_idle(holder)))
     }
 
     /// Whether the flow of a packet to an earlier target is alive.
@@ -348,7 +350,12 @@ impl Flows {
             return Err(format!("client port {port} has a socket: {socket:?}"));
         }
         self.hold(ports, theirs);
-        self.given.insert(ends.local_port(ports.dialled), port);
+        self.remember(ends.local_port(ports.dialled), port);
         Ok(())
+    }
+
+    /// Remembers the port that a client was given; it is one wherever a rule leads.
+    pub fn remember(&mut self, known: Ends, port: u16) {
+        self.given.insert(known, port);
     }
 }

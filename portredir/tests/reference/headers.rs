@@ -172,6 +172,14 @@ impl Headers {
         Some((number(frame, self.start)?, number(frame, self.start + 2)?))
     }
 
+    /// Where the addresses are.
+    pub fn addrs(&self) -> std::ops::Range<usize> {
+        match self.src {
+            IpAddr::V4(_) => self.ip + 12..self.ip + 20,
+            IpAddr::V6(_) => self.ip + 8..self.ip + 40,
+        }
+    }
+
     /// The bytes behind the IP header, without those behind the packet.
     pub fn payload<'a>(&self, frame: &'a [u8]) -> Option<&'a [u8]> {
         frame.get(self.start..self.end)
@@ -223,14 +231,35 @@ impl Headers {
             // Unreachable, too big, time exceeded, parameter problem.
             (IpAddr::V6(_), kind) => matches!(kind, 1..=4),
         };
-        if self.carried != Carried::Icmp || self.is_fragment || !is_error {
+        is_error.then(|| self.quoted_at(frame, 8)).flatten()
+    }
+
+    /// The packet that an ICMP redirect quotes: it knows a better way for that packet.
+    pub fn redirected(&self, frame: &[u8]) -> Option<Headers> {
+        let message = self.payload(frame)?;
+        match (self.src, *message.first()?) {
+            (IpAddr::V4(_), 5) => self.quoted_at(frame, 8),
+            // RFC 4861, 4.5: options behind two addresses, of which 4 is the packet; before
+            // it there may be the address of a link.
+            (IpAddr::V6(_), 137) => {
+                let is_it = |at: &usize| message.get(*at) == Some(&4);
+                let at = [40, 48].into_iter().find(is_it)?;
+                self.quoted_at(frame, at + 8)
+            }
+            _ => None,
+        }
+    }
+
+    /// The packet that an ICMP message has at an offset.
+    fn quoted_at(&self, frame: &[u8], at: usize) -> Option<Headers> {
+        if self.carried != Carried::Icmp || self.is_fragment {
             return None;
         }
         // Of the frame up to the end of the message.
         let frame = &frame[..self.end];
         match self.src {
-            IpAddr::V4(_) => of_ipv4(frame, self.start + 8),
-            IpAddr::V6(_) => of_ipv6(frame, self.start + 8),
+            IpAddr::V4(_) => of_ipv4(frame, self.start + at),
+            IpAddr::V6(_) => of_ipv6(frame, self.start + at),
         }
     }
 }

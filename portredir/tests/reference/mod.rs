@@ -6,7 +6,10 @@
 //! What is kept at sockets (`SocketCache`) it does not know.
 
 mod flows;
+mod forward;
+mod forwarded;
 mod headers;
+mod rewrite;
 mod rules;
 
 use std::net::IpAddr;
@@ -19,7 +22,9 @@ pub use headers::{Carried, Headers, number, of_ethernet, of_ip};
 
 use crate::packet::{Hook, Iface, Setup};
 use flows::{Admission, Arrival, Flows, Ports};
-use headers::{Soundness, sum};
+use forward::Forwards;
+use headers::Soundness;
+use rewrite::with_ends;
 use rules::Rules;
 
 /// The fate of a frame.
@@ -38,6 +43,7 @@ pub struct Passage<'a> {
     pub iface: Iface,
     pub before: &'a [u8],
     pub after: &'a [u8],
+    pub is_dropped: bool,
 }
 
 /// The headers of a frame.
@@ -54,6 +60,7 @@ pub struct Reference {
     rules: Rules,
     link: Link,
     pub flows: Flows,
+    pub forwards: Forwards,
     /// Where servers listen.
     is_served: fn(Protocol, u16) -> bool,
     /// The last port that was chosen, until it is asked for.
@@ -76,9 +83,16 @@ impl Reference {
             rules: Rules::of(setup),
             link,
             flows: Flows::default(),
+            forwards: Forwards::default(),
             is_served,
             given: None,
         }
+    }
+
+    /// Has time go by.
+    pub fn wait(&mut self, ns: u64) {
+        self.flows.now_ns += ns;
+        self.forwards.wait(ns);
     }
 
     /// The fate that a frame must have.
@@ -90,14 +104,18 @@ impl Reference {
         let frame = passage.before;
         let rewritten = match of(frame, self.link) {
             None => Err(Untouched),
-            Some(packet) => match (packet.carried, passage.hook) {
-                (Carried::Ports(protocol), Hook::Ingress) => {
-                    self.arrives(passage, &packet, protocol)
+            Some(packet) => self.forwarded(passage, &packet).unwrap_or_else(|| {
+                match (packet.carried, passage.hook) {
+                    (Carried::Ports(protocol), Hook::Ingress) => {
+                        self.arrives(passage, &packet, protocol)
+                    }
+                    (Carried::Ports(protocol), Hook::Egress) => {
+                        self.leaves(passage, &packet, protocol)
+                    }
+                    (Carried::Icmp, Hook::Ingress) => self.error_arrives(passage, &packet),
+                    (Carried::Icmp, Hook::Egress) => self.error_leaves(frame, &packet),
                 }
-                (Carried::Ports(protocol), Hook::Egress) => self.leaves(passage, &packet, protocol),
-                (Carried::Icmp, Hook::Ingress) => self.error_arrives(passage, &packet),
-                (Carried::Icmp, Hook::Egress) => self.error_leaves(frame, &packet),
-            },
+            }),
         };
         match rewritten {
             Ok(frame) => Ok(Fate::Pass(frame)),
@@ -151,6 +169,7 @@ impl Reference {
                 let chosen = number(passage.after, packet.start).ok_or(Untouched)?;
                 let given = self.flows.give(to(target), chosen);
                 given.map_err(Refusal::Impossible)?;
+                self.forwards.remember(ends, chosen);
                 self.given = Some(chosen);
                 chosen
             }
@@ -362,27 +381,8 @@ fn is_syn(frame: &[u8], packet: &Headers) -> bool {
     frame[packet.start + 13] & 0b1_0110 == 0b0_0010
 }
 
-/// The frame with this source and destination port in `at`, which is `packet` itself or what it
-/// quotes. The checksum of `packet` stays as right, or as wrong, as it was: the
-/// sum over all that it covers does not change.
-fn with_ports(frame: &[u8], packet: &Headers, at: &Headers, (src, dst): (u16, u16)) -> Vec<u8> {
-    let mut new = frame.to_vec();
-    new[at.start..at.start + 2].copy_from_slice(&src.to_be_bytes());
-    new[at.start + 2..at.start + 4].copy_from_slice(&dst.to_be_bytes());
-    let check = packet.checksum();
-    let ports = at.start..at.start + 4;
-    let is_udp = packet.carried == Carried::Ports(Protocol::Udp);
-    let old = number(frame, check).expect("it is there");
-    if new == frame || is_udp && old == 0 {
-        // RFC 768: zero means that there is none.
-        return new;
-    }
-    let (before, after) = (sum(&frame[ports.clone()]), sum(&new[ports]));
-    let sum = (u64::from(old) + before + 65_535 - after) % 65_535;
-    let mut field = u16::try_from(sum).expect("less than 65 535");
-    if is_udp && field == 0 {
-        field = 0xffff;
-    }
-    new[check..check + 2].copy_from_slice(&field.to_be_bytes());
-    new
+/// The frame with this source and destination port in `at`, which is `packet` itself or what
+/// it quotes.
+fn with_ports(frame: &[u8], packet: &Headers, at: &Headers, ports: (u16, u16)) -> Vec<u8> {
+    with_ends(frame, packet, at, ((at.src, ports.0), (at.dst, ports.1)))
 }

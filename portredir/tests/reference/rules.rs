@@ -65,7 +65,16 @@ impl Rules {
             return self.rules.iter().any(|rule| has(rule, protocol));
         }
         let mut rules = self.rules.iter();
-        rules.any(|rule| has(rule, protocol) && rule.is_own_target(Port::new(port)))
+        rules.any(|rule| {
+            let is_alone = rule.forward().is_none();
+            is_alone && has(rule, protocol) && rule.is_own_target(Port::new(port))
+        })
+    }
+
+    /// Whether packets of a client go to targets with an address.
+    pub fn forwards(&self, ends: Ends, iface: Iface) -> bool {
+        let rule = self.matching(ends, iface);
+        rule.is_some_and(|rule| rule.forward().is_some())
     }
 
     /// Whether a reply from here may have to be restored.
@@ -100,10 +109,16 @@ impl Rules {
         targets
     }
 
-    /// Where a packet goes whose client dialled these ends: the rule for its address wins over those for all
+    /// Where a packet goes whose client dialled these ends.
+    pub fn target(&self, ends: Ends, iface: Iface) -> Option<u16> {
+        let rule = self.matching(ends, iface)?;
+        rule.target_of(Port::new(ends.local_port)).map(Port::get)
+    }
+
+    /// The rule for a packet whose client dialled these ends: the rule for its address wins over those for all
     /// addresses, then the rule for fewer clients, then the one that is for some
     /// interfaces only, then the first.
-    pub fn target(&self, ends: Ends, iface: Iface) -> Option<u16> {
+    fn matching(&self, ends: Ends, iface: Iface) -> Option<&Rule> {
         let iface = if iface == Iface::Lo { "lo" } else { OTHER };
         let fits = |rule: &&Rule| {
             rule.addr.is_none_or(|addr| addr == ends.local)
@@ -117,7 +132,6 @@ impl Rules {
         // Of equals it takes the first.
         let dialled = ends.local_port;
         let rules = self.about(ends.protocol, dialled);
-        let rule = rules.filter(fits).min_by_key(rank)?;
-        rule.target_of(Port::new(dialled)).map(Port::get)
+        rules.filter(fits).min_by_key(rank)
     }
 }

@@ -1,6 +1,6 @@
 //! Packets of every shape that is supported, and of some that are not.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use arbitrary::{Result, Unstructured};
 use portredir_common::wire::frame::Link;
@@ -10,6 +10,7 @@ use crate::packet::builder::{
     ACK, Body, CLIENT4, CLIENT6, FIN, MoreFragments, PSH, Packet, RST, SERVER4, SERVER6, SYN, URG,
     authentication_header, options_header, routing_header,
 };
+use crate::packet::scenario::{F, G};
 use crate::reference::{Carried, Headers, number};
 
 /// Few, so that flows meet.
@@ -74,6 +75,8 @@ pub struct Source {
     /// Ports of the host that something is to happen at.
     pub ports: &'static [u16],
     pub link: Link,
+    /// Whether some packets are of targets with an address.
+    pub has_targets: bool,
 }
 
 impl Source {
@@ -100,7 +103,12 @@ impl Source {
             bytes.arbitrary()?
         };
         let client = *bytes.choose(&clients)?;
-        let local = *bytes.choose(&locals)?;
+        let local = if self.has_targets && hook == Hook::Egress && bytes.ratio(1, 2)? {
+            let halves = *bytes.choose(&[F, G])?;
+            IpAddr::from(Ipv6Addr::from(halves[usize::from(!is_ipv4)])).to_canonical()
+        } else {
+            *bytes.choose(&locals)?
+        };
         let packet = Packet::new(client, local, port, body).from(client, client_port);
         let packet = if hook == Hook::Ingress {
             packet
@@ -180,18 +188,49 @@ pub fn with_bad_luck(bytes: &mut Unstructured<'_>, packet: &Packet) -> Result<Ve
 /// Gives a TCP segment other flags, and the checksum that goes with them.
 pub fn set_flags(bytes: &mut Unstructured<'_>, frame: &mut [u8], packet: &Headers) -> Result<()> {
     let at = packet.start + 12;
-    let (Some(word), Some(check)) = (number(frame, at), number(frame, packet.checksum())) else {
+    let Some(word) = number(frame, at) else {
         return Ok(());
     };
-    if packet.carried == Carried::Icmp {
+    if packet.carried == Carried::Icmp || number(frame, packet.checksum()).is_none() {
         return Ok(());
     }
     let [high, _] = word.to_be_bytes();
-    let new = u16::from_be_bytes([high, *bytes.choose(&FLAGS)?]);
-    let sum = u32::from(check) + u32::from(word) + 65_535 - u32::from(new);
-    let check = u16::try_from(sum % 65_535).expect("less than 65 535");
-    frame[at..at + 2].copy_from_slice(&new.to_be_bytes());
-    let at = packet.checksum();
-    frame[at..at + 2].copy_from_slice(&check.to_be_bytes());
+    set(frame, packet, at, [high, *bytes.choose(&FLAGS)?]);
     Ok(())
+}
+
+/// Makes a TCP segment, whose ends have changed places, what the other end says next: to a
+/// SYN that it agrees, to that an acknowledgement.
+pub fn go_on(frame: &mut [u8], packet: &Headers) {
+    let at = packet.start + 12;
+    let Some([high, flags]) = number(frame, at).map(u16::to_be_bytes) else {
+        return;
+    };
+    if number(frame, packet.checksum()).is_none() {
+        return;
+    }
+    let said: [u8; 8] = frame[packet.start + 4..at].try_into().expect("two numbers");
+    let (sequence, acknowledged) = said.split_at(4);
+    let sequence = u32::from_be_bytes(sequence.try_into().expect("a number"));
+    let next = sequence.wrapping_add(1).to_be_bytes();
+    let flags = match flags & (SYN | ACK | RST) {
+        SYN => SYN | ACK,
+        answer if answer == SYN | ACK => ACK,
+        _ => flags,
+    };
+    let numbers = [acknowledged, &next].concat();
+    for (i, half) in numbers.chunks_exact(2).enumerate() {
+        set(frame, packet, packet.start + 4 + 2 * i, [half[0], half[1]]);
+    }
+    set(frame, packet, at, [high, flags]);
+}
+
+/// Replaces two bytes of a segment, and has the checksum follow.
+fn set(frame: &mut [u8], packet: &Headers, at: usize, new: [u8; 2]) {
+    let half = |at: usize| u32::from(number(frame, at).expect("it is there"));
+    let check_at = packet.checksum();
+    let sum = half(check_at) + half(at) + 65_535 - u32::from(u16::from_be_bytes(new));
+    let check = u16::try_from(sum % 65_535).expect("less than 65 535");
+    frame[at..at + 2].copy_from_slice(&new);
+    frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
 }

@@ -16,6 +16,7 @@ use portredir_common::net::Protocol;
 use portredir_common::wire::frame::Link;
 
 use crate::packet::builder::{Body, Packet};
+use crate::packet::scenario::Plan;
 use crate::packet::{Hook, Iface};
 use crate::reference::{self, Carried, Ends, Headers, Socket};
 use frame::Source;
@@ -34,6 +35,8 @@ pub enum Step {
     Socket(Ends, Option<Socket>),
     /// The client port that a flow gets next, if it is free.
     Choice(u16),
+    /// Targets come and go.
+    Plan(&'static Plan),
 }
 
 /// The frames that cross a host, and the events in between.
@@ -111,6 +114,7 @@ impl Traffic {
         let source = Source {
             ports: self.scene.ports,
             link: self.link,
+            has_targets: !self.scene.plans.is_empty(),
         };
         let packet = source.packet(bytes, hook)?;
         Ok((hook, frame::with_bad_luck(bytes, &packet)?))
@@ -142,6 +146,8 @@ impl Traffic {
         let is_tcp = packet.carried == Carried::Ports(Protocol::Tcp);
         if is_tcp && bytes.ratio(1, 2)? {
             frame::set_flags(bytes, &mut frame, &packet)?;
+        } else if is_tcp && !self.scene.plans.is_empty() {
+            frame::go_on(&mut frame, &packet);
         }
         Ok(Some((hook, frame)))
     }
@@ -195,6 +201,7 @@ impl Traffic {
             // idle, by which the datapath may be a second or two off.
             0 => Step::Wait(*bytes.choose(&[25 * SECOND, SECOND / 1000, 300 * SECOND])?),
             1 => Step::Choice(*bytes.choose(&frame::CLIENT_PORTS)?),
+            2 if !self.scene.plans.is_empty() => Step::Plan(bytes.choose(self.scene.plans)?),
             _ => {
                 let state = *bytes.choose(&[Some(Socket::Open), None, Some(Socket::TimeWait)])?;
                 let out = self.remembered(bytes)?;

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use portredir_common::map::targets::{Service, Target};
 use portredir_common::net::Protocol;
 
 use crate::packet::Setup;
 use crate::packet::builder::{CLIENT_PORT, CLIENT4, CLIENT6, SERVER4, SERVER6};
 use crate::packet::flows::KINDS;
+use crate::packet::scenario::{Plan, To};
 use crate::reference::{Ends, Socket};
 
 /// A host.
@@ -18,6 +20,8 @@ pub struct Scene {
     pub is_served: bool,
     /// Ports that something happens at.
     pub ports: &'static [u16],
+    /// The slots of rules that have targets with an address: first, and after each change.
+    pub plans: &'static [Plan],
 }
 
 const PLAIN: &[&str] = &[
@@ -54,13 +58,68 @@ const fn scene(setup: Setup, ports: &'static [u16]) -> Scene {
         setup,
         is_served: true,
         ports,
+        plans: &[],
+    }
+}
+
+/// Two rules to other hosts, and one to this.
+const TARGETS: &[&str] = &[
+    "80:10.0.0.5:8080,10.0.0.6:8080,[2001:db8:5::5]:8080,[2001:db8:5::6]:8080/both",
+    "81:10.0.0.5:8080,10.0.0.6:8080,[2001:db8:5::5]:8080,[2001:db8:5::6]:8080/both",
+    "82:9090/both",
+];
+/// Rules to other hosts for some clients.
+const SOME_CLIENTS: &[&str] = &[
+    "80:10.0.0.5:8080,10.0.0.6:8080/both from 198.51.100.0/24",
+    "80:9090/both",
+    "81:10.0.0.5:8080,10.0.0.6:8080,[2001:db8:5::5]:8080,[2001:db8:5::6]:8080/both on other",
+    "81:7070/both",
+];
+/// A port of this host beside other hosts.
+const MIXED: &[&str] = &[
+    "80:8080,10.0.0.5:8080,10.0.0.6:8080,[2001:db8:5::5]:8080,[2001:db8:5::6]:8080/both",
+    "81:8080,10.0.0.5:8080,10.0.0.6:8080,[2001:db8:5::5]:8080,[2001:db8:5::6]:8080/both",
+];
+
+/// Targets come and go.
+const CHANGES: [Plan; 8] = [
+    Plan::new(&[&[To::F], &[To::G], &[To::F], &[To::F]]),
+    Plan::new(&[&[To::G, To::F], &[To::G], &[To::G, To::F], &[To::G, To::F]]),
+    Plan::new(&[&[To::G, To::F], &[To::G], &[To::G, To::F], &[To::G, To::F]]).f_is(Target::DEAD),
+    Plan::new(&[&[To::G, To::F], &[To::G], &[To::G, To::F], &[To::G, To::F]])
+        .f_is(Target::DEAD | Target::CUT),
+    Plan::new(&[&[To::F, To::G], &[To::G, To::F], &[To::F], &[To::F, To::G]]),
+    Plan::new(&[&[To::Rests, To::F, To::G] as &[To]; 4]),
+    Plan::new(&[&[To::Drops, To::G, To::F] as &[To]; 4]),
+    Plan::new(&[&[To::F, To::G] as &[To]; 4]),
+];
+/// A client has one target for all of its flows.
+const AFFINITY: [Plan; 2] = {
+    let mut plans = [CHANGES[0], CHANGES[1]];
+    plans[0].flags = Service::USED | Service::AFFINITY;
+    plans[1].flags = Service::USED | Service::AFFINITY;
+    plans
+};
+/// With a port of this host.
+const HERE: [Plan; 4] = [
+    Plan::new(&[&[To::Here], &[To::F], &[To::Here], &[To::G]]),
+    Plan::new(&[&[To::F, To::Here], &[To::F], &[To::G, To::Here], &[To::G]]),
+    Plan::new(&[&[To::G, To::F, To::Here] as &[To]; 4]).f_is(Target::DEAD),
+    Plan::new(&[&[To::Here, To::G, To::F] as &[To]; 4]),
+];
+
+/// A scene with targets that have an address.
+const fn forward(rules: &'static [&'static str], plans: &'static [Plan]) -> Scene {
+    Scene {
+        plans,
+        ..scene(setup(rules, &[]), &[80, 80, 80, 81, 81, 82, 8080, 9090])
     }
 }
 
 const PLAIN_PORTS: &[u16] = &[80, 80, 80, 81, 81, 443, 8080, 8080, 9090, 7070, 53];
 
 /// All of them.
-pub const SCENES: [Scene; 9] = [
+pub const SCENES: [Scene; 13] = [
     scene(setup(PLAIN, &[]), PLAIN_PORTS),
     scene(
         Setup {
@@ -95,6 +154,10 @@ pub const SCENES: [Scene; 9] = [
             &[80, 9292],
         )
     },
+    forward(TARGETS, &CHANGES),
+    forward(TARGETS, &AFFINITY),
+    forward(SOME_CLIENTS, &CHANGES),
+    forward(MIXED, &HERE),
 ];
 
 impl Scene {

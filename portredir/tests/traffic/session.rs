@@ -12,6 +12,7 @@ use portredir_common::wire::frame::Link;
 use super::scene::{SCENES, Scene, sockets};
 use super::{Step, Traffic};
 use crate::packet::mock::{Hex, Mock};
+use crate::packet::scenario::Plan;
 use crate::packet::{Hook, Iface, key, local_addrs};
 use crate::reference::{Ends, Fate, Passage, Reference, Socket};
 
@@ -57,6 +58,9 @@ pub trait Host {
         false
     }
 
+    /// Gives all rules other targets.
+    fn set_plan(&mut self, _plan: &'static Plan) {}
+
     /// Suggests a client port for the next flow that needs one.
     fn choose(&mut self, _port: u16) {}
 }
@@ -96,17 +100,13 @@ impl Tally {
     pub fn assert_all_reasons(&self) {
         for reason in Reason::ALL {
             // Ports are never all taken, tables never full, and no packet needs a
-            // listener. No rule has a target with an address.
+            // listener, or is about a local client.
             let is_rare = matches!(
                 reason,
                 Reason::NoFreePort
                     | Reason::TableFull
                     | Reason::WriteFailed
                     | Reason::NoListener
-                    | Reason::NoTarget
-                    | Reason::NoTargetDropped
-                    | Reason::FragmentForwarded
-                    | Reason::IcmpRedirect
                     | Reason::BoundToLoopback
             );
             let is_met = self
@@ -145,6 +145,10 @@ impl<'a> Session<'a> {
     pub fn run(mut self, host: &mut impl Host, tally: &mut Tally) -> Result<(), String> {
         let mut reference = Reference::new(self.scene.setup, self.link, self.scene.listens());
         reference.flows.sockets = sockets();
+        if let Some(plan) = self.scene.plans.first() {
+            reference.forwards.set_plan(plan);
+            host.set_plan(plan);
+        }
         tally.sessions += 1;
         let mut crossing = Crossing {
             host,
@@ -204,7 +208,7 @@ impl<H: Host> Crossing<'_, H> {
             Step::Frame(hook, iface, frame) => return self.cross(hook, iface, frame),
             Step::Wait(ns) => {
                 if self.host.wait(ns) {
-                    self.reference.flows.now_ns += ns;
+                    self.reference.wait(ns);
                 }
             }
             Step::Socket(ends, socket) => {
@@ -219,6 +223,10 @@ impl<H: Host> Crossing<'_, H> {
             Step::Choice(port) => {
                 self.host.choose(port);
                 return Ok(());
+            }
+            Step::Plan(plan) => {
+                self.host.set_plan(plan);
+                self.reference.forwards.set_plan(plan);
             }
         }
         self.log.push(Event::Other(step));
@@ -241,6 +249,7 @@ impl<H: Host> Crossing<'_, H> {
             iface,
             before: &before,
             after,
+            is_dropped: fate == Fate::Drop,
         };
         let expected = self.reference.fate(passage);
         let given = self.reference.given.take();
@@ -350,6 +359,10 @@ impl Host for OnHost {
             Some(Socket::TimeWait) => _ = self.mock.sockets.insert(key, kernel::Socket::TimeWait),
         }
         true
+    }
+
+    fn set_plan(&mut self, plan: &'static Plan) {
+        self.mock.set_plan(plan);
     }
 
     fn choose(&mut self, port: u16) {

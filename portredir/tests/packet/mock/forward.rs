@@ -1,6 +1,8 @@
 //! The forwarded flows, and what leads to them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use portredir_common::datapath::forward_lookup;
 use portredir_common::flow::{Epoch, FlowKey, FlowTable, Segment};
@@ -11,10 +13,36 @@ use portredir_common::map::bucket::Bucket;
 use portredir_common::map::forward::ForwardEntry;
 use portredir_common::map::hash::Hash;
 use portredir_common::map::targets::{Service, Slot, Target};
-use portredir_common::net::{Addr, Port};
+use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::Reason;
 
 use super::{FlowBucket, Mock};
+use crate::packet::builder::{SERVER4, SERVER6};
+use crate::packet::scenario::Plan;
+
+/// A forwarded flow without what depends on the time: protocol, whether something is
+/// translated, target, the port that the client connected to, whether the client has another
+/// port at the target, and whether one end more would end the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Live(u8, bool, u16, u16, [bool; 3]);
+
+impl Live {
+    pub fn of(protocol: Protocol, own: u16, entry: ForwardEntry) -> Self {
+        let flow = entry.flow();
+        let flags = [
+            entry.is_remapped(),
+            entry.ended_by_client().is_ended(),
+            entry.ended_by_target().is_ended(),
+        ];
+        Self(
+            protocol as u8,
+            own != 0,
+            flow.target,
+            flow.dst_port.get(),
+            flags,
+        )
+    }
+}
 
 /// The forwarded flows, by table and hash, and the maps that lead to them.
 #[derive(Clone, Debug, Default)]
@@ -31,12 +59,48 @@ pub struct Forwards {
 impl Forwards {
     /// The number of connections that have not ended, and of UDP flows.
     pub fn live(&self) -> usize {
-        let flows = self.flows.iter();
-        let live = flows.filter(|((table, _), (_, entry))| {
-            *table == FlowTable::Udp as u8 || *table == FlowTable::Tcp as u8 && !entry.is_ended()
-        });
-        live.count()
+        self.live_flows().count()
     }
+
+    /// The connections that have not ended, and the UDP flows.
+    pub fn live_flows(&self) -> impl Iterator<Item = Live> {
+        self.flows.iter().filter_map(|((table, _), (own, entry))| {
+            let protocol = match table {
+                table if *table == FlowTable::Udp as u8 => Protocol::Udp,
+                table if *table == FlowTable::Tcp as u8 && !entry.is_ended() => Protocol::Tcp,
+                _ => return None,
+            };
+            Some(Live::of(protocol, *own, *entry))
+        })
+    }
+}
+
+impl Mock {
+    /// Writes the slots and targets of all rules.
+    pub fn set_plan(&self, plan: &Plan) {
+        let rules = u16::try_from(self.setup.rules.len()).expect("few");
+        let mut forwards = self.forwards.borrow_mut();
+        forwards.services = plan.services(rules).into_iter().collect();
+        forwards.slots = plan.slots(rules).into_iter().collect();
+        forwards.targets = known_targets(rules, plan);
+        forwards.own = own_addrs();
+    }
+}
+
+/// The addresses of this host that clients connect to.
+fn own_addrs() -> &'static [Addr] {
+    static OWN: LazyLock<[Addr; 3]> =
+        LazyLock::new(|| [SERVER4, SERVER6, IpAddr::from([192, 0, 2, 2])].map(crate::packet::addr));
+    &*OWN
+}
+
+/// The targets of a plan: the datapath borrows them for as long as it likes.
+fn known_targets(rules: u16, plan: &Plan) -> &'static [Target] {
+    static KNOWN: Mutex<BTreeMap<(u16, u16), &[Target]>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    known
+        .entry((rules, plan.of_f))
+        .or_insert_with(|| plan.targets(rules).leak())
 }
 
 /// Keeps what the datapath wrote into a bucket.
