@@ -16,6 +16,8 @@ mod million;
 #[path = "packet/model.rs"]
 mod model;
 mod packet;
+#[path = "packet/partial.rs"]
+mod partial;
 #[path = "packet/peers.rs"]
 mod peers;
 #[path = "packet/random.rs"]
