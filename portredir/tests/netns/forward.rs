@@ -31,6 +31,7 @@ mod site;
 mod subject;
 mod talk;
 mod target;
+mod upgrade;
 
 use self::case::Case;
 use self::results::cell;
@@ -85,6 +86,7 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
     real::add(tests);
     target::add(tests);
     cut::add(tests);
+    upgrade::add(tests);
 }
 
 /// The name of the test that runs every case.
