@@ -217,19 +217,24 @@ mod tests {
                 }
                 for link in [Link::Ethernet, Link::Ip] {
                     // To another port, and to another address as well.
-                    for dst in [dst, src] {
-                        let other = Ends {
-                            dst: (dst, Port::new(8080)),
-                            ..ends
-                        };
-                        let rewritten = other.frame(link);
-                        assert_eq!(ends.ends_of(link, &rewritten), Some(other));
-                        let mut damaged = rewritten;
-                        *damaged.last_mut().expect("a byte") ^= 1;
-                        assert_eq!(ends.ends_of(link, &damaged), None);
-                    }
+                    check_ends_of(&ends, link, [dst, src]);
                 }
             }
+        }
+    }
+
+    /// The ends of a packet that was given other destinations are read, unless it is damaged.
+    fn check_ends_of(ends: &Ends, link: Link, dsts: [IpAddr; 2]) {
+        for dst in dsts {
+            let other = Ends {
+                dst: (dst, Port::new(8080)),
+                ..*ends
+            };
+            let rewritten = other.frame(link);
+            assert_eq!(ends.ends_of(link, &rewritten), Some(other));
+            let mut damaged = rewritten;
+            *damaged.last_mut().expect("a byte") ^= 1;
+            assert_eq!(ends.ends_of(link, &damaged), None);
         }
     }
 }

@@ -137,7 +137,11 @@ fn targets() {
         );
     }
     // A connection that goes on is known, with its target.
-    let flow = &flows[0];
+    let flow = Flow {
+        proto: Proto::Tcp,
+        client: SocketAddr::new(Family::V4.addr(1, 2), 22_000),
+        to: Family::V4.host(80),
+    };
     let conversation = flow.begin(&lab.client);
     let answer = explainer.ask(&flow.words());
     let at = conversation.local.to_string();
