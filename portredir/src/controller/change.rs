@@ -11,7 +11,7 @@ use crate::host::features::{Features, Loaded};
 use crate::host::snapshot::Snapshot;
 use crate::host::way::Facts;
 use crate::plan::lockout::{self, LockoutError};
-use crate::plan::way::{WayRequest, Ways};
+use crate::plan::way::{WayRequest, Ways, checks};
 use crate::plan::{Attached, Plan};
 use crate::rule::Rule;
 use crate::ruleset::services::Services;
@@ -57,8 +57,9 @@ impl HostView {
         (rules, plan): (&[Rule], &Plan),
     ) -> Result<Ways, ChangeError> {
         let wanted = self.snapshot.wanted_ways(rules, plan);
+        let misled = checks::misled(&settings.rules, plan.local_engine());
         if wanted.is_empty() {
-            return Ok(Ways::default());
+            return Ok(Ways::default().with(misled));
         }
         let request = WayRequest {
             wanted: &wanted,
@@ -66,7 +67,7 @@ impl HostView {
             may_enable: settings.enable_forwarding,
         };
         let facts = Facts::read(&self.snapshot, &request.targets(), &request.ingress());
-        Ok(Ways::plan(&facts.map_err(ChangeError::Host)?, request))
+        Ok(Ways::plan(&facts.map_err(ChangeError::Host)?, request).with(misled))
     }
 }
 

@@ -3,6 +3,7 @@
 //! touched.
 
 mod back;
+pub mod checks;
 mod firewall;
 pub mod forward;
 pub mod present;

@@ -11,7 +11,7 @@ use hyper::header::{CONNECTION, HOST, USER_AGENT};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::ruleset::health::{Check, Probe};
@@ -117,13 +117,28 @@ async fn ask_each(probe: &Probe) -> Result<(), Failure> {
 }
 
 async fn ask(addr: SocketAddr, check: &Check) -> Result<(), Failure> {
-    let stream = TcpStream::connect(addr).await?;
+    let stream = connect(addr).await?;
     // The connection ends with an RST: thousands in TIME_WAIT would use up the ports.
     stream.set_zero_linger()?;
     match check {
         Check::Tcp => Ok(()),
         Check::Http { path } => get(stream, addr, path).await,
     }
+}
+
+/// Connects to a target. A socket that is bound to loopback is pointed at no target: else the
+/// check of a port of this host, which may be the port of a rule, would ask another target.
+async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+    if !addr.ip().is_loopback() {
+        return TcpStream::connect(addr).await;
+    }
+    let socket = if addr.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.bind(SocketAddr::new(addr.ip(), 0))?;
+    socket.connect(addr).await
 }
 
 /// Asks for a path by HTTP/1.1.

@@ -6,7 +6,7 @@ use crate::host::packet_filter::Rulesets;
 use crate::host::way::Facts;
 use crate::plan::Plan;
 use crate::plan::finding::{Diagnosis, Severity};
-use crate::plan::way::{FAMILY, FIREWALL, ROUTE, WayRequest, Ways};
+use crate::plan::way::{FAMILY, FIREWALL, ROUTE, WayRequest, Ways, checks};
 use crate::rule::{Forward, Rule};
 
 /// Looks at the ways to the targets of all rules.
@@ -21,6 +21,8 @@ pub fn check(subject: &Subject<'_>, (plan, filters): (&Plan, Rulesets), diagnosi
         let why = format!("not evaluated: packet filters for the own ports of {rule}");
         diagnosis.not_checked(FIREWALL, why);
     }
+    let misled = checks::misled(&settings.rules, plan.local_engine());
+    diagnosis.findings.extend(misled);
     let wanted = host.wanted_ways(&settings.rules, plan);
     if wanted.is_empty() {
         return;

@@ -15,7 +15,7 @@ use crate::lab::process::{Process, wait_for};
 use crate::lab::program::{PROGRAM, link_state};
 use crate::lab::{Family, Lab, add_addrs, link, wait_for_route};
 use crate::lifecycle::host::{CELL, Host};
-use crate::peer::conn::{PROTOS, Proto, answers};
+use crate::peer::conn::{Conn, PROTOS, Proto, answers};
 use crate::{Tests, skip};
 
 pub fn add(tests: &mut Tests) {
@@ -23,6 +23,8 @@ pub fn add(tests: &mut Tests) {
     tests.add("ways/bridge_later_in_foreground", &[], in_foreground);
     tests.add("ways/route", &[], route);
     tests.add("ways/neighbour", &[], neighbour);
+    tests.add("ways/limited", &["nft"], limited);
+    tests.add("ways/own_check", &[], own_check);
 }
 
 /// The targets of both IP versions.
@@ -153,10 +155,14 @@ fn in_foreground() {
     site.make_bridge();
     let _target = Server::start(&site.target, "target", 8080, Manner::Echo);
     site.wait_for("br0", "1");
-    for target in ["10.9.7.2", "fd09:0:0:7::2"] {
-        run.wait_for_words(&format!("target {target}: the way has changed: by br0\n"));
-    }
     site.check_reaches();
+    // The first look may have found the bridge, so its end is what is news.
+    site.remove_bridge();
+    for router in ["10.9.1.2", "fd09:0:0:1::2"] {
+        run.wait_for_words(&format!("by h0 and router {router}\n"));
+    }
+    site.make_bridge();
+    site.wait_for("br0", "1");
     run.signal(nix::sys::signal::Signal::SIGINT);
     assert!(run.wait().success(), "{}", run.err());
     site.wait_for("br0", "0");
@@ -242,7 +248,7 @@ fn route() {
     );
     watched.wait_for("10.9.7.2", |line| line["state"] == "down");
     let mut check = watched.host.start(&["status", "--check"]);
-    assert_eq!(check.wait().code(), Some(1));
+    assert_eq!(check.wait().code(), Some(5));
     assert!(
         check.out().contains("no route leads to 10.9.7.3: clients"),
         "{}",
@@ -298,4 +304,76 @@ fn neighbour() {
     watched.said("target 10.9.7.3: nothing is wrong with the way any more: by h1\n");
     watched.wait_for("10.9.7.3", |line| line["state"] == "up");
     watched.host.down();
+}
+
+/// Forwarding that is on for a target lets others pass as well, until a firewall names the
+/// targets. The rules are those of `docs/SECURITY.md`.
+fn limited() {
+    let site = Site::new();
+    site.make_bridge();
+    let _target = Server::start(&site.target, "target", 8080, Manner::Echo);
+    let _other = Server::start(&site.target, "other", 8081, Manner::Echo);
+    let host = Host::of(&site.lab);
+    let rule = "80:10.9.7.2:8080 check none";
+    host.up(&["--enable-forwarding", rule]);
+    let begin = |to: SocketAddr| {
+        let limit = Duration::from_millis(500);
+        Conn::connect_within(limit, &site.lab.client, Proto::Tcp, (0, to)).is_ok()
+    };
+    let dialled = Family::V4.host(80);
+    let [other, target] = [8081, 8080].map(|port| SocketAddr::new(Family::V4.addr(7, 2), port));
+    assert!(begin(dialled));
+    assert!(begin(other), "the host is a router");
+    site.lab.host.run(&[
+        "nft",
+        "table inet forwarded {
+            chain forward {
+                type filter hook forward priority filter; policy drop;
+                ct state established,related accept
+                iifname h0 ip daddr 10.9.7.2 tcp dport 8080 accept
+            }
+        }",
+    ]);
+    let conversation = Conversation::begin(&site.lab.client, Proto::Tcp, 0, dialled);
+    assert_eq!(conversation.expect("the target").name, "target");
+    assert!(!begin(other), "another port of the target");
+    assert!(
+        begin(target),
+        "the address of the target is named, whoever dials it"
+    );
+    let back = SocketAddr::new(Family::V4.addr(1, 2), 8082);
+    let _client = Server::start(&site.lab.client, "client", 8082, Manner::Echo);
+    let limit = Duration::from_millis(500);
+    let back = Conn::connect_within(limit, &site.target, Proto::Tcp, (0, back));
+    assert!(back.is_err(), "the target does not get to clients");
+    host.down();
+}
+
+/// The check of an own port asks that port, and not the other target of its rule.
+fn own_check() {
+    let (lab, target) = linked();
+    let _server = Server::start(&target, "target", 80, Manner::Echo);
+    let host = Host::of(&lab);
+    let rule = "80:80=9,10.9.7.2:80=9 check tcp every 100ms rise 1 fall 1";
+    host.run(&["up", "--iface", "h0,lo", rule]);
+    let states = || -> Vec<String> {
+        let list: Value = serde_json::from_str(&host.run(&["targets", "--json"])).expect("JSON");
+        let lines = list["targets"].as_array().expect("targets").iter();
+        lines
+            .map(|line| line["state"].as_str().expect("a state").to_owned())
+            .collect()
+    };
+    wait_for("the own port to be down", || {
+        (states() == ["down", "up"]).then_some(())
+    });
+    // Ten checks and more by chance would have gone to the other target.
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(150));
+        assert_eq!(states(), ["down", "up"]);
+    }
+    let _own = Server::start(&lab.host, "own", 80, Manner::Echo);
+    wait_for("the own port to be up", || {
+        (states() == ["up", "up"]).then_some(())
+    });
+    host.down();
 }
