@@ -215,6 +215,52 @@ mod tests {
     }
 
     #[test]
+    fn targets_beyond_this_host_are_guarded_as_others() {
+        for (rule, is_hiding, words) in [
+            // The port stays the same, and the host is another one.
+            ("22:10.0.0.5", false, "would redirect port 22, the SSH port"),
+            ("22:[2001:db8::5]:22", false, "would redirect port 22"),
+            ("20-30:10.0.0.5:1020-1030", false, "would redirect port 22"),
+            // Some of the clients would get to another host.
+            ("22:22,10.0.0.5:22", false, "would redirect port 22"),
+            ("22:10.0.0.5/udp", false, ""),
+            ("6443:10.0.0.5,10.0.0.6", false, "Kubernetes API"),
+            ("67:10.0.0.5/udp", false, "DHCP"),
+            // The SSH port of another host is not the one of this.
+            ("2222:10.0.0.5:22", false, ""),
+            ("2222:10.0.0.5:22", true, ""),
+            ("2222:22,10.0.0.5:22", true, "would block port 22"),
+            ("2222:10.0.0.5:22 else 22", true, "would block port 22"),
+        ] {
+            let case = Case {
+                rule,
+                is_hiding,
+                ssh: None,
+            };
+            let message = refused(&case).unwrap_or_default();
+            assert!(message.contains(words), "{rule}: {message}");
+            assert_eq!(message.is_empty(), words.is_empty(), "{rule}: {message}");
+        }
+        let ssh = Some("192.0.2.9 50123 192.0.2.1 2022");
+        for (rule, is_refused) in [
+            ("2022:10.0.0.5", true),
+            ("2000-2100:10.0.0.5", true),
+            ("2022:10.0.0.5 from 192.0.2.0/24", true),
+            ("2022:10.0.0.5 from 10.0.0.0/8", false),
+            ("192.0.2.2:2022:10.0.0.5", false),
+            // The client of the session is the target.
+            ("80:192.0.2.9:50123", false),
+        ] {
+            let case = Case {
+                rule,
+                is_hiding: false,
+                ssh,
+            };
+            assert_eq!(refused(&case).is_some(), is_refused, "{rule}");
+        }
+    }
+
+    #[test]
     fn the_connection_one_types_in_is_guarded() {
         let ssh = Some("192.0.2.9 50123 192.0.2.1 2022");
         for (rule, is_refused) in [

@@ -1,6 +1,7 @@
 //! Flows to targets with an address.
 
 mod errors;
+mod hostile;
 mod life;
 mod several;
 
@@ -38,6 +39,7 @@ pub fn scenarios() -> Vec<Scenario> {
         scenarios.extend(life::scenarios(kind));
         scenarios.extend(several::scenarios(kind));
         scenarios.extend(errors::scenarios(kind));
+        scenarios.extend(hostile::scenarios(kind));
         scenarios.push(fragment(kind));
         scenarios.push(other_host(kind));
     }
