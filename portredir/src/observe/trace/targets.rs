@@ -108,7 +108,7 @@ mod tests {
         }
     }
 
-    /// What the peer of a socket becomes, as text.
+    /// The peer of a socket after a hook, as text.
     fn after(rules: &[&str], hook: TraceHook, (peer, port_after): (&str, u16)) -> String {
         let peer: std::net::SocketAddr = peer.parse().expect("an end");
         let reason = match hook {

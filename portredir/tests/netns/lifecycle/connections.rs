@@ -38,11 +38,7 @@ pub fn add(tests: &mut Tests) {
         &["nft"],
         forwarded::outlive,
     );
-    tests.add(
-        "outlive/connections_to_targets_local",
-        &["nft"],
-        forwarded::local,
-    );
+    tests.add("outlive/connections_to_targets", &["nft"], forwarded::local);
     tests.add(
         "auto/connections_forwarded",
         &["nft"],

@@ -9,48 +9,52 @@ pub fn add(tests: &mut Tests) {
     tests.add("doctor/targets", &["nft", "sysctl"], targets);
 }
 
+/// The checks of targets that an examination has made, each with its result.
+fn checks_of_targets(examined: &Examined) -> Vec<String> {
+    let all = ["findings", "unchecked", "passed"].map(|key| {
+        let list = examined.0[key].as_array().expect("a list").iter();
+        let checks = list.filter_map(|one| one["check"].as_str());
+        let checks = checks.filter(|check| check.starts_with("target-"));
+        checks
+            .map(|check| format!("{key} {check}"))
+            .collect::<Vec<_>>()
+    });
+    all.concat()
+}
+
+/// Adds a chain of the hook forward.
+fn forward_chain(lab: &Lab, body: &str) {
+    let hook = "type filter hook forward priority 0;";
+    let table = format!("table inet lab {{\nchain forward {{\n{hook} {body}\n}}\n}}");
+    nft(lab, &table);
+}
+
 fn targets() {
     let lab = Lab::with_far(&CELL, Far::BehindHost);
     let host = Host::of(&lab);
     host.up(&["80:10.9.2.2:8080"]);
     let examine = || Examined::of(&lab, &[]);
-    let ways = |examined: &Examined| -> Vec<String> {
-        let all = ["findings", "unchecked", "passed"].map(|key| {
-            let list = examined.0[key].as_array().expect("a list");
-            list.iter()
-                .filter_map(|one| one["check"].as_str())
-                .filter(|check| check.starts_with("target-"))
-                .map(|check| format!("{key} {check}"))
-                .collect::<Vec<_>>()
-        });
-        all.concat()
-    };
     let healthy = examine();
     healthy.nothing();
     let passed = ["target-route", "target-forwarding", "target-firewall"];
     let passed = passed.map(|check| format!("passed {check}"));
-    let seen = ways(&healthy);
+    let seen = checks_of_targets(&healthy);
     assert!(passed.iter().all(|check| seen.contains(check)), "{seen:?}");
 
-    let chain = |body: &str| {
-        nft(
-            &lab,
-            &format!(
-                "table inet lab {{ chain forward {{ type filter hook forward priority 0; {body} }} }}"
-            ),
-        );
-    };
-    chain("policy drop;");
+    forward_chain(&lab, "policy drop;");
     examine().one(
         "target-firewall",
         "drops packets to 10.9.2.2:8080/tcp",
         "nft",
     );
     nft(&lab, "delete table inet lab");
-    chain("ip daddr . tcp dport vmap { 10.9.2.2 . 8080 : drop };");
+    forward_chain(
+        &lab,
+        "ip daddr . tcp dport vmap { 10.9.2.2 . 8080 : drop };",
+    );
     let unknown = examine();
     unknown.nothing();
-    unknown.unchecked("target-firewall", "vmap");
+    unknown.unchecked("target-firewall", "10.9.2.2:8080/tcp");
     nft(&lab, "delete table inet lab");
 
     lab.host
