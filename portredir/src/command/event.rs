@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::{count, journal, progress, say};
 use crate::config::engine::EngineChoice;
-use crate::controller::event::{DetachReason, Event, Interrupted};
-use crate::controller::ways::News;
+use crate::controller::event::{DetachReason, Event, Interrupted, News};
 use crate::loader::{Unregistered, chain};
 use crate::rule::Rule;
 use crate::sys::syslog::Severity;

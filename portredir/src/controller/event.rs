@@ -1,12 +1,13 @@
 //! The events of a change, and of changes of the host.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::error::ControllerError;
-use super::ways::News;
 use crate::config::engine::EngineChoice;
 use crate::loader::Unregistered;
+use crate::plan::finding::Finding;
 use crate::plan::{Planned, Refused, Skipped};
 use crate::rule::Rule;
 
@@ -113,6 +114,27 @@ pub enum Event {
     ReloadFailed(ControllerError),
     /// The lock could not be taken, and the work goes on without it.
     Unlocked(ControllerError),
+}
+
+/// The news about the way to a target. `Display` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Something is wrong with the way.
+    Fault(Finding),
+    /// Packets leave by another interface, or go to another router.
+    Turned(String),
+    /// Nothing is wrong any more.
+    Mended(String),
+}
+
+impl fmt::Display for News {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(Finding { what, fix, .. }) => write!(f, "{what}; {fix}"),
+            Self::Turned(way) => write!(f, "the way has changed: {way}"),
+            Self::Mended(way) => write!(f, "nothing is wrong with the way any more: {way}"),
+        }
+    }
 }
 
 /// The reason why an interface no longer has programs.

@@ -2,7 +2,6 @@
 //! neighbours that change, and interfaces that have to forward.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,13 +10,12 @@ use tokio::time::{Instant, sleep_until};
 use super::Controller;
 use super::change::HostView;
 use super::error::{ChangeError, ControllerError};
-use super::event::{Event, OnEvent};
+use super::event::{Event, News, OnEvent};
 use crate::config::settings::Settings;
 use crate::host::forwarding::{Forwarding, Saved};
 use crate::host::way::{Facts, Neighbour};
 use crate::host::way_changes::WayChanges;
 use crate::loader::chain;
-use crate::plan::finding::Finding;
 use crate::plan::way::WayRequest;
 use crate::plan::way::present::{Forwarder, PresentWay, forwarders};
 use crate::rule::{Forward, Rule};
@@ -27,27 +25,6 @@ const REST: u32 = 10;
 
 /// The longest time between a change and the look at it.
 const LONGEST: Duration = Duration::from_secs(5);
-
-/// The news about the way to a target. `Display` says it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    /// Something is wrong with the way.
-    Fault(Finding),
-    /// Packets leave by another interface, or go to another router.
-    Turned(String),
-    /// Nothing is wrong any more.
-    Mended(String),
-}
-
-impl fmt::Display for News {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Fault(Finding { what, fix, .. }) => write!(f, "{what}; {fix}"),
-            Self::Turned(way) => write!(f, "the way has changed: {way}"),
-            Self::Mended(way) => write!(f, "nothing is wrong with the way any more: {way}"),
-        }
-    }
-}
 
 /// The ways to the targets of a redirect, as they were last seen.
 #[derive(Default)]

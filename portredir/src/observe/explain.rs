@@ -19,13 +19,14 @@ mod place;
 mod process;
 mod query;
 mod sockets;
+mod target;
 
 pub use self::behind::{Behind, Hooked};
 pub use self::error::ExplainError;
 pub use self::explainer::{Explainer, Redirect};
 pub use self::explanation::{Explanation, Method};
-pub use self::forward::OneTarget;
 pub use self::judge::Judged;
 pub use self::packet::Packet;
 pub use self::process::{OfProcess, Serving};
 pub use self::query::{Client, Query, QueryError};
+pub use self::target::OneTarget;

@@ -9,7 +9,6 @@ mod targets;
 mod tests;
 
 use std::fmt::{self, Write as _};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
@@ -24,6 +23,7 @@ use crate::sys::clock::monotonic;
 
 pub use self::ports::{End, Ends};
 use self::ports::{Headers, headers};
+use self::targets::addr;
 
 /// The host, as far as lines name it.
 #[derive(Debug)]
@@ -166,7 +166,7 @@ impl Context {
             before: headers.ends,
             after: Ends {
                 src,
-                dst: self.peer_after(socket),
+                dst: targets::peer_after(&self.rules, socket),
             },
             pid: has_owner.then_some(socket.head.pid),
             process: has_owner.then(|| String::from_utf8_lossy(name).into_owned()),
@@ -292,11 +292,6 @@ fn on_matches(on: &[String], name: &str) -> bool {
     on.iter().any(|pattern| {
         glob::Pattern::new(pattern).map_or(pattern == name, |pattern| pattern.matches(name))
     })
-}
-
-/// An address in the form of an IPv6 one, as people write it.
-fn addr(octets: [u8; 16]) -> IpAddr {
-    IpAddr::from(octets).to_canonical()
 }
 
 /// An end with the port that it got: `192.0.2.1:80=>8080`, or with the address and port:

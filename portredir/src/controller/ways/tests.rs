@@ -2,7 +2,7 @@ use portredir_common::net::Port;
 
 use super::*;
 use crate::host::forwarding::{SavedSwitch, Switch};
-use crate::plan::finding::Severity;
+use crate::plan::finding::{Finding, Severity};
 use crate::plan::way::PlannedTarget;
 use crate::rule::tests::rule;
 
@@ -121,11 +121,12 @@ fn rules_without_an_address_are_not_followed() {
     assert_eq!(addresses(&rules).len(), 1);
 }
 
-fn forwarder(name: &str, index: u32, is_on: bool) -> Forwarder {
+/// An interface that does not forward.
+fn off(name: &str, index: u32) -> Forwarder {
     Forwarder {
         switch: Switch::Ipv4(name.to_owned()),
         index,
-        is_on,
+        is_on: false,
     }
 }
 
@@ -134,9 +135,12 @@ fn only_interfaces_that_are_new_begin_to_forward() {
     let look = Look {
         ways: Vec::new(),
         forwarders: vec![
-            forwarder("eth0", 2, true),
-            forwarder("br0", 3, false),
-            forwarder("br1", 4, false),
+            Forwarder {
+                is_on: true,
+                ..off("eth0", 2)
+            },
+            off("br0", 3),
+            off("br1", 4),
         ],
     };
     let names = |known: Option<&BTreeSet<Forwarder>>, saved: &Saved| {
@@ -148,10 +152,10 @@ fn only_interfaces_that_are_new_begin_to_forward() {
         "net.ipv4.conf.br1.forwarding",
     );
     // What somebody has switched off meanwhile stays off.
-    let known = [forwarder("br0", 3, false)].into();
+    let known = [off("br0", 3)].into();
     assert_eq!(names(Some(&known), &Saved::default()), [br1]);
     // The bridge was removed, and made anew.
-    let known = [forwarder("br0", 9, false), forwarder("br1", 4, false)].into();
+    let known = [off("br0", 9), off("br1", 4)].into();
     assert_eq!(names(Some(&known), &Saved::default()), [br0]);
     // A watcher that begins knows what `up` has switched on.
     let saved = Saved {

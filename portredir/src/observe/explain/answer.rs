@@ -12,12 +12,12 @@ use super::decide::{Decided, key};
 use super::error::ExplainError;
 use super::explainer::Explainer;
 use super::explanation::{Explanation, Method, SCHEMA};
-use super::forward::ToTargets;
 use super::judge::judge;
 use super::packet::Ends;
 use super::place::{Place, Way};
 use super::query::{Client, Query};
 use super::sockets::choose;
+use super::target::ToTargets;
 use crate::observe::listening::Listeners;
 
 /// The client port of a packet where none is given.

@@ -8,11 +8,11 @@ use super::behind::program_ids;
 use super::error::ExplainError;
 use super::explainer::Explainer;
 use super::explanation::Method;
-use super::forward::ToTargets;
 use super::packet::Ends;
 use super::place::{Place, Way};
 use super::query::Query;
 use super::sockets::{Decision, Lookup, Sockets, choose};
+use super::target::ToTargets;
 use crate::loader::trial::{Arrival, Trial};
 use crate::sys::sock_diag::{self, Kind};
 

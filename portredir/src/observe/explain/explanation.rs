@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::behind::Behind;
-use super::forward::OneTarget;
 use super::judge::Judged;
 use super::packet::Packet;
+use super::target::OneTarget;
 
 /// The version of the layout; raised when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 1;

@@ -9,40 +9,15 @@ use portredir_common::map::rules::Choice;
 use portredir_common::map::targets::{Service, Slot, Target};
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port};
 use portredir_common::verdict::Reason;
-use serde::Serialize;
 
 use super::decide::{Decided, key};
 use super::explainer::Explainer;
 use super::explanation::Method;
 use super::packet::Ends;
 use super::sockets::{Lookup, Sockets};
+use super::target::{OneTarget, ToTargets};
 use crate::observe::targets::{Line, State};
 use crate::rule::Rule;
-
-/// A target of the rule that wins.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct OneTarget {
-    /// The target as rules have it.
-    pub target: String,
-    /// The state.
-    pub state: State,
-    /// Whether the flow gets the target; null where chance decides.
-    pub wins: Option<bool>,
-    /// The number of slots, or of outcomes of chance, that lead to the target.
-    pub slots: u32,
-    /// The number of all of them.
-    pub of_slots: u32,
-    /// The reason.
-    pub why: String,
-}
-
-/// The targets of a rule, and the end that a flow gets.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ToTargets {
-    /// The address and port; none where no target is up, and where chance decides.
-    pub(super) end: Option<(IpAddr, Port)>,
-    pub(super) targets: Vec<OneTarget>,
-}
 
 /// The slots of a service, each with its present target.
 struct Slots<'a> {
@@ -215,23 +190,6 @@ impl Explainer {
         let addr = IpAddr::from(known.local.octets()).to_canonical();
         let end = SocketAddr::new(addr, known.local_port.get());
         Some(format!("known: its packets go on to {end}"))
-    }
-}
-
-impl OneTarget {
-    fn of(line: &Line, wins: Option<bool>, (slots, of_slots): (u32, u32), why: String) -> Self {
-        Self {
-            target: if line.is_else {
-                format!("else {}", line.target)
-            } else {
-                line.target.clone()
-            },
-            state: line.state,
-            wins,
-            slots,
-            of_slots,
-            why,
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use portredir_common::map::trace::{TraceHook, TracedSocket};
 use portredir_common::net::{Port, Protocol};
 use portredir_common::verdict::Reason;
 
-use super::{Context, End, addr};
+use super::ports::End;
 use crate::rule::{Forward, Rule};
 
 /// Whether a rule leads from an end to another one; that one may be unknown where a rule has
@@ -37,76 +37,69 @@ fn ends(rule: &Rule, (dialled, dst_port): (IpAddr, Port)) -> impl Iterator<Item 
     })
 }
 
-impl Context {
-    /// The peer of a socket after the hook. The record has its port alone, and the rules tell
-    /// the address, where all of them would give the same one.
-    pub(super) fn peer_after(&self, socket: &TracedSocket) -> Option<End> {
-        let (peer, port_after) = (addr(socket.peer.octets()), socket.port_after);
-        let protocol = match socket.protocol {
-            number if number == Protocol::Tcp as u8 => Protocol::Tcp,
-            _ => Protocol::Udp,
-        };
-        let rules = self.rules.iter().map(|(_, rule)| rule);
-        let rules = rules.filter(|rule| rule.protocols.each().contains(&protocol));
-        let hook = usize::try_from(socket.head.hook).ok();
-        let hook = hook.and_then(|hook| TraceHook::ALL.get(hook));
-        let addrs: BTreeSet<Option<IpAddr>> = if socket.head.reason == Reason::Redirected as u32 {
-            let rules = rules.filter(|rule| {
-                let is_addr = rule.addr.is_none_or(|addr| addr == peer);
-                is_addr && rule.redirects(socket.port)
-            });
-            let all = rules.flat_map(|rule| {
-                let own = rule.target_of(socket.port).map(|port| (peer, port));
-                own.into_iter().chain(ends(rule, (peer, socket.port)))
-            });
-            let its = all.filter(|(_, port)| *port == port_after);
-            its.map(|(addr, _)| Some(addr)).collect()
-        } else if matches!(hook, Some(TraceHook::Receive | TraceHook::PeerName))
-            && socket.head.reason == Reason::Restored as u32
-        {
-            let rules = rules.filter(|rule| rule.redirects(port_after));
-            let all = rules.flat_map(|rule| {
-                let own = rule.target_of(port_after) == Some(socket.port);
-                let is_it = |end: &(IpAddr, Port)| *end == (peer, socket.port);
-                let there = ends(rule, (peer, port_after)).filter(is_it);
-                let own = own.then_some(Some(peer));
-                own.into_iter().chain(there.map(|_| rule.addr))
-            });
-            all.collect()
-        } else {
-            BTreeSet::new()
-        };
-        let mut addrs = addrs.into_iter();
-        let addr = match (addrs.next(), addrs.next()) {
-            // A rule that runs no more, or no change.
-            (None, _) => peer,
-            (Some(addr), None) => addr?,
-            (Some(_), Some(_)) => return None,
-        };
-        Some(End {
-            addr,
-            port: Some(port_after),
-        })
-    }
+/// An address in the form of an IPv6 one, as people write it.
+pub(super) fn addr(octets: [u8; 16]) -> IpAddr {
+    IpAddr::from(octets).to_canonical()
+}
+
+/// The peer of a socket after the hook. The record has its port alone, and the rules tell the
+/// address, where all of them would give the same one.
+pub(super) fn peer_after(rules: &[(u16, Rule)], socket: &TracedSocket) -> Option<End> {
+    let (peer, port_after) = (addr(socket.peer.octets()), socket.port_after);
+    let protocol = match socket.protocol {
+        number if number == Protocol::Tcp as u8 => Protocol::Tcp,
+        _ => Protocol::Udp,
+    };
+    let rules = rules.iter().map(|(_, rule)| rule);
+    let rules = rules.filter(|rule| rule.protocols.each().contains(&protocol));
+    let hook = usize::try_from(socket.head.hook).ok();
+    let hook = hook.and_then(|hook| TraceHook::ALL.get(hook));
+    let addrs: BTreeSet<Option<IpAddr>> = if socket.head.reason == Reason::Redirected as u32 {
+        let rules = rules.filter(|rule| {
+            let is_addr = rule.addr.is_none_or(|addr| addr == peer);
+            is_addr && rule.redirects(socket.port)
+        });
+        let all = rules.flat_map(|rule| {
+            let own = rule.target_of(socket.port).map(|port| (peer, port));
+            own.into_iter().chain(ends(rule, (peer, socket.port)))
+        });
+        let its = all.filter(|(_, port)| *port == port_after);
+        its.map(|(addr, _)| Some(addr)).collect()
+    } else if matches!(hook, Some(TraceHook::Receive | TraceHook::PeerName))
+        && socket.head.reason == Reason::Restored as u32
+    {
+        let rules = rules.filter(|rule| rule.redirects(port_after));
+        let all = rules.flat_map(|rule| {
+            let own = rule.target_of(port_after) == Some(socket.port);
+            let is_it = |end: &(IpAddr, Port)| *end == (peer, socket.port);
+            let there = ends(rule, (peer, port_after)).filter(is_it);
+            let own = own.then_some(Some(peer));
+            own.into_iter().chain(there.map(|_| rule.addr))
+        });
+        all.collect()
+    } else {
+        BTreeSet::new()
+    };
+    let mut addrs = addrs.into_iter();
+    let addr = match (addrs.next(), addrs.next()) {
+        // A rule that runs no more, or no change.
+        (None, _) => peer,
+        (Some(addr), None) => addr?,
+        (Some(_), Some(_)) => return None,
+    };
+    Some(End {
+        addr,
+        port: Some(port_after),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use jiff::Timestamp;
     use portredir_common::map::trace::TraceHead;
     use portredir_common::net::Addr;
 
     use super::*;
     use crate::rule::tests::rule;
-
-    fn context(rules: &[&str]) -> Context {
-        Context {
-            rules: (0..).zip(rules.iter().map(|text| rule(text))).collect(),
-            clock: (Duration::ZERO, Timestamp::UNIX_EPOCH),
-        }
-    }
 
     /// The peer of a socket after a hook, as text.
     fn after(rules: &[&str], hook: TraceHook, (peer, port_after): (&str, u16)) -> String {
@@ -130,7 +123,8 @@ mod tests {
             version: 4,
             comm: [0; 16],
         };
-        let end = context(rules).peer_after(&socket);
+        let rules: Vec<_> = (0..).zip(rules.iter().map(|text| rule(text))).collect();
+        let end = peer_after(&rules, &socket);
         end.map_or_else(|| "?".to_owned(), |end| end.to_string())
     }
 

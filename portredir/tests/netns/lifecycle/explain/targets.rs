@@ -119,18 +119,13 @@ fn targets() {
         *reached.entry(at).or_default() += 1;
     }
     // Every target that takes new flows had some, and no other one.
-    let expected = [
-        "10.9.1.1:8080",
-        "10.9.7.2:8080",
-        "10.9.7.3:8080",
-        "[fd09:0:0:1::1]:8080",
-        "[fd09:0:0:7::2]:8080",
-        "[fd09:0:0:7::3]:8080",
-    ];
+    let v4 = ["10.9.1.1:8080", "10.9.7.2:8080", "10.9.7.3:8080"];
+    let v6 = ["[fd09:0:0:7::2]:8080", "[fd09:0:0:7::3]:8080"];
+    let expected = [&v4[..], &v6].concat();
     let reached: Vec<_> = reached.into_keys().collect();
     let is_known = |at: &String| expected.contains(&at.as_str());
     assert!(reached.iter().all(is_known), "{reached:?}");
-    for needed in &expected[..3] {
+    for needed in &v4 {
         assert!(
             reached.iter().any(|at| at == needed),
             "{needed}: {reached:?}"
