@@ -13,7 +13,9 @@ mod root;
 mod setup;
 mod sources;
 mod stack;
+mod systemd;
 mod test;
+mod tested;
 mod toolchain;
 mod vm;
 

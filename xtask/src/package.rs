@@ -73,6 +73,16 @@ pub fn package(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Builds the Debian package, or packs a program that was built before.
+pub fn debian(program: Option<PathBuf>) -> Result<PathBuf> {
+    let release = Release::of_sources()?;
+    let out = root().join("target/package");
+    match program {
+        Some(program) => pack(Kind::Deb, &release, (&out, &program)),
+        None => build(Kind::Deb, &release, &out),
+    }
+}
+
 fn sha256(path: &Path) -> Result<String> {
     let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     Ok(sources::hex(&Sha256::digest(bytes)))

@@ -87,6 +87,13 @@ const KERNEL_TOOLS: [Tool; 8] = [
     ("xz", "xz-utils"),
 ];
 
+/// The programs that make a root file system with systemd.
+const SYSTEMD_TOOLS: [Tool; 3] = [
+    ("debootstrap", "debootstrap"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("objdump", "binutils"),
+];
+
 const DEBIAN_TOOLCHAIN: [Tool; 4] = [
     ("/usr/bin/rustc", "rustc-web"),
     ("/usr/bin/cargo", "cargo-web"),
@@ -107,6 +114,12 @@ pub fn bench_tools(missing_tools: Missing) -> Result<()> {
 /// Provides the programs that boot other kernels.
 pub fn kernel_tools(missing_tools: Missing) -> Result<()> {
     provide(&missing(&KERNEL_TOOLS), missing_tools)
+}
+
+/// Provides the programs that boot a Debian with systemd.
+pub fn systemd_tools(missing_tools: Missing) -> Result<()> {
+    kernel_tools(missing_tools)?;
+    provide(&missing(&SYSTEMD_TOOLS), missing_tools)
 }
 
 /// Provides the toolchain that `build-ebpf` needs.

@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use crate::cargo::{self, Program};
 use crate::process;
 use crate::report::Counts;
 use crate::setup::{self, Missing};
+use crate::systemd;
 use crate::vm::Vm;
 
 /// A group of tests that need the same things.
@@ -86,6 +88,16 @@ pub struct Options {
     /// kernel of this series, for example 6.1 or 7.2; can be given several times.
     #[arg(long)]
     kernel: Vec<String>,
+    /// Install the Debian package in this release of Debian with systemd as PID 1, in a
+    /// virtual machine, instead of all tests; can be given several times.
+    #[arg(long, value_enum, conflicts_with_all = ["kernel", "tiers"])]
+    pub systemd: Vec<systemd::Suite>,
+    /// With --systemd, pack a program that was built before.
+    #[arg(long, value_name = "PATH", requires = "systemd")]
+    program: Option<PathBuf>,
+    /// Write the table of outcomes to docs/TESTED.md.
+    #[arg(long)]
+    record: bool,
     /// Run all tests even without hardware virtualization, which takes hours.
     #[arg(long, requires = "kernel")]
     all: bool,
@@ -117,6 +129,13 @@ impl Outcome {
 
 /// Runs the tiers, or all of them, and prints the outcomes.
 pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
+    if !options.systemd.is_empty() {
+        if !options.no_setup {
+            setup::systemd_tools(Missing::Install)?;
+        }
+        let program = options.program.clone();
+        return systemd::test(&options.systemd, program, options.record);
+    }
     let has_kernels = !options.kernel.is_empty();
     if let Some(tier) = tiers.iter().find(|tier| has_kernels && !tier.needs_root()) {
         bail!("tier {} runs without a kernel of its own", tier.name());

@@ -3,18 +3,21 @@
 
 mod accel;
 mod archive;
+mod disk;
 mod guest;
 mod initramfs;
 mod package;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use self::accel::Accel;
+pub use self::archive::mirror;
+pub use self::disk::Disks;
 use self::package::Package;
 
 /// A kernel that can be booted.
@@ -68,6 +71,17 @@ impl Vm {
             program.join(" ")
         );
         guest::boot(&self.package, self.accel.name(), limit, &script)
+    }
+
+    /// The folder of the modules of the kernel.
+    pub fn modules(&self) -> PathBuf {
+        self.package.modules()
+    }
+
+    /// A command that starts a root file system, and prints what is written to the
+    /// second serial port.
+    pub fn start(&self, limit: Duration, disks: &Disks) -> Result<Command> {
+        disk::boot(&self.package, self.accel.name(), limit, disks)
     }
 
     /// The last kernel messages, for a guest that ended early.

@@ -21,7 +21,7 @@ pub enum PreflightError {
     Capabilities(Vec<Capability>),
     /// The kernel is too old or was built without a feature.
     #[error(
-        "this kernel lacks {feature}, added in Linux {since}; portredir needs Linux 5.15 or newer"
+        "this kernel lacks {feature}, added in Linux {since}; portredir needs Linux 6.1 or newer"
     )]
     Feature {
         /// The missing feature.

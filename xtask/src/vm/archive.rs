@@ -93,7 +93,7 @@ impl Archive {
 }
 
 /// The address of the Debian mirror that this machine uses.
-fn mirror() -> Result<String> {
+pub fn mirror() -> Result<String> {
     let mut command = Command::new("apt-get");
     command.args(["indextargets", "--format", "$(REPO_URI)"]);
     let found = process::output(command.args(["Created-By: Packages", "Label: Debian"]))?;

@@ -8,11 +8,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::initramfs;
+use super::initramfs::{self, Start};
 use super::package::Package;
 
 /// Modules that the tests use, and that the kernel does not load on demand.
 const MODULES: &str = "virtio_net br_netfilter tun";
+
+/// The modules that mount the host's files. A kernel may have them built in.
+const MOUNT_MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+];
 
 /// A command that boots a kernel and runs a script in it.
 pub fn boot(package: &Package, accel: &str, limit: Duration, script: &str) -> Result<Command> {
@@ -26,27 +35,16 @@ pub fn boot(package: &Package, accel: &str, limit: Duration, script: &str) -> Re
          sleep 60\n"
     );
     let initramfs = package.folder.join("initramfs");
-    fs::write(&initramfs, initramfs::build(package, &script)?)
+    let start = Start {
+        init: include_str!("init.sh"),
+        modules: MOUNT_MODULES,
+        script: &script,
+    };
+    fs::write(&initramfs, initramfs::build(package, &start)?)
         .with_context(|| format!("write {}", initramfs.display()))?;
 
-    let mut qemu = Command::new("timeout");
-    // In the foreground, so that Ctrl-C reaches the guest.
-    qemu.args(["--foreground", "--kill-after=10"])
-        .arg(limit.as_secs().to_string())
-        .arg("qemu-system-x86_64")
-        .args(["-nodefaults", "-no-user-config", "-display", "none"])
-        .args(["-no-reboot", "-m", "3072", "-smp", "2"])
-        .args(["-accel", accel]);
-    let mut append = String::from("console=ttyS0 quiet panic=-1");
-    if accel == "tcg" {
-        // These are slow to emulate and do not matter to the tests: string
-        // instructions, which go byte by byte (112 is X86_FEATURE_REP_GOOD), a
-        // fifth level of page tables, and memory that is cleared beforehand.
-        qemu.args(["-cpu", "max,-erms,-fsrm,-la57"]);
-        append += " mitigations=off init_on_alloc=0 clearcpuid=112";
-    } else {
-        qemu.args(["-cpu", "max"]);
-    }
+    let (mut qemu, append) = machine(accel, limit);
+    qemu.args(["-no-reboot", "-m", "3072"]);
     qemu.arg("-kernel").arg(package.vmlinuz());
     qemu.arg("-initrd").arg(&initramfs);
     qemu.args(["-append", &append]);
@@ -71,8 +69,31 @@ pub fn boot(package: &Package, accel: &str, limit: Duration, script: &str) -> Re
     Ok(qemu)
 }
 
+/// QEMU with a processor, and the parameters of the kernel.
+pub fn machine(accel: &str, limit: Duration) -> (Command, String) {
+    let mut qemu = Command::new("timeout");
+    // In the foreground, so that Ctrl-C reaches the guest.
+    qemu.args(["--foreground", "--kill-after=10"])
+        .arg(limit.as_secs().to_string())
+        .arg("qemu-system-x86_64")
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .args(["-smp", "2"])
+        .args(["-accel", accel]);
+    let mut append = String::from("console=ttyS0 quiet panic=-1");
+    if accel == "tcg" {
+        // These are slow to emulate and do not matter to the tests: string
+        // instructions, which go byte by byte (112 is X86_FEATURE_REP_GOOD), a
+        // fifth level of page tables, and memory that is cleared beforehand.
+        qemu.args(["-cpu", "max,-erms,-fsrm,-la57"]);
+        append += " mitigations=off init_on_alloc=0 clearcpuid=112";
+    } else {
+        qemu.args(["-cpu", "max"]);
+    }
+    (qemu, append)
+}
+
 /// An argument of QEMU that ends with a path.
-fn file(prefix: &str, path: &Path) -> OsString {
+pub fn file(prefix: &str, path: &Path) -> OsString {
     let mut text = OsString::from(prefix);
     text.push(path);
     text

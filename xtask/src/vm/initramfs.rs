@@ -12,33 +12,34 @@ use cpio::newc::Builder;
 use super::package::Package;
 use crate::process;
 
-/// The modules that mount the host's files. A kernel may have them built in.
-const MODULES: [&str; 5] = [
-    "virtio_pci",
-    "virtio_console",
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-];
+/// The beginning of a guest.
+pub struct Start<'a> {
+    /// The script that the kernel runs first.
+    pub init: &'static str,
+    /// The modules that `init` loads.
+    pub modules: &'a [&'a str],
+    /// The script that `init` ends with, where it ends with one.
+    pub script: &'a str,
+}
 
 const FILE: u32 = 0o100_755;
 const FOLDER: u32 = 0o040_755;
 
-/// An archive whose `init` ends with the script.
-pub fn build(package: &Package, script: &str) -> Result<Vec<u8>> {
+/// The archive of a guest.
+pub fn build(package: &Package, start: &Start) -> Result<Vec<u8>> {
     let modules = package.modules();
     let busybox = process::find("busybox").context("find busybox")?;
     let folder = modules.display().to_string();
     let mut files = BTreeMap::from([
-        ("init".to_owned(), include_bytes!("init.sh").to_vec()),
+        ("init".to_owned(), start.init.as_bytes().to_vec()),
         ("bin/busybox".to_owned(), read(&busybox)?),
-        ("run.sh".to_owned(), script.as_bytes().to_vec()),
+        ("run.sh".to_owned(), start.script.as_bytes().to_vec()),
         ("modules".to_owned(), folder.into_bytes()),
     ]);
     let place = |file: &str| format!("lib/modules/{}/{file}", package.release);
     let dependencies =
         fs::read_to_string(modules.join("modules.dep")).context("read modules.dep")?;
-    for module in needed(&dependencies)? {
+    for module in needed(&dependencies, start.modules)? {
         files.insert(place(unpacked(module)), unpack(&modules.join(module))?);
     }
     let dependencies = dependencies.replace(".ko.xz", ".ko");
@@ -53,15 +54,14 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
 }
 
-/// The files of [`MODULES`] and of the modules that these depend on, by
-/// `modules.dep`.
-fn needed(dependencies: &str) -> Result<BTreeSet<&str>> {
+/// The files of modules and of the modules that these depend on, by `modules.dep`.
+fn needed<'a>(dependencies: &'a str, modules: &[&str]) -> Result<BTreeSet<&'a str>> {
     let mut files = BTreeSet::new();
     for line in dependencies.lines() {
         let (module, needed) = line.split_once(':').context("read modules.dep")?;
         let (_, file) = module.rsplit_once('/').unwrap_or(("", module));
         let (name, _) = file.split_once('.').context("read modules.dep")?;
-        if MODULES.contains(&name) {
+        if modules.contains(&name) {
             files.extend(needed.split_whitespace().chain([module]));
         }
     }
@@ -87,7 +87,7 @@ fn unpack(path: &Path) -> Result<Vec<u8>> {
 
 /// Packs the files, and the folders that they and the mounts need.
 fn archive(files: &BTreeMap<String, Vec<u8>>) -> Result<Vec<u8>> {
-    let mounts = ["proc", "host", "written", "whole"].map(str::to_owned);
+    let mounts = ["proc", "dev", "host", "written", "whole"].map(str::to_owned);
     let mut folders = BTreeSet::from(mounts);
     for name in files.keys() {
         let ancestors = Path::new(name).ancestors().skip(1);
@@ -115,7 +115,7 @@ mod tests {
             kernel/net/9p/9pnet.ko.xz:\n\
             kernel/drivers/net/tun.ko.xz:\n\
             kernel/fs/overlayfs/overlay.ko.xz:\n";
-        let files = needed(dependencies).expect("modules.dep");
+        let files = needed(dependencies, &["9p", "overlay"]).expect("modules.dep");
         let expected = [
             "kernel/fs/9p/9p.ko.xz",
             "kernel/fs/overlayfs/overlay.ko.xz",
