@@ -8,6 +8,7 @@ mod lint;
 mod mutants;
 mod package;
 mod process;
+mod release;
 mod report;
 mod root;
 mod setup;
@@ -81,6 +82,8 @@ enum Task {
     Mutants,
     /// Build a package below target/package, the same bytes every time.
     Package(package::Options),
+    /// Check whether this commit can be released.
+    Release(release::Options),
     /// Build portredir and run `portredir bench` as root.
     Bench {
         /// Arguments of `portredir bench`, for example `-- --full --html report.html`.
@@ -145,6 +148,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Fuzz { target, seconds } => fuzz::fuzz(target, seconds)?,
         Task::Mutants => mutants::mutants()?,
         Task::Package(options) => package::package(&options)?,
+        Task::Release(options) => release::release(&options)?,
         Task::Bench { args } => cargo::run(&[vec!["bench".into()], args].concat())?,
     }
     Ok(ExitCode::SUCCESS)

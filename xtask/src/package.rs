@@ -6,6 +6,7 @@
 mod deb;
 mod release;
 mod rpm;
+mod sbom;
 mod tar;
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,8 @@ enum Kind {
     Rpm,
     /// A tarball with a static program, for every distribution.
     Tar,
+    /// The list of the crates in the program, as CycloneDX JSON.
+    Sbom,
 }
 
 /// The target of the static program.
@@ -89,6 +92,9 @@ fn sha256(path: &Path) -> Result<String> {
 }
 
 fn build(kind: Kind, release: &Release, out: &Path) -> Result<PathBuf> {
+    if kind == Kind::Sbom {
+        return sbom::write(release, out);
+    }
     let program = compile(kind, release, out)?;
     pack(kind, release, (out, &program))
 }
@@ -102,6 +108,7 @@ fn pack(kind: Kind, release: &Release, (out, program): (&Path, &Path)) -> Result
         Kind::Deb => deb::pack(&tree, program),
         Kind::Rpm => rpm::pack(&tree, program),
         Kind::Tar => tar::pack(&tree, program),
+        Kind::Sbom => sbom::write(release, out),
     }
 }
 
