@@ -1,5 +1,7 @@
 //! The command line.
 
+#[cfg(feature = "agent")]
+mod agent;
 mod bench;
 mod change;
 mod documents;
@@ -10,6 +12,8 @@ pub mod version;
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(feature = "agent")]
+pub use agent::AgentArgs;
 pub use bench::{BenchArgs, BenchRole, Opponent, Suite, TARGET_PORT, Topology};
 pub use change::{ChangeArgs, ChangeOptionArgs, ReplaceArgs, RmArgs, TurnArgs};
 use clap::{Arg, Args, Parser, Subcommand};
@@ -82,6 +86,8 @@ impl Cli {
         match &self.command {
             None | Some(Command::Watch) => true,
             Some(Command::Up(args)) => args.watch,
+            #[cfg(feature = "agent")]
+            Some(Command::Agent(_)) => true,
             Some(_) => false,
         }
     }
@@ -236,6 +242,17 @@ pub enum Command {
     /// input, one a line. A line that tcpdump -n prints is a flow, too. Needs root.
     #[command(after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
+
+    /// Redirect what the PortRedirects of a Kubernetes cluster say, on one of its nodes.
+    ///
+    /// Runs in a pod of a DaemonSet with the network of the node. The redirect stays when
+    /// the agent ends; `portredir down` on the node ends it.
+    #[cfg(feature = "agent")]
+    #[command(
+        hide = true,
+        after_help = "Example: portredir agent --print-crds | kubectl apply -f -"
+    )]
+    Agent(Box<AgentArgs>),
 
     /// Benchmark portredir, other redirectors and no redirect on this host.
     ///

@@ -7,7 +7,7 @@ pub mod connections;
 pub mod diff;
 pub mod doctor;
 pub mod error;
-mod event;
+pub mod event;
 pub mod explain;
 pub mod features;
 mod journal;
@@ -39,7 +39,11 @@ use crate::controller::check_limits;
 use crate::observe::report::counted;
 
 /// Writes to standard output. A reader that has gone, such as `head`, is no error.
-fn print(text: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+///
+/// Standard output refuses the text.
+pub fn print(text: &str) -> anyhow::Result<()> {
     ignore_closed(try_print(text))
 }
 

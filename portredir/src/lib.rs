@@ -1,6 +1,8 @@
 //! The program around the datapath: it parses rules, chooses interfaces, loads and
 //! attaches programs, and reads counters.
 
+#[cfg(feature = "agent")]
+pub mod agent;
 pub mod bench;
 pub mod cli;
 pub mod command;

@@ -93,5 +93,44 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Completions(args)) => completions::completions(*args),
         Some(Command::Man(args)) => man::man(args),
         Some(Command::Watch) => change::watch().await,
+        #[cfg(feature = "agent")]
+        Some(Command::Agent(args)) => agent(args).await,
+    }
+}
+
+/// `portredir agent`.
+#[cfg(feature = "agent")]
+async fn agent(args: &cli::AgentArgs) -> anyhow::Result<()> {
+    use portredir::agent::run::{AgentConfig, AgentError, run};
+    use portredir::agent::{disk, manifest};
+    use portredir::controller::event_loop::Signals;
+    if args.print_crds {
+        return portredir::command::print(&manifest::crds());
+    }
+    if args.cleanup {
+        let down = cli::DownArgs {
+            force: false,
+            dry_run: false,
+            drain_timeout: None,
+        };
+        change::down(&down).await?;
+        return Ok(disk::remove(&args.state)?);
+    }
+    if args.pause {
+        Signals::new()?.next().await;
+        return Ok(());
+    }
+    let config = AgentConfig {
+        node: args.node.clone().unwrap_or_default(),
+        listen: args.listen,
+        state: args.state.clone(),
+        stale_after: args.stale_after,
+        namespace: args.namespace.clone(),
+        settings: args.settings()?,
+    };
+    match run(config, portredir::command::event::print).await {
+        // Its exit code is that of other commands.
+        Err(AgentError::Controller(error)) => Err(error.into()),
+        result => Ok(result?),
     }
 }
