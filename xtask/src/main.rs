@@ -4,6 +4,7 @@
 mod cargo;
 mod ebpf;
 mod fuzz;
+mod image;
 mod lint;
 mod mutants;
 mod package;
@@ -84,6 +85,9 @@ enum Task {
     Package(package::Options),
     /// Check whether this commit can be released.
     Release(release::Options),
+    /// Build the container image with the Kubernetes node agent, an OCI layout in a tar
+    /// file below target/image.
+    Image(image::Options),
     /// Build portredir and run `portredir bench` as root.
     Bench {
         /// Arguments of `portredir bench`, for example `-- --full --html report.html`.
@@ -149,6 +153,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Mutants => mutants::mutants()?,
         Task::Package(options) => package::package(&options)?,
         Task::Release(options) => release::release(&options)?,
+        Task::Image(options) => image::image(&options)?,
         Task::Bench { args } => cargo::run(&[vec!["bench".into()], args].concat())?,
     }
     Ok(ExitCode::SUCCESS)

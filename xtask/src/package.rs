@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
 
-use self::release::Release;
+pub use self::release::Release;
 use self::tree::Tree;
 use crate::root::root;
 use crate::{cargo, process, sources};
@@ -121,15 +121,8 @@ fn compile(kind: Kind, release: &Release, out: &Path) -> Result<PathBuf> {
     if kind == Kind::Tar {
         cargo.args(["--target", STATIC]);
     }
-    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    let flags = [
-        remap(&process::cargo_home(), "/cargo"),
-        remap(&root(), "/portredir"),
-        // The hash of the path of a folder is in the names of symbols.
-        "-Cstrip=symbols".to_owned(),
-    ];
     cargo
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags().join("\x1f"))
         .env("CARGO_INCREMENTAL", "0")
         .env("SOURCE_DATE_EPOCH", &release.epoch);
     let programs = cargo::programs(cargo)?;
@@ -137,4 +130,15 @@ fn compile(kind: Kind, release: &Release, out: &Path) -> Result<PathBuf> {
         .into_iter()
         .find(|program| program.name == "portredir");
     Ok(program.context("find portredir after its build")?.path)
+}
+
+/// The flags of the compiler with which a program knows no path of this host.
+pub fn flags() -> [String; 3] {
+    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    [
+        remap(&process::cargo_home(), "/cargo"),
+        remap(&root(), "/portredir"),
+        // The hash of the path of a folder is in the names of symbols.
+        "-Cstrip=symbols".to_owned(),
+    ]
 }

@@ -17,6 +17,9 @@ use crate::setup::{self, Missing};
 use crate::systemd;
 use crate::vm::Vm;
 
+/// The feature of the Kubernetes node agent, and the tier of its tests.
+const AGENT: &str = "agent";
+
 /// A group of tests that need the same things.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum Tier {
@@ -24,6 +27,8 @@ pub enum Tier {
     Unit,
     /// The help, exit codes and output of the program; no root.
     Cli,
+    /// The Kubernetes node agent, without a cluster; no root.
+    Agent,
     /// One packet through the programs in the kernel; root.
     ProgRun,
     /// Connections through portredir, in network namespaces; root.
@@ -35,18 +40,20 @@ impl Tier {
         match self {
             Self::Unit => "unit",
             Self::Cli => "cli",
+            Self::Agent => AGENT,
             Self::ProgRun => "prog-run",
             Self::Netns => "netns",
         }
     }
 
-    /// Cargo's name of the integration test.
-    fn target(self) -> &'static str {
+    /// Cargo's name of the integration test; none for unit tests of a feature.
+    fn target(self) -> Option<&'static str> {
         match self {
-            Self::Unit => "host",
-            Self::Cli => "cli",
-            Self::ProgRun => "prog_run",
-            Self::Netns => "netns",
+            Self::Unit => Some("host"),
+            Self::Cli => Some("cli"),
+            Self::Agent => None,
+            Self::ProgRun => Some("prog_run"),
+            Self::Netns => Some("netns"),
         }
     }
 
@@ -55,10 +62,10 @@ impl Tier {
     }
 
     fn has(self, program: &Program) -> bool {
-        if program.kind == "test" {
-            program.name == self.target()
-        } else {
-            program.is_test && self == Self::Unit
+        match program.kind.as_str() {
+            "test" => self.target() == Some(&program.name),
+            AGENT => self == Self::Agent,
+            _ => program.is_test && self == Self::Unit,
         }
     }
 
@@ -67,6 +74,7 @@ impl Tier {
             // These tests wait for timers more than for a CPU, but each one starts
             // several processes.
             Self::Netns => &["--test-threads=2"],
+            Self::Agent => &["agent::"],
             _ => &[],
         }
     }
@@ -189,12 +197,31 @@ fn build(tiers: &[Tier]) -> Result<Vec<Program>> {
     let mut args = vec!["test", "--no-run"];
     args.extend(["-p", "portredir-common", "-p", "portredir", "-p", "xtask"]);
     for tier in tiers {
-        args.extend(["--test", tier.target()]);
+        args.extend(tier.target().into_iter().flat_map(|test| ["--test", test]));
         if *tier == Tier::Unit {
             args.extend(["--lib", "--bins"]);
         }
     }
-    cargo::build(&args)
+    let mut programs = Vec::new();
+    if tiers.iter().any(|tier| tier.target().is_some()) {
+        programs = cargo::build(&args)?;
+    }
+    if tiers.contains(&Tier::Agent) {
+        programs.extend(build_agent()?);
+    }
+    Ok(programs)
+}
+
+/// Builds the unit tests once more, with the feature of the agent and its dependencies.
+fn build_agent() -> Result<Vec<Program>> {
+    let args = ["test", "--no-run", "-p", "portredir", "--lib", "--features"];
+    let programs = cargo::build(&[&args[..], &[AGENT]].concat())?.into_iter();
+    Ok(programs
+        .map(|program| Program {
+            kind: AGENT.to_owned(),
+            ..program
+        })
+        .collect())
 }
 
 fn run(tier: Tier, programs: &[Program], vm: Option<&Vm>, options: &Options) -> Result<Outcome> {
