@@ -54,8 +54,8 @@ fn compile(release: &Release, out: &Path) -> Result<PathBuf> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
         .env("CARGO_INCREMENTAL", "0")
         .env("SOURCE_DATE_EPOCH", &release.epoch);
-    let programs = cargo::programs(cargo)?.into_iter();
-    let program = programs.filter(|program| program.kind == "bin").next_back();
+    let mut programs = cargo::programs(cargo)?.into_iter();
+    let program = programs.rfind(|program| program.kind == "bin");
     Ok(program.context("find portredir after its build")?.path)
 }
 

@@ -16,14 +16,18 @@
 //! All variants exist before the first is measured: to make a namespace costs more than a
 //! measurement. Addresses are of 198.18.0.0/15, which is for benchmarks (RFC 2544).
 
+mod links;
+
 use std::collections::HashMap;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
+pub use self::links::ends;
+use self::links::{SETTINGS, host_behind, ip, link, mac_text};
 use crate::bench::load::request::{Link, Place, Target};
 use crate::bench::namespace::{Dir, Namespace};
 use crate::bench::process::{Launch, OURSELVES, Process, Scheduling};
@@ -37,22 +41,6 @@ use crate::bench::{conntrack, server, verify};
 use crate::cli::{Opponent, Topology};
 use crate::host::features::Features;
 use crate::sys::ethtool::{self, Switch};
-
-/// The settings of every host. Buffers have a fixed size; otherwise the bulk tests would
-/// show how each connection happened to tune its own.
-const SETTINGS: [(&str, &str); 6] = [
-    ("ipv6/conf/default/disable_ipv6", "1"),
-    ("ipv4/conf/all/rp_filter", "0"),
-    ("ipv4/conf/default/rp_filter", "0"),
-    ("ipv4/tcp_moderate_rcvbuf", "0"),
-    ("ipv4/tcp_rmem", "4096 524288 524288"),
-    ("ipv4/tcp_wmem", "4096 524288 524288"),
-];
-
-/// The lowest index of the client's interfaces. With one index on both sides the kernel
-/// would take its time to notice that the link is up (`linkwatch_urgent_event` in
-/// net/core/link_watch.c).
-const FIRST_IFINDEX: u32 = 1000;
 
 /// A cgroup that is deleted when dropped, after its processes.
 ///
@@ -399,73 +387,12 @@ impl Site {
     }
 }
 
-fn ip() -> Command {
-    let mut ip = Command::new("ip");
-    ip.args(["-batch", "-"]);
-    ip
-}
-
-/// The addresses of a variant, by its number.
-#[must_use]
-pub const fn ends(number: u8) -> Ends {
-    Ends {
-        host: Ipv4Addr::new(198, 18, number, 2),
-        behind: Ipv4Addr::new(198, 18, number | 0x80, 2),
-    }
-}
-
 /// Whether a kernel may lack what the subject is made of.
 const fn is_optional(subject: Subject) -> bool {
     matches!(
         subject,
         Subject::Against(Opponent::NftFlowtable | Opponent::Ipvs)
     )
-}
-
-/// Makes the host behind a variant, and lets the variant forward.
-fn host_behind(namespace: &Namespace, number: u8) -> anyhow::Result<Namespace> {
-    let behind = Namespace::new(format!("{}b", namespace.name))?;
-    behind.sysctl(&SETTINGS)?;
-    behind.sysctl(&[
-        ("core/somaxconn", "65535"),
-        ("ipv4/tcp_max_syn_backlog", "65535"),
-    ])?;
-    namespace.sysctl(&[("ipv4/conf/all/forwarding", "1")])?;
-    let Ends { behind: addr, .. } = ends(number);
-    let [a, b, c, _] = addr.octets();
-    let router = Ipv4Addr::new(a, b, c, 1);
-    let (mac, server_mac) = ([2, 0, 0, 0, 3, number], [2, 0, 0, 0, 4, number]);
-    let (mac, server_mac) = (mac_text(mac), mac_text(server_mac));
-    let peer = &behind.name;
-    namespace.run(
-        &mut ip(),
-        &format!(
-            "link add b0 address {mac} type veth peer name e0 address {server_mac} netns {peer}\n\
-             addr add {router}/24 dev b0\n\
-             link set b0 up\n\
-             neigh replace {addr} lladdr {server_mac} dev b0 nud permanent\n"
-        ),
-    )?;
-    behind.run(
-        &mut ip(),
-        &format!(
-            "link set lo up\n\
-             addr add {addr}/24 dev e0\n\
-             link set e0 up\n\
-             neigh replace {router} lladdr {mac} dev e0 nud permanent\n\
-             route add default via {router}\n"
-        ),
-    )?;
-    Ok(behind)
-}
-
-fn link(number: u8) -> Link {
-    Link {
-        ifindex: FIRST_IFINDEX + u32::from(number),
-        addr: Ipv4Addr::new(198, 18, number, 1),
-        mac: [2, 0, 0, 0, 1, number],
-        server_mac: [2, 0, 0, 0, 2, number],
-    }
 }
 
 /// Makes a host without links to other hosts.
@@ -481,10 +408,6 @@ pub fn alone(name: String) -> anyhow::Result<Namespace> {
     );
     namespace.run(&mut ip(), &batch)?;
     Ok(namespace)
-}
-
-fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Checks that the programs that every run needs are installed.

@@ -51,6 +51,72 @@ const FULL_ENGINES: [EngineChoice; 5] = [
 ];
 const FULL_RULES: [u16; 4] = [1, 100, 1000, 10_000];
 
+/// The lists of the command line, or what stands in their place.
+struct Choice {
+    suites: Vec<Suite>,
+    opponents: Vec<Opponent>,
+    engines: Vec<EngineChoice>,
+    rules: Vec<u16>,
+}
+
+impl Choice {
+    fn of(args: &BenchArgs) -> Self {
+        let (topology, is_full) = (args.topology, args.full);
+        let suites = || {
+            let all: &[Suite] = if is_full { &FULL_SUITES } else { &QUICK_SUITES };
+            let fits = |suite: &Suite| is_measured(*suite, topology);
+            all.iter().copied().filter(fits).collect()
+        };
+        let opponents = || {
+            let all: &[Opponent] = if is_full {
+                &Opponent::ALL
+            } else {
+                &QUICK_OPPONENTS
+            };
+            let fits = |opponent: &Opponent| opponent.fits(topology);
+            all.iter().copied().filter(fits).collect()
+        };
+        let engines = || match topology {
+            Topology::Host if is_full => FULL_ENGINES.to_vec(),
+            Topology::Host | Topology::Local => vec![EngineChoice::Auto],
+            Topology::Forward => vec![EngineChoice::Tc],
+        };
+        let rules = || {
+            let all: &[u16] = if is_full && topology == Topology::Host {
+                &FULL_RULES
+            } else {
+                &FULL_RULES[..1]
+            };
+            all.to_vec()
+        };
+        Self {
+            suites: args.tests.clone().unwrap_or_else(suites),
+            opponents: args.against.clone().unwrap_or_else(opponents),
+            engines: args.engine.clone().unwrap_or_else(engines),
+            rules: args.rules.clone().unwrap_or_else(rules),
+        }
+    }
+}
+
+/// Checks that all of it has a meaning in the topology.
+fn check(suites: &[Suite], opponents: &[Opponent], topology: Topology) -> anyhow::Result<()> {
+    if let Some(suite) = suites.iter().find(|suite| !is_measured(**suite, topology)) {
+        bail!(
+            "{} is not measured with --topology {}; leave it out of --tests",
+            name_of(suite),
+            name_of(&topology)
+        );
+    }
+    if let Some(opponent) = opponents.iter().find(|opponent| !opponent.fits(topology)) {
+        bail!(
+            "{} is not compared with --topology {}; leave it out of --against",
+            opponent.name(),
+            name_of(&topology)
+        );
+    }
+    Ok(())
+}
+
 impl Plan {
     /// Makes the plan that the arguments ask for.
     ///
@@ -58,52 +124,15 @@ impl Plan {
     ///
     /// When something that was asked for cannot be measured in the topology.
     pub fn of(args: &BenchArgs) -> anyhow::Result<Self> {
-        let topology = args.topology;
-        let is_full = args.full;
-        let chosen = |quick: &[Suite], full: &[Suite]| if is_full { full } else { quick }.to_vec();
-        let mut suites = args.tests.clone().unwrap_or_else(|| {
-            let mut suites = chosen(&QUICK_SUITES, &FULL_SUITES);
-            suites.retain(|suite| is_measured(*suite, topology));
-            suites
-        });
+        let Choice {
+            mut suites,
+            opponents,
+            engines,
+            rules,
+        } = Choice::of(args);
+        let (topology, is_full) = (args.topology, args.full);
         suites.dedup();
-        if let Some(suite) = suites.iter().find(|suite| !is_measured(**suite, topology)) {
-            bail!(
-                "{} is not measured with --topology {}; leave it out of --tests",
-                name_of(suite),
-                name_of(&topology)
-            );
-        }
-        let opponents = args.against.clone().unwrap_or_else(|| {
-            let all: &[Opponent] = if is_full {
-                &Opponent::ALL
-            } else {
-                &QUICK_OPPONENTS
-            };
-            let mut all = all.to_vec();
-            all.retain(|opponent| opponent.fits(topology));
-            all
-        });
-        if let Some(opponent) = opponents.iter().find(|opponent| !opponent.fits(topology)) {
-            bail!(
-                "{} is not compared with --topology {}; leave it out of --against",
-                opponent.name(),
-                name_of(&topology)
-            );
-        }
-        let engines = args.engine.clone().unwrap_or_else(|| match topology {
-            Topology::Host if is_full => FULL_ENGINES.to_vec(),
-            Topology::Host | Topology::Local => vec![EngineChoice::Auto],
-            Topology::Forward => vec![EngineChoice::Tc],
-        });
-        let rules = args.rules.clone().unwrap_or_else(|| {
-            let all: &[u16] = if is_full && topology == Topology::Host {
-                &FULL_RULES
-            } else {
-                &FULL_RULES[..1]
-            };
-            all.to_vec()
-        });
+        check(&suites, &opponents, topology)?;
         if topology != Topology::Host && rules != [1] {
             bail!("--rules is about --topology host; leave it out");
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use crate::bench::process::{Launch, OURSELVES, Process};
 use crate::bench::program;
@@ -32,33 +32,7 @@ pub fn start(variant: &Variant, ends: Ends, launch: Launch<'_>) -> anyhow::Resul
     };
     match variant.subject {
         Subject::Direct | Subject::DirectAgain(_) => {}
-        Subject::Ours(engine) => {
-            let engine = engine_name(engine);
-            // Clients on this host come by way of `lo`.
-            let interface = match variant.topology {
-                Topology::Local => "lo",
-                Topology::Host | Topology::Forward => INTERFACE,
-            };
-            let mut args = vec![OURSELVES, "--iface", interface, "--engine", &engine];
-            args.extend(["--interval", "3600", "--config", file]);
-            if variant.topology != Topology::Local {
-                args.push("--no-local");
-            }
-            let cgroup = launch.cgroup.map(|cgroup| cgroup.display().to_string());
-            if let Some(cgroup) = &cgroup {
-                args.extend(["--cgroup", cgroup]);
-            }
-            // The program takes no part in the traffic: the kernel does.
-            let launch = Launch {
-                scheduling: None,
-                cgroup: None,
-                ..launch
-            };
-            let mut process = launch.start(&args)?;
-            let is_ready = |process: &Process| process.said().contains("press Ctrl-C to stop");
-            process.wait_until("redirects", is_ready)?;
-            return Ok(Some(process));
-        }
+        Subject::Ours(_) => return ours(variant, file, launch).map(Some),
         Subject::Against(opponent) => {
             let words = socat(match variant.topology {
                 Topology::Host => Ipv4Addr::LOCALHOST,
@@ -87,4 +61,36 @@ pub fn start(variant: &Variant, ends: Ends, launch: Launch<'_>) -> anyhow::Resul
         }
     }
     Ok(None)
+}
+
+/// Starts portredir as a user would, with a rule file.
+fn ours(variant: &Variant, file: &str, launch: Launch<'_>) -> anyhow::Result<Process> {
+    let Subject::Ours(engine) = variant.subject else {
+        bail!("this variant is another redirector");
+    };
+    let engine = engine_name(engine);
+    // Clients on this host come by way of `lo`.
+    let interface = match variant.topology {
+        Topology::Local => "lo",
+        Topology::Host | Topology::Forward => INTERFACE,
+    };
+    let mut args = vec![OURSELVES, "--iface", interface, "--engine", &engine];
+    args.extend(["--interval", "3600", "--config", file]);
+    if variant.topology != Topology::Local {
+        args.push("--no-local");
+    }
+    let cgroup = launch.cgroup.map(|cgroup| cgroup.display().to_string());
+    if let Some(cgroup) = &cgroup {
+        args.extend(["--cgroup", cgroup]);
+    }
+    // The program takes no part in the traffic: the kernel does.
+    let launch = Launch {
+        scheduling: None,
+        cgroup: None,
+        ..launch
+    };
+    let mut process = launch.start(&args)?;
+    let is_ready = |process: &Process| process.said().contains("press Ctrl-C to stop");
+    process.wait_until("redirects", is_ready)?;
+    Ok(process)
 }

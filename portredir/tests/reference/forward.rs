@@ -13,7 +13,7 @@ use portredir_common::net::Protocol;
 use super::flows::Ends;
 use crate::packet::scenario::{F, G, Plan, To};
 
-/// As long as a UDP flow, or a connection that nobody answers, has a claim to its port
+/// The time for which a UDP flow, or a connection that nobody answers, has a claim to its port
 /// (`nf_conntrack_udp_timeout_stream`, `nf_conntrack_tcp_timeout_syn_sent`).
 const CLAIM_NS: u64 = 120_000_000_000;
 
@@ -96,7 +96,7 @@ enum Place {
     Again,
     Taken,
     Its,
-    /// It is its flow, and the target has not answered.
+    /// The flow is its own, and the target has not answered.
     ItsUnanswered,
 }
 
@@ -107,7 +107,7 @@ pub enum Way {
     Behind(Ends),
     /// The client port is another one, which the datapath chooses.
     WithAnother(Ends),
-    /// It is not for a target.
+    /// The packet is not for a target.
     Past,
     Dropped,
 }
@@ -122,7 +122,7 @@ pub struct Request {
     pub is_foreign: bool,
 }
 
-/// What can be known of the flows.
+/// The facts that can be known of the flows.
 #[derive(Clone, Debug, Default)]
 struct State {
     now_ns: u64,
@@ -157,7 +157,7 @@ impl State {
         }
     }
 
-    /// What a packet that a client sent to `known` finds at a place; the packet is noted.
+    /// Notes a packet that a client sent to `known`, and says what it finds at a place.
     fn visit(&mut self, place: Ends, known: Ends, segment: Segment) -> Place {
         let Some(mut holder) = self.holders.get(&place).copied() else {
             return Place::Free;

@@ -139,7 +139,7 @@ fn nft_dnat(chain: Chain, behind: Ipv4Addr, rest: &str) -> String {
     )
 }
 
-/// What sends the packets that follow around the rules (`nft_flow_offload`).
+/// The flowtable that takes the packets that follow around the rules (`nft_flow_offload`).
 const FLOWTABLE: &str = "  flowtable fast {
     hook ingress priority 0
     devices = { s0, b0 }
