@@ -357,6 +357,9 @@ pub trait Client {
     /// it is bound to none.
     fn bound_to(&self) -> Addr;
 
+    /// Whether an IPv6 socket keeps out IPv4, as `IPV6_V6ONLY` says.
+    fn is_v6_only(&self) -> bool;
+
     /// The port that the socket is bound to; 0 where it is not bound yet.
     fn own_port(&self) -> Port;
 

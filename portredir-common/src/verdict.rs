@@ -118,6 +118,11 @@ reasons! {
     /// an address.
     BoundToLoopback = "bound_to_loopback",
         "local clients that are bound to a loopback address, left alone", Pass;
+    /// A socket of this host names an IPv6 address, the rule has IPv4 targets alone, and the
+    /// socket cannot reach them: it is for IPv6 alone, it is bound to an IPv6 address, or it
+    /// is for UDP and not connected.
+    CannotReachIpv4 = "cannot_reach_ipv4",
+        "local IPv6 clients that cannot reach an IPv4 target, left alone", Pass;
 }
 
 impl Reason {

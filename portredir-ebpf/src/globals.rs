@@ -34,6 +34,16 @@ pub fn has_mptcp() -> bool {
     unsafe { (&raw const HAS_MPTCP).read_volatile() != 0 }
 }
 
+/// Whether the kernel has `bpf_skc_to_tcp6_sock` and `bpf_skc_to_udp6_sock`.
+#[unsafe(no_mangle)]
+static HAS_SOCKET_CASTS: u8 = 0;
+
+#[inline(always)]
+pub fn has_socket_casts() -> bool {
+    // SAFETY: a valid static; volatile, as the loader changes its value.
+    unsafe { (&raw const HAS_SOCKET_CASTS).read_volatile() != 0 }
+}
+
 #[inline(always)]
 pub fn is_loopback_target_allowed() -> bool {
     // SAFETY: a valid static; volatile, as the loader changes its value.

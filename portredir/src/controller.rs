@@ -71,6 +71,8 @@ pub struct Controller {
     /// The servers that a socket lookup cannot deliver to, when they were last counted.
     unregistered: Vec<Unregistered>,
     told_local: Option<String>,
+    /// Whether it was told that sockets of this host cannot be ended.
+    told_sockets: bool,
     told_ipsec: Option<String>,
     told_ipsec_failure: Option<String>,
     /// The interfaces to which nothing could be attached, by index.
@@ -164,6 +166,7 @@ impl Controller {
             told_servers: BTreeSet::new(),
             unregistered: Vec::new(),
             told_local: None,
+            told_sockets: false,
             told_ipsec: None,
             told_ipsec_failure: None,
             lost: BTreeMap::new(),

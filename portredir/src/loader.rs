@@ -14,6 +14,7 @@ mod link;
 mod listeners;
 pub mod live;
 mod local;
+pub mod local_peers;
 mod object;
 pub mod pinned;
 mod program;

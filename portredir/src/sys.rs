@@ -17,6 +17,7 @@ pub mod netns;
 pub mod path;
 pub mod peer;
 pub mod process;
+pub mod sock_destroy;
 pub mod sock_detail;
 pub mod sock_diag;
 pub mod syslog;

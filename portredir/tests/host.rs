@@ -144,7 +144,7 @@ fn table_has_all_reasons() {
     };
     for reason in Reason::ALL {
         // These need a host that is out of room, see `sequence`; or no packet,
-        // see `sk_lookup`. The last one is about sockets of local clients.
+        // see `sk_lookup`. The last ones are about sockets of local clients.
         if matches!(
             reason,
             Reason::NoFreePort
@@ -152,6 +152,7 @@ fn table_has_all_reasons() {
                 | Reason::WriteFailed
                 | Reason::NoListener
                 | Reason::BoundToLoopback
+                | Reason::CannotReachIpv4
         ) {
             continue;
         }

@@ -103,7 +103,8 @@ fn redirect<T: Tables, C: Client>(
 ) -> Reason {
     let NamedPeer { protocol, port, .. } = *peer;
     let entry = tables.port(protocol, port);
-    if !entry.is_dst_or_target() || !client.is_in_netns() {
+    let is_named = entry.is_dst_or_target();
+    if !is_named && !entry.is_remote() || !client.is_in_netns() {
         return Reason::NoRule;
     }
     let bound_to = client.bound_to();
@@ -113,10 +114,19 @@ fn redirect<T: Tables, C: Client>(
     // packet (`udpv6_sendmsg` in net/ipv6/udp.c). The peer is what it was when the
     // socket connected, be that before the programs came.
     if call == PeerCall::Send && client.peer_port() == Some(port) {
-        return Reason::Direct;
+        return if is_named {
+            Reason::Direct
+        } else {
+            Reason::NoRule
+        };
     }
-    if !tables.is_local(&addr) {
-        return not_local(entry);
+    if !is_named || !tables.is_local(&addr) {
+        connect_forward::forget(client, entry, (addr, port));
+        return if is_named {
+            not_local(entry)
+        } else {
+            Reason::NoRule
+        };
     }
     let mut key = key(peer, addr, bound_to);
     if entry.is_match() && is_answer(tables, client, &key) {
@@ -256,6 +266,7 @@ fn is_known_target<T: Tables, C: Client>(
 /// The reason for a client that no rule redirects.
 #[inline(always)]
 fn without_rule<C: Client>(client: &mut C, entry: PortEntry, addr: Addr, port: Port) -> Reason {
+    connect_forward::forget(client, entry, (addr, port));
     if !entry.is_target() {
         return unmatched(entry);
     }

@@ -5,10 +5,10 @@ use crate::datapath::peer::{NamedPeer, PeerCall, hit, is_any};
 use crate::flow::FlowKey;
 use crate::kernel::{Client, Tables};
 use crate::map::forward::slot_key;
-use crate::map::rules::Choice;
+use crate::map::rules::{Choice, PortEntry};
 use crate::map::sockets::{ForwardPeer, ForwardPeers};
 use crate::map::targets::{Service, Slot, Target};
-use crate::net::Addr;
+use crate::net::{Addr, Port, Version};
 use crate::verdict::Reason;
 
 /// Points a client at a target of a service: `peer` gets its address and port for
@@ -25,9 +25,17 @@ pub(super) fn redirect<T: Tables, C: Client>(
     if bound_to.is_v4_loopback() || bound_to.is(Addr::V6_LOOPBACK) {
         return Reason::BoundToLoopback;
     }
-    let service = tables.service(choice.target.get(), key.version);
+    let mut service = tables.service(choice.target.get(), key.version);
+    let mut is_mapped = false;
+    if service.flags & Service::USED == 0 && !key.local.is_v4() {
+        service = tables.service(choice.target.get(), Version::V4 as u8);
+        is_mapped = true;
+    }
     if service.flags & Service::USED == 0 {
         return Reason::NoMatch;
+    }
+    if is_mapped && !can_reach_v4(client, call, bound_to) {
+        return Reason::CannotReachIpv4;
     }
     let known = match call {
         PeerCall::Connect => None,
@@ -50,7 +58,7 @@ pub(super) fn redirect<T: Tables, C: Client>(
     } else {
         target.addr
     };
-    if addr.is_v4() != key.local.is_v4() {
+    if addr.is_v4() != (key.local.is_v4() || is_mapped) {
         return Reason::NoMatch;
     }
     let port = target.port_of(peer.port);
@@ -69,6 +77,18 @@ pub(super) fn redirect<T: Tables, C: Client>(
     peer.addr = addr;
     peer.port = port;
     Reason::Redirected
+}
+
+/// Whether an IPv6 socket that names an IPv6 address can be pointed at an IPv4 one, as
+/// `::ffff:a.b.c.d`.
+///
+/// The kernel refuses that where the socket is for IPv6 alone (`tcp_v6_connect`,
+/// `__ip6_datagram_connect`), and where a program does it to a datagram that names its
+/// destination (`udpv6_sendmsg`, "currently unsupported"). A socket that is bound to an IPv6
+/// address has none to send from.
+#[inline(always)]
+fn can_reach_v4<C: Client>(client: &C, call: PeerCall, bound_to: Addr) -> bool {
+    call == PeerCall::Connect && is_any(bound_to) && !client.is_v6_only()
 }
 
 /// The target that a socket sends to already by the name of a peer, unless it is dead.
@@ -103,6 +123,18 @@ fn slot<T: Tables>(tables: &T, key: &FlowKey, (service, bound_to): (Service, Add
             .first_slot
             .wrapping_add(number & u32::from(service.mask)),
     )
+}
+
+/// Forgets a target that a client names by its own address and port: the client knows it by
+/// these from now on.
+#[inline(always)]
+pub(super) fn forget<C: Client>(client: &mut C, entry: PortEntry, (addr, port): (Addr, Port)) {
+    if !entry.is_remote() {
+        return;
+    }
+    if let Some(peers) = client.forward_peers() {
+        peers.remove(addr, port);
+    }
 }
 
 /// Gives a peer the address and port that a client named; whether the client named others

@@ -175,6 +175,16 @@ impl ForwardPeers {
         keep(&mut self.peers, &mut self.next, peer)
     }
 
+    /// Removes a target: the client knows it by its own address and port from now on.
+    #[inline(always)]
+    pub fn remove(&mut self, addr: Addr, port: Port) {
+        let mut peers = self.peers.iter_mut();
+        let known = peers.find(|peer| peer.is_used() && peer.port == port && peer.addr.is(addr));
+        if let Some(known) = known {
+            *known = ForwardPeer::default();
+        }
+    }
+
     /// The target with an address and port.
     #[inline(always)]
     pub fn by_target(&self, addr: Addr, port: Port) -> Option<&ForwardPeer> {

@@ -5,7 +5,8 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_sk_storage_get, bpf_skc_to_mptcp_sock,
+    bpf_get_netns_cookie, bpf_sk_storage_get, bpf_skc_to_mptcp_sock, bpf_skc_to_tcp6_sock,
+    bpf_skc_to_udp6_sock,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -18,12 +19,22 @@ use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
 use crate::context::{AF_INET, Context, v4, v6};
-use crate::globals::{has_mptcp, netns_cookie};
+use crate::globals::{has_mptcp, has_socket_casts, netns_cookie};
 use crate::kernel::Kernel;
 use crate::kernel::sockets::{has_udp, is_connected_udp, is_in_scope, tcp_state_of};
 use crate::maps::{DIALLED, FORWARD_PEERS};
 use crate::program::conclude::conclude_for_socket;
 use crate::program::trace;
+
+/// The byte of `skc_ipv6only` in `struct sock_common`: after two addresses, a hash, two
+/// ports, the family and the state (include/net/sock.h, since Linux 3.16).
+const V6_ONLY_BYTE: usize = 19;
+/// The bit: behind `skc_reuse`, which has four, and `skc_reuseport`.
+const V6_ONLY_BIT: u8 = if cfg!(target_endian = "little") {
+    1 << 5
+} else {
+    1 << 2
+};
 
 /// A client on this host that names its peer.
 #[derive(Clone, Copy)]
@@ -181,6 +192,27 @@ impl Client for SockAddr {
         } else {
             v6!(socket, bpf_sock, src_ip6)
         }
+    }
+
+    #[inline(always)]
+    fn is_v6_only(&self) -> bool {
+        // SAFETY: the context is valid.
+        let socket: *mut c_void = unsafe { (*self.0).__bindgen_anon_1.sk }.cast();
+        if !has_socket_casts() {
+            return true;
+        }
+        // SAFETY: the context has a socket. Null for a socket of another kind.
+        let mut typed: *const u8 = unsafe { bpf_skc_to_tcp6_sock(socket) }.cast();
+        if typed.is_null() {
+            // SAFETY: as above.
+            typed = unsafe { bpf_skc_to_udp6_sock(socket) }.cast();
+        }
+        if typed.is_null() {
+            return true;
+        }
+        // SAFETY: a socket, which begins with a `struct sock_common`; the verifier allows
+        // the byte.
+        unsafe { typed.add(V6_ONLY_BYTE).read_volatile() & V6_ONLY_BIT != 0 }
     }
 
     #[inline(always)]

@@ -38,6 +38,7 @@ const fn severity(event: &Event) -> Option<Severity> {
             news: News::Mended(_) | News::Turned(_),
             ..
         }
+        | Event::SocketsEnded { .. }
         | Event::Recovered(_) => Some(Severity::Notice),
         _ => Some(Severity::Warning),
     }
@@ -91,6 +92,15 @@ fn text(event: &Event) -> String {
         }
         Event::TargetTurned { target, rule, why } => turned(target, rule, why.as_deref()),
         Event::WayChanged { target, news } => format!("target {target}: {news}"),
+        Event::SocketsEnded { sockets } => {
+            let sockets = count(*sockets, "socket");
+            format!("{sockets} of this host had a target that is down: ended, as `cut` says")
+        }
+        Event::SocketsStay(error) => format!(
+            "sockets of this host that are connected to a target that is down stay, though \
+             their rule says `cut`: {}",
+            chain(error)
+        ),
         Event::RolledBack => "change rolled back: not confirmed in time".to_owned(),
         Event::Killed(pid) => format!("killing process {pid}"),
         Event::WatcherIsSlow => {

@@ -61,7 +61,7 @@ struct Weighted {
 #[serde(
     untagged,
     expecting = "expected a check such as \"tcp\", \"none\" or { http = \"/healthz\", every = \"2s\" }, \
-                 with the keys tcp (a port), http, every, timeout, rise and fall"
+                 with the keys tcp or udp (a port), http, every, timeout, rise and fall"
 )]
 enum Check {
     Plain(String),
@@ -71,7 +71,8 @@ enum Check {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Timed {
-    tcp: Option<TcpPort>,
+    tcp: Option<CheckPort>,
+    udp: Option<CheckPort>,
     http: Option<String>,
     every: Option<Time>,
     timeout: Option<Time>,
@@ -79,13 +80,13 @@ struct Timed {
     fall: Option<i64>,
 }
 
-/// The port of a check by TCP; `true` for that of the target.
+/// The port of a check by TCP or UDP; `true` for that of the target.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(
     untagged,
     expecting = "expected a port, or true for that of the target"
 )]
-enum TcpPort {
+enum CheckPort {
     OfTarget(bool),
     Port(Word),
 }
@@ -135,7 +136,8 @@ pub enum TableError {
     NoTargets,
     /// A check of two kinds.
     #[error(
-        "a check has one of `tcp` and `http`; write for example check = {{ http = \"/healthz\" }}"
+        "a check has one of `tcp`, `udp` and `http`; write for example check = \
+         {{ http = \"/healthz\" }}"
     )]
     TwoChecks,
 }
@@ -231,21 +233,15 @@ impl Check {
             }
             Self::Timed(timed) => timed,
         };
-        let mut text = match (&timed.tcp, &timed.http) {
-            (Some(_), Some(_)) => return Err(TableError::TwoChecks),
-            (Some(TcpPort::OfTarget(is_on)), None) => {
-                let by = if *is_on { "tcp" } else { "none" };
-                format!(" check {by}")
-            }
-            (Some(TcpPort::Port(port)), None) => {
-                let port = word("tcp", &port.text(), "check = { tcp = 8080 }")?;
-                format!(" check tcp:{port}")
-            }
-            (None, Some(path)) => {
+        let mut text = match (&timed.tcp, &timed.udp, &timed.http) {
+            (Some(port), None, None) => port.text("tcp", "check = { tcp = 8080 }")?,
+            (None, Some(port), None) => port.text("udp", "check = { udp = 53 }")?,
+            (None, None, Some(path)) => {
                 let path = word("http", path, "check = { http = \"/healthz\" }")?;
                 format!(" check http:{path}")
             }
-            (None, None) => String::new(),
+            (None, None, None) => String::new(),
+            _ => return Err(TableError::TwoChecks),
         };
         for (key, time) in [("every", &timed.every), ("timeout", &timed.timeout)] {
             if let Some(time) = time {
@@ -259,6 +255,17 @@ impl Check {
             }
         }
         Ok(text)
+    }
+}
+
+impl CheckPort {
+    /// The check of a rule by this protocol.
+    fn text(&self, by: &'static str, example: &'static str) -> Result<String, TableError> {
+        Ok(match self {
+            Self::OfTarget(true) => format!(" check {by}"),
+            Self::OfTarget(false) => " check none".to_owned(),
+            Self::Port(port) => format!(" check {by}:{}", word(by, &port.text(), example)?),
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep_until;
 
-use crate::ruleset::health::{Monitor, Probe, TargetChanged, Watched};
+use crate::ruleset::health::{Answer, Monitor, Probe, TargetChanged, Watched};
 
 /// The most probes at a time; more wait.
 const SEATS: usize = 64;
@@ -127,7 +127,7 @@ async fn run(
 }
 
 /// Makes a probe, and tells the failure in a few words.
-async fn make(probe: Probe) -> (Probe, Result<(), String>) {
+async fn make(probe: Probe) -> (Probe, Result<Answer, String>) {
     let result = probe::make(&probe).await;
     (probe, result.map_err(|failure| failure.to_string()))
 }

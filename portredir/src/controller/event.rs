@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::error::ControllerError;
 use crate::config::engine::EngineChoice;
 use crate::loader::Unregistered;
+use crate::loader::local_peers::EndSocketsError;
 use crate::plan::finding::Finding;
 use crate::plan::{Planned, Refused, Skipped};
 use crate::rule::Rule;
@@ -104,6 +105,13 @@ pub enum Event {
         /// The change.
         news: News,
     },
+    /// TCP sockets of this host were connected to a target that is down, and were ended.
+    SocketsEnded {
+        /// The number of sockets.
+        sockets: usize,
+    },
+    /// TCP sockets of this host that are connected to a target that is down cannot be ended.
+    SocketsStay(EndSocketsError),
     /// A change that was not confirmed in time was rolled back.
     RolledBack,
     /// A process that did not stop is killed.

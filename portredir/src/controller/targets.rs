@@ -2,11 +2,12 @@
 //!
 //! Slots and targets lie in maps, so all stays as it is when the process that checks ends.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use portredir_common::flow::FlowTable;
+use portredir_common::net::Addr;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::Controller;
@@ -20,7 +21,7 @@ use crate::loader::chain;
 use crate::rule::Rule;
 use crate::ruleset::forwarding;
 use crate::ruleset::health::{TargetChanged, Watched, watched};
-use crate::ruleset::services::endpoint::Selector;
+use crate::ruleset::services::endpoint::{Endpoint, Selector};
 use crate::ruleset::services::service::Service;
 use crate::state::State;
 use crate::sys::lock::Lock;
@@ -174,7 +175,7 @@ impl Controller {
         };
         let slots = Some(slots);
         self.install(&snapshot, Next { state, slots }, on_event)?;
-        self.end_flows()?;
+        self.end_flows(on_event)?;
         for change in turned {
             self.tell_turned(change, on_event);
         }
@@ -196,7 +197,7 @@ impl Controller {
 
     /// Removes the flows of targets that are down: all of UDP, and those of TCP where the
     /// rule says `cut`. So nothing flips back when a target comes up.
-    fn end_flows(&self) -> Result<(), ControllerError> {
+    fn end_flows(&mut self, on_event: OnEvent<'_>) -> Result<(), ControllerError> {
         let services = || self.state.services.iter();
         let dead = |service: &'_ Service| {
             let targets = service.all_targets();
@@ -207,9 +208,11 @@ impl Controller {
         if all.is_empty() {
             return Ok(());
         }
-        let cut: HashSet<_> = services()
+        let cut: HashMap<_, _> = services()
             .filter(|service| service.cut)
-            .flat_map(dead)
+            .flat_map(Service::all_targets)
+            .filter(|target| !target.is_up())
+            .map(|target| (target.number, target.endpoint))
             .collect();
         let forwards = self.datapath.forwards()?;
         forwards.remove(|table, own, entry| {
@@ -218,10 +221,35 @@ impl Controller {
             is_ours
                 && match table {
                     FlowTable::Udp | FlowTable::Syn => all.contains(&target),
-                    FlowTable::Tcp => cut.contains(&target),
+                    FlowTable::Tcp => cut.contains_key(&target),
                 }
         });
+        if !cut.is_empty() {
+            self.end_sockets(&cut, on_event);
+        }
         Ok(())
+    }
+
+    /// Ends the sockets of this host that are connected to these targets by a rule. A failure
+    /// is told once.
+    fn end_sockets(&mut self, dead: &HashMap<u16, Endpoint>, on_event: OnEvent<'_>) {
+        // A number may have gone to another target since the socket connected.
+        let ended = self.datapath.end_sockets(|peer| {
+            dead.get(&peer.target).is_some_and(|endpoint| {
+                let addr = endpoint.host.map_or(peer.dialled, Addr::from);
+                let is_port = endpoint.range.is_some() || endpoint.port == peer.port;
+                addr == peer.addr && is_port
+            })
+        });
+        match ended {
+            Ok(0) => {}
+            Ok(sockets) => on_event(Event::SocketsEnded { sockets }),
+            Err(error) if !self.told_sockets => {
+                self.told_sockets = true;
+                on_event(Event::SocketsStay(error));
+            }
+            Err(error) => log::debug!("{}", chain(&error)),
+        }
     }
 
     /// Forgets targets without flows, and removed rules whose flows have ended.
@@ -232,7 +260,7 @@ impl Controller {
         if self.pins.is_some() && !self.watched().is_empty() {
             self.datapath.set_checked_at(Timestamp::now())?;
         }
-        self.end_flows()?;
+        self.end_flows(on_event)?;
         if self.swept()?.is_none() {
             return Ok(());
         }

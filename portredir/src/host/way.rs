@@ -226,6 +226,17 @@ impl Way {
     }
 }
 
+/// Whether the first host on the way to an address was asked for and does not answer.
+#[must_use]
+pub fn is_neighbour_missing(addr: IpAddr) -> bool {
+    let Route::Out(hop) = Route::to(addr) else {
+        return false;
+    };
+    // An interface without neighbours knows none, failed or not.
+    let neighbour = Neighbour::of(hop.gateway.unwrap_or(addr), hop.index);
+    matches!(neighbour, Neighbour::Failed | Neighbour::Incomplete)
+}
+
 fn needs_neighbour(flags: Option<&LinkFlags>) -> bool {
     flags.is_some_and(|flags| !flags.contains(LinkFlags::Noarp))
 }

@@ -141,7 +141,9 @@ impl Globals {
             seed,
         } = self;
         let loopback_target = u8::from(options.allow_loopback_target);
-        let has_mptcp = u8::from(has_mptcp());
+        let has_mptcp = u8::from(has_helper(BpfHelper::BPF_FUNC_skc_to_mptcp_sock));
+        // Both came with Linux 5.9.
+        let has_casts = u8::from(has_helper(BpfHelper::BPF_FUNC_skc_to_udp6_sock));
         let has_ipsec = u8::from(xfrm::is_supported());
         let flow_shares = [shares.tcp, shares.udp, shares.syn];
         let forward_shares = [forward.tcp, forward.udp, forward.syn];
@@ -156,6 +158,7 @@ impl Globals {
             .override_global("NETNS_COOKIE", netns_cookie, true)
             .override_global("LOOPBACK_TARGET", &loopback_target, true)
             .override_global("HAS_MPTCP", &has_mptcp, true)
+            .override_global("HAS_SOCKET_CASTS", &has_casts, true)
             .override_global("HAS_IPSEC", &has_ipsec, true)
             .override_global("FLOW_SHARES", &flow_shares[..], true)
             .override_global("FORWARD_SHARES", &forward_shares[..], true)
@@ -171,10 +174,9 @@ impl Globals {
     }
 }
 
-/// Whether programs may ask for the MPTCP socket of a subflow: since Linux 5.19, where the
-/// kernel has MPTCP.
-fn has_mptcp() -> bool {
-    let helper = BpfHelper::BPF_FUNC_skc_to_mptcp_sock;
+/// Whether programs may call a helper: `bpf_skc_to_mptcp_sock` came with Linux 5.19, for
+/// kernels that have MPTCP.
+fn has_helper(helper: BpfHelper) -> bool {
     // The helper is one for all kinds of programs; this kind is probed the quickest.
     matches!(
         is_helper_supported(ProgramType::SchedClassifier, helper),

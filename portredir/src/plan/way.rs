@@ -282,7 +282,13 @@ impl<'a> Planner<'a> {
             let what = format!("rule `{rule}` serves {own} clients alone");
             let why = format!(
                 "{end} is {own}, and packets cannot change from one IP version to the other; \
-                 {other} clients get what they get without the rule"
+                 {other} clients get what they get without the rule{}",
+                if is_v4 && self.request.local == Some(Engine::Cgroup) {
+                    ". IPv6 sockets of this host that connect, and are not for IPv6 alone, are \
+                     pointed at it as IPv4 ones"
+                } else {
+                    ""
+                }
             );
             let fix = format!("add a target with an {other} address, if they matter");
             self.find(FAMILY, Severity::Note, [what, why, fix]);

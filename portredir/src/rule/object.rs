@@ -142,6 +142,7 @@ impl From<&Check> for CheckObject {
     fn from(check: &Check) -> Self {
         let (by, port, path) = match &check.by {
             CheckBy::Tcp(port) => ("tcp", port.map(|port| port.get()), None),
+            CheckBy::Udp(port) => ("udp", port.map(|port| port.get()), None),
             CheckBy::Http(path) => ("http", None, Some(path.clone())),
         };
         Self {

@@ -65,6 +65,9 @@ pub struct Check {
 pub enum CheckBy {
     /// A TCP connection to a port; none for the first port of the target.
     Tcp(Option<Port>),
+    /// An empty datagram to a port; none for the first port of the target. An answer that the
+    /// port or the host cannot be reached is a failure, silence is good.
+    Udp(Option<Port>),
     /// An HTTP request for a path to the first port of the target: 2xx and 3xx are good.
     Http(String),
 }
@@ -170,12 +173,14 @@ impl Check {
     }
 }
 
-/// Writes `tcp`, `tcp:8081` or `http:/healthz`.
+/// Writes `tcp`, `tcp:8081`, `udp` or `http:/healthz`.
 impl fmt::Display for CheckBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(None) => f.write_str("tcp"),
             Self::Tcp(Some(port)) => write!(f, "tcp:{}", port.get()),
+            Self::Udp(None) => f.write_str("udp"),
+            Self::Udp(Some(port)) => write!(f, "udp:{}", port.get()),
             Self::Http(path) => write!(f, "http:{path}"),
         }
     }

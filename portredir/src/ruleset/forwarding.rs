@@ -67,6 +67,7 @@ pub fn check(rule: &Rule) -> Option<RuleCheck> {
     let check = rule.forward()?.check.as_ref()?;
     let (question, port) = match &check.by {
         CheckBy::Tcp(port) => (Check::Tcp, *port),
+        CheckBy::Udp(port) => (Check::Udp, *port),
         CheckBy::Http(path) => (Check::Http { path: path.clone() }, None),
     };
     Some(RuleCheck {

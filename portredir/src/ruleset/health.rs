@@ -18,6 +18,8 @@ use super::services::service::{Health, Service};
 pub enum Check {
     /// The port accepts a TCP connection.
     Tcp,
+    /// Nobody answers that the port, or the host, cannot be reached.
+    Udp,
     /// The server answers a GET with a status of 2xx or 3xx.
     Http {
         /// The path, and what follows it.
@@ -180,7 +182,28 @@ struct Schedule {
     is_running: bool,
     /// The last failure in a few words.
     why: Option<String>,
+    /// The number of probes without an answer that still mean nothing, see [`doubtful`].
+    doubt: u32,
     tallies: BTreeMap<u16, Tally>,
+}
+
+/// The number of probes after a failure whose silence means nothing: a host sends one ICMP
+/// error a second (`icmp_ratelimit` of ip-sysctl.rst), so where probes come more often, most
+/// of those to a closed port get no answer either.
+fn doubtful(timing: &Timing) -> u32 {
+    // Probes come up to a tenth early, and the host may be late.
+    const QUIET: Duration = Duration::from_millis(1200);
+    let least = timing.every.mul_f64(0.9).max(Duration::from_millis(1));
+    u32::try_from(QUIET.as_millis() / least.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// The answer to a probe that has not failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The server has answered.
+    Some,
+    /// Nobody has said anything, which is good enough where servers may be silent.
+    None,
 }
 
 /// All probes, with the counts of their results.
@@ -220,6 +243,7 @@ impl Monitor {
                     due: now,
                     is_running: false,
                     why: None,
+                    doubt: 0,
                     tallies: BTreeMap::new(),
                 },
             });
@@ -271,14 +295,22 @@ impl Monitor {
         waiting.map(|schedule| schedule.due).min()
     }
 
-    /// Counts the result of a probe: nothing, or a failure in a few words. Returns the
+    /// Counts the result of a probe: an answer, or a failure in a few words. Returns the
     /// targets that have come up or gone down.
-    pub fn finish(&mut self, probe: &Probe, result: Result<(), String>) -> Vec<TargetChanged> {
+    pub fn finish(&mut self, probe: &Probe, result: Result<Answer, String>) -> Vec<TargetChanged> {
         let Some(schedule) = self.probes.get_mut(probe) else {
             // Nobody asks any more.
             return Vec::new();
         };
         schedule.is_running = false;
+        match result {
+            Ok(Answer::None) if schedule.doubt > 0 => {
+                schedule.doubt -= 1;
+                return Vec::new();
+            }
+            Ok(_) => schedule.doubt = 0,
+            Err(_) => schedule.doubt = doubtful(&probe.timing),
+        }
         let is_good = result.is_ok();
         schedule.why = result.err();
         let why = &schedule.why;

@@ -18,6 +18,7 @@ use portredir_common::flow::FlowKey;
 use portredir_common::net::Protocol;
 
 use crate::sys::netlink::ask_each;
+use crate::sys::sock_destroy::Handle;
 use crate::sys::sock_diag::{SockDiagError, key_of};
 
 // `include/uapi/linux/inet_diag.h` and `sock_diag.h`.
@@ -143,6 +144,8 @@ pub struct Socket {
     pub traffic: Option<Traffic>,
     /// The values at the socket, each with the ID of its map.
     pub stored: Vec<(u32, Vec<u8>)>,
+    /// The name by which the kernel knows the socket.
+    pub handle: Handle,
 }
 
 impl Socket {
@@ -202,7 +205,7 @@ pub fn each(
         let payload = NetlinkPayload::InnerMessage(Message::Question(bytes_of(&request, storages)));
         ask_each(NETLINK_SOCK_DIAG, payload, NLM_F_DUMP, |answer| {
             if let Message::Answer(answer) = answer {
-                on_socket(socket(*answer));
+                on_socket(socket(protocol, *answer));
             }
         })
         .map_err(|source| SockDiagError::new(protocol, source))?;
@@ -232,7 +235,7 @@ fn bytes_of(request: &InetRequest, storages: &[BorrowedFd<'_>]) -> Vec<u8> {
     bytes
 }
 
-fn socket(answer: InetResponse) -> Socket {
+fn socket(protocol: Protocol, answer: InetResponse) -> Socket {
     let state = TcpState::of(answer.header.state);
     let mut socket = Socket {
         key: key_of(&answer.header.socket_id),
@@ -240,6 +243,11 @@ fn socket(answer: InetResponse) -> Socket {
         inode: answer.header.inode,
         traffic: None,
         stored: Vec::new(),
+        handle: Handle {
+            protocol,
+            family: answer.header.family,
+            id: answer.header.socket_id,
+        },
     };
     for attribute in answer.nlas {
         match attribute {

@@ -9,7 +9,7 @@
 //!
 //! Beside that there are real servers as targets ([`real`]), several targets that are
 //! drained and die under many flows ([`target`]), connections of a dead target that are
-//! cut or stay ([`cut`]), and ports whose flows somebody else's
+//! cut or stay ([`cut`]), clients on the host itself ([`local`]), and ports whose flows somebody else's
 //! DNAT forwards ([`nodeport`]).
 
 mod case;
@@ -21,6 +21,7 @@ mod flow;
 mod header;
 mod host;
 mod icmp;
+mod local;
 mod nodeport;
 mod packet;
 mod probe;
@@ -87,6 +88,7 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
     target::add(tests);
     cut::add(tests);
     upgrade::add(tests);
+    local::add(tests);
 }
 
 /// The name of the test that runs every case.

@@ -44,6 +44,7 @@ fn told(mock: &Mock, client: &mut Local, peer: NamedPeer) -> Result<u16, Reason>
 pub struct Local {
     is_in_netns: bool,
     bound_to: Addr,
+    is_v6_only: bool,
     own_port: u16,
     is_syn_assigned: bool,
     /// Flows that connected UDP sockets of this host get.
@@ -59,6 +60,7 @@ impl Local {
         Self {
             is_in_netns: true,
             bound_to: Addr::V4_ANY,
+            is_v6_only: false,
             own_port: 0,
             is_syn_assigned: false,
             connected: Vec::new(),
@@ -108,6 +110,10 @@ impl Client for Local {
 
     fn bound_to(&self) -> Addr {
         self.bound_to
+    }
+
+    fn is_v6_only(&self) -> bool {
+        self.is_v6_only
     }
 
     fn own_port(&self) -> Port {

@@ -108,6 +108,7 @@ impl Tally {
                     | Reason::WriteFailed
                     | Reason::NoListener
                     | Reason::BoundToLoopback
+                    | Reason::CannotReachIpv4
             );
             let is_met = self
                 .reasons

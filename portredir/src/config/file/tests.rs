@@ -148,7 +148,7 @@ fn errors_of_tables_have_their_place() {
         ),
         (
             "listen = 80\ntargets = ['10.0.0.5']\ncheck = { tcp = 1, http = '/' }",
-            "DIR/rules.toml:2: a check has one of `tcp` and `http`",
+            "DIR/rules.toml:2: a check has one of `tcp`, `udp` and `http`",
         ),
         ("listen = true\ntargets = [8080]", "line 3, column 10"),
         (

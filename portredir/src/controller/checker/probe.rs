@@ -1,4 +1,4 @@
-//! One probe: a TCP connection to a target, and a request over it.
+//! One probe: a TCP connection to a target, and a request over it; or a datagram.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,10 +11,11 @@ use hyper::header::{CONNECTION, HOST, USER_AGENT};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use crate::ruleset::health::{Check, Probe};
+use crate::host::way;
+use crate::ruleset::health::{Answer, Check, Probe};
 
 /// The most bytes of an answer's body that are read.
 const LONGEST: usize = 64 * 1024;
@@ -37,6 +38,12 @@ pub enum Failure {
     /// A router, or this host, cannot reach the target.
     #[error("host unreachable")]
     Unreachable,
+    /// The host answers that nobody has the UDP port, by an ICMP error.
+    #[error("port unreachable")]
+    PortUnreachable,
+    /// The first host on the way does not answer: ARP, or neighbour discovery, has failed.
+    #[error("no neighbour")]
+    NoNeighbour,
     /// The connection ended before the answer did.
     #[error("closed without an answer")]
     Closed,
@@ -89,10 +96,62 @@ impl From<hyper::Error> for Failure {
 /// # Errors
 ///
 /// The target does not answer as it should, or not in time.
-pub async fn make(probe: &Probe) -> Result<(), Failure> {
+pub async fn make(probe: &Probe) -> Result<Answer, Failure> {
     let longest = probe.timing.timeout;
+    if probe.check == Check::Udp {
+        return ask_udp(probe).await;
+    }
     let made = timeout(longest, ask_each(probe)).await;
-    made.unwrap_or(Err(Failure::Timeout(longest)))
+    made.unwrap_or(Err(Failure::Timeout(longest)))?;
+    Ok(Answer::Some)
+}
+
+/// Sends an empty datagram, and waits for an answer or an ICMP error. Silence is good, unless
+/// the kernel cannot find the first host on the way.
+async fn ask_udp(probe: &Probe) -> Result<Answer, Failure> {
+    let longest = probe.timing.timeout;
+    let port = probe.port.get();
+    let Some(host) = probe.host else {
+        let v4 = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        return match send(v4, longest).await {
+            Err(Failure::PortUnreachable) => {
+                let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+                // A host without IPv6: what IPv4 said counts.
+                let again = send(v6, longest).await;
+                again.map_err(|_| Failure::PortUnreachable)
+            }
+            done => done,
+        };
+    };
+    match send(SocketAddr::new(host, port), longest).await {
+        Ok(Answer::None) | Err(Failure::Unreachable) if way::is_neighbour_missing(host) => {
+            Err(Failure::NoNeighbour)
+        }
+        done => done,
+    }
+}
+
+/// Sends an empty datagram, and tells what comes back in this time.
+async fn send(addr: SocketAddr, longest: Duration) -> Result<Answer, Failure> {
+    let any: IpAddr = match addr {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let exchange = async {
+        let socket = UdpSocket::bind((any, 0)).await?;
+        // A connected socket gets ICMP errors.
+        socket.connect(addr).await?;
+        socket.send(&[]).await?;
+        socket.recv(&mut [0; 1]).await
+    };
+    match timeout(longest, exchange).await {
+        Err(_) => Ok(Answer::None),
+        Ok(Ok(_)) => Ok(Answer::Some),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(Failure::PortUnreachable)
+        }
+        Ok(Err(error)) => Err(error.into()),
+    }
 }
 
 /// Asks the target; on this host it may listen on one IP version alone.
@@ -121,7 +180,8 @@ async fn ask(addr: SocketAddr, check: &Check) -> Result<(), Failure> {
     // The connection ends with an RST: thousands in TIME_WAIT would use up the ports.
     stream.set_zero_linger()?;
     match check {
-        Check::Tcp => Ok(()),
+        // Datagrams go their own way.
+        Check::Tcp | Check::Udp => Ok(()),
         Check::Http { path } => get(stream, addr, path).await,
     }
 }

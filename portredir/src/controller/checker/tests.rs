@@ -1,7 +1,7 @@
 //! Checks of real servers on the loopback interface.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -89,7 +89,39 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 /// The result of a probe in words.
 fn said(probe: Probe) -> String {
     let (_, result) = block_on(make(probe));
-    result.map_or_else(|why| why, |()| "good".to_owned())
+    let words = result.map(|answer| match answer {
+        Answer::Some => "good".to_owned(),
+        Answer::None => "silence".to_owned(),
+    });
+    words.unwrap_or_else(|why| why)
+}
+
+#[test]
+fn udp_ports_that_answer_are_silent_and_are_closed() {
+    let socket = UdpSocket::bind((LOCALHOST, 0)).expect("a port");
+    let port = Port::new(socket.local_addr().expect("an address").port());
+    assert_eq!(said(probe(port, Check::Udp)), "silence");
+    let answering = socket.try_clone().expect("a socket");
+    let server = thread::spawn(move || {
+        // The first one is that of the probe before.
+        for _ in 0..2 {
+            let (len, peer) = answering.recv_from(&mut [0; 9]).expect("a datagram");
+            assert_eq!(len, 0);
+            let _ = answering.send_to(b"here", peer);
+        }
+    });
+    assert_eq!(said(probe(port, Check::Udp)), "good");
+    server.join().expect("two datagrams");
+    drop(socket);
+    assert_eq!(said(probe(port, Check::Udp)), "port unreachable");
+    let own = |port| Probe {
+        host: None,
+        ..probe(port, Check::Udp)
+    };
+    assert_eq!(said(own(port)), "port unreachable");
+    let v6 = UdpSocket::bind((Ipv6Addr::LOCALHOST, port.get())).expect("a port");
+    assert_eq!(said(own(port)), "silence");
+    drop(v6);
 }
 
 #[test]

@@ -7,12 +7,14 @@ use crate::config::engine::{Engine, EngineChoice};
 use crate::config::settings::Settings;
 use crate::host::features::Features;
 use crate::host::preflight::{self, PreflightError};
+use crate::loader::chain;
 use crate::observe::report::counted;
 use crate::plan::finding::{Diagnosis, Severity};
 use crate::plan::{Plan, Planned};
-use crate::rule::{Ports, Protocols};
+use crate::rule::{Ports, Protocols, Rule, WhenDown};
 use crate::sys::bpffs::{self, Mount};
 use crate::sys::ethtool;
+use crate::sys::sock_destroy::{self, SockDestroyError};
 
 /// All checks of the host.
 pub fn check(settings: &Settings, features: &Features, diagnosis: &mut Diagnosis) {
@@ -34,6 +36,36 @@ pub fn check(settings: &Settings, features: &Features, diagnosis: &mut Diagnosis
     let range = read("ip_local_port_range");
     let reserved = read("ip_local_reserved_ports").unwrap_or_default();
     source_ports(settings, range, &reserved, diagnosis);
+    sockets(settings, sock_destroy::is_supported(), diagnosis);
+}
+
+/// The kernel's way to end sockets of this host whose target is down, where a rule says `cut`.
+fn sockets(
+    settings: &Settings,
+    is_supported: Result<bool, SockDestroyError>,
+    diagnosis: &mut Diagnosis,
+) {
+    const CHECK: &str = "cut";
+    let is_cut = |rule: &&Rule| {
+        let forward = rule.forward();
+        forward.is_some_and(|forward| forward.when_down == WhenDown::Cut)
+    };
+    let Some(rule) = settings.rules.iter().find(is_cut) else {
+        return;
+    };
+    match is_supported {
+        Ok(true) => diagnosis.pass(CHECK, "the kernel can end sockets of this host"),
+        Ok(false) => {
+            let what = "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY is not set)";
+            let why = format!(
+                "clients on this host that have a target of rule `{rule}` stay connected to it \
+                 when it goes down"
+            );
+            let fix = "boot a kernel with this option, or restart these clients".to_owned();
+            diagnosis.find(CHECK, Severity::Warning, [what.to_owned(), why, fix]);
+        }
+        Err(error) => diagnosis.not_checked(CHECK, chain(&error)),
+    }
 }
 
 /// The version and the features of the kernel.
@@ -259,6 +291,20 @@ mod tests {
             jit(value, &mut diagnosis);
             let counts = (diagnosis.findings.len(), diagnosis.unchecked.len());
             assert_eq!(counts, (findings, unchecked), "{diagnosis:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_may_not_end_sockets() {
+        for (rule, is_supported, findings, passed) in [
+            ("80:10.0.0.5:8080", false, 0, 0),
+            ("80:10.0.0.5:8080 cut", true, 0, 1),
+            ("80:10.0.0.5:8080 cut", false, 1, 0),
+        ] {
+            let mut diagnosis = Diagnosis::default();
+            sockets(&settings(&[rule]), Ok(is_supported), &mut diagnosis);
+            let counts = (diagnosis.findings.len(), diagnosis.passed.len());
+            assert_eq!(counts, (findings, passed), "{diagnosis:?}");
         }
     }
 

@@ -458,6 +458,10 @@ impl Client for NewSocket<'_> {
         }
     }
 
+    fn is_v6_only(&self) -> bool {
+        false
+    }
+
     fn own_port(&self) -> Port {
         self.own_port
     }

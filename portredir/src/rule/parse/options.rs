@@ -106,17 +106,28 @@ impl Parser<'_> {
         let by = match value {
             "none" => None,
             "tcp" => Some(CheckBy::Tcp(None)),
+            "udp" => Some(CheckBy::Udp(None)),
             _ if value.starts_with("tcp:") => {
                 self.at += "tcp:".len();
                 let port = self.port("the port that the check connects to")?;
                 return Ok(Some(CheckBy::Tcp(Some(Port::new(port)))));
+            }
+            _ if value.starts_with("udp:") => {
+                self.at += "udp:".len();
+                let port = self.port("the port that the check asks")?;
+                return Ok(Some(CheckBy::Udp(Some(Port::new(port)))));
             }
             _ if let Some(path) = path => {
                 self.check_path(path)?;
                 Some(CheckBy::Http(path.to_owned()))
             }
             _ => {
-                let ways = spelled(["check tcp", "check http:/healthz", "check none"]);
+                let ways = spelled([
+                    "check tcp",
+                    "check udp",
+                    "check http:/healthz",
+                    "check none",
+                ]);
                 return Err(self.error(
                     format!("unknown check `{value}`"),
                     format!("write one of {ways}"),
@@ -257,6 +268,30 @@ impl Parser<'_> {
         ))
     }
 
+    /// Refuses a check of a port on which the target does not serve the rule.
+    fn check_protocol(
+        &self,
+        by: &CheckBy,
+        protocols: Protocols,
+        words: &Words,
+    ) -> Result<(), RuleError> {
+        let (problem, hint) = match (protocols, by) {
+            (Protocols::Udp, CheckBy::Tcp(None) | CheckBy::Http(_)) => (
+                "this check connects by TCP, and the rule is for UDP alone",
+                "write `check udp`, or name a port where the target answers TCP, as in \
+                 `check tcp:8080`",
+            ),
+            (Protocols::Tcp, CheckBy::Udp(None)) => (
+                "this check asks by UDP, and the rule is for TCP alone",
+                "write `check tcp`, or name a port where the target answers UDP, as in \
+                 `check udp:53`",
+            ),
+            _ => return Ok(()),
+        };
+        let at = words.place(&["check"]).map_or(self.at, |(_, at)| at);
+        Err(self.error_at(at, problem, hint))
+    }
+
     /// The health check of a rule with these options.
     pub(super) fn check_of(
         &self,
@@ -279,14 +314,7 @@ impl Parser<'_> {
                 )),
             };
         };
-        if protocols == Protocols::Udp && !matches!(by, CheckBy::Tcp(Some(_))) {
-            let at = words.place(&["check"]).map_or(self.at, |(_, at)| at);
-            return Err(self.error_at(
-                at,
-                "a check connects by TCP, and the rule is for UDP alone",
-                "name a port where the target answers TCP, as in `check tcp:8080`",
-            ));
-        }
+        self.check_protocol(&by, protocols, words)?;
         let every = words.every.unwrap_or(Check::EVERY);
         let timeout = words.timeout.unwrap_or_else(|| Check::usual_timeout(every));
         if timeout > every {

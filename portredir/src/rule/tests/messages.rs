@@ -167,6 +167,7 @@ const WRONG: &[&str] = &[
     "80:10.0.0.5 check tcp:80:81",
     "80:10.0.0.5 check tcp check none",
     "53:10.0.0.5/udp check tcp",
+    "53:10.0.0.5,10.0.0.6 check udp",
     "53:10.0.0.5/udp check http:/healthz",
     "80:10.0.0.5 every 5s",
     "80:10.0.0.5,10.0.0.6 check none rise 3",

@@ -22,24 +22,39 @@ fn target(number: u16, last: u8) -> Watched {
     }
 }
 
-fn refused() -> Result<(), String> {
+fn refused() -> Result<Answer, String> {
     Err("refused".to_owned())
 }
 
 /// The changes of a target, `+` for up and `-` for down, with each result, `y` or `n`. The
 /// first letter is the state at the beginning.
 fn story(results: &str) -> String {
+    story_every(Timing::default().every, results)
+}
+
+/// The changes of a target that is asked with this interval; `s` is silence.
+fn story_every(every: Duration, results: &str) -> String {
+    let timing = Timing {
+        every,
+        ..Timing::default()
+    };
+    let probe = Probe { timing, ..probe(5) };
     let is_up = results.starts_with('+');
     let mut monitor = Monitor::new(1);
     let target = Watched {
         is_up,
+        probe: probe.clone(),
         ..target(1, 5)
     };
     assert_eq!(monitor.watch(&[target], Instant::now()), []);
     let mut said = String::new();
     for result in results.chars().skip(1) {
-        let result = if result == 'y' { Ok(()) } else { refused() };
-        let changed = monitor.finish(&probe(5), result);
+        let result = match result {
+            'y' => Ok(Answer::Some),
+            's' => Ok(Answer::None),
+            _ => refused(),
+        };
+        let changed = monitor.finish(&probe, result);
         said.push(match changed.as_slice() {
             [] => '.',
             [change] if change.why.is_none() => '+',
@@ -66,6 +81,20 @@ fn three_failures_in_a_row_and_two_good_results_count() {
     assert_eq!(story("-ynnn"), "+..-");
 }
 
+/// A host sends one ICMP error a second: where probes come more often, the silence between
+/// two errors is not that of a server.
+#[test]
+fn silence_counts_where_an_error_would_have_come() {
+    assert_eq!(story("+nnnss"), "..-.+");
+    assert_eq!(story("+nnsnnn"), ".....-");
+    let quick = |results| story_every(Duration::from_millis(200), results);
+    assert_eq!(quick("+nnnssssssnssssssss"), "..-..............+");
+    assert_eq!(quick("+nsnsn"), "....-");
+    assert_eq!(quick("+nsnyn"), ".....");
+    assert_eq!(quick("-ss"), "+.");
+    assert_eq!(story_every(Duration::from_secs(1), "+nnnsss"), "..-..+");
+}
+
 #[test]
 fn probes_are_due_every_two_seconds_or_a_little_earlier() {
     let mut monitor = Monitor::new(7);
@@ -79,7 +108,7 @@ fn probes_are_due_every_two_seconds_or_a_little_earlier() {
         assert_eq!(monitor.begin(now, 9), [probe(5)]);
         assert_eq!(monitor.begin(now, 9), [], "the probe runs");
         assert_eq!(monitor.next_due(), None, "the probe runs");
-        monitor.finish(&probe(5), Ok(()));
+        monitor.finish(&probe(5), Ok(Answer::Some));
         let next = monitor.next_due().expect("a time");
         assert_eq!(monitor.begin(next - Duration::from_millis(1), 9), []);
         intervals.push(next - now);
@@ -105,7 +134,7 @@ fn a_slow_probe_is_not_made_twice_at_a_time() {
     assert_eq!(monitor.begin(late, 9), []);
     monitor.watch(&[target(1, 5), target(2, 5)], late);
     assert_eq!(monitor.begin(late, 9), [], "the probe still runs");
-    monitor.finish(&probe(5), Ok(()));
+    monitor.finish(&probe(5), Ok(Answer::Some));
     assert_eq!(monitor.begin(late, 9).len(), 1, "overdue");
 }
 
@@ -140,7 +169,7 @@ fn targets_with_the_same_probe_share_it() {
     };
     monitor.watch(&[target(1, 5), down, other], now);
     assert_eq!(monitor.begin(now, 9).len(), 2);
-    let changed = monitor.finish(&probe(5), Ok(()));
+    let changed = monitor.finish(&probe(5), Ok(Answer::Some));
     let changed: Vec<_> = changed.iter().map(|change| change.number).collect();
     assert_eq!(changed, [2]);
 }

@@ -43,6 +43,17 @@ impl Rule {
         }
     }
 
+    /// A port of every address of the host leads to these targets.
+    pub fn anywhere(port: u16, targets: &[SocketAddr]) -> Self {
+        Self {
+            own: None,
+            ports: (port, port),
+            targets: targets.to_vec(),
+            weights: Vec::new(),
+            options: "",
+        }
+    }
+
     /// Adds weights.
     pub fn weighing(self, weights: &[u8]) -> Self {
         Self {

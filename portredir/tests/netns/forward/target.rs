@@ -24,9 +24,11 @@ use crate::peer::conn::{Conn, Proto};
 
 pub fn add(tests: &mut Tests) {
     type Test = (&'static str, fn(&mut Site, Family));
-    const TESTS: [Test; 7] = [
+    const TESTS: [Test; 9] = [
         ("drain_and_return", drain_and_return),
         ("death_and_return", death_and_return),
+        ("death_of_a_port", death_of_a_port),
+        ("death_of_a_host", death_of_a_host),
         ("weights", weights),
         ("all_down", all_down),
         ("all_down_with_else", all_down_with_else),
@@ -89,13 +91,25 @@ fn targets(site: &Site) -> Value {
     serde_json::from_str(&shown).expect("JSON")
 }
 
+/// The reason why a target is down.
+fn why_down(site: &Site, target: SocketAddr) -> String {
+    let shown = shown(site, target);
+    shown["why"].as_str().expect("a reason").to_owned()
+}
+
 fn state_of(site: &Site, target: SocketAddr) -> String {
+    let shown = shown(site, target);
+    shown["state"].as_str().expect("a state").to_owned()
+}
+
+/// A target as `targets --json` shows it.
+fn shown(site: &Site, target: SocketAddr) -> Value {
     let shown = targets(site);
     let targets = shown["targets"].as_array().expect("targets");
     let mut targets = targets.iter();
     let found = targets.find(|shown| shown["target"] == target.to_string());
     let found = found.unwrap_or_else(|| panic!("targets --json has no {target}: {shown}"));
-    found["state"].as_str().expect("a state").to_owned()
+    found.clone()
 }
 
 /// The words for `drain` and `undrain`.
@@ -190,7 +204,23 @@ fn drain_and_return(site: &mut Site, family: Family) {
 
 /// Ends the servers of F, as when its process is killed, and starts them again.
 fn death_and_return(site: &mut Site, family: Family) {
-    start(site, family, CHECK);
+    die_and_return(site, family, CHECK);
+}
+
+/// Does so where the check is a datagram, which F's host refuses.
+fn death_of_a_port(site: &mut Site, family: Family) {
+    // Clients that ask all the time would use up the errors that F's host may send, and the
+    // check would get none.
+    for key in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
+        site.f.sysctl(key, "0");
+    }
+    site.f.sysctl("ipv4/icmp_msgs_per_sec", "100000");
+    site.f.sysctl("ipv4/icmp_msgs_burst", "100000");
+    die_and_return(site, family, "check udp every 200ms");
+}
+
+fn die_and_return(site: &mut Site, family: Family, check: &'static str) {
+    start(site, family, check);
     let f = target(site, family, Place::F);
     let mut tcp = many(site, family, Proto::Tcp);
     let udp = many(site, family, Proto::Udp);
@@ -204,6 +234,12 @@ fn death_and_return(site: &mut Site, family: Family) {
     note(&format!("UDP flows of F were answered after {waited:?}"));
     assert!(waited <= limit, "answered after {waited:?}, not {limit:?}");
     wait_until(site, f, "down");
+    let why = if check == CHECK {
+        "refused"
+    } else {
+        "port unreachable"
+    };
+    assert_eq!(why_down(site, f), why);
     for flow in tcp.iter_mut().filter(|flow| flow.name == "G") {
         assert!(still_talks(flow).is_ok(), "a connection to G");
     }
@@ -222,6 +258,37 @@ fn death_and_return(site: &mut Site, family: Family) {
     tcp.retain(|flow| flow.name == "G");
     check_kept(&mut tcp, &mut [], "after F came back");
     check_shared(&many(site, family, Proto::Tcp), "after F came back");
+}
+
+/// The kernel finds out by itself that nobody has F's address any more: a datagram without an
+/// answer says nothing, and the neighbour does.
+fn death_of_a_host(site: &mut Site, family: Family) {
+    let ip = if family == Family::V4 { "ipv4" } else { "ipv6" };
+    for (key, value) in [
+        ("base_reachable_time_ms", "500"),
+        ("delay_first_probe_time", "1"),
+        ("retrans_time_ms", "100"),
+    ] {
+        let key = format!("{ip}/neigh/br0/{key}");
+        site.lab.host.sysctl(&key, value);
+    }
+    // What is known already has the timer of before.
+    site.lab.host.ip("neigh flush dev br0");
+    start(site, family, "check udp every 500ms");
+    let f = target(site, family, Place::F);
+    let mut flows = many(site, family, Proto::Udp);
+    site.lab.host.ip("link set port-f down");
+    wait_until(site, f, "down");
+    assert_eq!(why_down(site, f), "no neighbour");
+    for flow in &mut flows {
+        assert_eq!(reaches(flow), "G", "while F's host is gone");
+    }
+    site.lab.host.ip("link set port-f up");
+    wait_until(site, f, "up");
+    for flow in &mut flows {
+        assert_eq!(reaches(flow), "G", "after F's host came back");
+    }
+    check_shared(&many(site, family, Proto::Udp), "after F's host came back");
 }
 
 /// Throws away all replies and errors that came to a UDP flow.

@@ -83,8 +83,10 @@ impl Shared {
             })),
         };
         let usual = Check::usual(targets.len(), listen.protocols);
-        let check = self.check.unwrap_or(usual).filter(|check| {
-            listen.protocols != Protocols::Udp || matches!(check.by, CheckBy::Tcp(Some(_)))
+        let check = self.check.unwrap_or(usual).filter(|check| match &check.by {
+            CheckBy::Tcp(Some(_)) | CheckBy::Udp(Some(_)) => true,
+            CheckBy::Tcp(None) | CheckBy::Http(_) => listen.protocols != Protocols::Udp,
+            CheckBy::Udp(None) => listen.protocols != Protocols::Tcp,
         });
         Some(Forward {
             targets,
@@ -136,8 +138,9 @@ fn target() -> impl Strategy<Value = AnyTarget> {
 }
 
 fn check() -> impl Strategy<Value = Check> {
-    let tcp = option::of(1..=u16::MAX).prop_map(|port| CheckBy::Tcp(port.map(Port::new)));
-    let by = prop_oneof![tcp, "/[a-z0-9?=&,%._-]{0,12}".prop_map(CheckBy::Http)];
+    let port = || option::of((1..=u16::MAX).prop_map(Port::new));
+    let (tcp, udp) = (port().prop_map(CheckBy::Tcp), port().prop_map(CheckBy::Udp));
+    let by = prop_oneof![tcp, udp, "/[a-z0-9?=&,%._-]{0,12}".prop_map(CheckBy::Http)];
     let every = prop_oneof![
         Just(Check::EVERY),
         (100..20_000_u64).prop_map(Duration::from_millis)
