@@ -246,8 +246,8 @@ fn a_hurried_probe_is_due_at_once_and_others_wait() {
     let start = Instant::now();
     monitor.watch(&[target(1, 5), target(2, 6)], start);
     assert_eq!(monitor.begin(start, 9).len(), 2);
-    monitor.finish(&probe(5), Ok(()));
-    monitor.finish(&probe(6), Ok(()));
+    monitor.finish(&probe(5), Ok(Answer::Some));
+    monitor.finish(&probe(6), Ok(Answer::Some));
     let soon = start + Duration::from_millis(10);
     assert_eq!(monitor.begin(soon, 9), []);
     let hosts = [IpAddr::from([10, 0, 0, 5]), IpAddr::from([10, 0, 0, 7])];
