@@ -124,7 +124,7 @@ impl Parser<'_> {
             _ => {
                 let ways = spelled([
                     "check tcp",
-                    "check udp",
+                    "check udp:53",
                     "check http:/healthz",
                     "check none",
                 ]);
