@@ -305,7 +305,7 @@ fn local() {
     );
     let text = host.run(&["explain", "tcp", "local", "to", "127.0.0.1:80"]);
     assert!(
-        text.contains("redirected to one of its targets by 80:"),
+        text.contains("redirected to one of its targets by\n"),
         "{text}"
     );
     host.down();
