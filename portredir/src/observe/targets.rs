@@ -146,8 +146,31 @@ pub fn list(
         time,
         checking: checking.is_on,
         checked_at: checking.at,
-        targets: targets.collect(),
+        targets: targets.fold(Vec::new(), add),
     }
+}
+
+/// Adds a line. A port of this host is a target of the clients of each IP version, with one
+/// check: it has one line for both.
+fn add(mut lines: Vec<Line>, line: Line) -> Vec<Line> {
+    let key = |line: &Line| {
+        (
+            line.listen.clone(),
+            line.target.clone(),
+            line.is_else,
+            line.state,
+        )
+    };
+    let same = lines.iter_mut().find(|known| key(known) == key(&line));
+    match same {
+        Some(known) if line.addr.is_none() => {
+            let sum = |a: Option<u64>, b: Option<u64>| Some(a? + b?);
+            known.flows = sum(known.flows, line.flows);
+            known.packets = sum(known.packets, line.packets);
+        }
+        _ => lines.push(line),
+    }
+    lines
 }
 
 fn line(service: &Service, target: &Target, is_removed: bool, known: Known) -> Line {

@@ -19,7 +19,7 @@ use crate::lab::program::PROGRAM;
 const PREFIX: &str = "portredir-bench-";
 
 /// Longer than a run takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(75);
+const PATIENCE: Duration = Duration::from_secs(170);
 
 pub fn add(tests: &mut Tests) {
     let tools = &["chrt", "nft", "taskset"];

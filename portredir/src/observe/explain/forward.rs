@@ -1,7 +1,6 @@
 //! The targets of a rule that has several, or one with an address: which of them a new flow
 //! gets, and why.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use portredir_common::flow::FlowKey;
@@ -160,17 +159,13 @@ impl Explainer {
     }
 
     /// The targets of a rule that clients of a flow's IP version can have.
-    ///
-    /// A target of this host is listed for each IP version, with the same check.
     fn lines(&self, rule: &Rule, key: &FlowKey) -> impl Iterator<Item = &Line> {
         let listen = rule.listen_key();
         let is_v4 = key.local.is_v4();
-        let mut known = BTreeSet::new();
         let lines = self.redirect.targets.iter();
         lines.filter(move |line| {
             let is_version = line.addr.is_none_or(|addr| addr.is_ipv4() == is_v4);
-            let is_its = line.listen == listen && line.state != State::Removed && is_version;
-            is_its && known.insert((line.target.as_str(), line.is_else))
+            line.listen == listen && line.state != State::Removed && is_version
         })
     }
 

@@ -94,7 +94,9 @@ fn targets() {
     let (lab, host) = (&site.lab, Host::of(&site.lab));
     let _there = Server::start(&site.target, "there", 8080, Manner::Echo);
     let _here = Server::start(&lab.host, "here", 8080, Manner::Echo);
-    host.up(&RULES);
+    // The sums of all maps take longer than the test has, unless these are small.
+    let sizes = ["--max-tcp-flows", "2048", "--max-udp-flows", "1024"];
+    host.up(&[&sizes[..], &RULES].concat());
     host.run(&["drain", "10.9.7.5:8080"]);
     site.wait_for_states(
         &host,
