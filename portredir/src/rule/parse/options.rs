@@ -278,7 +278,7 @@ impl Parser<'_> {
         let (problem, hint) = match (protocols, by) {
             (Protocols::Udp, CheckBy::Tcp(None) | CheckBy::Http(_)) => (
                 "this check connects by TCP, and the rule is for UDP alone",
-                "write `check udp`, or name a port where the target answers TCP, as in \
+                "write `check udp:53` to ask by UDP, or a port where the target answers TCP, as in \
                  `check tcp:8080`",
             ),
             (Protocols::Tcp, CheckBy::Udp(None)) => (
