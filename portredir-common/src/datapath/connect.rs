@@ -8,7 +8,7 @@ use crate::datapath::rule_match::choose;
 use crate::datapath::{connect_forward, not_local, own_flow, unmatched};
 use crate::flow::{Flow, FlowKey, FlowTable};
 use crate::kernel::{Client, Socket, Tables, now};
-use crate::map::rules::{PortEntry, PreviousTargets};
+use crate::map::rules::{Choice, PortEntry, PreviousTargets};
 use crate::map::sockets::ConnectedPeer;
 use crate::net::{Addr, Port, Protocol};
 use crate::verdict::Reason;
@@ -145,6 +145,18 @@ fn redirect<T: Tables, C: Client>(
     if choice.is_forward {
         return connect_forward::redirect(tables, client, (peer, call), (&key, choice));
     }
+    redirect_here(tables, client, (peer, call), (addr, entry, key, choice))
+}
+
+/// Points a client at a port of this host. `key` is the flow as the client knows it.
+#[inline(always)]
+fn redirect_here<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    (peer, call): (&mut NamedPeer, PeerCall),
+    (addr, entry, mut key, choice): (Addr, PortEntry, FlowKey, Choice),
+) -> Reason {
+    let port = peer.port;
     let may_be_assigned = may_be_assigned(tables, client, entry, &key);
     key.local_port = choice.target;
     if entry.is_if_listening() && !tables.is_served(&key) {

@@ -25,12 +25,7 @@ pub(super) fn redirect<T: Tables, C: Client>(
     if bound_to.is_v4_loopback() || bound_to.is(Addr::V6_LOOPBACK) {
         return Reason::BoundToLoopback;
     }
-    let mut service = tables.service(choice.target.get(), key.version);
-    let mut is_mapped = false;
-    if service.flags & Service::USED == 0 && !key.local.is_v4() {
-        service = tables.service(choice.target.get(), Version::V4 as u8);
-        is_mapped = true;
-    }
+    let (service, is_mapped) = service_of(tables, key, choice);
     if service.flags & Service::USED == 0 {
         return Reason::NoMatch;
     }
@@ -77,6 +72,17 @@ pub(super) fn redirect<T: Tables, C: Client>(
     peer.addr = addr;
     peer.port = port;
     Reason::Redirected
+}
+
+/// The service that a choice leads to, and whether it is the one of IPv4 for a client that
+/// names an IPv6 address.
+#[inline(always)]
+fn service_of<T: Tables>(tables: &T, key: &FlowKey, choice: Choice) -> (Service, bool) {
+    let service = tables.service(choice.target.get(), key.version);
+    if service.flags & Service::USED != 0 || key.local.is_v4() {
+        return (service, false);
+    }
+    (tables.service(choice.target.get(), Version::V4 as u8), true)
 }
 
 /// Whether an IPv6 socket that names an IPv6 address can be pointed at an IPv4 one, as

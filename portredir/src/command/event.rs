@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{count, journal, progress, say};
 use crate::config::engine::EngineChoice;
 use crate::controller::event::{DetachReason, Event, Interrupted, News};
+use crate::loader::local_peers::EndSocketsError;
 use crate::loader::{Unregistered, chain};
 use crate::rule::Rule;
 use crate::sys::syslog::Severity;
@@ -44,6 +45,9 @@ const fn severity(event: &Event) -> Option<Severity> {
     }
 }
 
+const WATCHER_IS_SLOW: &str =
+    "the watcher process has not started within 5 s; check with: portredir status";
+
 /// An event as a sentence.
 fn text(event: &Event) -> String {
     match event {
@@ -81,38 +85,45 @@ fn text(event: &Event) -> String {
         Event::Draining {
             connections,
             timeout,
-        } => format!(
-            "waiting up to {} s for {} to end; Ctrl-C stops waiting",
-            timeout.as_secs_f64(),
-            count(*connections, "connection")
-        ),
+        } => draining(*connections, *timeout),
         Event::Waiting { connections, left } => waiting(*connections, *left),
         Event::CutOff { connections } => {
             format!("cutting off {}", count(*connections, "connection"))
         }
         Event::TargetTurned { target, rule, why } => turned(target, rule, why.as_deref()),
         Event::WayChanged { target, news } => format!("target {target}: {news}"),
-        Event::SocketsEnded { sockets } => {
-            let sockets = count(*sockets, "socket");
-            format!("{sockets} of this host had a target that is down: ended, as `cut` says")
-        }
-        Event::SocketsStay(error) => format!(
-            "sockets of this host that are connected to a target that is down stay, though \
-             their rule says `cut`: {}",
-            chain(error)
+        Event::SocketsEnded { sockets } => format!(
+            "{} of this host had a target that is down: ended, as `cut` says",
+            count(*sockets, "socket")
         ),
+        Event::SocketsStay(error) => sockets_stay(error),
         Event::RolledBack => "change rolled back: not confirmed in time".to_owned(),
         Event::Killed(pid) => format!("killing process {pid}"),
-        Event::WatcherIsSlow => {
-            "the watcher process has not started within 5 s; check with: portredir status"
-                .to_owned()
-        }
+        Event::WatcherIsSlow => WATCHER_IS_SLOW.to_owned(),
         Event::ReloadFailed(error) => format!(
             "portredir: reload failed, keeping the running rules: {}",
             chain(error)
         ),
         Event::Unlocked(error) => format!("{}; continuing", chain(error)),
     }
+}
+
+/// The wait for connections, as it begins.
+fn draining(connections: usize, timeout: Duration) -> String {
+    format!(
+        "waiting up to {} s for {} to end; Ctrl-C stops waiting",
+        timeout.as_secs_f64(),
+        count(connections, "connection")
+    )
+}
+
+/// The reason why sockets outlive a target of theirs.
+fn sockets_stay(error: &EndSocketsError) -> String {
+    format!(
+        "sockets of this host that are connected to a target that is down stay, though their \
+         rule says `cut`: {}",
+        chain(error)
+    )
 }
 
 /// A target that has come up, or has gone down for a reason.

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::Tests;
 use crate::lab::Dir;
+use crate::lab::extent::allow;
 use crate::lab::message::{INTERRUPTED, NOT_MEASURED};
 use crate::lab::process::{Process, wait_for, wait_within};
 use crate::lab::program::PROGRAM;
@@ -84,6 +85,7 @@ fn left(pid: u32) -> Vec<PathBuf> {
 
 /// Servers on another host, for clients elsewhere and for those of the host that redirects.
 fn elsewhere(topology: &str) {
+    allow(PATIENCE + Duration::from_secs(30));
     let dir = dir();
     let before = host();
     let json = dir.0.join("report.json").display().to_string();
@@ -118,6 +120,7 @@ fn elsewhere(topology: &str) {
 }
 
 fn measures() {
+    allow(PATIENCE + Duration::from_secs(30));
     let dir = dir();
     let before = host();
     let json = dir.0.join("report.json").display().to_string();
