@@ -406,6 +406,10 @@ fn plain_lines() {
     ] {
         let command = foreground_command(options);
         terminal.press("C-l");
+        // The run before has said the same words.
+        terminal.wait_for("an empty screen", |screen| {
+            !screen.contains("press Ctrl-C to stop")
+        });
         terminal.enter(&format!("({command}){tail}"));
         terminal.wait_for_words("press Ctrl-C to stop");
         send_flows(&lab, 1);

@@ -1,5 +1,6 @@
 //! Headers as they arrive at the target and at the client, and whole connections.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::conformance::observe::{Observation, failure};
 use crate::conformance::site::Offload;
 use crate::conformance::tcp::{echo_all, noise};
 use crate::lab::Family;
+use crate::lab::process::wait_for;
 use crate::peer::conn::Proto;
 
 #[rustfmt::skip]
@@ -126,7 +128,15 @@ fn half_close(site: &Site, family: Family) -> Observation {
     };
     // The server is in TIME_WAIT or the client is, as it closed first.
     for name in ["again", "and again", "once more"] {
-        let seen = match Conversation::begin(client, Proto::Tcp, port, to) {
+        // A process that another test begins has a copy of all sockets until it is a program,
+        // so the port may be in use for a moment longer.
+        let begun = wait_for("the client port", || {
+            match Conversation::begin(client, Proto::Tcp, port, to) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+                begun => Some(begun),
+            }
+        });
+        let seen = match begun {
             Ok(mut conversation) => {
                 let seen = told(site, &mut conversation);
                 conversation.conn.reset();
