@@ -82,7 +82,7 @@ impl Tier {
     /// How many tests that fail may be asked again, alone. What these tests do
     /// takes real time, and a machine that is busy elsewhere can delay any step.
     fn retries(self) -> usize {
-        if self == Self::Netns { 3 } else { 0 }
+        if self == Self::Netns { 8 } else { 0 }
     }
 }
 

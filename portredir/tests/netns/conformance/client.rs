@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::observe::{Observation, failure};
@@ -11,6 +12,22 @@ use crate::peer::conn::{Conn, Proto};
 /// How long a client waits for an answer. Long enough for a busy machine: what
 /// is refused is refused at once, and few cases wait in vain.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The ports of clients that ask for none. They are below those that the kernel gives
+/// (`ip_local_port_range`), and above those that cases give.
+const FRESH_PORTS: std::ops::Range<u16> = 24_000..32_000;
+
+/// A port that no other conversation has had for long.
+///
+/// REDIRECT changes the address too, so conversations with two addresses of the host become
+/// one where the kernel gives both the same port; conntrack then replaces the port of the
+/// second (`nf_nat_setup_info`). Which ports the kernel gives depends on a secret of the
+/// boot (`inet_hash_connect`).
+fn fresh_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let count = FRESH_PORTS.end - FRESH_PORTS.start;
+    FRESH_PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % count
+}
 
 /// A conversation that has begun.
 pub struct Conversation {
@@ -28,8 +45,10 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Connects and reads the greeting; `port` is the client's port, or zero.
+    /// Connects and reads the greeting; `port` is the client's port, or zero for one that no
+    /// other conversation has had for long.
     pub fn begin(at: &Namespace, proto: Proto, port: u16, to: SocketAddr) -> io::Result<Self> {
+        let port = if port == 0 { fresh_port() } else { port };
         let conn = Conn::connect_within(PATIENCE, at, proto, (port, to))?;
         Self::over(conn, to)
     }

@@ -1,7 +1,5 @@
 //! Documents that a test writes, and compares with what is committed.
 
-use std::fmt::Write as _;
-
 /// Set, it makes the test write the document instead of comparing it.
 const BLESS: &str = "PORTREDIR_BLESS";
 
@@ -51,21 +49,11 @@ impl Document {
 
     /// Shows where two texts differ, and fails.
     pub fn compare(&self, committed: &str, now: &str) {
-        let [old, new] = [committed, now].map(|text| text.lines().collect::<Vec<_>>());
-        if old == new {
+        if committed == now {
             return;
         }
-        let same = |pairs: &mut dyn Iterator<Item = (&&str, &&str)>| {
-            pairs.take_while(|(old, new)| old == new).count()
-        };
-        let start = same(&mut old.iter().zip(&new));
-        let end = same(&mut old[start..].iter().rev().zip(new[start..].iter().rev()));
-        let mut diff = String::new();
-        for (sign, lines) in [("-", &old), ("+", &new)] {
-            for line in &lines[start..lines.len() - end] {
-                writeln!(diff, "{sign}{line}").expect("text");
-            }
-        }
+        let diff = similar::TextDiff::from_lines(committed, now);
+        let diff = diff.unified_diff().context_radius(0).to_string();
         let Self { name, tests, .. } = self;
         panic!(
             "{name} is not what was seen now:\n{diff}\
