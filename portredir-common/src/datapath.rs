@@ -12,6 +12,7 @@ pub mod conntrack;
 pub mod egress;
 mod elsewhere;
 pub mod fast;
+mod fast_forward;
 pub mod flow_lookup;
 pub mod forward;
 mod forward_icmp;
@@ -57,6 +58,12 @@ const fn unmatched(entry: PortEntry) -> Reason {
 #[inline(always)]
 fn is_local_dst<T: Tables>(tables: &T, key: &FlowKey) -> bool {
     is_possible_local_dst(key) && tables.is_local(&key.local)
+}
+
+/// Whether the local end of `key` is for sure an address of this host.
+#[inline(always)]
+fn is_cached_local_dst<T: Tables>(tables: &T, key: &FlowKey) -> bool {
+    is_possible_local_dst(key) && tables.is_in_local_addr_cache(&key.local)
 }
 
 /// Whether the local end of `key` may be an address of this host.

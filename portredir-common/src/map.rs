@@ -10,6 +10,7 @@ pub mod ends;
 pub mod entry;
 pub mod forward;
 pub mod hash;
+pub mod packet_path;
 pub mod port_remap;
 pub mod rules;
 pub mod sockets;

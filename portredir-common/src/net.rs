@@ -260,6 +260,12 @@ impl Flags {
         self.0 & (Self::SYN.0 | Self::RST | Self::ACK) == Self::SYN.0
     }
 
+    /// Whether the segment begins a connection, or answers one that does.
+    #[inline(always)]
+    pub(crate) const fn has_syn(self) -> bool {
+        self.0 & Self::SYN.0 != 0
+    }
+
     /// Whether the segment answers a SYN: it begins nothing.
     #[inline(always)]
     #[must_use]

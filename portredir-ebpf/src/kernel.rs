@@ -14,10 +14,10 @@ use portredir_common::flow::{Flow, FlowKey};
 use portredir_common::kernel::{Assign, Cached, Hit, Host, Outcome, Socket, SocketCache, Tables};
 use portredir_common::map::entry::Word as _;
 use portredir_common::map::local;
-use portredir_common::map::rules::{
-    Choice, ENTRY_BITS, IPSEC_BY_SOCKET, PacketPath, PortEntry, PreviousTargets, TRACED,
-    local_addr_slot,
+use portredir_common::map::packet_path::{
+    ENTRY_BITS, IPSEC_BY_SOCKET, PacketPath, TRACED, local_addr_slot,
 };
+use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
 use portredir_common::map::trace::TraceHead;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::packed::Packed;

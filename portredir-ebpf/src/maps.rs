@@ -12,9 +12,10 @@ use portredir_common::map::bucket::Bucket;
 use portredir_common::map::counters::{Counter, CounterKey, Hits, Outcomes};
 use portredir_common::map::ends::Ends;
 use portredir_common::map::hash::Seed;
+use portredir_common::map::packet_path::PacketPath;
 use portredir_common::map::port_remap::REMAP_BLOOM_ELEMENTS;
 use portredir_common::map::rules::{
-    AddrKey, Candidates, IfaceKey, PacketPath, PortEntry, PreviousTargets, SourceKey,
+    AddrKey, Candidates, IfaceKey, PortEntry, PreviousTargets, SourceKey,
 };
 use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey};
 use portredir_common::map::targets::{self, Target};

@@ -30,7 +30,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap as BpfHashMap, Map};
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps, Xdp};
 use portredir_common::map::hash::Seed;
-use portredir_common::map::rules::PacketPath;
+use portredir_common::map::packet_path::PacketPath;
 use portredir_common::net::Addr;
 
 use self::error::map_error;

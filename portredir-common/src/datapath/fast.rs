@@ -3,13 +3,13 @@
 //! The fast path leaves every packet that it cannot decide on as it is, for
 //! [`ingress`](super::ingress) and [`egress`](super::egress).
 
-use crate::datapath::conntrack;
 use crate::datapath::egress::{Reply, restore_ports};
 use crate::datapath::flow_lookup::{FlowQuery, lookup_or_insert};
-use crate::datapath::is_possible_local_dst;
 use crate::datapath::rule_match::plain_route;
+use crate::datapath::{conntrack, fast_forward, is_cached_local_dst};
 use crate::flow::{Epoch, Flow, FlowKey, FlowLookup, FlowTable, Original};
 use crate::kernel::{Cached, Hit, Route, SocketCache, Tables};
+use crate::map::rules::PortEntry;
 use crate::net::{Flags, Port, Protocol, Version};
 use crate::verdict::Reason;
 use crate::wire::fields::ports;
@@ -56,6 +56,9 @@ fn redirect<S: Shape, F: Frame, T: Tables>(
     let entry = tables.port(S::PROTOCOL, dst_port);
     if !entry.is_dst_or_target() {
         return Some(Reason::NoRule);
+    }
+    if entry.is_quick_forward() {
+        return fast_forward::ingress::<S, _, _>(frame, tables, (link, entry));
     }
     if !entry.is_plain() {
         return None;
@@ -157,12 +160,6 @@ impl Arrival {
     }
 }
 
-/// Whether the local end of `key` is for sure an address of this host.
-#[inline(always)]
-fn is_cached_local_dst<T: Tables>(tables: &T, key: &FlowKey) -> bool {
-    is_possible_local_dst(key) && tables.is_in_local_addr_cache(&key.local)
-}
-
 #[inline(always)]
 fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
     frame: &mut F,
@@ -173,13 +170,8 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
     let ports: (Port, Port) = packet.ports(frame).ok()?;
     let (local_port, client_port) = ports;
     let entry = tables.port(S::PROTOCOL, local_port);
-    if !entry.is_quick_target() {
-        // What begins at a port of a rule has to be noted.
-        return if entry.is_match_or_traced() {
-            None
-        } else {
-            Some(Reason::NoRule)
-        };
+    if !entry.is_quick_target() || S::PROTOCOL == Protocol::Udp && entry.is_remote() {
+        return restore_remote::<S, _, _>(frame, tables, (link, entry));
     }
     let key = || {
         let key = packet.key(frame, End::Src, S::PROTOCOL).ok()?;
@@ -193,14 +185,15 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
         Protocol::Tcp => match tables.cached(ports) {
             Cached::Flow(flow) => Some(flow),
             Cached::Nothing => return None,
-            _ if entry.is_remote() => return None,
+            _ if entry.is_remote() => {
+                return restore_remote::<S, _, _>(frame, tables, (link, entry));
+            }
             // A RST may refuse a connection, and begin and end of one are noted where no
             // socket tells.
             Cached::NoSocket if flags(frame, &packet, S::PROTOCOL).ok()?.is_reset() => return None,
             Cached::Forwarded if is_noted(flags(frame, &packet, S::PROTOCOL).ok()?) => return None,
             Cached::NoSocket | Cached::Forwarded => conntrack::reply(tables, S::PROTOCOL, &key()?),
         },
-        Protocol::Udp if entry.is_remote() => return None,
         Protocol::Udp => {
             let key = key()?;
             let begins_here = |flow: &Flow| entry.is_private() && flow.is_foreign(&key);
@@ -222,6 +215,24 @@ fn restore<S: Shape, F: Frame, T: Tables + SocketCache>(
     };
     match restore_ports(frame, tables, &reply, &flow) {
         Ok(reason) | Err(reason) => Some(reason),
+    }
+}
+
+/// Handles a packet that leaves from a port which only targets with an address have, or
+/// these too.
+#[inline(always)]
+fn restore_remote<S: Shape, F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    (link, entry): (Link, PortEntry),
+) -> Option<Reason> {
+    if entry.is_quick_remote() {
+        fast_forward::egress::<S, _, _>(frame, tables, link)
+    } else if entry.is_match_or_traced() {
+        // What begins at a port of a rule has to be noted.
+        None
+    } else {
+        Some(Reason::NoRule)
     }
 }
 

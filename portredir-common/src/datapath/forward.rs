@@ -15,8 +15,8 @@ use crate::map::targets::{Service, Slot, Target};
 use crate::net::{Addr, Flags, Port, Protocol, Version};
 use crate::packed::Packed as _;
 use crate::verdict::Reason;
-use crate::wire::frame::{Cover, Frame};
-use crate::wire::headers::{End, segment};
+use crate::wire::frame::{Check, Cover, Frame};
+use crate::wire::headers::{End, Packet, segment};
 use crate::wire::subprog::{self, Found};
 
 /// Handles a packet that came in to a port whose rules may lead to a service; `None` for one
@@ -88,26 +88,38 @@ fn write<F: Frame>(frame: &mut F, packet: u64, (key, local): (&FlowKey, End)) ->
     let mut write = || {
         let packet = found.get()?;
         let check = subprog::check(frame, found)?;
-        let (src_port, dst_port) = packet.ports(frame)?;
-        set_addr(
-            frame,
-            &packet,
-            (local, check, Cover::PseudoHeader),
-            key.local,
-        )?;
-        let ports = match local {
-            End::Dst => (key.client_port, key.local_port),
-            End::Src => (key.local_port, key.client_port),
-        };
-        let changes = Rewrite {
-            offset: packet.transport,
-            check,
-            src: Change::new(src_port, ports.0),
-            dst: Change::new(dst_port, ports.1),
-        };
-        rewrite(frame, changes)
+        let ports = packet.ports(frame)?;
+        write_ends(frame, &packet, (ports, check), (key, local))
     };
     write().err().unwrap_or(Reason::Redirected)
+}
+
+/// Gives a packet, which has these ports, the ends of a flow, `local` of which is the
+/// server's.
+#[inline(always)]
+pub(super) fn write_ends<F: Frame>(
+    frame: &mut F,
+    packet: &Packet,
+    ((src_port, dst_port), check): ((Port, Port), Check),
+    (key, local): (&FlowKey, End),
+) -> Result<(), Reason> {
+    set_addr(
+        frame,
+        packet,
+        (local, check, Cover::PseudoHeader),
+        key.local,
+    )?;
+    let ports = match local {
+        End::Dst => (key.client_port, key.local_port),
+        End::Src => (key.local_port, key.client_port),
+    };
+    let changes = Rewrite {
+        offset: packet.transport,
+        check,
+        src: Change::new(src_port, ports.0),
+        dst: Change::new(dst_port, ports.1),
+    };
+    rewrite(frame, changes)
 }
 
 /// The body of [`Subprograms::find_forward`].
@@ -171,19 +183,29 @@ pub fn find<T: Tables>(
 /// The slot of a client. Not inlined: the BPF stack is small.
 #[inline(never)]
 fn slot_bits<T: Tables>(tables: &T, key: &FlowKey, service: u64) -> u64 {
-    let service = Service::unpack(service);
-    let is_affine = service.flags & Service::AFFINITY != 0;
-    let hash = tables.hash(&slot_key(key, is_affine)).0 >> 32;
-    let hash = hash as u32;
-    let index = service
-        .first_slot
-        .wrapping_add(hash & u32::from(service.mask));
-    tables.slot(index).pack()
+    slot_of(tables, key, Service::unpack(service)).pack()
+}
+
+/// The slot of a client.
+#[inline(always)]
+pub(super) fn slot_of<T: Tables>(tables: &T, key: &FlowKey, service: Service) -> Slot {
+    let mut index = service.first_slot;
+    if service.mask != 0 {
+        let is_affine = service.flags & Service::AFFINITY != 0;
+        let hash = tables.hash(&slot_key(key, is_affine)).0 >> 32;
+        let hash = hash as u32;
+        index = index.wrapping_add(hash & u32::from(service.mask));
+    }
+    tables.slot(index)
 }
 
 /// The target of a number, unless its flows have to go elsewhere.
 #[inline(always)]
-fn known_target<'a, T: Tables>(tables: &'a T, number: u16, key: &FlowKey) -> Option<&'a Target> {
+pub(super) fn known_target<'a, T: Tables>(
+    tables: &'a T,
+    number: u16,
+    key: &FlowKey,
+) -> Option<&'a Target> {
     if number == Slot::RESTS || number == Slot::DROPS {
         return None;
     }
@@ -195,7 +217,7 @@ fn known_target<'a, T: Tables>(tables: &'a T, number: u16, key: &FlowKey) -> Opt
 
 /// Makes the translated flow of a key.
 #[inline(always)]
-fn point_at(key: &mut FlowKey, target: &Target, dialled: &Addr, dst_port: Port) {
+pub(super) fn point_at(key: &mut FlowKey, target: &Target, dialled: &Addr, dst_port: Port) {
     key.local = if target.has(Target::HERE) {
         *dialled
     } else {

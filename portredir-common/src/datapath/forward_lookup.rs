@@ -108,15 +108,31 @@ fn meet_udp<T: ForwardMaps>(
             Met::Nothing
         };
     }
-    if age > 0 && !segment.is_look() {
-        found.set(found.entry.seen_again_at(now));
+    if !segment.is_look() {
+        refresh(&found, Protocol::Udp, now);
     }
     Met::Begun
 }
 
+/// Notes a packet of a client that neither begins nor ends its flow.
+#[inline(always)]
+pub(super) fn refresh<W: Word>(found: &FoundForward<'_, W>, protocol: Protocol, now: Epoch) {
+    let entry = found.entry;
+    if now.since(entry.seen()) > 0 {
+        found.set(match protocol {
+            Protocol::Tcp => entry.seen_at(now),
+            Protocol::Udp => entry.seen_again_at(now),
+        });
+    }
+}
+
 /// [`meet`] for a segment of a connection.
 #[inline(always)]
-fn meet_connection<W: Word>(found: &FoundForward<'_, W>, segment: Segment, now: Epoch) -> Met {
+pub(super) fn meet_connection<W: Word>(
+    found: &FoundForward<'_, W>,
+    segment: Segment,
+    now: Epoch,
+) -> Met {
     let entry = found.entry;
     if segment.is_look() {
         return Met::Begun;
@@ -129,8 +145,8 @@ fn meet_connection<W: Word>(found: &FoundForward<'_, W>, segment: Segment, now: 
         return Met::Ended;
     } else if flags.is_last() {
         found.set(entry.ended_by_client().seen_at(now));
-    } else if now.since(entry.seen()) > 0 {
-        found.set(entry.seen_at(now));
+    } else {
+        refresh(found, Protocol::Tcp, now);
     }
     Met::Begun
 }
@@ -237,7 +253,7 @@ pub fn meet_reply<T: ForwardMaps>(
 
 /// Notes a packet of a target.
 #[inline(always)]
-fn note_reply<W: Word>(
+pub(super) fn note_reply<W: Word>(
     found: &FoundForward<'_, W>,
     segment: Segment,
     (protocol, now): (Protocol, Epoch),

@@ -1,5 +1,4 @@
-//! Keys and values of the maps that rules are compiled into, and of the map that
-//! programs read for every packet.
+//! Keys and values of the maps that rules are compiled into.
 //!
 //! A new program reads maps that an older one has filled, until the rules are compiled
 //! anew: layouts stay as they are, also where ports are in host order ([`HostPort`]).
@@ -9,7 +8,7 @@ use crate::packed::{Niche, Packed};
 
 /// The entry of one (protocol, port) of one generation.
 ///
-/// [`PacketPath::ports`] has the entries of both generations side by side: the
+/// [`PacketPath::ports`](super::packet_path::PacketPath::ports) has the entries of both generations side by side: the
 /// datapath reads nothing else for traffic that no rule concerns.
 ///
 /// **Shape**: one word; from the lowest bit the target port in host order, the rule,
@@ -44,14 +43,14 @@ impl PortEntry {
     /// Some target with an address, or of several ones, has this port.
     pub const REMOTE: u16 = 64;
     /// Somebody traces packets: the fast path leaves this one to the slow path. Maps never
-    /// have this flag; it comes from [`TRACED`].
+    /// have this flag; it comes from [`TRACED`](super::packet_path::TRACED).
     pub const TRACED: u16 = 1 << 14;
     /// The entry belongs to generation 1, as does all that it leads to.
     pub const GENERATION: u16 = 1 << 15;
     /// The number of entries of a generation: 65 536 for TCP, then as many for UDP.
     pub const COUNT: u32 = 2 << 16;
 
-    /// The index of a port in [`PacketPath::ports`].
+    /// The index of a port in [`PacketPath::ports`](super::packet_path::PacketPath::ports).
     #[inline(always)]
     #[must_use]
     pub const fn index(protocol: Protocol, port: Port) -> u32 {
@@ -128,6 +127,27 @@ impl PortEntry {
             | PortEntry::FORWARD
             | PortEntry::TRACED;
         self.flags & RARE == 0 && self.set == 0
+    }
+
+    /// Whether packets to this port go to a service, without conditions or exceptions.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_quick_forward(self) -> bool {
+        const ALL: u16 = PortEntry::MATCH
+            | PortEntry::FORWARD
+            | PortEntry::OLD
+            | PortEntry::HIDDEN
+            | PortEntry::IF_LISTENING
+            | PortEntry::TRACED;
+        self.flags & ALL == Self::MATCH | Self::FORWARD && self.set == 0
+    }
+
+    /// Whether a target of a service has this port, and the fast path may handle what leaves
+    /// from it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_quick_remote(self) -> bool {
+        self.flags & (Self::REMOTE | Self::TRACED) == Self::REMOTE
     }
 
     /// Whether a rule for this port leads to a service.
@@ -371,56 +391,8 @@ pub struct IfaceKey {
     pub ifindex: u32,
 }
 
-/// The one element of `HOT`: all that the datapath reads for every packet.
-///
-/// This is one element of one map, as finding an element takes longer than reading it.
-/// User space fills it as memory; all words of it are read and written whole.
-#[repr(C)]
-pub struct PacketPath<W> {
-    /// The entries of ports of both generations, by [`PortEntry::index`].
-    pub ports: [[W; 2]; PortEntry::COUNT as usize],
-    /// The local address cache: two addresses of two words each in a slot, by
-    /// [`local_addr_slot`]. It holds addresses of this host that packets reach from
-    /// anywhere, as far as there is room; unused ones are all zero.
-    pub local_addrs: [[W; 4]; LOCAL_ADDR_SLOTS as usize],
-    /// The lowest bit is the generation of rules that is live; switching it is all that a
-    /// change of rules does to traffic. The next ones are [`IPSEC_BY_SOCKET`] and [`TRACED`].
-    pub generation: W,
-}
-
-/// The bit of [`PacketPath::generation`] that leaves packets out of IPsec as they are on
-/// interfaces whose connections listeners get: their replies are encrypted before TC.
-pub const IPSEC_BY_SOCKET: u64 = 2;
-
-/// The bit of [`PacketPath::generation`] that has packets to and from the ports of rules
-/// take the slow path, which writes a record of each to `TRACE`: the bit of
-/// [`PortEntry::TRACED`] in an entry that is a word.
-pub const TRACED: u64 = (PortEntry::TRACED as u64) << 32;
-
-/// The bits of [`PacketPath::generation`] that belong to every entry that is read: all but
-/// the generation and [`IPSEC_BY_SOCKET`], so that adding them takes the fewest instructions.
-/// Also an entry without rules has them then.
-pub const ENTRY_BITS: u64 = !(1 | IPSEC_BY_SOCKET);
-
-/// The slot of an address in [`PacketPath::local_addrs`]. Of more than two addresses
-/// of one slot, the rest is in `LOCAL` alone.
-#[inline(always)]
-#[must_use]
-pub const fn local_addr_slot(addr: Addr) -> u32 {
-    let [low, high] = addr.long_words();
-    // The 64-bit golden ratio; user space alone fills the cache, so nobody gains by
-    // addresses that share a slot.
-    let mixed = (low ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> (64 - 12)) as u32
-}
-
-/// The number of slots of [`PacketPath::local_addrs`].
-pub const LOCAL_ADDR_SLOTS: u32 = 1 << 12;
-
 #[cfg(test)]
 mod tests {
-    extern crate std;
-
     use super::*;
 
     #[test]
@@ -477,19 +449,5 @@ mod tests {
         assert_eq!(target(candidate), 142);
         candidate.flags = 0;
         assert_eq!(target(candidate), 100);
-    }
-
-    #[test]
-    fn places_are_inside_the_map() {
-        let mut seen = std::collections::HashSet::new();
-        for a in 0..=255 {
-            for b in 0..=255 {
-                let v4 = Addr::v4([10, 1, a, b]);
-                assert!(local_addr_slot(v4) < LOCAL_ADDR_SLOTS);
-                seen.insert(local_addr_slot(v4));
-            }
-        }
-        // Neighbours have slots of their own.
-        assert!(seen.len() > LOCAL_ADDR_SLOTS as usize / 2, "{}", seen.len());
     }
 }

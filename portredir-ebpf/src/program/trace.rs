@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_output,
 };
 use portredir_common::flow::FlowKey;
-use portredir_common::map::rules::TRACED;
+use portredir_common::map::packet_path::TRACED;
 use portredir_common::map::trace::{TraceBytes, TraceCpu, TraceHead, TraceHook, TracedSocket};
 use portredir_common::net::Port;
 use portredir_common::verdict::Reason;

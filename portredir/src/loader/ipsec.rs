@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 
-use portredir_common::map::rules::IPSEC_BY_SOCKET;
+use portredir_common::map::packet_path::IPSEC_BY_SOCKET;
 
 use super::Datapath;
 use super::error::DatapathError;

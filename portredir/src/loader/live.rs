@@ -11,9 +11,10 @@ use portredir_common::flow::{Flow, FlowKey, FlowTable};
 use portredir_common::kernel::RuleMaps;
 use portredir_common::map::hash::Seed;
 use portredir_common::map::local;
+use portredir_common::map::packet_path::PacketPath;
 use portredir_common::map::port_remap::remap_bloom_slot;
 use portredir_common::map::rules::{
-    AddrKey, Candidates, IfaceKey, PacketPath, PortEntry, PreviousTargets, SourceKey,
+    AddrKey, Candidates, IfaceKey, PortEntry, PreviousTargets, SourceKey,
 };
 use portredir_common::map::sockets::ListenerKey;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as BpfHashMap, MapError};
 use portredir_common::map::local;
-use portredir_common::map::rules::{LOCAL_ADDR_SLOTS, local_addr_slot};
+use portredir_common::map::packet_path::{LOCAL_ADDR_SLOTS, local_addr_slot};
 use portredir_common::net::Addr;
 
 use super::Datapath;

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap as BpfHashMap, Map, MapError};
+use portredir_common::map::packet_path::PacketPath;
 use portredir_common::map::rules::{
-    AddrKey, Candidates, IfaceKey, PacketPath, PortEntry, PreviousTargets, SourceKey,
+    AddrKey, Candidates, IfaceKey, PortEntry, PreviousTargets, SourceKey,
 };
 use portredir_common::packed::Packed as _;
 

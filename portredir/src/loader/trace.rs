@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf};
 use aya::programs::loaded_programs;
-use portredir_common::map::rules::{PacketPath, TRACED};
+use portredir_common::map::packet_path::{PacketPath, TRACED};
 use portredir_common::map::trace::{Record, TraceCpu};
 use thiserror::Error;
 

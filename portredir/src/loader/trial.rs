@@ -12,7 +12,8 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp, loaded_p
 use portredir_common::flow::FlowKey;
 use portredir_common::map::counters::{CounterKey, Hits};
 use portredir_common::map::hash::Seed;
-use portredir_common::map::rules::{Candidates, SourceKey, TRACED};
+use portredir_common::map::packet_path::TRACED;
+use portredir_common::map::rules::{Candidates, SourceKey};
 use portredir_common::net::LOOPBACK_IFINDEX;
 use portredir_common::verdict::{Reason, Verdict};
 

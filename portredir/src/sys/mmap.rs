@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU64;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use portredir_common::map::bucket::Bucket;
 use portredir_common::map::ends::Ends;
-use portredir_common::map::rules::PacketPath;
+use portredir_common::map::packet_path::PacketPath;
 
 /// Lets the allocator return unused memory to the kernel, after much was needed for a
 /// moment. Some C libraries keep it otherwise.

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use aya::maps::MapData;
 use nix::sys::signal::Signal;
 use portredir::sys::mmap::Mapped;
-use portredir_common::map::rules::{PacketPath, TRACED};
+use portredir_common::map::packet_path::{PacketPath, TRACED};
 use serde_json::Value;
 
 use crate::lab::process::{Process, wait_for};
