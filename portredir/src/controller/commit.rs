@@ -11,6 +11,7 @@ use super::reconcile::on_masks;
 use crate::config::settings::Settings;
 use crate::host::snapshot::Snapshot;
 use crate::loader::chain;
+use crate::loader::forward::Pointers;
 use crate::loader::pinned::{self, Found};
 use crate::rule::Rule;
 use crate::ruleset::compile::{Table, TableError, TableOptions};
@@ -57,27 +58,27 @@ impl Controller {
     ) -> Result<(), ControllerError> {
         let Next { state, slots } = next;
         let table = compile(&state)?;
-        let slots_before = match &slots {
-            Some(_) => Some(self.datapath.slots()?),
-            None => None,
-        };
-        let written = match &slots {
-            Some(slots) => self.set_forward(&state, slots),
-            None => Ok(()),
-        };
         let before = std::mem::replace(&mut self.table, table);
-        let result = written.and_then(|()| self.try_commit(snapshot, &state, on_event));
+        let result = self.prepare(&state, slots.as_deref());
+        let result = result.and_then(|next| self.try_commit(snapshot, &state, next, on_event));
         if let Err(error) = result {
             self.table = before;
-            if let Some(slots) = slots_before {
-                let state = self.state.clone();
-                if let Err(error) = self.set_forward(&state, &slots) {
+            if slots.is_some() {
+                let targets = self.state.services.map_contents().targets;
+                if let Err(error) = self.datapath.set_targets(&targets) {
                     log::warn!("the targets before the change: {}", chain(&error));
                 }
             }
             return Err(error);
         }
         self.state = state;
+        if slots.is_some() {
+            // Those that have come up are marked until the slots have turned.
+            let targets = self.state.services.map_contents().targets;
+            if !self.datapath.has_targets(&targets)? {
+                self.datapath.set_targets(&targets)?;
+            }
+        }
         mmap::give_back();
         if self.needs_listeners() {
             // This registers servers that began to listen before the switch.
@@ -90,6 +91,7 @@ impl Controller {
         &mut self,
         snapshot: &Snapshot,
         state: &State,
+        next: Option<Pointers>,
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
         if self.needs_listeners() {
@@ -103,6 +105,10 @@ impl Controller {
             .set_on(generation, &on_masks(&self.table, snapshot))?;
         if self.pins.is_some() {
             self.datapath.set_state(generation, state)?;
+        }
+        // Between these two is no system call, at which a command could be killed.
+        if let Some(next) = &next {
+            next.write();
         }
         self.datapath.switch_to(generation);
         Ok(())
@@ -149,27 +155,51 @@ impl Controller {
         })
     }
 
-    /// Writes the services of a state. What flows have begun with stays in the slots, so that
-    /// this may come before the switch. A target that goes down is marked before the slots
-    /// turn, one that comes up after that.
-    fn set_forward(&mut self, state: &State, slots: &[Slot]) -> Result<(), ControllerError> {
+    /// Writes the targets of a state, and prepares its slots and services; none where there
+    /// are no slots. A target that goes down is marked before the slots turn, one that comes
+    /// up keeps its mark until then.
+    fn prepare(
+        &mut self,
+        state: &State,
+        slots: Option<&[Slot]>,
+    ) -> Result<Option<Pointers>, ControllerError> {
+        let Some(slots) = slots else {
+            return Ok(None);
+        };
         let before = self.state.services.map_contents().targets.into_iter();
         let dead: HashSet<_> = before
             .filter(|(_, target)| target.has(Target::DEAD))
             .map(|(number, _)| number)
             .collect();
-        let targets = state.services.map_contents().targets;
-        let mut marked = targets.clone();
-        for (number, target) in &mut marked {
+        let mut targets = state.services.map_contents().targets;
+        for (number, target) in &mut targets {
             if dead.contains(number) {
                 target.flags |= Target::DEAD;
             }
         }
+        self.datapath.set_targets(&targets)?;
         let services = forwarding::values(&state.services);
-        self.datapath.set_forward(&marked, slots, &services)?;
-        if marked != targets {
+        Ok(Some(self.datapath.pointers(slots, &services)?))
+    }
+
+    /// Writes the targets, slots and services of the valid state again where a change was
+    /// interrupted, as by a kill, after it had written some of its own.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub(super) fn settle_targets(&mut self) -> Result<(), ControllerError> {
+        if !self.has_services() {
+            return Ok(());
+        }
+        let mut slots = self.datapath.slots()?;
+        self.state.services.settle(&mut slots);
+        let targets = self.state.services.map_contents().targets;
+        if !self.datapath.has_targets(&targets)? {
             self.datapath.set_targets(&targets)?;
         }
+        let services = forwarding::values(&self.state.services);
+        self.datapath.pointers(&slots, &services)?.write();
         Ok(())
     }
 

@@ -208,6 +208,7 @@ async fn step(controller: &mut Controller, on_event: OnEvent<'_>) {
     let result = async {
         let _lock = Lock::wait().await?;
         controller.reread()?;
+        controller.settle_targets()?;
         controller.reconcile(on_event).await
     };
     if let Err(error) = result.await {

@@ -306,6 +306,7 @@ impl Controller {
             Turn::Drain => services.drain(which, Timestamp::now(), &mut slots),
             Turn::Undrain => services.undrain(which, &mut slots),
         };
+        services.settle(&mut slots);
         let state = State {
             services,
             ..self.state.clone()

@@ -232,32 +232,43 @@ impl Datapath {
         Ok(words.iter().map(unpack).collect())
     }
 
-    /// Writes targets, then slots, then services, so that nothing leads to what is not there
-    /// yet. Services that are not named are unused from then on.
+    /// Prepares slots and services to be written at one moment. Services that are not named
+    /// are unused from then on.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Map`], [`DatapathError::Memory`].
-    pub fn set_forward(
-        &mut self,
-        targets: &[(u16, Target)],
+    /// [`DatapathError::Memory`].
+    pub fn pointers(
+        &self,
         slots: &[Slot],
         services: &[((u16, u8), Service)],
-    ) -> Result<(), DatapathError> {
-        self.set_targets(targets)?;
-        let words_of_slots = words(&self.maps, "SLOTS", SLOTS)?;
-        for (word, slot) in words_of_slots.iter().zip(slots) {
-            store(word, slot.pack());
-        }
+    ) -> Result<Pointers, DatapathError> {
         let mut wanted = vec![0; 2 * SERVICES as usize];
         for ((number, version), service) in services {
             wanted[service_index(*number, *version) as usize] = service.pack();
         }
-        let words_of_services = words(&self.maps, "SERVICES", 2 * SERVICES)?;
-        for (word, service) in words_of_services.iter().zip(wanted) {
-            store(word, service);
+        let slots = slots.iter().map(|slot| slot.pack());
+        Ok(Pointers {
+            slots: Changes::new(words(&self.maps, "SLOTS", SLOTS)?, slots),
+            services: Changes::new(words(&self.maps, "SERVICES", 2 * SERVICES)?, wanted),
+        })
+    }
+
+    /// Whether targets have these values.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn has_targets(&self, targets: &[(u16, Target)]) -> Result<bool, DatapathError> {
+        let name = "TARGETS";
+        let map = Array::<_, Target>::try_from(self.map(name)).map_err(map_error(name))?;
+        for (number, target) in targets {
+            let present = map.get(&u32::from(*number), 0).map_err(map_error(name))?;
+            if present != *target {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Writes all that a copy has.
@@ -273,7 +284,9 @@ impl Datapath {
             (number, version)
         });
         let services: Vec<_> = numbers.zip(copy.services.iter().copied()).collect();
-        self.set_forward(&targets, &copy.slots, &services)
+        self.set_targets(&targets)?;
+        self.pointers(&copy.slots, &services)?.write();
+        Ok(())
     }
 
     /// Writes targets.
@@ -365,8 +378,40 @@ impl Datapath {
     }
 }
 
-fn store(word: &AtomicU64, value: u64) {
-    if word.load(Relaxed) != value {
-        word.store(value, Relaxed);
+/// Slots and services that are about to be valid.
+#[derive(Debug)]
+pub struct Pointers {
+    slots: Changes,
+    services: Changes,
+}
+
+impl Pointers {
+    /// Writes the slots, then the services, so that nothing leads to what is not there yet.
+    /// Targets have to be there before. No system call is made, at which this process could
+    /// be killed half way.
+    pub fn write(&self) {
+        self.slots.write();
+        self.services.write();
+    }
+}
+
+/// Words of a map, by their indexes, and the values that they will have.
+#[derive(Debug)]
+struct Changes(Vec<(usize, u64)>, Mapped<AtomicU64>);
+
+impl Changes {
+    /// The words that have other values now.
+    fn new(words: Mapped<AtomicU64>, wanted: impl IntoIterator<Item = u64>) -> Self {
+        let pairs = words.iter().zip(wanted).enumerate();
+        let changes = pairs.filter(|(_, (word, value))| word.load(Relaxed) != *value);
+        let changes = changes.map(|(at, (_, value))| (at, value)).collect();
+        Self(changes, words)
+    }
+
+    fn write(&self) {
+        let Self(changes, words) = self;
+        for (at, value) in changes {
+            words[*at].store(*value, Relaxed);
+        }
     }
 }

@@ -7,10 +7,11 @@
 //! [`case`] runs on the hosts of a [`site`]; packets are made by a [`probe`] and read by
 //! a [`packet`] reader.
 //!
-//! Beside that there are real servers as targets ([`real`]), several targets that are
-//! drained and die under many flows ([`target`]), connections of a dead target that are
-//! cut or stay ([`cut`]), clients on the host itself ([`local`]), and ports whose flows somebody else's
-//! DNAT forwards ([`nodeport`]).
+//! Beside that there are real servers as targets ([`real`]), several targets that
+//! are drained and die under many flows ([`target`]), connections of a dead target that are
+//! cut or stay ([`cut`]), changes that are killed ([`kill`]), clients on
+//! the host itself ([`local`]), and ports whose flows somebody else's DNAT forwards
+//! ([`nodeport`]).
 
 mod case;
 mod change;
@@ -21,6 +22,7 @@ mod flow;
 mod header;
 mod host;
 mod icmp;
+mod kill;
 mod local;
 mod nodeport;
 mod packet;
@@ -87,6 +89,7 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
     real::add(tests);
     target::add(tests);
     cut::add(tests);
+    kill::add(tests);
     upgrade::add(tests);
     local::add(tests);
 }

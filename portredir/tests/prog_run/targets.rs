@@ -14,8 +14,10 @@ impl Rig {
         let slots = plan.slots(self.rules).into_iter();
         let slots: Vec<_> = slots.map(|(_, slot)| slot).collect();
         let services = plan.services(self.rules);
-        let set = self.datapath().set_forward(&targets, &slots, &services);
-        set.expect("fill the maps of targets");
+        let datapath = self.datapath();
+        datapath.set_targets(&targets).expect("write targets");
+        let pointers = datapath.pointers(&slots, &services);
+        pointers.expect("the maps of slots and services").write();
     }
 
     /// Forgets all flows to targets with an address.

@@ -113,7 +113,7 @@ fn shown(site: &Site, target: SocketAddr) -> Value {
 }
 
 /// The words for `drain` and `undrain`.
-fn addr_words(addr: IpAddr) -> String {
+pub(super) fn addr_words(addr: IpAddr) -> String {
     match addr {
         IpAddr::V4(addr) => addr.to_string(),
         IpAddr::V6(addr) => format!("[{addr}]"),
@@ -150,7 +150,7 @@ fn check_shared(flows: &[Conversation], when: &str) {
 }
 
 /// The server that a UDP flow reaches now.
-fn reaches(flow: &mut Conversation) -> String {
+pub(super) fn reaches(flow: &mut Conversation) -> String {
     let reply = flow.conn.send(b"who?").and_then(|()| flow.conn.receive(0));
     let reply = reply.unwrap_or_else(|error| panic!("a flow to {}: {error}", flow.name));
     greeting(&reply).expect("a greeting").0
