@@ -34,7 +34,7 @@ pub(super) fn redirect<T: Tables, C: Client>(
     }
     let known = match call {
         PeerCall::Connect => None,
-        PeerCall::Send => last_target(tables, client, peer),
+        PeerCall::Send => last_target(tables, client, (key.local, peer.port)),
     };
     let number = match known {
         Some(number) => number,
@@ -62,7 +62,8 @@ pub(super) fn redirect<T: Tables, C: Client>(
     };
     let is_new = peers.insert(ForwardPeer {
         addr,
-        dialled: peer.addr,
+        // A client that names 0.0.0.0 is told 127.0.0.1, as without a rule.
+        dialled: key.local,
         port,
         dst_port: peer.port,
         target: number,
@@ -97,13 +98,17 @@ fn can_reach_v4<C: Client>(client: &C, call: PeerCall, bound_to: Addr) -> bool {
     call == PeerCall::Connect && is_any(bound_to) && !client.is_v6_only()
 }
 
-/// The target that a socket sends to already by the name of a peer, unless it is dead.
+/// The target that a socket sends to already by an address and port, unless it is dead.
 #[inline(always)]
-fn last_target<T: Tables, C: Client>(tables: &T, client: &mut C, peer: &NamedPeer) -> Option<u16> {
+fn last_target<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    (addr, port): (Addr, Port),
+) -> Option<u16> {
     let peers = client.forward_peers()?;
     for i in 0..ForwardPeers::PEERS {
         let known = &peers.peers[i];
-        if known.is_named(peer.addr, peer.port)
+        if known.is_named(addr, port)
             && let Some(target) = tables.target(known.target)
             && !target.has(Target::DEAD)
         {

@@ -1,5 +1,8 @@
 //! The socket engine: which port a client on this host is pointed at.
 
+#[path = "connect/forward.rs"]
+mod forward;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use portredir_common::datapath::connect::{NamedPeer, PeerCall, redirect_connect, restore_peer};

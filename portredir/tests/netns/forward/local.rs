@@ -12,7 +12,7 @@ use nix::sys::socket::{
 use portredir::sys::sock_destroy;
 
 use super::rules::Rule;
-use super::site::Site;
+use super::site::{SENTINEL, Site};
 use super::subject::{Layout, Place, Subject, Variant};
 use super::talk::{goes_on, name, reach, still_talks};
 use super::target::{target, wait_until};
@@ -26,7 +26,8 @@ use crate::{Tests, skip};
 
 pub fn add(tests: &mut Tests) {
     type Test = (&'static str, fn(&mut Site));
-    const TESTS: [Test; 5] = [
+    const TESTS: [Test; 6] = [
+        ("address_zero", address_zero),
         ("bound_to_loopback", bound_to_loopback),
         ("ipv6_to_ipv4", ipv6_to_ipv4),
         ("ipv6_that_cannot", ipv6_that_cannot),
@@ -63,6 +64,38 @@ fn count(site: &Site, reason: &str) -> u64 {
     let found = lines.find_map(|line| Some(line.split_once(&label)?.1));
     let found = found.unwrap_or_else(|| panic!("metrics have no {reason}: {metrics}"));
     found.parse().expect("a number")
+}
+
+/// Linux takes 0.0.0.0 and `::` for this host, and says so when it is asked for the peer:
+/// with a rule the socket is told the same as without.
+fn address_zero(site: &mut Site) {
+    start_to_f(site);
+    let host = &site.lab.host;
+    for zero in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] {
+        for proto in PROTOS {
+            let peer = |name: &str, port: u16| {
+                let to = SocketAddr::new(zero, port);
+                let begun = Conversation::begin(host, proto, 0, to);
+                let flow = begun.unwrap_or_else(|error| panic!("{proto:?} to {to}: {error}"));
+                assert_eq!(flow.name, name, "{proto:?} to {to}");
+                let peer = match &flow.conn {
+                    Conn::Tcp(stream) => stream.peer_addr(),
+                    Conn::Udp(socket) => socket.peer_addr(),
+                };
+                peer.expect("a peer")
+            };
+            let without = peer("host", SENTINEL);
+            assert!(without.ip().is_loopback(), "{without}");
+            let with = SocketAddr::new(without.ip(), 80);
+            assert_eq!(peer("F", 80), with, "{proto:?} to {zero}");
+        }
+    }
+    let client = host.enter(|| UdpSocket::bind("0.0.0.0:0")).expect("a port");
+    for _ in 0..2 {
+        client.send_to(b"who?", "0.0.0.0:80").expect("send");
+        let (len, from) = client.recv_from(&mut [0; 512]).expect("a reply");
+        assert_eq!((len > 0, from), (true, SocketAddr::new(LOOPBACK4, 80)));
+    }
 }
 
 /// A target would answer to an address that it cannot reach: the socket stays with what it
