@@ -9,7 +9,7 @@
 //!
 //! Beside that there are real servers as targets ([`real`]), several targets that
 //! are drained and die under many flows ([`target`]), connections of a dead target that are
-//! cut or stay ([`cut`]), changes that are killed ([`kill`]), clients on
+//! cut or stay ([`cut`]), changes that are killed ([`kill`]), floods ([`flood`]), clients on
 //! the host itself ([`local`]), and ports whose flows somebody else's DNAT forwards
 //! ([`nodeport`]).
 
@@ -18,6 +18,7 @@ mod change;
 mod cut;
 mod differences;
 mod document;
+mod flood;
 mod flow;
 mod header;
 mod host;
@@ -90,6 +91,7 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
     target::add(tests);
     cut::add(tests);
     kill::add(tests);
+    flood::add(tests);
     upgrade::add(tests);
     local::add(tests);
 }
