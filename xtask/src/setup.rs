@@ -20,7 +20,7 @@ pub enum Missing {
 /// A program, or the path of a file, and the Debian package that has it.
 type Tool = (&'static str, &'static str);
 
-const TEST_TOOLS: [Tool; 27] = [
+const TEST_TOOLS: [Tool; 30] = [
     ("bpftool", "bpftool"),
     ("capsh", "libcap2-bin"),
     ("chrt", "util-linux"),
@@ -30,9 +30,12 @@ const TEST_TOOLS: [Tool; 27] = [
     ("ethtool", "ethtool"),
     ("fish", "fish"),
     ("groff", "groff-base"),
+    ("gtlsclient", "ngtcp2-client"),
+    ("gtlsserver", "ngtcp2-server"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("nft", "nftables"),
+    ("openssl", "openssl"),
     ("ping", "iputils-ping"),
     ("python3", "python3"),
     (

@@ -7,7 +7,7 @@
 //! [`case`] runs on the hosts of a [`site`]; packets are made by a [`probe`] and read by
 //! a [`packet`] reader.
 //!
-//! Beside that there are real servers as targets ([`real`]), several targets that
+//! Beside that there are real servers as targets ([`real`], [`http3`]), several targets that
 //! are drained and die under many flows ([`target`]), connections of a dead target that are
 //! cut or stay ([`cut`]), changes that are killed ([`kill`]), floods ([`flood`]), clients on
 //! the host itself ([`local`]), and ports whose flows somebody else's DNAT forwards
@@ -22,6 +22,7 @@ mod flood;
 mod flow;
 mod header;
 mod host;
+mod http3;
 mod icmp;
 mod kill;
 mod local;
@@ -88,6 +89,7 @@ pub fn add(tests: &mut Tests, filter: Option<&str>) {
     });
     nodeport::add(tests);
     real::add(tests);
+    http3::add(tests);
     target::add(tests);
     cut::add(tests);
     kill::add(tests);
