@@ -48,6 +48,10 @@ fn look_up(mock: &Mock, dst: IpAddr, port: u16, on_loopback: OnLoopback) -> Reas
 /// Rules whose conditions do not hold: the client, and the address of this host.
 const OTHERS: &[&str] = &["80:8080 from 203.0.113.0/24", "203.0.113.9:81:8080"];
 
+/// A target with an address, for all clients and for some.
+const TARGET: &[&str] = &["80:10.0.0.5:8080"];
+const SOME_TO_TARGET: &[&str] = &["80:10.0.0.5:8080 from 198.51.100.0/24", "80:8080"];
+
 fn off_lo(rules: &'static [&'static str]) -> Mock {
     Mock {
         iface: Iface::Other,
@@ -192,7 +196,8 @@ fn loopback_is_dialled_on_lo_alone() {
 fn connections_without_a_rule_go_their_way() {
     let everywhere = [SERVER4, SERVER6, [203, 0, 113, 9].into()];
     let all = |port| everywhere.map(|ip| listener(addr(ip), port, 0));
-    let servers = [80, 81, 8080].map(all).concat();
+    // The number of a service is no port to listen on.
+    let servers = [1, 80, 81, 8080].map(all).concat();
     let with = |mock: Mock| Mock {
         listeners: servers.clone(),
         ..mock
@@ -209,6 +214,8 @@ fn connections_without_a_rule_go_their_way() {
         (out_of_scope, SERVER4, 80, Reason::NoRule),
         (mock(OTHERS), SERVER4, 80, Reason::NoMatch),
         (mock(OTHERS), SERVER6, 81, Reason::NoMatch),
+        (mock(TARGET), SERVER4, 80, Reason::NoMatch),
+        (mock(SOME_TO_TARGET), SERVER4, 80, Reason::NoMatch),
         (mock(RULES), everywhere[2], 80, Reason::NotLocal),
         (mock(RULES).draining(), SERVER4, 80, Reason::Draining),
         (mock(RULES).draining(), SERVER6, 80, Reason::Draining),

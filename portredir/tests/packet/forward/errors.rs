@@ -2,20 +2,21 @@
 
 use std::net::IpAddr;
 
+use portredir_common::map::targets::Target;
 use portredir_common::verdict::Reason;
 
-use super::{TARGETS, TO_F, from_own, to};
+use super::{TARGETS, TO_F, TWO_PORTS, from_own, to};
 use crate::packet::builder::{Body, Packet};
 use crate::packet::error::IcmpError;
 use crate::packet::flows::Kind;
 use crate::packet::icmp::errors;
-use crate::packet::scenario::Scenario;
+use crate::packet::scenario::{GIVEN, Scenario};
 
 /// The length of quotes: that of routers that quote little, and all.
 const QUOTED: [usize; 2] = [8, usize::MAX];
 
 pub fn scenarios(kind: Kind) -> Vec<Scenario> {
-    let mut scenarios = vec![redirects(kind), foreign(kind)];
+    let mut scenarios = vec![redirects(kind), foreign(kind), gone(kind)];
     for &(number, code) in errors(kind.is_ipv4) {
         for quoted in QUOTED {
             let error = Error {
@@ -192,5 +193,28 @@ fn foreign(kind: Kind) -> Scenario {
         .arrives(error.about(&known.dst_port(41_001)).packet())
         .unchanged(Reason::IcmpForeign)
         .leaves(error.about(&real.src_port(41_001)).packet())
+        .unchanged(Reason::IcmpForeign)
+}
+
+/// An error about a flow that had been given another client port, and whose target is dead:
+/// no port is left that the error could be about.
+fn gone(kind: Kind) -> Scenario {
+    let (number, code) = errors(kind.is_ipv4)[0];
+    let error = Error {
+        kind,
+        number,
+        code,
+        quoted: usize::MAX,
+    };
+    let second = kind.first(81);
+    let known = from_own(kind, 81, reply(kind)[1].clone());
+    let name = format!("forward icmp {}: the flow is gone", kind.name);
+    Scenario::new(name, TWO_PORTS, TO_F)
+        .opens(kind, 80, kind.f())
+        .arrives(second.clone())
+        .redirected(to(kind.f(), second).src_port(GIVEN))
+        .begins()
+        .plan(TO_F.f_is(Target::DEAD | Target::CUT))
+        .arrives(error.about(&known).packet())
         .unchanged(Reason::IcmpForeign)
 }
