@@ -24,6 +24,7 @@ pub const CASES: &[Case] = &[
     shared(51, "one_port_direct_second", "one client port to 80, then to the target itself", |site, family| pair(site, [site.own(family, 80), target(site, family)])),
     shared(28, "one_arm", "to 88, whose target is in the client's segment: every packet that comes back to the client", one_arm),
     shared(29, "inside_client", "G connects to 80, which leads to F", |site, family| talk_both(site, &site.g, site.own(family, 80))),
+    shared(30, "inside_itself", "F connects to 80, which leads to F itself", inside_itself),
     own(52, "same_bridge", "G connects to 80, which leads to F on the same bridge, without br_netfilter", (Layout::Bridge(false), same_bridge)),
     shared(31, "local_client", "the host connects to 80 of its own address", local_client),
     shared(32, "local_loopback", "the host connects to a loopback address, without `route_localnet`; from any address, and bound to that one", local_loopback),
@@ -77,6 +78,17 @@ fn one_arm(site: &Site, family: Family) -> Observation {
         seen.extend(words.filter(|words| !seen.contains(words)));
     }
     Observation::of(outcome).with("client", &seen.into_iter().collect())
+}
+
+/// The packet comes back to F from F's own address, which no host accepts: only another
+/// source address would help.
+fn inside_itself(site: &Site, family: Family) -> Observation {
+    let mut all = Observation::default();
+    for proto in PROTOS {
+        let seen = reach(site, &site.f, proto, (None, site.own(family, 80)));
+        all = all.with(name(proto), &seen);
+    }
+    all
 }
 
 fn same_bridge(site: &mut Site, family: Family) -> Observation {
