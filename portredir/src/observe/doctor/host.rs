@@ -54,7 +54,10 @@ fn sockets(
         return;
     };
     match is_supported {
-        Ok(true) => diagnosis.pass(CHECK, "the kernel can end sockets of this host"),
+        Ok(true) => {
+            let what = "the kernel can end TCP sockets of this host; connected UDP sockets stay";
+            diagnosis.pass(CHECK, what);
+        }
         Ok(false) => {
             let what = "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY is not set)";
             let why = format!(
