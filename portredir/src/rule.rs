@@ -2,10 +2,12 @@
 //!
 //! The text is the same on the command line, in files and in what is printed:
 //! `[ADDR:]PORT[-PORT]:TARGET[,TARGET…][/tcp|/udp|/both] [from CIDR] [on IFACE,…] [OPTION…]`,
-//! where a target is `PORT[-PORT]` or `HOST[:PORT[-PORT]]`, each with `[=WEIGHT]`.
+//! where a target is `PORT[-PORT]` or `HOST[:PORT[-PORT]]`, each with `[=WEIGHT]`. A label may
+//! stand at the end: `name NAME` and `# COMMENT`.
 
 pub mod duration;
 mod error;
+mod label;
 mod list;
 pub mod object;
 pub(crate) mod parse;
@@ -21,7 +23,8 @@ use portredir_common::net::{Port, Protocol};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use self::error::RuleError;
-pub use self::list::{Origin, Sourced, SourcedError, from_words};
+pub use self::label::{Comment, Label, LabelError, Labelled, Labels, Name};
+pub use self::list::{Meant, Origin, Sourced, SourcedError, from_words, names_from_words};
 pub use self::target::{Affinity, Check, CheckBy, Else, Forward, RuleTarget, To, WhenDown};
 
 /// The transport protocols of a rule.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::reason::{Reason, Rejection};
-use crate::rule::{Origin, Rule, Sourced};
+use crate::rule::{Label, Origin, Rule, Sourced};
 use crate::ruleset::shadow::{self, ConflictError};
 
 /// One rule of the API with what it stands for, which is in force as a whole or not at all.
@@ -89,6 +89,7 @@ impl Court<'_> {
         let claims = claims.flat_map(|(i, claim)| {
             claim.rules.iter().map(move |rule| Sourced {
                 rule: rule.clone(),
+                label: Label::default(),
                 origin: Origin::Argument(i),
             })
         });

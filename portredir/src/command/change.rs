@@ -17,7 +17,7 @@ use crate::controller::metrics;
 use crate::controller::transaction::{self, Transaction};
 use crate::controller::watcher::{self, Stubborn};
 use crate::host::{filters, preflight};
-use crate::rule::{self, Rule, Sourced};
+use crate::rule::{self, Labelled, Meant, Sourced};
 use crate::ruleset::services::endpoint::Selector;
 use crate::ruleset::services::service::Target;
 use crate::ruleset::shadow;
@@ -98,7 +98,7 @@ fn check_metrics(settings: &Settings, running: Option<&Settings>) -> Result<(), 
 }
 
 /// Says which running rules `up` removes, before it does.
-fn say_losses(removed: &[Rule]) {
+fn say_losses(removed: &[Labelled]) {
     const MOST: usize = 10;
     if removed.is_empty() {
         return;
@@ -106,7 +106,7 @@ fn say_losses(removed: &[Rule]) {
     let names: Vec<_> = removed
         .iter()
         .take(MOST)
-        .map(|rule| format!("`{rule}`"))
+        .map(|Labelled { rule, .. }| format!("`{rule}`"))
         .collect();
     let more = match removed.len().saturating_sub(MOST) {
         0 => String::new(),
@@ -139,46 +139,48 @@ pub async fn watch() -> anyhow::Result<()> {
 pub async fn add(args: &ChangeArgs) -> anyhow::Result<()> {
     let new = rule::from_words(&args.rules)?;
     adjust("add", args.change.into(), |running| {
-        let mut rules: Vec<_> = running
-            .rules
-            .iter()
-            .cloned()
-            .map(Sourced::running)
-            .collect();
-        for sourced in new {
-            if running.rules.contains(&sourced.rule) {
-                say(&format!("rule `{}` already exists", sourced.rule));
-            } else {
-                rules.push(sourced);
+        let mut rules = sourced(running);
+        for new in new {
+            match rules.iter_mut().find(|old| old.rule == new.rule) {
+                None => rules.push(new),
+                Some(old) => {
+                    let label = new.label.or(&old.label);
+                    if old.label == label {
+                        say(&format!("rule `{}` already exists", old.rule));
+                    }
+                    old.label = label;
+                }
             }
         }
         shadow::check(&rules)?;
-        Ok(Settings {
-            rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
-            ..running.clone()
-        })
+        Ok(running.with_rules(rules))
     })
     .await
+}
+
+/// The running rules.
+fn sourced(running: &Settings) -> Vec<Sourced> {
+    running.labelled().map(Sourced::running).collect()
 }
 
 /// `portredir rm`.
 ///
 /// # Errors
 ///
-/// A rule does not run, or the kernel refuses.
+/// A rule does not run, no rule has the name, or the kernel refuses.
 pub async fn rm(args: &RmArgs) -> anyhow::Result<()> {
-    let old = rule::from_words(&args.change.rules)?;
+    let old = rule::names_from_words(&args.change.rules)?;
     adjust("rm", args.change.change.into(), |running| {
-        let mut settings = running.clone();
-        for Sourced { rule, .. } in old {
-            if running.rules.contains(&rule) {
-                settings.rules.retain(|other| *other != rule);
-            } else if !args.if_exists {
+        let before = sourced(running);
+        let mut rules = before.clone();
+        for meant in &old {
+            if !args.if_exists && !before.iter().any(|rule| is_meant(meant, rule)) {
                 let hint = "nothing was removed; to ignore such rules, add --if-exists";
-                return Err(no_rule(rule, running, hint).into());
+                return Err(unknown(meant, running, hint).into());
             }
+            rules.retain(|rule| !is_meant(meant, rule));
         }
-        Ok(settings)
+        Ok(running.with_rules(rules))
     })
     .await
 }
@@ -187,40 +189,70 @@ pub async fn rm(args: &RmArgs) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// The old rule does not run, or the new one contradicts the other rules.
+/// The old rule does not run, several rules have the name, or the new rule contradicts the
+/// other rules.
 pub async fn replace(args: &ReplaceArgs) -> anyhow::Result<()> {
-    let rules = rule::from_words(&args.rules)?;
-    let [old, new] =
-        <[Sourced; 2]>::try_from(rules).map_err(|rules| CommandError::NotTwo(rules.len()))?;
+    let rules = rule::names_from_words(&args.rules)?;
+    let count = rules.len();
+    let two = <[Meant; 2]>::try_from(rules);
+    let [old, new] = two.map_err(|_| CommandError::NotTwo(count))?;
+    let mut new = new.rule()?;
     adjust("replace", args.change.into(), |running| {
-        let place = running.rules.iter().position(|rule| *rule == old.rule);
-        let Some(place) = place else {
+        let mut rules = sourced(running);
+        let mut places = (0..).zip(&rules).filter(|(_, rule)| is_meant(&old, rule));
+        let Some((place, _)) = places.next() else {
             if running.rules.contains(&new.rule) {
                 say(&format!("rule `{}` already exists", new.rule));
                 return Ok(running.clone());
             }
             let hint = "to add a new rule, use `portredir add`";
-            return Err(no_rule(old.rule, running, hint).into());
+            return Err(unknown(&old, running, hint).into());
         };
-        let rules = running.rules.iter().cloned().map(Sourced::running);
-        let mut rules: Vec<_> = rules.collect();
+        if let (Some(_), Meant::Name(name, _)) = (places.next(), &old) {
+            return Err(CommandError::SeveralRules(name.clone()).into());
+        }
+        // Whoever writes a new target has no reason to write the label again.
+        new.label = new.label.or(&rules[place].label);
         rules[place] = new;
         shadow::check(&rules)?;
-        Ok(Settings {
-            rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
-            ..running.clone()
-        })
+        Ok(running.with_rules(rules))
     })
     .await
 }
 
-/// The error for a rule that does not run.
-fn no_rule(rule: Rule, running: &Settings, hint: &'static str) -> CommandError {
-    let near = running.rules.iter().find(|other| other.ports == rule.ports);
-    CommandError::NoRule {
-        near: near.cloned().map(Box::new),
-        rule: Box::new(rule),
-        hint,
+/// Whether a running rule is one that was named.
+fn is_meant(meant: &Meant, running: &Sourced) -> bool {
+    match meant {
+        Meant::Name(name, _) => running.label.name.as_ref() == Some(name),
+        Meant::Rule(meant) => meant.rule == running.rule,
+    }
+}
+
+/// The error for a rule that does not run, or for a name that no rule has.
+fn unknown(meant: &Meant, running: &Settings, hint: &'static str) -> CommandError {
+    match meant {
+        Meant::Rule(meant) => {
+            let mut others = running.rules.iter();
+            let near = others.find(|other| other.ports == meant.rule.ports);
+            CommandError::NoRule {
+                near: near.cloned().map(Box::new),
+                rule: Box::new(meant.rule.clone()),
+                hint,
+            }
+        }
+        Meant::Name(name, _) => {
+            let mut known: Vec<_> = running
+                .labelled()
+                .filter_map(|rule| Some(rule.label.name?.to_string()))
+                .collect();
+            known.sort();
+            known.dedup();
+            CommandError::NoName {
+                name: name.clone(),
+                known,
+                hint,
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `portredir completions`: the scripts of shells, which ask this program while a user types,
 //! so that rules and interfaces are those of this moment.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 
 use anyhow::Context as _;
@@ -11,9 +12,9 @@ use nix::net::if_::if_nameindex;
 
 use super::print;
 use crate::cli::{Cli, CompletionsArgs, Shell};
+use crate::config::settings::Settings;
 use crate::ipc::client;
 use crate::loader::pinned::{self, Found};
-use crate::rule::Rule;
 use crate::sys::bpffs::PinDir;
 
 /// The variable by which a script asks.
@@ -89,24 +90,31 @@ fn command() -> Command {
     command.mut_args(with_values)
 }
 
-/// The running rules that begin so, as far as this user may read them.
+/// The running rules and their names that begin so, as far as this user may read them.
 fn rules(begin: &OsStr) -> Vec<CompletionCandidate> {
     let begin = begin.to_string_lossy();
-    let rules = running().into_iter().map(|rule| rule.to_string());
+    let settings = running();
+    let rules = settings.rules.iter().map(ToString::to_string);
+    let names = settings
+        .labelled()
+        .filter_map(|rule| Some(rule.label.name?.to_string()));
+    // Several rules may have one name.
+    let names: BTreeSet<_> = names.collect();
     rules
-        .filter(|rule| rule.starts_with(&*begin))
+        .chain(names)
+        .filter(|word| word.starts_with(&*begin))
         .map(CompletionCandidate::new)
         .collect()
 }
 
-fn running() -> Vec<Rule> {
+fn running() -> Settings {
     if let Ok(Some(answer)) = client::status() {
-        return answer.settings.rules;
+        return answer.settings;
     }
     let state = PinDir::current().ok().map(|pins| pinned::find(&pins));
     match state {
-        Some(Ok(Found::Live(state))) => state.settings.rules,
-        _ => Vec::new(),
+        Some(Ok(Found::Live(state))) => state.settings,
+        _ => Settings::default(),
     }
 }
 

@@ -12,14 +12,14 @@ use crate::loader::trace::TraceError;
 use crate::observe::explain::QueryError;
 use crate::observe::{connections, trace};
 use crate::plan::UsageError;
-use crate::rule::{Rule, SourcedError};
+use crate::rule::{Name, Rule, SourcedError};
 use crate::ruleset::shadow::ConflictError;
 
 /// The reason why a command cannot be carried out.
 #[derive(Debug, Error)]
 pub enum CommandError {
     /// `replace` takes two rules.
-    #[error("expected two rules, the running one and the new one, but there is {}; example: portredir replace \
+    #[error("expected two rules, the running one or its name and the new one, but there is {}; example: portredir replace \
              80:8080 80:9090", count(*.0, "rule"))]
     NotTwo(usize),
     /// A rule to remove or to replace does not run.
@@ -32,6 +32,21 @@ pub enum CommandError {
         /// The next step.
         hint: &'static str,
     },
+    /// No running rule has a name.
+    #[error("no rule has the name `{name}`; {}; {hint}", names(known))]
+    NoName {
+        /// The name.
+        name: Name,
+        /// The names of running rules.
+        known: Vec<String>,
+        /// The next step.
+        hint: &'static str,
+    },
+    /// A name stands for several rules where one is needed.
+    #[error(
+        "several rules have the name `{0}`; give the rule itself, as `portredir rules` prints it"
+    )]
+    SeveralRules(Name),
     /// A file changes an option that only `up` can change.
     #[error(
         "`{option}` cannot be changed while programs are attached; use: portredir up --config {path}"
@@ -64,6 +79,14 @@ pub enum CommandError {
     Findings(usize),
 }
 
+/// The names that there are, as a part of a sentence.
+fn names(known: &[String]) -> String {
+    match known {
+        [] => "no running rule has a name".to_owned(),
+        known => format!("there is {}", known.join(", ")),
+    }
+}
+
 impl CommandError {
     /// The exit code for this error.
     #[must_use]
@@ -74,7 +97,10 @@ impl CommandError {
             | Self::Skipped(_)
             | Self::NoTerminal(_)
             | Self::NoPage(_) => ExitCode::Usage,
-            Self::NoRule { .. } | Self::NeedsUp { .. } => ExitCode::Failed,
+            Self::NoRule { .. }
+            | Self::NoName { .. }
+            | Self::SeveralRules(_)
+            | Self::NeedsUp { .. } => ExitCode::Failed,
             Self::Degraded(_) | Self::Findings(_) => ExitCode::Degraded,
         }
     }

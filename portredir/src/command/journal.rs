@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
+use super::diff;
 use crate::controller::change::Diff;
 use crate::state::stamp::Stamp;
 use crate::sys::syslog::{Severity, send};
@@ -23,13 +24,7 @@ pub fn event(severity: Severity, text: &str) {
 /// The command, the user and the difference.
 fn text(verb: &str, stamp: &Stamp, diff: &Diff) -> String {
     const MOST: usize = 20;
-    let removed = diff.removed.iter().map(|rule| format!("- {rule}"));
-    let added = diff.added.iter().map(|rule| format!("+ {rule}"));
-    let switched = diff
-        .switched
-        .iter()
-        .map(|(name, is_on)| format!("{} {name}", if *is_on { '+' } else { '-' }));
-    let mut lines: Vec<_> = switched.chain(removed).chain(added).collect();
+    let mut lines: Vec<_> = diff::options(diff).chain(diff::rules(diff)).collect();
     let more = lines.len().saturating_sub(MOST);
     lines.truncate(MOST);
     if more > 0 {
@@ -64,11 +59,13 @@ mod tests {
         let diff = Diff {
             removed: vec![rule("80:8080")],
             added: vec![rule("80:9090"), rule("53:5353/udp")],
+            relabelled: vec![(rule("81:8081"), rule("81:8081 name web"))],
             switched: vec![("hide-target".to_owned(), true)],
         };
         assert_eq!(
             text("apply", &stamp, &diff),
-            "apply by root (logged in as eve): + hide-target, - 80:8080, + 80:9090, + 53:5353/udp"
+            "apply by root (logged in as eve): + hide-target, - 80:8080, + 80:9090, + 53:5353/udp, \
+             - 81:8081, + 81:8081 name web"
         );
         assert_eq!(
             text("confirm", &stamp, &Diff::default()),

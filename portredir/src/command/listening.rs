@@ -91,7 +91,7 @@ pub fn say_new(change: &Change) {
     if added.is_empty() {
         return;
     }
-    let added: HashSet<_> = added.iter().map(ToString::to_string).collect();
+    let added: HashSet<_> = added.iter().map(|added| added.rule.to_string()).collect();
     let mut listening = of_change(change);
     listening.retain(|listening| added.contains(&listening.rule));
     say_lines(&listening);

@@ -39,12 +39,7 @@ pub async fn plan(args: &PlanArgs) -> anyhow::Result<()> {
     let text = if args.json {
         let report = Planned {
             plan: plan.report(),
-            rule_objects: change
-                .settings()
-                .rules
-                .iter()
-                .map(RuleObject::from)
-                .collect(),
+            rule_objects: change.settings().labelled().map(RuleObject::from).collect(),
             listening,
             ways: change.ways().report(),
         };

@@ -17,18 +17,21 @@ use crate::rule::object::RuleObject;
 ///
 /// Nothing is active, or this user may not read it.
 pub fn rules(args: ReadArgs) -> anyhow::Result<()> {
-    let rules = read(args)?.settings.rules;
+    let settings = read(args)?.settings;
     if args.json {
-        let objects: Vec<_> = rules.iter().map(RuleObject::from).collect();
+        let objects: Vec<_> = settings.labelled().map(RuleObject::from).collect();
         let json = serde_json::json!({
             "schema": 1,
             "running": true,
-            "rules": rules,
+            "rules": settings.rules,
             "rule_objects": objects,
         });
         return print(&format!("{json}\n"));
     }
-    let lines: String = rules.iter().map(|rule| format!("{rule}\n")).collect();
+    let lines: String = settings
+        .labelled()
+        .map(|rule| format!("{rule}\n"))
+        .collect();
     print(&lines)
 }
 

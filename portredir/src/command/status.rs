@@ -20,6 +20,7 @@ use crate::observe::attached::{HookReport, HookState, Interface};
 use crate::observe::faults::Fault;
 use crate::observe::listening::Listening;
 use crate::observe::table::Header;
+use crate::rule::Labelled;
 use crate::rule::object::RuleObject;
 
 /// The time that the watcher needs for a change of the host.
@@ -55,7 +56,7 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<()> {
             faults: &faults,
             differs_from: differing_config(&answer.settings),
             listening: listening.unwrap_or_default(),
-            rule_objects: answer.settings.rules.iter().map(RuleObject::from).collect(),
+            rule_objects: answer.settings.labelled().map(RuleObject::from).collect(),
             answer: &answer,
         };
         if args.read.json {
@@ -127,6 +128,7 @@ fn text(status: &Status<'_>, header: Header) -> String {
         text += &attached(interface);
     }
     text += &summary(&answer.report, header);
+    text += &labels(&answer.settings);
     text += &listening::text(&status.listening);
     if let Some(path) = &status.differs_from {
         let path = path.display();
@@ -140,6 +142,13 @@ fn text(status: &Status<'_>, header: Header) -> String {
         let _ = writeln!(text, "{faults}; show how to mend: portredir status --check");
     }
     text
+}
+
+/// A line for each rule with a name or a comment.
+fn labels(settings: &Settings) -> String {
+    let labelled = settings.labelled().filter(|rule| !rule.label.is_empty());
+    let line = |Labelled { rule, label }| format!("{rule}:{label}\n");
+    labelled.map(line).collect()
 }
 
 /// The process that keeps the redirect in step with the host.
@@ -219,7 +228,7 @@ fn attached(interface: &Interface) -> String {
 }
 
 /// The configuration that the next start would read, if it exists, can be read, and has
-/// other rules than those that run.
+/// other rules than those that run, or other labels of rules.
 fn differing_config(running: &Settings) -> Option<PathBuf> {
     let path = options::named_by_environment().unwrap_or_else(|| Path::new(file::DIR).to_owned());
     if file::is_standard(&path) {
@@ -227,7 +236,7 @@ fn differing_config(running: &Settings) -> Option<PathBuf> {
     }
     let config = file::load(&path).ok()?.over(&Settings::default());
     let sorted = |settings: &Settings| {
-        let rules = settings.rules.iter().map(ToString::to_string);
+        let rules = settings.labelled().map(|rule| rule.to_string());
         rules.collect::<std::collections::BTreeSet<_>>()
     };
     (sorted(&config) != sorted(running)).then_some(path)

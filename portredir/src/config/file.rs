@@ -8,7 +8,7 @@ pub use super::error::{ConfigError, DIR};
 use super::plain;
 use super::settings::{Options, Settings};
 use super::trust;
-use crate::rule::{Origin, Rule, Sourced, SourcedError};
+use crate::rule::{Labels, Origin, Sourced};
 use crate::ruleset::shadow;
 
 /// The size in bytes beyond which no file is read: more than the largest number of rules
@@ -27,14 +27,8 @@ impl Config {
     /// The rules of the files, and their options over those of `base`.
     #[must_use]
     pub fn over(&self, base: &Settings) -> Settings {
-        Settings {
-            rules: self
-                .rules
-                .iter()
-                .map(|sourced| sourced.rule.clone())
-                .collect(),
-            ..self.options.over(base)
-        }
+        let options = self.options.over(base);
+        options.with_rules(self.rules.iter().cloned())
     }
 }
 
@@ -139,7 +133,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     };
     let mut rules = Vec::new();
     for rule in std::mem::take(&mut options.rules) {
-        rules.push(sourced(rule.get_ref(), origin(rule.span().start))?);
+        rules.push(Sourced::parse(rule.get_ref(), origin(rule.span().start))?);
     }
     // A list of texts cannot come after a table.
     for table in std::mem::take(&mut options.rule) {
@@ -150,7 +144,7 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
             error,
         })?;
         for text in texts {
-            rules.push(sourced(&text, origin.clone())?);
+            rules.push(Sourced::parse(&text, origin.clone())?);
         }
     }
     Ok(Config { options, rules })
@@ -170,26 +164,29 @@ impl Lines {
     }
 }
 
-fn sourced(text: &str, origin: Origin) -> Result<Sourced, SourcedError> {
-    match text.parse::<Rule>() {
-        Ok(rule) => Ok(Sourced { rule, origin }),
-        Err(error) => {
-            let error = Box::new(error);
-            Err(SourcedError { origin, error })
-        }
-    }
-}
-
 /// The options that differ from their defaults, as they are written in a file.
 #[must_use]
 pub fn changed_options(settings: &Settings) -> Vec<String> {
-    let table = |settings: &Settings| toml::Table::try_from(settings).expect("settings are TOML");
-    let defaults = table(&Settings::default());
-    let table = table(settings).into_iter();
-    table
-        .filter(|(key, value)| key != "rules" && defaults.get(key) != Some(value))
+    let (defaults, table) = (options(&Settings::default()), options(settings));
+    let changed = table.iter();
+    let changed = changed.filter(|(key, value)| defaults.get(*key) != Some(*value));
+    changed
         .map(|(key, value)| format!("{key} = {value}"))
         .collect()
+}
+
+/// The value of each option, as it is written in a file; an option that is off by being left out
+/// has none.
+#[must_use]
+pub fn options(settings: &Settings) -> toml::Table {
+    let settings = Settings {
+        rules: Vec::new(),
+        labels: Labels::default(),
+        ..settings.clone()
+    };
+    let mut table = toml::Table::try_from(settings).expect("settings are TOML");
+    table.remove("rules");
+    table
 }
 
 /// Settings as a file: every rule, and each option that differs from its default.
@@ -200,7 +197,7 @@ pub fn to_toml(settings: &Settings) -> String {
         text += &format!("{option}\n");
     }
     text += "rules = [\n";
-    for rule in &settings.rules {
+    for rule in settings.labelled() {
         let rule = toml::Value::String(rule.to_string());
         text += &format!("    {rule},\n");
     }

@@ -48,10 +48,7 @@ impl Typed {
         let base = if !self.words.is_empty() {
             let rules = rule::from_words(&self.words)?;
             shadow::check(&rules)?;
-            Settings {
-                rules: rules.into_iter().map(|sourced| sourced.rule).collect(),
-                ..Settings::default()
-            }
+            Settings::default().with_rules(rules)
         } else if let Some(path) = &self.config {
             file::load(path)?.over(&Settings::default())
         } else if let Some(path) = named_by_environment() {

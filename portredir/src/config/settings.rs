@@ -8,7 +8,7 @@ use super::engine::EngineChoice;
 use super::selection::Selection;
 use super::table::RuleTable;
 use super::value::{CgroupDir, DrainTimeout, FlowCount, ForwardBy, MetricsAddr};
-use crate::rule::Rule;
+use crate::rule::{Labelled, Labels, Rule, Sourced};
 
 /// Makes [`Options`], where each option may be given or not, and [`Settings`],
 /// where each has its value.
@@ -51,11 +51,14 @@ macro_rules! options {
             )+
             /// The rules, in order.
             pub rules: Vec<Rule>,
+            /// The labels of the rules.
+            #[serde(skip_serializing_if = "Labels::is_empty")]
+            pub labels: Labels,
         }
 
         impl Default for Settings {
             fn default() -> Self {
-                Self { $($name: $default,)+ rules: Vec::new() }
+                Self { $($name: $default,)+ rules: Vec::new(), labels: Labels::default() }
             }
         }
 
@@ -67,6 +70,7 @@ macro_rules! options {
                 Settings {
                     $($name: self.$name.clone().unwrap_or_else(|| base.$name.clone()),)+
                     rules: base.rules.clone(),
+                    labels: base.labels.clone(),
                 }
             }
 
@@ -251,6 +255,28 @@ options! {
     metrics: MetricsAddr = MetricsAddr::default(), keep;
 }
 
+impl Settings {
+    /// These options with other rules, and the labels of those.
+    #[must_use]
+    pub fn with_rules(&self, rules: impl IntoIterator<Item = Sourced>) -> Self {
+        let mut settings = Self {
+            rules: Vec::new(),
+            labels: Labels::default(),
+            ..self.clone()
+        };
+        for Sourced { rule, label, .. } in rules {
+            settings.labels.set(&rule, label);
+            settings.rules.push(rule);
+        }
+        settings
+    }
+
+    /// The rules with their labels.
+    pub fn labelled(&self) -> impl Iterator<Item = Labelled> {
+        self.rules.iter().map(|rule| self.labels.label(rule))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
@@ -281,5 +307,9 @@ mod tests {
                 .contains(r#""metrics":"[::1]:9474""#)
         );
         serde_json::from_str::<Settings>(r#"{"later":1}"#).expect_err("an unknown key");
+        let labelled = r#"{"rules":["80:8080"],"labels":{"80:8080":{"comment":"OPS-1"}}}"#;
+        let settings: Settings = serde_json::from_str(labelled).expect("settings");
+        let texts: Vec<_> = settings.labelled().map(|rule| rule.to_string()).collect();
+        assert_eq!(texts, ["80:8080 # OPS-1"]);
     }
 }

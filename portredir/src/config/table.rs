@@ -21,6 +21,8 @@ pub(super) struct RuleTable {
     otherwise: Option<Word>,
     #[serde(default)]
     cut: bool,
+    name: Option<String>,
+    comment: Option<String>,
 }
 
 /// A text, or a number that stands for its text.
@@ -198,6 +200,13 @@ impl RuleTable {
         }
         if self.cut {
             tail += " cut";
+        }
+        if let Some(name) = &self.name {
+            tail += &format!(" name {}", word("name", name, "name = \"web\"")?);
+        }
+        // A comment takes the rest of the text.
+        if let Some(comment) = &self.comment {
+            tail += &format!(" # {comment}");
         }
         Ok(tail)
     }

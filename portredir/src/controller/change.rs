@@ -13,7 +13,7 @@ use crate::host::way::Facts;
 use crate::plan::lockout::{self, LockoutError};
 use crate::plan::way::{WayRequest, Ways, checks};
 use crate::plan::{Attached, Plan};
-use crate::rule::Rule;
+use crate::rule::{Labelled, Rule};
 use crate::ruleset::services::Services;
 use crate::ruleset::services::endpoint::Selector;
 use crate::ruleset::services::service::Service;
@@ -200,7 +200,8 @@ impl Change {
         }
     }
 
-    fn new(step: Step, before: Option<&Settings>, after: Settings, host: HostView) -> Self {
+    fn new(step: Step, before: Option<&Settings>, mut after: Settings, host: HostView) -> Self {
+        after.labels.keep(&after.rules);
         Self {
             diff: Diff::between(before.unwrap_or(&Settings::default()), &after),
             step,
@@ -378,19 +379,35 @@ fn pending(before: Option<&Settings>, options: ChangeOptions) -> Option<Pending>
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
     /// The removed rules.
-    pub removed: Vec<Rule>,
+    pub removed: Vec<Labelled>,
     /// The added rules.
-    pub added: Vec<Rule>,
+    pub added: Vec<Labelled>,
+    /// The rules that get another label, before and after.
+    pub relabelled: Vec<(Labelled, Labelled)>,
     /// Options that are switched, by name, and whether they are on afterwards.
     pub switched: Vec<(String, bool)>,
 }
 
 impl Diff {
-    fn between(before: &Settings, after: &Settings) -> Self {
+    /// Compares settings.
+    #[must_use]
+    pub fn between(before: &Settings, after: &Settings) -> Self {
         let switched = before.differences(after).into_iter();
+        let labels = |rule: &Rule| (before.labels.label(rule), after.labels.label(rule));
         Self {
-            removed: missing_in(&after.rules, &before.rules).cloned().collect(),
-            added: missing_in(&before.rules, &after.rules).cloned().collect(),
+            removed: missing_in(&after.rules, &before.rules)
+                .map(|rule| labels(rule).0)
+                .collect(),
+            added: missing_in(&before.rules, &after.rules)
+                .map(|rule| labels(rule).1)
+                .collect(),
+            relabelled: if before.labels == after.labels {
+                Vec::new()
+            } else {
+                let known: HashSet<_> = before.rules.iter().collect();
+                let kept = after.rules.iter().filter(|rule| known.contains(rule));
+                kept.map(labels).filter(|(old, new)| old != new).collect()
+            },
             switched: switched
                 .filter_map(|(name, takes)| match takes {
                     Takes::Switch(is_on) => Some((name, is_on)),

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::parse::{has_value, is_option};
-use super::{Rule, RuleError};
+use super::parse::{has_value, is_comment, is_keyword};
+use super::{Label, Labelled, Name, Rule, RuleError};
 
 /// The place where a rule was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -35,11 +35,13 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A rule and where it was written.
+/// A rule, its label, and where it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sourced {
     /// The rule.
     pub rule: Rule,
+    /// The label of the rule.
+    pub label: Label,
     /// The place where the rule was written.
     pub origin: Origin,
 }
@@ -47,10 +49,54 @@ pub struct Sourced {
 impl Sourced {
     /// Makes a running rule.
     #[must_use]
-    pub const fn running(rule: Rule) -> Self {
+    pub fn running(rule: impl Into<Labelled>) -> Self {
+        let Labelled { rule, label } = rule.into();
         Self {
             rule,
+            label,
             origin: Origin::Running,
+        }
+    }
+
+    /// Reads a rule.
+    ///
+    /// # Errors
+    ///
+    /// [`SourcedError`], with the place.
+    pub fn parse(text: &str, origin: Origin) -> Result<Self, SourcedError> {
+        match text.parse() {
+            Ok(Labelled { rule, label }) => Ok(Self {
+                rule,
+                label,
+                origin,
+            }),
+            Err(error) => {
+                let error = Box::new(error);
+                Err(SourcedError { origin, error })
+            }
+        }
+    }
+}
+
+/// A word that stands for running rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Meant {
+    /// All rules with this name, which was written at this place.
+    Name(Name, Origin),
+    /// One rule.
+    Rule(Sourced),
+}
+
+impl Meant {
+    /// The rule.
+    ///
+    /// # Errors
+    ///
+    /// [`SourcedError`]: a name is no rule.
+    pub fn rule(self) -> Result<Sourced, SourcedError> {
+        match self {
+            Self::Rule(rule) => Ok(rule),
+            Self::Name(name, place) => Sourced::parse(&name.to_string(), place),
         }
     }
 }
@@ -65,41 +111,56 @@ pub struct SourcedError {
     pub error: Box<RuleError>,
 }
 
-/// Reads rules from words of a command; `from`, `on` and the options, with the words after
-/// them, belong to the rule before.
+/// Reads rules from words of a command; `from`, `on`, `name` and the options, with the words after
+/// them, belong to the rule before, and so does a word with a comment.
 ///
 /// # Errors
 ///
 /// [`SourcedError`], with the argument.
 pub fn from_words(words: &[String]) -> Result<Vec<Sourced>, SourcedError> {
+    let read = |(number, text): (_, String)| Sourced::parse(&text, Origin::Argument(number));
+    texts(words).into_iter().map(read).collect()
+}
+
+/// Reads rules as [`from_words`] does, and names of rules among them.
+///
+/// # Errors
+///
+/// [`SourcedError`], with the argument.
+pub fn names_from_words(words: &[String]) -> Result<Vec<Meant>, SourcedError> {
+    let read = |(number, text): (_, String)| match Name::try_from(text.clone()) {
+        Ok(name) => Ok(Meant::Name(name, Origin::Argument(number))),
+        Err(_) => Sourced::parse(&text, Origin::Argument(number)).map(Meant::Rule),
+    };
+    texts(words).into_iter().map(read).collect()
+}
+
+/// The texts of rules, each with the number of its first word.
+fn texts(words: &[String]) -> Vec<(usize, String)> {
     let mut texts = Vec::<(usize, String)>::new();
     // Whether the last word ends with a keyword that has a value.
     let mut is_open = false;
+    // Whether the last text ends with a comment.
+    let mut is_closed = false;
     for (number, word) in (1..).zip(words) {
-        let is_condition = |part: &str| matches!(part, "from" | "on");
-        let is_keyword = |part: &str| is_condition(part) || is_option(part);
-        let goes_on = is_open || word.split_whitespace().next().is_some_and(is_keyword);
+        let is_more = |part: &str| is_keyword(part) || is_comment(part);
+        let begins_more = word.split_whitespace().next().is_some_and(is_more);
         match texts.last_mut() {
-            Some((_, text)) if goes_on => {
+            Some((_, text)) if is_open || (begins_more && !is_closed) => {
                 text.push(' ');
                 text.push_str(word);
             }
             _ => texts.push((number, word.clone())),
         }
+        is_closed = false;
         // The word after a keyword is not a keyword: an interface can have the name `on`.
         for part in word.split_whitespace() {
-            is_open = !is_open && (is_condition(part) || has_value(part));
+            if !is_open && is_comment(part) {
+                is_closed = true;
+                break;
+            }
+            is_open = !is_open && has_value(part);
         }
     }
-    let parse = |(number, text): (usize, String)| {
-        let origin = Origin::Argument(number);
-        match text.parse() {
-            Ok(rule) => Ok(Sourced { rule, origin }),
-            Err(error) => {
-                let error = Box::new(error);
-                Err(SourcedError { origin, error })
-            }
-        }
-    };
-    texts.into_iter().map(parse).collect()
+    texts
 }

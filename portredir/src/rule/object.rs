@@ -6,14 +6,19 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
-    Affinity, Check, CheckBy, Else, Forward, Ports, Protocols, Rule, RuleTarget, WhenDown,
+    Affinity, Check, CheckBy, Comment, Else, Forward, Labelled, Name, Ports, Protocols, RuleTarget,
+    WhenDown,
 };
 
 /// A rule as an object. Ports are the first and the last one of a range.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RuleObject {
-    /// The canonical text of the rule.
+    /// The canonical text of the rule, without its label.
     pub rule: String,
+    /// The name; null where there is none.
+    pub name: Option<Name>,
+    /// The comment; null where there is none.
+    pub comment: Option<Comment>,
     /// The address that clients connect to; null for all addresses of this host.
     pub address: Option<IpAddr>,
     /// The destination ports.
@@ -78,10 +83,13 @@ pub struct ElseObject {
     pub target: Option<TargetObject>,
 }
 
-impl From<&Rule> for RuleObject {
-    fn from(rule: &Rule) -> Self {
+impl From<Labelled> for RuleObject {
+    fn from(labelled: Labelled) -> Self {
+        let Labelled { rule, label } = labelled;
         let object = Self {
             rule: rule.to_string(),
+            name: label.name,
+            comment: label.comment,
             address: rule.addr,
             ports: pair(rule.ports),
             protocol: match rule.protocols {
@@ -164,10 +172,10 @@ const fn pair(ports: Ports) -> [u16; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule::tests::rule;
 
     fn json(text: &str) -> serde_json::Value {
-        serde_json::to_value(RuleObject::from(&rule(text))).expect("JSON")
+        let labelled: Labelled = text.parse().expect("a rule");
+        serde_json::to_value(RuleObject::from(labelled)).expect("JSON")
     }
 
     #[test]
@@ -175,7 +183,7 @@ mod tests {
         assert_eq!(
             json("80:8080"),
             serde_json::json!({
-                "rule": "80:8080", "address": null, "ports": [80, 80], "protocol": "tcp",
+                "rule": "80:8080", "name": null, "comment": null, "address": null, "ports": [80, 80], "protocol": "tcp",
                 "from": null, "on": [],
                 "targets": [{"address": null, "ports": [8080, 8080], "weight": 1}],
                 "check": null, "affinity": "flow", "snat": "never",
@@ -185,9 +193,9 @@ mod tests {
         let text = "10.0.0.1:80:8080=3,10.0.0.5/both from 10.0.0.0/8 on eth0 check http:/ \
                     every 500ms affinity client else 10.0.0.9:90 cut";
         assert_eq!(
-            json(text),
+            json(&format!("{text} name web # OPS-1")),
             serde_json::json!({
-                "rule": text, "address": "10.0.0.1", "ports": [80, 80], "protocol": "both",
+                "rule": text, "name": "web", "comment": "OPS-1", "address": "10.0.0.1", "ports": [80, 80], "protocol": "both",
                 "from": "10.0.0.0/8", "on": ["eth0"],
                 "targets": [
                     {"address": null, "ports": [8080, 8080], "weight": 3},

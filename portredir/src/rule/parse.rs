@@ -3,6 +3,7 @@
 mod addr;
 mod condition;
 mod firewalld;
+mod label;
 mod options;
 mod target;
 mod whole;
@@ -10,9 +11,24 @@ mod whole;
 use portredir_common::net::Port;
 
 pub(crate) use self::condition::is_glob;
-pub(super) use self::options::{has_value, is_option};
+pub(super) use self::options::is_option;
 use super::error::{EXAMPLE, right, spelled};
 use super::{Ports, Protocols, Rule, RuleError};
+
+/// Whether a word begins a condition, an option or a name.
+pub(super) fn is_keyword(word: &str) -> bool {
+    matches!(word, "from" | "on" | "name") || is_option(word)
+}
+
+/// Whether a word begins one of these, and has a value.
+pub(super) fn has_value(word: &str) -> bool {
+    is_keyword(word) && word != "cut"
+}
+
+/// Whether a word, where no value is expected, begins a comment.
+pub(super) fn is_comment(word: &str) -> bool {
+    word.starts_with('#')
+}
 
 struct Parser<'a> {
     text: &'a str,

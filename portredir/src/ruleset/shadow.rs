@@ -64,7 +64,7 @@ impl fmt::Display for Names<'_> {
         const SHOWN: usize = 3;
         let shown = self.0.len().min(SHOWN);
         let left = self.0.len() - shown;
-        for (i, Sourced { rule, origin }) in self.0[..shown].iter().enumerate() {
+        for (i, Sourced { rule, origin, .. }) in self.0[..shown].iter().enumerate() {
             let gap = match i {
                 0 => "",
                 _ if i + 1 == shown && left == 0 => " and ",

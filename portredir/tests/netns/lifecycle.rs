@@ -17,6 +17,7 @@ pub mod host;
 pub mod hotplug;
 pub mod keep;
 pub mod kill;
+pub mod labels;
 pub mod life;
 pub mod local_routes;
 pub mod metrics;
@@ -41,6 +42,7 @@ pub fn add(tests: &mut Tests) {
     change::add(tests);
     command::add(tests);
     rules::add(tests);
+    labels::add(tests);
     confirm::add(tests);
     connections::add(tests);
     doctor::add(tests);

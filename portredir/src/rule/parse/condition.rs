@@ -1,12 +1,12 @@
-//! Parses `from CIDR` and `on IFACE,…`, and the options between them, in any order.
+//! Parses `from CIDR` and `on IFACE,…`, and the options and the label between them, in any order.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::Parser;
 use super::options::{self, Words};
 use super::target::Listen;
+use super::{Parser, is_comment};
 use crate::rule::error::{EXAMPLE, spelled, visible};
 use crate::rule::{Rule, RuleError};
 
@@ -52,6 +52,8 @@ impl Parser<'_> {
                     rule.on = self.on()?;
                     has_on = true;
                 }
+                "name" => self.name_of_rule(words)?,
+                _ if is_comment(word) => return self.comment(words),
                 _ if options::is_option(word) => {
                     let (addr, ports) = (rule.addr, rule.ports);
                     self.option(word, Listen { addr, ports }, words)?;
@@ -74,6 +76,11 @@ impl Parser<'_> {
             (
                 "the protocol goes after `/`",
                 format!("as in `80:8080/{}`", &lower[1..]),
+            )
+        } else if is_comment(word) {
+            (
+                "the rule should end here",
+                "put a space before a comment, as in `80:8080 # OPS-1`".to_owned(),
             )
         } else if word.starts_with(':') {
             (

@@ -6,7 +6,7 @@ use portredir_common::net::Port;
 
 use super::Parser;
 use super::target::{Listen, Placed};
-use crate::rule::{Ports, Protocols, Rule, RuleError, RuleTarget};
+use crate::rule::{Labelled, Ports, Protocols, RuleError, RuleTarget};
 
 const HINT: &str = "write `port=80:proto=tcp:toport=8080`, or `80:8080`";
 
@@ -16,7 +16,7 @@ impl Parser<'_> {
         keys.iter().any(|key| self.rest().starts_with(key))
     }
 
-    pub(super) fn firewalld(&mut self) -> Result<Rule, RuleError> {
+    pub(super) fn firewalld(&mut self) -> Result<Labelled, RuleError> {
         let mut fields = Fields {
             target_at: self.at,
             ..Fields::default()

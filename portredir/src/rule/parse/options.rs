@@ -9,7 +9,7 @@ use super::Parser;
 use super::target::Listen;
 use crate::rule::duration;
 use crate::rule::error::spelled;
-use crate::rule::{Affinity, Check, CheckBy, Else, Protocols, Rule, RuleError, WhenDown};
+use crate::rule::{Affinity, Check, CheckBy, Else, Label, Protocols, Rule, RuleError, WhenDown};
 
 /// The words that begin an option, with an example of each.
 const WORDS: [(&str, &str); 9] = [
@@ -23,11 +23,6 @@ const WORDS: [(&str, &str); 9] = [
     ("else", "else drop"),
     ("cut", "cut"),
 ];
-
-/// Whether a word begins an option that has a value.
-pub(in crate::rule) fn has_value(word: &str) -> bool {
-    is_option(word) && word != "cut"
-}
 
 /// Whether a word begins an option.
 pub(in crate::rule) fn is_option(word: &str) -> bool {
@@ -48,6 +43,7 @@ pub(super) struct Words {
     /// Where flows go while all targets are down, and the place in the text.
     pub(super) otherwise: Option<(Else, usize)>,
     pub(super) when_down: WhenDown,
+    pub(super) label: Label,
 }
 
 impl Words {

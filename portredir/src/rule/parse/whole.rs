@@ -8,9 +8,18 @@ use super::Parser;
 use super::options::Words;
 use super::target::{Listen, Placed, other_version};
 use crate::rule::error::EXAMPLE;
-use crate::rule::{Else, Forward, Protocols, Rule, RuleError, To};
+use crate::rule::{Else, Forward, Labelled, Protocols, Rule, RuleError, To};
 
+/// Reads a rule. A label may stand at its end and is left out.
 impl FromStr for Rule {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        text.parse().map(|labelled: Labelled| labelled.rule)
+    }
+}
+
+impl FromStr for Labelled {
     type Err = RuleError;
 
     fn from_str(text: &str) -> Result<Self, RuleError> {
@@ -40,7 +49,7 @@ impl Parser<'_> {
         listen: Listen,
         protocols: Protocols,
         targets: Vec<Placed>,
-    ) -> Result<Rule, RuleError> {
+    ) -> Result<Labelled, RuleError> {
         let Listen { addr, ports } = listen;
         let first = &targets[0];
         let is_here = targets.len() == 1 && first.target.host.is_none();
@@ -70,7 +79,8 @@ impl Parser<'_> {
         self.conditions(&mut rule, &mut words)?;
         if is_here {
             self.no_options(&rule, &words)?;
-            return Ok(rule);
+            let label = words.label;
+            return Ok(Labelled { rule, label });
         }
         if let Some(from) = rule.from {
             self.check_clients(from, &targets, &words)?;
@@ -83,7 +93,8 @@ impl Parser<'_> {
             otherwise: words.otherwise.map(|(otherwise, _)| otherwise),
             when_down: words.when_down,
         }));
-        Ok(rule)
+        let label = words.label;
+        Ok(Labelled { rule, label })
     }
 
     /// Refuses targets that clients of the network cannot reach.

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::arbitrary::{chosen, near_rule, probes};
 use super::rule;
-use crate::rule::{Origin, Ports, Protocols, Rule, Sourced};
+use crate::rule::{Label, Origin, Ports, Protocols, Rule, Sourced};
 use crate::ruleset::compile::{Table, TableOptions};
 use crate::ruleset::history::History;
 use crate::ruleset::shadow::{ConflictError, check};
@@ -92,7 +92,11 @@ fn sourced(rules: impl IntoIterator<Item = Rule>) -> Vec<Sourced> {
     let origins = (1..).map(Origin::Argument);
     let rules = rules.into_iter().zip(origins);
     rules
-        .map(|(rule, origin)| Sourced { rule, origin })
+        .map(|(rule, origin)| Sourced {
+            rule,
+            label: Label::default(),
+            origin,
+        })
         .collect()
 }
 

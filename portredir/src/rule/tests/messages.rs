@@ -286,7 +286,12 @@ const WRONG: &[&str] = &[
     "80:8080-",
     "80:8080 -> web",
     "80:8080\u{1b}[31m",
-    "80:8080 #web",
+    "80:8080#web",
+    "80:8080 #",
+    "80:8080 name",
+    "80:8080 name 1",
+    "80:8080 name on",
+    "80:8080 name a name b",
     // Quotes, and other alphabets.
     "\"80:8080\"",
     "'80:8080'",
@@ -324,7 +329,7 @@ pub(super) fn hint_is_right(error: &RuleError) -> Result<(), String> {
     let hint = error.hint();
     for spelled in hint.split('`').skip(1).step_by(2) {
         let word = spelled.split(' ').next().unwrap_or_default();
-        let text = if ["from", "on"].contains(&word) {
+        let text = if ["from", "on", "name"].contains(&word) {
             format!("80:8080 {spelled}")
         } else if is_option(word) {
             format!("80:10.0.0.5:8080 {spelled}")

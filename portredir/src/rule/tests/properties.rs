@@ -9,7 +9,7 @@ use super::arbitrary::any_rule;
 use crate::rule::{Rule, from_words};
 
 /// The pieces of texts, right and wrong.
-const PIECES: [&str; 56] = [
+const PIECES: [&str; 60] = [
     ":",
     "::",
     "-",
@@ -66,6 +66,10 @@ const PIECES: [&str; 56] = [
     " affinity client",
     " snat never",
     " cut",
+    " name ",
+    "web",
+    " # ",
+    "#",
 ];
 
 /// A change to a text.
