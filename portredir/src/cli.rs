@@ -22,7 +22,8 @@ use documents::COMPLETIONS_HELP;
 pub use documents::{CompletionsArgs, FeaturesArgs, ManArgs, Shell};
 pub use mistake::{Mistake, parse};
 pub use read::{
-    ConnectionsArgs, ExplainArgs, MetricsArgs, ReadArgs, StatusArgs, TableArgs, TopArgs, TraceArgs,
+    CheckArgs, ConnectionsArgs, DiffArgs, ExplainArgs, MetricsArgs, ReadArgs, StatusArgs,
+    TableArgs, TopArgs, TraceArgs,
 };
 use read::{EXPLAIN_HELP, interval};
 
@@ -36,7 +37,7 @@ const TEMPLATE: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args
 /// The end of the help, with the argument that the short help has no room for.
 const AFTER_HELP: &str = "\
 A RULE is [ADDR:]PORT:TARGET[/tcp|/udp|/both] [from CIDR] [on IFACE,…], as in 80:8080 53:5353/udp
-More: --help, help COMMAND, bench, metrics, version, features, man [PAGE], completions SHELL";
+More: --help, help COMMAND, confirm, bench, metrics, version, features, man, completions";
 
 /// Redirect ports of this host in the kernel.
 ///
@@ -107,7 +108,8 @@ pub enum Command {
     ///
     /// If portredir is already running, the given rules and options replace the running
     /// ones, and the eBPF programs of this version replace the attached ones; no packet is
-    /// lost. Without RULE, the rules are read from /etc/portredir.
+    /// lost. Without RULE, the rules are read from /etc/portredir. Running rules that would go
+    /// are named, and need --replace.
     #[command(after_help = "Example: sudo portredir up --iface all 80:8080 443:8443/both")]
     Up(UpArgs),
 
@@ -159,6 +161,7 @@ pub enum Command {
     Undrain(TurnArgs),
 
     /// Keep the last change made with --confirm.
+    #[command(hide = true)]
     Confirm,
 
     /// Write the running configuration to a file for the next start.
@@ -166,6 +169,14 @@ pub enum Command {
 
     /// Check a configuration file or directory; needs no privileges.
     Check(CheckArgs),
+
+    /// Compare the running rules and options with a file: exit code 0, or 1 if they differ.
+    ///
+    /// Prints what `up` would change with this file: `-` for what runs, `+` for what the file
+    /// has. `apply` would change the rules alone. Exit code 2 means that they cannot be
+    /// compared, and 3 that nothing runs.
+    #[command(after_help = "Example: portredir diff && echo saved")]
+    Diff(DiffArgs),
 
     /// Print the running rules in the syntax of the command line.
     #[command(aliases = ["list", "ls"])]
@@ -297,7 +308,13 @@ pub struct UpArgs {
     #[command(flatten)]
     pub change: ChangeOptionArgs,
 
-    /// Stay in the foreground as the watcher process; for systemd units.
+    /// Remove running rules that are not given again.
+    ///
+    /// Without this option, `up` names such rules and changes nothing; to keep them, use `add`.
+    #[arg(long)]
+    pub replace: bool,
+
+    /// Stay in the foreground as the watcher process; for systemd units. Implies --replace.
     ///
     /// SIGHUP reloads the configuration files. When this process ends, the programs stay
     /// attached.
@@ -305,9 +322,18 @@ pub struct UpArgs {
     pub watch: bool,
 
     /// Leave the watcher process as it is, also one of another version; for the reload of
-    /// systemd units, which replace it themselves.
+    /// systemd units, which replace it themselves. Implies --replace.
     #[arg(long, hide = true, conflicts_with = "watch")]
     pub keep_watcher: bool,
+}
+
+impl UpArgs {
+    /// Whether running rules may go: those who ask for the configuration of a service mean all
+    /// of it.
+    #[must_use]
+    pub const fn replaces(&self) -> bool {
+        self.replace || self.watch || self.keep_watcher
+    }
 }
 
 /// `portredir down`.
@@ -363,19 +389,6 @@ pub struct SaveArgs {
     /// Print what would be written; write nothing.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
-}
-
-/// `portredir check`.
-#[derive(Args, Clone, Debug)]
-pub struct CheckArgs {
-    /// A file, or a directory with the layout of /etc/portredir; `-` is standard input.
-    #[arg(
-        value_name = "PATH",
-        default_value = "/etc/portredir",
-        env = "PORTREDIR_CONFIG",
-        hide_env = true
-    )]
-    pub path: PathBuf,
 }
 
 /// `portredir doctor`.

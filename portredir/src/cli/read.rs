@@ -7,6 +7,36 @@ use clap::Args;
 
 use crate::config::value::{self, ValueError};
 
+/// `portredir check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// A file, or a directory with the layout of /etc/portredir; `-` is standard input.
+    #[arg(
+        value_name = "PATH",
+        default_value = "/etc/portredir",
+        env = "PORTREDIR_CONFIG",
+        hide_env = true
+    )]
+    pub path: PathBuf,
+}
+
+/// `portredir diff`.
+#[derive(Args, Clone, Debug)]
+pub struct DiffArgs {
+    /// A file, or a directory with the layout of /etc/portredir; `-` is standard input.
+    #[arg(
+        value_name = "PATH",
+        default_value = "/etc/portredir",
+        env = "PORTREDIR_CONFIG",
+        hide_env = true
+    )]
+    pub path: PathBuf,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `portredir status`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct StatusArgs {

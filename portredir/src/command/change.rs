@@ -17,7 +17,7 @@ use crate::controller::metrics;
 use crate::controller::transaction::{self, Transaction};
 use crate::controller::watcher::{self, Stubborn};
 use crate::host::{filters, preflight};
-use crate::rule::{self, Labelled, Meant, Sourced};
+use crate::rule::{self, Meant, Sourced};
 use crate::ruleset::services::endpoint::Selector;
 use crate::ruleset::services::service::Target;
 use crate::ruleset::shadow;
@@ -52,9 +52,10 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     let difference = diff::text(change.diff());
     if options.dry_run {
         listening::say_packet_filters(change.settings());
-        return print(&difference);
+        print(&difference)?;
+        return allow_losses(args, change.diff());
     }
-    say_losses(&change.diff().removed);
+    allow_losses(args, change.diff())?;
     let made = change.diff().clone();
     let locked = transaction.apply(change, &mut event::print).await?;
     let controller = locked.release();
@@ -97,26 +98,29 @@ fn check_metrics(settings: &Settings, running: Option<&Settings>) -> Result<(), 
     }
 }
 
-/// Says which running rules `up` removes, before it does.
-fn say_losses(removed: &[Labelled]) {
+/// Names the running rules that `up` removes, and refuses to unless that is asked for.
+fn allow_losses(args: &UpArgs, diff: &Diff) -> anyhow::Result<()> {
     const MOST: usize = 10;
+    let removed = &diff.removed;
     if removed.is_empty() {
-        return;
+        return Ok(());
     }
-    let names: Vec<_> = removed
-        .iter()
-        .take(MOST)
-        .map(|Labelled { rule, .. }| format!("`{rule}`"))
-        .collect();
+    let names = removed.iter().take(MOST);
+    let names: Vec<_> = names.map(|removed| format!("`{}`", removed.rule)).collect();
     let more = match removed.len().saturating_sub(MOST) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    say(&format!(
-        "`up` replaces the running rules and removes {}: {}{more}; to keep them, use `portredir add`",
-        count(removed.len(), "rule"),
-        names.join(", ")
-    ));
+    let losses = CommandError::Losses {
+        number: removed.len(),
+        names: names.join(", ") + &more,
+        is_refused: !args.replaces(),
+    };
+    if args.replaces() {
+        say(&losses.to_string());
+        return Ok(());
+    }
+    Err(losses.into())
 }
 
 /// `portredir watch`.

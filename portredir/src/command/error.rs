@@ -47,6 +47,33 @@ pub enum CommandError {
         "several rules have the name `{0}`; give the rule itself, as `portredir rules` prints it"
     )]
     SeveralRules(Name),
+    /// `up` would remove running rules.
+    #[error(
+        "`up` replaces the running rules and removes {}: {names}; to keep them, use \
+         `portredir add`{}",
+        count(*number, "rule"),
+        if *is_refused { "; to remove them, add --replace" } else { "" }
+    )]
+    Losses {
+        /// The number of rules.
+        number: usize,
+        /// The first rules.
+        names: String,
+        /// Whether nothing is changed.
+        is_refused: bool,
+    },
+    /// The running configuration is not that of a file.
+    #[error(
+        "the running configuration differs from {path}; to put that in force: portredir up --replace \
+         --config {path}"
+    )]
+    Differs {
+        /// The path of the file.
+        path: String,
+    },
+    /// The running configuration cannot be compared with that of a file.
+    #[error("compare: {0:#}")]
+    NotCompared(anyhow::Error),
     /// A file changes an option that only `up` can change.
     #[error(
         "`{option}` cannot be changed while programs are attached; use: portredir up --config {path}"
@@ -93,6 +120,7 @@ impl CommandError {
     pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotTwo(_)
+            | Self::NotCompared(_)
             | Self::FollowsStandardInput
             | Self::Skipped(_)
             | Self::NoTerminal(_)
@@ -100,6 +128,8 @@ impl CommandError {
             Self::NoRule { .. }
             | Self::NoName { .. }
             | Self::SeveralRules(_)
+            | Self::Losses { .. }
+            | Self::Differs { .. }
             | Self::NeedsUp { .. } => ExitCode::Failed,
             Self::Degraded(_) | Self::Findings(_) => ExitCode::Degraded,
         }

@@ -134,7 +134,7 @@ fn text(status: &Status<'_>, header: Header) -> String {
         let path = path.display();
         let _ = writeln!(
             text,
-            "running rules differ from {path}: portredir apply -f {path} --dry-run"
+            "running rules differ from {path}; show how: portredir diff {path}"
         );
     }
     if !status.healthy {

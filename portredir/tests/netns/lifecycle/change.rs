@@ -187,7 +187,8 @@ fn replace_rules_and_program(lab: &Lab, host: &Host<'_>, engine: &str, round: us
     let copy = lab.dir.0.join("portredir");
     let program = [PROGRAM, copy.to_str().expect("text")][round % 2];
     let rule = format!("80:{target}");
-    let mut args = vec![program, "up", "--iface", "h0", "--engine", engine];
+    let mut args = vec![program, "up", "--replace", "--iface", "h0"];
+    args.extend(["--engine", engine]);
     args.extend([rule.as_str(), "5201:5301"]);
     lab.host.run(&args);
 }

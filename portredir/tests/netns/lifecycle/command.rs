@@ -174,8 +174,18 @@ fn rm_of_nothing() {
     let removed = host.run(&["rm", "--if-exists", "80:8080", "99:1"]);
     assert_eq!(removed, "- 80:8080\n");
     assert_eq!(host.run(&["rm", "--if-exists", "99:1"]), "");
-    // `up` says which rules it removes, before it does.
-    let mut up = host.start(&["up", "--iface", "h0", "82:8082"]);
+    // `up` says which rules it would remove, and removes them if that is asked for.
+    let up = ["up", "--iface", "h0", "82:8082"];
+    let said = host.fails(1, &up);
+    assert!(
+        said.contains(LOSES_A_RULE) && said.contains("add --replace"),
+        "{said}"
+    );
+    let mut dry = host.start(&[&up[..], &["-n"]].concat());
+    assert_eq!(dry.wait().code(), Some(1), "{}", dry.err());
+    assert_eq!(dry.out(), "- 81:8081\n+ 82:8082\n");
+    assert_eq!(host.rules(), ["81:8081"]);
+    let mut up = host.start(&[&up[..], &["--replace"]].concat());
     assert!(up.wait().success());
     assert_eq!(up.out(), "- 81:8081\n+ 82:8082\n");
     let said = up.err();

@@ -397,7 +397,7 @@ fn running() {
     host.kill_watcher();
     Examined::of(&lab, &[]).only("watcher", "no watcher process runs", "portredir watch");
     // An interface that came meanwhile has no programs.
-    let up = ["up", "--iface", "h*", "80:8080"];
+    let up = ["up", "--replace", "--iface", "h*", "80:8080"];
     host.run(&up);
     Examined::of(&lab, &[]).nothing();
     host.kill_watcher();

@@ -56,9 +56,9 @@ impl<'a> Host<'a> {
         error
     }
 
-    /// `up` on the link to the client.
+    /// `up` on the link to the client, whatever runs.
     pub fn up(&self, args: &[&str]) -> String {
-        let mut all = vec!["up", "--iface", "h0"];
+        let mut all = vec!["up", "--replace", "--iface", "h0"];
         all.extend(args);
         self.run(&all)
     }

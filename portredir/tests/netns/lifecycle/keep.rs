@@ -123,7 +123,7 @@ fn is_away() {
     host.run(&["up", "--iface", "h0,h2", "80:8080"]);
     assert!(answers(&lab.client, Proto::Tcp, Family::V4.host(80)));
     assert_eq!(host.run(&["add", "81:8080 on h2"]), "+ 81:8080 on h2\n");
-    host.run(&["up", "--iface", "h0,h2", "82:8080"]);
+    host.run(&["up", "--replace", "--iface", "h0,h2", "82:8080"]);
     assert!(answers(&lab.client, Proto::Tcp, Family::V4.host(82)));
     host.down();
 }

@@ -104,7 +104,10 @@ impl Command {
     /// `up` with one rule.
     fn up() -> Self {
         let rules = BTreeSet::from(["80:8080".to_owned()]);
-        Self::new(&["up", "--iface", "h0", "80:8080"], Some(rules))
+        Self::new(
+            &["up", "--replace", "--iface", "h0", "80:8080"],
+            Some(rules),
+        )
     }
 
     /// Chooses a command that fits what runs now; `file` is for rules.
@@ -298,7 +301,10 @@ fn kill_at_calls() {
     };
     let (mut killed, mut was_new) = (0, 0);
     let mut port = 1000;
-    for command in [&["add"][..], &["up", "--iface", "h0", "80:8080"]] {
+    for command in [
+        &["add"][..],
+        &["up", "--replace", "--iface", "h0", "80:8080"],
+    ] {
         for (call, last) in LAST {
             let mut next = |what: &str| {
                 port += 1;

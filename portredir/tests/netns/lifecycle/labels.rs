@@ -1,17 +1,18 @@
-//! Names and comments of rules.
+//! Names and comments of rules, and what `diff` says about the rules of a file.
 
 use std::fs;
 
 use serde_json::Value;
 
 use crate::Tests;
-use crate::lab::Lab;
+use crate::lab::{Lab, schema};
 use crate::lifecycle::host::{CELL, Host, check_reaches};
 use crate::peer::echo::EchoServer;
 
 pub fn add(tests: &mut Tests) {
     tests.add("outlive/labels", &[], labels);
     tests.add("outlive/labels_in_files", &[], in_files);
+    tests.add("outlive/diff", &["python3"], diff);
 }
 
 /// A name and a comment are kept by every command, and a name stands for its rules.
@@ -128,6 +129,7 @@ fn in_files() {
     host.run(&["up", "--config", path]);
     assert_eq!(host.rules(), rules);
     assert_eq!(host.rules()[0], rule);
+    assert_eq!(host.run(&["diff", path]), "");
     // A file that `save` wrote has no words of a person: none is kept.
     host.run(&["save", path]);
     assert!(!lab.dir.0.join("rules.toml~").exists());
@@ -153,5 +155,58 @@ fn in_files() {
     crate::lab::process::wait_for("the old label", || {
         (host.rules()[0] == "80:8080 name shop # moved in May").then_some(())
     });
+    host.down();
+}
+
+/// `diff` names what `up` would change, and its exit code tells whether that is nothing.
+fn diff() {
+    let lab = Lab::new(&CELL);
+    let host = Host::of(&lab);
+    let file = lab.dir.0.join("rules.toml");
+    let path = file.to_str().expect("text");
+    let diff = |code: i32, args: &[&str]| {
+        let mut process = host.start(&[&["diff", path], args].concat());
+        let status = process.wait();
+        assert_eq!(status.code(), Some(code), "{}", process.err());
+        (process.out(), process.err())
+    };
+    let write = |text: &str| fs::write(&file, text).expect("write a file");
+    diff(2, &[]);
+    write("iface = 'h0'\nrules = ['80:8080', '81:8081 name b']\n");
+    diff(3, &[]);
+    host.run(&["up", "--config", path]);
+    assert_eq!(diff(0, &[]), (String::new(), String::new()));
+    let (json, _) = diff(0, &["--json"]);
+    schema::check("diff", &json);
+    write("iface = 'h0'\nrules = ['81:8081 name b', '80:8080']\n");
+    let (out, said) = diff(1, &[]);
+    assert!(
+        out.is_empty() && said.contains("another order"),
+        "{out}{said}"
+    );
+    write("hide-target = true\nrules = ['80:8080 # x', '82:8082 name c']\n");
+    let (out, said) = diff(1, &[]);
+    assert_eq!(
+        out,
+        "- 81:8081 name b\n+ 82:8082 name c\n- 80:8080\n+ 80:8080 # x\n- hide-target = false\n\
+         + hide-target = true\n- iface = \"h0\"\n+ iface = \"all\"\n"
+    );
+    assert!(
+        said.contains(&format!("portredir up --replace --config {path}")),
+        "{said}"
+    );
+    let (json, _) = diff(1, &["--json"]);
+    schema::check("diff", &json);
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["equal"], false);
+    assert_eq!(json["removed"][0]["rule"], "81:8081");
+    assert_eq!(json["added"][0]["name"], "c");
+    assert_eq!(json["relabelled"][0]["configured"]["comment"], "x");
+    assert_eq!(json["options"][1]["running"], "h0");
+    host.run(&["up", "--replace", "--config", path]);
+    diff(0, &[]);
+    write("rules = ['80:80']\n");
+    let (_, said) = diff(2, &[]);
+    assert!(said.contains("itself"), "{said}");
     host.down();
 }

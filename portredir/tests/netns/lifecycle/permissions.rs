@@ -94,7 +94,7 @@ fn fewest_capabilities() {
     run(&["up", "--iface", "all", "80:8080/both"]);
     check_reaches(&lab, 80, &server);
     run(&["add", "81:8080/both"]);
-    run(&["up", "--iface", "all", "81:8080/both"]);
+    run(&["up", "--replace", "--iface", "all", "81:8080/both"]);
     check_reaches(&lab, 81, &server);
     let pid = host.status()["pid"].as_u64().expect("a pid");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");

@@ -347,7 +347,7 @@ fn since() {
     fs::write(file, "rules = [\"81:8080\", \"80:8080\"]\n").expect("write a file");
     assert!(!status().contains("differ"), "{}", status());
     fs::write(file, "rules = [\"80:8080\"]\n").expect("write a file");
-    let differs = format!("running rules differ from {file}: portredir apply -f {file} --dry-run");
+    let differs = format!("running rules differ from {file}; show how: portredir diff {file}");
     assert!(status().contains(&differs), "{}", status());
     host.run(&["add", "--confirm", "1min", "82:8080"]);
     host.kill_watcher();

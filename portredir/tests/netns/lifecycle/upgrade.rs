@@ -36,6 +36,7 @@ fn up_again(cell: &Cell) {
     let args = [
         &other,
         "up",
+        "--replace",
         "--iface",
         "h0",
         "--engine",
