@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::candidates::{self, Condition, TooMany};
 use super::history::History;
-use super::interval::{self, Holders, intervals};
+use super::interval::{self, Holders, by_width, intervals};
 use super::shadow::MAX_ON;
 use super::taken::TakenPorts;
 use crate::rule::{Forward, Ports, Rule};
@@ -113,13 +113,17 @@ impl Table {
         service_of: impl Fn(usize) -> Option<u16>,
     ) -> Result<Self, TableError> {
         let mut table = Self::default();
-        let conditions = table.conditions(rules, service_of)?;
+        let ranked = by_width(rules, |(_, rule)| rule);
+        let conditions = table.conditions(&ranked, service_of)?;
         let mut sets = HashMap::new();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             table.add_targets(rules, protocol, options);
             let mut holders = Holders::default();
             let mut set = 0;
-            for interval in intervals(rules.iter().map(|(_, rule)| rule).enumerate(), protocol) {
+            for interval in intervals(
+                ranked.iter().map(|(_, (_, rule))| rule).enumerate(),
+                protocol,
+            ) {
                 let is_changed = holders.pass(&interval, |i| conditions[i].key());
                 let (Some(&first), Some(ports)) = (holders.places().first(), interval.ports) else {
                     continue;
@@ -154,16 +158,16 @@ impl Table {
     /// Numbers the lists of interfaces, and returns the conditions of the rules.
     fn conditions(
         &mut self,
-        rules: &[(u16, Rule)],
+        rules: &[(usize, &(u16, Rule))],
         service_of: impl Fn(usize) -> Option<u16>,
     ) -> Result<Vec<Condition>, TableError> {
-        let (conditions, lists) = interval::conditions(rules.iter().map(|(_, rule)| rule));
+        let (conditions, lists) = interval::conditions(rules.iter().map(|(_, (_, rule))| rule));
         if lists.len() > MAX_ON {
             return Err(TableError::On(lists.len()));
         }
         self.on = lists.into_iter().map(<[_]>::to_vec).collect();
-        let conditions = rules.iter().enumerate().zip(conditions);
-        let conditions = conditions.map(|((place, (id, rule)), (addr, from, on))| {
+        let conditions = rules.iter().zip(conditions);
+        let conditions = conditions.map(|(&(place, (id, rule)), (addr, from, on))| {
             let (target, flags) = match rule.here() {
                 Some(ports) if ports.is_one() => (ports.first, 0),
                 Some(ports) => (ports.first, Candidate::RANGE),

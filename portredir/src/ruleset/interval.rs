@@ -58,6 +58,18 @@ pub fn intervals<'a>(
     intervals
 }
 
+/// The rules, each with its place in the list, in the order in which they win where all else is
+/// equal: those for fewer ports, then the earlier ones.
+pub fn by_width<T>(rules: &[T], rule: impl Fn(&T) -> &Rule) -> Vec<(usize, &T)> {
+    let mut rules: Vec<_> = rules.iter().enumerate().collect();
+    // A stable sort keeps the order of the list among equals.
+    rules.sort_by_key(|(_, one)| {
+        let Ports { first, last } = rule(one).ports;
+        last - first
+    });
+    rules
+}
+
 /// The rules of an interval by a key: of rules with equal keys, the first holds.
 pub struct Holders<K> {
     of: BTreeMap<K, BTreeSet<usize>>,

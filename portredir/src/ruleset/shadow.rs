@@ -1,9 +1,10 @@
 //! Checks whether each rule of a list can match.
 //!
 //! A rule is shadowed when others take all its packets: rules for longer prefixes of
-//! clients, and earlier rules for equal prefixes. Several can do so together, each for
-//! some of the ports, clients or interfaces. A rule that still has packets is allowed:
-//! users write exceptions as a narrow rule before or after a wide one.
+//! clients and, for equal prefixes, rules for fewer ports and earlier ones for as many.
+//! Several can do so together, each for some of the ports, clients or interfaces. A rule
+//! that still has packets is allowed: users write exceptions as a narrow rule before or
+//! after a wide one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -15,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portredir_common::net::Protocol;
 use thiserror::Error;
 
-use super::interval::{Condition, Holders, Interval, conditions, intervals};
+use super::interval::{Condition, Holders, Interval, by_width, conditions, intervals};
 use crate::rule::parse::is_glob;
 use crate::rule::{Affinity, Check, Forward, Rule, Sourced, To, WhenDown};
 
@@ -145,22 +146,23 @@ pub fn check(rules: &[Sourced]) -> Result<(), ConflictError> {
         return Ok(());
     };
     let by = list.shadowing(shadowed);
-    let shadowed = Box::new(rules[shadowed].clone());
+    let rule = |i: usize| list.rules[i].1;
+    let shadowed = Box::new(rule(shadowed).clone());
     if let [first] = by[..]
-        && rules[first].rule == shadowed.rule
+        && rule(first).rule == shadowed.rule
     {
         return Err(ConflictError::Twice {
-            first: rules[first].origin.clone(),
+            first: rule(first).origin.clone(),
             again: shadowed,
         });
     }
-    let by = by.into_iter().map(|i| rules[i].clone()).collect();
+    let by = by.into_iter().map(|i| rule(i).clone()).collect();
     Err(ConflictError::Shadowed { shadowed, by })
 }
 
-/// The rules with the data that decides between them.
+/// The rules in the order in which they win, with the data that decides between them.
 struct List<'a> {
-    rules: &'a [Sourced],
+    rules: Vec<(usize, &'a Sourced)>,
     conditions: Vec<Condition>,
     /// Whether rules for narrower networks together have all the clients of these. Most
     /// often they do not, and then the check of each interval can skip them.
@@ -175,7 +177,8 @@ struct List<'a> {
 
 impl<'a> List<'a> {
     fn new(rules: &'a [Sourced]) -> Self {
-        let (conditions, lists) = conditions(rules.iter().map(|sourced| &sourced.rule));
+        let rules = by_width(rules, |sourced| &sourced.rule);
+        let (conditions, lists) = conditions(rules.iter().map(|(_, sourced)| &sourced.rule));
         let on: Vec<_> = std::iter::once(&[][..]).chain(lists).collect();
         let covering = if on.len() > MAX_ON + 1 {
             Vec::new()
@@ -183,21 +186,22 @@ impl<'a> List<'a> {
             on.iter().map(|list| covering(list, &on)).collect()
         };
         let of = |protocol| {
-            let rules = rules.iter().map(|sourced| &sourced.rule);
+            let rules = rules.iter().map(|(_, sourced)| &sourced.rule);
             intervals(rules.enumerate(), protocol)
         };
         let is_divided = divided(&conditions);
+        let intervals = vec![of(Protocol::Tcp), of(Protocol::Udp)];
         Self {
             rules,
             conditions,
             is_divided,
             on,
             covering,
-            intervals: vec![of(Protocol::Tcp), of(Protocol::Udp)],
+            intervals,
         }
     }
 
-    /// The first shadowed rule.
+    /// The shadowed rule that comes first in the list of the caller.
     fn shadowed(&self) -> Option<usize> {
         let mut is_alive = vec![false; self.rules.len()];
         for intervals in &self.intervals {
@@ -218,7 +222,8 @@ impl<'a> List<'a> {
                 });
             }
         }
-        is_alive.iter().position(|is_alive| !is_alive)
+        let dead = (0..self.rules.len()).filter(|i| !is_alive[*i]);
+        dead.min_by_key(|i| self.rules[*i].0)
     }
 
     /// The rules that take the packets of a shadowed one, in their order.
@@ -236,7 +241,9 @@ impl<'a> List<'a> {
                 }
             }
         }
-        shadowing.into_iter().collect()
+        let mut shadowing: Vec<_> = shadowing.into_iter().collect();
+        shadowing.sort_by_key(|i| self.rules[*i].0);
+        shadowing
     }
 
     /// The rules of an interval that together take all packets of one of them; `None`

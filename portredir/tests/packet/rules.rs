@@ -24,6 +24,7 @@ pub fn cases() -> Vec<Case> {
                 conditions(kind),
                 client_conditions(kind),
                 ranges(kind),
+                overlapping(kind),
                 changed(kind),
                 changed_flow_state(kind),
                 hidden(kind),
@@ -200,6 +201,38 @@ fn ranges(kind: Kind) -> Vec<Case> {
         );
     }
     cases
+}
+
+/// Rules for the same ports: fewer ports win, but fewer clients before that.
+const OVERLAPPING: &[&str] = &[
+    "7000-7100:9300/both",
+    "7010-7020:9301/both",
+    "7015:9302/both",
+    "8000:9303/both",
+    "8000-8001:9304/both from 0.0.0.0/0",
+];
+
+fn overlapping(kind: Kind) -> Vec<Case> {
+    let of_clients = if kind.is_ipv4 { 9304 } else { 9303 };
+    [
+        (7000, 9300),
+        (7009, 9300),
+        (7010, 9301),
+        (7014, 9301),
+        (7015, 9302),
+        (7016, 9301),
+        (7021, 9300),
+        (8000, of_clients),
+    ]
+    .into_iter()
+    .map(|(dialled, target)| {
+        let packet = first(kind, dialled);
+        let name = format!("{} overlapping ranges: to {dialled}", kind.name);
+        Case::ingress(name, &packet)
+            .rules(OVERLAPPING)
+            .redirected(&packet.clone().dst_port(target))
+    })
+    .collect()
 }
 
 /// The rules that hold now, and below them the rules that held before.

@@ -127,7 +127,8 @@ impl Rules {
         };
         let rank = |rule: &&Rule| {
             let prefix = rule.from.map_or(-1, |from| i16::from(from.prefix_len()));
-            (rule.addr.is_none(), -prefix)
+            let width = rule.ports.last - rule.ports.first;
+            (rule.addr.is_none(), -prefix, width)
         };
         // Of equals it takes the first.
         let dialled = ends.local_port;

@@ -321,8 +321,16 @@ fn the_older_object_has_the_port_and_the_loser_says_so() {
         found.iter().all(|line| line.contains("Programmed")),
         "{found:?}"
     );
-    // A port within an older range has nothing left.
-    let found = cluster_of(vec![one("range", 1, range), one("young", 2, rule(8080))]);
+    // A port within an older range is an exception from it; the same range has nothing left.
+    let older = one("range", 1, range.clone());
+    let found = cluster_of(vec![older.clone(), one("young", 2, rule(8080))]);
+    assert!(
+        found.iter().all(|line| line.contains("Programmed")),
+        "{found:?}"
+    );
+    let mut same = range;
+    same["to"]["port"] = json!(8099);
+    let found = cluster_of(vec![older, one("young", 2, same)]);
     assert!(found[1].starts_with("young Conflicted"), "{found:?}");
     assert!(found[1].contains("PortRedirect range"), "{found:?}");
 }

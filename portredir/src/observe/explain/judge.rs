@@ -89,12 +89,17 @@ fn behind((place, rule): (usize, &Rule), best: Option<(usize, &Rule)>) -> String
     let length = |rule: &Rule| rule.from.map_or(0, |from| u16::from(from.prefix_len()) + 1);
     let is_addr = best.addr.is_some().cmp(&rule.addr.is_some());
     let is_from = length(best).cmp(&length(rule));
-    match (is_addr, is_from) {
-        (Ordering::Greater, _) => format!("{best} is more specific: it names the address"),
-        (Ordering::Equal, Ordering::Greater) => {
+    let width = |rule: &Rule| rule.ports.last - rule.ports.first;
+    let is_ports = width(rule).cmp(&width(best));
+    match (is_addr, is_from, is_ports) {
+        (Ordering::Greater, _, _) => format!("{best} is more specific: it names the address"),
+        (Ordering::Equal, Ordering::Greater, _) => {
             format!("{best} is more specific: its clients are fewer")
         }
-        (Ordering::Equal, Ordering::Equal) if best_place < place => {
+        (Ordering::Equal, Ordering::Equal, Ordering::Greater) => {
+            format!("{best} is more specific: its ports are fewer")
+        }
+        (Ordering::Equal, Ordering::Equal, Ordering::Equal) if best_place < place => {
             format!("{best} comes before it")
         }
         _ => format!("the programs choose {best}"),
@@ -120,6 +125,7 @@ mod tests {
             "10.0.0.5:80:8087",
             "70-90:80",
             "81:8088",
+            "10.0.0.5:79-81:8089",
         ];
         let rules: Vec<(u16, Rule)> = (0..)
             .zip(rules.map(|text| text.parse().expect("a rule")))
@@ -149,6 +155,7 @@ mod tests {
                 format!("{best}: all its conditions hold"),
                 format!("10.0.0.5:80:8087: {best} comes before it"),
                 "70-90:80: leads from this port to itself".to_owned(),
+                format!("10.0.0.5:79-81:8089: {best} is more specific: its ports are fewer"),
             ]
         );
         assert_eq!(judged.iter().filter(|judged| judged.wins).count(), 1);

@@ -2,6 +2,7 @@
 
 mod shared;
 
+use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -165,7 +166,7 @@ pub(crate) fn probes() -> Vec<Probe> {
 }
 
 /// The place of the rule that matches a packet, by the words of the documentation:
-/// address before prefix length before order.
+/// address before prefix length before the number of ports before order.
 pub(crate) fn chosen(rules: &[Rule], packet: &Probe) -> Option<usize> {
     let is_for = |rule: &Rule| {
         let is_on = |name: &String| {
@@ -180,10 +181,11 @@ pub(crate) fn chosen(rules: &[Rule], packet: &Probe) -> Option<usize> {
             && rule.from.is_none_or(|from| from.contains(&packet.client))
             && (rule.on.is_empty() || rule.on.iter().any(is_on))
     };
-    let mut best = None::<(usize, (bool, i16))>;
+    let mut best = None::<(usize, (bool, i16, Reverse<u16>))>;
     for (i, rule) in rules.iter().enumerate().filter(|(_, rule)| is_for(rule)) {
         let length = rule.from.map_or(-1, |from| i16::from(from.prefix_len()));
-        let rank = (rule.addr.is_some(), length);
+        let width = rule.ports.last - rule.ports.first;
+        let rank = (rule.addr.is_some(), length, Reverse(width));
         if best.is_none_or(|(_, other)| rank > other) {
             best = Some((i, rank));
         }
