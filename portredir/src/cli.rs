@@ -22,8 +22,8 @@ use documents::COMPLETIONS_HELP;
 pub use documents::{CompletionsArgs, FeaturesArgs, ManArgs, Shell};
 pub use mistake::{Mistake, parse};
 pub use read::{
-    CheckArgs, ConnectionsArgs, DiffArgs, ExplainArgs, MetricsArgs, ReadArgs, StatusArgs,
-    TableArgs, TopArgs, TraceArgs,
+    CheckArgs, ConnectionsArgs, DiffArgs, ExplainArgs, ImportArgs, MetricsArgs, ReadArgs,
+    StatusArgs, TableArgs, TopArgs, TraceArgs,
 };
 use read::{EXPLAIN_HELP, interval};
 
@@ -37,7 +37,7 @@ const TEMPLATE: &str = "{about-with-newline}{usage-heading} {usage}\n\n{all-args
 /// The end of the help, with the argument that the short help has no room for.
 const AFTER_HELP: &str = "\
 A RULE is [ADDR:]PORT:TARGET[/tcp|/udp|/both] [from CIDR] [on IFACE,…], as in 80:8080 53:5353/udp
-More: --help, help COMMAND, confirm, bench, metrics, version, features, man, completions";
+More: --help, help COMMAND, confirm, import, bench, metrics, version, features, man, completions";
 
 /// Redirect ports of this host in the kernel.
 ///
@@ -177,6 +177,18 @@ pub enum Command {
     /// compared, and 3 that nothing runs.
     #[command(after_help = "Example: portredir diff && echo saved")]
     Diff(DiffArgs),
+
+    /// Print the redirects of iptables, nft, firewalld or docker as rules.
+    ///
+    /// Reads what iptables-save, ip6tables-save, `nft -j list ruleset`, `firewall-cmd --list-all`
+    /// or `docker inspect` prints, or the file of a zone of firewalld. Standard error has each
+    /// line that cannot be taken over, with the reason; the exit code is then 1. Needs no
+    /// privileges, and changes nothing.
+    #[command(
+        hide = true,
+        after_help = "Example: sudo iptables-save | portredir import - --toml > rules.toml"
+    )]
+    Import(ImportArgs),
 
     /// Print the running rules in the syntax of the command line.
     #[command(aliases = ["list", "ls"])]

@@ -10,6 +10,7 @@ pub mod error;
 pub mod event;
 pub mod explain;
 pub mod features;
+pub mod import;
 mod journal;
 pub mod lines;
 mod listening;

@@ -10,6 +10,7 @@ pub mod config;
 pub mod controller;
 pub mod exit;
 pub mod host;
+pub mod import;
 pub mod ipc;
 pub mod loader;
 pub mod observe;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use portredir::cli::{self, Cli, Command, Mistake};
 use portredir::command::log::Journal;
 use portredir::command::{
-    change, completions, connections, diff, doctor, error, explain, features, lines, log, man,
-    metrics, plan, read, run, status, targets, top, trace,
+    change, completions, connections, diff, doctor, error, explain, features, import, lines, log,
+    man, metrics, plan, read, run, status, targets, top, trace,
 };
 use portredir::controller::change::Turn;
 use portredir::exit;
@@ -80,6 +80,7 @@ async fn command(cli: &Cli) -> anyhow::Result<()> {
         Some(Command::Save(args)) => read::save(args),
         Some(Command::Check(args)) => plan::check(args),
         Some(Command::Diff(args)) => diff::diff(args),
+        Some(Command::Import(args)) => import::import(args),
         Some(Command::Rules(args)) => read::rules(*args),
         Some(Command::Status(args)) => status::status(*args).await,
         Some(Command::Targets(args)) => targets::targets(*args).await,

@@ -10,6 +10,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use super::Cli;
 use crate::config::similar::closest;
+use crate::import;
 use crate::rule::Rule;
 
 /// The reason why the command line cannot be used.
@@ -153,12 +154,15 @@ fn is_command(word: &str) -> bool {
 /// The answer to a first word without a digit, which begins no rule: a colon makes it a rule
 /// with the name of a service, which the parser of rules knows.
 fn unknown_command(word: &str, words: &[&str]) -> Option<String> {
+    // A line in quotes is one word to the shell.
+    let word = word.split_whitespace().next().unwrap_or_default();
     let is_word = !word.starts_with('-') && !word.contains(|c: char| c.is_numeric() || c == ':');
+    let is_word = is_word || word.starts_with("ip6tables");
     if word.is_empty() || !is_word || is_command(word) {
         return None;
     }
-    if let Some(rule) = foreign_rule(words) {
-        return Some(format!("unknown command `{word}`; write: portredir {rule}"));
+    if let Some(answer) = foreign(words) {
+        return Some(format!("unknown command `{word}`; {answer}"));
     }
     let command = Cli::command();
     let all = || command.get_subcommands();
@@ -230,8 +234,8 @@ fn hint(arg: &str, words: &[&str]) -> Option<String> {
         "-n" | "--dry-run" => {
             Some("to see what would be attached, write: portredir plan RULE".to_owned())
         }
-        _ if FOREIGN.contains(&arg) => Some(match foreign_rule(words) {
-            Some(rule) => format!("portredir takes rules; write: portredir {rule}"),
+        _ if FOREIGN.contains(&arg) => Some(match foreign(words) {
+            Some(answer) => format!("portredir takes rules; {answer}"),
             None => "portredir takes rules; instead of `-p tcp --dport 80 -j REDIRECT --to-ports \
                      8080`, write: portredir 80:8080"
                 .to_owned(),
@@ -240,12 +244,38 @@ fn hint(arg: &str, words: &[&str]) -> Option<String> {
     }
 }
 
-/// The rule in the words of iptables, nft or docker.
+/// The answer to a line of iptables, nft, firewalld or docker: the same as rules, or why there are
+/// none.
+fn foreign(words: &[&str]) -> Option<String> {
+    let words: Vec<_> = words
+        .iter()
+        .flat_map(|word| word.split_whitespace())
+        .collect();
+    match import::typed(&words) {
+        Some(Ok(rules)) => {
+            let rules: Vec<_> = rules
+                .iter()
+                .map(|labelled| labelled.rule.to_string())
+                .collect();
+            Some(format!("write: portredir {}", rules.join(" ")))
+        }
+        Some(Err(why)) => Some(format!("no rule says this: {why}")),
+        None => foreign_rule(&words).map(|rule| format!("write: portredir {rule}")),
+    }
+}
+
+/// The rule in the words of nft, firewalld or docker.
 fn foreign_rule(words: &[&str]) -> Option<Rule> {
     let after = |names: &[&str]| {
         let place = words.iter().position(|word| names.contains(word))?;
         words.get(place + 1).copied()
     };
+    let forwarded = words
+        .iter()
+        .find_map(|word| word.strip_prefix("--add-forward-port="));
+    if let Some(forwarded) = forwarded {
+        return forwarded.parse().ok();
+    }
     let published = after(&["-p", "--publish"]).and_then(|text| text.parse().ok());
     let dialled = after(&["--dport", "--dports", "--destination-port", "dport"]);
     let target = after(&["--to-ports", "--to-port", "--to", "to"]);

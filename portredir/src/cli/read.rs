@@ -37,6 +37,18 @@ pub struct DiffArgs {
     pub json: bool,
 }
 
+/// `portredir import`.
+#[derive(Args, Clone, Debug)]
+pub struct ImportArgs {
+    /// The file; `-` is standard input.
+    #[arg(value_name = "PATH", default_value = "-")]
+    pub path: PathBuf,
+
+    /// Print a configuration file instead of a rule on each line.
+    #[arg(long)]
+    pub toml: bool,
+}
+
 /// `portredir status`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct StatusArgs {

@@ -7,6 +7,7 @@ use crate::config::file::ConfigError;
 use crate::controller::error::{ChangeError, ControllerError};
 use crate::exit::ExitCode;
 use crate::host::preflight::PreflightError;
+use crate::import::ImportError;
 use crate::loader::pinned::PinnedError;
 use crate::loader::trace::TraceError;
 use crate::observe::explain::QueryError;
@@ -95,6 +96,9 @@ pub enum CommandError {
     /// Lines of standard input are no flows.
     #[error("{} skipped", count(*.0, "line"))]
     Skipped(usize),
+    /// Lines of another program have no equivalent.
+    #[error("{} not taken over", count(*.0, "line"))]
+    NotTakenOver(usize),
     /// The live view needs a terminal.
     #[error("the live view needs a terminal: {0}; print the numbers once with: portredir status")]
     NoTerminal(&'static str),
@@ -128,6 +132,7 @@ impl CommandError {
             Self::NoRule { .. }
             | Self::NoName { .. }
             | Self::SeveralRules(_)
+            | Self::NotTakenOver(_)
             | Self::Losses { .. }
             | Self::Differs { .. }
             | Self::NeedsUp { .. } => ExitCode::Failed,
@@ -166,6 +171,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
             || error.is::<ConflictError>()
             || error.is::<connections::FilterError>()
             || error.is::<trace::filter::FilterError>()
+            || error.is::<ImportError>()
             || error.is::<QueryError>();
         is_usage.then_some(ExitCode::Usage)
     });

@@ -42,6 +42,7 @@ fn each_rule_has_one_text() {
         ("80:8080 on on", "80:8080 on on"),
         ("port=80:proto=tcp:toport=8080", "80:8080"),
         ("port=80:proto=tcp:toport=8080:toaddr=", "80:8080"),
+        ("port=80:proto=tcp:toport=:toaddr=10.0.0.5", "80:10.0.0.5"),
         ("toport=9000:port=8000-8100", "8000-8100:9000"),
         ("port=53:proto=udp:toport=5353 on lo", "53:5353/udp on lo"),
         ("port=80:toport=8080:toaddr=10.0.0.1", "80:10.0.0.1:8080"),

@@ -130,6 +130,27 @@ fn words_of_other_programs_are_translated() {
             "-t nat -A PREROUTING -s 10.0.0.0/8 -p tcp --dport 80 -j REDIRECT --to-port 8080",
             "portredir 80:8080 from 10.0.0.0/8\n",
         ),
+        (
+            "iptables -t nat -A PREROUTING -d 10.0.0.1 -p tcp --dport 80 -j DNAT --to-destination 10.0.0.5:8080",
+            "portredir 10.0.0.1:80:10.0.0.5:8080\n",
+        ),
+        (
+            "sudo ip6tables -t nat -I PREROUTING 1 -p tcp -m multiport --dports 80,443 -j REDIRECT --to-port 8080",
+            "portredir 80:8080 443:8080\n",
+        ),
+        (
+            "iptables -A PREROUTING -p tcp --dport 80 -m owner --uid-owner 7 -j REDIRECT --to-ports 81",
+            "no rule says this: `-m`: no condition",
+        ),
+        (
+            "up iptables -t nat -A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080",
+            "portredir 80:8080\n",
+        ),
+        (
+            "firewall-cmd --add-forward-port=port=80:proto=udp:toport=8080",
+            "portredir 80:8080/udp\n",
+        ),
+        ("docker run -p 80:8080 nginx", "portredir 80:8080\n"),
         ("tcp dport 80 redirect to :8080", "portredir 80:8080\n"),
         ("-p 80:8080", "portredir 80:8080\n"),
         ("-d 10.0.0.1", "write: portredir 80:8080"),
@@ -142,6 +163,17 @@ fn words_of_other_programs_are_translated() {
         assert!(message.contains(answer), "{words}: {message}");
         assert!(!message.contains("'-- "), "{words}: {message}");
     }
+}
+
+#[test]
+fn a_line_in_quotes_is_translated() {
+    let line = "iptables -t nat -A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080";
+    let (code, message) = failure(&[line]);
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("write: portredir 80:8080\n"), "{message}");
+    let (code, message) = failure(&["80:8080:tcp"]);
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("as in `80:8080/tcp`"), "{message}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod follow;
 pub mod forwarding;
 pub mod host;
 pub mod hotplug;
+pub mod import;
 pub mod keep;
 pub mod kill;
 pub mod labels;
@@ -43,6 +44,7 @@ pub fn add(tests: &mut Tests) {
     command::add(tests);
     rules::add(tests);
     labels::add(tests);
+    import::add(tests);
     confirm::add(tests);
     connections::add(tests);
     doctor::add(tests);

@@ -42,7 +42,7 @@ pub const HOUSES: [House; 3] = [
         floors: &[
             &["exit", "rule", "sys"],
             &["ruleset", "host"],
-            &["config"],
+            &["config", "import"],
             &["plan", "cli"],
             &["state"],
             &["loader"],

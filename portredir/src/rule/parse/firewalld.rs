@@ -87,7 +87,7 @@ impl Parser<'_> {
         self.at += key.len() + 1;
         match key {
             "port" => fields.ports = Some(self.ports("the port that clients connect to")?),
-            "toport" => {
+            "toport" if !value.is_empty() => {
                 fields.target_at = self.at;
                 fields.target = Some(self.ports("the port that the server listens on")?);
             }
@@ -95,8 +95,8 @@ impl Parser<'_> {
                 fields.protocols = Some(self.protocol(value)?);
                 self.at += value.len();
             }
-            // firewalld itself prints this.
-            "toaddr" if value.is_empty() => {}
+            // firewalld itself prints these.
+            "toport" | "toaddr" if value.is_empty() => {}
             "toaddr" => {
                 let ports = fields.ports.unwrap_or(Ports::one(Port::new(80)));
                 fields.host = Some(self.toaddr(ports)?);
