@@ -47,6 +47,7 @@ impl Tree<'_> {
             ("packaging/rules.toml", "etc/portredir/rules.toml"),
             ("README.md", "usr/share/doc/portredir/README.md"),
             ("docs/CONFIG.md", "usr/share/doc/portredir/CONFIG.md"),
+            ("docs/LIMITS.md", "usr/share/doc/portredir/LIMITS.md"),
             (
                 "docs/OPERATIONS.md",
                 "usr/share/doc/portredir/OPERATIONS.md",
