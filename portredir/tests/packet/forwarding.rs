@@ -174,8 +174,9 @@ fn a_connection_of_this_host_is_left_alone() {
     let kind = KINDS[0];
     let mut mock = host(RULES, &Plan::new(&[&[To::F]]));
     mock.sockets.insert(kind.key(80), Socket::Connection);
-    let packet = kind.packet(80);
-    let bytes = packet.bytes();
-    let (reason, out) = mock.run(Hook::Ingress, packet.link, &bytes);
-    assert_eq!((reason, Hex(&out)), (Reason::ForeignFlow, Hex(&bytes)));
+    for packet in [kind.packet(80), kind.first(80)] {
+        let bytes = packet.bytes();
+        let (reason, out) = mock.run(Hook::Ingress, packet.link, &bytes);
+        assert_eq!((reason, Hex(&out)), (Reason::ForeignFlow, Hex(&bytes)));
+    }
 }

@@ -1,5 +1,7 @@
 //! One flow from its first packet to the last, and what becomes of its client port.
 
+use std::net::IpAddr;
+
 use portredir_common::verdict::Reason;
 
 use super::{FIRST, TARGETS, TO_F, TWO_PORTS, from_own, to};
@@ -19,6 +21,9 @@ pub fn scenarios(kind: Kind) -> Vec<Scenario> {
         no_flow(kind),
         options(kind),
     ];
+    if kind.is_ipv4 {
+        scenarios.push(two_addresses(kind));
+    }
     if kind.is_tcp() {
         scenarios.extend([handshake(kind), end(kind), refusal(kind), stray(kind)]);
         scenarios.extend(resets(kind));
@@ -32,12 +37,23 @@ pub fn scenarios(kind: Kind) -> Vec<Scenario> {
 
 /// One client port to two ports that lead to one target.
 fn collision(kind: Kind) -> Scenario {
-    let name = format!("forward {}: one client port to two ports", kind.name);
-    let second = kind.first(81);
+    second_flow(kind, "two ports", (kind.packet(81).dst, 81))
+}
+
+/// One client port to one port of two addresses of this host.
+fn two_addresses(kind: Kind) -> Scenario {
+    second_flow(kind, "two addresses", (IpAddr::from([192, 0, 2, 2]), 80))
+}
+
+/// A client begins a second flow to the same target from the same port, by this address and
+/// port.
+fn second_flow(kind: Kind, to_two: &str, (addr, port): (IpAddr, u16)) -> Scenario {
+    let name = format!("forward {}: one client port to {to_two}", kind.name);
+    let second = kind.first(port).to(addr);
     let given = to(kind.f(), second.clone()).src_port(GIVEN);
     let answer = kind.answer(kind.f()).dst_port(GIVEN);
-    let restored = from_own(kind, 81, answer.clone()).dst_port(CLIENT_PORT);
-    let next = kind.next(81);
+    let restored = answer.clone().from(addr, port).dst_port(CLIENT_PORT);
+    let next = kind.next(port).to(addr);
     Scenario::new(name, TWO_PORTS, TO_F)
         .opens(kind, 80, kind.f())
         .arrives(second)
