@@ -21,6 +21,7 @@ use portredir_common::wire::frame::Link;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use thiserror::Error;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::routes;
@@ -69,6 +70,8 @@ pub struct Netlink {
     changed_at: Option<Instant>,
     /// The switch of `br_netfilter` in the last snapshot. A sysctl makes no message.
     are_bridges_tracked: AtomicBool,
+    /// The readers of the sockets, which would go on without end.
+    _readers: JoinSet<()>,
 }
 
 impl Netlink {
@@ -84,7 +87,8 @@ impl Netlink {
             MulticastGroup::Ipv6Ifaddr,
         ])
         .map_err(HostError::Open)?;
-        tokio::spawn(connection);
+        let mut readers = JoinSet::new();
+        readers.spawn(connection);
         // A socket of their own: where a router has its routes from BGP, they may overflow
         // it, and answers to questions must not be lost with them.
         let (connection, _, routes) = rtnetlink::new_multicast_connection(&[
@@ -92,7 +96,7 @@ impl Netlink {
             MulticastGroup::Ipv6Route,
         ])
         .map_err(HostError::Open)?;
-        tokio::spawn(connection);
+        readers.spawn(connection);
         let routes = routes.filter(|(message, _)| ready(may_be_local(message)));
         let messages = stream::select(messages, routes);
         // The rest of a message does not matter, nor that some were lost: only the state
@@ -104,6 +108,7 @@ impl Netlink {
             left: BTreeSet::new(),
             changed_at: None,
             are_bridges_tracked: AtomicBool::new(are_bridges_tracked()),
+            _readers: readers,
         })
     }
 
@@ -453,4 +458,30 @@ pub(super) fn attached_xdp(attributes: &[LinkXdp]) -> Option<u32> {
         _ => None,
     });
     ids.rfind(|id| *id != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readers_of_the_sockets_end_with_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let opened = Netlink::open().expect("a socket");
+            tokio::task::yield_now().await;
+            let alive = || {
+                tokio::runtime::Handle::current()
+                    .metrics()
+                    .num_alive_tasks()
+            };
+            assert!(alive() >= 2, "nobody reads the sockets");
+            drop(opened);
+            tokio::task::yield_now().await;
+            assert_eq!(alive(), 0);
+        });
+    }
 }

@@ -8,6 +8,7 @@ use futures_util::stream::BoxStream;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::netlink::HostError;
@@ -28,6 +29,8 @@ pub struct WayChanges {
     messages: BoxStream<'static, ()>,
     /// The first change since [`Self::changed`] last returned.
     changed_at: Option<Instant>,
+    /// The reader of the socket, which would go on without end.
+    _readers: JoinSet<()>,
 }
 
 impl WayChanges {
@@ -39,13 +42,15 @@ impl WayChanges {
     pub fn open() -> Result<Self, HostError> {
         let (connection, _, messages) =
             rtnetlink::new_multicast_connection(&GROUPS).map_err(HostError::Open)?;
-        tokio::spawn(connection);
+        let mut readers = JoinSet::new();
+        readers.spawn(connection);
         // The rest of a message does not matter, nor that some were lost: the kernel is asked
         // for the state after it.
         let messages = messages.filter(|(message, _)| ready(concerns_ways(message)));
         Ok(Self {
             messages: messages.map(|_| ()).boxed(),
             changed_at: None,
+            _readers: readers,
         })
     }
 
