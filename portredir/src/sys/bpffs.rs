@@ -237,13 +237,35 @@ fn is_bpffs() -> bool {
 /// Whether the mount is one of ours, and empty.
 fn is_our_mount() -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mine = format!("{SOURCE} {BPFFS} bpf ");
     // The kernel itself puts these there (kernel/bpf/preload).
     let is_kernels = |name: &str| matches!(name, "maps.debug" | "progs.debug");
-    mounts.lines().any(|line| line.starts_with(&mine))
+    is_ours_on_top(&mounts)
         && fs::read_dir(BPFFS).is_ok_and(|entries| {
             entries
                 .filter_map(Result::ok)
                 .all(|entry| entry.file_name().to_str().is_some_and(is_kernels))
         })
+}
+
+/// Whether the mount that is seen is ours. Another one may lie over ours: that one stays.
+fn is_ours_on_top(mounts: &str) -> bool {
+    let mut words = mounts.lines().map(|line| line.split(' '));
+    let last = words.rfind(|words| words.clone().nth(1) == Some(BPFFS));
+    last.is_some_and(|mut words| words.next() == Some(SOURCE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_over_ours_is_not_ours() {
+        let ours = "sysfs /sys sysfs rw 0 0\nportredir /sys/fs/bpf bpf rw,mode=700 0 0\n";
+        assert!(is_ours_on_top(ours));
+        assert!(!is_ours_on_top(&format!(
+            "{ours}bpf /sys/fs/bpf bpf rw 0 0\n"
+        )));
+        assert!(is_ours_on_top(&format!("{ours}tmpfs /run tmpfs rw 0 0\n")));
+        assert!(!is_ours_on_top("sysfs /sys sysfs rw 0 0\n"));
+    }
 }
