@@ -202,6 +202,8 @@ impl Snapshot {
     fn xdp_taken(&self, interface: &Interface, request: EngineRequest<'_>) -> Option<String> {
         if let Some(id) = interface.xdp {
             let program = request.programs.name(id);
+            // One without a name is `program id 7`.
+            let program = program.trim_start_matches("program ");
             return Some(format!(
                 "XDP program {program} is already attached; portredir never replaces it"
             ));
