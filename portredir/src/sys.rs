@@ -9,6 +9,8 @@ pub mod cgroup;
 pub mod clock;
 pub mod ethtool;
 pub mod hang_up;
+#[cfg(feature = "agent")]
+pub mod heap;
 pub mod lock;
 pub mod mmap;
 pub mod netdev;

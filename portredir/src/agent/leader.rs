@@ -8,7 +8,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
@@ -36,6 +36,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// An agent that wants to write the summaries.
 pub struct Candidate {
     client: Client,
+    redirects: Store<PortRedirect>,
     leases: Api<Lease>,
     identity: String,
     /// The Lease of another agent as it was seen first, by its version: clocks of nodes
@@ -46,12 +47,18 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// An agent with this identity, and a Lease in this namespace.
+    /// An agent with this identity, and a Lease in this namespace. The objects are those
+    /// that the agent watches anyway.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, identity: String) -> Self {
+    pub fn new(
+        (client, redirects): (Client, Store<PortRedirect>),
+        namespace: &str,
+        identity: String,
+    ) -> Self {
         Self {
             leases: Api::namespaced(client.clone(), namespace),
             client,
+            redirects,
             identity,
             seen: None,
             renewed: None,
@@ -89,8 +96,9 @@ impl Candidate {
         if self.renewed.is_none() {
             return Ok(());
         }
-        let client = &self.client;
-        let office = self.office.get_or_insert_with(|| Office::open(client));
+        let (client, redirects) = (&self.client, &self.redirects);
+        let open = || Office::open(client, redirects.clone());
+        let office = self.office.get_or_insert_with(open);
         office.write().await
     }
 
@@ -171,34 +179,30 @@ struct Office {
     objects: Api<PortRedirect>,
     redirects: Store<PortRedirect>,
     nodes: Store<PortRedirectNode>,
-    tasks: [JoinHandle<()>; 2],
+    task: JoinHandle<()>,
 }
 
 impl Drop for Office {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.task.abort();
     }
 }
 
 impl Office {
-    fn open(client: &Client) -> Self {
-        let objects = Api::<PortRedirect>::all(client.clone());
-        let nodes = Api::<PortRedirectNode>::all(client.clone());
-        let (redirects, writer) = reflector::store();
-        let follow_redirects = watcher(objects.clone(), watcher::Config::default())
+    fn open(client: &Client, redirects: Store<PortRedirect>) -> Self {
+        let (nodes, writer) = reflector::store();
+        let states = Api::<PortRedirectNode>::all(client.clone());
+        let follow = watcher(states, watcher::Config::default())
             .default_backoff()
-            .reflect(writer)
-            .for_each(|_| std::future::ready(()));
-        let (states, writer) = reflector::store();
-        let follow_nodes = watcher(nodes, watcher::Config::default())
-            .default_backoff()
+            // They are larger than the states themselves.
+            .modify(|state| state.managed_fields_mut().clear())
             .reflect(writer)
             .for_each(|_| std::future::ready(()));
         Self {
-            objects,
+            objects: Api::all(client.clone()),
             redirects,
-            nodes: states,
-            tasks: [tokio::spawn(follow_redirects), tokio::spawn(follow_nodes)],
+            nodes,
+            task: tokio::spawn(follow),
         }
     }
 
@@ -212,6 +216,14 @@ impl Office {
         }
         let nodes = self.nodes.state();
         for redirect in self.redirects.state() {
+            // It may have been deleted since.
+            if self
+                .redirects
+                .get(&ObjectRef::from_obj(&*redirect))
+                .is_none()
+            {
+                continue;
+            }
             let before = redirect.status.clone().unwrap_or_default();
             let mut status = status::of_redirect(&redirect, &nodes);
             status::keep_times(&mut status.conditions, &before.conditions);

@@ -32,6 +32,7 @@ use crate::controller::watcher::{self, Stubborn};
 use crate::host::preflight;
 use crate::loader::chain;
 use crate::rule::Rule;
+use crate::sys::heap;
 
 /// The time for which news are gathered before a pass.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -41,6 +42,9 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// The time after which the server is asked why all objects have gone at once.
 const DOUBT: Duration = Duration::from_secs(1);
+
+/// The task that fails while the definition of the objects is gone.
+const UNDEFINED: &str = "find PortRedirects";
 
 /// The time between two questions whether the API server answers.
 const PROBE: Duration = Duration::from_secs(15);
@@ -214,7 +218,8 @@ impl Agent {
         tokio::spawn(writer::write(client.clone(), heard, health.clone()));
         if let Some(namespace) = &self.config.namespace {
             let identity = format!("{}_{}", self.config.node, std::process::id());
-            let candidate = Candidate::new(client.clone(), namespace, identity);
+            let source = (client.clone(), watches.redirects());
+            let candidate = Candidate::new(source, namespace, identity);
             tokio::spawn(candidate.run(health.clone()));
         }
         tokio::spawn(probe(client, health));
@@ -226,6 +231,7 @@ impl Agent {
             last: Desired::default(),
             saved: None,
             emptied: None,
+            is_undefined: false,
             retry: None,
         };
         pass.run().await;
@@ -275,6 +281,8 @@ struct Loop {
     saved: Option<Vec<Rule>>,
     /// Since when all objects are gone.
     emptied: Option<Instant>,
+    /// Whether their definition is gone, or was since then.
+    is_undefined: bool,
     /// When to try again.
     retry: Option<Instant>,
 }
@@ -326,6 +334,8 @@ impl Loop {
         }
         if !cluster.redirects.is_empty() {
             self.emptied = None;
+            self.is_undefined = false;
+            self.agent.health.works(UNDEFINED);
         }
         self.put(wanted).await;
         let node = cluster.node.as_ref().clone();
@@ -369,6 +379,7 @@ impl Loop {
         }
         health.passed(reasons);
         self.last = wanted;
+        heap::trim();
     }
 
     /// Keeps the rules for the time after a reboot.
@@ -390,32 +401,40 @@ impl Loop {
         }
     }
 
-    /// Whether all rules may go, now that there is no object: not while the definition of
-    /// the objects is missing, for as long as the API may be silent.
+    /// Whether all rules may go, now that there is no object: not when the definition of the
+    /// objects was deleted with them, for as long as the API may be silent. Whoever makes the
+    /// definition again makes the objects after it.
     async fn may_empty(&mut self) -> bool {
-        const TASK: &str = "find PortRedirects";
         let now = Instant::now();
         let since = *self.emptied.get_or_insert(now);
         let health = &self.agent.health;
         if since.elapsed() >= self.agent.config.stale_after {
+            health.works(UNDEFINED);
             return true;
         }
         if since.elapsed() < DOUBT {
             self.retry = Some(since + DOUBT);
             return false;
         }
-        let asked = tokio::time::timeout(RETRY, self.watches.is_kind_there()).await;
-        let why = match asked {
-            Ok(Ok(true)) => {
-                health.works(TASK);
-                return true;
-            }
-            Ok(Ok(false)) => "the server has no such kind; the last rules stay in force".to_owned(),
-            Ok(Err(error)) => text(&error),
-            Err(_) => "the API server does not answer".to_owned(),
-        };
-        health.failed(TASK, why);
         self.retry = Some(now + RETRY);
+        let why = if self.is_undefined {
+            None
+        } else {
+            let asked = tokio::time::timeout(RETRY, self.watches.is_kind_there()).await;
+            match asked {
+                Ok(Ok(true)) => {
+                    self.retry = None;
+                    health.works(UNDEFINED);
+                    return true;
+                }
+                Ok(Ok(false)) => None,
+                Ok(Err(error)) => Some(text(&error)),
+                Err(_) => Some("the API server does not answer".to_owned()),
+            }
+        };
+        self.is_undefined = why.is_none();
+        let deleted = "their definition was deleted; the last rules stay in force for now";
+        health.failed(UNDEFINED, why.unwrap_or_else(|| deleted.to_owned()));
         false
     }
 

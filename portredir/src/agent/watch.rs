@@ -67,6 +67,12 @@ impl Watches {
         })
     }
 
+    /// The PortRedirects, without the notes of who manages which field.
+    #[must_use]
+    pub fn redirects(&self) -> Store<PortRedirect> {
+        self.redirects.clone()
+    }
+
     /// Waits for the next news.
     pub async fn heard(&mut self) {
         if self.news.recv().await.is_none() {
@@ -133,19 +139,25 @@ impl Teller {
             .modify(|object| object.managed_fields_mut().clear())
             .reflect(writer)
             .for_each(move |event| {
-                match event {
-                    Ok(_) => {
-                        teller.health.works(task);
-                        teller.health.contact();
-                        // One note is enough for all news until the next pass.
-                        let _ = teller.news.try_send(());
-                    }
-                    Err(error) => teller.health.failed(task, watch_text(&error)),
-                }
+                teller.hear(task, event);
                 std::future::ready(())
             });
         tokio::spawn(objects);
         store
+    }
+
+    fn hear<K>(&self, task: &'static str, event: watcher::Result<watcher::Event<K>>) {
+        match event {
+            // It comes before the server was asked.
+            Ok(watcher::Event::Init) => {}
+            Ok(_) => {
+                self.health.works(task);
+                self.health.contact();
+                // One note is enough for all news until the next pass.
+                let _ = self.news.try_send(());
+            }
+            Err(error) => self.health.failed(task, watch_text(&error)),
+        }
     }
 }
 
@@ -175,4 +187,28 @@ pub fn text(error: &kube::Error) -> String {
 fn watch_text(error: &watcher::Error) -> String {
     let source = error.source().and_then(|source| source.downcast_ref());
     source.map_or_else(|| chain(error), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_list_that_begins_is_no_answer_of_the_server() {
+        const TASK: &str = "watch Services";
+        let (news, mut heard) = mpsc::channel(1);
+        let health = Health::new(Duration::from_millis(200));
+        let teller = Teller { news, health };
+        teller.health.programmed();
+        teller.health.failed(TASK, "refused".to_owned());
+        std::thread::sleep(Duration::from_millis(250));
+        teller.hear(TASK, Ok(watcher::Event::<Service>::Init));
+        assert!(!teller.health.is_ready() && heard.try_recv().is_err());
+        assert_eq!(teller.health.failures(), ["watch Services: refused"]);
+        teller.hear(TASK, Ok(watcher::Event::<Service>::InitDone));
+        assert!(teller.health.is_ready() && heard.try_recv().is_ok());
+        assert!(teller.health.failures().is_empty());
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Patch, PatchParams};
+use kube::core::Request;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
@@ -17,6 +18,7 @@ use super::desired::Desired;
 use super::health::Health;
 use super::status;
 use super::watch::text;
+use crate::sys::heap;
 
 /// The shortest time between two writes.
 pub const LEAST: Duration = Duration::from_secs(2);
@@ -46,6 +48,7 @@ pub async fn write(client: Client, mut wanted: watch::Receiver<Option<Wanted>>, 
     let mut writer = Writer {
         objects: Api::all(client.clone()),
         client,
+        recorder: None,
         written: None,
         told: BTreeMap::new(),
     };
@@ -70,6 +73,8 @@ pub async fn write(client: Client, mut wanted: watch::Receiver<Option<Wanted>>, 
 struct Writer {
     client: Client,
     objects: Api<PortRedirectNode>,
+    /// The events of the last minutes: one that comes again is counted, not told anew.
+    recorder: Option<Recorder>,
     written: Option<PortRedirectNodeStatus>,
     /// The reason that was told last, by PortRedirect and rule.
     told: BTreeMap<(String, String), String>,
@@ -105,10 +110,7 @@ impl Writer {
             "apiVersion": API_VERSION, "kind": "PortRedirectNode",
             "metadata": {"name": name}, "status": status,
         });
-        let result = self
-            .objects
-            .patch_status(&name, &params, &Patch::Apply(&patch))
-            .await;
+        let result = self.send(&name, &params, &Patch::Apply(&patch)).await;
         if result.as_ref().is_err_and(super::watch::is_not_found) {
             // Somebody deleted the object; the next write makes it again.
             self.written = None;
@@ -116,17 +118,34 @@ impl Writer {
         result?;
         self.written = Some(status);
         health.status_written();
+        heap::trim();
         self.tell(&name, &wanted.desired).await;
         Ok(())
     }
 
+    /// Sends the state, and leaves the answer unread: with the notes of who manages which
+    /// field it is some times as large as the state.
+    async fn send(
+        &self,
+        name: &str,
+        params: &PatchParams,
+        patch: &Patch<&serde_json::Value>,
+    ) -> Result<(), kube::Error> {
+        let request = Request::new(self.objects.resource_url())
+            .patch_subresource("status", name, params, patch)
+            .map_err(kube::Error::BuildRequest)?;
+        self.client.request_text(request).await.map(drop)
+    }
+
     /// Tells an event for each rule whose reason is another one than before, and bad.
     async fn tell(&mut self, node: &str, desired: &Desired) {
-        let reporter = Reporter {
-            controller: MANAGER.to_owned(),
-            instance: Some(node.to_owned()),
-        };
-        let recorder = Recorder::new(self.client.clone(), reporter);
+        let recorder = self.recorder.get_or_insert_with(|| {
+            let reporter = Reporter {
+                controller: MANAGER.to_owned(),
+                instance: Some(node.to_owned()),
+            };
+            Recorder::new(self.client.clone(), reporter)
+        });
         let mut told = BTreeMap::new();
         let mut left = MOST_EVENTS;
         for redirect in &desired.redirects {
