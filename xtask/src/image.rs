@@ -31,17 +31,30 @@ pub struct Options {
     program: Option<PathBuf>,
 }
 
+/// An image.
+pub struct Image {
+    /// The path of the tar file.
+    pub path: PathBuf,
+    /// The path of the program that is in it.
+    pub program: PathBuf,
+}
+
 /// Builds the image, and prints its path and the digest of its manifest.
 pub fn image(options: &Options) -> Result<()> {
+    build(options.program.clone()).map(drop)
+}
+
+/// Builds the image with a program, or with one that it compiles first.
+pub fn build(program: Option<PathBuf>) -> Result<Image> {
     let release = Release::of_sources()?;
     let out = root().join("target/image");
-    let program = match &options.program {
-        Some(program) => program.clone(),
+    let program = match program {
+        Some(program) => program,
         None => compile(&release, &out)?,
     };
     let (path, digest) = pack(&release, (&out, &program))?;
     println!("{digest}  {}", path.display());
-    Ok(())
+    Ok(Image { path, program })
 }
 
 /// Compiles the static program with the agent.
@@ -53,6 +66,9 @@ fn compile(release: &Release, out: &Path) -> Result<PathBuf> {
     cargo
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
         .env("CARGO_INCREMENTAL", "0")
+        // The pages of the program count as memory of the pod.
+        .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env("SOURCE_DATE_EPOCH", &release.epoch);
     let mut programs = cargo::programs(cargo)?.into_iter();
     let program = programs.rfind(|program| program.kind == "bin");

@@ -5,6 +5,7 @@ mod cargo;
 mod ebpf;
 mod fuzz;
 mod image;
+mod kube;
 mod lint;
 mod mutants;
 mod package;

@@ -97,6 +97,25 @@ const SYSTEMD_TOOLS: [Tool; 3] = [
     ("objdump", "binutils"),
 ];
 
+/// The programs that build the components of a cluster, and start them.
+const KUBE_TOOLS: [Tool; 11] = [
+    ("apt-get", "apt"),
+    ("bpftool", "bpftool"),
+    ("cc", "gcc"),
+    // The kube-proxy of a node forgets flows of UDP pods with it.
+    ("conntrack", "conntrack"),
+    ("dpkg-source", "dpkg-dev"),
+    ("ip", "iproute2"),
+    ("iptables", "iptables"),
+    ("openssl", "openssl"),
+    ("python3", "python3"),
+    ("setpriv", "util-linux"),
+    (
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+];
+
 const DEBIAN_TOOLCHAIN: [Tool; 4] = [
     ("/usr/bin/rustc", "rustc-web"),
     ("/usr/bin/cargo", "cargo-web"),
@@ -123,6 +142,11 @@ pub fn kernel_tools(missing_tools: Missing) -> Result<()> {
 pub fn systemd_tools(missing_tools: Missing) -> Result<()> {
     kernel_tools(missing_tools)?;
     provide(&missing(&SYSTEMD_TOOLS), missing_tools)
+}
+
+/// Provides the programs that run a cluster.
+pub fn kube_tools(missing_tools: Missing) -> Result<()> {
+    provide(&missing(&KUBE_TOOLS), missing_tools)
 }
 
 /// Provides the toolchain that `build-ebpf` needs.

@@ -2,7 +2,7 @@
 //! virtual machine boots a root file system, and a program in it runs the checks.
 
 mod image;
-mod report;
+pub mod report;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

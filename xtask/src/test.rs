@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::cargo::{self, Program};
+use crate::kube;
 use crate::process;
 use crate::report::Counts;
 use crate::setup::{self, Missing};
@@ -100,8 +101,13 @@ pub struct Options {
     /// virtual machine, instead of all tests; can be given several times.
     #[arg(long, value_enum, conflicts_with_all = ["kernel", "tiers"])]
     pub systemd: Vec<systemd::Suite>,
-    /// With --systemd, pack a program that was built before.
-    #[arg(long, value_name = "PATH", requires = "systemd")]
+    /// Run the Kubernetes node agent with real components of a cluster, instead of all
+    /// tests: all stages when none is named. The components are built once, in half an hour.
+    #[arg(long, value_enum, value_name = "STAGE", num_args = 0..)]
+    #[arg(conflicts_with_all = ["kernel", "systemd", "tiers"])]
+    pub kube: Option<Vec<kube::Stage>>,
+    /// With --systemd or --kube, take a program that was built before.
+    #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
     /// Write the table of outcomes to docs/TESTED.md.
     #[arg(long)]
@@ -137,12 +143,8 @@ impl Outcome {
 
 /// Runs the tiers, or all of them, and prints the outcomes.
 pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
-    if !options.systemd.is_empty() {
-        if !options.no_setup {
-            setup::systemd_tools(Missing::Install)?;
-        }
-        let program = options.program.clone();
-        return systemd::test(&options.systemd, program, options.record);
+    if !options.systemd.is_empty() || options.kube.is_some() {
+        return lab(options);
     }
     let has_kernels = !options.kernel.is_empty();
     if let Some(tier) = tiers.iter().find(|tier| has_kernels && !tier.needs_root()) {
@@ -189,6 +191,25 @@ pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
     } else {
         Ok(ExitCode::FAILURE)
     }
+}
+
+/// Runs the tests of a whole machine, or of a cluster.
+fn lab(options: &Options) -> Result<ExitCode> {
+    let program = options.program.clone();
+    let Some(stages) = &options.kube else {
+        if !options.no_setup {
+            setup::systemd_tools(Missing::Install)?;
+        }
+        return systemd::test(&options.systemd, program, options.record);
+    };
+    if !options.no_setup {
+        setup::kube_tools(Missing::Install)?;
+    }
+    kube::test(&kube::Options {
+        stages: stages.clone(),
+        program,
+        record: options.record,
+    })
 }
 
 fn build(tiers: &[Tier]) -> Result<Vec<Program>> {
