@@ -99,15 +99,15 @@ pub struct Options {
     kernel: Vec<String>,
     /// Install the Debian package in this release of Debian with systemd as PID 1, in a
     /// virtual machine, instead of all tests; can be given several times.
-    #[arg(long, value_enum, conflicts_with_all = ["kernel", "tiers"])]
+    #[arg(long, value_enum, group = "lab", conflicts_with_all = ["kernel", "tiers"])]
     pub systemd: Vec<systemd::Suite>,
     /// Run the Kubernetes node agent with real components of a cluster, instead of all
     /// tests: all stages when none is named. The components are built once, in half an hour.
     #[arg(long, value_enum, value_name = "STAGE", num_args = 0..)]
-    #[arg(conflicts_with_all = ["kernel", "systemd", "tiers"])]
+    #[arg(group = "lab", conflicts_with_all = ["kernel", "systemd", "tiers"])]
     pub kube: Option<Vec<kube::Stage>>,
     /// With --systemd or --kube, take a program that was built before.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", requires = "lab")]
     program: Option<PathBuf>,
     /// Write the table of outcomes to docs/TESTED.md.
     #[arg(long)]
