@@ -106,13 +106,13 @@ fn greeting_from(at: &Namespace, proto: Proto, (from, to): Ends) -> io::Result<O
         Proto::Tcp => {
             let mut stream = TcpStream::from(fd);
             stream.set_read_timeout(Some(SHORT))?;
-            stream.read(&mut line)?
+            uninterrupted(|| stream.read(&mut line))?
         }
         Proto::Udp => {
             let socket = UdpSocket::from(fd);
             socket.set_read_timeout(Some(SHORT))?;
             socket.send(b"hello")?;
-            socket.recv(&mut line)?
+            uninterrupted(|| socket.recv(&mut line))?
         }
     };
     Ok(greeting(&line[..len]))
