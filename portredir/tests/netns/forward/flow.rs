@@ -67,7 +67,8 @@ fn pair(site: &Site, to: [SocketAddr; 2]) -> Observation {
 fn one_arm(site: &Site, family: Family) -> Observation {
     site.forget();
     let (client, port) = (&site.lab.client, site.port());
-    let limit = Duration::from_millis(500);
+    // Of the first SYN the host may tell no redirect; the client repeats it after 1 s.
+    let limit = Duration::from_millis(1500);
     let to = site.own(family, 88);
     let conn = Conn::connect_within(limit, client, Proto::Tcp, (port, to));
     let outcome = conn.map_or_else(|error| failure(&error), |_| "connected".to_owned());
