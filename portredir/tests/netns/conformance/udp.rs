@@ -161,7 +161,7 @@ pub fn socket_from(at: &Namespace, local: SocketAddr) -> UdpSocket {
 }
 
 /// Receives one datagram: who sent it, and who that says it is.
-pub fn heard(socket: &UdpSocket) -> Result<(SocketAddr, String), String> {
+pub fn heard(socket: &UdpSocket) -> Result<(SocketAddr, String), &'static str> {
     let mut buffer = vec![0; 65_536];
     match uninterrupted(|| socket.recv_from(&mut buffer)) {
         Ok((len, from)) => {

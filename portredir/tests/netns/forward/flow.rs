@@ -71,7 +71,7 @@ fn one_arm(site: &Site, family: Family) -> Observation {
     let limit = Duration::from_millis(1500);
     let to = site.own(family, 88);
     let conn = Conn::connect_within(limit, client, Proto::Tcp, (port, to));
-    let outcome = conn.map_or_else(|error| failure(&error), |_| "connected".to_owned());
+    let outcome = conn.map_or_else(|error| failure(&error), |_| "connected");
     let mut seen: Vec<String> = Vec::new();
     while let Some(received) = site.wire(Place::Client).receive(Duration::from_millis(5)) {
         let sight = Reader { site, port }.read(&received);
