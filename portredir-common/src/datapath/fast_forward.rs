@@ -1,11 +1,11 @@
 //! The fast path of flows to targets with an address: packets of a shape that most have, to
 //! ports whose rule has no conditions.
 //!
-//! What is decided here is what [`forward`] would decide. A packet of a client that has, or
-//! may have, another client port or another target than a new flow would get is left to it.
+//! The decisions are those of [`forward`](super::forward). It also gets the packets of clients that
+//! have, or may have, another client port or another target than a new flow would get.
 
 use crate::datapath::forward::{client_view, known_target, point_at, slot_of, write_ends};
-use crate::datapath::forward_lookup::{meet_connection, note_reply, refresh};
+use crate::datapath::forward_lookup::{is_same_flow, meet_connection, note_reply, refresh};
 use crate::datapath::is_cached_local_dst;
 use crate::flow::{Epoch, FlowKey, FlowLookup, FlowTable, Segment};
 use crate::kernel::forward::{ClientPacket, Met, NewForward, Reply};
@@ -116,15 +116,17 @@ fn find<S: Shape, T: Tables>(
     let target = known_target(tables, number, key)?;
     let (dialled, dst_port) = (key.local, key.local_port);
     point_at(key, target, &dialled, dst_port);
+    let packet = ClientPacket {
+        segment,
+        dst_port,
+        is_remapped: false,
+    };
     let hash = tables.hash(key);
     if let Some(found) = tables
         .forward_bucket(table::<S>(), hash)?
         .find_forward(hash)
     {
-        let is_same = found.entry.flow().dst_port == dst_port
-            && !found.entry.is_remapped()
-            && tables.own_addr(found.own)?.is(dialled);
-        if !is_same {
+        if !is_same_flow(tables, (found.own, found.entry), &dialled, packet) {
             return None;
         }
         match S::PROTOCOL {
@@ -138,11 +140,6 @@ fn find<S: Shape, T: Tables>(
         return None;
     }
     if S::PROTOCOL == Protocol::Tcp {
-        let packet = ClientPacket {
-            segment,
-            dst_port,
-            is_remapped: false,
-        };
         let met = tables.meet(key, &dialled, packet);
         if met == Met::Confirmed {
             tables.record_outcome(entry.rule, Outcome::Accepted);

@@ -26,11 +26,7 @@ pub fn meet<T: ForwardMaps>(
         return Met::Nothing;
     };
     let hash = tables.hash(key);
-    let is_same = |own: u16, entry: ForwardEntry| {
-        entry.flow().dst_port == packet.dst_port
-            && entry.is_remapped() == packet.is_remapped
-            && tables.own_addr(own).is_some_and(|addr| addr.is(*dialled))
-    };
+    let is_same = |own, entry| is_same_flow(tables, (own, entry), dialled, packet);
     if protocol == Protocol::Udp {
         return meet_udp(tables, hash, packet.segment, (now, is_same));
     }
@@ -65,8 +61,8 @@ pub fn meet<T: ForwardMaps>(
             found.remove();
             return Met::Confirmed;
         }
-        if !packet.segment.is_look() && now.since(found.entry.seen()) > 0 {
-            found.set(found.entry.seen_at(now));
+        if !packet.segment.is_look() {
+            refresh(&found, Protocol::Tcp, now);
         }
         return if found.entry.is_answered() {
             Met::Begun
@@ -75,6 +71,20 @@ pub fn meet<T: ForwardMaps>(
         };
     }
     if other { Met::Other } else { Met::Nothing }
+}
+
+/// Whether the entry of an address is that of a packet, and not of another flow which became
+/// one with it.
+#[inline(always)]
+pub(super) fn is_same_flow<T: ForwardMaps>(
+    tables: &T,
+    (own, entry): (u16, ForwardEntry),
+    dialled: &Addr,
+    packet: ClientPacket,
+) -> bool {
+    entry.flow().dst_port == packet.dst_port
+        && entry.is_remapped() == packet.is_remapped
+        && tables.own_addr(own).is_some_and(|addr| addr.is(*dialled))
 }
 
 /// Whether a connection that is being opened, or one that nothing is translated of, may have

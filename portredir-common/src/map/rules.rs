@@ -47,6 +47,8 @@ impl PortEntry {
     pub const TRACED: u16 = 1 << 14;
     /// The entry belongs to generation 1, as does all that it leads to.
     pub const GENERATION: u16 = 1 << 15;
+    /// The flags of entries that the fast path leaves to the slow path.
+    const RARE: u16 = Self::OLD | Self::HIDDEN | Self::IF_LISTENING | Self::TRACED;
     /// The number of entries of a generation: 65 536 for TCP, then as many for UDP.
     pub const COUNT: u32 = 2 << 16;
 
@@ -121,25 +123,15 @@ impl PortEntry {
     #[inline(always)]
     #[must_use]
     pub const fn is_plain(self) -> bool {
-        const RARE: u16 = PortEntry::OLD
-            | PortEntry::HIDDEN
-            | PortEntry::IF_LISTENING
-            | PortEntry::FORWARD
-            | PortEntry::TRACED;
-        self.flags & RARE == 0 && self.set == 0
+        self.flags & (Self::RARE | Self::FORWARD) == 0 && self.set == 0
     }
 
     /// Whether packets to this port go to a service, without conditions or exceptions.
     #[inline(always)]
     #[must_use]
     pub const fn is_quick_forward(self) -> bool {
-        const ALL: u16 = PortEntry::MATCH
-            | PortEntry::FORWARD
-            | PortEntry::OLD
-            | PortEntry::HIDDEN
-            | PortEntry::IF_LISTENING
-            | PortEntry::TRACED;
-        self.flags & ALL == Self::MATCH | Self::FORWARD && self.set == 0
+        const FORWARD: u16 = PortEntry::MATCH | PortEntry::FORWARD;
+        self.flags & (Self::RARE | FORWARD) == FORWARD && self.set == 0
     }
 
     /// Whether a target of a service has this port, and the fast path may handle what leaves
