@@ -77,6 +77,12 @@ impl Ports {
         self.first <= port.get() && port.get() <= self.last
     }
 
+    /// The number of ports, from 1 to 65 536.
+    #[must_use]
+    pub const fn count(self) -> u32 {
+        (self.last - self.first) as u32 + 1
+    }
+
     /// Whether the range is a single port.
     #[must_use]
     pub const fn is_one(self) -> bool {

@@ -3,7 +3,6 @@
 //! them in source or binary form; they are built once, below `target/kube`.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -124,12 +123,7 @@ fn run(stage: Stage, image: &Image) -> Result<Report> {
         .context("start the stage")?;
     let stdout = child.stdout.take().context("read the output")?;
     let mut report = Report::new("");
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line.context("read the output")?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{}", line.trim_end());
-        report.read(line.trim_end());
-    }
+    report.follow(stdout)?;
     child.wait().context("wait for the stage")?;
     Ok(report)
 }

@@ -4,7 +4,6 @@
 mod image;
 pub mod report;
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -76,12 +75,7 @@ fn run(vm: &Vm, root: &Path, files: &Path) -> Result<Report> {
         .context("start QEMU")?;
     let stdout = qemu.stdout.take().context("read the output of the guest")?;
     let mut report = Report::new(vm.release());
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line.context("read the output of the guest")?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{}", line.trim_end());
-        report.read(line.trim_end());
-    }
+    report.follow(stdout)?;
     qemu.wait().context("wait for QEMU")?;
     if !report.is_complete() {
         println!("the last kernel messages:\n{}", vm.last_words());

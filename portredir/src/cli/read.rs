@@ -23,14 +23,9 @@ pub struct CheckArgs {
 /// `portredir diff`.
 #[derive(Args, Clone, Debug)]
 pub struct DiffArgs {
-    /// A file, or a directory with the layout of /etc/portredir; `-` is standard input.
-    #[arg(
-        value_name = "PATH",
-        default_value = "/etc/portredir",
-        env = "PORTREDIR_CONFIG",
-        hide_env = true
-    )]
-    pub path: PathBuf,
+    /// The configuration, as `check` takes it.
+    #[command(flatten)]
+    pub config: CheckArgs,
 
     /// Print one JSON object.
     #[arg(long)]

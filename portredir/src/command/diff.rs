@@ -30,7 +30,7 @@ pub fn diff(args: &DiffArgs) -> anyhow::Result<()> {
         _ => error,
     })?;
     if differs {
-        let path = args.path.display().to_string();
+        let path = args.config.path.display().to_string();
         return Err(CommandError::Differs { path }.into());
     }
     Ok(())
@@ -38,12 +38,12 @@ pub fn diff(args: &DiffArgs) -> anyhow::Result<()> {
 
 /// Prints the difference; whether there is one.
 fn compare(args: &DiffArgs) -> anyhow::Result<bool> {
-    let configured = file::load(&args.path)?.over(&Settings::default());
+    let configured = file::load(&args.config.path)?.over(&Settings::default());
     let answer = status::read();
     if args.json {
         print_nothing(&answer)?;
     }
-    let difference = Difference::between(&answer?.settings, &configured, &args.path);
+    let difference = Difference::between(&answer?.settings, &configured, &args.config.path);
     if args.json {
         print(&(serde_json::to_string(&difference)? + "\n"))?;
     } else {

@@ -75,9 +75,7 @@ impl Controller {
         if slots.is_some() {
             // Those that have come up are marked until the slots have turned.
             let targets = self.state.services.map_contents().targets;
-            if !self.datapath.has_targets(&targets)? {
-                self.datapath.set_targets(&targets)?;
-            }
+            self.datapath.correct_targets(&targets)?;
         }
         mmap::give_back();
         if self.needs_listeners() {
@@ -195,9 +193,7 @@ impl Controller {
         let mut slots = self.datapath.slots()?;
         self.state.services.settle(&mut slots);
         let targets = self.state.services.map_contents().targets;
-        if !self.datapath.has_targets(&targets)? {
-            self.datapath.set_targets(&targets)?;
-        }
+        self.datapath.correct_targets(&targets)?;
         let services = forwarding::values(&self.state.services);
         self.datapath.pointers(&slots, &services)?.write();
         Ok(())

@@ -74,6 +74,14 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// Notes that a line without an address was also for connections to other hosts.
+    pub(super) fn note_other_hosts(&mut self) {
+        let mut redirects = self.redirects.iter();
+        if redirects.any(|redirect| redirect.addrs.is_empty()) {
+            self.notes.insert(Note::OtherHosts);
+        }
+    }
+
     pub(super) fn refuse(&mut self, line: impl Into<String>, why: impl Into<String>) {
         let (line, why) = (line.into(), why.into());
         self.refused.push(Refused { line, why });

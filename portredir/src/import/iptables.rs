@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use portredir_common::net::{Protocol, Version};
 
-use super::found::{Found, Note};
+use super::found::Found;
 use super::redirect::{Clients, Goal, Redirect};
+use crate::host::packet_filter::iptables::words;
 use crate::rule::{Comment, Labelled, Ports};
 
 /// Options whose condition every first packet to this host meets.
@@ -84,13 +85,7 @@ pub(super) fn read(text: &str) -> Found {
     if others > 0 && found.redirects.is_empty() && found.refused.is_empty() {
         found.refuse(format!("{others} lines"), "none of them redirects");
     }
-    if found
-        .redirects
-        .iter()
-        .any(|redirect| redirect.addrs.is_empty())
-    {
-        found.notes.insert(Note::OtherHosts);
-    }
+    found.note_other_hosts();
     found
 }
 
@@ -420,31 +415,4 @@ fn address(text: &str) -> Result<IpAddr, String> {
     Err(format!(
         "the destination {net} is a network, and a rule names one address of this host"
     ))
-}
-
-/// The words of a line; quotes hold words together.
-fn words(line: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let (mut word, mut quote, mut is_begun) = (String::new(), None, false);
-    let mut chars = line.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' | '\'' if quote.is_none_or(|open| open == c) => {
-                quote = if quote.is_some() { None } else { Some(c) };
-                is_begun = true;
-            }
-            '\\' => word.extend(chars.next()),
-            c if c.is_whitespace() && quote.is_none() => {
-                if is_begun || !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-                is_begun = false;
-            }
-            c => word.push(c),
-        }
-    }
-    if is_begun || !word.is_empty() {
-        words.push(word);
-    }
-    words
 }

@@ -44,21 +44,19 @@ pub(super) fn merge(found: Found) -> Imported {
         }
     }
     note(&entries, &mut imported);
+    let mut rules = Vec::new();
     for entry in pairs(entries) {
         let new = Labelled {
             rule: entry.rule,
             label: entry.label,
         };
-        let mut rules: Vec<_> = imported
-            .rules
-            .iter()
-            .cloned()
-            .map(Sourced::running)
-            .collect();
         rules.push(Sourced::running(new.clone()));
         match shadow::check(&rules) {
             Ok(()) => imported.rules.push(new),
-            Err(error) => imported.refuse(&entry.line, error.to_string()),
+            Err(error) => {
+                rules.pop();
+                imported.refuse(&entry.line, error.to_string());
+            }
         }
     }
     imported

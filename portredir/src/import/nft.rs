@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use portredir_common::net::{Protocol, Version};
 use serde_json::Value;
 
-use super::found::{Found, Note};
+use super::found::Found;
 use super::redirect::{Clients, Goal, Redirect};
 use crate::rule::{Comment, Ports};
 
@@ -62,13 +62,7 @@ pub(super) fn read(objects: &[Value]) -> Found {
             Err(why) => found.refuse(line, why),
         }
     }
-    if found
-        .redirects
-        .iter()
-        .any(|redirect| redirect.addrs.is_empty())
-    {
-        found.notes.insert(Note::OtherHosts);
-    }
+    found.note_other_hosts();
     found
 }
 

@@ -254,21 +254,21 @@ impl Datapath {
         })
     }
 
-    /// Whether targets have these values.
+    /// Writes targets as [`Self::set_targets`] does, unless they have these values already.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`].
-    pub fn has_targets(&self, targets: &[(u16, Target)]) -> Result<bool, DatapathError> {
+    pub fn correct_targets(&mut self, targets: &[(u16, Target)]) -> Result<(), DatapathError> {
         let name = "TARGETS";
         let map = Array::<_, Target>::try_from(self.map(name)).map_err(map_error(name))?;
         for (number, target) in targets {
             let present = map.get(&u32::from(*number), 0).map_err(map_error(name))?;
             if present != *target {
-                return Ok(false);
+                return self.set_targets(targets);
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Writes all that a copy has.

@@ -261,12 +261,11 @@ impl<'a> Parser<'a> {
     }
 
     fn check_ports(&self, ports: Ports, target: Ports, at: usize) -> Result<(), RuleError> {
-        let count = |ports: Ports| u32::from(ports.last - ports.first) + 1;
         let is_one = target.first == target.last;
-        if !is_one && count(ports) != count(target) {
+        if !is_one && ports.count() != target.count() {
             let to_one = to(ports, target.first);
-            let last = u32::from(target.first) + count(ports) - 1;
-            let hint = if count(ports) == 1 {
+            let last = u32::from(target.first) + ports.count() - 1;
+            let hint = if ports.count() == 1 {
                 format!("one port can be redirected to only one port, as in `{to_one}`")
             } else if last <= 65535 && ports.first != target.first {
                 let same = format!("{ports}:{}-{last}", target.first);
@@ -274,11 +273,11 @@ impl<'a> Parser<'a> {
             } else {
                 format!("write `{to_one}` to redirect all of them to one port")
             };
-            let from = match count(ports) {
+            let from = match ports.count() {
                 1 => "one port".to_owned(),
                 count => format!("{count} ports"),
             };
-            let problem = format!("{from} cannot be redirected to {} ports", count(target));
+            let problem = format!("{from} cannot be redirected to {} ports", target.count());
             return Err(self.error_at(at, problem, hint));
         }
         if ports != target {

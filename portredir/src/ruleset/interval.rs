@@ -63,10 +63,7 @@ pub fn intervals<'a>(
 pub fn by_width<T>(rules: &[T], rule: impl Fn(&T) -> &Rule) -> Vec<(usize, &T)> {
     let mut rules: Vec<_> = rules.iter().enumerate().collect();
     // A stable sort keeps the order of the list among equals.
-    rules.sort_by_key(|(_, one)| {
-        let Ports { first, last } = rule(one).ports;
-        last - first
-    });
+    rules.sort_by_key(|(_, one)| rule(one).ports.count());
     rules
 }
 

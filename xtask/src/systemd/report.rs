@@ -1,6 +1,9 @@
 //! The outcomes that the program in the guest prints.
 
 use std::fmt;
+use std::io::{BufRead as _, BufReader, Read};
+
+use anyhow::{Context as _, Result};
 
 /// The outcome of a check.
 struct Row {
@@ -28,9 +31,20 @@ impl Report {
         }
     }
 
+    /// Reads and prints all lines of a program.
+    pub fn follow(&mut self, output: impl Read) -> Result<()> {
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line.context("read the output of the checks")?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{}", line.trim_end());
+            self.read(line.trim_end());
+        }
+        Ok(())
+    }
+
     /// Reads a line: a word, a name and what was seen, with tabs between. Other lines are
     /// for the reader of the output.
-    pub fn read(&mut self, line: &str) {
+    fn read(&mut self, line: &str) {
         let mut parts = line.splitn(3, '\t');
         let [Some(word), Some(name), seen] = [parts.next(), parts.next(), parts.next()] else {
             return;

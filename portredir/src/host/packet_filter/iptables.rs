@@ -101,19 +101,20 @@ fn base(table: &str, name: &str, drops: bool) -> Option<Base> {
     })
 }
 
-/// The words of a line; quotes hold words together.
-fn words(line: &str) -> Vec<String> {
+/// The words of a line; quotes hold words together, as in a shell.
+#[must_use]
+pub fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
-    let (mut word, mut is_quoted, mut is_begun) = (String::new(), false, false);
+    let (mut word, mut quote, mut is_begun) = (String::new(), None, false);
     let mut chars = line.chars();
     while let Some(c) = chars.next() {
         match c {
-            '"' => {
-                is_quoted = !is_quoted;
+            '"' | '\'' if quote.is_none_or(|open| open == c) => {
+                quote = if quote.is_some() { None } else { Some(c) };
                 is_begun = true;
             }
             '\\' => word.extend(chars.next()),
-            ' ' if !is_quoted => {
+            c if c.is_whitespace() && quote.is_none() => {
                 if is_begun || !word.is_empty() {
                     words.push(std::mem::take(&mut word));
                 }

@@ -89,8 +89,7 @@ fn behind((place, rule): (usize, &Rule), best: Option<(usize, &Rule)>) -> String
     let length = |rule: &Rule| rule.from.map_or(0, |from| u16::from(from.prefix_len()) + 1);
     let is_addr = best.addr.is_some().cmp(&rule.addr.is_some());
     let is_from = length(best).cmp(&length(rule));
-    let width = |rule: &Rule| rule.ports.last - rule.ports.first;
-    let is_ports = width(rule).cmp(&width(best));
+    let is_ports = rule.ports.count().cmp(&best.ports.count());
     match (is_addr, is_from, is_ports) {
         (Ordering::Greater, _, _) => format!("{best} is more specific: it names the address"),
         (Ordering::Equal, Ordering::Greater, _) => {

@@ -139,8 +139,7 @@ impl Parser<'_> {
         target: &RuleTarget,
         at: usize,
     ) -> Result<(), RuleError> {
-        let count = |ports: Ports| u32::from(ports.last - ports.first) + 1;
-        if target.ports.is_one() || count(ports) == count(target.ports) {
+        if target.ports.is_one() || ports.count() == target.ports.count() {
             return Ok(());
         }
         let host = target
@@ -148,20 +147,20 @@ impl Parser<'_> {
             .map_or(String::new(), |host| in_text(host) + ":");
         let first = target.ports.first;
         let to_one = format!("{ports}:{host}{first}");
-        let last = u32::from(first) + count(ports) - 1;
-        let hint = if count(ports) == 1 || last > 65535 {
+        let last = u32::from(first) + ports.count() - 1;
+        let hint = if ports.count() == 1 || last > 65535 {
             format!("write for example `{to_one}`")
         } else {
             let each = format!("{ports}:{host}{first}-{last}");
             format!("write for example `{each}`, or `{to_one}` for one target port")
         };
-        let from = match count(ports) {
+        let from = match ports.count() {
             1 => "one port".to_owned(),
             count => format!("{count} ports"),
         };
         let problem = format!(
             "{from} cannot be redirected to {} ports",
-            count(target.ports)
+            target.ports.count()
         );
         Err(self.error_at(at, problem, hint))
     }

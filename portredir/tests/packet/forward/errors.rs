@@ -68,6 +68,17 @@ fn reply(kind: Kind) -> [Packet; 2] {
 }
 
 impl Error {
+    /// The first kind of error, with a whole packet in it.
+    fn first(kind: Kind) -> Self {
+        let (number, code) = errors(kind.is_ipv4)[0];
+        Self {
+            kind,
+            number,
+            code,
+            quoted: usize::MAX,
+        }
+    }
+
     fn name(self, what: &str) -> String {
         let Self {
             kind,
@@ -178,13 +189,7 @@ fn redirects(kind: Kind) -> Scenario {
 
 /// Errors about flows that are not there stay as they are.
 fn foreign(kind: Kind) -> Scenario {
-    let (number, code) = errors(kind.is_ipv4)[0];
-    let error = Error {
-        kind,
-        number,
-        code,
-        quoted: usize::MAX,
-    };
+    let error = Error::first(kind);
     let [known, _] = reply(kind);
     let [_, real] = request(kind);
     let name = format!("forward icmp {}: no such flow", kind.name);
@@ -199,13 +204,7 @@ fn foreign(kind: Kind) -> Scenario {
 /// An error about a flow that had been given another client port, and whose target is dead:
 /// no port is left that the error could be about.
 fn gone(kind: Kind) -> Scenario {
-    let (number, code) = errors(kind.is_ipv4)[0];
-    let error = Error {
-        kind,
-        number,
-        code,
-        quoted: usize::MAX,
-    };
+    let error = Error::first(kind);
     let second = kind.first(81);
     let known = from_own(kind, 81, reply(kind)[1].clone());
     let name = format!("forward icmp {}: the flow is gone", kind.name);
