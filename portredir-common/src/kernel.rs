@@ -14,7 +14,7 @@ use crate::map::hash::Hash;
 use crate::map::rules::{
     AddrKey, Candidates, Choice, IfaceKey, PortEntry, PreviousTargets, SourceKey,
 };
-use crate::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey};
+use crate::map::sockets::{ConnectedPeers, ForwardPeer, ForwardPeers, ListenerKey};
 use crate::net::{Addr, Flags, Port, Protocol};
 use crate::verdict::Reason;
 
@@ -387,6 +387,10 @@ pub trait Client {
     /// The targets with an address that are kept at the socket, of which there may be none
     /// yet. `None` without memory.
     fn forward_peers_or_insert(&mut self) -> Option<&mut ForwardPeers>;
+
+    /// Keeps the target with an address that the UDP socket connects to, where a process finds
+    /// it by the cookie of the socket; `None` when it connects to it by the target's own name.
+    fn keep_udp_peer(&mut self, peer: Option<&ForwardPeer>);
 }
 
 /// The present moment.

@@ -46,7 +46,7 @@ mod pod {
     use super::counters::{Counter, CounterKey, Hits, Outcomes};
     use super::hash::Seed;
     use super::rules::{AddrKey, Candidates, IfaceKey, PreviousTargets, SourceKey};
-    use super::sockets::ListenerKey;
+    use super::sockets::{ForwardPeer, ListenerKey};
     use super::targets::Target;
     use super::trace::TraceCpu;
     use crate::flow::FlowKey;
@@ -84,6 +84,8 @@ mod pod {
     unsafe impl aya::Pod for TraceCpu {}
     // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
     unsafe impl aya::Pod for Target {}
+    // SAFETY: integers and byte arrays alone, without padding (`tests::layout`).
+    unsafe impl aya::Pod for ForwardPeer {}
 }
 
 #[cfg(test)]

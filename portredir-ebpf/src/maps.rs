@@ -17,7 +17,7 @@ use portredir_common::map::port_remap::REMAP_BLOOM_ELEMENTS;
 use portredir_common::map::rules::{
     AddrKey, Candidates, IfaceKey, PortEntry, PreviousTargets, SourceKey,
 };
-use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey};
+use portredir_common::map::sockets::{ConnectedPeers, ForwardPeer, ForwardPeers, ListenerKey};
 use portredir_common::map::targets::{self, Target};
 use portredir_common::map::trace::{TraceCpu, TracedPacket};
 use portredir_common::net::{Addr, Port};
@@ -165,6 +165,11 @@ pub static FORWARD_ENDS: Array<Ends<Volatile>, 163840, MMAPABLE> = Array::new();
 /// The targets with an address of clients on this host: [`ForwardPeers`].
 #[btf_map]
 pub static FORWARD_PEERS: SkStorage<ForwardPeers> = SkStorage::new();
+
+/// The one of [`FORWARD_PEERS`] that a UDP socket is connected to, by the cookie of the socket:
+/// the kernel does not tell processes what is kept at UDP sockets.
+#[btf_map]
+pub static UDP_PEERS: LruHashMap<u64, ForwardPeer, 16384> = LruHashMap::new();
 
 /// Client ports given on collisions; key is the original flow.
 #[btf_map]

@@ -121,7 +121,7 @@ fn redirect<T: Tables, C: Client>(
         };
     }
     if !is_named || !tables.is_local(&addr) {
-        connect_forward::forget(client, entry, (addr, port));
+        connect_forward::forget(client, entry, (peer, call), addr);
         return if is_named {
             not_local(entry)
         } else {
@@ -140,7 +140,7 @@ fn redirect<T: Tables, C: Client>(
         key.local_port = port;
     }
     let Some(choice) = choose(tables, entry, &key, port) else {
-        return without_rule(client, entry, addr, port);
+        return without_rule(client, entry, (peer, call), addr);
     };
     if choice.is_forward {
         return connect_forward::redirect(tables, client, (peer, call), (&key, choice));
@@ -277,14 +277,19 @@ fn is_known_target<T: Tables, C: Client>(
 
 /// The reason for a client that no rule redirects.
 #[inline(always)]
-fn without_rule<C: Client>(client: &mut C, entry: PortEntry, addr: Addr, port: Port) -> Reason {
-    connect_forward::forget(client, entry, (addr, port));
+fn without_rule<C: Client>(
+    client: &mut C,
+    entry: PortEntry,
+    (peer, call): (&NamedPeer, PeerCall),
+    addr: Addr,
+) -> Reason {
+    connect_forward::forget(client, entry, (peer, call), addr);
     if !entry.is_target() {
         return unmatched(entry);
     }
     // From now on the socket knows this peer by its own port.
     if let Some(peers) = client.peers() {
-        peers.remove(addr, port);
+        peers.remove(addr, peer.port);
     }
     Reason::Direct
 }

@@ -8,7 +8,7 @@ use crate::map::forward::slot_key;
 use crate::map::rules::{Choice, PortEntry};
 use crate::map::sockets::{ForwardPeer, ForwardPeers};
 use crate::map::targets::{Service, Slot, Target};
-use crate::net::{Addr, Port, Version};
+use crate::net::{Addr, Port, Protocol, Version};
 use crate::verdict::Reason;
 
 /// Points a client at a target of a service: `peer` gets its address and port for
@@ -32,14 +32,7 @@ pub(super) fn redirect<T: Tables, C: Client>(
     if is_mapped && !can_reach_v4(client, call, bound_to) {
         return Reason::CannotReachIpv4;
     }
-    let known = match call {
-        PeerCall::Connect => None,
-        PeerCall::Send => last_target(tables, client, (key.local, peer.port)),
-    };
-    let number = match known {
-        Some(number) => number,
-        None => slot(tables, key, (service, bound_to)).0[0],
-    };
+    let number = number(tables, client, (key, call), (service, bound_to));
     match number {
         Slot::RESTS => return Reason::NoTarget,
         Slot::DROPS => return Reason::NoTargetDropped,
@@ -60,7 +53,7 @@ pub(super) fn redirect<T: Tables, C: Client>(
     let Some(peers) = client.forward_peers_or_insert() else {
         return Reason::TableFull;
     };
-    let is_new = peers.insert(ForwardPeer {
+    let pointed_at = ForwardPeer {
         addr,
         // A client that names 0.0.0.0 is told 127.0.0.1, as without a rule.
         dialled: key.local,
@@ -68,7 +61,11 @@ pub(super) fn redirect<T: Tables, C: Client>(
         dst_port: peer.port,
         target: number,
         pad: 0,
-    });
+    };
+    let is_new = peers.insert(pointed_at);
+    if is_udp_connect(peer, call) {
+        client.keep_udp_peer(Some(&pointed_at));
+    }
     tables.record(&hit(choice.rule, call, is_new, tables.now_ns()));
     peer.addr = addr;
     peer.port = port;
@@ -96,6 +93,25 @@ fn service_of<T: Tables>(tables: &T, key: &FlowKey, choice: Choice) -> (Service,
 #[inline(always)]
 fn can_reach_v4<C: Client>(client: &C, call: PeerCall, bound_to: Addr) -> bool {
     call == PeerCall::Connect && is_any(bound_to) && !client.is_v6_only()
+}
+
+/// The number of the target that a client gets, or one of a slot without a target. `key` has
+/// the port that the client names.
+#[inline(always)]
+fn number<T: Tables, C: Client>(
+    tables: &T,
+    client: &mut C,
+    (key, call): (&FlowKey, PeerCall),
+    (service, bound_to): (Service, Addr),
+) -> u16 {
+    let known = match call {
+        PeerCall::Connect => None,
+        PeerCall::Send => last_target(tables, client, (key.local, key.local_port)),
+    };
+    match known {
+        Some(number) => number,
+        None => slot(tables, key, (service, bound_to)).0[0],
+    }
 }
 
 /// The target that a socket sends to already by an address and port, unless it is dead.
@@ -139,13 +155,27 @@ fn slot<T: Tables>(tables: &T, key: &FlowKey, (service, bound_to): (Service, Add
 /// Forgets a target that a client names by its own address and port: the client knows it by
 /// these from now on.
 #[inline(always)]
-pub(super) fn forget<C: Client>(client: &mut C, entry: PortEntry, (addr, port): (Addr, Port)) {
+pub(super) fn forget<C: Client>(
+    client: &mut C,
+    entry: PortEntry,
+    (peer, call): (&NamedPeer, PeerCall),
+    addr: Addr,
+) {
     if !entry.is_remote() {
         return;
     }
     if let Some(peers) = client.forward_peers() {
-        peers.remove(addr, port);
+        peers.remove(addr, peer.port);
     }
+    if is_udp_connect(peer, call) {
+        client.keep_udp_peer(None);
+    }
+}
+
+/// Whether a UDP socket gets a peer that all its datagrams go to.
+#[inline(always)]
+fn is_udp_connect(peer: &NamedPeer, call: PeerCall) -> bool {
+    peer.protocol == Protocol::Udp && call == PeerCall::Connect
 }
 
 /// Gives a peer the address and port that a client named; whether the client named others

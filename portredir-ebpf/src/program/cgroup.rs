@@ -5,15 +5,15 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_sk_storage_get, bpf_skc_to_mptcp_sock, bpf_skc_to_tcp6_sock,
-    bpf_skc_to_udp6_sock,
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_storage_get, bpf_skc_to_mptcp_sock,
+    bpf_skc_to_tcp6_sock, bpf_skc_to_udp6_sock,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use portredir_common::datapath::connect::{NamedPeer, PeerCall, redirect_connect, restore_peer};
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::Client;
-use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers, scope};
+use portredir_common::map::sockets::{ConnectedPeers, ForwardPeer, ForwardPeers, scope};
 use portredir_common::map::trace::TraceHook;
 use portredir_common::net::{Addr, LOOPBACK_IFINDEX, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
@@ -22,7 +22,7 @@ use crate::context::{AF_INET, Context, v4, v6};
 use crate::globals::{has_mptcp, has_socket_casts, netns_cookie};
 use crate::kernel::Kernel;
 use crate::kernel::sockets::{has_udp, is_connected_udp, is_in_scope, tcp_state_of};
-use crate::maps::{DIALLED, FORWARD_PEERS};
+use crate::maps::{DIALLED, FORWARD_PEERS, UDP_PEERS};
 use crate::program::conclude::conclude_for_socket;
 use crate::program::trace;
 
@@ -266,6 +266,17 @@ impl Client for SockAddr {
     fn forward_peers_or_insert(&mut self) -> Option<&mut ForwardPeers> {
         // SAFETY: as above.
         unsafe { self.stored_or_zero(&raw const FORWARD_PEERS).as_mut() }
+    }
+
+    #[inline(always)]
+    fn keep_udp_peer(&mut self, peer: Option<&ForwardPeer>) {
+        // SAFETY: the context is valid.
+        let cookie = unsafe { bpf_get_socket_cookie(self.0.cast()) };
+        // Without memory for it the socket cannot be ended, and works all the same.
+        let _ = match peer {
+            Some(peer) => UDP_PEERS.insert(cookie, peer, 0),
+            None => UDP_PEERS.remove(cookie),
+        };
     }
 }
 

@@ -74,7 +74,7 @@ impl From<Sizes> for Options {
 }
 
 /// The maps that outlive a process.
-pub(super) const MAPS: [&str; 40] = [
+pub(super) const MAPS: [&str; 41] = [
     "ADDRS",
     "COUNTERS",
     "DIALLED",
@@ -115,6 +115,7 @@ pub(super) const MAPS: [&str; 40] = [
     "TRACE_CPU",
     "TRACE_UNTIL",
     "UDP_ENDS",
+    "UDP_PEERS",
 ];
 
 /// The constants that programs are loaded with.
@@ -235,4 +236,29 @@ pub(super) fn map_memory<T: Shared>(
         unreachable!("{name} is an array");
     };
     Mapped::new(map.fd().as_fd(), len).map_err(|source| DatapathError::Memory { name, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MAPS;
+
+    #[test]
+    fn the_architecture_has_every_map() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/ARCHITECTURE.md");
+        let text = std::fs::read_to_string(path).expect("docs/ARCHITECTURE.md");
+        let (_, table) = text.split_once("\n### Maps\n").expect("a section");
+        let (table, _) = table.split_once("\n### ").expect("another section");
+        let rows: Vec<_> = table
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .collect();
+        let named = |line: &str, name: &str| {
+            let first = line.split('|').nth(1).unwrap_or_default();
+            first.contains(&format!("`{name}`"))
+        };
+        let missing = MAPS
+            .iter()
+            .filter(|name| !rows.iter().any(|line| named(line, name)));
+        assert_eq!(missing.collect::<Vec<_>>(), Vec::<&&str>::new());
+    }
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portredir_common::datapath::connect::{NamedPeer, PeerCall, redirect_connect, restore_peer};
 use portredir_common::flow::FlowKey;
 use portredir_common::kernel::{Client, Socket};
-use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers};
+use portredir_common::map::sockets::{ConnectedPeers, ForwardPeer, ForwardPeers};
 use portredir_common::net::{Addr, Port, Protocol};
 use portredir_common::verdict::{Reason, Verdict};
 
@@ -56,6 +56,8 @@ pub struct Local {
     has_memory: bool,
     peers: Option<ConnectedPeers>,
     forward_peers: Option<ForwardPeers>,
+    /// The target that a UDP socket is connected to.
+    udp_peer: Option<ForwardPeer>,
 }
 
 impl Local {
@@ -71,6 +73,7 @@ impl Local {
             has_memory: true,
             peers: None,
             forward_peers: None,
+            udp_peer: None,
         }
     }
 
@@ -150,6 +153,10 @@ impl Client for Local {
     fn forward_peers_or_insert(&mut self) -> Option<&mut ForwardPeers> {
         let peers = self.forward_peers.get_or_insert_default();
         self.has_memory.then_some(peers)
+    }
+
+    fn keep_udp_peer(&mut self, peer: Option<&ForwardPeer>) {
+        self.udp_peer = peer.copied();
     }
 }
 

@@ -55,8 +55,7 @@ fn sockets(
     };
     match is_supported {
         Ok(true) => {
-            let what = "the kernel can end TCP sockets of this host; connected UDP sockets stay";
-            diagnosis.pass(CHECK, what);
+            diagnosis.pass(CHECK, "the kernel can end sockets of this host");
         }
         Ok(false) => {
             let what = "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY is not set)";

@@ -20,7 +20,9 @@ use portredir_common::map::bucket::Bucket;
 use portredir_common::map::entry::{Connection, Entry};
 use portredir_common::map::hash::Hash;
 use portredir_common::map::rules::{Choice, PortEntry, PreviousTargets};
-use portredir_common::map::sockets::{ConnectedPeers, ForwardPeers, ListenerKey, scope};
+use portredir_common::map::sockets::{
+    ConnectedPeers, ForwardPeer, ForwardPeers, ListenerKey, scope,
+};
 use portredir_common::map::targets::{Service, Slot, Target};
 use portredir_common::net::{Addr, Flags, LOOPBACK_IFINDEX, Port, Protocol, Version};
 use portredir_common::verdict::Reason;
@@ -493,4 +495,6 @@ impl Client for NewSocket<'_> {
     fn forward_peers_or_insert(&mut self) -> Option<&mut ForwardPeers> {
         Some(&mut self.forward_peers)
     }
+
+    fn keep_udp_peer(&mut self, _: Option<&ForwardPeer>) {}
 }

@@ -33,7 +33,7 @@ fn fresh_port() -> u16 {
 pub struct Conversation {
     pub conn: Conn,
     /// The destination of the client.
-    to: SocketAddr,
+    pub to: SocketAddr,
     /// The name of the server.
     pub name: String,
     /// The server's own end, as the server saw it.

@@ -234,6 +234,7 @@ impl Clients {
             begun.unwrap_or_else(|error| panic!("{proto:?} to {to}: {error}"))
         };
         let own = site.addr(Place::Host, Family::V4);
+        let target_f = target(site, Family::V4, Place::F);
         let mut clients = Self {
             of_f: Vec::new(),
             of_g: Vec::new(),
@@ -242,20 +243,35 @@ impl Clients {
         for proto in PROTOS {
             for addr in [LOOPBACK4, LOOPBACK6, own] {
                 let to = SocketAddr::new(addr, 80);
-                // Each target is one by chance, but for one time in a million.
-                let flows = (0..20).map(|_| begin(proto, to));
+                // Two to each target by chance, but for one time in ten million.
+                let flows = (0..30).map(|_| begin(proto, to));
                 let (mut of_f, mut of_g): (Vec<_>, Vec<_>) =
                     flows.partition(|flow| flow.name == "F");
                 let both = of_f.pop().zip(of_g.pop());
                 let (f, g) = both.expect("flows to both targets");
                 clients.of_f.push(f);
                 clients.of_g.push(g);
+                let again = of_f.pop().and_then(|flow| renamed(flow, target_f));
+                clients.direct.extend(again);
             }
-            let to = target(site, Family::V4, Place::F);
-            clients.direct.push(begin(proto, to));
+            clients.direct.push(begin(proto, target_f));
         }
         clients
     }
+}
+
+/// A UDP client of a target that connects once more, by the target's own address.
+fn renamed(flow: Conversation, target: SocketAddr) -> Option<Conversation> {
+    let Conn::Udp(socket) = flow.conn else {
+        return None;
+    };
+    let name = match (socket.local_addr().expect("an address"), target.ip()) {
+        (SocketAddr::V6(_), IpAddr::V4(addr)) => IpAddr::V6(addr.to_ipv6_mapped()),
+        (_, addr) => addr,
+    };
+    let name = SocketAddr::new(name, target.port());
+    socket.connect(name).expect("another name");
+    Conversation::over(Conn::Udp(socket), target).ok()
 }
 
 /// Redirects 80 to F and G, and connects.
@@ -269,8 +285,7 @@ fn start_clients(site: &mut Site, options: &'static str) -> Clients {
 }
 
 /// F's host is gone and tells nobody. An idle socket with F is ended; one that names F by its
-/// own address is none of ours, and neither is one with G. The kernel does not tell what is
-/// kept at UDP sockets, so these stay.
+/// own address is none of ours, and neither is one with G.
 fn sockets_are_ended(site: &mut Site) {
     match sock_destroy::is_supported() {
         Ok(true) => {}
@@ -281,17 +296,23 @@ fn sockets_are_ended(site: &mut Site) {
     let f = target(site, Family::V4, Place::F);
     site.lab.host.ip("link set port-f down");
     wait_until(site, f, "down");
-    let is_tcp = |flow: &Conversation| matches!(flow.conn, Conn::Tcp(_));
-    let (of_f, mut udp): (Vec<_>, Vec<_>) = clients.of_f.into_iter().partition(is_tcp);
-    assert_eq!((of_f.len(), udp.len()), (3, 3));
-    for mut flow in of_f {
+    assert_eq!((clients.of_f.len(), clients.direct.len()), (6, 5));
+    for mut flow in clients.of_f {
         let ended = flow.conn.receive(1);
-        assert_eq!(kind(&ended), io::ErrorKind::ConnectionAborted);
+        let kind = kind(&ended);
+        assert_eq!(kind, io::ErrorKind::ConnectionAborted, "{:?}", flow.conn);
+        if let Conn::Udp(socket) = flow.conn {
+            // The socket is as before it was connected, and can be connected anew.
+            let error = socket.send(b"again").expect_err("no peer");
+            assert_eq!(error.raw_os_error(), Some(libc::EDESTADDRREQ));
+            socket.connect(flow.to).expect("connect anew");
+            let anew = Conversation::over(Conn::Udp(socket), flow.to).expect("a target");
+            assert_eq!(anew.name, "G");
+        }
     }
     site.lab.host.ip("link set port-f up");
     wait_until(site, f, "up");
-    let others = clients.direct.iter_mut().chain(&mut clients.of_g);
-    for flow in others.chain(&mut udp) {
+    for flow in clients.direct.iter_mut().chain(&mut clients.of_g) {
         assert_eq!(goes_on(flow), "continues", "with {}", flow.name);
     }
 }

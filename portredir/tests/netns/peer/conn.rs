@@ -29,6 +29,7 @@ pub const PROTOS: [Proto; 2] = [Proto::Tcp, Proto::Udp];
 const TIMEOUT: Duration = Duration::from_secs(8);
 
 /// A connected socket.
+#[derive(Debug)]
 pub enum Conn {
     Tcp(TcpStream),
     Udp(UdpSocket),
