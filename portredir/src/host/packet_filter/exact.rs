@@ -296,6 +296,31 @@ mod tests {
         );
     }
 
+    /// The output of nft 1.0.6 about maps of verdicts as kube-proxy has them: with names, joined
+    /// keys and comments, one of them empty.
+    #[test]
+    fn maps_of_verdicts_are_read() {
+        let rulesets = [nft::parse(include_str!("tests/maps.json"), "").expect("JSON")];
+        let to = |addr: &str, port, interface| {
+            let seen = Seen {
+                dst: (addr.parse().expect("an address"), port),
+                egress: Some("eth9"),
+                ..seen("203.0.113.9", interface)
+            };
+            text(&rulesets, &seen)
+        };
+        let redirected = ["prerouting redirects handle 9"];
+        assert_eq!(to("10.96.0.1", 443, "eth0"), redirected);
+        assert_eq!(to("10.9.1.1", 80, "eth0"), ["prerouting drops handle 10"]);
+        let accepted = ["prerouting accepts ", "forward accepts handle 16"];
+        assert_eq!(to("10.9.1.1", 443, "eth0"), accepted);
+        let dropped = ["prerouting accepts ", "forward drops handle 16"];
+        assert_eq!(to("10.96.0.1", 80, "eth1"), dropped);
+        // The policy, as `new` is no element of the map of states.
+        let dropped = ["prerouting accepts ", "forward drops "];
+        assert_eq!(to("10.96.0.1", 80, "eth2"), dropped);
+    }
+
     #[test]
     fn iptables_see_addresses_and_interfaces() {
         let saved = "*filter\n:INPUT ACCEPT [0:0]\n\

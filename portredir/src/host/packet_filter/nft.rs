@@ -22,7 +22,7 @@ pub fn parse(json: &str, text: &str) -> Result<Ruleset, serde_json::Error> {
     let mut sets = HashMap::new();
     let mut chains = Vec::<Chain>::new();
     for object in objects {
-        if let Some(set) = object.get("set") {
+        if let Some(set) = object.get("set").or_else(|| object.get("map")) {
             sets.insert((table(set), word(set, "name")), set["elem"].clone());
         } else if let Some(chain) = object.get("chain") {
             chains.push(read_chain(chain));
@@ -147,7 +147,7 @@ impl Reader<'_> {
     }
 
     fn map(&self, before: &[Condition], map: &Value) -> Vec<Parts> {
-        let Some(elements) = map["data"]["set"].as_array() else {
+        let Some(elements) = self.elements(&map["data"]) else {
             let unknown = Verdict::Unknown("vmap".to_owned());
             return vec![(before.to_vec(), unknown)];
         };
@@ -155,10 +155,33 @@ impl Reader<'_> {
             let (key, to) = (element.get(0)?, element.get(1)?.as_object()?);
             let (kind, value) = to.iter().next()?;
             let mut conditions = before.to_vec();
-            conditions.push(self.comparison(&map["key"], key, "=="));
+            conditions.extend(self.key(&map["key"], bare(key)));
             Some((conditions, verdict(kind, value)?))
         };
         elements.iter().filter_map(element).collect()
+    }
+
+    /// The elements of a map, in the rule or with a name; `None` of one that is not there.
+    fn elements<'v>(&'v self, map: &'v Value) -> Option<&'v [Value]> {
+        let Some(name) = map.as_str() else {
+            return map["set"].as_array().map(Vec::as_slice);
+        };
+        let key = (self.table.to_owned(), name.strip_prefix('@')?.to_owned());
+        // One without elements has no such key.
+        let elements = self.sets.get(&key)?.as_array();
+        Some(elements.map_or(&[], Vec::as_slice))
+    }
+
+    /// The conditions that the key of an element stands for, which may be joined of several.
+    fn key(&self, fields: &Value, key: &Value) -> Vec<Condition> {
+        let (Some(fields), Some(keys)) = (fields["concat"].as_array(), key["concat"].as_array())
+        else {
+            return vec![self.comparison(fields, key, "==")];
+        };
+        let parts = fields.iter().zip(keys);
+        parts
+            .map(|(field, key)| self.comparison(field, key, "=="))
+            .collect()
     }
 
     fn condition(&self, value: &Value) -> Condition {
@@ -315,12 +338,16 @@ fn protocol_of(name: &str) -> Option<Protocol> {
     }
 }
 
-/// A port or a range of ports. Elements with a timeout or a counter are objects.
+/// An element of a set. One with a timeout, a counter or a comment is an object around it.
+fn bare(element: &Value) -> &Value {
+    let inner = element.get("elem").and_then(|elem| elem.get("val"));
+    inner.unwrap_or(element)
+}
+
+/// A port or a range of ports.
 fn ports(value: &Value) -> Option<Ports> {
     let number = |value: &Value| u16::try_from(value.as_u64()?).ok();
-    if let Some(value) = value.get("elem").and_then(|elem| elem.get("val")) {
-        return ports(value);
-    }
+    let value = bare(value);
     match value
         .get("range")
         .and_then(Value::as_array)
@@ -339,9 +366,7 @@ fn ports(value: &Value) -> Option<Ports> {
 
 /// An address or a network. Ranges are none of either.
 fn net(value: &Value) -> Option<IpNet> {
-    if let Some(value) = value.get("elem").and_then(|elem| elem.get("val")) {
-        return net(value);
-    }
+    let value = bare(value);
     if let Some(prefix) = value.get("prefix") {
         let addr: IpAddr = prefix["addr"].as_str()?.parse().ok()?;
         return IpNet::new(addr, prefix["len"].as_u64()?.try_into().ok()?).ok();

@@ -102,7 +102,7 @@ impl Ruleset {
 mod tests {
     use std::net::IpAddr;
 
-    use super::super::iptables;
+    use super::super::{iptables, nft};
     use super::*;
 
     /// Rules of kube-proxy and of Docker.
@@ -125,7 +125,11 @@ mod tests {
         COMMIT\n";
 
     fn found(ports: &[(Protocol, Ports)]) -> Vec<(Protocol, u16, u16)> {
-        let rulesets = [iptables::parse(SAVED, Version::V4)];
+        found_in(iptables::parse(SAVED, Version::V4), ports)
+    }
+
+    fn found_in(ruleset: Ruleset, ports: &[(Protocol, Ports)]) -> Vec<(Protocol, u16, u16)> {
+        let rulesets = [ruleset];
         let own: IpAddr = "192.0.2.1".parse().expect("an address");
         let found = redirected(&rulesets, ports, |net| net.contains(&own));
         let flat = |(protocol, ports): (_, Ports)| (protocol, ports.first, ports.last);
@@ -153,6 +157,20 @@ mod tests {
         assert_eq!(
             found(&[(Protocol::Udp, some)]),
             [(Protocol::Udp, 5005, 5010)]
+        );
+    }
+
+    /// With nftables, kube-proxy has node ports in a map of verdicts.
+    #[test]
+    fn node_ports_in_a_map() {
+        let ruleset = nft::parse(include_str!("tests/maps.json"), "").expect("JSON");
+        let all = Ports {
+            first: 1,
+            last: u16::MAX,
+        };
+        assert_eq!(
+            found_in(ruleset, &[(Protocol::Tcp, all), (Protocol::Udp, all)]),
+            [(Protocol::Tcp, 30080, 30080)]
         );
     }
 }

@@ -52,6 +52,13 @@ fn targets() {
         &lab,
         "ip daddr . tcp dport vmap { 10.9.2.2 . 8080 : drop };",
     );
+    examine().one(
+        "target-firewall",
+        "drops packets to 10.9.2.2:8080/tcp",
+        "nft",
+    );
+    nft(&lab, "delete table inet lab");
+    forward_chain(&lab, "meta mark vmap { 0 : drop };");
     let unknown = examine();
     unknown.nothing();
     unknown.unchecked("target-firewall", "10.9.2.2:8080/tcp");
