@@ -76,6 +76,10 @@ pub async fn watch(
     let mut signals = Signals::new()?;
     controller.serve_metrics(Scrapes::new(control.caller()), on_event);
     step(&mut controller, on_event).await;
+    if controller.needs_listeners() {
+        // So that the first question after the start gets a measured answer.
+        register(&mut controller, on_event);
+    }
     be_ready();
     let mut alive = watchdog();
     let mut rescan = every(RESCAN_INTERVAL);
