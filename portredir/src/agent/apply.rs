@@ -40,7 +40,7 @@ pub async fn apply(
         ..running.clone()
     };
     let plan = |settings: Settings| {
-        let change = transaction.plan(Action::Adjust(settings), OPTIONS)?;
+        let change = transaction.plan(Action::Follow(settings), OPTIONS)?;
         change.check()?;
         Ok(change)
     };

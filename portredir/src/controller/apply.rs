@@ -1,5 +1,7 @@
 //! Carrying out a change.
 
+use jiff::Timestamp;
+
 use super::change::{Action, Change, HostView, Step};
 use super::error::ControllerError;
 use super::event::OnEvent;
@@ -57,10 +59,8 @@ impl Controller {
                 let result = state.and_then(|state| self.switch(&host, state, on_event));
                 self.after_attaching(result, on_event).await
             }
-            Step::Switch => {
-                let state = changed(self.next(after)?);
-                self.switch(&host, state, on_event)
-            }
+            Step::Switch => self.switch(&host, changed(self.next(after)?), on_event),
+            Step::Follow => self.follow(&host, changed(self.next(after)?), on_event),
             Step::Turn(which, turn) => {
                 let next = self.turned(&which, turn)?;
                 self.notify();
@@ -158,6 +158,21 @@ impl Controller {
     ) -> Result<(), ControllerError> {
         self.notify();
         self.commit(&host.snapshot, state, on_event)
+    }
+
+    /// [`Self::switch`], after which removed targets have no UDP flows.
+    fn follow(
+        &mut self,
+        host: &HostView,
+        state: State,
+        on_event: OnEvent<'_>,
+    ) -> Result<(), ControllerError> {
+        self.notify();
+        let flows = self.flows_of_targets()?;
+        let mut next = self.with_services(state, &flows)?;
+        next.state.services.end_removed(Timestamp::now());
+        self.install(&host.snapshot, next, on_event)?;
+        self.end_flows(on_event)
     }
 
     fn notify(&mut self) {

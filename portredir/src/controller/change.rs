@@ -79,6 +79,9 @@ pub enum Action {
     Run(Settings),
     /// `add`, `rm` and `apply`: these settings, while all programs stay attached.
     Adjust(Settings),
+    /// The agent: these settings, while all programs stay attached. Targets that the rules no
+    /// longer have, have ended: their UDP flows go elsewhere.
+    Follow(Settings),
     /// `drain` and `undrain`: new flows begin elsewhere, or with these targets again.
     Turn(Selector, Turn),
     /// `confirm`: the last change stays.
@@ -110,6 +113,8 @@ pub(super) enum Step {
     Attach(Box<Plan>),
     /// Switch to the settings.
     Switch,
+    /// Switch to the settings, and end the UDP flows of targets that are removed.
+    Follow,
     /// Keep the settings, and turn the slots of targets.
     Turn(Selector, Turn),
     /// Switch back to the settings before an unconfirmed change.
@@ -168,6 +173,10 @@ impl Change {
         match action {
             Action::Run(after) => Self::run(before, after, options, host),
             Action::Adjust(after) => Self::adjust(before, after, options, host),
+            Action::Follow(after) => Ok(Self {
+                step: Step::Follow,
+                ..Self::adjust(before, after, options, host)?
+            }),
             Action::Turn(which, turn) => {
                 if let Some(state) = before {
                     find_targets(&state.services, which)?;

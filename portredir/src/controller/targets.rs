@@ -197,7 +197,7 @@ impl Controller {
 
     /// Removes the flows of targets that are down: all of UDP, and those of TCP where the
     /// rule says `cut`. So nothing flips back when a target comes up.
-    fn end_flows(&mut self, on_event: OnEvent<'_>) -> Result<(), ControllerError> {
+    pub(super) fn end_flows(&mut self, on_event: OnEvent<'_>) -> Result<(), ControllerError> {
         let services = || self.state.services.iter();
         let dead = |service: &'_ Service| {
             let targets = service.all_targets();

@@ -16,11 +16,11 @@ mod region;
 pub mod service;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::collections::HashSet;
 use std::ops::Range;
 
-use jiff::Timestamp;
 use portredir_common::map::targets as map;
 use portredir_common::map::targets::Slot;
 use serde::{Deserialize, Serialize};
@@ -185,7 +185,8 @@ impl Services {
             // What a removed target was is not known any more: nobody has checked it.
             let known = old.filter(|old| !old.is_removed);
             let known = known.and_then(|old| old.wanted_targets().find(is_endpoint));
-            if let Some(known) = known {
+            // That of a rule which was gone has no weight.
+            if let Some(known) = known.filter(|known| known.weight > 0 || weight == 0) {
                 let known = known.clone();
                 return Ok(Target { weight, ..known });
             }
@@ -282,58 +283,6 @@ impl Services {
                 .removed
                 .retain(|target| remembered.contains(&target.number) || is_alive(target.number));
         }
-    }
-
-    /// Records the result of the health checks of a target. Returns whether there is such
-    /// a target, and it has come up or gone down.
-    pub fn set_health(&mut self, number: u16, health: &Health, slots: &mut [Slot]) -> bool {
-        let changed = self.update(slots, |target| {
-            let is_news = target.number == number && target.is_up() != health.is_up();
-            if is_news {
-                target.health = health.clone();
-            }
-            is_news
-        });
-        !changed.is_empty()
-    }
-
-    /// Drains targets: their flows stay, and new ones begin elsewhere. Returns the numbers
-    /// of the targets that were not drained before.
-    pub fn drain(&mut self, which: &Selector, since: Timestamp, slots: &mut [Slot]) -> Vec<u16> {
-        self.update(slots, |target| {
-            let is_news = which.matches(&target.endpoint) && target.drained.is_none();
-            if is_news {
-                target.drained = Some(since);
-            }
-            is_news
-        })
-    }
-
-    /// Lets new flows begin with targets that were drained. Returns their numbers.
-    pub fn undrain(&mut self, which: &Selector, slots: &mut [Slot]) -> Vec<u16> {
-        self.update(slots, |target| {
-            which.matches(&target.endpoint) && target.drained.take().is_some()
-        })
-    }
-
-    /// Changes the targets that rules name, and turns the slots of services in which a
-    /// target has changed.
-    fn update(
-        &mut self,
-        slots: &mut [Slot],
-        mut change: impl FnMut(&mut Target) -> bool,
-    ) -> Vec<u16> {
-        let mut all = Vec::new();
-        for service in self.0.iter_mut().filter(|service| !service.is_removed) {
-            let targets = service.wanted_targets_mut();
-            let changed = targets.filter_map(|target| change(target).then_some(target.number));
-            let changed: Vec<_> = changed.collect();
-            if !changed.is_empty() {
-                settle(service, &mut slots[service.region()]);
-            }
-            all.extend(changed);
-        }
-        all
     }
 
     /// Turns the slots to what the state of the targets asks for, after a change that was

@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use portredir_common::map::targets::SLOTS;
 use portredir_common::net::Port;
 use proptest::collection::vec;

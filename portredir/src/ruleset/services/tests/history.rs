@@ -47,6 +47,51 @@ fn history_is_right(before: &[Slot], after: &[Slot]) -> TestCaseResult {
     Ok(())
 }
 
+/// The targets that are marked as down, by the last number of their addresses.
+fn dead(services: &Services) -> Vec<u8> {
+    let targets = services.map_contents().targets.into_iter();
+    let dead = targets.filter(|(_, target)| target.has(map::Target::DEAD));
+    dead.map(|(number, _)| {
+        let (_, target) = services.target(number).expect("a target");
+        match target.endpoint.host {
+            Some(std::net::IpAddr::V4(addr)) => addr.octets()[3],
+            other => panic!("{other:?}"),
+        }
+    })
+    .collect()
+}
+
+#[test]
+fn removed_targets_that_have_ended_are_down_until_a_rule_has_them_again() {
+    let mut slots = no_slots();
+    let mut become_ended = |services: &Services, targets: &[(u8, u16)]| {
+        let mut next = services
+            .next(&[wanted("53", targets)], &mut slots)
+            .expect("services");
+        next.end_removed(Timestamp::UNIX_EPOCH);
+        next
+    };
+    let first = become_ended(&Services::default(), &[(1, 1), (2, 1)]);
+    assert!(dead(&first).is_empty());
+    let second = become_ended(&first, &[(2, 1), (3, 1)]);
+    assert_eq!(dead(&second), [1]);
+    // A rule that is gone keeps its service while there are flows, without weights.
+    let gone = become_ended(&second, &[(2, 0), (3, 0)]);
+    let gone = become_ended(&gone, &[(2, 0), (3, 0)]);
+    assert_eq!(dead(&gone), [2, 3, 1]);
+    let back = become_ended(&gone, &[(3, 1)]);
+    assert_eq!(dead(&back), [2, 1]);
+    let all = back.next(&[], &mut slots).expect("services");
+    assert_eq!(dead(&all), [2, 1]);
+    let cut = WantedService {
+        cut: true,
+        ..wanted("53", &[(4, 1)])
+    };
+    let mut cut = all.next(&[cut], &mut slots).expect("services");
+    cut.end_removed(Timestamp::UNIX_EPOCH);
+    assert!(!dead(&cut).contains(&3), "its connections would be cut");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) })]
 
