@@ -12,6 +12,7 @@ pub mod desired;
 pub mod disk;
 mod health;
 mod leader;
+mod listing;
 pub mod manifest;
 pub mod reason;
 pub mod run;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::reason::{Reason, Rejection};
 use crate::rule::{Label, Origin, Rule, Sourced};
-use crate::ruleset::shadow::{self, ConflictError};
+use crate::ruleset::shadow::{self, ConflictError, MAX_RULES};
 
 /// One rule of the API with what it stands for, which is in force as a whole or not at all.
 #[derive(Clone, Debug)]
@@ -27,6 +27,7 @@ pub fn refused(fixed: &[Rule], claims: &[Claim]) -> BTreeMap<usize, Rejection> {
         claims,
         refused: equal_claims(claims),
     };
+    court.refuse_surplus();
     // Refusing one claim never brings a conflict among those before it.
     let mut good = 0;
     while court.conflict(claims.len()).is_some() {
@@ -81,6 +82,26 @@ struct Court<'a> {
 }
 
 impl Court<'_> {
+    /// Refuses the claims for which the programs have no room, so that nobody has to look for
+    /// conflicts among more.
+    fn refuse_surplus(&mut self) {
+        let mut left = MAX_RULES.saturating_sub(self.fixed.len());
+        for (i, claim) in self.claims.iter().enumerate() {
+            if self.refused.contains_key(&i) {
+                continue;
+            }
+            match left.checked_sub(claim.rules.len()) {
+                Some(rest) => left = rest,
+                None => {
+                    let text =
+                        format!("the node has room for {MAX_RULES} rules; older ones have it");
+                    let rejection = Rejection::new(Reason::LimitExceeded, text);
+                    self.refused.insert(i, rejection);
+                }
+            }
+        }
+    }
+
     /// The first conflict among the fixed rules and the first claims.
     fn conflict(&self, count: usize) -> Option<ConflictError> {
         let fixed = self.fixed.iter().cloned().map(Sourced::running);

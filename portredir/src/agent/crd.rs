@@ -267,7 +267,7 @@ pub struct PortRedirectNodeStatus {
     pub programmed: i32,
     /// The number of rules that are not in force.
     pub failed: i32,
-    /// Ready and Degraded.
+    /// Ready, Degraded and Complete: whether everything is listed.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
@@ -275,6 +275,10 @@ pub struct PortRedirectNodeStatus {
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub redirects: Vec<RedirectState>,
+    /// The number of PortRedirects that select the node and are not listed, because the
+    /// object would be too large.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unlisted: i32,
 }
 
 /// The state of one PortRedirect on a node.
@@ -289,6 +293,17 @@ pub struct RedirectState {
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub rules: Vec<RuleState>,
+    /// The number of rules that are not listed, because the object would be too large.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unlisted: i32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+const fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// The state of one rule on a node.

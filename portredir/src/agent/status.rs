@@ -11,6 +11,7 @@ use super::crd::{
     Protocol, RedirectRule, RedirectState, RuleState,
 };
 use super::desired::{Desired, Outcome, RuleOutcome};
+use super::listing::{self, Unlisted};
 
 /// The most texts of rules in the state of one rule: a rule may stand for a thousand.
 const MOST_TEXTS: usize = 8;
@@ -42,14 +43,37 @@ pub fn of_node(desired: &Desired, failures: &[String]) -> PortRedirectNodeStatus
     } else {
         condition("Degraded", "Failing", failures.join("; "))
     };
+    let mut redirects: Vec<_> = desired.redirects.iter().map(redirect).collect();
+    let unlisted = listing::fit(&mut redirects, listing::MOST_BYTES);
     PortRedirectNodeStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: kernel(),
         programmed: count(programmed),
         failed: count(failed),
-        conditions: vec![is(ready, failed == 0), is(degraded, !failures.is_empty())],
-        redirects: desired.redirects.iter().map(redirect).collect(),
+        conditions: vec![
+            is(ready, failed == 0),
+            is(degraded, !failures.is_empty()),
+            complete(unlisted),
+        ],
+        redirects,
+        unlisted: count(unlisted.redirects),
     }
+}
+
+/// The condition that tells whether the state has everything.
+fn complete(unlisted: Unlisted) -> Condition {
+    let Unlisted { rules, redirects } = unlisted;
+    let is_whole = unlisted == Unlisted::default();
+    let (reason, text) = if is_whole {
+        ("Listed", "all rules are listed".to_owned())
+    } else {
+        let text = format!(
+            "{rules} rules, and {redirects} whole PortRedirects, are not listed, because the object \
+             would be too large; on the node, `portredir rules` prints what is in force"
+        );
+        ("TooLarge", text)
+    };
+    is(condition("Complete", reason, text), is_whole)
 }
 
 /// The release of the running kernel; empty where it cannot be told.
@@ -63,6 +87,7 @@ fn redirect(outcome: &Outcome) -> RedirectState {
         name: outcome.name.clone(),
         generation: outcome.generation,
         rules: outcome.rules.iter().map(rule).collect(),
+        unlisted: 0,
     }
 }
 
@@ -98,13 +123,22 @@ pub fn of_redirect(
         .filter_map(|(node, state)| failure(node, state, generation))
         .collect();
     let selected = states.len();
-    let (reason, message) = match failed.first() {
-        Some((reason, message)) => (reason.clone(), message.clone()),
-        None if selected == 0 => (
+    let mut lists = nodes.iter().map(AsRef::as_ref);
+    let is_cut = |node: &&PortRedirectNode| {
+        let status = node.status.as_ref();
+        status.is_some_and(|status| status.unlisted > 0)
+    };
+    let (reason, message) = match (failed.first(), lists.find(is_cut)) {
+        (Some((reason, message)), _) => (reason.clone(), message.clone()),
+        (None, Some(node)) if selected == 0 => (
+            "NotListed".to_owned(),
+            format!("{}: too many PortRedirects; see its state", node.name_any()),
+        ),
+        (None, _) if selected == 0 => (
             "NoNodes".to_owned(),
             "no node that runs an agent is selected".to_owned(),
         ),
-        None => (
+        (None, _) => (
             "Programmed".to_owned(),
             format!("all rules are in force on {selected} nodes"),
         ),
@@ -281,7 +315,12 @@ mod tests {
         let status = of_node(&Desired::default(), &["watch Pods: forbidden".to_owned()]);
         let all = status.conditions.iter();
         let all: Vec<_> = all.map(|one| (&*one.type_, &*one.status)).collect();
-        assert_eq!(all, [("Ready", "True"), ("Degraded", "True")]);
+        let expected = [
+            ("Ready", "True"),
+            ("Degraded", "True"),
+            ("Complete", "True"),
+        ];
+        assert_eq!(all, expected);
         assert_eq!(status.conditions[1].message, "watch Pods: forbidden");
     }
 

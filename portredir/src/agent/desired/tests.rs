@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::agent::cluster::Cluster;
 
+mod many;
+
 fn object<T: DeserializeOwned>(value: Value) -> Arc<T> {
     Arc::new(serde_json::from_value(value).expect("an object"))
 }
