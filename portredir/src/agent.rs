@@ -14,6 +14,7 @@ mod health;
 mod leader;
 mod listing;
 pub mod manifest;
+pub mod needs;
 pub mod reason;
 pub mod run;
 mod server;

@@ -50,9 +50,18 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             lines::say_error(&format!("portredir: {error:#}"));
-            error::exit_code(&error).into()
+            exit_code(&error).into()
         }
     }
+}
+
+/// The exit code of an error.
+fn exit_code(error: &anyhow::Error) -> portredir::exit::ExitCode {
+    #[cfg(feature = "agent")]
+    if let Some(error) = error.downcast_ref::<portredir::agent::needs::NeedError>() {
+        return error.exit_code();
+    }
+    error::exit_code(error)
 }
 
 /// Whether the command may have the whole terminal.
@@ -133,6 +142,7 @@ async fn agent(args: &cli::AgentArgs) -> anyhow::Result<()> {
     match run(config, portredir::command::event::print).await {
         // Its exit code is that of other commands.
         Err(AgentError::Controller(error)) => Err(error.into()),
+        Err(AgentError::Need(error)) => Err(error.into()),
         result => Ok(result?),
     }
 }

@@ -17,6 +17,7 @@ use super::desired::{Base, Desired, desired};
 use super::disk;
 use super::health::Health;
 use super::leader::Candidate;
+use super::needs::{self, NeedError};
 use super::server;
 use super::watch::{Watches, text};
 use super::writer::{self, Wanted};
@@ -69,6 +70,9 @@ pub struct AgentConfig {
 /// The reason why an agent cannot run.
 #[derive(Debug, Error)]
 pub enum AgentError {
+    /// The container lacks something.
+    #[error(transparent)]
+    Need(#[from] NeedError),
     /// No API server is known.
     #[error(
         "no API server is known; run the agent in a pod with a service account, or set KUBECONFIG"
@@ -96,6 +100,7 @@ pub enum AgentError {
 ///
 /// [`AgentError`]: what was active stays active.
 pub async fn run(config: AgentConfig, mut on_event: fn(Event)) -> Result<(), AgentError> {
+    needs::check()?;
     // A client belongs to the thread of its runtime, so this one only shows that it is possible.
     let no_api = |error| AgentError::NoApi(Box::new(error));
     drop(Client::try_default().await.map_err(no_api)?);
@@ -223,6 +228,7 @@ impl Agent {
             tokio::spawn(candidate.run(health.clone()));
         }
         tokio::spawn(probe(client, health));
+        let lack = needs::of_local_clients(&self.config.settings);
         let pass = Loop {
             has_rules: self.has_last_rules,
             agent: self,
@@ -233,6 +239,7 @@ impl Agent {
             emptied: None,
             is_undefined: false,
             retry: None,
+            lack,
         };
         pass.run().await;
     }
@@ -285,6 +292,8 @@ struct Loop {
     is_undefined: bool,
     /// When to try again.
     retry: Option<Instant>,
+    /// The need of clients on the node that is missing.
+    lack: Option<&'static str>,
 }
 
 impl Loop {
@@ -440,6 +449,11 @@ impl Loop {
 
     /// Has failures written that began or ended without a pass.
     fn tell(&self) {
+        const TASK: &str = "redirect clients on the node";
+        // It is known at the start, and stays.
+        if let Some(why) = self.lack {
+            self.agent.health.failed(TASK, why.to_owned());
+        }
         let failures = self.agent.health.failures();
         self.wanted.send_if_modified(|wanted| match wanted {
             Some(wanted) if wanted.failures != failures => {

@@ -9,6 +9,12 @@ pub const NEEDED: [Capability; 3] = [
     Capability::CAP_NET_ADMIN,
 ];
 
+/// Whether this process may mount file systems.
+#[must_use]
+pub fn has_sys_admin() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false)
+}
+
 /// Gives up, for good, every capability that redirecting does not need.
 ///
 /// # Errors
