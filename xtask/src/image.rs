@@ -117,7 +117,8 @@ fn config(diff: &str) -> Value {
 
 /// The index of the images of all architectures, of which there is one now.
 fn index(version: &str, mut manifest: Value) -> Value {
-    let name = format!("portredir:{version}");
+    // A name without a registry would be one of Docker's to a kubelet.
+    let name = format!("localhost/portredir:{version}");
     manifest["platform"] = json!({"architecture": "amd64", "os": "linux"});
     manifest["annotations"] = json!({
         "org.opencontainers.image.ref.name": version, "io.containerd.image.name": name,

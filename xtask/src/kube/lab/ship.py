@@ -31,6 +31,8 @@ def image(lab, path):
             return data
 
         index = json.loads((files / "index.json").read_text())
+        name = index["manifests"][0]["annotations"]["io.containerd.image.name"]
+        assert f"image: {name}\n" in base_of(lab), f"{name} is not the image of the manifests"
         manifest = json.loads(blob(index["manifests"][0]))
         config = json.loads(blob(manifest["config"]))
         layer = lab.folder / "layer.tar.gz"
@@ -45,7 +47,7 @@ def image(lab, path):
         crds = run("chroot", str(scratch), *config["config"]["Entrypoint"], "agent", "--print-crds")
         assert "kind: CustomResourceDefinition" in crds, crds
         size = lambda path: f"{os.path.getsize(path) / 1e6:.1f} MB"
-        seen.append(f"{version}: program {size(lab.program)}, image {size(path)}")
+        seen.append(f"{name}, {version.splitlines()[0]}: program {size(lab.program)}, image {size(path)}")
 
 
 def chart(lab):
