@@ -4,16 +4,15 @@ usage: api.py BIN PROGRAM IMAGE SOURCE FOLDER [SCENARIO...]"""
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
 
 import ship
-from failures import silent, stale, killed, rights, no_rights, undefined, boot_alone, leader, nameless, foreign
-from control import AGENT, GROUP, Refused, inside, run, wait_for
-from lab import PINS, Lab, check, logs
-from traffic import Load, serve
+from failures import silent, stale, killed, rights, no_rights, undefined, boot_alone, leader, nameless, foreign, lacking
+from control import AGENT, GROUP, Refused, wait_for
+from lab import Lab, check, logs
+from traffic import serve
 
 # Each rule that the server of definitions refuses, with the words that it has for it.
 BAD = [
@@ -32,6 +31,8 @@ BAD = [
     ({"port": 80, "name": "No", "to": {"port": 90}}, "spec.rules[0].name"),
     ({"to": {"port": 90}}, "spec.rules[0].port"),
 ]
+# Objects with 128 rules each, more than the state of a node can list.
+WIDE = 60
 GOOD = [
     {"port": 80, "to": {"port": 8080}},
     {"port": 80, "endPort": 90, "to": {"port": 100, "endPort": 110}, "protocol": "Both"},
@@ -291,6 +292,46 @@ def crowded(lab, node, seen):
     assert times[4] <= 100, times
 
 
+def wide(lab):
+    node = lab.nodes["node1"]
+    with check("128 rules in one object, then more than the state of a node can list") as seen:
+        try:
+            fill(lab, "wide", range(1))
+            node.wait_who(20127, 8080, 60)
+            wait_for("the state", lambda: node.status().get("programmed") == 128, 30, 0.05)
+            assert node.condition("Complete")[0] == "True", node.status()["conditions"]
+            fill(lab, "wide", range(1, WIDE))
+            count = 128 * WIDE
+            took = wait_for(f"{count} rules", lambda: node.status().get("programmed") == count, 180, 0.2)
+            assert node.who(20000 + count - 1) == "8080"
+            path = f"{GROUP}/portredirectnodes/node1"
+            state, size = node.status(), len(json.dumps(lab.core.get(path), separators=(",", ":")))
+            listed = sum(len(one["rules"]) for one in state["redirects"])
+            seen.append(f"{WIDE} objects with {count} rules in force after {took / 1000:.0f} s, {listed} of them listed, "
+                        f"in an object of {size >> 10} KiB; Complete {node.condition('Complete')}")
+            left = count - listed
+            assert left > 0 and node.condition("Complete")[0] == "False", state["conditions"]
+            assert f"{left} rules" in node.condition("Complete")[1], state["conditions"]
+            assert size < 1536 << 10 and node.condition("Degraded")[0] == "False", state["conditions"]
+            lab.change("wide-0", {"rules": [{"name": "r0", "port": 20000, "to": {"port": 8081}}]})
+            seen.append(f"one of them changed: {node.wait_who(20000, 8081, 60):.0f} ms")
+            sizes = {name: one.memory()[0] for name, one in lab.nodes.items()}
+            seen += [f"{name} {size:.0f} MB" for name, size in sizes.items()]
+            assert max(sizes.values()) <= 128, "the limit of the pod"
+        finally:
+            lab.clear()
+        took = wait_for("Complete", lambda: node.condition("Complete")[0] == "True", 60, 0.1)
+
+
+def fill(lab, name, numbers):
+    """Objects with 128 rules each, which is the most."""
+    for i in numbers:
+        rules = [{"name": f"r{k}", "port": 20000 + 128 * i + k, "to": {"port": 8080}} for k in range(128)]
+        lab.core.create(f"{GROUP}/portredirects", {
+            "apiVersion": "portredir.io/v1alpha1", "kind": "PortRedirect", "metadata": {"name": f"{name}-{i}"},
+            "spec": {"rules": rules}})
+
+
 def verbs(lab):
     with check("every verb of the role is used, and no other") as seen:
         used, refused = set(), 0
@@ -330,8 +371,8 @@ def main():
     for node in lab.nodes:
         for port in [8080, 8081]:
             serve(node, port)
-    scenarios = [boot, validation, permissions, start, label, targets, conflicts, shadow, crowd, silent, stale,
-                 killed, rights, no_rights, undefined, boot_alone, leader, nameless, foreign, verbs, cleanup]
+    scenarios = [boot, validation, permissions, start, label, targets, conflicts, shadow, crowd, wide, silent, stale,
+                 killed, rights, no_rights, undefined, boot_alone, leader, nameless, foreign, lacking, verbs, cleanup]
     chosen = sys.argv[6:]
     for scenario in scenarios:
         if not chosen or scenario.__name__ in ["boot", "start", *chosen]:

@@ -4,8 +4,8 @@ import sys
 import time
 
 from control import GROUP, inside, run, wait_for
-from lab import PINS, check
-from traffic import Load
+from lab import CAPS, PINS, check
+from traffic import Load, in_netns, who
 
 
 def silent(lab):
@@ -243,3 +243,44 @@ def foreign(lab):
         link("set", "dev", "eth0", "xdp", "off")
         node.start()
         node.wait_ready()
+
+
+def lacking(lab):
+    node = lab.nodes["node2"]
+    with check("a capability, bpffs or the cgroup is missing: the agent names it, and what to do") as seen:
+        lab.web()
+        node.end()
+        caps = CAPS.split(",")
+        for one in caps:
+            left = ",".join(other for other in caps if other != one)
+            said = refusal(node, 4, caps=left)
+            name = f"CAP_{one.removeprefix('+').upper()}"
+            assert f"the container lacks {name}; " in said and "capabilities: {add: [" in said, said
+        seen.append(said)
+        said = refusal(node, 1, without=[PINS])
+        assert "bpffs is not mounted" in said and "hostPath /sys/fs/bpf" in said, said
+        seen.append(said)
+        assert node.who(80) == "8080", "the redirect of the last agent has ended"
+        node.start(without=["/sys/fs/cgroup"])
+        node.wait_ready()
+        words = "give the pod the hostPath /sys/fs/cgroup at /host/cgroup"
+        wait_for("Degraded", lambda: words in node.condition("Degraded")[1], 30, 0.1)
+        seen.append(f"ready, and Degraded: {node.condition('Degraded')[1]}")
+        assert words in node.log.read_text(), "the log says nothing"
+        node.wait_who(80, 8080)
+        for host in ["127.0.0.1", node.addr]:
+            answer = in_netns(node.name, lambda: who(host, 80))
+            assert answer.startswith("8080 "), f"a client on the node at {host}: {answer}"
+        node.end()
+        node.start()
+        node.wait_ready()
+        wait_for("no longer Degraded", lambda: node.condition("Degraded")[0] == "False", 30, 0.1)
+
+
+def refusal(node, code, **lacks):
+    """The last words of an agent that cannot run."""
+    node.start(**lacks)
+    ended = node.agent.wait(30)
+    words = node.log.read_text().strip().splitlines()[-1]
+    assert ended == code, f"{ended}: {words}"
+    return words

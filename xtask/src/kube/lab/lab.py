@@ -14,7 +14,7 @@ import time
 
 import control
 import traffic
-from control import CP, GROUP, MERGE, Refused, inside, run, wait_for
+from control import CP, GROUP, inside, run, wait_for
 
 ME = "10.77.0.254"
 SECRETS = "/run/secrets/kubernetes.io/serviceaccount"
@@ -71,12 +71,15 @@ class Node:
     def portredir(self, *words, ok=(0,)):
         return run(*inside(self.name, self.lab.program, *words), ok=ok)
 
-    def start(self, *more):
-        """The agent as its pod starts it: in the cluster, with three capabilities."""
+    def start(self, *more, caps=CAPS, without=()):
+        """The agent as its pod starts it: in the cluster, with three capabilities. Mounts that
+        it is to be without are gone for it alone."""
+        hide = "".join(f"umount --lazy --recursive {path} && " for path in without)
         env = {"NODE_NAME": self.name, "POD_NAMESPACE": "portredir-system", "KUBERNETES_SERVICE_HOST": CP,
                "KUBERNETES_SERVICE_PORT": "6443", "HOME": "/nonexistent", "PATH": os.environ["PATH"]}
-        command = inside(self.name, "setpriv", "--no-new-privs", "--inh-caps=-all",
-                         f"--bounding-set=-all,{CAPS}", self.lab.program, "agent", f"--state={self.state}", *more)
+        command = inside(self.name, "unshare", "--mount", "sh", "-c", hide + 'exec "$@"', "sh",
+                         "setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all,{caps}",
+                         self.lab.program, "agent", f"--state={self.state}", *more)
         with open(self.log, "ab") as log:
             self.agent = subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
@@ -256,6 +259,7 @@ class Lab:
 def logs(lab):
     """The last words of each program, for a run that failed."""
     for path in sorted(lab.folder.rglob("*.log")):
-        if path.name != "audit.log":
+        # Those of pods also have other names, which lead nowhere here.
+        if path.name != "audit.log" and path.is_file():
             for line in path.read_text(errors="replace").splitlines()[-15:]:
                 print("log", path.name, line, sep="\t")

@@ -7,21 +7,23 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 
 import traffic
 from control import GROUP, Control, Refused, inside, run, wait_for
 from lab import ME, NODES, check, logs, network
-from traffic import Load
+from traffic import Flow, Load, Stream
 
 HERE = pathlib.Path(__file__).parent
-KERNEL = ["vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops"]
+# What kubelet would set for the whole host.
+KERNEL = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
+          "kernel/keys/root_maxbytes"]
 
 
 def archive(path, name, program):
@@ -42,23 +44,6 @@ def archive(path, name, program):
         add(tar, "config.json", json.dumps(config).encode())
         manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
         add(tar, "manifest.json", json.dumps(manifest).encode())
-
-
-def named(path, to):
-    """The image of the agent under two names, so that there is something to update to."""
-    with tarfile.open(path) as source, tarfile.open(to, "w") as tar:
-        for info in source:
-            data = source.extractfile(info).read() if info.isfile() else b""
-            if info.name.endswith("index.json"):
-                index = json.loads(data)
-                first = json.dumps(index["manifests"][0])
-                index["manifests"] = [json.loads(first) for _ in range(2)]
-                for tag, one in enumerate(index["manifests"], 1):
-                    one["annotations"] = {"io.containerd.image.name": f"registry.local/portredir:{tag}",
-                                          "org.opencontainers.image.ref.name": str(tag)}
-                data = json.dumps(index).encode()
-                info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 class Node:
@@ -127,17 +112,16 @@ class Cluster:
         self.core = self.control.core
         (self.folder / "images").mkdir()
         archive(self.folder / "images/serve.tar", "registry.local/serve:1", self.control.bin / "serve")
-        named(image, self.folder / "images/portredir.tar")
+        shutil.copy(image, self.folder / "images")
         self.nodes = {name: Node(self, name) for name in NODES}
 
     def helm(self, *words):
         return run(str(self.control.bin / "helm"), f"--kubeconfig={self.control.folder / 'kubeconfig'}", *words)
 
-    def install(self, tag, verb="install"):
+    def install(self, *more, verb="install"):
         begin = time.monotonic()
         self.helm(verb, "portredir", str(self.source / "deploy/helm/portredir"), "-n", "portredir-system",
-                  "--create-namespace", "--wait", "--timeout=4m", "--set", "image.repository=registry.local/portredir",
-                  "--set", f"image.tag={tag}")
+                  "--create-namespace", "--wait", "--timeout=4m", *more)
         return time.monotonic() - begin
 
     def uninstall(self):
@@ -200,7 +184,7 @@ def is_ready(cluster, name):
 
 def install(cluster):
     with check("helm install: node port 80 to the NodePort, seen from outside and from the node") as seen:
-        seen.append(f"helm install --wait {cluster.install(1):.1f} s")
+        seen.append(f"helm install --wait {cluster.install():.1f} s")
         to = lambda port: {"service": {"namespace": "default", "name": "web", "port": port}}
         rules = [{"name": "tcp", "port": 80, "to": to("tcp")},
                  {"name": "udp", "port": 80, "protocol": "UDP", "to": to("udp")},
@@ -219,16 +203,38 @@ def install(cluster):
         seen.append(f"the client's address stays ({node.who(80)}); a pod's own address on 83")
         caps = pathlib.Path(f"/proc/{node.agent()}/status").read_text()
         assert "CapEff:\t000000c000001000" in caps and "Seccomp:\t2" in caps, caps
-        lines = [line for line in caps.splitlines() if line.startswith("VmHWM")]
-        seen.append(f"three capabilities, seccomp, {lines[0].split()[1]} kB")
+        peaks = [peak(one.agent()) for one in cluster.nodes.values()]
+        seen.append(f"three capabilities, seccomp; at most {max(peaks):.0f} MB with kernel memory, 256 are allowed")
+        pods = cluster.core.get("/api/v1/namespaces/portredir-system/pods")["items"]
+        restarts = [one["restartCount"] for pod in pods for one in pod["status"]["containerStatuses"]]
+        assert restarts == [0, 0], restarts
+
+
+def peak(pid):
+    """The most memory in MB that the container of a process has had at once."""
+    lines = pathlib.Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    groups = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
+    root = pathlib.Path("/sys/fs/cgroup")
+    file = (root / f"memory{groups['memory']}/memory.max_usage_in_bytes" if "memory" in groups
+            else root / f"{groups[''].lstrip('/')}/memory.peak")
+    return int(file.read_text()) / 1e6
 
 
 def update(cluster):
     with check("rolling update by helm under load on both nodes") as seen:
+        cluster.core.create(f"{GROUP}/portredirects", {
+            "apiVersion": "portredir.io/v1alpha1", "kind": "PortRedirect", "metadata": {"name": "stream"},
+            "spec": {"rules": [{"name": "stream", "port": 5200, "to": {"port": 5201}}]}})
+        for node in cluster.nodes.values():
+            is_listed = lambda: any(one["name"] == "stream" for one in node.state().get("redirects", []))
+            wait_for("the port of iperf3", is_listed, 30, 0.1)
+        streams = [Stream(node) for node in cluster.nodes.values()]
         loads = [Load(node.addr, 80, 20) for node in cluster.nodes.values()]
-        seen.append(f"helm upgrade --wait {cluster.install(2, 'upgrade'):.1f} s")
         time.sleep(1)
-        seen += [load.end() for load in loads]
+        took = cluster.install("--set", "image.tag=next", verb="upgrade")
+        seen.append(f"helm upgrade --wait {took:.1f} s")
+        time.sleep(1)
+        seen += [one.end() for one in loads + streams]
 
 
 def killed(cluster):
@@ -240,7 +246,7 @@ def killed(cluster):
         wait_for("the next agent", lambda: node.agent() not in (None, first), 60, 0.05)
         cluster.uninstall()
         assert node.who(80).startswith("8080")
-        cluster.install(1)
+        cluster.install()
         seen.append(load.end())
 
 
@@ -289,6 +295,66 @@ def flood(cluster):
         node.wait_who(80, "8080", 30)
 
 
+OURS, POD, ORACLE = "by our port to the node port", "by our port to the pod", "by kube-proxy's node port"
+
+
+def again(cluster):
+    node = cluster.nodes["node1"]
+    with check("UDP pod made again: the flows of its clients are answered by the new pod") as seen:
+        media(cluster)
+        flows = {ORACLE: Flow(node.addr, 30090), "by portmap's hostPort": Flow(node.addr, 5082),
+                 OURS: Flow(node.addr, 5080), POD: Flow(node.addr, 5081)}
+        for name, flow in flows.items():
+            wait_for(f"an answer {name}", lambda: flow.after(0), 30, 0.05)
+        old = pod_on(cluster, "media", "node1")
+        begin = time.monotonic()
+        cluster.core.delete(f"/api/v1/namespaces/default/pods/{old['metadata']['name']}")
+        fresh = lambda: is_other(pod_on(cluster, "media", "node1"), old)
+        wait_for("a new pod that is ready", fresh, 120, 0.05)
+        ready = time.monotonic()
+        seen.append(f"ready {ready - begin:.1f} s after the deletion of the old one")
+        for name, flow in flows.items():
+            wait_for(f"the new pod's answer {name}", lambda: flow.after(ready), 20, 0.05)
+            flow.end()
+        times = {name: flow.after(ready) for name, flow in flows.items()}
+        seen.append("answers " + ", ".join(f"{name} {took:.0f} ms" for name, took in times.items()) + " after that")
+        # The oracle is what kube-proxy does for a flow to its own port.
+        latest = max(2000, times[ORACLE] + 500)
+        assert max(times[name] for name in [OURS, POD]) <= latest, f"later than {latest:.0f} ms"
+
+
+def media(cluster):
+    """A server of datagrams on each node, and all ways to it."""
+    port = {"name": "udp", "containerPort": 9090, "hostPort": 5082, "protocol": "UDP"}
+    cluster.workload("media", 9090, containers=[{
+        "name": "serve", "image": "registry.local/serve:1", "args": ["9090"], "ports": [port],
+        "readinessProbe": {"tcpSocket": {"port": 9090}, "periodSeconds": 1}}])
+    cluster.core.create("/api/v1/namespaces/default/services", {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "media"},
+        "spec": {"type": "NodePort", "externalTrafficPolicy": "Local", "selector": {"app": "media"}, "ports": [
+            {"name": "udp", "port": 80, "targetPort": 9090, "nodePort": 30090, "protocol": "UDP"}]}})
+    cluster.core.create(f"{GROUP}/portredirects", {
+        "apiVersion": "portredir.io/v1alpha1", "kind": "PortRedirect", "metadata": {"name": "media"},
+        "spec": {"rules": [
+            {"name": "service", "port": 5080, "protocol": "UDP", "to": {"service": {
+                "namespace": "default", "name": "media", "port": "udp"}}},
+            {"name": "pods", "port": 5081, "protocol": "UDP", "to": {"pods": {
+                "namespace": "default", "selector": {"matchLabels": {"app": "media"}}, "port": "udp"}}}]}})
+    cluster.rollout("daemonset/media")
+
+
+def pod_on(cluster, app, node):
+    pods = cluster.core.get(f"/api/v1/namespaces/default/pods?labelSelector=app%3D{app}")["items"]
+    return next((pod for pod in pods if pod["spec"].get("nodeName") == node), None)
+
+
+def is_other(pod, old):
+    """Whether a pod took the place of an old one, and is ready."""
+    conditions = (pod or {}).get("status", {}).get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions) and (
+        pod["metadata"]["uid"] != old["metadata"]["uid"])
+
+
 def reboot(cluster):
     node = cluster.nodes["node2"]
     with check("a node is switched off, and on again") as seen:
@@ -305,7 +371,6 @@ def cleanup(cluster):
         for node in cluster.nodes.values():
             assert node.who(80).startswith("8080"), "uninstall ends the redirect"
         text = cluster.control.kubectl("kustomize", str(cluster.source / "deploy/kustomize/cleanup"))
-        text = text.replace("image: portredir:0.1.0", "image: registry.local/portredir:1")
         cluster.control.kubectl("apply", "-f", "-", text=text)
         cluster.control.kubectl("-n", "portredir-cleanup", "rollout", "status", "daemonset/portredir-cleanup",
                                 "--timeout=120s")
@@ -322,23 +387,27 @@ def cleanup(cluster):
 
 def main():
     bin, program, image, source, folder = sys.argv[1:6]
-    before = {name: pathlib.Path("/proc/sys", name).read_text() for name in KERNEL}
+    settings = lambda: {name: pathlib.Path("/proc/sys", name).read_text().strip() for name in KERNEL}
     groups = lambda: set(pathlib.Path("/sys/fs/cgroup").glob("*/**/"))
-    known = groups()
+    before, known, differ = settings(), groups(), False
+    # The first process of a PID namespace has to ask for this signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     cluster = Cluster(folder, bin, image, source)
     print("system", "Kubernetes v1.20 with two nodes, containerd 1.6, kube-proxy with iptables", os.uname().release, sep="\t")
     try:
-        scenarios = [boot, install, update, killed, rollover, flood, reboot, cleanup]
+        scenarios = [boot, install, update, killed, rollover, flood, again, reboot, cleanup]
         chosen = sys.argv[6:]
         for scenario in scenarios:
             if not chosen or scenario.__name__ in ["boot", "install", *chosen]:
                 scenario(cluster)
+            differ |= settings() != before
+        with check("kubelet has not changed the kernel settings of the host") as seen:
+            assert not differ, settings()
+            seen.append(", ".join(f"{name} {value}" for name, value in before.items()))
     finally:
         for node in cluster.nodes.values():
             if node.init:
                 node.power_off()
-        for name, text in before.items():
-            pathlib.Path("/proc/sys", name).write_text(text)
         for path in sorted(groups() - known, key=lambda path: -len(path.parts)):
             path.rmdir()
     logs(cluster)

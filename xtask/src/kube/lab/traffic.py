@@ -1,12 +1,17 @@
 """Servers in the namespace of a node, and clients of its ports."""
 
 import ctypes
+import json
 import os
 import select
+import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
+
+from control import inside, run, wait_for
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -154,4 +159,71 @@ class Load:
                 f"{len(self.failed)} failed, {lost} lost, longest gap {self.gap * 1000:.0f} ms")
         assert not self.failed and lost == 0, f"{text}: {self.failed[:3]}"
         assert self.new > 20 and self.exchanges > 20, text
+        return text
+
+
+class Flow:
+    """One flow of datagrams, one in 100 ms, to a server that sends them back."""
+
+    def __init__(self, host, port):
+        self.over = threading.Event()
+        self.answers = []
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.connect((host, port))
+        self.sock.setblocking(False)
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def work(self):
+        due = time.monotonic()
+        while not self.over.is_set():
+            try:
+                if time.monotonic() >= due:
+                    due += 0.1
+                    self.sock.send(struct.pack("!d", time.monotonic()))
+                if select.select([self.sock], [], [], 0.01)[0]:
+                    sent, = struct.unpack("!d", self.sock.recv(64))
+                    self.answers.append((sent, time.monotonic()))
+            except OSError:
+                # Nobody listens for now.
+                time.sleep(0.01)
+
+    def after(self, moment):
+        """The milliseconds from a moment to the first answer to a datagram that was sent since."""
+        return next(((came - moment) * 1000 for sent, came in list(self.answers) if sent >= moment), None)
+
+    def gap(self):
+        """The longest time in seconds without an answer."""
+        times = [came for _, came in list(self.answers)] + [time.monotonic()]
+        return max(later - earlier for earlier, later in zip(times, times[1:]))
+
+    def end(self):
+        self.over.set()
+        self.thread.join()
+        self.sock.close()
+
+
+class Stream:
+    """iperf3 by port 5200 of a node, to a server on its port 5201, at a modest rate."""
+
+    def __init__(self, node):
+        self.name = node.name
+        self.server = subprocess.Popen(inside(node.name, "iperf3", "--server", "--port=5201"),
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        wait_for("iperf3", lambda: run(*inside(node.name, "ss", "-Htln", "sport = :5201")), 30, 0.1)
+        self.client = subprocess.Popen(
+            ["iperf3", f"--client={node.addr}", "--port=5200", "--time=900", "--bitrate=20M", "--json"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def end(self):
+        """Ends, and returns a sentence; an interrupted stream or a silent second is an error."""
+        self.client.send_signal(signal.SIGINT)
+        found = json.loads(self.client.communicate(timeout=60)[0])
+        self.server.kill()
+        self.server.wait()
+        error = found.get("error", "")
+        whole = [one["sum"] for one in found["intervals"] if one["sum"]["seconds"] > 0.5]
+        rates = [one["bits_per_second"] / 1e6 for one in whole]
+        text = f"iperf3 to {self.name}: {len(rates)} s, {min(rates):.0f} to {max(rates):.0f} Mbit/s"
+        assert "interrupt - the client has terminated" in error and min(rates) > 0, f"{text}: {error}"
         return text
