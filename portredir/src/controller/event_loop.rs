@@ -75,11 +75,7 @@ pub async fn watch(
     let mut control = listen()?;
     let mut signals = Signals::new()?;
     controller.serve_metrics(Scrapes::new(control.caller()), on_event);
-    step(&mut controller, on_event).await;
-    if controller.needs_listeners() {
-        // So that the first question after the start gets a measured answer.
-        register(&mut controller, on_event);
-    }
+    begin(&mut controller, on_event).await;
     be_ready();
     let mut alive = watchdog();
     let mut rescan = every(RESCAN_INTERVAL);
@@ -128,6 +124,14 @@ pub async fn watch(
                 look = follow_taken(&mut controller, on_event).await,
             _ = alive.tick() => tell_manager(&[NotifyState::Watchdog]),
         }
+    }
+}
+
+/// Finds out what there is, so that the first question gets a measured answer.
+async fn begin(controller: &mut Controller, on_event: OnEvent<'_>) {
+    step(controller, on_event).await;
+    if controller.needs_listeners() {
+        register(controller, on_event);
     }
 }
 
