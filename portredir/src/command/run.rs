@@ -262,7 +262,10 @@ impl<'a> View<'a> {
                 }
                 exit = attend(&mut self.live) => self.leave(exit),
                 due = care.due() => care.attend(due, controller, &mut event::print).await,
-                _ = inspect.tick() => inspect = mend(controller, &mut event::print).await,
+                _ = inspect.tick() => match mend(controller, &mut event::print).await {
+                    Some(next) => inspect = next,
+                    None => return Ok(()),
+                },
                 _ = look.tick(), if controller.asks_for_listeners() => {
                     look = follow_taken(controller, &mut event::print).await;
                 }

@@ -3,6 +3,7 @@
 //! traffic is redirected as before.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
@@ -59,7 +60,7 @@ pub async fn open() -> Result<Controller, ControllerError> {
     Controller::open(Parts::pinned(*state, pins)?)
 }
 
-/// Watches until SIGINT, SIGTERM or a request to stop. On SIGHUP `reload` reads the
+/// Watches until SIGINT, SIGTERM, a request to stop, or the end of the redirect. On SIGHUP `reload` reads the
 /// settings again; where they are possible, this program is executed anew with the
 /// same arguments.
 ///
@@ -76,6 +77,9 @@ pub async fn watch(
     let mut signals = Signals::new()?;
     controller.serve_metrics(Scrapes::new(control.caller()), on_event);
     begin(&mut controller, on_event).await;
+    if controller.has_ended() {
+        return Ok(());
+    }
     be_ready();
     let mut alive = watchdog();
     let mut rescan = every(RESCAN_INTERVAL);
@@ -97,14 +101,8 @@ pub async fn watch(
                 Signal::End => return Ok(()),
             },
             call = control.next() => {
-                if call.request.is_read() && reread.take().is_some() {
-                    step(&mut controller, on_event).await;
-                }
-                match answer(&controller, call) {
-                    Request::Changed => reread = reread.or_else(|| Some(Instant::now() + SETTLE)),
-                    Request::Stop => return Ok(()),
-                    // A question, which is answered.
-                    _ => {}
+                if serve(&mut controller, call, &mut reread, on_event).await.is_break() {
+                    return Ok(());
                 }
             }
             () = sleep_until(reread.unwrap_or_else(Instant::now)), if reread.is_some() => {
@@ -119,7 +117,10 @@ pub async fn watch(
                 }
             }
             due = care.due() => care.attend(due, &mut controller, on_event).await,
-            _ = inspect.tick() => inspect = mend(&mut controller, on_event).await,
+            _ = inspect.tick() => match mend(&mut controller, on_event).await {
+                Some(next) => inspect = next,
+                None => return Ok(()),
+            },
             _ = look.tick(), if controller.asks_for_listeners() =>
                 look = follow_taken(&mut controller, on_event).await,
             _ = alive.tick() => tell_manager(&[NotifyState::Watchdog]),
@@ -153,12 +154,13 @@ fn register(controller: &mut Controller, on_event: OnEvent<'_>) {
     }
 }
 
-/// Repairs what others detached, and returns the clock for the next time. Where the
-/// kernel takes long to answer, as for thousands of interfaces, questions are rare.
-pub async fn mend(controller: &mut Controller, on_event: OnEvent<'_>) -> Interval {
+/// Repairs what others detached, and returns the clock for the next time; `None` where the
+/// redirect has ended. Where the kernel takes long to answer, as for thousands of interfaces,
+/// questions are rare.
+pub async fn mend(controller: &mut Controller, on_event: OnEvent<'_>) -> Option<Interval> {
     const LONGEST: Duration = Duration::from_secs(10);
     let inspection = controller.mend(on_event).await;
-    after((inspection * REST).clamp(INSPECT_INTERVAL, LONGEST))
+    (!controller.has_ended()).then(|| after((inspection * REST).clamp(INSPECT_INTERVAL, LONGEST)))
 }
 
 /// Looks at who takes target ports, and returns the clock for the next time. Where there are
@@ -188,6 +190,28 @@ fn be_ready() {
         log::warn!("cannot drop unneeded capabilities: {error}");
     }
     tell_manager(&[NotifyState::Ready]);
+}
+
+/// Answers a request. A command that has changed the rules is followed by more of them, so
+/// they are read a little later, but before a question; `reread` has that time.
+async fn serve(
+    controller: &mut Controller,
+    call: Call,
+    reread: &mut Option<Instant>,
+    on_event: OnEvent<'_>,
+) -> ControlFlow<()> {
+    if call.request.is_read() && reread.take().is_some() {
+        step(controller, on_event).await;
+    }
+    match answer(controller, call) {
+        Request::Changed => {
+            reread.get_or_insert_with(|| Instant::now() + SETTLE);
+        }
+        Request::Stop => return ControlFlow::Break(()),
+        // A question, which is answered.
+        _ => {}
+    }
+    ControlFlow::Continue(())
 }
 
 /// Answers a request, and returns it.

@@ -89,6 +89,17 @@ impl Controller {
         inspection
     }
 
+    /// Whether `down` has ended the redirect that this process watches. It does not see a
+    /// watcher that has opened the maps and does not listen yet.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let Some(pins) = self.pins.as_ref().filter(|pins| !pinned::has_maps(pins)) else {
+            return false;
+        };
+        let state = self.datapath.held_state(pins);
+        state.is_ok_and(|state| state.is_ending)
+    }
+
     async fn try_mend(
         &mut self,
         now: Instant,
@@ -105,8 +116,8 @@ impl Controller {
             if !self.fights.is_due(PINS, now) {
                 return Ok(());
             }
-            if self.datapath.held_state(&pins)?.is_ending {
-                return Err(ControllerError::NotRunning);
+            if self.has_ended() {
+                return Ok(());
             }
             self.datapath.pin_again(&pins)?;
             on_event(Event::PinnedAgain(pins.dir().display().to_string()));

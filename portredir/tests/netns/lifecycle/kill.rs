@@ -24,6 +24,7 @@ pub fn add(tests: &mut Tests) {
         tests.add(format!("kill/{part}"), &[], move || kill(part));
     }
     tests.add("kill_at_calls".to_owned(), &["strace"], kill_at_calls);
+    tests.add("late_watcher".to_owned(), &["strace"], late_watcher);
     tests.add("outlive/damaged", &[], damaged);
 }
 
@@ -273,6 +274,31 @@ fn running(host: &Host<'_>, killed: &Command) -> Running {
         Some(3) => None,
         _ => panic!("{:?}: {}", killed.args, read.err()),
     }
+}
+
+/// A watcher that has opened the maps, and listens after `down` has looked for it, ends.
+fn late_watcher() {
+    let lab = Lab::new(&CELL);
+    if !lab.host.succeeds(&["strace", "-o", "/dev/null", "true"]) {
+        skip("needs ptrace(2)");
+    }
+    let host = Host::of(&lab);
+    host.up(&["80:8080"]);
+    host.kill_watcher();
+    let trace = lab.dir.0.join("trace");
+    let path = trace.to_str().expect("text");
+    let strace = ["strace", "-f", "-qq", "-o", path, "-e", "trace=listen"];
+    let delay = ["-e", "inject=listen:delay_enter=3s", PROGRAM, "watch"];
+    let mut watcher = lab.host.start(&[&strace[..], &delay].concat());
+    wait_for("the watcher to listen", || {
+        let said = fs::read_to_string(&trace).unwrap_or_default();
+        said.contains("listen(").then_some(())
+    });
+    let pins = host.pins();
+    host.down();
+    let status = watcher.wait();
+    assert!(status.success(), "{status}: {}", watcher.err());
+    assert!(!pins.exists(), "nothing is pinned again");
 }
 
 /// Kills commands at the system calls around the switch: the one who follows
