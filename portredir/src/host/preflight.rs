@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::exit::ExitCode;
 use crate::sys::capability::NEEDED;
+use crate::sys::netns::netns_cookie;
 
 /// The reason why the program cannot run here.
 #[derive(Debug, Error)]
@@ -118,6 +119,13 @@ pub fn check_kernel() -> Result<(), PreflightError> {
         ) {
             return Err(PreflightError::Feature { feature, since });
         }
+    }
+    let cookie = netns_cookie();
+    if cookie.is_err_and(|error| error.raw_os_error() == Some(libc::ENOPROTOOPT)) {
+        return Err(PreflightError::Feature {
+            feature: "socket option SO_NETNS_COOKIE",
+            since: "5.14",
+        });
     }
     Ok(())
 }

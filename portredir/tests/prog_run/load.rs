@@ -6,6 +6,8 @@ use std::time::Instant;
 use aya::programs::{
     CgroupSockAddr, ProgramError, ProgramInfo, SchedClassifier, SkLookup, SockOps, Xdp,
 };
+use nix::sys::utsname::uname;
+use portredir::host::preflight::check_kernel;
 use portredir::loader::{Datapath, DatapathError};
 
 use crate::program::PROGRAMS;
@@ -55,6 +57,26 @@ fn sk_lookup(datapath: &mut Datapath, name: &'static str) -> Result<Info, Datapa
 
 fn sock_addr(datapath: &mut Datapath, name: &'static str) -> Result<Info, DatapathError> {
     Ok(datapath.program::<CgroupSockAddr>(name)?.info())
+}
+
+/// The oldest kernel that the documents name, and one that it refuses: both are booted.
+const OLDEST: (u32, u32) = (6, 1);
+const REFUSED: (u32, u32) = (5, 10);
+
+/// A kernel that is too old is refused by name, before anything is loaded.
+pub fn preflight(_: &mut Rigs) {
+    let name = uname().expect("uname");
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split('.').map(|part| part.parse().unwrap_or(0));
+    let version = numbers.next().zip(numbers.next()).expect("a version");
+    let checked = check_kernel().map_err(|error| error.to_string());
+    if version >= OLDEST {
+        assert_eq!(checked, Ok(()));
+    } else if version <= REFUSED {
+        let error = checked.expect_err("a refusal");
+        assert!(error.contains("added in Linux 5.11"), "{error}");
+        assert!(error.contains("needs Linux 6.1 or newer"), "{error}");
+    }
 }
 
 pub fn programs(_: &mut Rigs) {

@@ -59,7 +59,8 @@ fn main() -> ExitCode {
         trials.push(trial(name, run));
     }
     for (name, test) in [
-        ("every program loads", load::programs as fn(&mut Rigs)),
+        ("an old kernel is refused", load::preflight as fn(&mut Rigs)),
+        ("every program loads", load::programs),
         (
             "a connection from its first packet to the last",
             life::connection,
