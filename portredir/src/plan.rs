@@ -3,6 +3,7 @@
 
 mod coverage;
 mod dead;
+mod driver;
 mod engine;
 pub mod finding;
 mod firewall;

@@ -11,32 +11,10 @@ use crate::config::engine::{Engine, EngineChoice};
 use crate::config::selection::SelectedBy;
 use crate::host::features::{Features, Programs};
 use crate::host::snapshot::{Header, Interface, Snapshot};
+use crate::plan::driver::NativeDriver;
 
-/// Drivers of real NICs whose native XDP costs no offload that matters. The list leaves
-/// out `virtio_net` (guest TSO and GRO go off) and `veth` (the peer's TSO goes off and
-/// bulk TCP falls to a quarter).
-const NATIVE_XDP_DRIVERS: &[&str] = &[
-    "atlantic",
-    "bnxt_en",
-    "ena",
-    "fbnic",
-    "funeth",
-    "gve",
-    "i40e",
-    "ice",
-    "idpf",
-    "igb",
-    "igc",
-    "ionic",
-    "ixgbe",
-    "ixgbevf",
-    "mana",
-    "mlx4_en",
-    "mlx5_core",
-    "nfp",
-    "qede",
-    "sfc",
-];
+/// The reason for an engine that the user asked for.
+const ASKED: &str = "requested with --engine";
 
 /// An engine that was considered and not taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -86,6 +64,15 @@ impl Chosen {
             why: why.into(),
             rejected: Vec::new(),
             notes: Vec::new(),
+        }
+    }
+
+    const fn native_xdp(why: String, notes: Vec<String>) -> Self {
+        Self {
+            engine: Engine::XdpNative,
+            why,
+            rejected: Vec::new(),
+            notes,
         }
     }
 
@@ -149,7 +136,7 @@ impl Snapshot {
             choice, features, ..
         } = request;
         let is_ours = request.is_ours(interface);
-        let asked = |engine| Ok(Chosen::new(engine, "requested with --engine"));
+        let asked = |engine| Ok(Chosen::new(engine, ASKED));
         match choice {
             EngineChoice::Socket => return asked(Engine::Lookup),
             _ if interface.is_loopback() => return Ok(loopback(choice, features)),
@@ -180,18 +167,19 @@ impl Snapshot {
             })
         };
         let lacks = interface.lacks_native_xdp();
+        let native = |why| Chosen::native_xdp(why, interface.note_on_native_xdp(is_ours));
         match (choice, taken, lacks) {
             (EngineChoice::Xdp | EngineChoice::XdpGeneric, Some(taken), _) => refuse(taken),
             (EngineChoice::Xdp, None, Some(lacks)) if !is_ours => refuse(lacks),
-            (EngineChoice::Xdp | EngineChoice::XdpGeneric, None, _) => asked(engine),
+            (EngineChoice::XdpGeneric, None, _) => asked(engine),
+            (EngineChoice::Xdp, None, _) => Ok(native(ASKED.into())),
             (_, taken, lacks) => {
                 let costs = lacks.or_else(|| interface.cost_of_native_xdp(features));
                 let misses = self.missed_by_native_xdp(interface);
                 let whys: Vec<_> = taken.into_iter().chain(costs).chain(misses).collect();
                 if whys.is_empty() {
                     let driver = interface.driver.as_deref().unwrap_or_default();
-                    let why = format!("driver {driver} supports native XDP");
-                    return Ok(Chosen::new(Engine::XdpNative, why));
+                    return Ok(native(format!("driver {driver} supports native XDP")));
                 }
                 Ok(Chosen::tc_instead_of(engine, whys))
             }
@@ -271,13 +259,20 @@ impl Interface {
         (!features.has_native()).then(|| format!("{what} does not support native XDP"))
     }
 
+    /// A note on what attaching native XDP does to the link, unless it is attached.
+    fn note_on_native_xdp(&self, is_ours: bool) -> Vec<String> {
+        let driver = self.driver.as_deref().filter(|_| !is_ours);
+        let listed = driver.and_then(NativeDriver::find);
+        listed.map(NativeDriver::note).into_iter().collect()
+    }
+
     /// The reason why native XDP is not worth its cost where it is possible.
     fn cost_of_native_xdp(&self, features: &Features) -> Option<String> {
         match (self.kind.as_deref(), self.driver.as_deref()) {
             (Some("veth"), _) => Some("native XDP on veth disables TSO on the peer".into()),
             (Some(kind), _) => Some(format!("{kind} is a virtual device")),
             (None, Some("virtio_net")) => Some("native XDP disables guest TSO and GRO".into()),
-            (None, Some(driver)) if NATIVE_XDP_DRIVERS.contains(&driver) => {
+            (None, Some(driver)) if NativeDriver::find(driver).is_some() => {
                 let max_mtu = features.linear_mtu();
                 let has_frags = self
                     .xdp_features
@@ -311,7 +306,7 @@ fn loopback(choice: EngineChoice, features: &Features) -> Chosen {
         _ => Engine::Tc,
     };
     if let EngineChoice::Tc | EngineChoice::TcClsact = choice {
-        let mut chosen = Chosen::new(engine, "requested with --engine");
+        let mut chosen = Chosen::new(engine, ASKED);
         chosen.notes.push(LOOPBACK_WARNING.into());
         chosen
     } else if features.cgroup.is_some() {

@@ -37,6 +37,22 @@ fn auto_uses_native_xdp_on_real_nics_alone() {
 }
 
 #[test]
+fn a_link_that_native_xdp_may_reset_is_named_before_it_is_attached() {
+    let with = |name| snapshot([driver(2, "eth0", name)]);
+    let notes = |name, text| plan(&with(name), text).attach[&2].notes.join("\n");
+    for text in ["", "--engine xdp"] {
+        let igb = notes("igb", text);
+        assert!(igb.starts_with("driver igb resets the link"), "{igb}");
+        let ixgbe = notes("ixgbe", text);
+        assert!(ixgbe.contains("not tried with driver ixgbe"), "{ixgbe}");
+    }
+    assert_eq!(notes("igb", "--engine tc"), "");
+    assert_eq!(notes("virtio_net", "--engine xdp"), "");
+    let ours = next_plan(&with("igb"), "", &[(2, SelectedBy::Pattern)]);
+    assert_eq!(ours.attach[&2].notes, [""; 0]);
+}
+
+#[test]
 fn what_the_driver_says_of_its_xdp_counts() {
     let with = |features, mtu| {
         snapshot([Interface {
@@ -169,7 +185,7 @@ fn xdp_on_a_device_above_allows_none_below() {
 
 #[test]
 fn foreign_tcx_is_named() {
-    let snapshot = snapshot([driver(2, "cilium0", "ena")]);
+    let snapshot = snapshot([driver(2, "cilium0", "virtio_net")]);
     let notes = &plan(&snapshot, "").attach[&2].notes;
     assert!(notes[0].contains("cil_from_netdev (id 9)"), "{notes:?}");
     assert!(
