@@ -1,10 +1,12 @@
 //! `cargo xtask`: the tasks of developers and CI. Building and installing
 //! portredir needs none of them.
 
+mod cards;
 mod cargo;
 mod ebpf;
 mod fuzz;
 mod image;
+mod instructions;
 mod kube;
 mod lint;
 mod mutants;

@@ -1,6 +1,7 @@
 //! A reader of what test programs print. The output of rustc's harness and of
 //! libtest-mimic is nearly the same.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// The numbers of tests by outcome, and the tests that did not pass.
@@ -15,6 +16,10 @@ pub struct Counts {
     pub failures: Vec<String>,
     /// The names of the tests that failed once and then passed.
     pub unsteady: Vec<String>,
+    /// The names of the tests that passed.
+    pub passes: Vec<String>,
+    /// The observations of tests, by the names of the tests: lines that begin with `seen` and a tab.
+    pub seen: BTreeMap<String, String>,
 }
 
 impl Counts {
@@ -35,11 +40,17 @@ impl Counts {
             }
             return true;
         }
+        if let Some(seen) = line.strip_prefix("seen\t") {
+            let (name, what) = seen.split_once('\t').unwrap_or((seen, ""));
+            self.seen.insert(name.to_owned(), what.to_owned());
+        }
         let test = line.strip_prefix("test ").unwrap_or_default();
         if let Some((name, outcome)) = test.split_once(" ... ") {
             // libtest-mimic pads names to one width.
             let name = name.trim();
-            if outcome.starts_with("FAILED") {
+            if outcome == "ok" {
+                self.passes.push(name.to_owned());
+            } else if outcome.starts_with("FAILED") {
                 self.failures.push(name.to_owned());
             } else if let Some(reason) = outcome.strip_prefix("ignored") {
                 self.skips.push(format!("{name}: {}", trim_reason(reason)));
@@ -56,6 +67,8 @@ impl Counts {
         self.skips.extend(other.skips);
         self.failures.extend(other.failures);
         self.unsteady.extend(other.unsteady);
+        self.passes.extend(other.passes);
+        self.seen.extend(other.seen);
     }
 }
 
@@ -113,7 +126,8 @@ mod tests {
                 "a::other: no reason given".into(),
             ],
             failures: vec!["b::wrong".into()],
-            unsteady: Vec::new(),
+            passes: vec!["csum::tests::fold".into()],
+            ..Counts::default()
         };
         assert_eq!(counts, expected);
     }
@@ -121,11 +135,14 @@ mod tests {
     #[test]
     fn reads_libtest_mimic() {
         let counts = read(
-            "test tcp_v4       ... ok\n\
+            "seen\ttcp_v4\t3 segments\n\
+             test tcp_v4       ... ok\n\
              test tcx (links)  ... ignored (needs kernel 6.6 (TCX))\n\n\
              test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.05s",
         );
         assert_eq!(counts.to_string(), "12 passed, 0 failed, 1 skipped");
+        assert_eq!(counts.passes, ["tcp_v4"]);
+        assert_eq!(counts.seen["tcp_v4"], "3 segments");
         assert_eq!(counts.skips, ["tcx (links): needs kernel 6.6 (TCX)"]);
     }
 }

@@ -90,6 +90,15 @@ const KERNEL_TOOLS: [Tool; 8] = [
     ("xz", "xz-utils"),
 ];
 
+/// The programs that `portredir bench` calls to be compared with netfilter alone.
+const COUNT_TOOLS: [Tool; 5] = [
+    ("chrt", "util-linux"),
+    ("ip", "iproute2"),
+    ("iptables-nft", "iptables"),
+    ("nft", "nftables"),
+    ("setpriv", "util-linux"),
+];
+
 /// The programs that make a root file system with systemd.
 const SYSTEMD_TOOLS: [Tool; 3] = [
     ("debootstrap", "debootstrap"),
@@ -136,6 +145,12 @@ pub fn bench_tools(missing_tools: Missing) -> Result<()> {
 /// Provides the programs that boot other kernels.
 pub fn kernel_tools(missing_tools: Missing) -> Result<()> {
     provide(&missing(&KERNEL_TOOLS), missing_tools)
+}
+
+/// Provides the programs that count the instructions of the benchmark in a guest.
+pub fn count_tools(missing_tools: Missing) -> Result<()> {
+    kernel_tools(missing_tools)?;
+    provide(&missing(&COUNT_TOOLS), missing_tools)
 }
 
 /// Provides the programs that boot a Debian with systemd.

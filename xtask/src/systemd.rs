@@ -49,7 +49,7 @@ pub fn test(suites: &[Suite], program: Option<PathBuf>, record: bool) -> Result<
     let package = package::debian(program)?;
     let mut is_good = true;
     for &suite in suites {
-        let vm = Vm::new(suite.kernel())?;
+        let vm = Vm::new(suite.kernel(), &[])?;
         let root = image::root(suite.name(), &vm)?;
         let files = image::lab(suite.name(), &package)?;
         let report = run(&vm, &root, &files)?;

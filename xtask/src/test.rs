@@ -10,13 +10,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
+use crate::cards;
 use crate::cargo::{self, Program};
+use crate::instructions;
 use crate::kube;
 use crate::process;
 use crate::report::Counts;
 use crate::setup::{self, Missing};
 use crate::systemd;
-use crate::vm::Vm;
+use crate::tested;
+use crate::vm::{Card, Vm};
 
 /// The feature of the Kubernetes node agent, and the tier of its tests.
 const AGENT: &str = "agent";
@@ -106,9 +109,17 @@ pub struct Options {
     #[arg(long, value_enum, value_name = "STAGE", num_args = 0..)]
     #[arg(group = "lab", conflicts_with_all = ["kernel", "systemd", "tiers"])]
     pub kube: Option<Vec<kube::Stage>>,
-    /// With --systemd or --kube, take a program that was built before.
+    /// With --systemd, --kube or --instructions, take a program that was built before.
     #[arg(long, value_name = "PATH", requires = "lab")]
     program: Option<PathBuf>,
+    /// With --kernel, run the tests with network cards of all models that QEMU emulates,
+    /// instead of all tests.
+    #[arg(long, requires = "kernel", conflicts_with_all = ["tiers", "instructions"])]
+    cards: bool,
+    /// With --kernel, count the machine instructions of `portredir bench` and compare them
+    /// with limits, instead of all tests.
+    #[arg(long, requires = "kernel", conflicts_with = "tiers", group = "lab")]
+    pub instructions: bool,
     /// Write the table of outcomes to docs/TESTED.md.
     #[arg(long)]
     record: bool,
@@ -146,11 +157,17 @@ pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
     if !options.systemd.is_empty() || options.kube.is_some() {
         return lab(options);
     }
+    if options.instructions {
+        return instructions(options);
+    }
     let has_kernels = !options.kernel.is_empty();
     if let Some(tier) = tiers.iter().find(|tier| has_kernels && !tier.needs_root()) {
         bail!("tier {} runs without a kernel of its own", tier.name());
     }
     let is_chosen = |tier: &Tier| {
+        if options.cards {
+            return *tier == Tier::Netns;
+        }
         tiers.contains(tier) || (tiers.is_empty() && (!has_kernels || tier.needs_root()))
     };
     let tiers: Vec<_> = Tier::value_variants()
@@ -173,14 +190,10 @@ pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
         );
     }
     let mut outcomes = Vec::new();
-    if has_kernels {
-        for series in &options.kernel {
-            let vm = Vm::new(series)?;
-            for &tier in &tiers {
-                outcomes.push(run(tier, &programs, Some(&vm), options)?);
-            }
-        }
-    } else {
+    for series in &options.kernel {
+        outcomes.extend(in_guest(series, &tiers, &programs, options)?);
+    }
+    if !has_kernels {
         for &tier in &tiers {
             outcomes.push(run(tier, &programs, None, options)?);
         }
@@ -191,6 +204,32 @@ pub fn test(tiers: &[Tier], options: &Options) -> Result<ExitCode> {
     } else {
         Ok(ExitCode::FAILURE)
     }
+}
+
+/// Runs tiers on another kernel.
+fn in_guest(
+    series: &str,
+    tiers: &[Tier],
+    programs: &[Program],
+    options: &Options,
+) -> Result<Vec<Outcome>> {
+    let cards = if options.cards {
+        &Card::ALL[..]
+    } else {
+        &[Card::VirtioNet]
+    };
+    let vm = Vm::new(series, cards)?;
+    let mut outcomes = Vec::new();
+    for &tier in tiers {
+        let outcome = run(tier, programs, Some(&vm), options)?;
+        if options.cards && options.record {
+            let table = cards::table(&outcome.counts);
+            let text = format!("Linux {}.\n\n{table}", vm.release());
+            tested::record(&format!("network cards on {series}"), &text)?;
+        }
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
 }
 
 /// Runs the tests of a whole machine, or of a cluster.
@@ -210,6 +249,14 @@ fn lab(options: &Options) -> Result<ExitCode> {
         program,
         record: options.record,
     })
+}
+
+/// Counts the instructions of the benchmark.
+fn instructions(options: &Options) -> Result<ExitCode> {
+    if !options.no_setup {
+        setup::count_tools(Missing::Install)?;
+    }
+    instructions::test(&options.kernel, options.program.as_deref(), options.record)
 }
 
 fn build(tiers: &[Tier]) -> Result<Vec<Program>> {
@@ -256,6 +303,9 @@ fn run(tier: Tier, programs: &[Program], vm: Option<&Vm>, options: &Options) -> 
     for program in programs.iter().filter(|program| tier.has(program)) {
         println!("\n[{}] {}", outcome.name(), program.name);
         let mut args: Vec<_> = tier.args().iter().copied().map(str::to_owned).collect();
+        if options.cards && options.args.is_empty() {
+            args.push(cards::TESTS.to_owned());
+        }
         args.extend_from_slice(&options.args);
         let command = match vm {
             None => here(tier, program, &args),
@@ -337,11 +387,11 @@ fn there(vm: &Vm, program: &Program, args: &[String], options: &Options) -> Resu
     let mut env = vec![
         format!("CARGO_MANIFEST_DIR={}", program.package.display()),
         // Tests may take these cards, since nothing else uses them.
-        format!("TEST_NICS={}", Vm::NICS),
+        format!("TEST_NICS={}", vm.nics()),
     ];
     if vm.is_emulated() {
         env.push(format!("TEST_SLOWNESS={}", Vm::SLOWNESS));
-        if !options.all && options.args.is_empty() {
+        if !options.all && !options.cards && options.args.is_empty() {
             env.push("TEST_SUBSET=1".to_owned());
             env.push("PORTREDIR_TEST_PACKETS=100000".to_owned());
         }
@@ -350,7 +400,7 @@ fn there(vm: &Vm, program: &Program, args: &[String], options: &Options) -> Resu
     let path = program.path.display().to_string();
     let mut words = vec![path.as_str()];
     words.extend(args.iter().map(String::as_str));
-    let is_long = vm.is_emulated() && options.all;
+    let is_long = vm.is_emulated() && (options.all || options.cards);
     let hours = if is_long { 12 } else { 2 };
     let limit = Duration::from_secs(hours * 3600);
     vm.command(limit, &program.package, &env, &words)

@@ -3,10 +3,12 @@
 
 mod accel;
 mod archive;
+mod card;
 mod disk;
 mod guest;
 mod initramfs;
 mod package;
+mod qemu;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,29 +19,80 @@ use anyhow::Result;
 
 use self::accel::Accel;
 pub use self::archive::mirror;
+pub use self::card::Card;
 pub use self::disk::Disks;
+use self::guest::Machine;
 use self::package::Package;
+use self::qemu::Qemu;
+
+/// The time limit of a trial boot. A boot takes two seconds, nested in another
+/// guest ten.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A kernel that can be booted.
 pub struct Vm {
     package: Package,
     accel: Accel,
+    qemu: Qemu,
+    cards: Vec<Card>,
 }
 
 impl Vm {
-    /// The names of two network cards in the guest that are wired to each other.
-    pub const NICS: &str = "eth0,eth1";
-
     /// The factor for time limits in an emulated guest, even on a busy host.
     pub const SLOWNESS: u32 = 20;
 
     /// Provides the newest kernel of a series, for example `6.1`, and finds out how
-    /// this machine can boot it.
-    pub fn new(series: &str) -> Result<Self> {
+    /// this machine can boot it. There are two network cards of each of these models.
+    pub fn new(series: &str, cards: &[Card]) -> Result<Self> {
+        let qemu = Qemu::with(cards)?;
         let package = Package::provide(series)?;
-        let accel = Accel::find(&package)?;
+        let accel = Accel::find(|accel| {
+            let machine = Machine {
+                qemu: &qemu,
+                accel,
+                cards: &[],
+            };
+            guest::boot(
+                &package,
+                machine,
+                PATIENCE,
+                &format!("echo {}", Accel::PROOF),
+            )
+        })?;
+        Ok(Self {
+            cards: cards.to_owned(),
+            ..Self::of(package, accel, qemu)
+        })
+    }
+
+    /// Provides the newest kernel of a series for a guest whose clock counts instructions.
+    pub fn counting(series: &str) -> Result<Self> {
+        let package = Package::provide(series)?;
+        Ok(Self::of(package, Accel::Counted, Qemu::installed()))
+    }
+
+    fn of(package: Package, accel: Accel, qemu: Qemu) -> Self {
         println!("kernel {}: {accel}", package.release);
-        Ok(Self { package, accel })
+        Self {
+            package,
+            accel,
+            qemu,
+            cards: Vec::new(),
+        }
+    }
+
+    const fn machine(&self) -> Machine<'_> {
+        Machine {
+            qemu: &self.qemu,
+            accel: &self.accel,
+            cards: self.cards.as_slice(),
+        }
+    }
+
+    /// The names of the network cards in the guest, separated by commas.
+    pub fn nics(&self) -> String {
+        let names = (0..2 * self.cards.len()).map(|number| format!("eth{number}"));
+        names.collect::<Vec<_>>().join(",")
     }
 
     /// The release of the kernel, as `uname -r` prints it.
@@ -49,7 +102,7 @@ impl Vm {
 
     /// Whether the CPUs of the guest are emulated, which takes ten times as long.
     pub fn is_emulated(&self) -> bool {
-        matches!(self.accel, Accel::Tcg { .. })
+        self.accel.is_emulated()
     }
 
     /// A command that runs a program as root in a new guest and passes on the
@@ -70,7 +123,7 @@ impl Vm {
             words.join(" "),
             program.join(" ")
         );
-        guest::boot(&self.package, self.accel.name(), limit, &script)
+        guest::boot(&self.package, self.machine(), limit, &script)
     }
 
     /// The folder of the modules of the kernel.
@@ -81,7 +134,7 @@ impl Vm {
     /// A command that starts a root file system, and prints what is written to the
     /// second serial port.
     pub fn start(&self, limit: Duration, disks: &Disks) -> Result<Command> {
-        disk::boot(&self.package, self.accel.name(), limit, disks)
+        disk::boot(&self.package, self.machine(), limit, disks)
     }
 
     /// The last kernel messages, for a guest that ended early.

@@ -97,9 +97,9 @@ const SUBSET: [&str; 47] = [
     "tc/tunnel_vti6",
     "tc/tunnel_xfrm",
     "xdp-generic/tunnel_xfrm",
-    "xdp/virtio",
-    "tc/virtio",
-    "virtio_jumbo",
+    "card/virtio_net/xdp/traffic",
+    "card/virtio_net/tc/traffic",
+    "card/virtio_net/xdp/jumbo",
     // Every way to attach, to end and to be replaced by another program.
     "xdp/plan_is_kept",
     "xdp-generic/plan_is_kept",

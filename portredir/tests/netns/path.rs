@@ -1,5 +1,6 @@
 //! Paths that packets take to a host: kinds of links and devices.
 
+pub mod card;
 pub mod device;
 pub mod ipsec;
 pub mod link;
@@ -20,6 +21,7 @@ pub fn add(tests: &mut Tests) {
     paths::add(tests);
     replies::add(tests);
     device::add(tests);
+    card::add(tests);
     stack::add(tests);
     tunnel::add(tests);
     ipsec::add(tests);

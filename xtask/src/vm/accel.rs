@@ -2,16 +2,9 @@
 
 use std::fmt;
 use std::fs::OpenOptions;
-use std::time::Duration;
+use std::process::Command;
 
 use anyhow::Result;
-
-use super::guest::boot;
-use super::package::Package;
-
-/// The time limit of a trial boot. A boot takes two seconds, nested in another
-/// guest ten.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The accelerator that QEMU runs a guest with.
 pub enum Accel {
@@ -22,17 +15,24 @@ pub enum Accel {
         /// Why the CPU does not run the guest.
         why: String,
     },
+    /// Software emulation of one processor, whose clock advances a nanosecond with each
+    /// instruction.
+    Counted,
 }
 
 impl Accel {
-    /// Boots a guest with KVM. A device `/dev/kvm` that exists need not work.
-    pub fn find(package: &Package) -> Result<Self> {
+    /// The words of a guest that boots.
+    pub const PROOF: &str = "it boots";
+
+    /// Boots a guest with KVM by a command that prints [`Self::PROOF`]. A device `/dev/kvm`
+    /// that exists need not work.
+    pub fn find(trial: impl FnOnce(&Self) -> Result<Command>) -> Result<Self> {
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
         let why = match kvm {
             Err(error) => format!("/dev/kvm: {error}"),
             Ok(_) => {
-                let output = boot(package, "kvm", PATIENCE, "echo it boots")?.output()?;
-                if String::from_utf8_lossy(&output.stdout).contains("it boots") {
+                let output = trial(&Self::Kvm)?.output()?;
+                if String::from_utf8_lossy(&output.stdout).contains(Self::PROOF) {
                     return Ok(Self::Kvm);
                 }
                 let error = String::from_utf8_lossy(&output.stderr);
@@ -43,11 +43,43 @@ impl Accel {
         Ok(Self::Tcg { why })
     }
 
-    /// The name of the accelerator in QEMU.
-    pub const fn name(&self) -> &'static str {
+    /// Whether QEMU emulates the processors.
+    pub const fn is_emulated(&self) -> bool {
+        !matches!(self, Self::Kvm)
+    }
+
+    /// The arguments of QEMU for the processors.
+    pub fn args(&self) -> Vec<&'static str> {
+        // These are slow to emulate and do not matter to the tests: string instructions,
+        // which go byte by byte, and a fifth level of page tables.
+        const EMULATED: &str = "max,-erms,-fsrm,-la57";
         match self {
-            Self::Kvm => "kvm",
-            Self::Tcg { .. } => "tcg",
+            Self::Kvm => vec!["-accel", "kvm", "-smp", "2", "-cpu", "max"],
+            Self::Tcg { .. } => vec!["-accel", "tcg", "-smp", "2", "-cpu", EMULATED],
+            // Without `sleep=off`, QEMU would wait in real time while the guest is idle.
+            Self::Counted => vec![
+                "-accel",
+                "tcg",
+                "-icount",
+                "shift=0,sleep=off",
+                "-rtc",
+                "clock=vm",
+                "-smp",
+                "1",
+                "-cpu",
+                EMULATED,
+            ],
+        }
+    }
+
+    /// The parameters of the kernel.
+    pub const fn parameters(&self) -> &'static str {
+        if self.is_emulated() {
+            // Here as well: string instructions (112 is X86_FEATURE_REP_GOOD), and memory
+            // that is cleared beforehand.
+            "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 clearcpuid=112"
+        } else {
+            "console=ttyS0 quiet panic=-1"
         }
     }
 }
@@ -57,6 +89,7 @@ impl fmt::Display for Accel {
         match self {
             Self::Kvm => f.write_str("run by the CPU (kvm)"),
             Self::Tcg { why } => write!(f, "emulated (tcg): {why}"),
+            Self::Counted => f.write_str("emulated (tcg), a nanosecond for each instruction"),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Where kernel packages come from: the package sources of this machine, and
+//! Where packages of kernels and of QEMU come from: the package sources of this machine, and
 //! other suites of the same Debian mirror.
 //!
 //! The other suites have a configuration, lists and a cache of their own below
-//! `target/kernels/apt`, so that apt's own sources stay as they are.
+//! `target/kernels`, so that apt's own sources stay as they are.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,16 +40,22 @@ impl Archive {
         Self { config: None }
     }
 
-    /// All of [`SUITES`], from the mirror that this machine uses.
+    /// All of [`SUITES`].
     pub fn all_suites() -> Result<Self> {
-        let folder = folder("apt");
+        Self::of("apt", &SUITES)
+    }
+
+    /// Some suites, from the mirror that this machine uses. Each set of suites has a
+    /// folder of its own.
+    pub fn of(name: &str, suites: &[&str]) -> Result<Self> {
+        let folder = folder(name);
         for name in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(name)).context("make a folder for apt")?;
         }
         let archive = Self {
             config: Some(folder.join("apt.conf")),
         };
-        fs::write(folder.join("sources.list"), sources(&mirror()?))
+        fs::write(folder.join("sources.list"), sources(&mirror()?, suites))
             .context("write apt's sources")?;
         fs::write(folder.join("apt.conf"), config(&folder)).context("write apt's configuration")?;
         // One suite that the mirror no longer has must not hide the others. When
@@ -76,11 +82,18 @@ impl Archive {
         Ok([package.to_owned()].into_iter().chain(parts).collect())
     }
 
-    /// Downloads packages into a folder.
-    pub fn download(&self, packages: &[String], folder: &Path) -> Result<()> {
+    /// Downloads packages and unpacks them into a folder.
+    pub fn unpack(&self, packages: &[String], folder: &Path) -> Result<()> {
+        let downloads = folder.join("downloads");
+        fs::create_dir(&downloads).context("make a folder for downloads")?;
         let mut command = self.command("apt-get");
         command.args(["-qq", "download"]).args(packages);
-        process::run(command.current_dir(folder))
+        process::run(command.current_dir(&downloads))?;
+        for file in fs::read_dir(&downloads).context("list the downloads")? {
+            let mut dpkg = Command::new("dpkg-deb");
+            process::run(dpkg.arg("-x").arg(file?.path()).arg(folder))?;
+        }
+        fs::remove_dir_all(downloads).context("remove the downloads")
     }
 
     fn command(&self, program: &str) -> Command {
@@ -103,9 +116,9 @@ pub fn mirror() -> Result<String> {
 }
 
 /// `sources.list`: one line for each suite.
-fn sources(mirror: &str) -> String {
+fn sources(mirror: &str, suites: &[&str]) -> String {
     let line = |suite| format!("deb [signed-by={KEYRING} target=Packages] {mirror} {suite} main\n");
-    SUITES.map(line).concat()
+    suites.iter().map(line).collect()
 }
 
 /// A configuration that keeps apt inside of a folder.
@@ -163,7 +176,7 @@ mod tests {
 
     #[test]
     fn each_suite_has_a_line() {
-        let sources = sources("http://mirror.example/debian/");
+        let sources = sources("http://mirror.example/debian/", &SUITES);
         assert_eq!(sources.lines().count(), SUITES.len());
         assert!(sources.ends_with("] http://mirror.example/debian/ sid main\n"));
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::guest::{file, machine};
+use super::guest::{Machine, command, file};
 use super::initramfs::{self, Start};
 use super::package::Package;
 
@@ -25,7 +25,12 @@ pub struct Disks<'a> {
 
 /// A command that boots a kernel with disks. It ends when the guest switches itself off,
 /// and prints what the guest writes to its second serial port.
-pub fn boot(package: &Package, accel: &str, limit: Duration, disks: &Disks) -> Result<Command> {
+pub fn boot(
+    package: &Package,
+    machine: Machine<'_>,
+    limit: Duration,
+    disks: &Disks,
+) -> Result<Command> {
     let start = Start {
         init: include_str!("disk.sh"),
         modules: MODULES,
@@ -34,11 +39,12 @@ pub fn boot(package: &Package, accel: &str, limit: Duration, disks: &Disks) -> R
     let initramfs = package.folder.join("initramfs-disk");
     fs::write(&initramfs, initramfs::build(package, &start)?)
         .with_context(|| format!("write {}", initramfs.display()))?;
-    let (mut qemu, append) = machine(accel, limit);
+    let mut qemu = command(machine, limit);
     qemu.args(["-machine", "q35", "-m", "1536"]);
     qemu.arg("-kernel").arg(package.vmlinuz());
     qemu.arg("-initrd").arg(&initramfs);
-    qemu.args(["-append", &format!("{append} net.ifnames=0")]);
+    let parameters = machine.accel.parameters();
+    qemu.args(["-append", &format!("{parameters} net.ifnames=0")]);
     for (disk, options) in [(disks.root, "snapshot=on"), (disks.files, "readonly=on")] {
         let options = format!("if=virtio,format=raw,{options},file=");
         qemu.arg("-drive").arg(file(&options, disk));

@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::accel::Accel;
+use super::card::Card;
 use super::initramfs::{self, Start};
 use super::package::Package;
+use super::qemu::Qemu;
 
 /// Modules that the tests use, and that the kernel does not load on demand.
-const MODULES: &str = "virtio_net br_netfilter tun";
+const MODULES: &str = "br_netfilter tun";
 
 /// The modules that mount the host's files. A kernel may have them built in.
 const MOUNT_MODULES: &[&str] = &[
@@ -23,13 +26,31 @@ const MOUNT_MODULES: &[&str] = &[
     "overlay",
 ];
 
+/// The hardware of a guest.
+#[derive(Clone, Copy)]
+pub struct Machine<'a> {
+    /// The emulator.
+    pub qemu: &'a Qemu,
+    /// The processors.
+    pub accel: &'a Accel,
+    /// The models of network cards; there are two of each, wired to each other.
+    pub cards: &'a [Card],
+}
+
 /// A command that boots a kernel and runs a script in it.
-pub fn boot(package: &Package, accel: &str, limit: Duration, script: &str) -> Result<Command> {
+pub fn boot(
+    package: &Package,
+    machine: Machine<'_>,
+    limit: Duration,
+    script: &str,
+) -> Result<Command> {
+    let drivers: Vec<_> = machine.cards.iter().map(|card| card.driver()).collect();
+    let drivers = drivers.join(" ");
     let script = format!(
         "exec </dev/null >/dev/vport0p1 2>&1\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
          export HOME=/root TMPDIR=/run/tmp\n\
-         modprobe -a {MODULES}\n\
+         modprobe -a {MODULES} {drivers}\n\
          {script}\n\
          echo o >/proc/sysrq-trigger\n\
          sleep 60\n"
@@ -43,11 +64,11 @@ pub fn boot(package: &Package, accel: &str, limit: Duration, script: &str) -> Re
     fs::write(&initramfs, initramfs::build(package, &start)?)
         .with_context(|| format!("write {}", initramfs.display()))?;
 
-    let (mut qemu, append) = machine(accel, limit);
-    qemu.args(["-no-reboot", "-m", "3072"]);
+    let mut qemu = command(machine, limit);
+    qemu.args(["-machine", "q35", "-no-reboot", "-m", "3072"]);
     qemu.arg("-kernel").arg(package.vmlinuz());
     qemu.arg("-initrd").arg(&initramfs);
-    qemu.args(["-append", &append]);
+    qemu.args(["-append", machine.accel.parameters()]);
     qemu.arg("-serial").arg(file("file:", &package.console()));
     // A chardev of type stdio would count as closed without a writer. Without
     // append, QEMU would empty a file that stdout was redirected to.
@@ -59,37 +80,22 @@ pub fn boot(package: &Package, accel: &str, limit: Duration, script: &str) -> Re
             "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
         ])
         .args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
-    // Two network cards that are wired to each other.
-    for nic in ["0", "1"] {
-        qemu.arg("-netdev")
-            .arg(format!("hubport,id=n{nic},hubid=0"));
-        let device = format!("virtio-net-pci,netdev=n{nic},mac=52:54:00:00:00:0{nic}");
-        qemu.args(["-device", &device]);
+    for (number, card) in (0..).zip(machine.cards) {
+        qemu.args(card.pair(number));
     }
     Ok(qemu)
 }
 
-/// QEMU with a processor, and the parameters of the kernel.
-pub fn machine(accel: &str, limit: Duration) -> (Command, String) {
+/// QEMU with its processors.
+pub fn command(machine: Machine<'_>, limit: Duration) -> Command {
     let mut qemu = Command::new("timeout");
     // In the foreground, so that Ctrl-C reaches the guest.
     qemu.args(["--foreground", "--kill-after=10"])
-        .arg(limit.as_secs().to_string())
-        .arg("qemu-system-x86_64")
-        .args(["-nodefaults", "-no-user-config", "-display", "none"])
-        .args(["-smp", "2"])
-        .args(["-accel", accel]);
-    let mut append = String::from("console=ttyS0 quiet panic=-1");
-    if accel == "tcg" {
-        // These are slow to emulate and do not matter to the tests: string
-        // instructions, which go byte by byte (112 is X86_FEATURE_REP_GOOD), a
-        // fifth level of page tables, and memory that is cleared beforehand.
-        qemu.args(["-cpu", "max,-erms,-fsrm,-la57"]);
-        append += " mitigations=off init_on_alloc=0 clearcpuid=112";
-    } else {
-        qemu.args(["-cpu", "max"]);
-    }
-    (qemu, append)
+        .arg(limit.as_secs().to_string());
+    machine.qemu.add_to(&mut qemu);
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .args(machine.accel.args());
+    qemu
 }
 
 /// An argument of QEMU that ends with a path.

@@ -88,14 +88,7 @@ fn find(series: &str) -> Result<(Archive, String)> {
 
 /// Downloads a kernel and unpacks it into an empty folder.
 fn unpack(archive: &Archive, package: &str, folder: &Path) -> Result<()> {
-    let downloads = folder.join("downloads");
-    fs::create_dir(&downloads).context("make a folder for downloads")?;
-    archive.download(&archive.parts(package)?, &downloads)?;
-    for file in fs::read_dir(&downloads).context("list the downloads")? {
-        let mut dpkg = Command::new("dpkg-deb");
-        process::run(dpkg.arg("-x").arg(file?.path()).arg(folder))?;
-    }
-    fs::remove_dir_all(downloads).context("remove the downloads")?;
+    archive.unpack(&archive.parts(package)?, folder)?;
     // Packages from Linux 7 on rely on the link /lib, which depmod needs too.
     if folder.join("usr/lib/modules").exists() && !folder.join("lib").exists() {
         symlink("usr/lib", folder.join("lib")).context("link lib to usr/lib")?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::lab::process::{DEADLINE, Process, note, slow, wait_for};
 use crate::lab::program::{Redirector, attached};
@@ -18,11 +19,11 @@ pub fn add(tests: &mut Tests) {
     for (engine, times) in [("tc", 100), ("xdp", 30)] {
         let name = format!("{engine}/attach_and_detach");
         tests.add(name, &["curl", "python3"], move || {
-            attach_and_detach(engine, times, Clients::Busy);
+            over_veth(engine, times, Clients::Busy);
         });
         let name = format!("{engine}/attach_under_load");
         tests.add(name, &["curl", "python3"], move || {
-            attach_and_detach(engine, 20, Clients::Resting);
+            over_veth(engine, 20, Clients::Resting);
         });
     }
 }
@@ -44,9 +45,11 @@ done
 
 /// The activity of the clients while the program detaches.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Clients {
+pub enum Clients {
     /// The clients send requests.
     Busy,
+    /// The clients send requests, and one of them was redirected before.
+    Redirected,
     /// The clients rest: none has a connection.
     Resting,
 }
@@ -70,28 +73,34 @@ fn start_clients(lab: &Lab) -> Vec<Process> {
     clients
 }
 
-fn attach_and_detach(engine: &'static str, times: usize, at_detach: Clients) {
-    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(480))));
+fn over_veth(engine: &'static str, times: usize, at_detach: Clients) {
     let cell = Cell {
         engine,
         is_offloaded: true,
         family: Family::V4,
     };
     let lab = Lab::new(&cell);
+    let link = LinkWatch::start(&lab);
+    attach_and_detach(&cell, &lab, times, at_detach);
+    link.check_is_kept();
+}
+
+/// Attaches and detaches some times while clients send requests, and checks each answer.
+pub fn attach_and_detach(cell: &Cell, lab: &Lab, times: usize, at_detach: Clients) {
+    DEADLINE.set(Some(Instant::now() + slow(Duration::from_secs(480))));
     // Both servers give the same answers.
     let _servers = [80, 8080].map(|port| sized_http_server(&lab.host, port, BODY));
     let before = attached(&lab.host);
-    let carrier = carrier_changes(&lab);
-    let monitor = lab
-        .host
-        .start(&["ip", "-oneline", "monitor", "link", "dev", "h0"]);
     let [stop, rest] = ["stop", "rest"].map(|name| lab.dir.0.join(name));
-    let clients = start_clients(&lab);
+    let clients = start_clients(lab);
     let mut redirected = 0;
     for number in 0..times {
-        let redirector = Redirector::beside(&cell, &lab, &["80:8080"]);
+        let redirector = Redirector::beside(cell, lab, &["80:8080"]);
         // The delays hit all moments in the life of a request.
         std::thread::sleep(Duration::from_millis((number * 7 % 40) as u64));
+        if at_detach == Clients::Redirected {
+            redirector.wait_for_report("a request", |report| flows(report) > 0);
+        }
         if at_detach == Clients::Resting {
             fs::write(&rest, "").expect("write a file");
             wait_for("the clients to rest", || {
@@ -103,7 +112,7 @@ fn attach_and_detach(engine: &'static str, times: usize, at_detach: Clients) {
         if at_detach == Clients::Resting {
             fs::remove_file(&rest).expect("remove a file");
         }
-        redirected += report["rules"][0]["flows"].as_u64().expect("a number");
+        redirected += flows(&report);
         let failed = clients.iter().find_map(failure);
         assert_eq!(failed, None, "after {} times", number + 1);
     }
@@ -117,11 +126,43 @@ fn attach_and_detach(engine: &'static str, times: usize, at_detach: Clients) {
     note(&format!("{served} requests, {redirected} redirected"));
     assert!(redirected > times as u64 / 2, "{redirected} of {served}");
     assert_eq!(attached(&lab.host), before);
-    assert_eq!(carrier_changes(&lab), carrier);
-    let is_down = |line: &&str| !line.contains("LOWER_UP") || !line.contains("state UP");
-    let news = monitor.out();
-    assert_eq!(news.lines().find(is_down), None, "the link has gone down");
     lab.check_checksums();
+}
+
+/// The state of the host's link to the client, as long as it is watched.
+pub struct LinkWatch<'a> {
+    lab: &'a Lab,
+    carrier: u64,
+    monitor: Process,
+}
+
+impl<'a> LinkWatch<'a> {
+    /// Begins to watch.
+    pub fn start(lab: &'a Lab) -> Self {
+        let monitor = ["ip", "-oneline", "monitor", "link", "dev", "h0"];
+        Self {
+            lab,
+            carrier: carrier_changes(lab),
+            monitor: lab.host.start(&monitor),
+        }
+    }
+
+    /// How often the link has come or gone meanwhile.
+    pub fn changes(&self) -> u64 {
+        carrier_changes(self.lab) - self.carrier
+    }
+
+    /// Checks that the link was up all the time.
+    pub fn check_is_kept(&self) {
+        assert_eq!(self.changes(), 0, "changes of the carrier");
+        let is_down = |line: &&str| !line.contains("LOWER_UP") || !line.contains("state UP");
+        let news = self.monitor.out();
+        assert_eq!(news.lines().find(is_down), None, "the link has gone down");
+    }
+}
+
+fn flows(report: &Value) -> u64 {
+    report["rules"][0]["flows"].as_u64().expect("a number")
 }
 
 /// A request that failed, or of whose answer something is missing.
@@ -135,11 +176,11 @@ fn failure(client: &Process) -> Option<String> {
 }
 
 /// How often the link has come and gone.
-fn carrier_changes(lab: &Lab) -> String {
+fn carrier_changes(lab: &Lab) -> u64 {
     // `ip netns exec` mounts the `/sys` of the namespace.
     let file = "/sys/class/net/h0/carrier_changes";
-    lab.host
-        .run(&["ip", "netns", "exec", &lab.host.name, "cat", file])
+    let read = ["ip", "netns", "exec", &lab.host.name, "cat", file];
+    lab.host.run(&read).trim().parse().expect("a number")
 }
 
 /// Bytes of an answer.

@@ -2,7 +2,6 @@
 //! what kernels of different age do with programs.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::utsname::uname;
 use serde_json::Value;
@@ -15,8 +14,7 @@ use crate::peer::echo::EchoServer;
 use crate::{ANYWHERE, Cell, ENGINES, Tests, skip};
 
 pub fn add(tests: &mut Tests) {
-    let web = &["curl", "python3"];
-    tests.add_for(&ENGINES, "bond", web, bond);
+    tests.add_for(&ENGINES, "bond", &["curl", "python3"], bond);
     tests.add_for(&ENGINES, "dummy", &[], dummy);
     tests.add_for(
         &ANYWHERE,
@@ -24,14 +22,12 @@ pub fn add(tests: &mut Tests) {
         &["curl", "python3", "wg"],
         wireguard,
     );
-    tests.add_for(&ENGINES, "virtio", web, virtio);
-    tests.add("virtio_jumbo", &[], virtio_jumbo);
     tests.add_for(&ENGINES, "plan_is_kept", &[], plan_is_kept);
 }
 
 /// Whether the kernel is of this version or newer. For what can only be found
 /// out by the very thing that is tested.
-fn is_kernel(major: u32, minor: u32) -> bool {
+pub fn is_kernel(major: u32, minor: u32) -> bool {
     let name = uname().expect("uname");
     let release = name.release().to_string_lossy();
     let mut numbers = release.split('.').map(|part| part.parse().unwrap_or(0));
@@ -142,105 +138,6 @@ fn wireguard(cell: &Cell) {
         add_addrs(at, name, (1, number));
     }
     redirects_all(cell, &lab);
-}
-
-/// Two network cards of a virtual machine that are wired to each other, which
-/// the machine does not need for itself.
-struct Nics {
-    _one_at_a_time: MutexGuard<'static, ()>,
-    names: Vec<String>,
-    ends: [(String, &'static str); 2],
-}
-
-impl Nics {
-    /// Moves them to host and client, as h0 and c0.
-    fn take(lab: &Lab) -> Self {
-        static ONE: Mutex<()> = Mutex::new(());
-        let Ok(names) = std::env::var("TEST_NICS") else {
-            skip("needs a virtual machine: cargo xtask test netns --kernel 6.12");
-        };
-        let nics = Self {
-            _one_at_a_time: ONE.lock().unwrap_or_else(PoisonError::into_inner),
-            names: names.split(',').map(str::to_owned).collect(),
-            ends: [
-                (lab.host.name.clone(), "h0"),
-                (lab.client.name.clone(), "c0"),
-            ],
-        };
-        for (name, (namespace, new)) in nics.names.iter().zip(&nics.ends) {
-            ip(&["link", "set", name, "down"]);
-            ip(&["link", "set", name, "netns", namespace, "name", new]);
-        }
-        add_addrs(&lab.host, "h0", (1, 1));
-        add_addrs(&lab.client, "c0", (1, 2));
-        nics
-    }
-}
-
-impl Drop for Nics {
-    /// Before their namespaces end: from there they would come back under the
-    /// names they have there.
-    fn drop(&mut self) {
-        for (name, (namespace, new)) in self.names.iter().zip(&self.ends) {
-            ip(&["-n", namespace, "link", "set", new, "down"]);
-            let back = [
-                "link", "set", new, "mtu", "1500", "netns", "1", "name", name,
-            ];
-            ip(&[&["-n", namespace][..], &back].concat());
-        }
-    }
-}
-
-fn ip(args: &[&str]) {
-    let status = std::process::Command::new("ip").args(args).status();
-    let is_done = status.is_ok_and(|status| status.success());
-    // Not during a panic: a second one would abort all tests.
-    assert!(is_done || std::thread::panicking(), "ip {args:?}");
-}
-
-/// Native XDP in the driver of a network card.
-fn virtio(cell: &Cell) {
-    let lab = Lab::unlinked();
-    let _nics = Nics::take(&lab);
-    redirects_all(cell, &lab);
-    assert!(attached(&lab.host).is_empty(), "all was detached");
-}
-
-/// Packets that need more than one buffer: the driver takes native XDP for them
-/// since Linux 6.3 (`virtnet_xdp_set` in drivers/net/virtio_net.c).
-fn virtio_jumbo() {
-    const WITH_FRAGS: &str = "h0 xdp portredir_frags";
-    let cell = Cell {
-        engine: "xdp",
-        is_offloaded: true,
-        family: Family::V4,
-    };
-    let lab = Lab::unlinked();
-    let _nics = Nics::take(&lab);
-    lab.host.ip("link set h0 mtu 9000");
-    lab.client.ip("link set c0 mtu 9000");
-    lab.wait_for_link();
-    if is_kernel(6, 3) {
-        let server = EchoServer::start(&lab.host, 7778);
-        let redirector = Redirector::of(&cell, &lab, &["7777:7778/udp"]);
-        let programs = attached(&lab.host);
-        assert!(programs.contains(&WITH_FRAGS.to_owned()), "{programs:?}");
-        let message = vec![7; 8000];
-        let mut conn = Conn::to(&lab.client, PROTOS[1], 0, cell.family.host(7777));
-        conn.echo(&message);
-        server.peer(PROTOS[1], &message);
-        redirector.finish(&lab);
-    } else {
-        let args = [
-            PROGRAM, "--iface", "h0", "--engine", "xdp", "--json", "80:8080",
-        ];
-        let mut refused = lab.host.start(&args);
-        let status = refused.wait();
-        let error = refused.err();
-        assert_eq!(status.code(), Some(1), "{error}");
-        assert!(error.contains("MTU too large"), "{error}");
-        assert!(attached(&lab.host).is_empty(), "nothing was left behind");
-    }
 }
 
 /// The program attaches what its plan announces: TCX where the kernel has it,
