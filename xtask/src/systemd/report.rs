@@ -42,9 +42,13 @@ impl Report {
         Ok(())
     }
 
-    /// Reads a line: a word, a name and what was seen, with tabs between. Other lines are
-    /// for the reader of the output.
+    /// Reads a line: a word, a name and what was seen, with tabs between, or the word of the
+    /// end. Other lines are for the reader of the output.
     fn read(&mut self, line: &str) {
+        if line == "end" {
+            self.has_end = true;
+            return;
+        }
         let mut parts = line.splitn(3, '\t');
         let [Some(word), Some(name), seen] = [parts.next(), parts.next(), parts.next()] else {
             return;
@@ -57,7 +61,6 @@ impl Report {
                 seen: seen.to_owned(),
             }),
             "system" => self.system = format!("{name}, {seen}"),
-            "end" => self.has_end = true,
             _ => {}
         }
     }
@@ -114,7 +117,7 @@ mod tests {
 
     fn report(lines: &str) -> Report {
         let mut report = Report::new("6.1.0");
-        lines.lines().for_each(|line| report.read(line));
+        report.follow(lines.as_bytes()).expect("lines");
         report
     }
 
@@ -122,8 +125,8 @@ mod tests {
     fn a_run_is_good_when_its_last_check_came_and_all_passed() {
         let lines = "system\tDebian 12\tsystemd 252\nnoise\nok\tstop\t0.4 s\n";
         assert!(!report(lines).is_good());
-        assert!(report(&format!("{lines}end\t\t\n")).is_good());
-        let failed = format!("{lines}FAILED\tpurge\ta | b\nend\t\t\n");
+        assert!(report(&format!("{lines}end\n")).is_good());
+        let failed = format!("{lines}FAILED\tpurge\ta | b\nend\r\n");
         assert!(!report(&failed).is_good());
         let text = report(&failed).markdown();
         assert!(
@@ -135,6 +138,6 @@ mod tests {
 
     #[test]
     fn a_run_without_a_check_is_not_good() {
-        assert!(!report("end\t\t\n").is_good());
+        assert!(!report("end\n").is_good());
     }
 }

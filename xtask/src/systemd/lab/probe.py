@@ -177,7 +177,7 @@ def reload():
         assert property_of("MainPID") == before
         check_reaches()
         text = run("journalctl -b -u portredir -n 20 --no-pager -o cat")
-        errors = [line for line in text.splitlines() if line.startswith("error")]
+        errors = [line for line in text.splitlines() if "bad rule `80:`" in line]
         assert errors, text
         seen.append(errors[-1])
 
@@ -280,7 +280,7 @@ def main():
         reboot()
     for part in [after_reboot, purge]:
         part()
-    print("end", "", "", sep="\t", flush=True)
+    print("end", flush=True)
     run("systemctl poweroff")
 
 
