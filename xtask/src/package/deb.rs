@@ -57,6 +57,8 @@ pub fn pack_for(tree: &Tree, program: &Path, glibc: &str) -> Result<PathBuf> {
         let text = read(script)?;
         tree.write(&format!("DEBIAN/{script}"), text.as_bytes(), 0o755)?;
     }
+    let sums = sums(&tree.files())?;
+    tree.write("DEBIAN/md5sums", sums.as_bytes(), 0o644)?;
     tree.settle(&tree.files())?;
     let package = tree.finished(&format!("portredir_{version}-1_{ARCH}.deb"));
     let mut dpkg = Command::new("dpkg-deb");
@@ -93,6 +95,18 @@ fn documents(tree: &Tree) -> Result<()> {
         tree.write(&format!("usr/share/{to}"), text.as_bytes(), 0o644)?;
     }
     Ok(())
+}
+
+/// The hashes of all files but the configuration, for `dpkg --verify`.
+fn sums(files: &Path) -> Result<String> {
+    let mut find = Command::new("find");
+    let find = find.args(["usr", "-type", "f"]).current_dir(files);
+    let found = process::output(find)?;
+    let mut paths: Vec<_> = found.lines().collect();
+    paths.sort_unstable();
+    let mut md5sum = Command::new("md5sum");
+    let sums = process::output(md5sum.args(paths).current_dir(files))?;
+    Ok(sums + "\n")
 }
 
 /// Reads a file of the sources of the package.

@@ -74,7 +74,7 @@ fn a_debian_package_has_its_parts() {
         return;
     }
     let pack = |tree: &Tree, program: &Path| deb::pack_for(tree, program, "2.34");
-    let (_folder, package) = pack_twice("deb", pack);
+    let (folder, package) = pack_twice("deb", pack);
     let files = ask("dpkg-deb", &["--contents"], &package);
     for (mode, file) in [
         ("-rwxr-xr-x root/root", "./usr/bin/portredir"),
@@ -114,6 +114,19 @@ fn a_debian_package_has_its_parts() {
     ] {
         assert!(control.lines().any(|said| said == line), "{control}");
     }
+    let sums = process::output(
+        Command::new("dpkg-deb")
+            .arg("--info")
+            .arg(&package)
+            .arg("md5sums"),
+    );
+    let sum = ask("md5sum", &[], &folder.0.join("program"));
+    let sum = sum.split_whitespace().next().expect("a hash");
+    assert!(
+        sums.expect("the md5sums")
+            .contains(&format!("{sum}  usr/bin/portredir\n")),
+        "{sum}"
+    );
     let conffiles = process::output(
         Command::new("dpkg-deb")
             .arg("--info")
