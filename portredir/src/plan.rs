@@ -2,7 +2,7 @@
 //! features go in, and nothing is touched.
 
 mod coverage;
-mod dead;
+pub mod dead;
 mod driver;
 mod engine;
 pub mod finding;
@@ -32,6 +32,9 @@ use crate::config::selection::SelectedBy;
 use crate::config::settings::Settings;
 use crate::host::features::{Features, Programs};
 use crate::host::snapshot::{Interface, Snapshot};
+
+/// The reason why programs are not attached to `lo`.
+const NO_LOCAL: &str = "local clients are not redirected (--no-local)";
 
 /// The plan for one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,7 +233,7 @@ impl Snapshot {
                     skip.push(interface.skipped("interface is down; attached when it comes up"));
                 }
                 Some(_) if interface.is_loopback() && settings.no_local => {
-                    skip.push(interface.skipped("local clients are not redirected (--no-local)"));
+                    skip.push(interface.skipped(NO_LOCAL));
                 }
                 Some(by) => {
                     selected.insert(interface.index, by);

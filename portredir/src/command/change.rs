@@ -62,10 +62,7 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     journal::change("up", &made);
     listening::say_packet_filters(&controller.state().settings);
     let printed = print(&difference);
-    say(&format!(
-        "redirecting with {}; stop with: portredir down",
-        count(rules, "rule")
-    ));
+    say(&redirecting(rules));
     print_pending(options);
     if args.keep_watcher {
         return printed;
@@ -83,6 +80,19 @@ pub async fn up(args: &UpArgs) -> anyhow::Result<()> {
     controller.log_decisions();
     event_loop::watch(controller, reload, &mut event::print).await?;
     printed
+}
+
+/// The number of rules in force, and what to do next.
+fn redirecting(rules: usize) -> String {
+    match rules {
+        0 => "there are no rules, so nothing is redirected; add one, for example: \
+              portredir add 80:8080"
+            .to_owned(),
+        rules => format!(
+            "redirecting with {}; stop with: portredir down",
+            count(rules, "rule")
+        ),
+    }
 }
 
 /// Checks that the watcher can serve metrics, unless it does so already.

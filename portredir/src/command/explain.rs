@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use super::error::CommandError;
+use super::read::print_nothing;
 use super::{print, say};
 use crate::cli::ExplainArgs;
 use crate::controller::error::ControllerError;
@@ -37,7 +38,7 @@ const WIDTH: u16 = 80;
 /// Nothing runs, this user may not read its maps, or a flow is not understood.
 pub async fn explain(args: &ExplainArgs) -> anyhow::Result<()> {
     if let Some(pid) = args.pid {
-        let of_process = Explainer::new(running().await?)?.of_process(pid)?;
+        let of_process = Explainer::new(running(args.json).await?)?.of_process(pid)?;
         return print(&if args.json {
             serde_json::to_string(&of_process)? + "\n"
         } else {
@@ -47,10 +48,10 @@ pub async fn explain(args: &ExplainArgs) -> anyhow::Result<()> {
     let text = args.flow.join(" ");
     if text != "-" {
         let query: Query = text.parse()?;
-        let mut explainer = Explainer::new(running().await?)?;
+        let mut explainer = Explainer::new(running(args.json).await?)?;
         return print(&output(&explainer.explain(&query)?, args.json)?);
     }
-    let mut explainer = Explainer::new(running().await?)?;
+    let mut explainer = Explainer::new(running(args.json).await?)?;
     let mut read_at = Instant::now();
     let mut skipped = 0;
     for (number, line) in (1..).zip(io::stdin().lock().lines()) {
@@ -60,7 +61,7 @@ pub async fn explain(args: &ExplainArgs) -> anyhow::Result<()> {
             continue;
         }
         if read_at.elapsed() > FRESH || has_changed(explainer.rules()) {
-            explainer.renew(running().await?)?;
+            explainer.renew(running(args.json).await?)?;
             read_at = Instant::now();
         }
         let result = line.parse::<Query>().map_err(anyhow::Error::from);
@@ -92,8 +93,12 @@ fn has_changed(rules: &[(u16, Rule)]) -> bool {
 }
 
 /// Reads the redirect that runs, and opens its maps.
-async fn running() -> anyhow::Result<Redirect> {
-    let answer = status::read()?;
+async fn running(is_json: bool) -> anyhow::Result<Redirect> {
+    let answer = status::read();
+    if is_json {
+        print_nothing(&answer)?;
+    }
+    let answer = answer?;
     let sizes = Sizes {
         tcp_flows: answer.settings.max_tcp_flows.get(),
         udp_flows: answer.settings.max_udp_flows.get(),

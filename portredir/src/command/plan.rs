@@ -15,7 +15,7 @@ use crate::host::netlink::Netlink;
 use crate::observe::listening::Listening;
 use crate::observe::table::Header;
 use crate::plan::way::report::WaysReport;
-use crate::plan::{PlanReport, lockout};
+use crate::plan::{PlanReport, dead, lockout};
 use crate::rule::object::RuleObject;
 
 /// Prints the plan. Then, where an engine is not available, the command fails.
@@ -88,6 +88,9 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<()> {
     check_limits(&settings)?;
     for lockout in lockouts {
         say(&format!("warning: {lockout}"));
+    }
+    for rule in dead::never_local(&settings) {
+        say(&format!("warning: {rule}"));
     }
     print(&format!("OK: {}\n", count(rules, "rule")))
 }

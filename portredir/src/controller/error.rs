@@ -85,6 +85,12 @@ pub enum ControllerError {
     /// No redirect runs in this network namespace.
     #[error("not running in this network namespace; start with: portredir up 80:8080")]
     NotRunning,
+    /// Another process watches already, or has the address of the control socket.
+    #[error(
+        "another watcher process is already running; `portredir status --check` says whether that \
+         process answers, and how to replace it"
+    )]
+    Watched,
     /// No redirect runs, but clsact filters of a killed one are attached.
     #[error(
         "not running, but a killed run has left its tc filters on {}, which may still redirect; \

@@ -143,8 +143,10 @@ fn watchdog() -> Interval {
 }
 
 fn listen() -> Result<Control, ControllerError> {
-    let is_taken = "another watcher process is already running";
-    Control::listen().map_err(ControllerError::io(is_taken))
+    Control::listen().map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => ControllerError::Watched,
+        _ => ControllerError::io("open the control socket")(error),
+    })
 }
 
 /// Registers servers that began to listen outside of the cgroup.

@@ -6,9 +6,13 @@ use std::net::IpAddr;
 
 use portredir_common::net::Addr;
 
-use super::Plan;
+use super::{NO_LOCAL, Plan};
+use crate::config::settings::Settings;
 use crate::host::snapshot::{Interface, LocalAddrs, LocalNetwork, Snapshot};
 use crate::rule::Rule;
+
+/// The reason why programs are not attached to an interface.
+const UNSELECTED: &str = "--iface does not select it";
 
 /// A rule that matches nothing on the host as it is now, or nothing on an interface that
 /// the rule names. `Display` is a sentence.
@@ -60,6 +64,27 @@ impl fmt::Display for DeadRule {
             }
         }
     }
+}
+
+/// The rules on `lo` that match nothing on any host, because the settings leave local
+/// clients alone.
+#[must_use]
+pub fn never_local(settings: &Settings) -> Vec<DeadRule> {
+    let why = match (settings.no_local, settings.iface.selects("lo")) {
+        (true, _) => NO_LOCAL,
+        (false, None) => UNSELECTED,
+        (false, Some(_)) => return Vec::new(),
+    };
+    let rules = settings.rules.iter();
+    let on_lo = rules.filter(|rule| rule.on.iter().any(|name| name == "lo"));
+    let dead = on_lo.map(|rule| DeadRule {
+        rule: rule.clone(),
+        reason: DeadReason::Unhooked {
+            name: "lo".to_owned(),
+            why: why.to_owned(),
+        },
+    });
+    dead.collect()
 }
 
 impl Snapshot {
@@ -150,7 +175,7 @@ impl Plan {
         match (skipped, planned) {
             (Some(skipped), _) => skipped.why.clone(),
             (None, Some(planned)) => planned.why.clone(),
-            (None, None) => "--iface does not select it".to_owned(),
+            (None, None) => UNSELECTED.to_owned(),
         }
     }
 }

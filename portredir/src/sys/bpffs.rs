@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::unistd::{Uid, User, geteuid};
 use thiserror::Error;
 
 use super::bpf_link::detach;
@@ -55,6 +56,17 @@ pub enum PinError {
          not)"
     )]
     OwnNamespace,
+    /// Another user has the directory of the pins, and could remove or replace them.
+    #[error(
+        "{path} belongs to user {owner}, who could remove what is attached; end what that user \
+         runs with: portredir down; or, if nothing runs, remove it with: rmdir {path}"
+    )]
+    Owner {
+        /// The directory.
+        path: String,
+        /// The name or number of its owner.
+        owner: String,
+    },
     /// A file operation failed.
     #[error("{action} {path}")]
     Io {
@@ -131,7 +143,13 @@ impl PinDir {
             .recursive(true)
             .mode(0o700)
             .create(&self.0)
-            .map_err(io_error("make", &self.0))
+            .map_err(io_error("make", &self.0))?;
+        // Without systemd, bpffs often has the mode 1777, and every user may make the
+        // folder that all network namespaces share.
+        let shared = self.0.parent().into_iter();
+        shared
+            .chain([self.dir()])
+            .try_for_each(|dir| check_owner(dir, geteuid()))
     }
 
     /// Removes all links, and so detaches them; maps stay.
@@ -196,6 +214,20 @@ impl PinDir {
         }
         Ok(())
     }
+}
+
+/// Refuses a directory of the pins that root or this user does not own.
+fn check_owner(dir: &Path, user: Uid) -> Result<(), PinError> {
+    let owner = fs::symlink_metadata(dir).map_err(io_error("look up", dir))?;
+    let owner = Uid::from_raw(owner.uid());
+    if owner.is_root() || owner == user {
+        return Ok(());
+    }
+    let name = User::from_uid(owner).ok().flatten();
+    Err(PinError::Owner {
+        path: dir.display().to_string(),
+        owner: name.map_or_else(|| owner.to_string(), |user| user.name),
+    })
 }
 
 fn remove_dir(path: &Path) -> Result<(), PinError> {
@@ -267,5 +299,22 @@ mod tests {
         )));
         assert!(is_ours_on_top(&format!("{ours}tmpfs /run tmpfs rw 0 0\n")));
         assert!(!is_ours_on_top("sysfs /sys sysfs rw 0 0\n"));
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let owner = geteuid();
+        assert!(check_owner(dir.path(), owner).is_ok());
+        let other = Uid::from_raw(owner.as_raw() + 1);
+        let of_root = check_owner(Path::new("/"), other);
+        assert!(of_root.is_ok(), "{of_root:?}");
+        if owner.is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(other.as_raw()), None).expect("root");
+        }
+        let user = if owner.is_root() { owner } else { other };
+        let error = check_owner(dir.path(), user).expect_err("a directory of another user");
+        let text = error.to_string();
+        assert!(text.contains(" belongs to user "), "{text}");
     }
 }

@@ -98,6 +98,28 @@ fn check_warns_of_a_lock_out() {
 }
 
 #[test]
+fn check_warns_of_a_rule_on_lo_that_matches_nothing() {
+    let (_dir, path) = one_rule("rules.toml");
+    for (option, why) in [
+        (
+            "no-local = true",
+            "local clients are not redirected (--no-local)",
+        ),
+        ("iface = 'eth0'", "--iface does not select it"),
+        ("iface = 'all,!lo'", "--iface does not select it"),
+    ] {
+        let text = format!("{option}\nrules = ['80:8080 on lo', '81:8081']\n");
+        fs::write(&path, text).expect("a file");
+        let (code, said) = outcome(&check_file(&path));
+        let warning = format!("warning: rule `80:8080 on lo` matches nothing on lo: {why}\n");
+        assert_eq!((code, said), (Some(0), warning));
+    }
+    fs::write(&path, "rules = ['80:8080 on lo']\n").expect("a file");
+    let (code, said) = outcome(&check_file(&path));
+    assert_eq!((code, said.as_str()), (Some(0), ""));
+}
+
+#[test]
 fn a_plan_and_a_check_know_the_limits() {
     let (_dir, path) = one_rule("rules.toml");
     let rules: Vec<_> = (1..=40_000)

@@ -67,6 +67,16 @@ fn ask(program: &str, args: &[&str], path: &Path) -> String {
     process::output(Command::new(program).args(args).arg(path)).expect(program)
 }
 
+/// A Debian package has the hash of its program, for `dpkg --verify`.
+fn has_hashes(package: &Path, program: &Path) {
+    let mut ask_for = Command::new("dpkg-deb");
+    let sums = process::output(ask_for.arg("--info").arg(package).arg("md5sums"));
+    let sum = ask("md5sum", &[], program);
+    let sum = sum.split_whitespace().next().expect("a hash");
+    let line = format!("{sum}  usr/bin/portredir\n");
+    assert!(sums.expect("the md5sums").contains(&line), "{line}");
+}
+
 #[test]
 fn a_debian_package_has_its_parts() {
     if process::find("dpkg-deb").is_none() {
@@ -114,19 +124,7 @@ fn a_debian_package_has_its_parts() {
     ] {
         assert!(control.lines().any(|said| said == line), "{control}");
     }
-    let sums = process::output(
-        Command::new("dpkg-deb")
-            .arg("--info")
-            .arg(&package)
-            .arg("md5sums"),
-    );
-    let sum = ask("md5sum", &[], &folder.0.join("program"));
-    let sum = sum.split_whitespace().next().expect("a hash");
-    assert!(
-        sums.expect("the md5sums")
-            .contains(&format!("{sum}  usr/bin/portredir\n")),
-        "{sum}"
-    );
+    has_hashes(&package, &folder.0.join("program"));
     let conffiles = process::output(
         Command::new("dpkg-deb")
             .arg("--info")

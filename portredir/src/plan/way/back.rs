@@ -41,7 +41,7 @@ impl Planner<'_> {
         let what = format!("replies of {end} to clients in {link} do not come back by this host");
         let why = format!(
             "target and clients are on the link of {name}, so the target answers them directly, \
-             and they refuse an answer from an address that they did not dial"
+             and they refuse an answer from an address that they did not connect to"
         );
         let source = hop.source.map(|addr| addr.to_string());
         let fix = policy_routing(wanted, source.as_deref().unwrap_or("THIS-HOST"));

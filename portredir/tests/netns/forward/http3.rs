@@ -55,6 +55,12 @@ fn serve(subject: Subject, layout: Layout) {
     };
     let rules = Family::BOTH.map(rule);
     site.up(&rules);
+    // A flow that stays with F would be met again by a client with the same port.
+    let ports_are = |range: &str| {
+        let range = format!("net.ipv4.ip_local_port_range={range}");
+        site.lab.client.run(&["sysctl", "-qw", &range]);
+    };
+    ports_are("32768 49151");
     for family in Family::BOTH {
         // Each has one of two by chance, but for one time in a million.
         let mut names = BTreeSet::new();
@@ -64,6 +70,7 @@ fn serve(subject: Subject, layout: Layout) {
         assert!(names.iter().eq(["F", "G"]), "{family:?}: {names:?}");
     }
     if matches!(subject, Subject::Engine(_)) {
+        ports_are("49152 60999");
         for family in Family::BOTH {
             let f = addr_words(site.addr(Place::F, family));
             site.lab.host.run(&[PROGRAM, "drain", &f]);
