@@ -175,7 +175,7 @@ impl Controller {
         let is_clsact_ours =
             was_ours || (may_use_clsact && !self.netlink.has_clsact(index).await?);
         let offloads = match planned.engine {
-            Engine::XdpGeneric => {
+            Engine::XdpNative | Engine::XdpGeneric => {
                 let on = ethtool::features_on(name).into_iter();
                 on.map(str::to_owned).collect()
             }

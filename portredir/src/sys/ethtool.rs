@@ -1,7 +1,8 @@
 //! Driver names and offload settings, by the ethtool ioctl.
 //!
 //! Generic XDP switches LRO and hardware GRO off and leaves them off
-//! (`generic_xdp_install` in `net/core/dev.c`), so portredir restores them.
+//! (`generic_xdp_install` in `net/core/dev.c`), and so does native XDP of some drivers with LRO
+//! (`vmxnet3_xdp_set`), so portredir restores them.
 
 #![expect(unsafe_code, reason = "the one system call that no library wraps")]
 
@@ -23,8 +24,8 @@ const ETHTOOL_SFEATURES: u32 = 0x3b;
 const ETH_SS_FEATURES: u32 = 4;
 const GSTRING_LEN: usize = 32;
 
-/// The offloads that attaching generic XDP switches off.
-pub const CLEARED_BY_GENERIC_XDP: [&str; 2] = ["rx-lro", "rx-gro-hw"];
+/// The offloads that attaching XDP may switch off.
+pub const CLEARED_BY_XDP: [&str; 2] = ["rx-lro", "rx-gro-hw"];
 
 /// The driver of an interface, `None` where it has none.
 #[must_use]
@@ -177,10 +178,10 @@ impl Request {
     }
 }
 
-/// The offloads of an interface that generic XDP will switch off.
+/// The offloads of an interface that XDP may switch off.
 #[must_use]
 pub fn features_on(interface: &str) -> Vec<&'static str> {
-    let names = CLEARED_BY_GENERIC_XDP;
+    let names = CLEARED_BY_XDP;
     let on = features(interface, &names).unwrap_or_default();
     names
         .into_iter()

@@ -243,7 +243,12 @@ fn traffic(case: &Case, lab: &Lab) {
 
 /// Traffic over a VLAN device on the card.
 fn vlan(case: &Case, lab: &Lab) {
-    for (at, name, number) in [(&lab.host, "h0", 1), (&lab.client, "c0", 2)] {
+    let ends = [(&lab.host, "h0", 1), (&lab.client, "c0", 2)];
+    let has_lro = ends.map(|(at, name, _)| {
+        let features = at.run(&["ethtool", "-k", name]);
+        features.contains("large-receive-offload: on\n")
+    });
+    for (at, name, number) in ends {
         let device = format!("{name}.10");
         at.ip(&format!(
             "addr flush dev {name} scope global\n\
@@ -252,9 +257,14 @@ fn vlan(case: &Case, lab: &Lab) {
         add_addrs(at, &device, (1, number));
     }
     case.check_traffic(lab);
-    for (at, name, number) in [(&lab.host, "h0", 1), (&lab.client, "c0", 2)] {
+    for ((at, name, number), has_lro) in ends.into_iter().zip(has_lro) {
         at.ip(&format!("link del {name}.10"));
         add_addrs(at, name, (1, number));
+        if has_lro {
+            // A VLAN device has no LRO, so the kernel takes it from the card
+            // (`netdev_sync_lower_features` of net/core/dev.c).
+            at.run(&["ethtool", "-K", name, "lro", "on"]);
+        }
     }
 }
 
