@@ -168,8 +168,7 @@ impl Controller {
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
         self.notify();
-        let flows = self.flows_of_targets()?;
-        let mut next = self.with_services(state, &flows)?;
+        let mut next = self.with_live_services(state)?;
         next.state.services.end_removed(Timestamp::now());
         self.install(&host.snapshot, next, on_event)?;
         self.end_flows(on_event)

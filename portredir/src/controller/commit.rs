@@ -44,9 +44,18 @@ impl Controller {
         state: State,
         on_event: OnEvent<'_>,
     ) -> Result<(), ControllerError> {
-        let flows = self.flows_of_targets()?;
-        let next = self.with_services(state, &flows)?;
+        let next = self.with_live_services(state)?;
         self.install(snapshot, next, on_event)
+    }
+
+    /// A state with the services that its rules and the live flows need.
+    ///
+    /// # Errors
+    ///
+    /// Flows cannot be listed, or the rules need more than the tables hold.
+    pub(super) fn with_live_services(&mut self, state: State) -> Result<Next, ControllerError> {
+        let flows = self.flows_of_targets()?;
+        self.with_services(state, &flows)
     }
 
     /// Makes a state valid, with its slots; see [`Self::commit`].

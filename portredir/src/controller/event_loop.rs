@@ -60,9 +60,9 @@ pub async fn open() -> Result<Controller, ControllerError> {
     Controller::open(Parts::pinned(*state, pins)?)
 }
 
-/// Watches until SIGINT, SIGTERM, a request to stop, or the end of the redirect. On SIGHUP `reload` reads the
-/// settings again; where they are possible, this program is executed anew with the
-/// same arguments.
+/// Watches until SIGINT, SIGTERM, a request to stop, or the end of the redirect. On SIGHUP
+/// `reload` reads the settings again; where they are possible, this program is executed anew
+/// with the same arguments.
 ///
 /// # Errors
 ///
@@ -161,8 +161,8 @@ fn register(controller: &mut Controller, on_event: OnEvent<'_>) {
 /// questions are rare.
 pub async fn mend(controller: &mut Controller, on_event: OnEvent<'_>) -> Option<Interval> {
     const LONGEST: Duration = Duration::from_secs(10);
-    let inspection = controller.mend(on_event).await;
-    (!controller.has_ended()).then(|| after((inspection * REST).clamp(INSPECT_INTERVAL, LONGEST)))
+    let inspection = controller.mend(on_event).await?;
+    Some(after((inspection * REST).clamp(INSPECT_INTERVAL, LONGEST)))
 }
 
 /// Looks at who takes target ports, and returns the clock for the next time. Where there are

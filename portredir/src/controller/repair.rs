@@ -76,8 +76,8 @@ impl Controller {
 
     /// Attaches again what others have detached, and pins again what others have removed.
     /// Nothing is done while another command works. Returns the time that the kernel took
-    /// to answer what is attached.
-    pub async fn mend(&mut self, on_event: OnEvent<'_>) -> Duration {
+    /// to answer what is attached; `None` where the redirect has ended.
+    pub async fn mend(&mut self, on_event: OnEvent<'_>) -> Option<Duration> {
         self.follow_metrics(on_event);
         let now = Instant::now();
         let has_pins = self.pins.as_ref().is_none_or(pinned::has_maps);
@@ -86,7 +86,7 @@ impl Controller {
         if !is_whole && let Err(error) = self.try_mend(now, on_event).await {
             log::warn!("{}", chain(&error));
         }
-        inspection
+        (has_pins || !self.has_ended()).then_some(inspection)
     }
 
     /// Whether `down` has ended the redirect that this process watches. It does not see a
