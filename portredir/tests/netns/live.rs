@@ -102,28 +102,31 @@ fn check_numbers(terminal: &Terminal, status: &Value) {
             .all(has)
         })
     };
-    let screen = terminal.wait_for("the numbers of status", is_so);
-    let h0 = cell(&screen, ("FLOWS ", "h0 "));
     let sum: u64 = rules
         .iter()
         .filter_map(|rule| rule["interfaces"]["h0"]["flows"].as_u64())
         .sum();
-    assert_eq!(h0, Some(sum.to_string()), "{screen}");
-    assert!(screen.lines().any(|line| line == "dropped: 0"), "{screen}");
+    let sum = Some(sum.to_string());
+    terminal.wait_for("the numbers of status", |screen| {
+        is_so(screen)
+            && cell(screen, ("FLOWS ", "h0 ")) == sum
+            && screen.lines().any(|line| line == "dropped: 0")
+    });
 }
 
-/// The shape that every size has.
-fn check_shape(screen: &str, (width, height): (u16, u16)) {
+/// Whether a screen has the shape that every size has. One that is read while it is drawn
+/// has not, nor one of which the terminal wrapped the lines at a change of its size.
+fn has_shape(screen: &str, (width, height): (u16, u16)) -> bool {
     let lines: Vec<_> = screen.lines().collect();
-    assert_eq!(lines.len(), usize::from(height), "{screen}");
     let longest = lines.iter().map(|line| line.chars().count()).max();
-    assert_eq!(longest, Some(usize::from(width)), "{screen}");
-    assert!(lines[0].starts_with("portredir "), "{screen}");
-    assert!(lines[0].ends_with('Z'), "{screen}");
-    assert!(lines[1].starts_with("in "), "{screen}");
-    assert!(lines[2].starts_with("RULE ") && lines[2].ends_with(" HISTORY"));
-    let last = lines[lines.len() - 1];
-    assert!(last.contains("s sort  r reverse  / filter"), "{screen}");
+    lines.len() == usize::from(height)
+        && longest == Some(usize::from(width))
+        && lines[0].starts_with("portredir ")
+        && lines[0].ends_with('Z')
+        && lines[1].starts_with("in ")
+        && lines[2].starts_with("RULE ")
+        && lines[2].ends_with(" HISTORY")
+        && lines[lines.len() - 1].contains("s sort  r reverse  / filter")
 }
 
 fn top(size: (u16, u16)) {
@@ -135,11 +138,11 @@ fn top(size: (u16, u16)) {
     start_top(&terminal);
     send_flows(&lab, 7);
     let conns = [connect(&lab), connect(&lab)];
-    let screen = terminal.wait_for("a rate", |screen| {
+    terminal.wait_for("a rate", |screen| {
         let rate = cell(screen, ("IN-PKT/s", RULES[1]));
         rate.is_some_and(|rate| rate.parse::<f64>().is_ok_and(|rate| rate > 0.0))
     });
-    check_shape(&screen, size);
+    terminal.wait_for("its shape", |screen| has_shape(screen, size));
     drop(conns);
     check_numbers(&terminal, &host.status());
     terminal.wait_for("no rate", |screen| {
@@ -203,12 +206,7 @@ fn resize() {
     start_top(&terminal);
     for size in [(120, 40), (80, 10), (100, 30)] {
         terminal.resize(size);
-        let screen = terminal.wait_for("the new size", |screen| {
-            let lines: Vec<_> = screen.lines().collect();
-            let is_wide = lines.first().map(|line| line.len()) == Some(usize::from(size.0));
-            lines.len() == usize::from(size.1) && is_wide
-        });
-        check_shape(&screen, size);
+        terminal.wait_for("the new size", |screen| has_shape(screen, size));
     }
     // Too small for anything, and back.
     terminal.resize((5, 2));
@@ -297,20 +295,20 @@ fn foreground(size: (u16, u16)) {
     let screen = terminal.wait_for("the flows", |screen| {
         cell(screen, ("FLOWS ", RULES[1])).as_deref() == Some("6")
             && cell(screen, ("FLOWS ", RULES[0])).as_deref() == Some("1")
+            && has_shape(screen, size)
     });
-    check_shape(&screen, size);
     let host = Host::of(&lab);
     check_numbers(&terminal, &host.status());
     // The plan was said before, and events come later.
     assert!(screen.contains("Z redirecting 80:8080"), "{screen}");
     lab.host
         .ip("link add x1 type veth peer name y1\nlink set x1 up");
-    let screen = terminal.wait_for_words("Z x1  tc");
-    check_shape(&screen, size);
+    terminal.wait_for("the new interface", |screen| {
+        screen.contains("Z x1  tc") && has_shape(screen, size)
+    });
 
     terminal.press("C-c");
-    let screen = terminal.wait_for_words("waiting for 1 connection to end, ");
-    check_shape_of_drain(&screen);
+    terminal.wait_for("the time that is left", has_shape_of_drain);
     drop(conn);
     terminal.wait_for_words("code 0");
     let history = terminal.history();
@@ -327,12 +325,12 @@ fn foreground(size: (u16, u16)) {
     assert_eq!(attached(&lab.host).into_iter().find(ours), None);
 }
 
-/// The time that is left stands above the numbers, which stay.
-fn check_shape_of_drain(screen: &str) {
-    let first = screen.lines().next().expect("a line");
-    assert!(first.starts_with("waiting for 1 connection"), "{screen}");
-    assert!(first.contains(" s left; Ctrl-C stops waiting"), "{screen}");
-    assert!(screen.contains("\n80:8080 "), "{screen}");
+/// Whether the time that is left stands above the numbers, which stay.
+fn has_shape_of_drain(screen: &str) -> bool {
+    let first = screen.lines().next().unwrap_or_default();
+    first.starts_with("waiting for 1 connection to end, ")
+        && first.contains(" s left; Ctrl-C stops waiting")
+        && screen.contains("\n80:8080 ")
 }
 
 /// Ctrl-Z gives the terminal to the shell, `bg` and `fg` go on.
