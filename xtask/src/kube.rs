@@ -122,7 +122,7 @@ fn run(stage: Stage, image: &Image) -> Result<Report> {
         .spawn()
         .context("start the stage")?;
     let stdout = child.stdout.take().context("read the output")?;
-    let mut report = Report::new("");
+    let mut report = Report::default();
     report.follow(stdout)?;
     child.wait().context("wait for the stage")?;
     Ok(report)

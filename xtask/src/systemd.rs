@@ -74,7 +74,7 @@ fn run(vm: &Vm, root: &Path, files: &Path) -> Result<Report> {
         .spawn()
         .context("start QEMU")?;
     let stdout = qemu.stdout.take().context("read the output of the guest")?;
-    let mut report = Report::new(vm.release());
+    let mut report = Report::default();
     report.follow(stdout)?;
     qemu.wait().context("wait for QEMU")?;
     if !report.is_complete() {

@@ -51,8 +51,15 @@ impl Engine {
             Self::XdpNative => "xdp",
             Self::XdpGeneric => "xdp-generic",
             Self::Tc | Self::TcClsact => "tc",
-            Self::Lookup | Self::Cgroup => "socket",
+            Self::Lookup => "socket",
+            Self::Cgroup => "local",
         }
+    }
+
+    /// Whether the engine of this name sees packets, and not only connections.
+    #[must_use]
+    pub fn sees_packets(name: &str) -> bool {
+        ![Self::Lookup, Self::Cgroup].map(Self::name).contains(&name)
     }
 
     /// The hook to which the engine attaches, as far as it is known beforehand.

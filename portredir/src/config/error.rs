@@ -81,6 +81,9 @@ pub enum ConfigError {
         /// The mistake.
         error: TableError,
     },
+    /// Several rules cannot be read: the mistakes in the order of the file.
+    #[error("{}", first_of(.0))]
+    Several(Vec<Self>),
     /// The rules contradict each other.
     #[error(transparent)]
     Conflict(#[from] ConflictError),
@@ -111,7 +114,26 @@ pub enum ConfigError {
     Beside(PathBuf),
 }
 
+/// The number of mistakes that are worth reading at once.
+const MOST_SHOWN: usize = 20;
+
+/// The first mistakes, each on lines of its own, and the number of the others.
+fn first_of(mistakes: &[ConfigError]) -> String {
+    let shown = mistakes.iter().take(MOST_SHOWN).map(ToString::to_string);
+    let rest = mistakes.len().saturating_sub(MOST_SHOWN);
+    let rest = (rest > 0).then(|| format!("mistakes that are not shown: {rest}"));
+    shown.chain(rest).collect::<Vec<_>>().join("\n")
+}
+
 impl ConfigError {
+    /// The one mistake, or all of them; `None` when there is none.
+    pub(super) fn of(mut mistakes: Vec<Self>) -> Option<Self> {
+        match mistakes.len() {
+            0 | 1 => mistakes.pop(),
+            _ => Some(Self::Several(mistakes)),
+        }
+    }
+
     /// The error of a path that cannot be read.
     pub(super) fn read(path: &Path, error: io::Error) -> Self {
         let hint = match error.kind() {
@@ -146,6 +168,8 @@ impl ConfigError {
                 io::ErrorKind::PermissionDenied if error.raw_os_error() == Some(libc::EACCES) => {
                     ExitCode::NotPermitted
                 }
+                // A folder that is there and takes no files, as /proc.
+                io::ErrorKind::NotFound if matches!(self, Self::Write { .. }) => ExitCode::Failed,
                 io::ErrorKind::NotFound
                 | io::ErrorKind::NotADirectory
                 | io::ErrorKind::IsADirectory => ExitCode::Usage,

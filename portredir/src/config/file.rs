@@ -118,7 +118,7 @@ fn read_all(path: &Path, from: &mut impl io::Read) -> Result<Vec<u8>, ConfigErro
 ///
 /// # Errors
 ///
-/// [`ConfigError::Toml`], [`ConfigError::Rule`] and [`ConfigError::Table`], with the place.
+/// [`ConfigError::Toml`], or the mistakes of all rules and tables, each with its place.
 pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
     let toml = |message: String| ConfigError::Toml {
         path: path.display().to_string(),
@@ -131,23 +131,30 @@ pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Config, ConfigError> {
         path: path.to_owned(),
         line: lines.line(start),
     };
-    let mut rules = Vec::new();
+    let (mut rules, mut mistakes) = (Vec::new(), Vec::new());
+    let mut add = |rule: Result<Sourced, ConfigError>| match rule {
+        Ok(rule) => rules.push(rule),
+        Err(mistake) => mistakes.push(mistake),
+    };
     for rule in std::mem::take(&mut options.rules) {
-        rules.push(Sourced::parse(rule.get_ref(), origin(rule.span().start))?);
+        let origin = origin(rule.span().start);
+        add(Sourced::parse(rule.get_ref(), origin).map_err(ConfigError::from));
     }
     // A list of texts cannot come after a table.
     for table in std::mem::take(&mut options.rule) {
         let origin = origin(table.span().start);
-        let texts = table.get_ref().texts();
-        let texts = texts.map_err(|error| ConfigError::Table {
-            origin: origin.clone(),
-            error,
-        })?;
-        for text in texts {
-            rules.push(Sourced::parse(&text, origin.clone())?);
+        match table.get_ref().texts() {
+            Ok(texts) => texts
+                .iter()
+                .map(|text| Sourced::parse(text, origin.clone()).map_err(ConfigError::from))
+                .for_each(&mut add),
+            Err(error) => add(Err(ConfigError::Table { origin, error })),
         }
     }
-    Ok(Config { options, rules })
+    match ConfigError::of(mistakes) {
+        None => Ok(Config { options, rules }),
+        Some(mistake) => Err(mistake),
+    }
 }
 
 /// The lines of a text.

@@ -32,7 +32,7 @@ pub enum ChangeError {
     #[error("no interface to attach to; see --iface")]
     NoInterface,
     /// An option can only be changed by `up`.
-    #[error("`{0}` cannot be changed while programs are attached; use: portredir up --config PATH")]
+    #[error("`{0}` cannot be changed while programs are attached; use: portredir up")]
     NeedsUp(String),
     /// No change waits for its confirmation.
     #[error("no change is waiting for confirmation")]

@@ -60,23 +60,29 @@ impl NativeDriver {
         let mut all = NATIVE_XDP_DRIVERS.into_iter();
         all.find(|driver| driver.name == name)
     }
+}
 
-    /// A note on what attaching and detaching does to the link.
-    pub(super) fn note(self) -> String {
-        let name = self.name;
-        match self.tried {
-            // `igb_xdp_setup` in drivers/net/ethernet/intel/igb/igb_main.c closes the
-            // interface and opens it again.
-            Tried::Emulated => format!(
-                "driver {name} resets the link when native XDP is attached or detached; \
-                 --engine tc does not"
-            ),
-            Tried::Nowhere => format!(
-                "native XDP was not tried with driver {name}, which may reset the link when it \
-                 is attached or detached; --engine tc does not"
-            ),
-        }
+/// The drivers that reset the link when native XDP is attached or detached, as tests with
+/// emulated cards show: `igb_xdp_setup` in drivers/net/ethernet/intel/igb/igb_main.c
+/// closes the interface and opens it again, and `vmxnet3_xdp_set` in
+/// drivers/net/vmxnet3/vmxnet3_xdp.c quiesces the device.
+const RESET_LINK: [&str; 2] = ["igb", "vmxnet3"];
+
+/// A note on what attaching and detaching native XDP does to the link.
+pub(super) fn note(driver: &str) -> Option<String> {
+    if RESET_LINK.contains(&driver) {
+        return Some(format!(
+            "driver {driver} resets the link when native XDP is attached or detached; --engine tc \
+             does not"
+        ));
     }
+    let listed = NativeDriver::find(driver)?;
+    (listed.tried == Tried::Nowhere).then(|| {
+        format!(
+            "native XDP was not tried with driver {driver}, which may reset the link when it is \
+             attached or detached; --engine tc does not"
+        )
+    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::config::engine::{Engine, EngineChoice};
 use crate::config::selection::SelectedBy;
 use crate::host::features::{Features, Programs};
 use crate::host::snapshot::{Header, Interface, Snapshot};
-use crate::plan::driver::NativeDriver;
+use crate::plan::driver::{self, NativeDriver};
 
 /// The reason for an engine that the user asked for.
 const ASKED: &str = "requested with --engine";
@@ -262,8 +262,7 @@ impl Interface {
     /// A note on what attaching native XDP does to the link, unless it is attached.
     fn note_on_native_xdp(&self, is_ours: bool) -> Vec<String> {
         let driver = self.driver.as_deref().filter(|_| !is_ours);
-        let listed = driver.and_then(NativeDriver::find);
-        listed.map(NativeDriver::note).into_iter().collect()
+        driver.and_then(driver::note).into_iter().collect()
     }
 
     /// The reason why native XDP is not worth its cost where it is possible.

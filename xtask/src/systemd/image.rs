@@ -12,7 +12,16 @@ use crate::root::root as workspace;
 use crate::vm::{Vm, mirror};
 
 /// The packages that a small Debian lacks: a service manager, and programs of the checks.
-const PACKAGES: &str = "systemd,systemd-sysv,iproute2,curl,python3,kmod,udev,procps";
+const PACKAGES: &str = "systemd,systemd-sysv,iproute2,curl,python3,kmod,udev,procps,dbus,firewalld,\
+                        nftables,docker.io,iptables,busybox-static";
+
+/// The services that only some checks start.
+const SERVICES: [&str; 4] = [
+    "firewalld.service",
+    "docker.service",
+    "docker.socket",
+    "containerd.service",
+];
 
 /// The files of the checks.
 const FILES: [(&str, &str); 4] = [
@@ -53,6 +62,9 @@ pub fn root(suite: &str, vm: &Vm) -> Result<PathBuf> {
         .arg(&tree)
         .arg(mirror()?);
     process::run(&mut debootstrap)?;
+    let mut disable = process::as_root("chroot");
+    disable.arg(&tree).args(["systemctl", "disable"]);
+    process::run(disable.args(SERVICES))?;
     let modules = tree.join("usr/lib/modules");
     process::run(process::as_root("mkdir").arg("-p").arg(&modules))?;
     let mut copy = process::as_root("cp");
@@ -61,7 +73,7 @@ pub fn root(suite: &str, vm: &Vm) -> Result<PathBuf> {
         process::as_root(process::find("mkfs.ext4").context("find mkfs.ext4")?)
             .args(["-q", "-F", "-d"])
             .args([&tree, &part])
-            .arg("2G"),
+            .arg("3G"),
     )?;
     process::run(process::as_root("mv").args([&part, &image]))?;
     remove()?;

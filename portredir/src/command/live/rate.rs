@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use crate::config::engine::Engine;
 use crate::observe::report::{Hits, Report};
 
 /// The number of samples that a history keeps.
@@ -221,7 +222,7 @@ fn counts(report: &Report) -> Vec<(Name, Values<u64>)> {
 /// The counts of an interface without traffic. Where connections are given to sockets no
 /// packets are counted.
 fn idle(engine: &str) -> Values<u64> {
-    let zero = (engine != "socket").then_some(0);
+    let zero = Engine::sees_packets(engine).then_some(0);
     let hits = Hits {
         packets: zero,
         bytes: zero,

@@ -93,7 +93,7 @@ pub fn report(second: u64) -> Report {
         time: start() + SignedDuration::from_secs(second.try_into().expect("a second")),
         rules: rules.into(),
         interfaces: vec![
-            interface("lo", ("socket", "cgroup"), HookState::Attached),
+            interface("lo", ("local", "cgroup"), HookState::Attached),
             interface("eth0", ("xdp", "native"), HookState::Attached),
             interface("wg0", ("tc", "tcx"), HookState::Missing),
         ],

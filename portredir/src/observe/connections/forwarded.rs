@@ -6,8 +6,9 @@ use portredir_common::flow::FlowKey;
 use portredir_common::map::sockets::ForwardPeer;
 use portredir_common::net::{Port, Protocol};
 
-use super::list::{Lister, SOCKET, Servers, Way, ends, ip, is_for, new, of_socket, reversed};
+use super::list::{Lister, Servers, Way, ends, ip, is_for, new, of_socket, reversed};
 use super::{Connection, ListError};
+use crate::config::engine::Engine;
 use crate::loader::flow_view::FlowView;
 use crate::loader::forward_view::Forwarded;
 use crate::rule::Rule;
@@ -91,7 +92,7 @@ impl Lister<'_> {
         let connection = Connection {
             target_addr: (!peer.addr.is(peer.dialled)).then(|| ip(peer.addr)),
             rule: rule.and_then(|id| self.rule_of(id, way)),
-            engines: vec![SOCKET.to_owned()],
+            engines: vec![Engine::Cgroup.name().to_owned()],
             ..of_socket(way, state, traffic)
         };
         self.push(connection, inode);

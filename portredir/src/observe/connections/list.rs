@@ -11,6 +11,7 @@ use portredir_common::net::{Addr, Port, Protocol};
 use thiserror::Error;
 
 use super::{Connection, Filter, List, Redirect, SCHEMA};
+use crate::config::engine::Engine;
 use crate::loader::DatapathError;
 use crate::loader::flow_view::{self, FlowView, Place, Redirected, UdpFlow};
 use crate::observe::listening::name_of;
@@ -56,7 +57,8 @@ pub fn list(
             .collect(),
         // The beginning is rounded to a second, and may be a little later than now.
         age: since.map(|since| Duration::try_from(time.duration_since(since)).unwrap_or_default()),
-        rewriting: engines(redirect, |engine| engine != SOCKET),
+        rewriting: engines(redirect, Engine::sees_packets),
+        assigning: engines(redirect, |engine| !Engine::sees_packets(engine)),
         found: Vec::new(),
     };
     let servers = lister.tcp(&view)?;
@@ -75,9 +77,6 @@ pub fn list(
     })
 }
 
-/// The engine that rewrites no packets.
-pub(super) const SOCKET: &str = "socket";
-
 fn engines(redirect: &Redirect, is_meant: impl Fn(&str) -> bool) -> Vec<String> {
     let engines = redirect.engines.iter();
     engines.filter(|engine| is_meant(engine)).cloned().collect()
@@ -91,6 +90,8 @@ pub(super) struct Lister<'a> {
     age: Option<Duration>,
     /// The engines that rewrite packets.
     pub(super) rewriting: Vec<String>,
+    /// The engines that give connections to the listener on the target.
+    assigning: Vec<String>,
     /// The flows that were found, each with the inode of the server's socket.
     found: Vec<(Connection, u32)>,
 }
@@ -191,7 +192,7 @@ impl Lister<'_> {
         };
         let connection = Connection {
             rule: self.rule_for(way),
-            engines: vec![SOCKET.to_owned()],
+            engines: self.assigning.clone(),
             ..of_socket(way, socket.state, socket.traffic)
         };
         self.push(connection, socket.inode);
@@ -221,7 +222,7 @@ impl Lister<'_> {
         };
         let connection = Connection {
             rule: self.rule_for(way),
-            engines: vec![SOCKET.to_owned()],
+            engines: vec![Engine::Cgroup.name().to_owned()],
             ..of_socket(way, state, traffic)
         };
         self.push(connection, inode);

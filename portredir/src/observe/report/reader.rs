@@ -10,14 +10,12 @@ use portredir_common::map::counters::CounterKey;
 use portredir_common::net::Protocol;
 
 use super::counts::{Hits, RuleOutcomes, RuleReport};
+use crate::config::engine::Engine;
 use crate::loader::ACCEPT;
 use crate::loader::counters::Counters;
 use crate::observe::attached::Interface;
 use crate::rule::Rule;
 use crate::sys::clock::monotonic;
-
-/// The name of engines that see connections and no packets.
-const WITHOUT_PACKETS: &str = "socket";
 
 /// The counters, and what is needed to read them.
 pub(super) struct Reader<'a> {
@@ -125,7 +123,7 @@ impl<'a> Reader<'a> {
 
 /// Whether the engine of an interface sees packets.
 fn sees_packets(interface: &Interface) -> bool {
-    interface.report.engine != WITHOUT_PACKETS
+    Engine::sees_packets(&interface.report.engine)
 }
 
 /// Adds to a count, where there is one.

@@ -17,7 +17,7 @@ fn auto_uses_native_xdp_on_real_nics_alone() {
     ]);
     let plan = plan(&snapshot, "");
     let expected = [
-        ("lo", "socket", "cgroup"),
+        ("lo", "local", "cgroup"),
         ("eth0", "xdp", "native"),
         ("eth1", "tc", "tcx"),
         ("veth0", "tc", "tcx"),
@@ -46,6 +46,12 @@ fn a_link_that_native_xdp_may_reset_is_named_before_it_is_attached() {
         let ixgbe = notes("ixgbe", text);
         assert!(ixgbe.contains("not tried with driver ixgbe"), "{ixgbe}");
     }
+    let vmxnet3 = notes("vmxnet3", "--engine xdp");
+    assert!(
+        vmxnet3.starts_with("driver vmxnet3 resets the link"),
+        "{vmxnet3}"
+    );
+    assert_eq!(notes("vmxnet3", ""), "");
     assert_eq!(notes("igb", "--engine tc"), "");
     assert_eq!(notes("virtio_net", "--engine xdp"), "");
     let ours = next_plan(&with("igb"), "", &[(2, SelectedBy::Pattern)]);

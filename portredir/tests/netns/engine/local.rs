@@ -169,7 +169,7 @@ fn connected(lab: &Lab) {
     assert_eq!(report["rules"][0]["flows"], flows);
     let engines = report["interfaces"].as_array().expect("a list");
     assert_eq!(engines[0]["name"], "lo");
-    assert_eq!(engines[0]["engine"], "socket");
+    assert_eq!(engines[0]["engine"], "local");
     assert_eq!(report["rules"][0]["interfaces"]["lo"]["flows"], flows);
 }
 

@@ -237,7 +237,7 @@ fn local_clients() {
     for flow in &flows {
         assert_eq!(flow["rule"], "80:8080/both", "{flow}");
         assert_eq!(flow["target_port"], 8080, "{flow}");
-        assert_eq!(flow["engines"], serde_json::json!(["socket"]), "{flow}");
+        assert_eq!(flow["engines"], serde_json::json!(["local"]), "{flow}");
         assert_eq!(flow["processes"][0]["pid"], std::process::id(), "{flow}");
         assert_eq!(flow["bytes_in"], 5, "{flow}");
     }

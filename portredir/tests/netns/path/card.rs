@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::lab::namespace::Namespace;
 use crate::lab::process::note;
 use crate::lab::program::{PROGRAM, Redirector, attached, link_state};
 use crate::lab::{Family, Lab, add_addrs, checksum, link, wait_for_route};
@@ -55,7 +56,8 @@ const DRIVERS: [Driver; 4] = [
         name: "vmxnet3",
         xdp_since: Some((6, 6)),
         frags_since: None,
-        resets_for_xdp: false,
+        // `vmxnet3_quiesce_dev` in drivers/net/vmxnet3/vmxnet3_drv.c.
+        resets_for_xdp: true,
         is_listed: false,
     },
     Driver {
@@ -244,10 +246,7 @@ fn traffic(case: &Case, lab: &Lab) {
 /// Traffic over a VLAN device on the card.
 fn vlan(case: &Case, lab: &Lab) {
     let ends = [(&lab.host, "h0", 1), (&lab.client, "c0", 2)];
-    let has_lro = ends.map(|(at, name, _)| {
-        let features = at.run(&["ethtool", "-k", name]);
-        features.contains("large-receive-offload: on\n")
-    });
+    let lro = [Lro::of(&lab.host, "h0"), Lro::of(&lab.client, "c0")];
     for (at, name, number) in ends {
         let device = format!("{name}.10");
         at.ip(&format!(
@@ -257,13 +256,33 @@ fn vlan(case: &Case, lab: &Lab) {
         add_addrs(at, &device, (1, number));
     }
     case.check_traffic(lab);
-    for ((at, name, number), has_lro) in ends.into_iter().zip(has_lro) {
+    for (at, name, number) in ends {
         at.ip(&format!("link del {name}.10"));
         add_addrs(at, name, (1, number));
-        if has_lro {
-            // A VLAN device has no LRO, so the kernel takes it from the card
-            // (`netdev_sync_lower_features` of net/core/dev.c).
-            at.run(&["ethtool", "-K", name, "lro", "on"]);
+    }
+    // A VLAN device has no LRO, so the kernel takes it from the card
+    // (`netdev_sync_lower_features` of net/core/dev.c).
+    lro.iter().for_each(Lro::restore);
+}
+
+/// The LRO of a card, which the kernel takes for good where a test asks for something
+/// else, without portredir.
+struct Lro<'a> {
+    at: &'a Namespace,
+    card: &'static str,
+    is_on: bool,
+}
+
+impl<'a> Lro<'a> {
+    fn of(at: &'a Namespace, card: &'static str) -> Self {
+        let features = at.run(&["ethtool", "-k", card]);
+        let is_on = features.contains("large-receive-offload: on\n");
+        Self { at, card, is_on }
+    }
+
+    fn restore(&self) {
+        if self.is_on {
+            self.at.run(&["ethtool", "-K", self.card, "lro", "on"]);
         }
     }
 }
@@ -303,6 +322,7 @@ fn jumbo(case: &Case, lab: &Lab) {
 fn forward(case: &Case, lab: &Lab) {
     let far = lab.third();
     link((&lab.host, "h1", (2, 1)), (&far, "f0", (2, 2)));
+    let lro = Lro::of(&lab.host, "h0");
     lab.host.sysctl("ipv4/ip_forward", "1");
     lab.host.sysctl("ipv6/conf/all/forwarding", "1");
     far.ip("route add default via 10.9.2.1\nroute add default via fd09:0:0:2::1");
@@ -342,6 +362,8 @@ fn forward(case: &Case, lab: &Lab) {
     lab.host.ip("link del h1");
     lab.host.sysctl("ipv4/ip_forward", "0");
     lab.host.sysctl("ipv6/conf/all/forwarding", "0");
+    // A host that forwards has no LRO (`inet_forward_change` of net/ipv4/devinet.c).
+    lro.restore();
 }
 
 /// The programs come and go while clients send requests and one connection waits.

@@ -367,7 +367,7 @@ def cleanup(lab):
 def main():
     bin, program, image, source, folder = sys.argv[1:6]
     lab = Lab(folder, bin, program, source)
-    print("system", "Kubernetes v1.20 and its newer server of definitions, no kubelet", os.uname().release, sep="\t")
+    print("system", "Kubernetes v1.20 and its newer server of definitions, no kubelet", f"Linux {os.uname().release.split('-')[0]}", sep="\t")
     for node in lab.nodes:
         for port in [8080, 8081]:
             serve(node, port)

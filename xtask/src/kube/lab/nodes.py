@@ -393,7 +393,7 @@ def main():
     # The first process of a PID namespace has to ask for this signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     cluster = Cluster(folder, bin, image, source)
-    print("system", "Kubernetes v1.20 with two nodes, containerd 1.6, kube-proxy with iptables", os.uname().release, sep="\t")
+    print("system", "Kubernetes v1.20 with two nodes, containerd 1.6, kube-proxy with iptables", f"Linux {os.uname().release.split('-')[0]}", sep="\t")
     try:
         scenarios = [boot, install, update, killed, rollover, flood, again, reboot, cleanup]
         chosen = sys.argv[6:]

@@ -253,6 +253,64 @@ def after_reboot():
         seen.append(run("portredir status --check"))
 
 
+def rules_of(command):
+    """The rules that `portredir import` prints for what a command prints."""
+    return run(f"{command} >/tmp/foreign && portredir import /tmp/foreign 2>/tmp/notes", 0).splitlines()
+
+
+def import_firewalld():
+    with check("import from firewalld: the same ports, by us") as seen:
+        run("systemctl start firewalld", 0)
+        run("firewall-cmd --zone=public --change-interface=h0", 0)
+        run("firewall-cmd --add-forward-port=port=82:proto=tcp:toport=8080", 0)
+        run("firewall-cmd --add-rich-rule='rule family=ipv4 source address=10.77.0.0/24"
+            " forward-port port=84 protocol=tcp to-port=8080'", 0)
+        for port in [82, 84]:
+            assert curl(f"http://10.77.0.1:{port}/") == "8080", "firewalld does not redirect"
+        rules = rules_of("firewall-cmd --list-all")
+        seen.append(", ".join(rules))
+        assert rules == ["82:8080 on h0", "84:8080 from 10.77.0.0/24 on h0"], rules
+        zone = rules_of("firewall-cmd --runtime-to-permanent && cat /etc/firewalld/zones/public.xml")
+        assert [rule for rule in zone if rule in rules] == rules or zone == [
+            "82:8080", "84:8080 from 10.77.0.0/24"], zone
+        run("firewall-cmd --remove-forward-port=port=82:proto=tcp:toport=8080", 0)
+        run("firewall-cmd --remove-rich-rule='rule family=ipv4 source address=10.77.0.0/24"
+            " forward-port port=84 protocol=tcp to-port=8080'", 0)
+        run("firewall-cmd --add-port=8080/tcp", 0)
+        check_refused(82)
+        run("portredir add " + " ".join(f"'{rule}'" for rule in rules), 0)
+        for port in [82, 84]:
+            assert curl(f"http://10.77.0.1:{port}/") == "8080", f"we do not redirect {port}"
+        run("portredir rm " + " ".join(f"'{rule}'" for rule in rules), 0)
+        run("systemctl stop firewalld", 0)
+        check_reaches()
+
+
+def import_docker():
+    with check("import from docker: a container's port, by us") as seen:
+        run("mkdir -p /tmp/box/bin /tmp/box/www && cp /bin/busybox /tmp/box/bin"
+            " && echo docker >/tmp/box/www/index.html", 0)
+        run("systemctl start docker", 0)
+        run("tar -C /tmp/box -c . | docker import - box", 0)
+        run("docker run -d --name web -p 85:80 box /bin/busybox httpd -f -p 80 -h /www", 0)
+        wanted = "docker"
+        for _ in range(100):
+            if curl("http://10.77.0.1:85/") == wanted:
+                break
+            time.sleep(0.5)
+        rules = rules_of("docker inspect web")
+        seen.append(", ".join(rules))
+        assert re.fullmatch(r"85:172\.[0-9.]+:80 name web", rules[0]) and len(rules) == 1, rules
+        # Port 86 is none of docker's.
+        rule = rules[0].replace("85:", "86:", 1)
+        run(f"portredir add {rule}", 0)
+        assert curl("http://10.77.0.1:86/") == wanted, curl("http://10.77.0.1:86/")
+        assert curl("http://10.77.0.1:85/") == wanted, "docker's own port"
+        run("portredir rm web", 0)
+        run("docker rm -f web && systemctl stop docker docker.socket containerd", 0)
+        check_reaches()
+
+
 def purge():
     with check("purge leaves nothing") as seen:
         RULES.with_name("conf.d").joinpath("mine.toml").write_text("rules = []\n")
@@ -273,12 +331,13 @@ def main():
     run("systemctl is-system-running --wait")
     if not REBOOTED.exists():
         system = run(". /etc/os-release; echo $PRETTY_NAME")
-        print("system", system, run("systemctl --version | head -n 1"), sep="\t", flush=True)
+        version = run("systemctl --version | head -n 1")
+        print("system", system, f"{version}, Linux {os.uname().release}", sep="\t", flush=True)
         pathlib.Path("/lab/online").unlink(missing_ok=True)
         for part in [install, restart, reload, crash, upgrade, stop]:
             part()
         reboot()
-    for part in [after_reboot, purge]:
+    for part in [after_reboot, import_firewalld, import_docker, purge]:
         part()
     print("end", flush=True)
     run("systemctl poweroff")

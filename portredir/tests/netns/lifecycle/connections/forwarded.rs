@@ -92,7 +92,7 @@ pub fn local() {
         assert_eq!(flow["target_addr"], addr, "{flow}");
         assert_eq!(flow["target_port"], 8080, "{flow}");
         assert_eq!(flow["rule"], rule, "{flow}");
-        assert_eq!(flow["engines"], json!(["socket"]), "{flow}");
+        assert_eq!(flow["engines"], json!(["local"]), "{flow}");
         assert_eq!(flow["state"], "established", "{flow}");
         assert_eq!(
             (&flow["bytes_in"], &flow["bytes_out"]),
