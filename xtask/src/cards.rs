@@ -8,6 +8,9 @@ use crate::report::Counts;
 /// test.
 pub const TESTS: &str = "card/";
 
+/// What a test saw begins so where the program has to refuse an engine, and does.
+const REFUSED: &str = "refused: ";
+
 /// The table for a document. What a test saw is a note below the table.
 pub fn table(counts: &Counts) -> String {
     let outcomes = outcomes(counts);
@@ -29,9 +32,13 @@ pub fn table(counts: &Counts) -> String {
             let name = format!("{TESTS}{driver}/{engine}/{test}");
             let outcome = outcomes.iter().find(|(found, _)| *found == name);
             let outcome = outcome.map_or("", |(_, outcome)| outcome);
-            text += &format!(" {outcome}");
-            if let Some(seen) = counts.seen.get(&name) {
-                text += &format!(" ({})", number(&mut notes, seen));
+            let seen = counts.seen.get(&name);
+            // The test has passed: the program refuses, and says why.
+            let is_refused = outcome == "ok" && seen.is_some_and(|seen| seen.starts_with(REFUSED));
+            text += &format!(" {}", if is_refused { "refused" } else { outcome });
+            if let Some(seen) = seen {
+                let note = seen.strip_prefix(REFUSED).unwrap_or(seen);
+                text += &format!(" ({})", number(&mut notes, note));
             }
             text += " |";
         }
@@ -87,6 +94,8 @@ mod tests {
         for line in [
             "seen\tcard/igb/xdp/load\tthe link is reset",
             "seen\tcard/igb/auto/load\tthe link is reset",
+            "seen\tcard/igb/xdp/vlan\trefused: no native XDP",
+            "test card/igb/xdp/vlan ... ok",
             "test card/igb/xdp/load ... ok",
             "test card/igb/auto/load ... FAILED",
             "test card/igb/auto/vlan ... ignored (needs CONFIG_VLAN_8021Q)",
@@ -99,8 +108,9 @@ mod tests {
             "| driver | engine | load | vlan |\n\
              |---|---|---|---|\n\
              | igb | auto | **failed** (1) | not run: needs CONFIG_VLAN_8021Q |\n\
-             | igb | xdp | ok (1) |  |\n\n\
-             1. the link is reset"
+             | igb | xdp | ok (1) | refused (2) |\n\n\
+             1. the link is reset\n\
+             2. no native XDP"
         );
     }
 }

@@ -32,6 +32,14 @@ impl Suite {
         }
     }
 
+    /// The packages of docker, which Debian 13 has split.
+    const fn docker(self) -> &'static str {
+        match self {
+            Self::Bookworm => "docker.io",
+            Self::Trixie => "docker.io,docker-cli",
+        }
+    }
+
     /// The series of the kernel of the release.
     const fn kernel(self) -> &'static str {
         match self {
@@ -50,7 +58,7 @@ pub fn test(suites: &[Suite], program: Option<PathBuf>, record: bool) -> Result<
     let mut is_good = true;
     for &suite in suites {
         let vm = Vm::new(suite.kernel(), &[])?;
-        let root = image::root(suite.name(), &vm)?;
+        let root = image::root(suite, &vm)?;
         let files = image::lab(suite.name(), &package)?;
         let report = run(&vm, &root, &files)?;
         println!("\n{report}");

@@ -148,8 +148,9 @@ impl Globals {
         let has_ipsec = u8::from(xfrm::is_supported());
         let flow_shares = [shares.tcp, shares.udp, shares.syn];
         let forward_shares = [forward.tcp, forward.udp, forward.syn];
-        // The loader would parse the types of the whole kernel, which we do not need.
         let mut loader = EbpfLoader::new();
+        // The types of the whole kernel, which it has parsed: no program needs them.
+        loader.btf(None);
         if let Some(pins) = pins {
             for name in MAPS {
                 loader.map_pin_path(name, pins.path(name));

@@ -255,7 +255,11 @@ fn main() -> ExitCode {
     if is_mounted {
         let _ = nix::mount::umount("/sys/fs/bpf");
     }
-    conclusion.exit_code()
+    if lab::namespace::is_clean() {
+        conclusion.exit_code()
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Mounts bpffs, as systemd does at boot, unless it is: programs that find none

@@ -7,13 +7,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::Suite;
 use crate::process;
 use crate::root::root as workspace;
 use crate::vm::{Vm, mirror};
 
 /// The packages that a small Debian lacks: a service manager, and programs of the checks.
-const PACKAGES: &str = "systemd,systemd-sysv,iproute2,curl,python3,kmod,udev,procps,dbus,firewalld,\
-                        nftables,docker.io,iptables,busybox-static";
+const PACKAGES: &str = "systemd,systemd-sysv,iproute2,curl,python3,kmod,udev,procps,dbus,libpam-systemd,firewalld,\
+                        nftables,iptables,busybox-static";
 
 /// The services that only some checks start.
 const SERVICES: [&str; 4] = [
@@ -46,8 +47,9 @@ fn folder(suite: &str) -> Result<PathBuf> {
 }
 
 /// The image of a root file system, which is made once.
-pub fn root(suite: &str, vm: &Vm) -> Result<PathBuf> {
-    let folder = folder(suite)?;
+pub fn root(suite: Suite, vm: &Vm) -> Result<PathBuf> {
+    let name = suite.name();
+    let folder = folder(name)?;
     let image = folder.join(format!("{}.img", vm.release()));
     if image.exists() {
         return Ok(image);
@@ -58,7 +60,8 @@ pub fn root(suite: &str, vm: &Vm) -> Result<PathBuf> {
     remove()?;
     let mut debootstrap = process::as_root(process::find("debootstrap").context("debootstrap")?);
     debootstrap
-        .args(["--variant=minbase", "--include", PACKAGES, suite])
+        .args(["--variant=minbase", "--include"])
+        .args([&format!("{PACKAGES},{}", suite.docker()), name])
         .arg(&tree)
         .arg(mirror()?);
     process::run(&mut debootstrap)?;

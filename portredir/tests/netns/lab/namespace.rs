@@ -6,11 +6,14 @@ use std::io::Write as _;
 use std::net::{TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::lab::process::{Process, wait_for};
+use crate::lab::process::{Process, slow, wait_for};
 
 /// Names of namespaces and directories begin with it; the pid comes next.
 pub const PREFIX: &str = "prt-";
@@ -133,10 +136,51 @@ impl Namespace {
         let (_, value) = both.find(|(found, _)| *found == name).expect(name);
         value.parse().expect("a number")
     }
+
+    /// The processes in the namespace.
+    fn pids(&self) -> Vec<i32> {
+        let pids = Command::new("ip")
+            .args(["netns", "pids", &self.name])
+            .output();
+        let pids = pids.map(|output| output.stdout).unwrap_or_default();
+        let pids = String::from_utf8_lossy(&pids);
+        pids.lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// Ends the processes that a test has left behind, and tells the end of the run.
+    fn end_all(&self) {
+        let start = Instant::now();
+        // Some are ending just now.
+        while !self.pids().is_empty() && start.elapsed() < slow(Duration::from_secs(5)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for pid in self.pids() {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = line.replace('\0', " ");
+            let left = format!("{}: {pid}: {line}", self.name);
+            LEFT.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(left);
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The processes that tests have left in their namespaces, which is a fault.
+static LEFT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Prints the processes that tests have left behind; returns whether there were none.
+pub fn is_clean() -> bool {
+    let left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    for process in left.iter() {
+        eprintln!("a test has left a process behind: {process}");
+    }
+    left.is_empty()
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        self.end_all();
         let _ = Command::new("ip")
             .args(["netns", "del", &self.name])
             .status();
