@@ -8,7 +8,7 @@ use crate::report::Counts;
 /// test.
 pub const TESTS: &str = "card/";
 
-/// What a test saw begins so where the program has to refuse an engine, and does.
+/// The beginning of what a test saw where the program has to refuse an engine, and does.
 const REFUSED: &str = "refused: ";
 
 /// The table for a document. What a test saw is a note below the table.

@@ -58,7 +58,7 @@ pub fn test(suites: &[Suite], program: Option<PathBuf>, record: bool) -> Result<
     let mut is_good = true;
     for &suite in suites {
         let vm = Vm::new(suite.kernel(), &[])?;
-        let root = image::root(suite, &vm)?;
+        let root = image::root((suite.name(), suite.docker()), &vm)?;
         let files = image::lab(suite.name(), &package)?;
         let report = run(&vm, &root, &files)?;
         println!("\n{report}");

@@ -7,7 +7,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::Suite;
 use crate::process;
 use crate::root::root as workspace;
 use crate::vm::{Vm, mirror};
@@ -46,10 +45,9 @@ fn folder(suite: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The image of a root file system, which is made once.
-pub fn root(suite: Suite, vm: &Vm) -> Result<PathBuf> {
-    let name = suite.name();
-    let folder = folder(name)?;
+/// The image of a root file system of a suite with some packages more, which is made once.
+pub fn root((suite, more): (&str, &str), vm: &Vm) -> Result<PathBuf> {
+    let folder = folder(suite)?;
     let image = folder.join(format!("{}.img", vm.release()));
     if image.exists() {
         return Ok(image);
@@ -61,7 +59,7 @@ pub fn root(suite: Suite, vm: &Vm) -> Result<PathBuf> {
     let mut debootstrap = process::as_root(process::find("debootstrap").context("debootstrap")?);
     debootstrap
         .args(["--variant=minbase", "--include"])
-        .args([&format!("{PACKAGES},{}", suite.docker()), name])
+        .args([&format!("{PACKAGES},{more}"), suite])
         .arg(&tree)
         .arg(mirror()?);
     process::run(&mut debootstrap)?;
