@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::net::{TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
@@ -147,7 +147,7 @@ impl Namespace {
         pids.lines().filter_map(|pid| pid.parse().ok()).collect()
     }
 
-    /// Ends the processes that a test has left behind, and tells the end of the run.
+    /// Names and ends the processes that a test has left behind.
     fn end_all(&self) {
         let start = Instant::now();
         // Some are ending just now.
@@ -157,25 +157,10 @@ impl Namespace {
         for pid in self.pids() {
             let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = line.replace('\0', " ");
-            let left = format!("{}: {pid}: {line}", self.name);
-            LEFT.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(left);
+            eprintln!("a test left process {pid} behind in {}: {line}", self.name);
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
-}
-
-/// The processes that tests have left in their namespaces, which is a fault.
-static LEFT: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-/// Prints the processes that tests have left behind; returns whether there were none.
-pub fn is_clean() -> bool {
-    let left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
-    for process in left.iter() {
-        eprintln!("a test has left a process behind: {process}");
-    }
-    left.is_empty()
 }
 
 impl Drop for Namespace {
