@@ -58,7 +58,6 @@ pub fn list(
         // The beginning is rounded to a second, and may be a little later than now.
         age: since.map(|since| Duration::try_from(time.duration_since(since)).unwrap_or_default()),
         rewriting: engines(redirect, Engine::sees_packets),
-        assigning: engines(redirect, |engine| !Engine::sees_packets(engine)),
         found: Vec::new(),
     };
     let servers = lister.tcp(&view)?;
@@ -90,8 +89,6 @@ pub(super) struct Lister<'a> {
     age: Option<Duration>,
     /// The engines that rewrite packets.
     pub(super) rewriting: Vec<String>,
-    /// The engines that give connections to the listener on the target.
-    assigning: Vec<String>,
     /// The flows that were found, each with the inode of the server's socket.
     found: Vec<(Connection, u32)>,
 }
@@ -192,10 +189,22 @@ impl Lister<'_> {
         };
         let connection = Connection {
             rule: self.rule_for(way),
-            engines: self.assigning.clone(),
+            engines: vec![self.assigning(way.key).name().to_owned()],
             ..of_socket(way, socket.state, socket.traffic)
         };
         self.push(connection, socket.inode);
+    }
+
+    /// The engine that gave a connection to the listener on the target: for a client of this
+    /// host that has bound its own port, the one of `lo`.
+    fn assigning(&self, key: FlowKey) -> Engine {
+        let is_here = ip(key.client).is_loopback() || key.client == key.local;
+        let local = Engine::Cgroup.name();
+        if is_here && self.redirect.engines.iter().any(|name| name == local) {
+            Engine::Cgroup
+        } else {
+            Engine::Lookup
+        }
     }
 
     /// Adds the connection of a client on this host. Its server is the other socket, if that
