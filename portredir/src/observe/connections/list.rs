@@ -47,6 +47,8 @@ pub fn list(
     let view = FlowView::open(place, redirect.sizes)?;
     let time = Timestamp::now();
     let since = redirect.since;
+    let rewriting = redirect.engines.iter();
+    let rewriting = rewriting.filter(|engine| Engine::sees_packets(engine));
     let mut lister = Lister {
         redirect,
         filter,
@@ -57,7 +59,7 @@ pub fn list(
             .collect(),
         // The beginning is rounded to a second, and may be a little later than now.
         age: since.map(|since| Duration::try_from(time.duration_since(since)).unwrap_or_default()),
-        rewriting: engines(redirect, Engine::sees_packets),
+        rewriting: rewriting.cloned().collect(),
         found: Vec::new(),
     };
     let servers = lister.tcp(&view)?;
@@ -74,11 +76,6 @@ pub fn list(
         connections: lister.finish(),
         unknown_udp_flows,
     })
-}
-
-fn engines(redirect: &Redirect, is_meant: impl Fn(&str) -> bool) -> Vec<String> {
-    let engines = redirect.engines.iter();
-    engines.filter(|engine| is_meant(engine)).cloned().collect()
 }
 
 pub(super) struct Lister<'a> {
